@@ -1,0 +1,36 @@
+"""The one thing that objectives make and the train step reads.
+
+B is the number of sequences (rows), S the number of tokens in a row.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+# Values of `Batch.segments` that are not the number of a document.
+PADDING = 0
+# Seen by every document of its row (prompt-tuning tokens, a shared few-shot prefix).
+SHARED = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows of packed documents. A pytree; on the host its leaves are numpy arrays.
+
+    `targets[b, s]` is the token that follows `tokens[b, s]` in its document: already shifted, so
+    the loss never shifts again. `data.checks.check_batch` says whether a batch makes sense.
+    """
+
+    tokens: Array  # [B, S] int32: what the model reads.
+    targets: Array  # [B, S] int32: what it should say next.
+    weights: Array  # [B, S] float32: 0 = not trained on.
+    segments: (
+        Array  # [B, S] int32: 0 padding, 1.. the documents of the row, -1 seen by all of them.
+    )
+    positions: Array  # [B, S] int32: starts again at 0 in every document.
+    prefix: Array | None = None  # [B, S] bool: region whose tokens see each other both ways.
+    adapter: Array | None = None  # [B] int32: which attached adapter a row uses.

@@ -1,0 +1,65 @@
+"""DoRA: LoRA for a weight's direction, a vector for its column norms (Liu 2024, 2402.09353)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from research.methods.attaching import attach_to_linears
+from research.methods.lora import EVERY_LINEAR, LowRank
+from research.models.sites import Context, Weight
+from research.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class DoRA:
+    """Weight-decomposed low-rank adaptation of linears."""
+
+    # patterns over names of linears
+    targets: tuple[str, ...] = (EVERY_LINEAR,)
+    # rank R of the product
+    rank: int = 16
+    # the product is multiplied by alpha / rank
+    alpha: float = 32.0
+    # the adapter's name
+    adapter: str = "dora"
+
+    @property
+    def trains(self) -> tuple[tuple[str, bool], ...]:
+        return ((rf".*/site/{re.escape(self.adapter)}/(low/[ab]|magnitude)", True),)
+
+    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        make = lambda _: (
+            lambda key, weight, axes: Decomposed(  # noqa: E731
+                key, weight, axes, self.rank, self.alpha / self.rank
+            )
+        )
+        targets = [(pattern, True) for pattern in self.targets]
+        return attach_to_linears(model, key, targets, self.adapter, make)
+
+
+class Decomposed(nnx.Module):
+    """magnitude * (kernel + low) / norm(kernel + low), columns apart; starts as the kernel."""
+
+    def __init__(self, key, weight: Weight, axes, rank: int, scale: float):
+        self.low = LowRank(key, weight, axes, rank, scale)
+        self.magnitude = nnx.Param(jnp.linalg.norm(weight.kernel, axis=0), axes=axes[1:])
+
+    def ratio(self, weight: Weight) -> jax.Array:
+        """magnitude over the column norms [O]; no gradient flows through the norms (sec. 4.3)."""
+        kernel = self.low.merged(weight).kernel
+        return self.magnitude[...] / jax.lax.stop_gradient(jnp.linalg.norm(kernel, axis=0))
+
+    def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
+        bias = jnp.zeros((), y.dtype) if weight.bias is None else weight.bias.astype(y.dtype)
+        ratio = self.ratio(weight).astype(y.dtype)
+        return (y - bias + self.low.product(x, context)) * ratio + bias
+
+    def merged(self, weight: Weight) -> Weight:
+        """The weight that does the same alone."""
+        kernel = self.low.merged(weight).kernel * self.ratio(weight)
+        return weight._replace(kernel=kernel)

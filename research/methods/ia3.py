@@ -1,0 +1,49 @@
+"""IA3: one trained factor for each key, value and inner MLP unit (Liu 2022, arXiv:2205.05638)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from research.methods.attaching import attach_to_linears
+from research.models.sites import Context, Weight
+from research.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class IA3:
+    """Scales outputs of linears. Scaling `up` is scaling the gated MLP's inner activation."""
+
+    # patterns over names of linears
+    targets: tuple[str, ...] = (r"layers/\d+/(attention/(key|value)|mlp/up)",)
+    # the adapter's name
+    adapter: str = "ia3"
+
+    @property
+    def trains(self) -> tuple[tuple[str, bool], ...]:
+        return ((rf".*/site/{re.escape(self.adapter)}/factor", True),)
+
+    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        targets = [(pattern, True) for pattern in self.targets]
+        make = lambda _: lambda key, weight, axes: Scaled(weight, axes)  # noqa: E731
+        return attach_to_linears(model, key, targets, self.adapter, make)
+
+
+class Scaled(nnx.Module):
+    """y * factor, with factor [O] one at the start."""
+
+    def __init__(self, weight: Weight, axes: tuple[str | None, ...]):
+        self.factor = nnx.Param(jnp.ones(weight.kernel.shape[1]), axes=axes[1:])
+
+    def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
+        return y * self.factor[...].astype(y.dtype)
+
+    def merged(self, weight: Weight) -> Weight:
+        """The weight that does the same alone."""
+        factor = self.factor[...]
+        bias = None if weight.bias is None else weight.bias * factor
+        return Weight(weight.kernel.astype(jnp.float32) * factor, bias)

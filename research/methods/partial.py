@@ -1,0 +1,24 @@
+"""Partial tuning: any part of the base, by pattern (last layers, norms, biases, the head)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from research.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    r"""Trains the parameters that the patterns match, such as `layers/(22|23)/.*`."""
+
+    # full regular expressions over parameter names
+    patterns: tuple[str, ...] = (r".*norm/scale",)
+
+    @property
+    def trains(self) -> tuple[tuple[str, bool], ...]:
+        return tuple((pattern, True) for pattern in self.patterns)
+
+    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        return model

@@ -1,0 +1,51 @@
+"""Exact attention in static causal row blocks: the fast path on CPU.
+
+Keys behind a block's last row are never touched, so half of the products are saved, the scores of
+one block stay in cache, and the query group is folded into rows, which makes the products plain
+batched matrix products. It relies on documents standing in the row in order (key t is never seen
+from a query before t), which holds for every batch without a bidirectional prefix; with one, or
+with a cache, the plain backend computes.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from research.models.attention import plain
+from research.models.attention.mask import Mask
+
+BLOCK = 64  # rows; measured best of 32, 64 and 128 on CPU
+
+
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
+    """Grouped-query attention: query [B,S,H,N], key and value [B,T,K,N] -> [B,S,H,N]."""
+    b, s, h, n = query.shape
+    t, k = key.shape[1], key.shape[2]
+    if mask.key_prefix is not None or t < s or s == 1:
+        return plain.attention(query, key, value, mask)
+    group, extra = h // k, t - s  # extra: attached prefix keys in front, seen by all rows
+    rows = query.reshape(b, s, k, group, n).transpose(0, 2, 3, 1, 4) * n**-0.5  # [B,K,G,S,N]
+    keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)  # [B,K,T,N]
+    blocks = []
+    for start in range(0, s, BLOCK):
+        stop = min(start + BLOCK, s)
+        size, seen = stop - start, extra + stop
+        block = rows[:, :, :, start:stop].reshape(b, k, group * size, n)
+        scores = jnp.einsum(
+            "bkrn,bktn->bkrt", block, keys[:, :, :seen], preferred_element_type=jnp.float32
+        )
+        part = Mask(
+            mask.segments[:, start:stop],
+            mask.positions[:, start:stop],
+            mask.key_segments[:, :seen],
+            mask.key_positions[:, :seen],
+            window=mask.window,
+        )
+        scores = scores.reshape(b, k, group, size, seen)
+        scores = jnp.where(part.allowed()[:, None, None], scores, plain.HIDDEN)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        weights = weights.reshape(b, k, group * size, seen)
+        out = jnp.einsum("bkrt,bktn->bkrn", weights, values[:, :, :seen])
+        blocks.append(out.reshape(b, k, group, size, n))
+    return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(b, s, h, n)

@@ -1,0 +1,84 @@
+"""Sites: the named places of a model where a tuning method may act.
+
+Every site is an ordered map from a name to a delta, empty in a base model. A delta is a module
+with `delta(x, y, weight, context) -> y`, which sees the place's input, its output so far and its
+weight (kernel and bias). The places, by the path of the module that owns them:
+
+  `embedding`                    x tokens [B,S], y [B,S,D] -> [B,P+S,D] (P prompt tokens in front)
+  `layers/N/attention/query` ..  every Linear: x [B,S,I], y [B,S,O], kernel [I,O]
+  `layers/N/attention`           x [B,S,D], y (keys, values) [B,T,K,N] -> [B,P+T,K,N] (a prefix)
+  `layers/N/attention_output`    x the sub-layer's input [B,S,D], y its output [B,S,D]
+  `layers/N/mlp_output`          the same, after the MLP
+  `head`                         x [B,S,D], y logits [B,S,V], kernel [D,V]
+
+So a base parameter's path and value are the same before and after tuning, a model without
+attachments is the base, and a new method needs no edit of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Weight(NamedTuple):
+    """The weight of a place; a quantised base may put another kind of leaf here."""
+
+    kernel: Any
+    bias: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a forward pass carries beside activations; every field is optional.
+
+    Attributes:
+      adapter: [B] int32, which of a delta's adapters each row uses.
+      keys: [B] random keys, one a row; None in evaluation, which switches dropout off.
+      dropout: [] probability of dropping a unit of the base's residual branches.
+      site_dropout: [] probability of dropping a unit of the input of a delta.
+      shared: modules that a method shares between its sites, by method name.
+    """
+
+    adapter: jax.Array | None = None
+    keys: jax.Array | None = None
+    dropout: jax.Array | None = None
+    site_dropout: jax.Array | None = None
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def at(self, place: str | jax.Array) -> Context:
+        """The context inside a named place or a numbered layer: its keys are its own."""
+        if self.keys is None:
+            return self
+        number = zlib.crc32(place.encode()) if isinstance(place, str) else place
+        keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, number)
+        return dataclasses.replace(self, keys=keys)
+
+    def drop(self, x: jax.Array, rate: jax.Array | None) -> jax.Array:
+        """Dropout whose mask depends on each row's key only: x [B,...] -> [B,...]."""
+        if self.keys is None or rate is None:
+            return x
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(self.keys)
+        return jnp.where(keep, x / (1 - rate).astype(x.dtype), jnp.zeros_like(x))
+
+
+def empty() -> OrderedDict[str, nnx.Module]:
+    """An empty site. Data, not a static attribute, so that it can be filled later."""
+    return nnx.data(OrderedDict())
+
+
+def apply(
+    site: Mapping[str, Any], x: jax.Array, y: Any, weight: Weight | None, context: Context
+) -> Any:
+    """Passes a place's output through its deltas in the order in which they were attached."""
+    for name, delta in site.items():
+        y = delta(x, y, weight, context.at(name))
+    return y

@@ -1,0 +1,154 @@
+"""The mesh, and rules that say on which of its axes each logical axis of an array lies.
+
+Axes of the mesh: `data` (replicas of the model), `fsdp` (batch rows and weights both), `tensor`
+(heads, feed-forward and vocabulary). Every parameter notes its logical axes where it is made;
+`rules` translate them, first match wins, None replicates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from flax import linen
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+RULES: Rules = (
+    ("batch", ("data", "fsdp")),
+    ("vocabulary", "tensor"),
+    ("heads", "tensor"),
+    ("key_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("embed", "fsdp"),
+    ("layers", None),
+    ("norm", None),
+    ("rank", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices lie along each axis; one of them may be -1, which takes the rest."""
+
+    # replicas that share nothing but gradients
+    data: int = -1
+    # devices that share rows and weights (ZeRO-3)
+    fsdp: int = 1
+    # devices that share heads and feed-forward width
+    tensor: int = 1
+
+    def make(self, devices: list[jax.Device] | None = None) -> Mesh:
+        """The mesh over all devices.
+
+        Raises:
+          ValueError: when the axes do not fit the number of devices.
+        """
+        devices = jax.devices() if devices is None else devices
+        sizes = [self.data, self.fsdp, self.tensor]
+        asked = f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
+        if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+            raise ValueError(f"{asked}: sizes are positive; at most one is -1 (all the rest)")
+        known = math.prod(size for size in sizes if size != -1)
+        if len(devices) % known or (-1 not in sizes and known != len(devices)):
+            raise ValueError(f"{asked} does not fit {len(devices)} devices")
+        sizes = [len(devices) // known if size == -1 else size for size in sizes]
+        automatic = (AxisType.Auto,) * 3  # XLA places what we do not
+        names = ("data", "fsdp", "tensor")
+        return jax.make_mesh(sizes, names, axis_types=automatic, devices=devices)
+
+
+def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
+    """The mesh axes of an array with these logical axes."""
+    known = {name for name, _ in rules}
+    unknown = [axis for axis in axes if axis is not None and axis not in known]
+    if unknown:
+        raise ValueError(f"the sharding rules name no axis {unknown[0]!r}; they name {known}")
+    return linen.logical_to_mesh_axes(axes, rules)
+
+
+def shardings(
+    axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str, Any], mesh: Mesh, rules: Rules
+) -> dict[str, NamedSharding]:
+    """The sharding of each named array.
+
+    Raises:
+      ValueError: when an axis does not divide by its part of the mesh, naming both.
+    """
+    result = {}
+    for name, logical in axes.items():
+        placed = NamedSharding(mesh, spec(logical, rules))
+        for length, axis, parts in zip(shapes[name].shape, logical, placed.spec, strict=False):
+            over = math.prod(mesh.shape[part] for part in _parts(parts))
+            if length % over:
+                raise ValueError(
+                    f"{name}: axis {axis!r} of length {length} does not divide by {over} devices "
+                    f"(mesh axis {parts!r}); change the mesh or the rule for {axis!r}"
+                )
+        result[name] = placed
+    return result
+
+
+def state_shardings(
+    shapes: Mapping[str, Any], parameters: Mapping[str, NamedSharding], mesh: Mesh
+) -> dict[str, NamedSharding]:
+    """The sharding of every leaf of a train state.
+
+    Args:
+      shapes: abstract leaves by name, `model/NAME`, `optimizer/NAME/...`, `step`.
+      parameters: the model's shardings by NAME.
+
+    A leaf of the optimizer that has its parameter's shape lies where the parameter lies; factors
+    and counts are small and replicated.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    result = {name: replicated for name in shapes}
+    result |= {f"model/{name}": placed for name, placed in parameters.items()}
+    for name, shape in shapes.items():
+        owner = name.removeprefix("optimizer/")
+        while owner and owner not in parameters:
+            owner = owner.rpartition("/")[0]
+        if name.startswith("optimizer/") and owner:
+            if shape.shape == shapes[f"model/{owner}"].shape:
+                result[name] = parameters[owner]
+    return result
+
+
+def layer_shardings(names: list[str], stacked: NamedSharding) -> dict[str, NamedSharding]:
+    """The shardings of the single layers of a stacked leaf."""
+    return {name: NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:])) for name in names}
+
+
+def _parts(parts: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if parts is None else (parts,) if isinstance(parts, str) else tuple(parts)
+
+
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+    """Rows over the batch's mesh axes, everything else whole."""
+    return NamedSharding(mesh, spec(("batch",), rules))
+
+
+def batch_parts(mesh: Mesh, rules: Rules) -> int:
+    """In how many parts the batch is cut."""
+    parts = _parts(batch_sharding(mesh, rules).spec[0])
+    return math.prod(mesh.shape[part] for part in parts)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """Makes the mesh and the rules those that `constrain` follows while tracing."""
+    with jax.set_mesh(mesh), linen.logical_axis_rules(rules):
+        yield
+
+
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Pins an activation's sharding; does nothing outside `use`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    rules = linen.get_logical_axis_rules()
+    return jax.lax.with_sharding_constraint(x, spec(axes, rules)) if rules else x

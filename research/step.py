@@ -1,0 +1,193 @@
+"""The train step and the evaluation step: one code path for every objective and every method.
+
+The step knows a batch, a partition of the model's leaves and numbers. Pretraining, full
+fine-tuning and LoRA differ in those alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from research import optimizers, schedules, tree
+from research.batch import Batch
+from research.loss import LossConfig, TokenLosses, token_losses
+from research.models.sites import Context
+from research.optimizers import OptimizerConfig
+from research.schedules import Schedule
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: [] int32, steps taken, skipped ones included.
+      model: the model, a pytree of arrays.
+      optimizer: Optax state of the trainable leaves only.
+    """
+
+    step: jax.Array
+    model: Any
+    optimizer: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """Numbers that a run can vary without another compilation.
+
+    Attributes:
+      key: random key of the run's dropout.
+      schedule: numbers of the learning-rate schedule.
+      rates, decays: for each trainable leaf, what multiplies the rate and the decay; [] or, for
+        a stacked leaf, [L].
+      decay: [] decoupled weight decay.
+      clip: [] largest global norm of the gradient; None never clips.
+      dropout, site_dropout: [] see `Context`; None compiles no dropout at all.
+    """
+
+    key: jax.Array
+    schedule: Schedule
+    rates: Mapping[str, jax.Array]
+    decays: Mapping[str, jax.Array]
+    decay: jax.Array
+    clip: jax.Array | None = None
+    dropout: jax.Array | None = None
+    site_dropout: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What fixes the program of a step; two runs with equal plans and shapes share one."""
+
+    # names of the leaves that train, see `methods.trainable`
+    trainable: tuple[str, ...]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: schedules.Kind = "cosine"
+    loss: LossConfig = LossConfig()
+    # micro-batches that one step adds up
+    accumulate: int = 1
+
+
+def init_state(model: Any, plan: Plan) -> TrainState:
+    """The state before the first step."""
+    trainable, _ = tree.partition(model, plan.trainable)
+    state = optimizers.direction(plan.optimizer).init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), model, state)
+
+
+def multipliers(
+    rules: tree.Rules[float], names: tuple[str, ...], what: str
+) -> dict[str, jax.Array]:
+    """The rules' number for each trainable leaf (1 where none matches), one a layer in stacks."""
+    tree.check_patterns([pattern for pattern, _ in rules], names, what)
+    values = {name: tree.match_layers(rules, name, 1.0) for name in names}
+    return {
+        name: jnp.asarray(value if tree.is_stacked(name) else value[0], jnp.float32)
+        for name, value in values.items()
+    }
+
+
+def row_context(batch: Batch, hyper: Hyper, step: jax.Array, rows: jax.Array) -> Context:
+    """The context of training: a key for each global row, so that mesh and accumulation do not
+    change which units are dropped."""
+    keys = None
+    if hyper.dropout is not None or hyper.site_dropout is not None:
+        key = jax.random.fold_in(hyper.key, step)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    return Context(batch.adapter, keys, hyper.dropout, hyper.site_dropout)
+
+
+def forward(model: Any, batch: Batch, context: Context | None, config: LossConfig) -> TokenLosses:
+    """Losses [B,S] of a batch."""
+    hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions, batch.prefix, context)
+    return token_losses(model, hidden, batch.targets, context, config)
+
+
+def train_step(
+    state: TrainState, batch: Batch, hyper: Hyper, plan: Plan
+) -> tuple[TrainState, Metrics]:
+    """One step: gradients of the weighted mean loss over the whole batch, clipped, applied.
+
+    A non-finite loss or gradient leaves model and optimizer as they were; the step advances and
+    `skipped` is 1. An all-masked batch has loss 0 and is skipped too.
+
+    Returns:
+      The new state and scalars: loss and accuracy over trained tokens, their `tokens` (the sum of
+      weights), gradient_norm before clipping, learning_rate, skipped.
+    """
+    trainable, frozen = tree.partition(state.model, plan.trainable)
+
+    def sums(trainable, batch, rows):
+        model = tree.merge(state.model, trainable, frozen)
+        context = row_context(batch, hyper, state.step, rows)
+        losses = forward(model, batch, context, plan.loss)
+        total = lambda x: jnp.sum(x * batch.weights)  # noqa: E731
+        return total(losses.trained), jax.tree.map(total, losses)
+
+    gradient = jax.grad(sums, has_aux=True)
+    rows = jnp.arange(batch.tokens.shape[0])
+    if plan.accumulate == 1:
+        gradients, losses = gradient(trainable, batch, rows)
+    else:
+        # rows are dealt out in turn, so that each device's rows stay its own
+        deal = lambda x: x.reshape(-1, plan.accumulate, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        parts = jax.tree.map(deal, (batch, rows))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(trainable, *part)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient, trainable, *first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (gradients, losses), _ = jax.lax.scan(add, zeros, parts)
+    weight = jnp.sum(batch.weights)
+    scale = 1 / jnp.maximum(weight, 1e-9)
+    gradients = jax.tree.map(lambda x: x * scale, gradients)
+    norm = optax.tree.norm(gradients)
+    if hyper.clip is not None:
+        shrink = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-9))
+        gradients = jax.tree.map(lambda x: x * shrink, gradients)
+    sound = jnp.isfinite(losses.trained) & jnp.isfinite(norm) & (weight > 0)
+
+    steps, optimizer = optimizers.direction(plan.optimizer).update(
+        gradients, state.optimizer, trainable
+    )
+    rate = schedules.learning_rate(plan.schedule, hyper.schedule, state.step)
+
+    def apply(name: str) -> jax.Array:
+        old = trainable[name]
+        spread = lambda x: x.reshape(x.shape + (1,) * (old.ndim - x.ndim))  # noqa: E731
+        decay = hyper.decay * spread(hyper.decays[name])
+        new = old - rate * spread(hyper.rates[name]) * (steps[name] + decay * old)
+        return jnp.where(sound, new, old)
+
+    trained = {name: apply(name) for name in trainable}
+    keep = functools.partial(jnp.where, sound)
+    optimizer = jax.tree.map(keep, optimizer, state.optimizer)
+    metrics = {
+        "loss": losses.trained * scale,
+        "nll": losses.nll * scale,
+        "accuracy": losses.correct * scale,
+        "tokens": weight,
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "skipped": 1 - sound.astype(jnp.int32),
+    }
+    model = tree.merge(state.model, trained, frozen)
+    return TrainState(state.step + 1, model, optimizer), metrics
+
+
+def eval_step(model: Any, batch: Batch) -> TokenLosses:
+    """Per-token negative log-likelihood and correctness [B,S], without dropout."""
+    return forward(model, batch, Context(batch.adapter), LossConfig())
