@@ -1,0 +1,371 @@
+"""Checkpoints: named arrays on any mesh, with what is needed to understand them beside them.
+
+A checkpoint is a flat `{name: jax.Array}` dict with per-layer names (`model/layers/7/...`), a
+JSON-safe metadata dict, metrics and small files. On disk, written by Orbax:
+
+    DIRECTORY/120/                 one folder per step
+      files/metadata.json          as given: config, fingerprints, versions
+      files/metrics.json           as given, numbers that are not finite as null
+      files/arrays.json            name -> shape, dtype and two checksums of the content
+      files/tokenizer.json ...     as given
+      state/                       the arrays; `orbax.checkpoint.v1.load(folder)` reads them too
+      commit_success.txt           written last, so a folder without it is not a checkpoint
+
+Orbax writes into `120.orbax-checkpoint-tmp` and renames (on gs:// the marker alone decides), so
+a run killed while saving leaves its earlier steps as they were. Reading is in
+`research.saved_step`.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from research import fingerprint
+from research.saved_step import (
+    MARKERS,
+    OWN_FILES,
+    Abstract,
+    Arrays,
+    CheckpointError,
+    SavedStep,
+    absolute,
+    open_checkpoint,
+    reason,
+    scan,
+)
+
+__all__ = ["CheckpointError", "Checkpointer", "SavedStep", "library_versions", "open_checkpoint"]
+
+log = logging.getLogger(__name__)
+
+_LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+
+
+class Checkpointer:
+    """Writes a run's checkpoints and keeps the last and the best of them.
+
+    One writer per directory. In a run of several processes, all of them make the same calls.
+
+    Args:
+      directory: local folder or gs:// prefix; made at the first save.
+      keep_last: how many of the newest steps to keep.
+      keep_best: how many of the best steps by `best_metric` to keep besides.
+      best_metric: the name in `metrics` that decides; steps saved without it, or with a value
+        that is not finite, do not compete.
+      best_mode: whether a small or a large value is good.
+      asynchronous: write in the background. `save` returns once device memory may be reused.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_best: int = 0,
+        best_metric: str | None = None,
+        best_mode: Literal["min", "max"] = "min",
+        asynchronous: bool = True,
+    ):
+        if keep_last < 1 or keep_best < 0 or (keep_best and best_metric is None):
+            raise ValueError(
+                "need keep_last >= 1, keep_best >= 0 and, if keep_best > 0, a best_metric; got "
+                f"keep_last={keep_last}, keep_best={keep_best}, best_metric={best_metric!r}"
+            )
+        if best_mode not in ("min", "max"):
+            raise ValueError(f"best_mode must be 'min' or 'max', got {best_mode!r}")
+        self.directory = absolute(directory)
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._best_metric, self._best_mode = best_metric, best_mode
+        self._asynchronous = asynchronous
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, Future[None]] | None = None
+        self._cleaned = False
+        self._reported: set[int] = set()
+
+    def save(
+        self,
+        step: int,
+        arrays: Mapping[str, jax.Array],
+        metadata: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+        files: Mapping[str, bytes | Path] | None = None,
+    ) -> bool:
+        """Starts saving one step, after waiting for the save before it.
+
+        The arrays may be donated as soon as this returns. A step that is saved already is left
+        as it is.
+
+        Returns:
+          Whether the step is being written; False if it was there.
+
+        Raises:
+          CheckpointError: this save, or the one before it, could not be written.
+          ValueError: a step before the latest one, arrays without elements or with 64-bit
+            elements that JAX would cut, metadata that is not JSON, odd file names.
+        """
+        self.wait()
+        steps = self.all_steps()
+        if step in steps:
+            log.info("step %d is already saved in %s", step, self.directory)
+            return False
+        if step < 0 or (steps and step < steps[-1]):
+            raise ValueError(
+                f"cannot save step {step} in {self.directory}: it has step {steps[-1:]} already. "
+                "Move the later steps away, or save to another directory."
+            )
+        contents = self._contents(metadata, metrics, files)
+        arrays = _checked(arrays)
+        pending_sums = fingerprint.dispatch(arrays)
+
+        def describe() -> bytes:
+            sums = fingerprint.fetch(pending_sums).items()
+            return _json_bytes({name: checksum._asdict() for name, checksum in sums})
+
+        path = self.directory / str(step)
+        context = ocp.Context()
+        # Make folders before returning: a full disk is then an error here, not a writer's thread
+        # that waits for its time-out.
+        context.asynchronous.create_directories_asynchronously = False
+        try:
+            self._remove_leftovers()
+            self.directory.mkdir(parents=True, exist_ok=True)
+            parts = {"state": arrays, "files": _Files(contents, describe)}
+            with context:  # a torn folder of the same step is in the way: overwrite it
+                response = ocp.save_checkpointables_async(path, parts, overwrite=path.exists())
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._pending = step, self._writer.submit(self._finish, response)
+        if not self._asynchronous:
+            self.wait()
+        return True
+
+    def wait(self) -> None:
+        """Waits for the save in the background.
+
+        Raises:
+          CheckpointError: it failed. Reported once; the next save starts afresh.
+        """
+        if self._pending is None:
+            return
+        step, future = self._pending
+        try:
+            future.result()
+        except Exception as error:
+            self._pending = None
+            raise self._failed(step, error) from error
+        self._pending = None
+
+    def close(self) -> None:
+        """Waits and stops the writer's thread; raises what `wait` raises."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:
+                raise
+            log.exception("saving failed too")  # and let the first error through
+
+    def all_steps(self) -> list[int]:
+        """The complete steps, ascending. Folders without commit marker are named in the log."""
+        steps, torn = scan(self.directory)
+        if self._pending is not None or jax.process_index() != 0:
+            return steps  # what looks torn may be a step that the writer is just removing
+        for step in set(torn) - self._reported:
+            log.warning(
+                "ignoring %s: no commit marker, its save was cut short", self.directory / str(step)
+            )
+        self._reported.update(torn)
+        return steps
+
+    def latest_step(self) -> int | None:
+        """The newest complete step."""
+        return max(self.all_steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The complete step with the best `best_metric`; of equals the newest."""
+        return next(iter(self._ranked(self.all_steps())[0]), None)
+
+    def at(self, step: int | None = None) -> SavedStep:
+        """The step (the latest if None) for reading; FileNotFoundError if it is not there."""
+        return open_checkpoint(self.directory, step)
+
+    def restore(
+        self, step: int | None, abstract: Abstract, *, partial: bool = False, cast: bool = False
+    ) -> Arrays:
+        """`SavedStep.restore` of the step, or of the latest if None."""
+        return self.at(step).restore(abstract, partial=partial, cast=cast)
+
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
+        """The metadata of the step, or of the latest if None."""
+        return self.at(step).metadata()
+
+    def files(self, step: int | None = None) -> dict[str, bytes]:
+        """The files of the step, or of the latest if None."""
+        return self.at(step).files()
+
+    def _contents(
+        self,
+        metadata: Mapping[str, Any],
+        metrics: Mapping[str, float] | None,
+        files: Mapping[str, bytes | Path] | None,
+    ) -> dict[str, bytes]:
+        if metrics is not None and self._best_metric and self._best_metric not in metrics:
+            raise ValueError(f"best_metric {self._best_metric!r} is not in {sorted(metrics)}")
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        contents = {
+            "metadata.json": _json_bytes(dict(metadata)),
+            "metrics.json": _json_bytes(
+                {name: n if math.isfinite(n) else None for name, n in numbers.items()}
+            ),
+        }
+        for name, content in (files or {}).items():
+            if name in OWN_FILES or not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(
+                    f"file name {name!r} in a checkpoint: expected letters, digits, '.', '_', "
+                    f"'+' and '-', not a folder and none of {', '.join(OWN_FILES)}"
+                )
+            contents[name] = content if isinstance(content, bytes) else content.read_bytes()
+        return contents
+
+    def _finish(self, response: ocp.AsyncResponse[None]) -> None:
+        """Runs in the writer's thread: waits for the commit, then lets old steps go."""
+        response.result()
+        if jax.process_index() != 0:
+            return
+        try:
+            self._prune()
+        except OSError:
+            log.exception("could not remove old checkpoints in %s", self.directory)
+
+    def _prune(self) -> None:
+        steps, torn = scan(self.directory)
+        ranked, unknown = self._ranked(steps)
+        keep = {*steps[-self._keep_last :], *ranked[: self._keep_best], *unknown}
+        for step in sorted({*steps, *torn} - keep):
+            path = self.directory / str(step)
+            if step > steps[-1] or not (path / "state").exists():
+                continue  # not older than the newest good step, or not a checkpoint at all
+            for marker in MARKERS:  # first, so that a half-removed step is never taken for one
+                (path / marker).unlink(missing_ok=True)
+            (path / "files").rmtree(missing_ok=True)
+            (path / "state").rmtree()
+            path.rmtree()
+
+    def _ranked(self, steps: list[int]) -> tuple[list[int], list[int]]:
+        """The steps that have a finite `best_metric`, best first, and those that cannot tell."""
+        if self._best_metric is None:
+            return [], []
+        sign = 1 if self._best_mode == "min" else -1
+        found, unknown = [], []
+        for step in steps:
+            try:
+                value = SavedStep(self.directory / str(step)).metrics().get(self._best_metric)
+            except CheckpointError as error:  # perhaps only the network: no reason to lose it
+                log.warning("%s", error)
+                unknown.append(step)
+                continue
+            if value is not None:
+                found.append((sign * value, -step))
+        return [-step for _, step in sorted(found)], unknown
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed saves left, once: from then on this writer cleans up after itself."""
+        if self._cleaned or jax.process_index() != 0 or not self.directory.exists():
+            return
+        for path in self.directory.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                log.warning("removing %s, left by a save that was cut short", path)
+                path.rmtree()
+        self._cleaned = True
+
+    def _failed(self, step: int, cause: Exception) -> CheckpointError:
+        good = self.latest_step()
+        self._cleaned = False
+        try:
+            self._remove_leftovers()  # give the disk back what the failed save took
+        except OSError:
+            log.exception("could not remove the failed save's files")
+        return CheckpointError(
+            f"could not save step {step} in {self.directory}: {reason(cause)}. "
+            + (f"Step {good} there is still good. " if good is not None else "No step is saved. ")
+            + "Free disk space or mend access to that directory and save again; "
+            "the arrays in memory are unchanged."
+        )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a checkpoint means."""
+    versions = {"python": platform.python_version()}
+    for name in ("jax", "flax", "optax", "orbax-checkpoint", "graft"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a clone, or not needed
+            versions[name] = "not installed"
+    return versions
+
+
+class _Files:
+    """Small files as a part of an Orbax checkpoint, so that they commit with the arrays.
+
+    `describe` gives the content of arrays.json; it waits for the devices, so it is called in the
+    background.
+    """
+
+    def __init__(self, contents: Mapping[str, bytes], describe: Callable[[], bytes]):
+        self._contents = contents
+        self._describe = describe
+
+    async def save(self, directory: ocp.path.PathAwaitingCreation) -> Awaitable[None]:
+        return self._write(directory)
+
+    async def _write(self, directory: ocp.path.PathAwaitingCreation) -> None:
+        folder = await directory.await_creation()
+        contents = {**self._contents, "arrays.json": self._describe()}
+        if jax.process_index() == 0:
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
+
+    async def load(self, directory: epath.Path) -> Awaitable[None]:
+        raise NotImplementedError("read through SavedStep")
+
+
+def _checked(arrays: Mapping[str, jax.Array]) -> Arrays:
+    """Refuses, by name, what Orbax would refuse half-way or JAX would restore as another type."""
+    for name, array in arrays.items():
+        if not isinstance(array, jax.Array | np.ndarray):
+            raise ValueError(f"checkpoint entry {name!r} is a {type(array)}, not an array")
+        if array.size == 0:
+            raise ValueError(f"checkpoint entry {name!r} has no elements: shape {array.shape}")
+        if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+            raise ValueError(f"checkpoint entry {name!r} is {array.dtype}; JAX runs without x64")
+    # A copy of NumPy memory, which its owner may write to while the save runs.
+    return {n: a if isinstance(a, jax.Array) else jnp.array(a) for n, a in arrays.items()}
+
+
+def _json_bytes(value: dict[str, Any]) -> bytes:
+    try:
+        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint metadata must be plain JSON: {error}") from error

@@ -1,0 +1,1 @@
+"""Text in: assets, TFDS builders, sources, tokenizer, packing, mixture and pipeline."""

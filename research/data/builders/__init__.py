@@ -1,0 +1,119 @@
+"""TFDS builders: `load(name, split)` gives a random-access source, built on its first use.
+
+    source = load("graft_books", "train")
+    source[0]  # {"id": b"...", "text": b"..."}
+
+A builder is one folder `<name>/` with a module `<name>_dataset_builder.py` that defines `Builder`;
+adding one needs no other edit. Data is written as ArrayRecord, without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import importlib
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from research.data.assets import ASSETS
+
+logger = logging.getLogger(__name__)
+
+
+def default_data_dir() -> Path:
+    """The built data's folder: environment variable GRAFT_DATA, or ~/.cache/graft/tfds."""
+    return Path(os.environ.get("GRAFT_DATA") or Path.home() / ".cache/graft/tfds")
+
+
+def available() -> list[str]:
+    """Names of all builders, sorted."""
+    modules = [p for folder in __path__ for p in Path(folder).glob("*/*_dataset_builder.py")]
+    return sorted(p.parent.name for p in modules if p.stem == f"{p.parent.name}_dataset_builder")
+
+
+def prepared(name: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBuilder:
+    """The builder `name`, its data on disk (built now if it was not).
+
+    `prepared(name).info.metadata` says what the data was made from. A build that dies leaves no
+    data behind; several processes may call this at once, and one of them builds.
+
+    Raises:
+        ValueError: no builder has this name; the message names the nearest.
+    """
+    names = available()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown dataset {name!r}{hint} (known: {', '.join(names)})")
+    module = importlib.import_module(f"{__name__}.{name}.{name}_dataset_builder")
+    root = Path(data_dir or default_data_dir()).expanduser()
+    builder = module.Builder(data_dir=root, file_format="array_record")
+    if not _is_built(builder):
+        with _only_one(root, name):
+            builder = module.Builder(data_dir=root, file_format="array_record")
+            if not _is_built(builder):
+                _build(builder)
+    _check_pin(builder)
+    return builder
+
+
+def load(name: str, split: str, data_dir: str | Path | None = None) -> Sequence[Mapping[str, Any]]:
+    """One split of a dataset as a source with `len()` and `[i] -> dict` (texts are bytes).
+
+    Args:
+        name: one of `available()`.
+        split: "train", "heldout", ...; the builder's `info.splits` lists them.
+        data_dir: where built data lives; default `default_data_dir()`.
+
+    Raises:
+        ValueError: unknown name or split.
+    """
+    builder = prepared(name, data_dir)
+    if split.partition("[")[0] not in builder.info.splits:
+        known = ", ".join(builder.info.splits)
+        raise ValueError(f"dataset {name!r} has no split {split!r} (it has: {known})")
+    return builder.as_data_source(split=split)
+
+
+def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
+    return (builder.data_path / "dataset_info.json").exists()  # written last, before the rename
+
+
+def _check_pin(builder: tfds.core.DatasetBuilder) -> None:
+    built_from = dict(builder.info.metadata.items()).get("sha256")
+    if built_from and built_from not in {asset.sha256 for asset in ASSETS.values()}:
+        raise ValueError(
+            f"{builder.data_dir} was built from an asset that is no longer pinned (sha256 "
+            f"{built_from[:12]}...): remove that folder to build it again"
+        )
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+    for stale in Path(builder.data_dir).parent.glob("incomplete.*"):
+        shutil.rmtree(stale, ignore_errors=True)  # left by a killed build; we hold the lock
+    tfds.disable_progress_bar()
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints; stdout is the caller's
+        builder.download_and_prepare(file_format="array_record")
+    counts = ", ".join(f"{s.num_examples} {name}" for name, s in builder.info.splits.items())
+    source = builder.info.metadata["source"]
+    seconds = time.perf_counter() - start
+    logger.info("built %s from %s: %s documents, %.1f s", builder.name, source, counts, seconds)
+
+
+@contextlib.contextmanager
+def _only_one(root: Path, name: str) -> Iterator[None]:
+    """Waits until no other process of this machine builds the same dataset."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, or the process dies
+        yield

@@ -1,0 +1,1 @@
+"""Scores, statistics and the baselines that every result is set beside."""

@@ -1,0 +1,46 @@
+"""Losses of a model on the host, and its loss on text that it does not train on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from research.batch import Batch
+from research.data.pipeline import HeldOut, Pipeline
+from research.evaluation import scoring
+from research.evaluation.scoring import Score
+from research.step import eval_step
+
+_eval_step = jax.jit(eval_step)
+
+
+def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
+    """Batch (this host's rows) -> negative log-likelihoods [B,S] of all hosts' rows, in nats."""
+
+    def score(batch: Batch) -> np.ndarray:
+        placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+        nll = _eval_step(model, placed).nll
+        if jax.process_count() > 1:
+            return np.asarray(multihost_utils.process_allgather(nll, tiled=True))
+        return np.asarray(nll)
+
+    return score
+
+
+def open_heldout(data: Pipeline, split: str | None) -> list[HeldOut]:
+    """The split of every source of a pipeline; none for None."""
+    return [data.heldout(source.name, split) for source in data.config.sources] if split else []
+
+
+def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:
+    """`heldout_loss` in nats a trained token and `heldout_bits_per_byte`, over all sources."""
+    nats = sum(scoring.total_nats(score, part.batches()) for part in parts)
+    tokens, size = (sum(getattr(part, what) for part in parts) for what in ("tokens", "bytes"))
+    return {
+        "heldout_loss": nats / tokens,
+        "heldout_bits_per_byte": scoring.bits_per_byte(nats, size),
+    }

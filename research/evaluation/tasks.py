@@ -1,0 +1,136 @@
+"""What a run is asked: text that it must predict, and questions whose answers it must choose."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+from tqdm import tqdm
+
+from research.data.pipeline import DataConfig, HeldOut
+from research.data.sources import SourceConfig, open_source
+from research.data.tokenizer import Tokenizer
+from research.data.tokens import default_cache
+from research.evaluation import scoring
+from research.evaluation.scoring import Score
+from research.objectives.supervised import Supervised
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask:
+    """Bits per byte of held-out text, source by source."""
+
+    sources: tuple[SourceConfig, ...]
+    split: str = "heldout"
+    # tokens of a row, and rows of a batch
+    sequence_length: int = 256
+    batch_size: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceTask:
+    """Questions with one right answer among the labels of the training split.
+
+    The answer is the label with the highest likelihood after the question, end-of-text included:
+    the same question in the same template for every model, tuned or not.
+    """
+
+    source: SourceConfig
+    objective: Supervised
+    split: str = "test"
+    # how many worked examples stand in front of each question; they come from the training split
+    shots: Annotated[int, pydantic.Field(ge=0)] = 0
+    # tokens to which a worked example's prompt is cut
+    shot_tokens: int = 32
+    # which worked examples are drawn
+    seed: int = 0
+    # tokens that a question may have, worked examples and answer included
+    sequence_length: int = 256
+    batch_size: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What came out of a choice task; N questions."""
+
+    labels: list[str]  # the C answers to choose from
+    expected: list[str]  # [N]
+    chosen: list[str]  # [N]
+    prompts: list[str]  # [N]
+    scores: np.ndarray  # [N,C] nats
+    groups: np.ndarray | None  # [N] near-duplicate clusters, where the source says them
+    truncated: int  # questions that were cut to the window
+    tokens: int
+
+    @property
+    def correct(self) -> np.ndarray:
+        return np.asarray(self.expected) == np.asarray(self.chosen)
+
+
+def bits_per_byte(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, float]:
+    """Source name -> bits per byte."""
+    config = DataConfig(task.sources, task.sequence_length, task.batch_size)
+    results = {}
+    for source in tqdm(task.sources, "held-out text", unit="source", disable=None, leave=False):
+        held = HeldOut(config, tokenizer, default_cache(), source.name, task.split)
+        nats = scoring.total_nats(score, held.batches())
+        results[source.name] = scoring.bits_per_byte(nats, held.bytes)
+    return results
+
+
+def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
+    """Asks every question of the task's split.
+
+    Raises:
+      ValueError: an expected answer that the training split never has.
+    """
+    train, asked = open_source(task.source, "train"), open_source(task.source, task.split)
+    labels = sorted({train[i]["completion"] for i in range(len(train))})
+    rows = [asked[i] for i in range(len(asked))]
+    unknown = sorted({row["completion"] for row in rows} - set(labels))
+    if unknown:
+        raise ValueError(f"{asked.name}: the training split never answers {unknown[:5]}")
+    answers = [[*tokenizer.encode(label), tokenizer.end_id] for label in labels]
+    longest = max(map(len, answers))
+    shots = worked_examples(train, task, tokenizer)
+    questions, truncated = [], 0
+    for row in rows:
+        ids, cut = task.objective.prompt_ids(
+            tokenizer, row["prompt"], task.sequence_length, longest, shots
+        )
+        questions.append(ids)
+        truncated += cut
+    bar: Any = lambda steps: tqdm(  # noqa: E731
+        steps, f"{asked.name}, {task.shots} shots", unit="batch", disable=None, leave=False
+    )
+    choice = scoring.choose(score, questions, answers, task.batch_size, bar)
+    return Answers(
+        labels=labels,
+        expected=[row["completion"] for row in rows],
+        chosen=[labels[best] for best in choice.best],
+        prompts=[row["prompt"] for row in rows],
+        scores=choice.scores,
+        groups=np.asarray([row["cluster"] for row in rows]) if "cluster" in rows[0] else None,
+        truncated=truncated,
+        tokens=choice.tokens,
+    )
+
+
+def worked_examples(train: Any, task: ChoiceTask, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of the shots: prompt cut to its first tokens, answer, a blank line."""
+    order = np.random.default_rng(task.seed).permutation(len(train))
+    head, tail = task.objective.fixed(tokenizer)
+    ids: list[int] = []
+    seen: set[str] = set()
+    for index in order:
+        if len(seen) == task.shots:
+            break
+        row = train[int(index)]
+        if row["completion"] in seen:  # as many different answers as there are shots
+            continue
+        seen.add(row["completion"])
+        prompt = tokenizer.encode(row["prompt"])[: task.shot_tokens]
+        ids += [*head, *prompt, *tail, *tokenizer.encode(row["completion"] + "\n\n")]
+    return ids

@@ -1,0 +1,153 @@
+"""Content fingerprints of named arrays, the same on any mesh, host count and key order.
+
+Every array is reduced on the devices that hold it to two 32-bit checksums, each a sum modulo
+2**32 over elements of a hash of (bits, position). Sums of integers do not depend on the order of
+addition, so sharding cannot change them, and only two words per array travel to the host. There,
+SHA-256 joins names, shapes, dtypes and checksums.
+
+A change confined to one element always changes both checksums, because each term is a bijection
+of the element's bits. Any other change (two elements swapped, many changed) goes unseen with a
+chance of about 2**-32 for a pair of positions and 2**-64 in general. This guards against
+accidents and mix-ups, not against an adversary: the sums are not a cryptographic hash.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+# Name of the scheme, hashed first: a change of any constant below must change it.
+_SCHEME = "graft-fingerprint-1"
+# (seed, position multiplier, position shift, finaliser multipliers) of the two checksums. The
+# finalisers are murmur3's fmix32 and Wellons' lowbias32, both bijections of 32-bit words.
+_MIXES = (
+    (0x9E3779B9, 0x85EBCA6B, 15, 0x85EBCA6B, 0xC2B2AE35),
+    (0x243F6A88, 0xCC9E2D51, 14, 0x7FEB352D, 0x846CA68B),
+)
+
+
+class Checksum(NamedTuple):
+    """What identifies one array: its shape, its dtype's name and two 32-bit sums."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sums: tuple[int, int]
+
+
+def fingerprint(arrays: Mapping[str, ArrayLike]) -> str:
+    """Returns 64 hex digits that identify the names, shapes, dtypes and bits of `arrays`.
+
+    Takes JAX arrays under any sharding and NumPy arrays; equal content gives equal digits.
+    In a run of several processes all of them call it with the same names.
+
+    Raises:
+      TypeError: an element type that has no fixed-width bits (objects, strings, key arrays).
+    """
+    return combine(checksums(arrays))
+
+
+def combine(sums: Mapping[str, Checksum]) -> str:
+    """The fingerprint of arrays whose checksums are known already: reads no array."""
+    digest = hashlib.sha256(_SCHEME.encode())
+    for name in sorted(sums):
+        shape, dtype, words = sums[name]
+        digest.update(json.dumps([name, list(shape), dtype, list(words)]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def checksums(arrays: Mapping[str, ArrayLike]) -> dict[str, Checksum]:
+    """The checksum of every array; see `fingerprint` for what is accepted."""
+    return fetch(dispatch(arrays))
+
+
+def dispatch(arrays: Mapping[str, ArrayLike]) -> dict[str, tuple]:
+    """Starts the checksums on the devices without waiting for them; `fetch` collects them.
+
+    The arrays may be donated as soon as this returns. Names are visited in sorted order, so that
+    all processes of a run start the same programs in the same order.
+    """
+    pending = {}
+    for name in sorted(arrays):
+        array = arrays[name]
+        if not isinstance(array, jax.Array):
+            array = np.asarray(array)
+        shape, dtype = tuple(array.shape), array.dtype
+        _check(name, shape, dtype)
+        if isinstance(array, np.ndarray):
+            array = array.astype(dtype.newbyteorder("="), copy=False)
+            if dtype.itemsize == 8:  # JAX would cut these to 32 bits; split them here instead
+                array = np.ascontiguousarray(array).view(np.uint32).reshape(*shape, 2)
+            array = jnp.asarray(array)
+        pending[name] = (shape, dtype.name, _sums(array))
+    return pending
+
+
+def fetch(pending: Mapping[str, tuple]) -> dict[str, Checksum]:
+    """Waits for the checksums that `dispatch` started."""
+    words = jax.device_get({name: sums for name, (_, _, sums) in pending.items()})
+    return {
+        name: Checksum(shape, dtype, (int(words[name][0]), int(words[name][1])))
+        for name, (shape, dtype, _) in pending.items()
+    }
+
+
+def _check(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"cannot fingerprint {name!r}: it is an array of random keys; "
+            "pass jax.random.key_data(...) of it"
+        )
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)):
+        raise TypeError(
+            f"cannot fingerprint {name!r}: element type {dtype}; "
+            "expected booleans, integers or floating-point numbers"
+        )
+    # Positions are hashed axis by axis in 32 bits, so an array may have more than 2**32 elements
+    # without 64-bit arithmetic, but no single axis may.
+    if any(size > 2**32 for size in shape):
+        raise ValueError(f"cannot fingerprint {name!r}: an axis of shape {shape} is over 2**32")
+
+
+def _bits(array: jax.Array) -> jax.Array:
+    """The elements as uint32 words; 64-bit elements become two words on a new last axis."""
+    dtype = array.dtype
+    if dtype == jnp.bool_:
+        return array.astype(jnp.uint32)
+    info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    width = info(dtype).bits
+    word = jnp.dtype(f"uint{min(width, 32)}")
+    return lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+
+
+def _positions(shape: tuple[int, ...], mix: tuple[int, ...]) -> jax.Array:
+    """A 32-bit hash of every element's position; within one row of the last axis all differ."""
+    seed, multiplier, shift, *_ = (np.uint32(number) for number in mix)
+    hashed = jnp.full(shape, seed, jnp.uint32)
+    for axis in range(len(shape)):
+        hashed = (hashed ^ lax.broadcasted_iota(jnp.uint32, shape, axis)) * multiplier
+        hashed = hashed ^ (hashed >> shift)
+    return hashed
+
+
+@jax.jit
+def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two checksums, uint32 scalars. No reshape: that could move shards between devices."""
+    bits = _bits(array)
+    sums = []
+    for mix in _MIXES:
+        *_, first, second = (np.uint32(number) for number in mix)
+        word = bits ^ _positions(bits.shape, mix)
+        word = (word ^ (word >> np.uint32(16))) * first
+        word = (word ^ (word >> np.uint32(13))) * second
+        word = word ^ (word >> np.uint32(16))
+        if word.ndim > 1:
+            # Two reductions kept apart: XLA's CPU backend spreads the first over all cores.
+            word = lax.optimization_barrier(word.sum(tuple(range(1, word.ndim)), dtype=jnp.uint32))
+        sums.append(word.sum(dtype=jnp.uint32))
+    return sums[0], sums[1]

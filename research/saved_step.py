@@ -1,0 +1,231 @@
+"""Reading checkpoints: one committed step folder, opened without changing anything on disk.
+
+`research.checkpoint` says how a step folder is laid out and writes it. Every restored array is
+compared with the checksums stored at saving: Orbax notices a file that is missing or truncated,
+but not one whose bytes have changed.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from research import fingerprint
+from research.tree import check_names, nearest
+
+Arrays = dict[str, jax.Array]
+Abstract = Mapping[str, jax.ShapeDtypeStruct]
+
+# Orbax writes both last; on gs://, where folders cannot be renamed, the first alone decides.
+MARKERS = ("commit_success.txt", "_CHECKPOINT_METADATA")
+OWN_FILES = ("metadata.json", "metrics.json", "arrays.json")
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written or read; the message names the folder and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedStep:
+    """One committed step folder, read only."""
+
+    path: epath.Path
+
+    @property
+    def step(self) -> int:
+        """The step in the folder's name (ValueError if the folder was renamed)."""
+        return int(self.path.name)
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata as it was given to `save`."""
+        return self._json("metadata.json")
+
+    def metrics(self) -> dict[str, float | None]:
+        """The metrics as they were given to `save`; None stands for a number not finite."""
+        return self._json("metrics.json")
+
+    def files(self) -> dict[str, bytes]:
+        """The contents of the files that were given to `save`, by name."""
+        paths = sorted((self.path / "files").iterdir(), key=lambda path: path.name)
+        return {path.name: path.read_bytes() for path in paths if path.name not in OWN_FILES}
+
+    def checksums(self, prefix: str = "") -> dict[str, fingerprint.Checksum]:
+        """The stored checksums of the arrays under `prefix`, which is cut off the names."""
+        try:
+            return {
+                name.removeprefix(prefix): fingerprint.Checksum(
+                    tuple(entry["shape"]), entry["dtype"], (entry["sums"][0], entry["sums"][1])
+                )
+                for name, entry in self._json("arrays.json").items()
+                if name.startswith(prefix)
+            }
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise self._unreadable(error) from error
+
+    def fingerprint(self, prefix: str = "") -> str:
+        """The fingerprint of the arrays under `prefix`, from the checksums alone.
+
+        `fingerprint("model/")` equals that of `{name: array}` with names without `model/`.
+        """
+        return fingerprint.combine(self.checksums(prefix))
+
+    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and dtypes of the arrays in the file, without shardings."""
+        return {
+            name: jax.ShapeDtypeStruct(checksum.shape, jnp.dtype(checksum.dtype))
+            for name, checksum in self.checksums().items()
+        }
+
+    def restore(self, abstract: Abstract, *, partial: bool = False, cast: bool = False) -> Arrays:
+        """Reads the arrays that `abstract` names, each onto the sharding that it carries.
+
+        Args:
+          abstract: name -> shape, dtype and sharding (none: the first local device). The mesh
+            may be another one than the arrays were saved from.
+          partial: read only the names asked for, and allow others in the file.
+          cast: convert floating-point arrays to the dtype asked for. Otherwise, and for all
+            other types, a difference is an error: a silent bfloat16 master weight costs a run.
+
+        Raises:
+          ValueError: names, shapes or dtypes that do not fit, listed.
+          CheckpointError: files missing, truncated or changed.
+        """
+        checksums = self.checksums()
+        stored = self.abstract()
+        _check_fit(abstract, stored, partial, cast, f"arrays of checkpoint {self.path}")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {
+            name: jax.ShapeDtypeStruct(
+                stored[name].shape, stored[name].dtype, sharding=wanted.sharding or here
+            )
+            for name, wanted in abstract.items()
+        }
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        try:
+            with context:
+                arrays: Arrays = ocp.load(self.path, target)
+        except jax.errors.JaxRuntimeError:  # the device's trouble (memory), not the file's
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds, bare Exception too
+            raise self._unreadable(error) from error
+        found = fingerprint.checksums(arrays)
+        changed = sorted(name for name in arrays if found[name] != checksums[name])
+        if changed:
+            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+            raise self._unreadable(f"the content of {', '.join(changed[:8])}{more} has changed")
+        return {
+            name: array
+            if array.dtype == abstract[name].dtype
+            else jax.device_put(array.astype(abstract[name].dtype), array.sharding)
+            for name, array in arrays.items()
+        }
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "files" / name).read_text())
+        except (OSError, ValueError) as error:
+            raise self._unreadable(f"files/{name}: {reason(error)}") from error
+
+    def _unreadable(self, cause: Exception | str) -> CheckpointError:
+        others = [step for step in scan(self.path.parent)[0] if str(step) != self.path.name]
+        remedy = (
+            f"move this folder away to fall back to step {others[-1]} (steps left: {others})"
+            if others
+            else "no other step is beside it: copy the folder again from its source, or start over"
+        )
+        return CheckpointError(
+            f"checkpoint {self.path} cannot be read: {reason(cause)}. "
+            f"A file in it is missing, cut short or changed; {remedy}."
+        )
+
+
+def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> SavedStep:
+    """Opens a step for reading, given a run's workdir, its checkpoints folder or a step folder.
+
+    Changes nothing on disk, so it is safe beside a run that is writing there. Takes the latest
+    step unless `step` is given.
+
+    Raises:
+      FileNotFoundError: nothing there, or not that step.
+      CheckpointError: a step folder whose save was never completed.
+    """
+    folder = absolute(path)
+    if (folder / "state").is_dir() or any((folder / marker).exists() for marker in MARKERS):
+        if not _is_committed(folder):
+            raise CheckpointError(
+                f"{folder} is not a complete checkpoint: {' or '.join(MARKERS)} is missing, so "
+                f"its save was cut short. Complete steps beside it: {scan(folder.parent)[0]}."
+            )
+        if step is not None and str(step) != folder.name:
+            raise FileNotFoundError(f"{folder} is one step's folder, but step {step} was asked for")
+        return SavedStep(folder)
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
+    steps, torn = scan(folder)
+    if not steps:
+        note = f" (incomplete steps, not usable: {torn})" if torn else ""
+        raise FileNotFoundError(
+            f"no checkpoint in {folder}{note}; expected a run's workdir, its checkpoints folder "
+            "or one step's folder"
+        )
+    if step is not None and step not in steps:
+        note = " (its save was cut short)" if step in torn else ""
+        raise FileNotFoundError(f"no step {step} in {folder}{note}; complete steps: {steps}")
+    return SavedStep(folder / str(steps[-1] if step is None else step))
+
+
+def _check_fit(abstract: Abstract, stored: Abstract, partial: bool, cast: bool, what: str) -> None:
+    if not partial:
+        check_names(abstract, stored, what)
+    wrong = [
+        f"missing {name} (nearest there: {nearest(name, stored, 1)})"
+        for name in sorted(set(abstract) - set(stored))
+    ]
+    for name in sorted(set(abstract) & set(stored)):
+        want, have = abstract[name], stored[name]
+        castable = cast and all(jnp.issubdtype(a.dtype, jnp.floating) for a in (want, have))
+        if want.shape != have.shape:
+            wrong.append(f"{name}: shape {have.shape} in the file, {want.shape} asked for")
+        elif want.dtype != have.dtype and not castable:
+            wrong.append(f"{name}: {have.dtype} in the file, {want.dtype} asked for")
+    if wrong:
+        lines = wrong[:16] + ([f"and {len(wrong) - 16} more"] if len(wrong) > 16 else [])
+        raise ValueError(f"{what} do not fit:\n  " + "\n  ".join(lines))
+
+
+def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
+    """The steps in a checkpoints folder: (complete, without commit marker), ascending."""
+    if not directory.is_dir():
+        return [], []
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    complete = [step for step in steps if _is_committed(directory / str(step))]
+    return complete, sorted(set(steps) - set(complete))
+
+
+def _is_committed(folder: epath.Path) -> bool:
+    return all((folder / marker).exists() for marker in MARKERS)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def reason(cause: Exception | str) -> str:
+    """One line of the first error in a chain, cut: TensorStore's run to several kilobytes."""
+    if isinstance(cause, str):
+        return cause
+    while isinstance(
+        earlier := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__),
+        Exception,
+    ):
+        cause = earlier
+    lines = str(cause).split(" [tensorstore_spec")[0].splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"[:400]
