@@ -24,11 +24,15 @@ Arrays = dict[str, Any]
 _STACKED = re.compile(r"^(?P<before>.*?)layers/(?P<first>\d+)-(?P<last>\d+)(?P<after>/.*)?$")
 
 
-def name_of(path: tuple[Any, ...]) -> str:
-    """The name of a key path: its keys joined by `/`, without a parameter's `value` field."""
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
+def join(path: tuple[Any, ...]) -> str:
+    """The name of a place in a model: the keys of its path, joined by `/`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """The name of a leaf: its path without the `value` that every `nnx.Param` ends with."""
+    inner = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+    return join(path[:-1] if inner else path)
 
 
 def flatten(tree: Any) -> Arrays:
@@ -50,7 +54,7 @@ def parameter_axes(tree: Any) -> dict[str, tuple[str | None, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_parameter)[0]
     axes = {}
     for path, leaf in leaves:
-        name, noted = name_of(path), leaf.get_metadata().get("axes")
+        name, noted = join(path), leaf.get_metadata().get("axes")
         axes[name] = ("layers", *noted) if is_stacked(name) else tuple(noted)
     return axes
 

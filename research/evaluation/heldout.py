@@ -31,14 +31,15 @@ def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
     return score
 
 
-def open_heldout(data: Pipeline, split: str | None) -> list[HeldOut]:
-    """The split of every source of a pipeline; none for None."""
-    return [data.heldout(source.name, split) for source in data.config.sources] if split else []
+def open_heldout(data: Pipeline, split: str | None, most_tokens: int | None) -> list[HeldOut]:
+    """The split of every source of a pipeline, or a part of it; none for None."""
+    sources = data.config.sources if split else ()
+    return [data.heldout(source.name, split, most_tokens) for source in sources]
 
 
 def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:
     """`heldout_loss` in nats a trained token and `heldout_bits_per_byte`, over all sources."""
-    nats = sum(scoring.total_nats(score, part.batches()) for part in parts)
+    nats = float(sum(scoring.row_nats(score, part.batches()).sum() for part in parts))
     tokens, size = (sum(getattr(part, what) for part in parts) for what in ("tokens", "bytes"))
     return {
         "heldout_loss": nats / tokens,

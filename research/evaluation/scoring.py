@@ -19,10 +19,10 @@ from research.batch import PADDING, SHARED, Batch
 Score = Callable[[Batch], np.ndarray]
 
 
-def total_nats(score: Score, batches: Iterable[Batch]) -> float:
-    """Negative log-likelihood of everything that the batches train on."""
-    return sum(
-        float(np.sum(score(batch) * batch.weights, dtype=np.float64)) for batch in batches
+def row_nats(score: Score, batches: Iterable[Batch]) -> np.ndarray:
+    """Negative log-likelihood of what each row trains on, [rows]; the sum is the text's."""
+    return np.concatenate(
+        [np.sum(score(batch) * batch.weights, axis=1, dtype=np.float64) for batch in batches]
     )
 
 

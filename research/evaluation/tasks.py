@@ -69,14 +69,27 @@ class Answers:
         return np.asarray(self.expected) == np.asarray(self.chosen)
 
 
-def bits_per_byte(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, float]:
-    """Source name -> bits per byte."""
+@dataclasses.dataclass(frozen=True)
+class TextScores:
+    """What one source's held-out text cost a model."""
+
+    nats: np.ndarray  # [rows] the same rows for every model with this tokenizer
+    bytes: int
+    tokens: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return scoring.bits_per_byte(float(self.nats.sum()), self.bytes)
+
+
+def read_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, TextScores]:
+    """Source name -> scores."""
     config = DataConfig(task.sources, task.sequence_length, task.batch_size)
     results = {}
     for source in tqdm(task.sources, "held-out text", unit="source", disable=None, leave=False):
         held = HeldOut(config, tokenizer, default_cache(), source.name, task.split)
-        nats = scoring.total_nats(score, held.batches())
-        results[source.name] = scoring.bits_per_byte(nats, held.bytes)
+        nats = scoring.row_nats(score, held.batches())
+        results[source.name] = TextScores(nats, held.bytes, held.tokens)
     return results
 
 

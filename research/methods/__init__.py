@@ -5,7 +5,7 @@ and `attach(model, key) -> model`, which returns a copy with filled sites. Addin
 file and one line here.
 """
 
-from research.methods.attaching import Method, assemble, merge, trainable
+from research.methods.attaching import Method, derive_stacks, linears, merge, trainable
 from research.methods.dora import DoRA
 from research.methods.full import Full
 from research.methods.ia3 import IA3
@@ -28,7 +28,8 @@ __all__ = [
     "LoRA",
     "Method",
     "Partial",
-    "assemble",
+    "derive_stacks",
+    "linears",
     "merge",
     "trainable",
 ]

@@ -35,7 +35,7 @@ def linears(model: Transformer) -> Iterator[tuple[str, Linear]]:
     is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
     for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)[0]:
         if is_linear(node):
-            yield tree.name_of(path), node
+            yield tree.join(path), node
 
 
 def attach_to_linears(
@@ -91,37 +91,32 @@ def trainable(model: Transformer, method: Method) -> tuple[str, ...]:
     return chosen
 
 
-def assemble(config: ModelConfig, method: Method) -> Callable[[jax.Array], Transformer]:
-    """`key -> model` with the method attached, its layers in as few stacks as they can form.
+def derive_stacks(config: ModelConfig, method: Method) -> tuple[str, ...]:
+    """The fewest stacks that the layers can form with this method, such as `("0-21", "22-23")`.
 
-    Layers share a stack when their modules, sites, shapes and trainability are alike. The
-    grouping is read off an abstract model of single layers, so it needs no special cases.
+    Layers share a stack when their modules, sites, shapes and trainability are alike. That is
+    read off an abstract model of single layers, so it needs no special cases.
 
     Raises:
       ValueError: from the method, when it does not fit the model; nothing is computed before.
     """
+    single = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
 
-    def build(stacks: tuple[str, ...]) -> Callable[[jax.Array], Transformer]:
-        def make(key: jax.Array) -> Transformer:
-            start, tuning = jax.random.split(key)
-            return method.attach(Transformer(start, config, stacks), tuning)
+    def build(key: jax.Array) -> Transformer:
+        return method.attach(Transformer(key, config, single), key)
 
-        return make
-
-    single = build(tuple(tree.stack_key(layer, 1) for layer in range(config.layers)))
-    probe = jax.eval_shape(single, jax.random.key(0))
+    probe = jax.eval_shape(build, jax.random.key(0))
     chosen = set(trainable(probe, method))
 
-    def kind(layer: int) -> Any:
-        name = tree.stack_key(layer, 1)
+    def kind(name: str) -> Any:
         leaves, structure = jax.tree.flatten(probe.layers[name])
-        block = tree.flatten(probe.layers[name])
-        trains = tuple(f"layers/{name}/{leaf}" in chosen for leaf in block)
+        parameters = tree.flatten(probe.layers[name])
+        trains = tuple(f"layers/{name}/{leaf}" in chosen for leaf in parameters)
         return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), trains
 
-    kinds = [kind(layer) for layer in range(config.layers)]
+    kinds = [kind(name) for name in single]
     alike = lambda i, j: kinds[i] == kinds[j]  # noqa: E731
-    return build(tree.group(config.layers, alike, config.longest_stack))
+    return tree.group(config.layers, alike, config.longest_stack)
 
 
 def merge(model: Transformer, adapter: str) -> Transformer:

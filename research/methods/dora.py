@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ class DoRA:
     alpha: float = 32.0
     # the adapter's name
     adapter: str = "dora"
+    kind: Literal["dora"] = "dora"
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
@@ -35,7 +37,7 @@ class DoRA:
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         make = lambda _: (
             lambda key, weight, axes: Decomposed(  # noqa: E731
-                key, weight, axes, self.rank, self.alpha / self.rank
+                key, weight, axes, self.rank, self.alpha
             )
         )
         targets = [(pattern, True) for pattern in self.targets]
@@ -45,8 +47,8 @@ class DoRA:
 class Decomposed(nnx.Module):
     """magnitude * (kernel + low) / norm(kernel + low), columns apart; starts as the kernel."""
 
-    def __init__(self, key, weight: Weight, axes, rank: int, scale: float):
-        self.low = LowRank(key, weight, axes, rank, scale)
+    def __init__(self, key, weight: Weight, axes, rank: int, alpha: float):
+        self.low = LowRank(key, weight, axes, rank, alpha)
         self.magnitude = nnx.Param(jnp.linalg.norm(weight.kernel, axis=0), axes=axes[1:])
 
     def ratio(self, weight: Weight) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 
@@ -13,7 +14,11 @@ from research.models.transformer import Transformer
 class Full:
     """Every parameter trains."""
 
-    trains: tuple[tuple[str, bool], ...] = ((".*", True),)
+    kind: Literal["full"] = "full"
+
+    @property
+    def trains(self) -> tuple[tuple[str, bool], ...]:
+        return ((".*", True),)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         return model

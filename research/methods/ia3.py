@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ class IA3:
     targets: tuple[str, ...] = (r"layers/\d+/(attention/(key|value)|mlp/up)",)
     # the adapter's name
     adapter: str = "ia3"
+    kind: Literal["ia3"] = "ia3"
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ class LoRA:
     alpha: float = 32.0
     # the adapter's name
     adapter: str = "lora"
+    kind: Literal["lora"] = "lora"
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
@@ -37,7 +39,7 @@ class LoRA:
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         make = lambda _: (
             lambda key, weight, axes: LowRank(  # noqa: E731
-                key, weight, axes, self.rank, self.alpha / self.rank
+                key, weight, axes, self.rank, self.alpha
             )
         )
         targets = [(pattern, True) for pattern in self.targets]
@@ -53,7 +55,7 @@ class LowRank(nnx.Module):
         weight: Weight,
         axes: tuple[str | None, ...],
         rank: int,
-        scale: float,
+        alpha: float,
     ):
         inputs, outputs = weight.kernel.shape
         if not 0 < rank <= min(inputs, outputs):
@@ -63,7 +65,7 @@ class LowRank(nnx.Module):
         self.a = nnx.Param(a, axes=(axes[0], "rank"))
         self.b = nnx.Param(jnp.zeros((rank, outputs)), axes=("rank", axes[1]))
         # an array, so that runs with other scales share the program; it never trains
-        self.scale = nnx.Param(jnp.asarray(scale, jnp.float32), axes=())
+        self.scale = nnx.Param(jnp.asarray(alpha / rank, jnp.float32), axes=())
 
     def product(self, x: jax.Array, context: Context) -> jax.Array:
         """scale * (x @ a) @ b: x [B,S,I] -> [B,S,O]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 
@@ -15,6 +16,7 @@ class Partial:
 
     # full regular expressions over parameter names
     patterns: tuple[str, ...] = (r".*norm/scale",)
+    kind: Literal["partial"] = "partial"
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

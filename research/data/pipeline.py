@@ -1,0 +1,342 @@
+"""Batches as a pure function of (config, seed, step): no iterator has a state to save.
+
+Any number of hosts reads the same global batch, each its own slice of rows, and a restarted run
+reads what it would have read.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+
+from research import config as config_lib
+from research.batch import Batch
+from research.data import checks, packing
+from research.data.sources import SourceConfig, open_source
+from research.data.tokenizer import Tokenizer
+from research.data.tokens import tokenise
+from research.objectives import OBJECTIVES
+from research.objectives.base import Examples, Objective
+
+logger = logging.getLogger(__name__)
+
+# "Scaling Data-Constrained Language Models" (Muennighoff et al. 2023): further repeats of the
+# same text are worth clearly less than new text.
+_EPOCHS_WORTH = 4.0
+# Batches that are made ahead, by as many threads.
+_AHEAD = 2
+
+Positive = Annotated[int, pydantic.Field(gt=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes batches."""
+
+    sources: tuple[SourceConfig, ...]
+    # Tokens in a row (S).
+    sequence_length: Positive
+    # Rows in a global batch (B), over all hosts.
+    batch_size: Positive
+    # Name of the objective, one of `objectives.OBJECTIVES`.
+    objective: str = "causal"
+    # Settings of the objective, such as {"template": "Notice:\n{prompt}\nLicence:\n"}.
+    objective_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Whether a row may hold several documents; if not, each piece has a row of its own.
+    pack: bool = True
+    # Decides packing and order.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("At least one source is needed.")
+        names = collections.Counter(source.name for source in self.sources)
+        if len(names) < len(self.sources):
+            raise ValueError(f"The source {names.most_common(1)[0][0]!r} is listed twice.")
+        for source in self.sources:
+            if not source.weight > 0 or not np.isfinite(source.weight):
+                raise ValueError(
+                    f"The weight of source {source.name!r} must be positive, not {source.weight}: "
+                    "leave a source out to not read it."
+                )
+
+
+def make_objective(config: DataConfig) -> Objective:
+    """The configured objective. Raises ValueError for unknown names and settings."""
+    if config.objective not in OBJECTIVES:
+        raise ValueError(
+            f"There is no objective {config.objective!r}. Known: {sorted(OBJECTIVES)}."
+        )
+    cls = OBJECTIVES[config.objective]
+    return config_lib.build(cls, dict(config.objective_settings), where="objective_settings")
+
+
+def read_examples(
+    config: DataConfig,
+    source: SourceConfig,
+    split: str,
+    tokenizer: Tokenizer,
+    cache: str | os.PathLike[str],
+) -> tuple[Examples, str]:
+    """Opens, tokenises (once) and checks one split of one source; also its fingerprint."""
+    objective = make_objective(config)
+    opened = open_source(source, split)
+    checks.check_not_empty(opened.name, len(opened))
+    table = tokenise(opened, tokenizer, objective.fields, cache)
+    examples = objective.prepare(table, tokenizer, config.sequence_length)
+    checks.check_examples(examples, tokenizer, config.sequence_length)
+    return examples, opened.fingerprint
+
+
+class Pipeline:
+    """`batch(step)` for training; `heldout(name, split)` for evaluation."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        cache: str | os.PathLike[str],
+        model_vocabulary: int | None = None,
+    ):
+        """Reads, tokenises and plans all sources.
+
+        Args:
+          config: sources and shapes.
+          tokenizer: the model's.
+          cache: folder for tokenised sources, shared by all runs of this machine.
+          model_vocabulary: V of the model, to check the tokenizer against.
+
+        Raises:
+            ValueError: anything that `data.checks` finds.
+        """
+        import grain.python as grain  # Here: it takes a second to import.
+
+        if model_vocabulary is not None:
+            checks.check_vocabulary(tokenizer, model_vocabulary)
+        self.config = config
+        self.tokenizer = tokenizer
+        self._cache = cache
+        self.rows: dict[str, packing.PackedRows] = {}
+        # what identifies the content of each source
+        self.fingerprints: dict[str, str] = {}
+        parts = []
+        for source in config.sources:
+            examples, fingerprint = read_examples(config, source, source.split, tokenizer, cache)
+            self.fingerprints[source.name] = fingerprint
+            # Of its own name, so that another source in the list changes nothing here.
+            seed = _seed(config.seed, source.name)
+            rows = _plan_rows(config, examples, examples.lengths, tokenizer, seed)
+            self.rows[source.name] = rows
+            parts.append(grain.MapDataset.source(rows).seed(seed).shuffle().repeat())
+        weights = [source.weight for source in config.sources]
+        self._mixed = grain.MapDataset.mix(parts, weights=weights)
+        checks.check_batch(self.batch(0), tokenizer.vocabulary_size, "the first batch")
+
+    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        """Global batch `step`, or the rows of it that host `process_index` feeds.
+
+        Args:
+          step: from 0; there is no last one, sources repeat in a new order.
+          process_index: which slice.
+          process_count: into how many equal slices the batch is cut.
+
+        Returns:
+          numpy leaves [B / process_count, S].
+        """
+        if step < 0:
+            raise ValueError(f"step must not be negative, not {step}.")
+        first, last = _slice(self.config.batch_size, process_index, process_count)
+        start = step * self.config.batch_size
+        return _collate([self._mixed[start + i] for i in range(first, last)])
+
+    def batches(
+        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Batch]:
+        """`batch(start_step)`, the next one, and so on without end, made ahead in threads.
+
+        Closing the generator (or leaving it) stops the threads.
+        """
+        threads = concurrent.futures.ThreadPoolExecutor(_AHEAD, thread_name_prefix="batches")
+        waiting: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
+        step = start_step
+        try:
+            while True:
+                while len(waiting) < _AHEAD:
+                    waiting.append(threads.submit(self.batch, step, process_index, process_count))
+                    step += 1
+                yield waiting.popleft().result()
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
+
+    def heldout(self, source: str, split: str, max_tokens: int | None = None) -> "HeldOut":
+        """Batches once through `split` of the source of this name; see `HeldOut`."""
+        return HeldOut(self.config, self.tokenizer, self._cache, source, split, max_tokens)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Places of a global batch that hold a token, on average."""
+        total = sum(source.weight for source in self.config.sources)
+        full = sum(s.weight / total * self.rows[s.name].plan.fill for s in self.config.sources)
+        return self.config.batch_size * self.config.sequence_length * full
+
+    @property
+    def bytes_per_source(self) -> dict[str, int]:
+        """UTF-8 bytes of the text behind the trained tokens, once through each source."""
+        return {name: int(rows.examples.bytes.sum()) for name, rows in self.rows.items()}
+
+    def statistics(self, steps: int) -> dict[str, dict[str, float]]:
+        """By source, what `steps` steps will read; logs a warning for more than 4 epochs.
+
+        Returns:
+          name -> documents, tokens, bytes (once through the source); rows; fill (share of places
+          that hold a token); trained (share of tokens that are trained on); truncated (examples
+          whose prompt was cut); share (of the mixture's rows); epochs (over `steps`).
+        """
+        total = sum(source.weight for source in self.config.sources)
+        result = {}
+        for source in self.config.sources:
+            rows = self.rows[source.name]
+            examples = rows.examples
+            share = source.weight / total
+            epochs = steps * self.config.batch_size * share / len(rows)
+            tokens = int(examples.lengths.sum())
+            result[source.name] = {
+                "documents": len(examples),
+                "tokens": tokens,
+                "bytes": int(examples.bytes.sum()),
+                "rows": len(rows),
+                "fill": rows.plan.fill,
+                "trained": float(examples.trained.sum() / tokens),
+                "truncated": int(examples.truncated.sum()),
+                "share": share,
+                "epochs": epochs,
+            }
+            if epochs > _EPOCHS_WORTH:
+                logger.warning(
+                    "source %r is read %.1f times in %d steps; repeats beyond %g are worth little",
+                    source.name,
+                    epochs,
+                    steps,
+                    _EPOCHS_WORTH,
+                )
+        return result
+
+
+class HeldOut:
+    """Every token of a split exactly once, in a fixed order; the last batch is padded.
+
+    Bits per byte = (nats summed over all trained tokens, end-of-text included) / ln 2 / `bytes`.
+    Every target of a document is in some row, so nothing is missing from the numerator, and the
+    figure does not depend on the tokenizer.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        cache: str | os.PathLike[str],
+        source: str,
+        split: str,
+        max_tokens: int | None = None,
+    ):
+        """Reads one split; needs no training data.
+
+        Args:
+          config: its sources, objective, sequence length, batch size and packing hold here too.
+          tokenizer: the model's.
+          cache: as for `Pipeline`.
+          source: name of a source of `config`.
+          split: which of its splits.
+          max_tokens: whole documents are drawn (by the seed) up to so many tokens; at least one.
+        """
+        found = [s for s in config.sources if s.name == source]
+        if not found:
+            names = [s.name for s in config.sources]
+            raise ValueError(f"There is no source {source!r}, only {names}.")
+        examples, _ = read_examples(config, found[0], split, tokenizer, cache)
+        chosen = np.ones(len(examples), bool)
+        if max_tokens is not None:
+            order = np.random.default_rng(_seed(config.seed, source)).permutation(len(examples))
+            fits = np.cumsum(examples.lengths[order]) <= max_tokens
+            fits[0] = True
+            chosen[order] = fits
+        lengths = np.where(chosen, examples.lengths, 0)
+        self.name = examples.name
+        self.documents = int(chosen.sum())
+        # Places that are trained on, and the UTF-8 bytes of the text that they spell.
+        self.tokens = int(examples.trained[chosen].sum())
+        self.bytes = int(examples.bytes[chosen].sum())
+        self.truncated = int(examples.truncated[chosen].sum())
+        self.rows = _plan_rows(config, examples, lengths, tokenizer, _seed(config.seed, source))
+        self._config = config
+        self._pad_id = tokenizer.pad_id
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.rows) // self._config.batch_size)
+
+    def batch(self, index: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        """Batch `index` of `len(self)`, or one host's rows of it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        first, last = _slice(self._config.batch_size, process_index, process_count)
+        start = index * self._config.batch_size
+        empty = packing.empty_row(self._config.sequence_length, self._pad_id)
+        return _collate(
+            [
+                self.rows[start + i] if start + i < len(self.rows) else empty
+                for i in range(first, last)
+            ]
+        )
+
+    def batches(self, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+        """All batches in order."""
+        for index in range(len(self)):
+            yield self.batch(index, process_index, process_count)
+
+
+def _plan_rows(
+    config: DataConfig, examples: Examples, lengths: np.ndarray, tokenizer: Tokenizer, seed: int
+) -> packing.PackedRows:
+    plan = packing.plan(
+        lengths,
+        config.sequence_length,
+        splittable=examples.splittable,
+        pack=config.pack,
+        seed=seed,
+    )
+    return packing.PackedRows(examples, plan, tokenizer.pad_id)
+
+
+def _seed(seed: int, name: str) -> int:
+    """32 bits that are the same in every process (Python's own hash is not)."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
+
+
+def _slice(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not one of {process_count} processes.")
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide among {process_count} processes: make it a "
+            "multiple of their number."
+        )
+    size = batch_size // process_count
+    return process_index * size, (process_index + 1) * size
+
+
+def _collate(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
+    fields = {
+        field: np.stack([row[field] for row in rows]) for field in rows[0] if field != "prefix"
+    }
+    if any("prefix" in row for row in rows):
+        none = np.zeros(rows[0]["tokens"].shape, bool)
+        fields["prefix"] = np.stack([row.get("prefix", none) for row in rows])
+    return Batch(**fields)

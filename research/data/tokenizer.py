@@ -1,0 +1,191 @@
+"""Byte-level BPE on the `tokenizers` library: every text round-trips exactly.
+
+The file format is the library's own JSON, so that a tokenizer of another project loads as well.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` whose roles (begin, end, padding) are known.
+
+    Text is only text: a document in which `<|end|>` is written out gets the tokens of those seven
+    characters, never the special token, so no document can forge a boundary. Only text written
+    by the experimenter (a prompt template) is encoded with `special=True`.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        begin: str = BEGIN,
+        end: str = END,
+        pad: str = PAD,
+    ):
+        """Wraps `backend`; `begin`, `end` and `pad` are the names of its special tokens.
+
+        Raises:
+            ValueError: one of the names is not in the vocabulary.
+        """
+        ids: list[int] = []
+        for role, name in (("begin", begin), ("end", end), ("pad", pad)):
+            token = backend.token_to_id(name)
+            if token is None:
+                special = [str(t.content) for t in backend.get_added_tokens_decoder().values()]
+                raise ValueError(
+                    f"The tokenizer has no token {name!r} for the role {role!r}. "
+                    f"Its special tokens are {special[:20]}; pass one of them as {role}=."
+                )
+            ids.append(token)
+        # A file may carry truncation or padding, which would silently change documents.
+        backend.no_truncation()
+        backend.no_padding()
+        self._roles = {"begin": begin, "end": end, "pad": pad}
+        self._special = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._special.encode_special_tokens = False
+        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._plain.encode_special_tokens = True
+        self.begin_id, self.end_id, self.pad_id = ids
+        # The largest id counts: a vocabulary may have holes.
+        self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of `text`; names of special tokens in it are honoured only if `special`."""
+        backend = self._special if special else self._plain
+        return backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of every text, in parallel; nothing is added at either end.
+
+        Raises:
+            ValueError: a text has a lone surrogate and so is no Unicode text.
+        """
+        try:
+            encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            for i, text in enumerate(texts):
+                try:
+                    text.encode()
+                except (UnicodeEncodeError, AttributeError) as cause:
+                    raise ValueError(f"Text {i} of the batch is no Unicode text: {cause}") from None
+            raise error
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
+        """The text of `ids`; special tokens are written out only if `special`."""
+        return self._plain.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def stream(self, ids: Iterable[int], *, special: bool = False) -> Iterator[str]:
+        """Yields text as ids arrive, never half a character; the parts join to `decode(ids)`."""
+        state = decoders.DecodeStream(skip_special_tokens=not special)
+        seen: list[int] = []
+        sent = 0
+        for token in ids:
+            seen.append(int(token))
+            part = state.step(self._plain, seen[-1])
+            if part:
+                sent += len(part)
+                yield part
+        # What is left is an unfinished character: shown as U+FFFD, as `decode` does.
+        rest = self.decode(seen, special=special)[sent:]
+        if rest:
+            yield rest
+
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON and the roles, hexadecimal."""
+        content = {"tokenizer": json.loads(self._special.to_str()), "roles": self._roles}
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The `tokenizers` JSON, as structured generation and other libraries read it."""
+        return self._special.to_str()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the `tokenizers` JSON to `path`, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
+
+
+def load(
+    path: str | os.PathLike[str], *, begin: str = BEGIN, end: str = END, pad: str = PAD
+) -> Tokenizer:
+    """Reads a `tokenizers` JSON; the names of its special tokens may differ from ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no tokenizer, or has no such special token.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no tokenizer at {os.fspath(path)}.")
+    text = Path(path).read_text(encoding="utf-8")
+    return from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
+
+
+def from_json(
+    text: str, where: str, *, begin: str = BEGIN, end: str = END, pad: str = PAD
+) -> Tokenizer:
+    """A tokenizer from its JSON; `where` it comes from is said in errors.
+
+    Raises:
+        ValueError: the text is no tokenizer, or has no such special token.
+    """
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # The library raises bare Exception.
+        raise ValueError(f"{where} is no tokenizer JSON: {error}") from error
+    return Tokenizer(backend, begin=begin, end=end, pad=pad)
+
+
+def train(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """Trains byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) on `texts`.
+
+    Deterministic: the same texts in any order give the same tokenizer. The vocabulary is smaller
+    than asked for when the texts have no more pairs that occur twice.
+
+    Raises:
+        ValueError: no text, or `vocabulary_size` leaves no room for the 256 bytes.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = [PAD, BEGIN, END]
+    least = len(alphabet) + len(special)
+    if vocabulary_size < least:
+        raise ValueError(
+            f"vocabulary_size={vocabulary_size} is too small: "
+            f"{len(alphabet)} bytes and {len(special)} special tokens need {least}."
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    seen = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal seen
+        for text in texts:
+            seen += len(text)
+            yield text
+
+    backend.train_from_iterator(counted(), trainer)
+    if not seen:
+        raise ValueError("There is no text to train a tokenizer on: the corpus is empty.")
+    return Tokenizer(backend)

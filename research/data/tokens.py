@@ -1,0 +1,203 @@
+"""Tokenises a source once, into a folder that later runs map into memory.
+
+A folder holds, for every field, one flat token array and the offsets of its examples. Its name is
+the hash of everything that its content depends on, so it is never out of date.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from research.data.sources import Source
+from research.data.tokenizer import Tokenizer
+
+# Part of every key: raise it when the files or their meaning change.
+SCHEMA = 1
+# Characters that are tokenised in one call; bounds memory, and is enough to use every core.
+_CHUNK = 2**21
+
+
+def default_cache() -> Path:
+    """Where tokenised sources are kept: `$GRAFT_CACHE/tokens`, or ~/.cache/graft/tokens."""
+    return Path(os.environ.get("GRAFT_CACHE") or Path.home() / ".cache" / "graft") / "tokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Sequences of different lengths in one flat array: `values [T]`, `offsets [N + 1]`."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] int64."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTable:
+    """The tokens of every example of a source, by field."""
+
+    name: str
+    # Field -> its tokens; fields that are trained on end with end-of-text.
+    tokens: Mapping[str, Ragged]
+    # Field -> [N] int64 UTF-8 bytes of the text of each example.
+    bytes: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.bytes.values())))
+
+    def __getitem__(self, field: str) -> Ragged:
+        return self.tokens[field]
+
+
+def tokenise(
+    source: Source,
+    tokenizer: Tokenizer,
+    fields: Mapping[str, bool],
+    cache: str | os.PathLike[str],
+) -> TokenTable:
+    """The tokens of `source`, from `cache` if it has been tokenised before.
+
+    Args:
+      source: examples with the text of every field.
+      tokenizer: its fingerprint is part of the cache's key.
+      fields: field -> whether end-of-text is appended to it.
+      cache: folder for the results of all sources. Written whole or not at all: several
+        processes may tokenise the same source into it at the same time.
+
+    Raises:
+        ValueError: an example lacks a field, or it is not text (names source and row), or the
+          cached folder is damaged.
+    """
+    names = sorted(fields)
+    content = {
+        "schema": SCHEMA,
+        "source": source.fingerprint,
+        "tokenizer": tokenizer.fingerprint(),
+        "fields": {name: bool(fields[name]) for name in names},
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    folder = Path(cache) / key
+    if not folder.is_dir():
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
+        try:
+            _write(partial, source, tokenizer, fields)
+            about = {"name": source.name, "examples": len(source), **content}
+            (partial / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # Otherwise another process was faster: use its work.
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _read(folder, source.name, names)
+
+
+def _read(folder: Path, name: str, fields: Sequence[str]) -> TokenTable:
+    tokens, sizes = {}, {}
+    try:
+        for field in fields:
+            values = np.load(folder / f"{field}.tokens.npy", mmap_mode="r")
+            offsets = np.load(folder / f"{field}.offsets.npy")
+            sizes[field] = np.load(folder / f"{field}.bytes.npy")
+            if len(values) != offsets[-1] or len(sizes[field]) != len(offsets) - 1:
+                raise ValueError("its arrays do not fit each other")
+            tokens[field] = Ragged(values, offsets)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(
+            f"The tokenised cache of {name} is damaged ({error}); remove the folder {folder} "
+            "and it is made again."
+        ) from error
+    return TokenTable(name, tokens, sizes)
+
+
+def _write(folder: Path, source: Source, tokenizer: Tokenizer, fields: Mapping[str, bool]) -> None:
+    """Streams all examples to `folder`; holds one chunk of text in memory."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32)
+    lengths: dict[str, list[np.ndarray]] = {field: [] for field in fields}
+    sizes: dict[str, list[int]] = {field: [] for field in fields}
+    files = {field: (folder / f"{field}.tokens.npy").open("wb") for field in fields}
+    texts: dict[str, list[str]] = {field: [] for field in fields}
+    pending, first = 0, 0
+
+    def flush(until: int) -> None:
+        for field, ends in fields.items():
+            try:
+                encoded = tokenizer.encode_batch(texts[field])
+            except ValueError as error:
+                where = f"{source.name}, rows {first} to {until - 1}, field {field!r}"
+                raise ValueError(f"{where}: {error}") from error
+            if ends:
+                for ids in encoded:
+                    ids.append(tokenizer.end_id)
+            counts = np.asarray([len(ids) for ids in encoded], np.int64)
+            flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype, int(counts.sum()))
+            files[field].write(flat.tobytes())
+            lengths[field].append(counts)
+            texts[field].clear()
+
+    try:
+        for field in fields:
+            _header(files[field], dtype, 0)
+        rows = range(len(source))
+        for row in tqdm(rows, f"tokenise {source.name}", unit="row", leave=False, disable=None):
+            example = source[row]
+            for field in fields:
+                text = _text(example, field, f"{source.name}, row {row}")
+                texts[field].append(text)
+                sizes[field].append(len(text.encode("utf-8", "surrogatepass")))
+                pending += len(text)
+            if pending >= _CHUNK:
+                flush(row + 1)
+                pending, first = 0, row + 1
+        flush(len(source))
+        for field, file in files.items():
+            counts = np.concatenate([np.zeros(1, np.int64), *lengths[field]])
+            offsets = np.cumsum(counts)
+            _header(file, dtype, int(offsets[-1]))
+            np.save(folder / f"{field}.offsets.npy", offsets)
+            np.save(folder / f"{field}.bytes.npy", np.asarray(sizes[field], np.int64))
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def _header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
+    """Writes the .npy header in place: first without a count, at the end with it."""
+    file.seek(0)
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    # numpy pads the header so that the first axis can grow; its length does not change.
+    np.lib.format.write_array_header_1_0(file, {**about, "shape": (count,)})
+
+
+def _text(example: Mapping[str, Any], field: str, where: str) -> str:
+    if field not in example:
+        raise ValueError(
+            f"{where}: there is no field {field!r}, only {sorted(example)}. Name the right one in "
+            f"the source's `fields`, such as fields={{{field!r}: 'content'}}."
+        )
+    if not isinstance(example[field], str):
+        raise ValueError(
+            f"{where}: field {field!r} must be text, not {type(example[field]).__name__}."
+        )
+    return example[field]

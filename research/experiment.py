@@ -1,0 +1,101 @@
+"""One experiment: everything that decides a run, as one checked, frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Union
+
+import pydantic
+
+from research import sharding
+from research.data.pipeline import DataConfig
+from research.loss import LossConfig
+from research.methods import METHODS, Full
+from research.models.transformer import ModelConfig
+from research.optimizers import OptimizerConfig
+from research.schedules import ScheduleConfig
+from research.sharding import MeshConfig
+
+# one of the registered methods, told apart by its `kind`
+MethodConfig: Any = Annotated[
+    Union[tuple(METHODS.values())],  # noqa: UP007  the members are known at run time only
+    pydantic.Field(discriminator="kind"),
+]
+Positive = Annotated[int, pydantic.Field(gt=0)]
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved and what is kept."""
+
+    # save every so many steps, and at the end; 0 saves at the end only
+    every: int = 0
+    # how many of the newest steps to keep
+    keep_last: Positive = 1
+    # keep also the step with the lowest held-out loss
+    keep_best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A training run. Phases differ in data, method and start; nothing here names a phase."""
+
+    # where batches come from, and their objective, length and size
+    data: DataConfig
+    # how many steps to take
+    steps: Positive
+    # the model's shape; None takes the shape of `init_from`
+    model: ModelConfig | None = None
+    # a tokenizer file; None takes the tokenizer of `init_from`
+    tokenizer: str | None = None
+    # a run's folder (or one of its checkpoints) whose weights to start from; None: random
+    init_from: str | None = None
+    # what is attached to the model and what of it trains
+    method: MethodConfig = Full()
+    # how gradients become steps
+    optimizer: OptimizerConfig = OptimizerConfig()
+    # the course of the learning rate
+    schedule: ScheduleConfig = ScheduleConfig()
+    # what is minimised
+    loss: LossConfig = LossConfig()
+    # decoupled weight decay
+    decay: float = 0.0
+    # ordered (pattern over parameters, factor): first match multiplies the decay
+    decay_rules: tuple[tuple[str, float], ...] = ()
+    # ordered (pattern over parameters, factor): first match multiplies the rate
+    rate_rules: tuple[tuple[str, float], ...] = ()
+    # largest global norm of the gradient; None never clips
+    clip: float | None = 1.0
+    # probability of dropping units of the residual branches; 0 compiles none
+    dropout: Share = 0.0
+    # probability of dropping inputs of attached deltas (LoRA dropout)
+    site_dropout: Share = 0.0
+    # micro-batches that one step adds up
+    accumulate: Positive = 1
+    # seed of the weights and of dropout; the data has its own
+    seed: int = 0
+    # stop after this many steps in a row without a finite loss and gradient
+    most_skipped: Positive = 10
+    # how devices are arranged
+    mesh: MeshConfig = MeshConfig()
+    # ordered (logical axis, mesh axes): where each axis of an array lies
+    sharding_rules: sharding.Rules = sharding.RULES
+    # measure the held-out loss every so many steps, and at the end; 0: at the end only
+    evaluate_every: int = 0
+    # the split to measure it on; None measures nothing
+    evaluate_split: str | None = None
+    # most tokens of each source to measure it on, whole documents drawn by the data's seed
+    evaluate_tokens: int | None = None
+    # write metrics every so many steps
+    log_every: Positive = 10
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __post_init__(self):
+        if self.init_from is None and (self.model is None or self.tokenizer is None):
+            raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
+        if self.data.batch_size % self.accumulate:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} does not divide by accumulate "
+                f"{self.accumulate}"
+            )

@@ -1,0 +1,98 @@
+"""Writes text with a trained run: one prompt, several at once, or a conversation at the terminal.
+
+    python -m research.generate --run runs/quickstart/pretrain --prompt "def main("
+    python -m research.generate --run runs/quickstart/lora --prompt "$(cat NOTICE)"
+    python -m research.generate --run DIR                  # asks for prompts until end of input
+
+A run that was tuned on prompts and completions wraps each prompt in the template that it was tuned
+with; `--raw` leaves the template out. Text appears as it is made; several prompts are answered in
+one batch and printed in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--base", help="where a tuned run's base is, if it moved")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument("--raw", action="store_true", help="no template, only the prompt's text")
+    parser.add_argument("--tokens", type=int, default=64, help="most tokens to add (default 64)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: likeliest token")
+    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw among this share")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    arguments = parser.parse_args(argv)
+    if arguments.tokens < 1:
+        parser.error("--tokens must be at least 1")
+    try:
+        _answer(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    from research import runs, sharding
+    from research.compilation_cache import enable_compilation_cache
+    from research.data.pipeline import make_objective
+    from research.generation import decode
+    from research.generation.sampling import Sampling
+    from research.objectives.supervised import Supervised
+
+    enable_compilation_cache()
+    sampling = Sampling(
+        arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed
+    )
+    run = runs.open_run(arguments.run, arguments.base)
+    mesh = sharding.MeshConfig().make()
+    words, window = run.tokenizer, run.experiment.data.sequence_length
+    objective = make_objective(run.experiment.data)
+    with sharding.use(mesh, sharding.RULES):
+        model = runs.load_model(run, mesh, sharding.RULES)
+
+        def ids(prompt: str) -> list[int]:
+            if isinstance(objective, Supervised) and not arguments.raw:
+                found, cut = objective.prompt_ids(words, prompt, window, arguments.tokens)
+                if cut:
+                    print(f"(the prompt was cut to fit {window} tokens)", file=sys.stderr)
+                return found
+            return [words.begin_id, *words.encode(prompt)]
+
+        def say(prompt: str) -> None:
+            columns = decode.stream(
+                model, [ids(prompt)], arguments.tokens, words.end_id, sampling
+            )
+            tokens = (int(column[0]) for column in columns)
+            for text in words.stream(token for token in tokens if token != words.end_id):
+                print(text, end="", flush=True)
+            print(flush=True)
+
+        if len(arguments.prompt) > 1:
+            rows = decode.generate(
+                model, [ids(p) for p in arguments.prompt], arguments.tokens, words.end_id, sampling
+            )
+            for row in rows:
+                print(words.decode(row))
+        elif arguments.prompt:
+            say(arguments.prompt[0])
+        else:
+            while prompt := _ask():
+                say(prompt)
+
+
+def _ask() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "") or None
+    except EOFError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

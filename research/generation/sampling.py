@@ -1,0 +1,45 @@
+"""Choosing the next token from its logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn."""
+
+    # divides the logits; 0 takes the likeliest token
+    temperature: float = 0.0
+    # draw among the k likeliest tokens; 0 among all
+    top_k: int = 0
+    # draw among the likeliest tokens that hold this share of probability (arXiv:1904.09751)
+    top_p: float = 1.0
+    # random seed; a row's draws depend on it, on the row's number and on the token's, alone
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"sampling: temperature {self.temperature} and top_k {self.top_k} must not be "
+                f"negative, top_p {self.top_p} must lie in (0, 1]"
+            )
+
+
+def sample(
+    logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
+) -> jax.Array:
+    """Next tokens [B] from logits [B,V] and a key for each row; the numbers are scalars."""
+    greedy = jnp.argmax(logits, axis=-1)
+    order = jnp.argsort(-logits, axis=-1)
+    ranked = jnp.take_along_axis(logits, order, axis=-1) / jnp.maximum(temperature, 1e-6)
+    share = jax.nn.softmax(ranked, axis=-1)
+    rank = jnp.arange(logits.shape[-1])
+    before = jnp.cumsum(share, axis=-1) - share  # the likeliest token always stays
+    kept = (before < top_p) & ((top_k == 0) | (rank < top_k))
+    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, ranked, -jnp.inf))
+    drawn = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
+    return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)

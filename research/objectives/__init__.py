@@ -1,0 +1,10 @@
+"""Objectives: how documents or examples become rows of a `Batch`. One file each."""
+
+from research.objectives.base import Objective
+from research.objectives.causal import Causal
+from research.objectives.supervised import Supervised
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "causal": Causal,
+    "supervised": Supervised,
+}

@@ -1,0 +1,47 @@
+"""Predict every next token of a document, and where it ends."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from research.objectives.base import Examples, Piece
+
+if TYPE_CHECKING:
+    from research.data.tokenizer import Tokenizer
+    from research.data.tokens import TokenTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """A document d0 .. dn reads `begin d0 .. dn` and says `d0 .. dn end`; all is trained on.
+
+    A document longer than a row is cut; a later piece starts with the token before its first
+    target, not with another begin token, so that each target is trained on exactly once.
+    """
+
+    fields: ClassVar[Mapping[str, bool]] = {"text": True}
+
+    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+        """Documents of `table`; `window` does not matter, since documents may be split."""
+        documents = table["text"]
+        lengths = documents.lengths
+        begin = np.asarray([tokenizer.begin_id], np.int32)
+
+        def piece(index: int, start: int, stop: int) -> Piece:
+            first = documents.offsets[index]
+            targets = documents.values[first + start : first + stop].astype(np.int32)
+            before = documents.values[first + start - 1 : first + start] if start else begin
+            tokens = np.concatenate([before.astype(np.int32), targets[:-1]])
+            return Piece(tokens, targets, np.ones(len(targets), np.float32))
+
+        return Examples(
+            name=table.name,
+            lengths=lengths,
+            trained=lengths,
+            bytes=table.bytes["text"],
+            truncated=np.zeros(len(lengths), bool),
+            splittable=True,
+            piece=piece,
+        )

@@ -1,0 +1,147 @@
+"""Say the completion that belongs to a prompt. Only the completion and its end are trained on."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from research.objectives.base import Examples, Piece
+
+if TYPE_CHECKING:
+    from research.data.tokenizer import Tokenizer
+    from research.data.tokens import TokenTable
+
+_SLOT = "{prompt}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """An example reads `begin head prompt tail completion` and is trained on `completion end`.
+
+    Head and tail are the fixed parts of the template. All four parts are tokenised apart, in
+    training, scoring and generation alike, so that the same token boundaries are seen everywhere.
+    """
+
+    # Text around the prompt, with `{prompt}` once. Names of special tokens in it (`<|im_start|>`)
+    # are honoured. End each fixed part at a natural token boundary, such as a newline.
+    template: str = "{prompt}\n"
+    # Which side of a prompt that is too long is removed. Only the prompt's own text is ever cut,
+    # never the fixed parts or the completion.
+    cut: Literal["left", "right"] = "right"
+    # Tokens kept free for completion and end-of-text when a prompt is cut (a longer completion
+    # takes what it needs), so that where the cut falls does not tell the completion's length.
+    answer_tokens: int = 16
+    # Whether the tokens before the completion see each other both ways (prefix LM, Raffel et al.
+    # 2020).
+    bidirectional: bool = False
+
+    fields: ClassVar[Mapping[str, bool]] = {"prompt": False, "completion": True}
+
+    def __post_init__(self) -> None:
+        if self.template.count(_SLOT) != 1:
+            raise ValueError(
+                f"The template must hold {_SLOT} exactly once, not "
+                f"{self.template.count(_SLOT)} times: {self.template!r}."
+            )
+        if self.cut not in ("left", "right"):
+            raise ValueError(f"cut must be 'left' or 'right', not {self.cut!r}.")
+        if self.answer_tokens < 0:
+            raise ValueError(f"answer_tokens must not be negative, not {self.answer_tokens}.")
+
+    def fixed(self, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+        """Token ids of the template's head and tail, without the begin token."""
+        head, tail = self.template.split(_SLOT)
+        return tokenizer.encode(head, special=True), tokenizer.encode(tail, special=True)
+
+    def prompt_ids(
+        self,
+        tokenizer: "Tokenizer",
+        prompt: str,
+        window: int,
+        answer: int = 0,
+        shots: Sequence[int] = (),
+    ) -> tuple[list[int], bool]:
+        """What the model reads before it answers: exactly what it reads in training.
+
+        Args:
+          tokenizer: the model's.
+          prompt: the input text, without the template.
+          window: tokens that the model reads at most, prompt and answer together.
+          answer: tokens of the longest answer that must fit, with end-of-text; `answer_tokens`
+            are kept free for it at least.
+          shots: token ids of worked examples, placed between the begin token and the head.
+
+        Returns:
+          Token ids from the begin token to the end of the template's tail, and whether the
+          prompt was cut.
+
+        Raises:
+            ValueError: nothing of the prompt fits.
+        """
+        head, tail = self.fixed(tokenizer)
+        ids = tokenizer.encode(prompt)
+        answer = max(answer, self.answer_tokens)
+        space = window - len(shots) - len(head) - len(tail) - answer
+        if space < min(1, len(ids)):
+            raise ValueError(
+                f"A window of {window} tokens has no room for the prompt beside the template "
+                f"({len(head) + len(tail)} tokens), the worked examples ({len(shots)}) and the "
+                f"answer ({answer})."
+            )
+        start, stop = self._kept(len(ids), space)
+        kept = ids[start:stop]
+        return [tokenizer.begin_id, *shots, *head, *kept, *tail], len(kept) < len(ids)
+
+    def _kept(self, length: int, space: int) -> tuple[int, int]:
+        """Which stretch of a prompt of `length` tokens stays when there is `space` for it."""
+        kept = max(0, min(length, space))
+        return (length - kept, length) if self.cut == "left" else (0, kept)
+
+    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+        """Labelled examples of `table`, prompts cut to `window` tokens.
+
+        Raises:
+            ValueError: a completion does not fit into the window (names the row).
+        """
+        prompts, completions = table["prompt"], table["completion"]
+        head, tail = (np.asarray(part, np.int32) for part in self.fixed(tokenizer))
+        begin = np.asarray([tokenizer.begin_id], np.int32)
+        answers = completions.lengths  # With end-of-text, which is a target but never read.
+        space = window - len(head) - len(tail) - np.maximum(answers, self.answer_tokens)
+        short = np.flatnonzero(space < np.minimum(1, prompts.lengths))
+        if len(short):
+            row = int(short[0])
+            raise ValueError(
+                f"{table.name}, row {row}: the completion has {answers[row]} tokens with its end "
+                f"(at least {self.answer_tokens} are kept free) and the template "
+                f"{len(head) + len(tail)}: no room for the prompt in a window of {window} "
+                f"({len(short)} such rows). Answers are never cut: use a longer sequence_length "
+                "or remove these rows."
+            )
+        kept = np.minimum(prompts.lengths, space)
+
+        def piece(index: int, start: int, stop: int) -> Piece:
+            prompt, completion = prompts[index], completions[index].astype(np.int32)
+            first, last = self._kept(len(prompt), int(space[index]))
+            before = np.concatenate([begin, head, prompt[first:last].astype(np.int32), tail])
+            whole = np.concatenate([before, completion])
+            # The last token before the completion says its first token.
+            asked = np.arange(len(whole) - 1) >= len(before) - 1
+            prefix = np.arange(len(whole) - 1) < len(before) if self.bidirectional else None
+            return Piece(
+                whole[:-1][start:stop],
+                whole[1:][start:stop],
+                asked.astype(np.float32)[start:stop],
+                None if prefix is None else prefix[start:stop],
+            )
+
+        return Examples(
+            name=table.name,
+            lengths=len(head) + len(tail) + kept + answers,
+            trained=answers,
+            bytes=table.bytes["completion"],
+            truncated=kept < prompts.lengths,
+            splittable=False,
+            piece=piece,
+        )

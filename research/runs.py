@@ -1,0 +1,150 @@
+"""A run's folder: what a training run leaves, and how a model is read from it.
+
+A run that trained everything holds a whole model. A tuned run holds what was attached or trained
+and names its base by path and fingerprint; reading it reads the base too, and refuses another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research import config as door
+from research import fingerprint, methods, sharding, tree
+from research.checkpoint import open_checkpoint
+from research.data import tokenizer as tokenizers
+from research.experiment import Experiment
+from research.models.transformer import ModelConfig, Transformer
+from research.saved_step import SavedStep
+from research.tree import Arrays
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checkpoint with what it says of itself."""
+
+    saved: SavedStep
+    experiment: Experiment
+    model: ModelConfig
+    tokenizer: tokenizers.Tokenizer
+    base: Run | None
+
+    def checksums(self) -> dict[str, fingerprint.Checksum]:
+        """Of every parameter, the base's included; reads no array."""
+        below = self.base.checksums() if self.base else {}
+        return below | self.saved.checksums("model/")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What identifies the whole model: names, shapes, types and bits of all parameters."""
+        return fingerprint.combine(self.checksums())
+
+    def parameters(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
+        """Reads single-layer parameters, each onto the sharding that it asks for.
+
+        Raises:
+          ValueError: names or shapes that the run does not have.
+        """
+        own = self.saved.checksums("model/")
+        mine = {name: shape for name, shape in abstract.items() if name in own or not self.base}
+        rest = {name: shape for name, shape in abstract.items() if name not in mine}
+        read = self.saved.restore({f"model/{n}": s for n, s in mine.items()}, partial=True)
+        arrays = {name.removeprefix("model/"): array for name, array in read.items()}
+        return arrays | (self.base.parameters(rest) if self.base and rest else {})
+
+
+def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
+    """Opens a run's folder or one of its checkpoints.
+
+    Args:
+      base: where the base is now, if it moved since the run was tuned.
+
+    Raises:
+      FileNotFoundError: no checkpoint there, or the base is gone.
+      ValueError: the base is not the one that the run was tuned on.
+    """
+    saved = open_checkpoint(path)
+    metadata = saved.metadata()
+    where = f"{saved.path}: metadata"
+    experiment = door.build(Experiment, metadata["experiment"], f"{where}.experiment")
+    model = door.build(ModelConfig, metadata["model"], f"{where}.model")
+    below = None
+    if metadata["base"] is not None:
+        place = base or metadata["base"]["path"]
+        try:
+            below = open_run(place)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{saved.path} was tuned on the base {place}, which is gone ({error}); "
+                "say where it is now with --base"
+            ) from error
+        if below.fingerprint != metadata["base"]["fingerprint"]:
+            raise ValueError(
+                f"{saved.path} was tuned on a base with fingerprint "
+                f"{metadata['base']['fingerprint'][:16]}, but {place} has "
+                f"{below.fingerprint[:16]}: it is another model, or another step of it"
+            )
+    words = tokenizers.from_json(saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}")
+    return Run(saved, experiment, model, words, below)
+
+
+def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Transformer:
+    """The run's model with everything attached, sharded over the mesh."""
+    stacks = methods.derive_stacks(run.model, run.experiment.method)
+
+    def build(key: jax.Array) -> Transformer:
+        return run.experiment.method.attach(Transformer(key, run.model, stacks), key)
+
+    shapes = jax.eval_shape(build, jax.random.key(0))
+    return tree.unflatten(shapes, read_model(run, shapes, mesh, rules))
+
+
+def read_model(
+    run: Run, shapes: Any, mesh: jax.sharding.Mesh, rules: sharding.Rules
+) -> Arrays:
+    """Arrays under the (stacked) names of an abstract model, read from the run."""
+    flat = tree.flatten(shapes)
+    placed = sharding.shardings(tree.parameter_axes(shapes), flat, mesh, rules)
+    return restore_stacked(flat, placed, run.parameters)
+
+
+def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: Any) -> Arrays:
+    """Reads single layers with `read(abstract) -> arrays` and stacks them under `flat`'s names."""
+    singles = {}
+    for name, shape in flat.items():
+        names = tree.layer_names(name)
+        stacked = tree.is_stacked(name)
+        where = sharding.layer_shardings(names, placed[name]) if stacked else {name: placed[name]}
+        for single in names:
+            form = shape.shape[1:] if stacked else shape.shape
+            singles[single] = jax.ShapeDtypeStruct(form, shape.dtype, sharding=where[single])
+    stack = functools.partial(tree.restack, names=tuple(flat))
+    return jax.jit(stack, out_shardings={name: placed[name] for name in flat})(read(singles))
+
+
+def unstack_for_saving(arrays: Arrays) -> Arrays:
+    """Stacked arrays -> single layers, on the shardings that the stacks have."""
+    placed = {}
+    for name, array in arrays.items():
+        names = tree.layer_names(name)
+        if tree.is_stacked(name):
+            placed |= sharding.layer_shardings(names, array.sharding)
+        else:
+            placed[name] = array.sharding
+    return jax.jit(tree.unstack, out_shardings=placed)(arrays)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

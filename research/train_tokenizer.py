@@ -1,0 +1,55 @@
+"""Trains a byte-level BPE tokenizer on the training text of a config's sources.
+
+    python -m research.train_tokenizer --config configs/quickstart/pretrain.py \\
+        --vocabulary 4096 --out runs/quickstart/tokenizer.json
+
+Each source gives the same number of bytes (`--bytes`, spread evenly over its documents), so that
+no large source takes the whole vocabulary. The same text gives the same tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from research import config as door
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = door.program_parser(__doc__)
+    parser.add_argument("--vocabulary", type=int, required=True, help="number of tokens")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the tokenizer's JSON")
+    parser.add_argument(
+        "--bytes", type=int, default=2_000_000, help="text of each source (default 2,000,000)"
+    )
+    arguments = door.parse(parser, argv)
+
+    from research.data import tokenizer
+    from research.data.sources import open_source
+    from research.experiment import Experiment
+
+    experiment = door.load(Experiment, arguments.config, arguments.overrides)
+    sources = [open_source(source) for source in experiment.data.sources]
+    texts = (text for source in sources for text in sample(source, arguments.bytes))
+    words = tokenizer.train(texts, arguments.vocabulary)
+    words.save(Path(arguments.out))
+    print(f"{arguments.out}: {words.vocabulary_size} tokens, {words.fingerprint()[:16]}")
+
+
+def sample(source: Any, limit: int) -> Iterator[str]:
+    """Documents spread evenly over a source, about `limit` bytes in all."""
+    total, stride = 0, 1
+    while stride * 7 < len(source) // 64:  # a stride that is no period of a sorted source
+        stride = stride * 2 + 1
+    for start in range(stride):
+        for index in range(start, len(source), stride):
+            if total >= limit:
+                return
+            text = source[index]["text"]
+            total += len(text.encode())
+            yield text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Settings that must stand before JAX is imported, and how hypothesis draws."""
+
+import os
+from pathlib import Path
+
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ["JAX_PLATFORMS"] = os.environ.get("GRAFT_TEST_PLATFORM", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+# One cache of compiled programs for every test process and the programs that tests start. Two that
+# write one entry at once write the same bytes; one that reads it half written compiles it itself.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+settings.register_profile("graft", deadline=None, derandomize=True, max_examples=20, database=None)
+settings.load_profile("graft")

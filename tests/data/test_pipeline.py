@@ -1,0 +1,316 @@
+"""Batches are a pure function of (config, seed, step), on any number of hosts."""
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from research.batch import Batch
+from research.data import checks
+from research.data import tokenizer as tokenizer_lib
+from research.data.pipeline import DataConfig, HeldOut, Pipeline
+from research.data.sources import SourceConfig
+
+FIELDS = ("tokens", "targets", "weights", "segments", "positions")
+WORDS = "the a of stone river under cold bright runs falls sings über naïve 😀".split()
+
+
+def _documents(seed, count, longest):
+    generator = np.random.default_rng(seed)
+    return [
+        " ".join(generator.choice(WORDS, generator.integers(1, longest))) + f" #{seed}.{i}"
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """(folder, tokenizer): two sources of documents and one of labelled examples."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, seed, count, longest in (("prose", 1, 60, 60), ("code", 2, 25, 9)):
+        for split, size in (("train", count), ("heldout", 11)):
+            texts = _documents(seed + (split != "train") * 10, size, longest)
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+            (folder / f"{name}.{split}.jsonl").write_text(lines)
+    labelled = [{"prompt": text, "completion": text[-3:]} for text in _documents(5, 40, 12)]
+    text = "".join(json.dumps(example) + "\n" for example in labelled)
+    (folder / "labelled.train.jsonl").write_text(text)
+    return folder, tokenizer_lib.train(_documents(1, 60, 60), 330)
+
+
+def _source(data, name, weight=1.0):
+    return SourceConfig(name, "jsonl", str(data[0] / f"{name}.{{split}}.jsonl"), weight=weight)
+
+
+def _config(data, **changes):
+    sources = (_source(data, "prose", 3.0), _source(data, "code", 1.0))
+    return DataConfig(sources, sequence_length=64, batch_size=8, seed=5, **changes)
+
+
+def _pipeline(data, **changes):
+    return Pipeline(_config(data, **changes), data[1], data[0] / "cache")
+
+
+def _labelled(data, **settings):
+    config = DataConfig(
+        (_source(data, "labelled"),), 64, 8, "supervised", {"answer_tokens": 4, **settings}
+    )
+    return Pipeline(config, data[1], data[0] / "cache")
+
+
+def _assert_equal(a, b):
+    for field in FIELDS:
+        assert np.array_equal(getattr(a, field), getattr(b, field)), field
+
+
+def _documents_of(rows, tokenizer):
+    """Text of every document, put together again from the pieces in the rows."""
+    pieces = {}
+    plan = rows.plan
+    for r in range(len(rows)):
+        row = rows[r]
+        for k, number in enumerate(range(plan.offsets[r], plan.offsets[r + 1]), start=1):
+            here = row["segments"] == k
+            place = int(plan.examples[number]), int(plan.starts[number])
+            pieces[place] = row["targets"][here].tolist()
+    texts = {}
+    for document, start in sorted(pieces):
+        texts.setdefault(document, []).extend(pieces[document, start])
+    assert all(
+        ids[-1] == tokenizer.end_id and tokenizer.end_id not in ids[:-1] for ids in texts.values()
+    )
+    return [tokenizer.decode(texts[i]) for i in sorted(texts)]
+
+
+def test_batch_at_step_is_a_pure_function(data):
+    one, two = _pipeline(data), _pipeline(data)
+    forward = [one.batch(step) for step in range(12)]
+    for step in reversed(range(12)):
+        _assert_equal(two.batch(step), forward[step])
+    other = dataclasses.replace(_config(data), seed=6)
+    changed = Pipeline(other, data[1], data[0] / "cache").batch(3)
+    assert not np.array_equal(changed.tokens, forward[3].tokens)
+
+
+def test_a_new_process_reads_the_same_batch(data):
+    want = _pipeline(data).batch(37)
+    code = (
+        "import sys, json\n"
+        "import numpy as np\n"
+        "from research import config\n"
+        "from research.data import tokenizer\n"
+        "from research.data.pipeline import DataConfig, Pipeline\n"
+        "made = config.build(DataConfig, json.loads(sys.argv[1]))\n"
+        "batch = Pipeline(made, tokenizer.load(sys.argv[2]), sys.argv[3]).batch(37)\n"
+        f"np.savez(sys.argv[4], **{{f: getattr(batch, f) for f in {FIELDS!r}}})\n"
+    )
+    folder, tokenizer = data
+    tokenizer.save(folder / "tokenizer.json")
+    config = json.dumps(dataclasses.asdict(_config(data)))
+    paths = [folder / "tokenizer.json", folder / "other cache", folder / "batch.npz"]
+    environment = {**os.environ, "PYTHONHASHSEED": "123", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, config, *map(str, paths)]
+    subprocess.run(command, check=True, env=environment)
+    with np.load(folder / "batch.npz") as got:
+        for field in FIELDS:
+            assert np.array_equal(got[field], getattr(want, field))
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_the_hosts_slices_are_the_global_batch(data, hosts):
+    pipeline = _pipeline(data)
+    for step in (0, 9):
+        parts = [pipeline.batch(step, host, hosts) for host in range(hosts)]
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        _assert_equal(joined, pipeline.batch(step))
+
+
+def test_hosts_that_do_not_divide_the_batch_are_an_error(data):
+    with pytest.raises(ValueError, match="batch_size=8 does not divide among 3"):
+        _pipeline(data).batch(0, 0, 3)
+    with pytest.raises(ValueError, match="process_index 2"):
+        _pipeline(data).batch(0, 2, 2)
+
+
+def test_the_mixture_has_the_configured_shares(data):
+    pipeline = _pipeline(data)
+    code = {
+        row["tokens"].tobytes()
+        for row in map(pipeline.rows["code"].__getitem__, range(len(pipeline.rows["code"])))
+    }
+    rows = [row for step in range(50) for row in pipeline.batch(step).tokens]
+    assert sum(row.tobytes() in code for row in rows) / len(rows) == pytest.approx(0.25, abs=0.01)
+
+
+def test_an_epoch_reads_every_row_once_and_the_next_one_in_another_order(data):
+    config = dataclasses.replace(_config(data), sources=(_source(data, "prose"),), batch_size=1)
+    pipeline = Pipeline(config, data[1], data[0] / "cache")
+    rows = pipeline.rows["prose"]
+    every = Counter(rows[i]["tokens"].tobytes() for i in range(len(rows)))
+    epochs = [
+        [pipeline.batch(epoch * len(rows) + i).tokens.tobytes() for i in range(len(rows))]
+        for epoch in range(2)
+    ]
+    assert Counter(epochs[0]) == Counter(epochs[1]) == every
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_text_can_be_read_back_from_the_rows(data, pack):
+    pipeline = _pipeline(data, pack=pack)
+    texts = _documents(1, 60, 60)
+    assert _documents_of(pipeline.rows["prose"], data[1]) == texts
+    assert pipeline.bytes_per_source["prose"] == sum(len(text.encode()) for text in texts)
+
+
+def test_heldout_reads_every_token_once_and_pads_the_last_batch(data):
+    heldout = _pipeline(data).heldout("prose", "heldout")
+    texts = _documents(11, 11, 60)
+    assert _documents_of(heldout.rows, data[1]) == texts
+    assert heldout.bytes == sum(len(text.encode()) for text in texts)
+    assert heldout.documents == 11 and len(heldout.rows) % 8
+    batches = list(heldout.batches())
+    assert len(batches) == len(heldout) and all(b.tokens.shape == (8, 64) for b in batches)
+    wanted = sum(len(data[1].encode(text)) + 1 for text in texts)
+    assert sum(b.weights.sum() for b in batches) == heldout.tokens == wanted
+    assert not batches[-1].segments[len(heldout.rows) % 8 :].any()
+    slices = [heldout.batch(len(heldout) - 1, host, 2).tokens for host in range(2)]
+    assert np.array_equal(np.concatenate(slices), batches[-1].tokens)
+
+
+def test_a_limited_heldout_set_counts_only_its_own_bytes(data):
+    config, cache = _config(data), data[0] / "cache"
+    part = HeldOut(config, data[1], cache, "prose", "heldout", max_tokens=200)
+    assert 0 < part.tokens <= 200 and 0 < part.documents < 11
+    texts = _documents_of(part.rows, data[1])
+    assert set(texts) < set(_documents(11, 11, 60))
+    assert part.bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_batches_made_ahead_are_the_same_and_their_threads_stop(data):
+    pipeline = _pipeline(data)
+    before = threading.active_count()
+    stream = pipeline.batches(start_step=4)
+    for step in range(4, 9):
+        _assert_equal(next(stream), pipeline.batch(step))
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_while_making_a_batch_reaches_the_reader(data):
+    stream = _pipeline(data).batches(0, process_index=0, process_count=3)
+    with pytest.raises(ValueError, match="does not divide"):
+        next(stream)
+
+
+def test_statistics_say_what_the_steps_will_read(data, caplog):
+    pipeline = _pipeline(data)
+    with caplog.at_level(logging.WARNING):
+        statistics = pipeline.statistics(steps=10)
+    prose, code = statistics["prose"], statistics["code"]
+    assert prose["documents"] == 60 and prose["truncated"] == 0 and prose["trained"] == 1.0
+    assert prose["fill"] > 0.95 and prose["share"] == 0.75
+    assert prose["epochs"] == 10 * 8 * 0.75 / prose["rows"] and code["epochs"] > 4
+    assert "'code' is read" in caplog.text and "'prose'" not in caplog.text
+
+
+def test_supervised_batches_hold_whole_examples_and_train_only_the_answers(data):
+    pipeline = _labelled(data, template="Q:\n{prompt}\nA:\n")
+    rows, tokenizer = pipeline.rows["labelled"], data[1]
+    answers = []
+    for r in range(len(rows)):
+        row = rows[r]
+        for segment in range(1, row["segments"].max() + 1):
+            here = row["segments"] == segment
+            text = tokenizer.decode(row["tokens"][here])
+            trained = row["targets"][here][row["weights"][here] > 0]
+            assert text.startswith("Q:\n") and trained[-1] == tokenizer.end_id
+            assert tokenizer.decode(row["tokens"][here][:1], special=True) == "<|begin|>"
+            answers.append(tokenizer.decode(trained))
+            assert text.endswith("\nA:\n" + answers[-1])
+    assert sorted(answers) == sorted(text[-3:] for text in _documents(5, 40, 12))
+    assert 0 < pipeline.statistics(1)["labelled"]["trained"] < 0.5
+
+
+def test_only_a_bidirectional_objective_has_a_prefix(data):
+    assert _labelled(data).batch(0).prefix is None
+    batch = _labelled(data, bidirectional=True).batch(0)
+    assert batch.prefix.dtype == bool and batch.prefix.any()
+    answered = batch.weights[:, 1:] * batch.prefix[:, 1:]
+    # Within the prefix only its last token is trained: it says the answer's first token.
+    following = (
+        np.roll(batch.prefix, -1, axis=1)[:, 1:]
+        & (np.roll(batch.segments, -1, axis=1) == batch.segments)[:, 1:]
+    )
+    assert not (answered * following).any()
+
+
+def test_the_batch_is_a_pytree_with_and_without_optional_leaves(data):
+    batch = _pipeline(data).batch(0)
+    assert len(jax.tree.leaves(batch)) == 5
+    doubled = jax.jit(lambda b: dataclasses.replace(b, weights=b.weights * 2))(batch)
+    assert isinstance(doubled, Batch) and float(doubled.weights.sum()) == 2 * batch.weights.sum()
+
+
+def test_bad_data_is_an_error_before_compute(data, tmp_path):
+    folder, tokenizer = data
+
+    def build(**changes):
+        return Pipeline(dataclasses.replace(_config(data), **changes), tokenizer, folder / "cache")
+
+    (tmp_path / "empty.jsonl").write_text("\n")
+    empty = SourceConfig("empty", "jsonl", str(tmp_path / "empty.jsonl"))
+    with pytest.raises(ValueError, match="'empty:train' is empty"):
+        build(sources=(empty,))
+    with pytest.raises(ValueError, match="'prose' is listed twice"):
+        build(sources=(_source(data, "prose"), _source(data, "prose")))
+    with pytest.raises(ValueError, match="weight of source 'code' must be positive"):
+        build(sources=(_source(data, "prose"), _source(data, "code", 0.0)))
+    with pytest.raises(ValueError, match="no objective 'casual'"):
+        build(objective="casual")
+    with pytest.raises(ValueError, match="did you mean objective_settings.template"):
+        build(objective="supervised", objective_settings={"templat": "{prompt}"})
+    with pytest.raises(ValueError, match="begin token twice"):
+        _labelled(data, template="<|begin|>{prompt}\n")
+    with pytest.raises(ValueError, match="labelled:train, row 0: the completion has"):
+        _labelled(data, template="{prompt}\n" + "a long fixed part " * 20)
+    with pytest.raises(ValueError, match="the model's vocabulary only 300"):
+        Pipeline(_config(data), tokenizer, folder / "cache", model_vocabulary=300)
+
+
+def test_a_batch_that_trains_nothing_or_padding_is_refused(data):
+    batch = _pipeline(data).batch(0)
+    checks.check_batch(batch, data[1].vocabulary_size)
+    zeros, ones = np.zeros_like(batch.weights), np.ones_like(batch.weights)
+    for change, message in (
+        ({"weights": zeros}, "no token is trained on"),
+        ({"weights": ones, "segments": np.zeros_like(batch.segments)}, "padding has weight"),
+        ({"weights": ones * np.nan}, "finite"),
+        ({"targets": batch.targets + 400}, "outside the vocabulary of 330"),
+        ({"positions": batch.positions[:, :5]}, "positions must be int32 of shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checks.check_batch(dataclasses.replace(batch, **change), 330)
+
+
+def test_an_objective_that_never_trains_the_end_is_refused(data):
+    examples = _pipeline(data).rows["prose"].examples
+
+    def endless(index, start, stop):
+        piece = examples.piece(index, start, stop)
+        weights = np.where(piece.targets == data[1].end_id, 0, piece.weights)
+        return dataclasses.replace(piece, weights=weights)
+
+    with pytest.raises(ValueError, match="never trains end-of-text"):
+        checks.check_examples(dataclasses.replace(examples, piece=endless), data[1], 64)
+    masked = dataclasses.replace(examples, trained=np.zeros_like(examples.trained))
+    with pytest.raises(ValueError, match="no token to train on"):
+        checks.check_examples(masked, data[1], 64)

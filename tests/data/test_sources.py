@@ -1,0 +1,168 @@
+"""Sources and their tokenised cache."""
+
+import json
+
+import numpy as np
+import pytest
+
+from research.data import tokenizer as tokenizer_lib
+from research.data.sources import SourceConfig, open_source
+from research.data.tokens import tokenise
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_lib.train(["some words and other words " * 9], 300)
+
+
+def _write(path, lines):
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_jsonl_gives_its_lines_in_order_and_skips_empty_ones(tmp_path):
+    lines = [json.dumps({"text": "ä"}, ensure_ascii=False), "", json.dumps({"text": "b", "n": 2})]
+    path = _write(tmp_path / "a.jsonl", lines)
+    source = open_source(SourceConfig("a", "jsonl", str(path)))
+    assert [source[i] for i in range(len(source))] == [{"text": "ä"}, {"text": "b", "n": 2}]
+
+
+@pytest.mark.parametrize("line", ['{"text": "b"', "[1]", '{"text": "\\x"}'])
+def test_a_broken_jsonl_line_names_file_and_line(tmp_path, tokenizer, line):
+    path = _write(tmp_path / "bad.jsonl", ['{"text": "a"}', "", line])
+    source = open_source(SourceConfig("bad", "jsonl", str(path)))
+    with pytest.raises(ValueError, match=r"bad\.jsonl:3: "):
+        tokenise(source, tokenizer, {"text": True}, tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache").iterdir()], "nothing half-written is left"
+
+
+def test_text_that_is_not_utf8_names_its_file(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
+    source = open_source(SourceConfig("folder", "text", str(tmp_path)))
+    with pytest.raises(ValueError, match=r"x\.txt: not UTF-8"):
+        source[0]
+
+
+def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.md").write_text("one", encoding="utf-8")
+    (tmp_path / "a.txt").write_bytes("zwei ü\r\n".encode())
+    (tmp_path / "c.png").write_bytes(b"\xff")
+    source = open_source(SourceConfig("folder", "text", str(tmp_path)))
+    assert [source[i] for i in range(len(source))] == [
+        {"text": "zwei ü\r\n", "id": "a.txt"},
+        {"text": "one", "id": "b/1.md"},
+    ]
+
+
+def test_fields_are_renamed_and_a_missing_one_names_the_nearest(tmp_path):
+    path = _write(tmp_path / "a.jsonl", ['{"notice": "n", "key": "k"}'])
+    fields = {"prompt": "notice", "completion": "key"}
+    config = SourceConfig("a", "jsonl", str(path), fields=fields)
+    assert open_source(config)[0] == {"prompt": "n", "completion": "k"}
+    config = SourceConfig("a", "jsonl", str(path), fields={"prompt": "notic"})
+    with pytest.raises(ValueError, match=r"a\.jsonl:1.*did you mean 'notice'"):
+        open_source(config)[0]
+
+
+def test_a_split_is_a_file_of_its_own_and_never_the_training_file(tmp_path):
+    _write(tmp_path / "train.jsonl", ['{"text": "a"}'])
+    _write(tmp_path / "test.jsonl", ['{"text": "b"}'])
+    both = SourceConfig("a", "jsonl", str(tmp_path / "{split}.jsonl"))
+    assert open_source(both, "test")[0] == {"text": "b"}
+    only = SourceConfig("a", "jsonl", str(tmp_path / "train.jsonl"))
+    with pytest.raises(ValueError, match="has only the split 'train'"):
+        open_source(only, "test")
+
+
+def test_wrong_kind_and_missing_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'jsonl'"):
+        open_source(SourceConfig("a", "json", "x"))
+    with pytest.raises(FileNotFoundError, match="no file"):
+        open_source(SourceConfig("a", "jsonl", str(tmp_path / "none.jsonl")))
+    with pytest.raises(FileNotFoundError, match="no .txt or .md"):
+        open_source(SourceConfig("a", "text", str(tmp_path)))
+    with pytest.raises(ValueError, match="needs a `path`"):
+        open_source(SourceConfig("a", "jsonl"))
+
+
+class Counted:
+    """An in-memory source that counts how often it is read."""
+
+    name = "counted"
+
+    def __init__(self, texts, fingerprint):
+        self.texts = texts
+        self.fingerprint = fingerprint
+        self.reads = 0
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return {"text": self.texts[index]}
+
+
+def test_a_cached_source_is_not_read_again_and_is_the_same(tmp_path, tokenizer):
+    texts = ["some words", "", "wörter 😀"]
+    first = Counted(texts, "one")
+    table = tokenise(first, tokenizer, {"text": True}, tmp_path)
+    second = Counted(texts, "one")
+    again = tokenise(second, tokenizer, {"text": True}, tmp_path)
+    assert (first.reads, second.reads) == (3, 0)
+    for t in (table, again):
+        assert [tokenizer.decode(t["text"][i]) for i in range(3)] == texts
+        assert all(t["text"][i][-1] == tokenizer.end_id for i in range(3))
+        assert t.bytes["text"].tolist() == [len(text.encode()) for text in texts]
+        assert t["text"].values.dtype == np.uint16
+    assert isinstance(again["text"].values, np.memmap)
+
+
+def test_another_content_tokenizer_or_field_is_another_cache(tmp_path, tokenizer):
+    tokenise(Counted(["a"], "one"), tokenizer, {"text": True}, tmp_path)
+    other = tokenizer_lib.train(["other things " * 9], 290)
+    for source, made_by, fields in (
+        (Counted(["b"], "two"), tokenizer, {"text": True}),
+        (Counted(["a"], "one"), other, {"text": True}),
+        (Counted(["a"], "one"), tokenizer, {"text": False}),
+    ):
+        tokenise(source, made_by, fields, tmp_path)
+        assert source.reads == 1
+
+
+def test_tokenising_in_chunks_equals_tokenising_at_once(tmp_path, tokenizer, monkeypatch):
+    texts = [f"some words {i} " * (i % 7) for i in range(50)]
+    whole = tokenise(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "a")
+    monkeypatch.setattr("research.data.tokens._CHUNK", 100)
+    parts = tokenise(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "b")
+    assert np.array_equal(whole["text"].values, parts["text"].values)
+    assert np.array_equal(whole["text"].offsets, parts["text"].offsets)
+
+
+def test_a_damaged_cache_is_an_error_that_names_its_folder(tmp_path, tokenizer):
+    tokenise(Counted(["some words"], "x"), tokenizer, {"text": True}, tmp_path)
+    file = next(tmp_path.glob("*/text.tokens.npy"))
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=f"damaged.*{file.parent.name}"):
+        tokenise(Counted(["some words"], "x"), tokenizer, {"text": True}, tmp_path)
+
+
+def test_a_missing_or_non_text_field_names_source_and_row(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="counted, row 0: there is no field 'prompt'"):
+        tokenise(Counted(["a"], "x"), tokenizer, {"prompt": False}, tmp_path)
+    with pytest.raises(ValueError, match="counted, row 1: field 'text' must be text, not int"):
+        tokenise(Counted(["a", 3], "x"), tokenizer, {"text": True}, tmp_path)
+    with pytest.raises(ValueError, match="rows 0 to 0, field 'text': .*no Unicode"):
+        tokenise(Counted(["\ud800"], "x"), tokenizer, {"text": True}, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+def test_the_fingerprint_follows_the_content(tmp_path, kind):
+    path = tmp_path / "a.txt"
+    config = SourceConfig("a", kind, str(path if kind == "jsonl" else tmp_path))
+    path.write_text('{"text": "a"}')
+    first = open_source(config).fingerprint
+    assert open_source(config).fingerprint == first
+    path.write_text('{"text": "b"}')
+    assert open_source(config).fingerprint != first

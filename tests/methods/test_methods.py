@@ -1,0 +1,110 @@
+"""Invariants that every method which attaches to linears must pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import methods, tree
+from research.methods import IA3, DoRA, LoRA, Partial
+from tests import tiny
+
+ATTACHED = [LoRA(rank=4), DoRA(rank=4), IA3()]
+forward = jax.jit(tiny.logits)
+
+
+def base_of(model):
+    """The same model with its sites emptied."""
+    bare = jax.tree.map(lambda leaf: leaf, model)
+    for _, linear in methods.linears(bare):
+        linear.site.clear()
+    return bare
+
+
+@pytest.mark.parametrize("method", ATTACHED, ids=lambda m: m.kind)
+def test_start_equals_the_base(method):
+    model, batch = tiny.attached(method), tiny.batch()
+    ours, theirs = forward(model, batch), forward(tiny.model(), batch)
+    if isinstance(method, DoRA):  # it divides by the norm that it multiplies with
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    else:
+        assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("method", ATTACHED, ids=lambda m: m.kind)
+def test_merged_equals_attached_and_leaves_the_original_alone(method):
+    model, batch = tiny.shaken(tiny.attached(method)), tiny.batch()
+    before = tree.flatten(model)
+    merged = methods.merge(model, method.adapter)
+    assert set(tree.flatten(merged)) == set(tree.flatten(tiny.model()))
+    np.testing.assert_allclose(forward(merged, batch), forward(model, batch), atol=1e-4)
+    assert np.abs(forward(base_of(model), batch) - forward(model, batch)).max() > 1e-2
+    after = tree.flatten(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_base_paths_and_values_are_the_same_before_and_after_attaching():
+    base, tuned = (tree.unstack(tree.flatten(m)) for m in (tiny.model(), tiny.attached(LoRA(rank=4))))
+    assert all(np.array_equal(base[name], tuned[name]) for name in base)
+
+
+def test_attaching_to_a_copy_leaves_the_original_untouched():
+    model = tiny.model()
+    LoRA(rank=2).attach(model, jax.random.key(0))
+    assert all(not linear.site for _, linear in methods.linears(model))
+
+
+def test_stacks_follow_sites_and_trainability():
+    shape = tiny.config(layers=6)
+    some = LoRA(targets=(r"layers/[45]/mlp/up",), rank=2)
+    assert methods.derive_stacks(shape, some) == ("0-3", "4-5")
+    assert methods.derive_stacks(shape, Partial((r"layers/5/.*", "head.*|final_norm/scale"))) == (
+        "0-4",
+        "5-5",
+    )
+    window = tiny.config(layers=6, windows=(4, 4, 0))
+    assert methods.derive_stacks(window, LoRA(rank=2)) == ("0-1", "2-2", "3-4", "5-5")
+
+
+def test_adapter_start_does_not_depend_on_grouping():
+    whole = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4))))
+    cut = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4), tiny.config(longest_stack=1))))
+    assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+    a = [leaf for name, leaf in whole.items() if name.endswith("query/site/lora/a")]
+    assert len(a) == 3 and not np.array_equal(a[0], a[1])
+
+
+def test_two_adapters_act_together_and_merge_apart():
+    batch = tiny.batch()
+    two = LoRA(rank=2, adapter="b").attach(tiny.attached(LoRA(rank=4, adapter="a")), jax.random.key(9))
+    two = tiny.shaken(two)
+    one = methods.merge(two, "a")
+    np.testing.assert_allclose(forward(one, batch), forward(two, batch), atol=1e-4)
+    assert all(list(linear.site) == ["b"] for _, linear in methods.linears(one))
+
+
+def test_adapters_act_on_untied_heads_too():
+    shape = tiny.config(tied=False)
+    method = LoRA(targets=(r"layers/\d+/mlp/down",), rank=2)
+    model = tiny.attached(method, shape)
+    assert jnp.isfinite(forward(model, tiny.batch())).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (LoRA(targets=(r"layers/\d+/attention/quary",)), "quary' matches nothing; nearest: .*query"),
+        (LoRA(rank=40), "rank 40 does not fit a weight of 32 x"),
+        (LoRA(rank=0), "rank 0 does not fit"),
+        (Partial(("layers/9/.*",)), "matches nothing"),
+    ],
+    ids=["pattern", "large", "zero", "partial"],
+)
+def test_a_method_that_does_not_fit_is_refused_before_compute(method, message):
+    with pytest.raises(ValueError, match=message):
+        methods.derive_stacks(tiny.CONFIG, method)
+
+
+def test_merging_what_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="no adapter named 'lora'"):
+        methods.merge(tiny.model(), "lora")

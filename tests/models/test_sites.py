@@ -1,0 +1,85 @@
+"""The site protocol serves what methods need beyond linears: prompts and prefixes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from research.generation import decode
+from research.models.sites import Context
+from tests import tiny
+
+
+class Prompt(nnx.Module):
+    """P learnt vectors in front of every row."""
+
+    def __init__(self, length, width):
+        self.vectors = nnx.Param(jax.random.normal(jax.random.key(5), (length, width)))
+
+    def __call__(self, tokens, y, weight, context):
+        vectors = jnp.broadcast_to(self.vectors[...], (y.shape[0], *self.vectors.shape))
+        return jnp.concatenate([vectors, y], axis=1)
+
+
+class Prefix(nnx.Module):
+    """P learnt keys and values in front of every row's own."""
+
+    def __init__(self, key, length, heads, size):
+        self.pair = nnx.Param(jax.random.normal(key, (2, length, heads, size)))
+
+    def __call__(self, x, y, weight, context):
+        front = jnp.broadcast_to(self.pair[...][:, None], (2, y[0].shape[0], *self.pair.shape[1:]))
+        return tuple(jnp.concatenate(two, axis=1) for two in zip(front, y, strict=True))
+
+
+def with_prompt(length=3):
+    model = tiny.model()
+    model.embedding.site["prompt"] = Prompt(length, tiny.CONFIG.width)
+    return model
+
+
+def test_prompt_is_seen_by_every_document_of_a_packed_row():
+    model, packed = with_prompt(), tiny.batch(rows=2, documents=2)
+    out = tiny.logits(model, packed)
+    assert out.shape[1] == packed.tokens.shape[1]
+    for number in (1, 2):
+        place = np.flatnonzero(packed.segments[0] == number)
+        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
+        alone.segments[...] = 1
+        np.testing.assert_allclose(out[:, place], tiny.logits(model, alone), atol=1e-5)
+    assert np.abs(out - tiny.logits(tiny.model(), packed)).max() > 1e-2
+
+
+def test_prompt_and_prefix_work_with_the_cache():
+    model = with_prompt()
+    keys = jax.random.split(jax.random.key(1), tiny.CONFIG.layers)
+    for stack in model.layers.values():
+        stack.attention.site["prefix"] = jax.vmap(
+            lambda key: Prefix(key, 2, tiny.CONFIG.key_heads, tiny.CONFIG.size)
+        )(keys)
+    assert decode.prompt_length(model) == 3
+    batch = tiny.batch(rows=2, documents=1)
+    batch = jax.tree.map(lambda x: x[:, :9], batch)
+    expected = tiny.logits(model, batch)
+    cache = model.empty_cache(2, 9 + 3)
+    outputs = []
+    for start, stop in ((0, 7), (7, 8), (8, 9)):
+        part = jax.tree.map(lambda x, a=start, z=stop: x[:, a:z], batch)
+        place = part.positions + (3 if start else 0)  # positions restart after the prompt
+        hidden, cache = model.hidden(
+            part.tokens, part.segments, place, None, None, cache, first=not start
+        )
+        outputs.append(model.logits(hidden))
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=1e-5)
+
+
+def test_dropout_depends_on_the_row_key_and_the_place_alone():
+    x = jnp.ones((4, 5, 6))
+    keys = jax.random.split(jax.random.key(0), 4)
+    context = Context(keys=keys, dropout=jnp.float32(0.5))
+    whole = context.at("here").drop(x, context.dropout)
+    part = Context(keys=keys[2:], dropout=jnp.float32(0.5)).at("here").drop(x[2:], context.dropout)
+    assert np.array_equal(whole[2:], part)
+    assert not np.array_equal(whole, context.at("there").drop(x, context.dropout))
+    assert set(np.unique(whole)) == {0.0, 2.0}
+    assert np.array_equal(Context(dropout=jnp.float32(0.5)).drop(x, context.dropout), x)

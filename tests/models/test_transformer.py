@@ -1,0 +1,193 @@
+"""The decoder: leaves, stacks, masks, packing, padding, cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import cost, tree
+from research.batch import SHARED, Batch
+from research.loss import LossConfig, token_losses
+from research.models.attention import BACKENDS, Mask
+from research.models.transformer import ModelConfig, Transformer
+from tests import tiny
+
+KEY = jax.random.key(0)
+forward = jax.jit(tiny.logits)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tied):
+    shape = tiny.config(tied=tied)
+    make = lambda key: Transformer(key, shape)  # noqa: E731
+    models = {
+        "eager": make(KEY),
+        "jit": jax.jit(make)(KEY),
+        "eval_shape": jax.eval_shape(make, KEY),
+        "vmap": jax.tree.map(lambda leaf: leaf[0], jax.vmap(make)(jax.random.split(KEY, 2))),
+    }
+    for how, model in models.items():
+        assert cost.count(model) == cost.parameter_count(shape), how
+        assert len(jax.tree.leaves(model)) == (12 if not tied else 11), how
+
+
+def test_grouping_changes_neither_start_nor_output():
+    whole, batch = tiny.model(), tiny.batch()
+    expected = forward(whole, batch)
+    for longest in (1, 2):
+        cut = tiny.model(tiny.config(longest_stack=longest))
+        mine, theirs = (tree.unstack(tree.flatten(m)) for m in (cut, whole))
+        assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+        np.testing.assert_allclose(forward(cut, batch), expected, atol=1e-5)
+
+
+def test_packed_equals_unpacked():
+    model, packed = tiny.model(), tiny.batch(rows=2, documents=2)
+    out = forward(model, packed)
+    for number in (1, 2):
+        place = np.flatnonzero(packed.segments[0] == number)
+        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
+        alone = dataclasses.replace(alone, segments=np.ones_like(alone.segments))
+        np.testing.assert_allclose(out[:, place], forward(model, alone), atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    model, batch = tiny.model(), tiny.batch(rows=2)
+    longer = jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 7))), batch)
+    length = batch.tokens.shape[1] - 2
+    short, long = forward(model, batch), forward(model, longer)
+    np.testing.assert_allclose(short[:, :length], long[:, :length], atol=1e-5)
+
+
+def test_prefix_is_seen_by_its_whole_document_and_by_no_other():
+    batch = tiny.batch(rows=1, documents=2)
+    prefix = np.zeros_like(batch.tokens, bool)
+    prefix[:, :4] = True
+    with_prefix = dataclasses.replace(batch, prefix=prefix)
+    changed = dataclasses.replace(with_prefix, tokens=batch.tokens.copy())
+    changed.tokens[0, 3] += 1
+    model = tiny.model()
+    moved = np.abs(forward(model, changed) - forward(model, with_prefix)).max(axis=-1)[0]
+    assert (moved[:7] > 1e-6).all() and (moved[7:14] == 0).all()
+
+
+def test_shared_segment_is_seen_by_every_document():
+    batch = tiny.batch(rows=1, documents=2)
+    segments = batch.segments.copy()
+    segments[:, :3] = SHARED
+    shared = dataclasses.replace(batch, segments=segments)
+    changed = dataclasses.replace(shared, tokens=batch.tokens.copy())
+    changed.tokens[0, 0] += 1
+    model = tiny.model()
+    moved = np.abs(forward(model, changed) - forward(model, shared)).max(axis=-1)[0]
+    assert (moved[:14] > 1e-7).all()
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("extra", [0, 3])
+def test_blocked_attention_equals_plain_in_value_and_gradient(window, extra):
+    random = np.random.default_rng(0)
+    s = 130  # three blocks, the last one short
+    query = random.normal(size=(2, s, 4, 8)).astype(np.float32)
+    key, value = random.normal(size=(2, 2, s + extra, 2, 8)).astype(np.float32)
+    segments = np.repeat([[1] * 50 + [2] * 70 + [0] * 10], 2, 0)
+    positions = np.concatenate([np.arange(50), np.arange(70), np.zeros(10, int)])
+    positions = np.repeat(positions[None], 2, 0)
+    front = ((0, 0), (extra, 0))
+    keys = np.pad(segments, front, constant_values=SHARED)
+    # a prefix lies before every window's reach only if it may: positions -1 are seen by none then
+    mask = Mask(segments, positions, keys, np.pad(positions, front, constant_values=-1))
+    mask = dataclasses.replace(mask, window=window)
+    real = (segments > 0)[..., None, None]
+
+    def run(backend):
+        def total(query, key, value):
+            out = BACKENDS[backend](query, key, value, mask) * real
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(query, key, value)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run("plain"), run("blocked")
+    )
+
+
+@pytest.mark.parametrize("windows", [(0,), (3, 0)])
+def test_cached_decoding_equals_the_full_forward_pass(windows):
+    model, b, s = tiny.model(tiny.config(windows=windows)), 2, 10
+    batch = tiny.batch(rows=b, length=s + 2, documents=1)
+    batch = jax.tree.map(lambda x: x[:, :s], batch)
+    expected = forward(model, batch)
+    cache = model.empty_cache(b, s + 3)
+    step = jax.jit(lambda model, part, cache: model.hidden(
+        part.tokens, part.segments, part.positions, None, None, cache))
+    outputs = []
+    for start, stop in ((0, 6), *((i, i + 1) for i in range(6, s))):
+        part = jax.tree.map(lambda x, a=start, z=stop: x[:, a:z], batch)
+        hidden, cache = step(model, part, cache)
+        outputs.append(model.logits(hidden))
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [5, 16, 100])
+@pytest.mark.parametrize("extras", [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}])
+def test_chunked_loss_equals_the_plain_one(chunk, extras):
+    model, batch = tiny.model(), tiny.batch()
+
+    def chunked(model):
+        hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
+        losses = token_losses(model, hidden, batch.targets, None, LossConfig(chunk=chunk, **extras))
+        return jnp.sum(losses.trained * batch.weights)
+
+    def plain(model):
+        logits = tiny.logits(model, batch)
+        log = jax.nn.log_softmax(logits)
+        smooth = extras.get("label_smoothing", 0)
+        target = jax.nn.one_hot(batch.targets, logits.shape[-1])
+        target = (1 - smooth) * target + smooth / logits.shape[-1]
+        z = extras.get("z_loss", 0) * jax.nn.logsumexp(logits, -1) ** 2
+        return jnp.sum((z - jnp.sum(target * log, -1)) * batch.weights)
+
+    ours, theirs = (jax.jit(jax.value_and_grad(f))(model) for f in (chunked, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), ours, theirs)
+
+
+def test_whole_logits_never_exist():
+    shape = tiny.config(vocabulary=997)
+    b, s = 4, 64
+    batch = Batch(*(np.ones((b, s), kind) for kind in "iifii"))
+
+    def loss(model):
+        hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
+        return jnp.sum(token_losses(model, hidden, batch.targets, None, LossConfig(chunk=16)).nll)
+
+    abstract = jax.eval_shape(lambda: tiny.model(shape))
+    text = jax.jit(jax.grad(loss)).lower(abstract).compile().as_text()
+    assert f"{b},16,997]" in text or f"{b * 16},997]" in text
+    assert f"{b},{s},997]" not in text and f"{b * s},997]" not in text
+
+
+@pytest.mark.parametrize("remat", ["full", "products"])
+def test_rematerialisation_changes_no_gradient(remat):
+    batch = tiny.batch()
+    total = lambda model: jnp.sum(jnp.tanh(tiny.logits(model, batch)))  # noqa: E731
+    models = tiny.model(tiny.config(remat=remat)), tiny.model()
+    ours, theirs = (tree.flatten(jax.jit(jax.grad(total))(model)) for model in models)
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
+
+
+def test_bfloat16_compute_keeps_float32_weights_and_is_near():
+    model, batch = tiny.model(), tiny.batch()
+    half = tiny.model(tiny.config(compute_dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(forward(half, batch), forward(model, batch), atol=0.1)
+
+
+def test_bad_shapes_are_refused():
+    with pytest.raises(ValueError, match="4 heads do not share 3 key heads"):
+        ModelConfig(64, 32, 2, 4, 3, 48)
+    with pytest.raises(ValueError, match="unknown attention 'flsh'"):
+        tiny.config(attention="flsh")

@@ -1,0 +1,204 @@
+"""The train step: meshes, accumulation, dropout, skipping, optimizers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from research import methods, optimizers, schedules, sharding, tree
+from research import step as stepping
+from research.methods import Full, LoRA, Partial
+from research.optimizers import OptimizerConfig
+from research.schedules import ScheduleConfig
+from research.sharding import MeshConfig
+from tests import tiny
+
+train_step = jax.jit(stepping.train_step, static_argnames="plan")
+
+
+def run(method=Full(), steps=2, mesh=None, dropout=None, batch=None, order=None, **plan):
+    """Losses and final parameters of a short run."""
+    devices = jax.devices() if order is None else [jax.devices()[i] for i in order]
+    mesh = (mesh or MeshConfig(data=1)).make(devices if mesh else devices[:1])
+    model = tiny.attached(method)
+    names = methods.trainable(model, method)
+    # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
+    plan = stepping.Plan(names, OptimizerConfig(epsilon=1e-2), **plan)
+    hyper = tiny.hyper(names, dropout=dropout)
+    rules = sharding.RULES
+    with sharding.use(mesh, rules):
+        state = stepping.init_state(model, plan)
+        flat = tree.flatten(state)
+        parameters = sharding.shardings(
+            tree.parameter_axes(model), tree.flatten(model), mesh, rules
+        )
+        placed = sharding.state_shardings(flat, parameters, mesh)
+        state = jax.device_put(state, tree.unflatten(state, placed))
+        batch = jax.device_put(batch or tiny.batch(), sharding.batch_sharding(mesh, rules))
+        losses = []
+        for _ in range(steps):
+            state, metrics = train_step(state, batch, hyper, plan)
+            losses.append(float(metrics["loss"]))
+    return losses, {name: np.asarray(leaf) for name, leaf in tree.flatten(state).items()}, metrics
+
+
+@functools.cache
+def on_one_device():
+    return run(dropout=0.1)
+
+
+def assert_same_run(ours, theirs, **tolerance):
+    np.testing.assert_allclose(ours[0], theirs[0], **tolerance)
+    for name, leaf in theirs[1].items():
+        if name.startswith("model/"):
+            np.testing.assert_allclose(ours[1][name], leaf, err_msg=name, **tolerance)
+
+
+@pytest.mark.parametrize(
+    "mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)], ids=lambda m: "x".join(map(str, m))
+)
+def test_same_losses_and_weights_on_every_mesh(mesh):
+    assert_same_run(run(dropout=0.1, mesh=MeshConfig(*mesh)), on_one_device(), atol=2e-5)
+
+
+def test_lora_does_not_depend_on_device_order():
+    mesh = MeshConfig(2, 2, 2)
+    permuted = run(LoRA(rank=4), mesh=mesh, order=(3, 1, 4, 0, 6, 7, 2, 5))
+    assert_same_run(permuted, run(LoRA(rank=4), mesh=mesh), atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_micro_batches_equal_one_batch(accumulate):
+    assert_same_run(run(dropout=0.1, accumulate=accumulate), on_one_device(), atol=2e-5)
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=4), Partial((r"layers/2/.*",))], ids=str)
+def test_frozen_leaves_stay_bit_identical_and_trained_ones_move(method):
+    model = tiny.attached(method)
+    names = set(methods.trainable(model, method))
+    before = tree.flatten(model)
+    _, after, _ = run(method, steps=3)
+    for name, leaf in before.items():
+        assert np.array_equal(leaf, after[f"model/{name}"]) == (name not in names), name
+    owners = {name for name in after if name.startswith("optimizer/")}
+    assert owners and all(any(f"/{n}/" in owner for n in names) for owner in owners)
+
+
+@pytest.mark.parametrize("where", ["weights", "model"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(where):
+    model, names = tiny.model(), tuple(tree.flatten(tiny.model()))
+    batch = tiny.batch()
+    if where == "weights":
+        batch = dataclasses.replace(batch, weights=np.full_like(batch.weights, np.inf))
+    plan = stepping.Plan(names)
+    state = stepping.init_state(model, plan)
+    if where == "model":
+        broken = tree.flatten(model)
+        broken["final_norm/scale"] = broken["final_norm/scale"].at[0].set(jnp.nan)
+        state = dataclasses.replace(state, model=tree.unflatten(model, broken))
+    new, metrics = train_step(state, batch, tiny.hyper(names), plan)
+    assert int(metrics["skipped"]) == 1 and int(new.step) == 1
+    for part in ("model", "optimizer"):
+        old, now = (jax.tree.leaves(getattr(s, part)) for s in (state, new))
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(old, now, strict=True))
+
+
+def test_an_all_masked_batch_trains_nothing():
+    batch = tiny.batch()
+    masked = dataclasses.replace(batch, weights=np.zeros_like(batch.weights))
+    _, _, metrics = run(steps=1, batch=masked)
+    assert int(metrics["skipped"]) == 1 and float(metrics["loss"]) == 0
+
+
+def test_clipping_bounds_what_is_applied_and_reports_the_norm_before():
+    batch = tiny.batch()
+    _, _, metrics = run(steps=1, batch=batch)
+    model = tiny.model()
+
+    def loss(model):
+        losses = stepping.forward(model, batch, None, stepping.LossConfig())
+        return jnp.sum(losses.trained * batch.weights) / jnp.sum(batch.weights)
+
+    expected = optax.tree.norm(jax.jit(jax.grad(loss))(model))
+    np.testing.assert_allclose(metrics["gradient_norm"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+def test_a_stacked_leaf_is_optimised_as_its_layers_are(name):
+    """Also at 128 and over, where Adafactor factors."""
+    config = OptimizerConfig(name)
+    random = np.random.default_rng(0)
+    make = lambda: jnp.asarray(random.normal(size=(3, 130, 140)), jnp.float32)  # noqa: E731
+    weights, gradients = make(), make()
+    step = optimizers.direction(config)
+    whole = {"layers/0-2/mlp/up/kernel": weights}
+    stacked, _ = step.update(
+        {name: gradients for name in whole}, step.init(whole), whole
+    )
+    for layer in range(3):
+        one = {"layers/0-0/mlp/up/kernel": weights[layer : layer + 1]}
+        alone, _ = step.update(
+            {name: gradients[layer : layer + 1] for name in one}, step.init(one), one
+        )
+        np.testing.assert_allclose(
+            stacked["layers/0-2/mlp/up/kernel"][layer],
+            alone["layers/0-0/mlp/up/kernel"][0],
+            atol=1e-4,
+        )
+    if name == "muon":  # orthogonal: all singular values alike, sized as Adam's steps are
+        values = np.linalg.svd(stacked["layers/0-2/mlp/up/kernel"][0], compute_uv=False)
+        assert values.max() / values.min() < 2
+    if name == "adafactor":
+        state = tree.flatten(step.init(whole))
+        assert max(leaf.size for leaf in state.values()) < weights.size / 50
+
+
+def test_adamw_equals_optax():
+    shape = tiny.CONFIG
+    model, names = tiny.model(shape), tuple(tree.flatten(tiny.model(shape)))
+    batch, plan = tiny.batch(), stepping.Plan(names, schedule="constant")
+    hyper = tiny.hyper(names, clip=None)
+    hyper = dataclasses.replace(
+        hyper, schedule=schedules.Schedule.make(ScheduleConfig(1e-2, "constant"), 9)
+    )
+    tx = optax.adamw(1e-2, 0.9, 0.95, 1e-8, weight_decay=0.1)
+    theirs, state = tree.flatten(model), stepping.init_state(model, plan)
+    moments = tx.init(theirs)
+
+    @jax.jit
+    def their_step(arrays, moments):
+        def loss(arrays):
+            losses = stepping.forward(tree.unflatten(model, arrays), batch, None, plan.loss)
+            return jnp.sum(losses.trained * batch.weights) / jnp.sum(batch.weights)
+
+        updates, moments = tx.update(jax.grad(loss)(arrays), moments, arrays)
+        return optax.apply_updates(arrays, updates), moments
+
+    for _ in range(3):
+        state, _ = train_step(state, batch, hyper, plan)
+        theirs, moments = their_step(theirs, moments)
+    for name, leaf in tree.flatten(state.model).items():
+        np.testing.assert_allclose(leaf, theirs[name], atol=1e-4, err_msg=name)
+
+
+def test_rules_multiply_rate_and_decay_layer_by_layer():
+    names = ("layers/0-2/mlp/up/kernel", "final_norm/scale")
+    rules = ((r"layers/2/.*", 0.5), (r"layers/.*", 2.0))
+    found = stepping.multipliers(rules, names, "rate_rules")
+    assert found[names[0]].tolist() == [2, 2, 0.5] and float(found[names[1]]) == 1
+    with pytest.raises(ValueError, match=r"pattern 'layers/3/.\*' matches nothing; nearest: lay"):
+        stepping.multipliers(((r"layers/3/.*", 1.0),), names, "rate_rules")
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="data=3 fsdp=1 tensor=1 does not fit 8 devices"):
+        MeshConfig(data=3).make()
+    model = tiny.model(tiny.config(width=24, heads=4, head_size=6))
+    mesh = MeshConfig(data=1, fsdp=1, tensor=8).make()
+    with pytest.raises(ValueError, match="key/kernel: axis 'key_heads' of length 12 does not divide by 8"):
+        axes = tree.parameter_axes(model)
+        sharding.shardings(axes, tree.flatten(model), mesh, sharding.RULES)

@@ -1,0 +1,100 @@
+"""A model small enough to compile in a second, and batches for it."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from research import methods, schedules
+from research import step as stepping
+from research.batch import Batch
+from research.models.transformer import ModelConfig, Transformer
+
+CONFIG = ModelConfig(vocabulary=64, width=32, layers=3, heads=4, key_heads=2, hidden=48)
+
+
+def config(**changes) -> ModelConfig:
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def model(shape: ModelConfig = CONFIG, seed: int = 0) -> Transformer:
+    return _copy(_model(shape, seed))
+
+
+@functools.cache
+def _model(shape: ModelConfig, seed: int) -> Transformer:
+    return jax.jit(lambda key: Transformer(key, shape))(jax.random.key(seed))
+
+
+def _copy(tree):
+    """Sites of a copy can be filled without touching the original."""
+    return jax.tree.map(lambda leaf: leaf, tree)
+
+
+def batch(rows: int = 8, length: int = 16, seed: int = 0, documents: int = 2) -> Batch:
+    """Random tokens, `documents` in a row, uneven weights, the last two places padding."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(1, CONFIG.vocabulary, (rows, length + 1)).astype(np.int32)
+    used = length - 2
+    segments = np.minimum(np.arange(length) * documents // used, documents - 1) + 1
+    positions = np.concatenate([np.arange(n) for n in np.bincount(segments[:used])[1:]])
+    segments = np.where(np.arange(length) < used, segments, 0)
+    positions = np.pad(positions, (0, length - used))
+    weights = random.random((rows, length)) * (segments > 0)
+    weights[0] *= 5  # a mean of means would show
+    spread = lambda x: np.broadcast_to(x, (rows, length)).astype(np.int32)  # noqa: E731
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        weights=weights.astype(np.float32),
+        segments=spread(segments),
+        positions=spread(positions),
+    )
+
+
+def hyper(names, rate=1e-2, steps=10, dropout=None, decay=0.1, clip=1.0) -> stepping.Hyper:
+    course = schedules.ScheduleConfig(rate=rate, warmup=2)
+    number = lambda x: None if x is None else np.float32(x)  # noqa: E731
+    return stepping.Hyper(
+        key=jax.random.key(7),
+        schedule=schedules.Schedule.make(course, steps),
+        rates=stepping.multipliers((), names, "rates"),
+        decays=stepping.multipliers((), names, "decays"),
+        decay=number(decay),
+        clip=number(clip),
+        dropout=number(dropout),
+        site_dropout=number(dropout),
+    )
+
+
+def attached(method, shape: ModelConfig = CONFIG, seed: int = 0) -> Transformer:
+    """A model in the stacks that the method asks for, with the method attached."""
+    return _copy(_attached(method, shape, seed))
+
+
+@functools.cache
+def _attached(method, shape: ModelConfig, seed: int) -> Transformer:
+    stacks = methods.derive_stacks(shape, method)
+
+    def make(key, attach_key):
+        return method.attach(Transformer(key, shape, stacks), attach_key)
+
+    return jax.jit(make)(jax.random.key(seed), jax.random.key(seed + 1))
+
+
+def shaken(model, seed: int = 3, size: float = 0.1):
+    """A copy with noise on every leaf, so that nothing is at its special start."""
+    leaves, structure = jax.tree.flatten(model)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [
+        leaf + size * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return structure.unflatten(noisy)
+
+
+def logits(model, batch: Batch, context=None) -> jax.Array:
+    """[B,S,V]."""
+    hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions, batch.prefix, context)
+    return model.logits(hidden, context)
