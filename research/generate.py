@@ -47,9 +47,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     from research.objectives.supervised import Supervised
 
     enable_compilation_cache()
-    sampling = Sampling(
-        arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed
-    )
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
     mesh = sharding.MeshConfig().make()
     words, window = run.tokenizer, run.experiment.data.sequence_length
@@ -66,9 +64,7 @@ def _answer(arguments: argparse.Namespace) -> None:
             return [words.begin_id, *words.encode(prompt)]
 
         def say(prompt: str) -> None:
-            columns = decode.stream(
-                model, [ids(prompt)], arguments.tokens, words.end_id, sampling
-            )
+            columns = decode.stream(model, [ids(prompt)], arguments.tokens, words.end_id, sampling)
             tokens = (int(column[0]) for column in columns)
             for text in words.stream(token for token in tokens if token != words.end_id):
                 print(text, end="", flush=True)

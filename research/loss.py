@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from research.batch import Array
 from research.models.sites import Context
 
 
@@ -32,7 +33,7 @@ class TokenLosses(NamedTuple):
 
 
 def token_losses(
-    model: Any, hidden: jax.Array, targets: jax.Array, context: Context | None, config: LossConfig
+    model: Any, hidden: jax.Array, targets: Array, context: Context | None, config: LossConfig
 ) -> TokenLosses:
     """Losses of hidden states [B,S,D] against targets [B,S].
 

@@ -108,9 +108,7 @@ def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Tran
     return tree.unflatten(shapes, read_model(run, shapes, mesh, rules))
 
 
-def read_model(
-    run: Run, shapes: Any, mesh: jax.sharding.Mesh, rules: sharding.Rules
-) -> Arrays:
+def read_model(run: Run, shapes: Any, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Arrays:
     """Arrays under the (stacked) names of an abstract model, read from the run."""
     flat = tree.flatten(shapes)
     placed = sharding.shardings(tree.parameter_axes(shapes), flat, mesh, rules)
@@ -133,7 +131,7 @@ def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: An
 
 def unstack_for_saving(arrays: Arrays) -> Arrays:
     """Stacked arrays -> single layers, on the shardings that the stacks have."""
-    placed = {}
+    placed: dict[str, jax.sharding.Sharding] = {}
     for name, array in arrays.items():
         names = tree.layer_names(name)
         if tree.is_stacked(name):

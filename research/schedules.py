@@ -1,4 +1,4 @@
-"""Learning-rate schedules whose numbers are arrays, so that runs that differ in them share a program.
+"""Learning-rate schedules whose numbers are arrays: runs that differ in them share a program.
 
 Optax's schedules take Python numbers; these equal them (tests/test_schedules.py) and can be traced.
 """

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from research import optimizers, schedules, tree
-from research.batch import Batch
+from research.batch import Array, Batch
 from research.loss import LossConfig, TokenLosses, token_losses
 from research.models.sites import Context
 from research.optimizers import OptimizerConfig
@@ -58,12 +58,12 @@ class Hyper:
 
     key: jax.Array
     schedule: Schedule
-    rates: Mapping[str, jax.Array]
-    decays: Mapping[str, jax.Array]
-    decay: jax.Array
-    clip: jax.Array | None = None
-    dropout: jax.Array | None = None
-    site_dropout: jax.Array | None = None
+    rates: Mapping[str, Array]
+    decays: Mapping[str, Array]
+    decay: Array
+    clip: Array | None = None
+    dropout: Array | None = None
+    site_dropout: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

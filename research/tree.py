@@ -45,7 +45,7 @@ def unflatten(like: Any, arrays: Mapping[str, Any]) -> Any:
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [name_of(path) for path, _ in paths]
     check_names(names, arrays, "arrays for this model")
-    return structure.unflatten([arrays[name] for name in names])
+    return jax.tree.unflatten(structure, [arrays[name] for name in names])
 
 
 def parameter_axes(tree: Any) -> dict[str, tuple[str | None, ...]]:

@@ -136,9 +136,7 @@ def test_a_stacked_leaf_is_optimised_as_its_layers_are(name):
     weights, gradients = make(), make()
     step = optimizers.direction(config)
     whole = {"layers/0-2/mlp/up/kernel": weights}
-    stacked, _ = step.update(
-        {name: gradients for name in whole}, step.init(whole), whole
-    )
+    stacked, _ = step.update({name: gradients for name in whole}, step.init(whole), whole)
     for layer in range(3):
         one = {"layers/0-0/mlp/up/kernel": weights[layer : layer + 1]}
         alone, _ = step.update(
@@ -199,6 +197,8 @@ def test_a_mesh_that_does_not_fit_is_refused():
         MeshConfig(data=3).make()
     model = tiny.model(tiny.config(width=24, heads=4, head_size=6))
     mesh = MeshConfig(data=1, fsdp=1, tensor=8).make()
-    with pytest.raises(ValueError, match="key/kernel: axis 'key_heads' of length 12 does not divide by 8"):
+    with pytest.raises(
+        ValueError, match="key/kernel: axis 'key_heads' of length 12 does not divide by 8"
+    ):
         axes = tree.parameter_axes(model)
         sharding.shardings(axes, tree.flatten(model), mesh, sharding.RULES)

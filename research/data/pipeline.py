@@ -269,7 +269,9 @@ class HeldOut:
             chosen[order] = fits
         lengths = np.where(chosen, examples.lengths, 0)
         self.name = examples.name
-        self.documents = int(chosen.sum())
+        # which rows of the split are read
+        self.chosen = np.flatnonzero(chosen)
+        self.documents = len(self.chosen)
         # Places that are trained on, and the UTF-8 bytes of the text that they spell.
         self.tokens = int(examples.trained[chosen].sum())
         self.bytes = int(examples.bytes[chosen].sum())

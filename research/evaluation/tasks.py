@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class TextTask:
 
     sources: tuple[SourceConfig, ...]
     split: str = "heldout"
+    # most tokens of each source, whole documents drawn by a fixed seed; None reads them all
+    most_tokens: int | None = None
     # tokens of a row, and rows of a batch
     sequence_length: int = 256
     batch_size: int = 32
@@ -52,6 +55,14 @@ class ChoiceTask:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `research.evaluate` puts to a run."""
+
+    text: TextTask | None = None
+    choice: ChoiceTask | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Answers:
     """What came out of a choice task; N questions."""
 
@@ -63,6 +74,7 @@ class Answers:
     groups: np.ndarray | None  # [N] near-duplicate clusters, where the source says them
     truncated: int  # questions that were cut to the window
     tokens: int
+    seconds: float  # wall clock of all scoring, compilation included
 
     @property
     def correct(self) -> np.ndarray:
@@ -82,12 +94,24 @@ class TextScores:
         return scoring.bits_per_byte(float(self.nats.sum()), self.bytes)
 
 
+def open_text(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> HeldOut:
+    """The part of a source that the task reads."""
+    config = DataConfig(task.sources, task.sequence_length, task.batch_size)
+    cache = default_cache()
+    return HeldOut(config, tokenizer, cache, source.name, task.split, task.most_tokens)
+
+
+def heldout_texts(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> list[str]:
+    """The documents that `read_text` scores, as text."""
+    opened = open_source(source, task.split)
+    return [opened[int(i)]["text"] for i in open_text(task, source, tokenizer).chosen]
+
+
 def read_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, TextScores]:
     """Source name -> scores."""
-    config = DataConfig(task.sources, task.sequence_length, task.batch_size)
     results = {}
     for source in tqdm(task.sources, "held-out text", unit="source", disable=None, leave=False):
-        held = HeldOut(config, tokenizer, default_cache(), source.name, task.split)
+        held = open_text(task, source, tokenizer)
         nats = scoring.row_nats(score, held.batches())
         results[source.name] = TextScores(nats, held.bytes, held.tokens)
     return results
@@ -118,6 +142,7 @@ def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
     bar: Any = lambda steps: tqdm(  # noqa: E731
         steps, f"{asked.name}, {task.shots} shots", unit="batch", disable=None, leave=False
     )
+    begun = time.perf_counter()
     choice = scoring.choose(score, questions, answers, task.batch_size, bar)
     return Answers(
         labels=labels,
@@ -128,6 +153,7 @@ def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
         groups=np.asarray([row["cluster"] for row in rows]) if "cluster" in rows[0] else None,
         truncated=truncated,
         tokens=choice.tokens,
+        seconds=time.perf_counter() - begun,
     )
 
 

@@ -14,6 +14,7 @@ from research.generation.sampling import Sampling, sample
 from research.models.sites import Context
 from research.models.transformer import Cache
 
+GREEDY = Sampling()
 ROUND = 64  # prompt lengths are rounded up to this, so that few programs serve many prompts
 
 
@@ -53,7 +54,7 @@ def stream(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     end_id: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     adapter: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields the next token of every row, [B] int32, until all rows have ended.
@@ -97,7 +98,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     end_id: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     adapter: np.ndarray | None = None,
 ) -> list[list[int]]:
     """The new tokens of every row, without the end token; see `stream`."""

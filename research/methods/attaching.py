@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -15,12 +16,20 @@ from research.models.layers import Linear
 from research.models.sites import Weight
 from research.models.transformer import ModelConfig, Transformer
 
-# (key, the linear's weight, its kernel's logical axes) -> the delta, for one layer
-MakeDelta = Callable[[jax.Array, Weight, tuple[str | None, ...]], nnx.Module]
+
+class MakeDelta(Protocol):
+    """Makes one layer's delta from a key, the linear's weight, its axes and its setting."""
+
+    def __call__(
+        self, key: jax.Array, weight: Weight, *, axes: tuple[str | None, ...], setting: Any
+    ) -> nnx.Module: ...
 
 
 class Method(Protocol):
-    """See the package's docstring."""
+    """See the package's docstring; `kind` is its name in the registry and in configs."""
+
+    @property
+    def kind(self) -> str: ...
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
@@ -43,7 +52,7 @@ def attach_to_linears(
     key: jax.Array,
     targets: tree.Rules[Any],
     adapter: str,
-    make: Callable[[Any], MakeDelta],
+    make: MakeDelta,
 ) -> Transformer:
     """Fills the sites of linears.
 
@@ -51,7 +60,7 @@ def attach_to_linears(
       targets: ordered (pattern over linear names, setting); the first match decides, and a
         setting of None leaves the linear alone.
       adapter: the delta's name in the site.
-      make: setting -> the function that makes one layer's delta.
+      make: makes one layer's delta.
 
     Raises:
       ValueError: when a pattern matches no linear.
@@ -66,14 +75,14 @@ def attach_to_linears(
         if adapter in linear.site:
             raise ValueError(f"{name} already has an adapter named {adapter!r}")
         axes = linear.kernel.get_metadata()["axes"]
-        delta = make(setting)
         # a layer's key depends on its own name alone, never on how layers are grouped
         seeds = [zlib.crc32(layer.encode()) for layer in tree.layer_names(name)]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(seeds, jnp.uint32))
+        delta = functools.partial(make, axes=axes, setting=setting)
         if tree.is_stacked(name):
-            linear.site[adapter] = jax.vmap(lambda k, w: delta(k, w, axes))(keys, linear.weight())
+            linear.site[adapter] = jax.vmap(delta)(keys, linear.weight())
         else:
-            linear.site[adapter] = delta(keys[0], linear.weight(), axes)
+            linear.site[adapter] = delta(keys[0], linear.weight())
     return model
 
 

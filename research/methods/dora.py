@@ -35,12 +35,10 @@ class DoRA:
         return ((rf".*/site/{re.escape(self.adapter)}/(low/[ab]|magnitude)", True),)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        make = lambda _: (
-            lambda key, weight, axes: Decomposed(  # noqa: E731
-                key, weight, axes, self.rank, self.alpha
-            )
-        )
-        targets = [(pattern, True) for pattern in self.targets]
+        def make(key, weight, axes, setting):
+            return Decomposed(key, weight, axes, setting, self.alpha)
+
+        targets = [(pattern, self.rank) for pattern in self.targets]
         return attach_to_linears(model, key, targets, self.adapter, make)
 
 

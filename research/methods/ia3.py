@@ -30,8 +30,10 @@ class IA3:
         return ((rf".*/site/{re.escape(self.adapter)}/factor", True),)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        def make(key, weight, axes, setting):
+            return Scaled(weight, axes)
+
         targets = [(pattern, True) for pattern in self.targets]
-        make = lambda _: lambda key, weight, axes: Scaled(weight, axes)  # noqa: E731
         return attach_to_linears(model, key, targets, self.adapter, make)
 
 

@@ -1,4 +1,4 @@
-"""LoRA: a trained product of two thin matrices beside each frozen one (Hu 2021, arXiv:2106.09685)."""
+"""LoRA: a trained product of two thin matrices beside each frozen one (arXiv:2106.09685)."""
 
 from __future__ import annotations
 
@@ -37,12 +37,10 @@ class LoRA:
         return ((rf".*/site/{re.escape(self.adapter)}/[ab]", True),)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        make = lambda _: (
-            lambda key, weight, axes: LowRank(  # noqa: E731
-                key, weight, axes, self.rank, self.alpha
-            )
-        )
-        targets = [(pattern, True) for pattern in self.targets]
+        def make(key, weight, axes, setting):
+            return LowRank(key, weight, axes, setting, self.alpha)
+
+        targets = [(pattern, self.rank) for pattern in self.targets]
         return attach_to_linears(model, key, targets, self.adapter, make)
 
 

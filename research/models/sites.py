@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research.batch import Array
+
 
 class Weight(NamedTuple):
     """The weight of a place; a quantised base may put another kind of leaf here."""
@@ -48,10 +50,10 @@ class Context:
       shared: modules that a method shares between its sites, by method name.
     """
 
-    adapter: jax.Array | None = None
+    adapter: Array | None = None
     keys: jax.Array | None = None
-    dropout: jax.Array | None = None
-    site_dropout: jax.Array | None = None
+    dropout: Array | None = None
+    site_dropout: Array | None = None
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def at(self, place: str | jax.Array) -> Context:
@@ -62,12 +64,12 @@ class Context:
         keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, number)
         return dataclasses.replace(self, keys=keys)
 
-    def drop(self, x: jax.Array, rate: jax.Array | None) -> jax.Array:
+    def drop(self, x: jax.Array, rate: Array | None) -> jax.Array:
         """Dropout whose mask depends on each row's key only: x [B,...] -> [B,...]."""
         if self.keys is None or rate is None:
             return x
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(self.keys)
-        return jnp.where(keep, x / (1 - rate).astype(x.dtype), jnp.zeros_like(x))
+        return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 
 
 def empty() -> OrderedDict[str, nnx.Module]:

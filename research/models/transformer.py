@@ -135,13 +135,12 @@ class Attention(nnx.Module):
         key = rotate(heads(self.key(x, context.at("key"))), angles)
         value = heads(self.value(x, context.at("value")))
         backend = BACKENDS[self.backend]
-        if cached is not None:
-            write = jax.lax.dynamic_update_slice_in_dim
-            cached = tuple(
-                write(old, new.astype(old.dtype), index, 1)
-                for old, new in zip(cached, (key, value), strict=True)
+        if cached is not None and index is not None:
+            append = lambda old, new: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
+                old, new.astype(old.dtype), index, axis=1
             )
-            (key, value), backend = cached, BACKENDS["plain"]
+            key, value = append(cached[0], key), append(cached[1], value)
+            cached, backend = (key, value), BACKENDS["plain"]
         key, value = sites.apply(self.site, x, (key, value), None, context)
         mask = _with_prefix(mask, key.shape[1] - mask.key_segments.shape[1], self.window)
         attended = backend(query, key, value, mask)

@@ -44,7 +44,9 @@ def test_merged_equals_attached_and_leaves_the_original_alone(method):
 
 
 def test_base_paths_and_values_are_the_same_before_and_after_attaching():
-    base, tuned = (tree.unstack(tree.flatten(m)) for m in (tiny.model(), tiny.attached(LoRA(rank=4))))
+    base, tuned = (
+        tree.unstack(tree.flatten(m)) for m in (tiny.model(), tiny.attached(LoRA(rank=4)))
+    )
     assert all(np.array_equal(base[name], tuned[name]) for name in base)
 
 
@@ -76,7 +78,9 @@ def test_adapter_start_does_not_depend_on_grouping():
 
 def test_two_adapters_act_together_and_merge_apart():
     batch = tiny.batch()
-    two = LoRA(rank=2, adapter="b").attach(tiny.attached(LoRA(rank=4, adapter="a")), jax.random.key(9))
+    two = LoRA(rank=2, adapter="b").attach(
+        tiny.attached(LoRA(rank=4, adapter="a")), jax.random.key(9)
+    )
     two = tiny.shaken(two)
     one = methods.merge(two, "a")
     np.testing.assert_allclose(forward(one, batch), forward(two, batch), atol=1e-4)
@@ -93,7 +97,10 @@ def test_adapters_act_on_untied_heads_too():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (LoRA(targets=(r"layers/\d+/attention/quary",)), "quary' matches nothing; nearest: .*query"),
+        (
+            LoRA(targets=(r"layers/\d+/attention/quary",)),
+            "quary' matches nothing; nearest: .*query",
+        ),
         (LoRA(rank=40), "rank 40 does not fit a weight of 32 x"),
         (LoRA(rank=0), "rank 0 does not fit"),
         (Partial(("layers/9/.*",)), "matches nothing"),

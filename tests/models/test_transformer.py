@@ -121,8 +121,11 @@ def test_cached_decoding_equals_the_full_forward_pass(windows):
     batch = jax.tree.map(lambda x: x[:, :s], batch)
     expected = forward(model, batch)
     cache = model.empty_cache(b, s + 3)
-    step = jax.jit(lambda model, part, cache: model.hidden(
-        part.tokens, part.segments, part.positions, None, None, cache))
+    step = jax.jit(
+        lambda model, part, cache: model.hidden(
+            part.tokens, part.segments, part.positions, None, None, cache
+        )
+    )
     outputs = []
     for start, stop in ((0, 6), *((i, i + 1) for i in range(6, s))):
         part = jax.tree.map(lambda x, a=start, z=stop: x[:, a:z], batch)

@@ -1,0 +1,28 @@
+"""What the quickstart asks of each model: five kinds of held-out text, and licence notices.
+
+    python -m research.evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
+    python -m research.evaluate --config configs/quickstart/evaluate.py \\
+        --run runs/quickstart/pretrain --config.choice.shots=4
+"""
+
+from ml_collections import ConfigDict
+
+from configs.quickstart import pretrain, tune
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.text = dict(
+        sources=[dict(name=f"graft_{kind}") for kind in pretrain.KINDS],
+        split="heldout",
+        most_tokens=40_000,
+        sequence_length=256,
+        batch_size=32,
+    )
+    config.choice = dict(
+        source=dict(name="graft_licences", fields=dict(prompt="text", completion="label")),
+        objective=dict(template=tune.TEMPLATE),
+        split="test",
+        sequence_length=128,
+    )
+    return config

@@ -1,0 +1,273 @@
+"""Puts the quickstart's runs and the baselines to the same tasks and collects one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research import config as door
+from research import runs, sharding
+from research.compilation_cache import enable_compilation_cache
+from research.data.sources import open_source
+from research.evaluate import scorer
+from research.evaluation import compression, statistics, tasks
+from research.evaluation.baselines import BASELINES
+from research.generation import decode
+from research.metrics import read_metrics
+from research.runs import Run
+
+TextResults = Mapping[str, tasks.TextScores]
+EVALUATION = "configs/quickstart/evaluate.py"
+NEW_TOKENS = 16
+BASELINE_NAMES = {
+    "majority": "majority",
+    "tfidf_linear": "TF-IDF + linear",
+    "nearest_neighbour": "nearest neighbour",
+}
+
+
+def measure(folder: Path, asked: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
+    """Everything that the table and the page show, ready for JSON."""
+    enable_compilation_cache()
+    task = door.load(tasks.Evaluation, EVALUATION)
+    assert task.text is not None and task.choice is not None
+    names = dict.fromkeys(run for run, _ in asked.values())
+    opened = {name: runs.open_run(folder / name) for name in names}
+    summaries = {name: json.loads((folder / name / "summary.json").read_text()) for name in opened}
+    print("\nreading held-out text and asking licence questions ...", flush=True)
+    texts: dict[str, dict[str, tasks.TextScores]] = {}
+    answers: dict[str, tasks.Answers] = {}
+    for row, (name, shots) in asked.items():
+        run = opened[name]
+        with scorer(run) as score:
+            if name not in texts:
+                texts[name] = tasks.read_text(score, task.text, run.tokenizer)
+            choice = dataclasses.replace(task.choice, shots=shots)
+            answers[row] = tasks.choose(score, choice, run.tokenizer)
+    before = texts["pretrain"]
+    rows = [pretraining_row(summaries["pretrain"], before, folder)]
+    correct: list[np.ndarray] = []
+    groups = next(iter(answers.values())).groups
+    for row, (name, shots) in asked.items():
+        given = answers[row]
+        made = {} if name == "pretrain" else summaries[name]
+        correct.append(given.correct)
+        rows.append(
+            {
+                "name": row,
+                "kind": "language model",
+                "objective": "supervised" if made else "none (prompt only)",
+                "examples": made.get("examples", 0),
+                "tokens": made.get("tokens", 0),
+                "labels": made.get("documents", shots),
+                "trainable": made.get("trainable_parameters", 0),
+                "trainable_share": made.get("trainable_parameters", 0)
+                / summaries["pretrain"]["parameters"],
+                "flops": made.get("flops", 0),
+                "seconds": made.get("seconds", 0),
+                "peak_memory": made.get("peak_memory_bytes"),
+                "artifact": stored_bytes(folder / name / "model") if made else 0,
+                "answer_seconds": given.seconds / len(given.expected),
+                "truncated": given.truncated,
+                "forgetting": forgetting(texts[name], before)
+                if made and opened[name].experiment.init_from
+                else None,
+            }
+        )
+    for name, (baseline, right) in baseline_rows(task.choice).items():
+        rows.append({"name": BASELINE_NAMES[name], **baseline})
+        correct.append(right)
+    for i, right in enumerate(correct):
+        line = rows[i + 1]  # the first row is pretraining, which answers nothing
+        line["quality"] = estimate(statistics.proportion_interval(right, groups=groups))
+        if i:
+            difference = statistics.paired_difference(right, correct[i - 1], groups=groups)
+            line["gain"] = estimate(difference.difference) | {"p": difference.p_value}
+    return {
+        "table": rows,
+        "text": text_table(task.text, before, opened["pretrain"]),
+        "task": task_facts(task.choice, answers),
+        "curves": curves(folder, list(opened)),
+        "samples": samples(opened, task.choice),
+        "configs": {name: door.to_dict(run.experiment) for name, run in opened.items()},
+        "versions": opened["pretrain"].saved.metadata()["versions"],
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def pretraining_row(summary: Mapping[str, Any], text: TextResults, folder: Path) -> dict[str, Any]:
+    return {
+        "name": "pretraining",
+        "kind": "base",
+        "objective": "causal",
+        "examples": summary["examples"],
+        "tokens": summary["tokens"],
+        "labels": 0,
+        "trainable": summary["trainable_parameters"],
+        "trainable_share": 1.0,
+        "flops": summary["flops"],
+        "seconds": summary["seconds"],
+        "peak_memory": summary["peak_memory_bytes"],
+        "artifact": stored_bytes(folder / "pretrain" / "model"),
+        "bits_per_byte": pooled(text),
+    }
+
+
+def pooled(text: TextResults) -> float:
+    """Bits per byte over all sources together."""
+    nats = sum(float(scores.nats.sum()) for scores in text.values())
+    return nats / np.log(2) / sum(scores.bytes for scores in text.values())
+
+
+def forgetting(after: TextResults, before: TextResults) -> dict[str, float]:
+    """Bits per byte of held-out pretraining text, after minus before, paired row by row."""
+    change = np.concatenate([after[name].nats - before[name].nats for name in before])
+    size = np.concatenate(
+        [np.full(len(scores.nats), scores.bytes / len(scores.nats)) for scores in before.values()]
+    )
+    return estimate(statistics.ratio_interval(change / np.log(2), size))
+
+
+def baseline_rows(task: tasks.ChoiceTask) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
+    """The baselines' rows and which test rows each gets right."""
+    split = {name: open_source(task.source, name) for name in ("train", task.split)}
+    read = {name: [source[i] for i in range(len(source))] for name, source in split.items()}
+    train, test = read["train"], read[task.split]
+    found = {}
+    for name, baseline in BASELINES.items():
+        predictions, cost = baseline(
+            [row["prompt"] for row in train],
+            [row["completion"] for row in train],
+            [row["prompt"] for row in test],
+        )
+        row = {
+            "kind": "baseline",
+            "objective": "supervised" if name != "majority" else "count",
+            "examples": len(train),
+            "labels": len(train),
+            "trainable": cost["parameters"],
+            "seconds": cost["fit_seconds"],
+            "artifact": cost["artifact_bytes"],
+            "answer_seconds": cost["predict_seconds"] / len(test),
+        }
+        right = np.asarray([row["completion"] for row in test]) == np.asarray(predictions)
+        found[name] = row, right
+    return found
+
+
+def text_table(task: tasks.TextTask, ours: TextResults, run: Run) -> list[dict[str, Any]]:
+    """Bits per byte of each kind of held-out text: the base, xz and the token models.
+
+    The token models are fitted on the whole training split of all five kinds, of which the base
+    has read a part.
+    """
+    vocabulary, words = run.tokenizer.vocabulary_size, run.tokenizer
+    documents = []
+    for source in task.sources:
+        opened = open_source(source, "train")
+        texts = [opened[i]["text"] for i in range(len(opened))]
+        documents += [np.asarray(ids, np.int32) for ids in words.encode_batch(texts)]
+    unigram = compression.fit_unigram(documents, vocabulary, words.end_id)
+    bigram = compression.fit_bigram(documents, vocabulary, words.begin_id, words.end_id)
+    rows = []
+    for source in task.sources:
+        texts = tasks.heldout_texts(task, source, words)
+        ids = [np.asarray(i, np.int32) for i in words.encode_batch(texts)]
+        rows.append(
+            {
+                "kind": source.name.removeprefix("graft_"),
+                "bytes": ours[source.name].bytes,
+                "model": ours[source.name].bits_per_byte,
+                "xz": compression.xz_bits_per_byte(texts),
+                "unigram": compression.bits_per_byte(unigram.nats(ids), texts),
+                "bigram": compression.bits_per_byte(bigram.nats(ids), texts),
+            }
+        )
+    return rows
+
+
+def task_facts(task: tasks.ChoiceTask, answers: Mapping[str, tasks.Answers]) -> dict[str, Any]:
+    from research.data import builders
+
+    facts = dict(builders.prepared(task.source.name).info.metadata)
+    any_row = next(iter(answers.values()))
+    return {
+        "labels": len(any_row.labels),
+        "questions": len(any_row.expected),
+        "cut": {row: given.truncated for row, given in answers.items()},
+        "leak": facts["leak"],
+        "key_verbatim": facts["key_verbatim"],
+        "window": task.sequence_length,
+    }
+
+
+def curves(folder: Path, names: list[str]) -> dict[str, dict[str, list[float]]]:
+    """Loss against tokens seen, by run."""
+    found = {}
+    for name in names:
+        lines = [line for line in read_metrics(folder / name / "metrics.jsonl") if "loss" in line]
+        summary = json.loads((folder / name / "summary.json").read_text())
+        a_step = summary["tokens"] / summary["steps"]
+        found[name] = {
+            "tokens": [line["step"] * a_step for line in lines],
+            "loss": [line["loss"] for line in lines],
+        }
+    return found
+
+
+def samples(opened: Mapping[str, Run], task: tasks.ChoiceTask, count: int = 6) -> dict[str, Any]:
+    """What the models write, greedily: answers to test notices, and text of the base."""
+    asked = open_source(task.source, task.split)
+    chosen = np.random.default_rng(0).permutation(len(asked))[:count]
+    rows = [asked[int(i)] for i in chosen]
+    answers: dict[str, list[str]] = {}
+    texts: list[dict[str, str]] = []
+    for name, run in opened.items():
+        write = functools.partial(written, run)
+        if name == "pretrain":
+            starts = ["def main(", "KING.", "The city of ", "Hi! How are you", "The module "]
+            begins = [[run.tokenizer.begin_id, *run.tokenizer.encode(text)] for text in starts]
+            texts = [
+                {"prompt": start, "text": text}
+                for start, text in zip(starts, write(begins, 48), strict=True)
+            ]
+        objective = task.objective
+        questions = [
+            objective.prompt_ids(run.tokenizer, row["prompt"], task.sequence_length)[0]
+            for row in rows
+        ]
+        answers[name] = write(questions, NEW_TOKENS)
+    notices = [
+        {
+            "prompt": row["prompt"],
+            "expected": row["completion"],
+            "answers": {name: given[i] for name, given in answers.items()},
+        }
+        for i, row in enumerate(rows)
+    ]
+    return {"notices": notices, "texts": texts}
+
+
+def written(run: Run, prompts: list[list[int]], new_tokens: int) -> list[str]:
+    """The run's greedy continuations."""
+    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
+    with sharding.use(mesh, rules):
+        model = runs.load_model(run, mesh, rules)
+        rows = decode.generate(model, prompts, new_tokens, run.tokenizer.end_id)
+    return [run.tokenizer.decode(row) for row in rows]
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes on disk of what a user of the run needs: weights, tokenizer and metadata."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def estimate(value: statistics.Estimate) -> dict[str, float]:
+    return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}

@@ -1,0 +1,78 @@
+"""Measures a trained run: bits per byte of held-out text, and questions it must answer.
+
+    python -m research.evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
+    python -m research.evaluate --config configs/quickstart/evaluate.py \\
+        --run runs/quickstart/pretrain --config.choice.shots=4
+
+Prints a line a task and, with `--out FILE`, writes everything as JSON, answers row by row, so that
+two runs can be compared on the same rows (`research.evaluation.statistics.paired_difference`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from research import config as door
+
+if TYPE_CHECKING:
+    from research.evaluation.scoring import Score
+    from research.runs import Run
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = door.program_parser(__doc__)
+    parser.add_argument("--run", required=True, metavar="DIR", help="a run, or a checkpoint of it")
+    parser.add_argument("--base", metavar="DIR", help="where a tuned run's base is, if it moved")
+    parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    arguments = door.parse(parser, argv)
+
+    from research import runs
+    from research.compilation_cache import enable_compilation_cache
+    from research.evaluation import tasks
+    from research.evaluation.statistics import proportion_interval
+
+    enable_compilation_cache()
+    try:
+        evaluation = door.load(tasks.Evaluation, arguments.config, arguments.overrides)
+        run = runs.open_run(arguments.run, arguments.base)
+        report: dict[str, Any] = {"run": str(run.saved.path), "fingerprint": run.fingerprint}
+        with scorer(run) as score:
+            if evaluation.text is not None:
+                text = tasks.read_text(score, evaluation.text, run.tokenizer)
+                report["bits_per_byte"] = {name: read.bits_per_byte for name, read in text.items()}
+            if evaluation.choice is not None:
+                answers = tasks.choose(score, evaluation.choice, run.tokenizer)
+                quality = proportion_interval(answers.correct, groups=answers.groups)
+                report["quality"] = dataclasses.asdict(quality)
+                report["truncated"] = answers.truncated
+                rows = zip(answers.expected, answers.chosen, strict=True)
+                report["answers"] = [list(row) for row in rows]
+                print(f"right answers: {quality:.1%} % of {quality.n}, {answers.truncated} cut")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for name, bits in report.get("bits_per_byte", {}).items():
+        print(f"{name}: {bits:.3f} bits per byte")
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(Path(arguments.out), report)
+
+
+@contextlib.contextmanager
+def scorer(run: Run) -> Iterator[Score]:
+    """Loads a run's model onto all devices, to be put to tasks inside the block."""
+    from research import runs, sharding
+    from research.evaluation.heldout import make_score
+
+    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
+    with sharding.use(mesh, rules):
+        model = runs.load_model(run, mesh, rules)
+        yield make_score(model, sharding.batch_sharding(mesh, rules))
+
+
+if __name__ == "__main__":
+    main()

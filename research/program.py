@@ -1,0 +1,202 @@
+"""What is known of a run before anything is computed: its model, its step, where arrays lie.
+
+Everything here is abstract (names, shapes, shardings) until `fresh_state` or `resumed_state`
+makes or reads arrays, so a mistake costs nothing and a plan can be printed for any mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from research import cost, methods, runs, sharding, tree
+from research import step as stepping
+from research.batch import Batch
+from research.experiment import Experiment
+from research.models.transformer import ModelConfig, Transformer
+from research.runs import Run
+from research.saved_step import SavedStep
+from research.schedules import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run, abstractly; made by `make_program`."""
+
+    experiment: Experiment
+    shape: ModelConfig
+    base: Run | None
+    mesh: Mesh
+    stacks: tuple[str, ...]
+    # abstract models: the base alone, with the method attached, and the whole train state
+    base_shapes: Transformer
+    model_shapes: Transformer
+    state_shapes: stepping.TrainState
+    # the static and the numeric half of the step
+    plan: stepping.Plan
+    hyper: stepping.Hyper
+    # where every leaf of the state lies, by name
+    placed: Mapping[str, NamedSharding]
+    # base parameters that stay exactly as they are: the base's fingerprint stands for them
+    kept: tuple[str, ...]
+
+    @property
+    def owned(self) -> list[str]:
+        """Names of the state's leaves that are this run's own, and so are saved."""
+        kept = {f"model/{name}" for name in self.kept}
+        return [name for name in self.placed if name not in kept]
+
+    @property
+    def origin(self) -> dict[str, str] | None:
+        """The base that a checkpoint of this run needs beside it."""
+        if not self.kept or self.base is None:
+            return None
+        return {"path": str(self.base.saved.path), "fingerprint": self.base.fingerprint}
+
+    @property
+    def flops_per_token(self) -> float:
+        """Model FLOPs of training on one token."""
+        length = self.experiment.data.sequence_length
+        return cost.flops_per_token(
+            self.shape, self.model_shapes, self.plan.trainable, length
+        ).train
+
+    @property
+    def trainable_parameters(self) -> int:
+        return cost.count(self.model_shapes, self.plan.trainable)
+
+    @property
+    def parameters(self) -> int:
+        return cost.count(self.model_shapes)
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Where a batch lies."""
+        return sharding.batch_sharding(self.mesh, self.experiment.sharding_rules)
+
+    def place(self, batch: Batch) -> Batch:
+        """This host's rows of a batch, on the devices as part of the global one."""
+        make = functools.partial(jax.make_array_from_process_local_data, self.rows)
+        return jax.tree.map(make, batch)
+
+    def compile(self, state: stepping.TrainState, batch: Batch) -> Any:
+        """The train step as an executable `(state, batch, hyper) -> (state, metrics)`."""
+        step = jax.jit(stepping.train_step, static_argnames="plan", donate_argnames="state")
+        return step.lower(state, batch, self.hyper, self.plan).compile()
+
+    def fresh_state(self) -> stepping.TrainState:
+        """The state before the first step: weights of the base or random ones.
+
+        Arrays are made under jit with their final shardings: no device holds a whole model.
+        """
+        method, seed = self.experiment.method, self.experiment.seed
+        start_key, attach_key, _ = _keys(seed)
+        parameters = self._part("model/")
+        placed = tree.unflatten(self.model_shapes, parameters)
+        if self.base is None:
+
+            def begin(start_key: jax.Array, attach_key: jax.Array) -> Transformer:
+                return method.attach(Transformer(start_key, self.shape, self.stacks), attach_key)
+
+            model = jax.jit(begin, out_shardings=placed)(start_key, attach_key)
+        else:
+            shapes = tree.flatten(self.base_shapes)
+            arrays = runs.restore_stacked(shapes, parameters, self.base.parameters)
+            held = tree.unflatten(self.base_shapes, arrays)
+            model = jax.jit(method.attach, out_shardings=placed)(held, attach_key)
+        begin_state = functools.partial(stepping.init_state, plan=self.plan)
+        whole = tree.unflatten(self.state_shapes, dict(self.placed))
+        return jax.jit(begin_state, out_shardings=whole, donate_argnums=0)(model)
+
+    def resumed_state(self, saved: SavedStep) -> stepping.TrainState:
+        """The state as a checkpoint of this run has it; what it leaves to the base from there."""
+        flat = tree.flatten(self.state_shapes)
+        mine = {name: flat[name] for name in self.owned}
+        arrays = runs.restore_stacked(mine, self.placed, saved.restore)
+        if self.base is not None and self.kept:
+            theirs = {name: flat[f"model/{name}"] for name in self.kept}
+            read = runs.restore_stacked(theirs, self._part("model/"), self.base.parameters)
+            arrays |= {f"model/{name}": array for name, array in read.items()}
+        return tree.unflatten(self.state_shapes, arrays)
+
+    def _part(self, prefix: str) -> dict[str, NamedSharding]:
+        return {
+            name.removeprefix(prefix): placed
+            for name, placed in self.placed.items()
+            if name.startswith(prefix)
+        }
+
+
+def make_program(experiment: Experiment, base: Run | None) -> Program:
+    """Derives everything from the experiment and the base that it starts from.
+
+    Raises:
+      ValueError: method, mesh, rules or batch do not fit the model or each other.
+    """
+    method, rules = experiment.method, experiment.sharding_rules
+    shape = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
+    stacks = methods.derive_stacks(shape, method)
+    start_key, attach_key, row_key = _keys(experiment.seed)
+    base_shapes = jax.eval_shape(lambda key: Transformer(key, shape, stacks), start_key)
+    if base is not None:
+        wanted = tree.unstack_shapes(tree.flatten(base_shapes))
+        what = f"parameters of {base.saved.path} (an adapter is merged before one starts from it)"
+        tree.check_names(wanted, base.checksums(), what)
+    model_shapes = jax.eval_shape(method.attach, base_shapes, attach_key)
+    names = methods.trainable(model_shapes, method)
+    plan = stepping.Plan(
+        names,
+        experiment.optimizer,
+        experiment.schedule.kind,
+        experiment.loss,
+        experiment.accumulate,
+    )
+    number = lambda x: None if x is None else np.asarray(x, np.float32)  # noqa: E731
+    hyper = stepping.Hyper(
+        key=row_key,
+        schedule=Schedule.make(experiment.schedule, experiment.steps),
+        rates=stepping.multipliers(experiment.rate_rules, names, "rate_rules"),
+        decays=stepping.multipliers(experiment.decay_rules, names, "decay_rules"),
+        decay=np.asarray(experiment.decay, np.float32),
+        clip=number(experiment.clip),
+        dropout=number(experiment.dropout or None),
+        site_dropout=number(experiment.site_dropout or None),
+    )
+    mesh = experiment.mesh.make()
+    parts = sharding.batch_parts(mesh, rules)
+    micro = experiment.data.batch_size // experiment.accumulate
+    if micro % parts:
+        raise ValueError(
+            f"a micro-batch of {micro} rows does not divide over {parts} devices; change "
+            "data.batch_size, accumulate or mesh"
+        )
+    state_shapes = jax.eval_shape(functools.partial(stepping.init_state, plan=plan), model_shapes)
+    flat = tree.flatten(model_shapes)
+    parameters = sharding.shardings(tree.parameter_axes(model_shapes), flat, mesh, rules)
+    placed = sharding.state_shardings(tree.flatten(state_shapes), parameters, mesh)
+    frozen = set(tree.flatten(base_shapes)) - set(names)
+    return Program(
+        experiment=experiment,
+        shape=shape,
+        base=base,
+        mesh=mesh,
+        stacks=stacks,
+        base_shapes=base_shapes,
+        model_shapes=model_shapes,
+        state_shapes=state_shapes,
+        plan=plan,
+        hyper=hyper,
+        placed=placed,
+        kept=tuple(sorted(frozen)) if base is not None else (),
+    )
+
+
+def _keys(seed: int) -> jax.Array:
+    """Random keys [3] of the start, of what is attached, and of the rows' dropout."""
+    return jax.random.split(jax.random.key(seed), 3)
