@@ -340,3 +340,15 @@ def _svg(figure: Any, description: str, caption: str) -> Html:
         svg = svg.replace(f": {color}", f": {variable}")
     note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return Html(f"<figure class=plot><div class=scroll>{svg.strip()}</div>{note}</figure>")
+
+
+def standalone(plot: Html) -> str:
+    """A plot as an SVG file of its own, with fixed colours on white: for a README."""
+    svg = plot[plot.index("<svg") : plot.index("</svg>") + len("</svg>")]
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(variable, color)
+    style = (
+        '<rect width="100%" height="100%" fill="#fff"/><style>text{font-family:sans-serif}</style>'
+    )
+    opening, rest = svg.split(">", 1)
+    return f'{opening} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'

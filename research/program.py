@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research import cost, methods, runs, sharding, tree
 from research import step as stepping
@@ -85,10 +85,14 @@ class Program:
         make = functools.partial(jax.make_array_from_process_local_data, self.rows)
         return jax.tree.map(make, batch)
 
-    def compile(self, state: stepping.TrainState, batch: Batch) -> Any:
+    def place_numbers(self) -> stepping.Hyper:
+        """The run's numbers on every device, so that no step sends them again."""
+        return jax.device_put(self.hyper, NamedSharding(self.mesh, PartitionSpec()))
+
+    def compile(self, state: stepping.TrainState, batch: Batch, hyper: stepping.Hyper) -> Any:
         """The train step as an executable `(state, batch, hyper) -> (state, metrics)`."""
         step = jax.jit(stepping.train_step, static_argnames="plan", donate_argnames="state")
-        return step.lower(state, batch, self.hyper, self.plan).compile()
+        return step.lower(state, batch, hyper, self.plan).compile()
 
     def fresh_state(self) -> stepping.TrainState:
         """The state before the first step: weights of the base or random ones.

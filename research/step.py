@@ -123,8 +123,8 @@ def train_step(
     `skipped` is 1. An all-masked batch has loss 0 and is skipped too.
 
     Returns:
-      The new state and scalars: loss and accuracy over trained tokens, their `tokens` (the sum of
-      weights), gradient_norm before clipping, learning_rate, skipped.
+      The new state and scalars: loss, nll and accuracy over trained tokens, `trained_tokens` (the sum
+      of weights), gradient_norm before clipping, learning_rate, skipped.
     """
     trainable, frozen = tree.partition(state.model, plan.trainable)
 
@@ -179,7 +179,7 @@ def train_step(
         "loss": losses.trained * scale,
         "nll": losses.nll * scale,
         "accuracy": losses.correct * scale,
-        "tokens": weight,
+        "trained_tokens": weight,
         "gradient_norm": norm,
         "learning_rate": rate,
         "skipped": 1 - sound.astype(jnp.int32),

@@ -99,6 +99,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             return json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
     if host[0] == 0:
         print(describe(program, reading, data.tokens_per_step, first_step), flush=True)
+    peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
     with sharding.use(program.mesh, experiment.sharding_rules):
         # --- state and executable ---
@@ -106,7 +107,9 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             state = program.resumed_state(checkpoints.at(first_step))
         else:
             state = program.fresh_state()
-        train_step = program.compile(state, program.place(data.batch(first_step, *host)))
+        hyper = program.place_numbers()
+        example = program.place(data.batch(first_step, *host))
+        train_step = program.compile(state, example, hyper)
         memory = train_step.memory_analysis()
         needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         if host[0] == 0:
@@ -131,7 +134,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             experiment.steps,
             first_step,
             flops_per_token=program.flops_per_token,
-            peak_flops=peak_flops_per_second(),
+            peak_flops=peak_flops,
         )
         step, skipped = first_step, 0
         last: dict[str, float] = {}
@@ -166,8 +169,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
         with _stop_signals() as stopped, writer, progress, checkpoints:
             batches = data.batches(first_step, *host)
-            for batch in itertools.islice(batches, experiment.steps - first_step):
-                state, metrics = train_step(state, program.place(batch), program.hyper)
+            for batch in itertools.islice(batches, max(0, experiment.steps - first_step)):
+                state, metrics = train_step(state, program.place(batch), hyper)
                 step += 1
                 waiting.append((step, metrics))
                 report(behind=1)
@@ -186,7 +189,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 with Checkpointer(workdir / "model", keep_last=1) as shelf:
                     save(shelf, [name for name in program.owned if name.startswith("model/")])
 
+    # the whole run's numbers after the last step's, whose `tokens` are one batch's
     summary = {
+        **last,
+        **measured,
         "steps": step,
         "finished": step == experiment.steps,
         "seconds": spent + time.perf_counter() - started,
@@ -199,8 +205,6 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         "parameters": program.parameters,
         "program_bytes": needed,
         "peak_memory_bytes": peak_memory_bytes(),
-        **last,
-        **measured,
     }
     if host[0] == 0:
         runs.write_json(workdir / SUMMARY, summary)

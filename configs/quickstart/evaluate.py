@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.quickstart import pretrain, tune
 
 
-def get_config() -> ConfigDict:
+def get_config(how: str = "zero_shot") -> ConfigDict:
     config = ConfigDict()
     config.text = dict(
         sources=[dict(name=f"graft_{kind}") for kind in pretrain.KINDS],
@@ -25,4 +25,9 @@ def get_config() -> ConfigDict:
         split="test",
         sequence_length=128,
     )
+    if how == "few_shot":  # worked examples in front of the question, as far as the base can read
+        config.choice.shots = 3
+        config.choice.sequence_length = 256
+    elif how != "zero_shot":
+        raise ValueError(f"evaluate.py:{how}: there are zero_shot and few_shot")
     return config

@@ -41,12 +41,12 @@ def get_config(how: str = "full") -> ConfigDict:
             config.schedule.rate = 1e-3
         case "lora":
             config.init_from = BASE
-            config.method = dict(kind="lora", rank=8, alpha=16.0)
+            config.method = dict(kind="lora", rank=16, alpha=32.0)
             config.schedule.rate = 5e-3
         case "scratch":
             config.model = pretrain.MODEL
             config.tokenizer = pretrain.TOKENIZER
-            config.schedule.rate = 1e-3
+            config.schedule.rate = 2e-3
         case _:
             raise ValueError(f"tune.py:{how}: there are full, lora and scratch")
     return config

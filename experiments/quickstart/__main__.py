@@ -22,13 +22,13 @@ from research import config as door
 
 CONFIGS = Path("configs/quickstart")
 VOCABULARY = 2048
-# table row -> (run, worked examples)
+# table row -> (run, how evaluate.py asks it)
 ASKED = {
-    "base, zero-shot": ("pretrain", 0),
-    "base, few-shot": ("pretrain", 3),
-    "tuned, full": ("full", 0),
-    "tuned, LoRA": ("lora", 0),
-    "from scratch": ("scratch", 0),
+    "base, zero-shot": ("pretrain", "zero_shot"),
+    "base, few-shot": ("pretrain", "few_shot"),
+    "tuned, full": ("full", "zero_shot"),
+    "tuned, LoRA": ("lora", "zero_shot"),
+    "from scratch": ("scratch", "zero_shot"),
 }
 
 

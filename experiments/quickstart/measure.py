@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -33,29 +32,32 @@ BASELINE_NAMES = {
 }
 
 
-def measure(folder: Path, asked: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
-    """Everything that the table and the page show, ready for JSON."""
+def measure(folder: Path, asked: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """Everything that the table and the page show, ready for JSON.
+
+    Args:
+      asked: table row -> (run, the argument of the evaluation's config).
+    """
     enable_compilation_cache()
-    task = door.load(tasks.Evaluation, EVALUATION)
-    assert task.text is not None and task.choice is not None
+    ways = {way: load_tasks(way) for _, way in asked.values()}
+    text, choice = next(iter(ways.values()))
     names = dict.fromkeys(run for run, _ in asked.values())
     opened = {name: runs.open_run(folder / name) for name in names}
     summaries = {name: json.loads((folder / name / "summary.json").read_text()) for name in opened}
     print("\nreading held-out text and asking licence questions ...", flush=True)
     texts: dict[str, dict[str, tasks.TextScores]] = {}
     answers: dict[str, tasks.Answers] = {}
-    for row, (name, shots) in asked.items():
+    for row, (name, way) in asked.items():
         run = opened[name]
         with scorer(run) as score:
             if name not in texts:
-                texts[name] = tasks.read_text(score, task.text, run.tokenizer)
-            choice = dataclasses.replace(task.choice, shots=shots)
-            answers[row] = tasks.choose(score, choice, run.tokenizer)
+                texts[name] = tasks.read_text(score, text, run.tokenizer)
+            answers[row] = tasks.choose(score, ways[way][1], run.tokenizer)
     before = texts["pretrain"]
     rows = [pretraining_row(summaries["pretrain"], before, folder)]
     correct: list[np.ndarray] = []
     groups = next(iter(answers.values())).groups
-    for row, (name, shots) in asked.items():
+    for row, (name, way) in asked.items():
         given = answers[row]
         made = {} if name == "pretrain" else summaries[name]
         correct.append(given.correct)
@@ -66,7 +68,7 @@ def measure(folder: Path, asked: Mapping[str, tuple[str, int]]) -> dict[str, Any
                 "objective": "supervised" if made else "none (prompt only)",
                 "examples": made.get("examples", 0),
                 "tokens": made.get("tokens", 0),
-                "labels": made.get("documents", shots),
+                "labels": made.get("documents", ways[way][1].shots),
                 "trainable": made.get("trainable_parameters", 0),
                 "trainable_share": made.get("trainable_parameters", 0)
                 / summaries["pretrain"]["parameters"],
@@ -81,7 +83,7 @@ def measure(folder: Path, asked: Mapping[str, tuple[str, int]]) -> dict[str, Any
                 else None,
             }
         )
-    for name, (baseline, right) in baseline_rows(task.choice).items():
+    for name, (baseline, right) in baseline_rows(choice).items():
         rows.append({"name": BASELINE_NAMES[name], **baseline})
         correct.append(right)
     for i, right in enumerate(correct):
@@ -92,14 +94,20 @@ def measure(folder: Path, asked: Mapping[str, tuple[str, int]]) -> dict[str, Any
             line["gain"] = estimate(difference.difference) | {"p": difference.p_value}
     return {
         "table": rows,
-        "text": text_table(task.text, before, opened["pretrain"]),
-        "task": task_facts(task.choice, answers),
+        "text": text_table(text, before, opened["pretrain"]),
+        "task": task_facts(choice, answers),
         "curves": curves(folder, list(opened)),
-        "samples": samples(opened, task.choice),
+        "samples": samples(opened, choice),
         "configs": {name: door.to_dict(run.experiment) for name, run in opened.items()},
         "versions": opened["pretrain"].saved.metadata()["versions"],
         "device": jax.devices()[0].device_kind,
     }
+
+
+def load_tasks(way: str) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
+    evaluation = door.load(tasks.Evaluation, f"{EVALUATION}:{way}")
+    assert evaluation.text is not None and evaluation.choice is not None
+    return evaluation.text, evaluation.choice
 
 
 def pretraining_row(summary: Mapping[str, Any], text: TextResults, folder: Path) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from research import report
 from research.evaluation.statistics import Estimate
+from research.plots import Html, standalone
 from research.report import Column, Point
 
 RUN_NAMES = {
@@ -80,6 +81,24 @@ def finding(results: Mapping[str, Any]) -> str:
     )
 
 
+def quality_plot(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """Right answers against trained parameters; ways that train nothing are lines."""
+    asked = [row for row in rows if "quality" in row]
+    return report.scatter_plot(
+        [
+            Point(row["name"], row["trainable"], row["quality"].scaled(100), row["kind"])
+            for row in asked
+            if row.get("trainable")
+        ],
+        "trained parameters",
+        "right answers (%)",
+        "Bars are 95% intervals over clusters of near-duplicate notices.",
+        references={
+            row["name"]: 100 * row["quality"].value for row in asked if not row.get("trainable")
+        },
+    )
+
+
 def write(folder: Path, results: Mapping[str, Any]) -> Path:
     """DIR/report.html."""
     rows = table(results)
@@ -93,6 +112,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
         {**item, "answers": {RUN_NAMES[n]: answer for n, answer in item["answers"].items()}}
         for item in results["samples"]["notices"]
     ]
+    (folder / "quality.svg").write_text(standalone(quality_plot(rows)), encoding="utf-8")
     return report.write(
         folder / "report.html",
         "Pretraining, tuning, prompting: one task, measured",
@@ -108,19 +128,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
         ),
         report.section(
             "Quality against trained parameters",
-            report.scatter_plot(
-                [
-                    Point(row["name"], row["trainable"], row["quality"], row["kind"])
-                    for row in asked
-                    if row.get("trainable")
-                ],
-                "trained parameters",
-                "right answers (share)",
-                "Bars are 95% intervals over clusters of near-duplicate notices.",
-                references={
-                    row["name"]: row["quality"].value for row in asked if not row.get("trainable")
-                },
-            ),
+            quality_plot(rows),
         ),
         report.section(
             "What it costs",

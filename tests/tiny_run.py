@@ -1,0 +1,127 @@
+"""Runs small enough to train in a second or two: a corpus, a tokenizer, experiments, a base."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research import config as door
+from research.checkpoint import open_checkpoint
+from research.data import tokenizer
+from research.data.pipeline import DataConfig
+from research.data.sources import SourceConfig
+from research.experiment import Experiment
+from research.models.transformer import ModelConfig
+from research.schedules import ScheduleConfig
+from research.train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+# Where programs keep tokenised sources; also for those that tests start.
+os.environ.setdefault("GRAFT_CACHE", str(ROOT / ".cache" / "graft"))
+
+MODEL = ModelConfig(vocabulary=288, width=16, layers=2, heads=2, key_heads=2, hidden=32)
+COLOURS = ("red", "green", "blue", "white")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A folder with data, and what is trained on it once for all tests of a process."""
+
+    folder: Path
+
+    def data(self, source: str = "prose", **settings: Any) -> DataConfig:
+        """32 tokens a row and 8 rows, one for each device."""
+        sources = (SourceConfig(source, "jsonl", str(self.folder / (source + "-{split}.jsonl"))),)
+        return DataConfig(**{"sources": sources, "sequence_length": 32, "batch_size": 8} | settings)
+
+    def questions(self) -> DataConfig:
+        return self.data(
+            "questions", objective="supervised", objective_settings={"template": "Q: {prompt}\nA: "}
+        )
+
+    def experiment(self, steps: int, **changes: Any) -> Experiment:
+        """From random weights, at a constant rate, so that a run of N steps begins every longer."""
+        settings: dict[str, Any] = {
+            "data": self.data(),
+            "model": MODEL,
+            "tokenizer": str(self.folder / "tokenizer.json"),
+            "schedule": ScheduleConfig(rate=1e-2, kind="constant"),
+            "log_every": 1,
+        }
+        return Experiment(steps=steps, **settings | changes)
+
+    def tuning(self, steps: int, **changes: Any) -> Experiment:
+        """From the base, on questions."""
+        start = {"model": None, "tokenizer": None, "init_from": str(self.base)}
+        return self.experiment(steps, **start | {"data": self.questions()} | changes)
+
+    @functools.cached_property
+    def base(self) -> Path:
+        """A run of 30 steps on prose."""
+        train(self.experiment(30), self.folder / "base")
+        return self.folder / "base"
+
+
+@functools.cache
+def world(temporary: Any) -> World:
+    """The world of a test process; `temporary` is pytest's `tmp_path_factory`."""
+    folder = temporary.mktemp("world")
+    prose = [f"{colour} leaves fall on {n} roofs." for n in range(12) for colour in COLOURS]
+    _write(folder / "prose-train.jsonl", [{"text": text} for text in prose])
+    _write(folder / "prose-heldout.jsonl", [{"text": f"{n} roofs, red." for n in range(9)}])
+    asked = [
+        {"prompt": f"roof {n} {colour}", "completion": colour} for n in range(9) for colour in COLOURS
+    ]
+    _write(folder / "questions-train.jsonl", asked)
+    tokenizer.train(prose, MODEL.vocabulary).save(folder / "tokenizer.json")
+    return World(folder)
+
+
+def _write(path: Path, lines: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def config_file(folder: Path, experiment: Experiment) -> Path:
+    """A config file that gives the experiment."""
+    path = folder / "config.py"
+    content = json.dumps(door.to_dict(experiment))
+    path.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
+    return path
+
+
+def command(program: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-m", f"research.{program}", *map(str, arguments)]
+
+
+def start(experiment: Experiment, folder: Path, workdir: Path) -> subprocess.Popen[str]:
+    """`python -m research.train` in a process of its own."""
+    line = command("train", "--config", config_file(folder, experiment), "--workdir", workdir)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(line, cwd=ROOT, **pipes)  # type: ignore[call-overload]
+
+
+def wait_for(process: subprocess.Popen[str], ready: Callable[[], bool], seconds: float = 120):
+    """Waits until `ready()`; fails with the process's output when it ends before."""
+    last = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None or time.monotonic() > last:
+            process.kill()
+            raise AssertionError(f"not ready: {process.communicate()[0]}")
+        time.sleep(0.002)
+
+
+def lines(workdir: Path) -> list[str]:
+    """The lines of metrics.jsonl, none while there is no such file."""
+    path = workdir / "metrics.jsonl"
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def content(workdir: Path, step: int | None = None) -> dict[str, Any]:
+    """What identifies every array of a checkpoint: model, optimizer and step."""
+    return open_checkpoint(workdir, step).checksums()
