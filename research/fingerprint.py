@@ -85,6 +85,9 @@ def dispatch(arrays: Mapping[str, ArrayLike]) -> dict[str, tuple]:
                 array = np.ascontiguousarray(array).view(np.uint32).reshape(*shape, 2)
             array = jnp.asarray(array)
         pending[name] = (shape, dtype.name, _sums(array))
+        # XLA's CPU client hangs when 32 programs that talk across devices wait for each other.
+        if len(pending) % 16 == 0 and jax.default_backend() == "cpu":
+            jax.block_until_ready(pending[name][2])
     return pending
 
 

@@ -154,6 +154,7 @@ def make_program(experiment: Experiment, base: Run | None) -> Program:
         tree.check_names(wanted, base.checksums(), what)
     model_shapes = jax.eval_shape(method.attach, base_shapes, attach_key)
     names = methods.trainable(model_shapes, method)
+    every = tree.flatten(model_shapes)
     plan = stepping.Plan(
         names,
         experiment.optimizer,
@@ -165,8 +166,8 @@ def make_program(experiment: Experiment, base: Run | None) -> Program:
     hyper = stepping.Hyper(
         key=row_key,
         schedule=Schedule.make(experiment.schedule, experiment.steps),
-        rates=stepping.multipliers(experiment.rate_rules, names, "rate_rules"),
-        decays=stepping.multipliers(experiment.decay_rules, names, "decay_rules"),
+        rates=stepping.multipliers(experiment.rate_rules, names, every, "rate_rules"),
+        decays=stepping.multipliers(experiment.decay_rules, names, every, "decay_rules"),
         decay=np.asarray(experiment.decay, np.float32),
         clip=number(experiment.clip),
         dropout=number(experiment.dropout or None),
@@ -181,8 +182,7 @@ def make_program(experiment: Experiment, base: Run | None) -> Program:
             "data.batch_size, accumulate or mesh"
         )
     state_shapes = jax.eval_shape(functools.partial(stepping.init_state, plan=plan), model_shapes)
-    flat = tree.flatten(model_shapes)
-    parameters = sharding.shardings(tree.parameter_axes(model_shapes), flat, mesh, rules)
+    parameters = sharding.shardings(tree.parameter_axes(model_shapes), every, mesh, rules)
     placed = sharding.state_shardings(tree.flatten(state_shapes), parameters, mesh)
     frozen = set(tree.flatten(base_shapes)) - set(names)
     return Program(

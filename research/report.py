@@ -273,7 +273,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);line-height:1.55;font-size:17px;
 font-family:Charter,"Bitstream Charter","Sitka Text",Cambria,Georgia,serif}
-main{max-width:72rem;margin:0 auto;padding:4rem 1.5rem 3rem}
+main{max-width:84rem;margin:0 auto;padding:4rem 1.5rem 3rem}
 h1,h2,table,figcaption,.caption,svg,footer,.samples{font-family:system-ui,-apple-system,
 "Segoe UI",Roboto,"Helvetica Neue","Liberation Sans",Arial,sans-serif}
 h1{font-size:1.05rem;font-weight:600;color:var(--muted);margin:0 0 .75rem}

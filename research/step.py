@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -87,11 +87,18 @@ def init_state(model: Any, plan: Plan) -> TrainState:
 
 
 def multipliers(
-    rules: tree.Rules[float], names: tuple[str, ...], what: str
+    rules: tree.Rules[float], trainable: Iterable[str], names: Iterable[str], what: str
 ) -> dict[str, jax.Array]:
-    """The rules' number for each trainable leaf (1 where none matches), one a layer in stacks."""
+    """The rules' number for each trainable leaf (1 where none matches), one a layer in stacks.
+
+    Args:
+      names: all of the model's leaves; a rule may speak of what another method trains.
+
+    Raises:
+      ValueError: a pattern that matches none of them.
+    """
     tree.check_patterns([pattern for pattern, _ in rules], names, what)
-    values = {name: tree.match_layers(rules, name, 1.0) for name in names}
+    values = {name: tree.match_layers(rules, name, 1.0) for name in trainable}
     return {
         name: jnp.asarray(value if tree.is_stacked(name) else value[0], jnp.float32)
         for name, value in values.items()

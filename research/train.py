@@ -63,7 +63,13 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     from research.data import tokenizer, tokens
     from research.data.pipeline import Pipeline
     from research.evaluation.heldout import heldout_loss, make_score, open_heldout
-    from research.metrics import MetricsWriter, Progress, peak_flops_per_second, peak_memory_bytes
+    from research.metrics import (
+        MetricsWriter,
+        Progress,
+        peak_flops_per_second,
+        peak_memory_bytes,
+        read_metrics,
+    )
     from research.program import make_program
 
     started, workdir = time.perf_counter(), Path(workdir)
@@ -139,6 +145,13 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         step, skipped = first_step, 0
         last: dict[str, float] = {}
         measured: dict[str, float] = {}
+        measured_at = 0
+        if first_step >= experiment.steps:  # only the end is missing: its numbers are written
+            for row in read_metrics(workdir / "metrics.jsonl"):
+                if row.pop("step") == first_step and "heldout_loss" in row:
+                    measured, measured_at = row, first_step
+                elif "loss" in row:
+                    last = row
         waiting: collections.deque[tuple[int, Any]] = collections.deque()
 
         def report(behind: int) -> None:
@@ -163,7 +176,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 step,
                 runs.unstack_for_saving({name: arrays[name] for name in names}),
                 metadata | {"seconds": spent + time.perf_counter() - started},
-                metrics=measured or None,
+                metrics=measured if measured_at == step else None,  # an older model's say nothing
                 files={runs.TOKENIZER: workdir / runs.TOKENIZER},
             )
 
@@ -178,14 +191,16 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                     report(behind=0)
                     with progress.pause():
                         measured = heldout_loss(make_score(state.model, program.rows), heldout)
+                    measured_at = step
                     writer.write(step, measured)
-                if stopped or _due(step, experiment.checkpoint.every, experiment.steps):
+                stop = bool(stopped)  # read once: a signal may come between the two uses
+                if stop or _due(step, experiment.checkpoint.every, experiment.steps):
                     report(behind=0)
                     save(checkpoints, program.owned)
-                if stopped:
+                if stop:
                     break
             report(behind=0)
-            if step == experiment.steps:  # what others use: the weights without the optimizer
+            if step >= experiment.steps:  # what others use: the weights without the optimizer
                 with Checkpointer(workdir / "model", keep_last=1) as shelf:
                     save(shelf, [name for name in program.owned if name.startswith("model/")])
 
@@ -194,7 +209,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         **last,
         **measured,
         "steps": step,
-        "finished": step == experiment.steps,
+        "finished": step >= experiment.steps,
         "seconds": spent + time.perf_counter() - started,
         "tokens": data.tokens_per_step * step,
         "examples": sum(source["epochs"] * source["documents"] for source in reading.values()),

@@ -186,10 +186,10 @@ def test_adamw_equals_optax():
 def test_rules_multiply_rate_and_decay_layer_by_layer():
     names = ("layers/0-2/mlp/up/kernel", "final_norm/scale")
     rules = ((r"layers/2/.*", 0.5), (r"layers/.*", 2.0))
-    found = stepping.multipliers(rules, names, "rate_rules")
+    found = stepping.multipliers(rules, names, names, "rate_rules")
     assert found[names[0]].tolist() == [2, 2, 0.5] and float(found[names[1]]) == 1
     with pytest.raises(ValueError, match=r"pattern 'layers/3/.\*' matches nothing; nearest: lay"):
-        stepping.multipliers(((r"layers/3/.*", 1.0),), names, "rate_rules")
+        stepping.multipliers(((r"layers/3/.*", 1.0),), names, names, "rate_rules")
 
 
 def test_a_mesh_that_does_not_fit_is_refused():

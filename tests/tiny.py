@@ -59,8 +59,8 @@ def hyper(names, rate=1e-2, steps=10, dropout=None, decay=0.1, clip=1.0) -> step
     return stepping.Hyper(
         key=jax.random.key(7),
         schedule=schedules.Schedule.make(course, steps),
-        rates=stepping.multipliers((), names, "rates"),
-        decays=stepping.multipliers((), names, "decays"),
+        rates=stepping.multipliers((), names, names, "rates"),
+        decays=stepping.multipliers((), names, names, "decays"),
         decay=number(decay),
         clip=number(clip),
         dropout=number(dropout),

@@ -41,9 +41,8 @@ class World:
         return DataConfig(**{"sources": sources, "sequence_length": 32, "batch_size": 8} | settings)
 
     def questions(self) -> DataConfig:
-        return self.data(
-            "questions", objective="supervised", objective_settings={"template": "Q: {prompt}\nA: "}
-        )
+        settings = {"template": "Q: {prompt}\nA: ", "answer_tokens": 8}
+        return self.data("questions", objective="supervised", objective_settings=settings)
 
     def experiment(self, steps: int, **changes: Any) -> Experiment:
         """From random weights, at a constant rate, so that a run of N steps begins every longer."""
@@ -69,9 +68,10 @@ class World:
 
 
 @functools.cache
-def world(temporary: Any) -> World:
-    """The world of a test process; `temporary` is pytest's `tmp_path_factory`."""
-    folder = temporary.mktemp("world")
+def world(temporary: Path) -> World:
+    """The world of a test process, in pytest's own temporary folder."""
+    folder = temporary / "world"
+    folder.mkdir()
     prose = [f"{colour} leaves fall on {n} roofs." for n in range(12) for colour in COLOURS]
     _write(folder / "prose-train.jsonl", [{"text": text} for text in prose])
     _write(folder / "prose-heldout.jsonl", [{"text": f"{n} roofs, red." for n in range(9)}])

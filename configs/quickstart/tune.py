@@ -20,7 +20,7 @@ TEMPLATE = "Notice:\n{prompt}\nLicence: "
 
 def get_config(how: str = "full") -> ConfigDict:
     config = ConfigDict()
-    config.steps = 240
+    config.steps = 300
 
     notices = dict(name="graft_licences", fields=dict(prompt="text", completion="label"))
     config.data = dict(
@@ -38,15 +38,15 @@ def get_config(how: str = "full") -> ConfigDict:
     match how:
         case "full":
             config.init_from = BASE
-            config.schedule.rate = 1e-3
+            config.schedule.rate = 4e-3
         case "lora":
             config.init_from = BASE
             config.method = dict(kind="lora", rank=16, alpha=32.0)
-            config.schedule.rate = 5e-3
+            config.schedule.rate = 2.5e-3
         case "scratch":
             config.model = pretrain.MODEL
             config.tokenizer = pretrain.TOKENIZER
-            config.schedule.rate = 2e-3
+            config.schedule.rate = 4e-3
         case _:
             raise ValueError(f"tune.py:{how}: there are full, lora and scratch")
     return config

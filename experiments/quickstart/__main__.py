@@ -1,6 +1,6 @@
 """The whole line on real input: tokenizer, pretraining, tuning, evaluation, one table, one page.
 
-    tools/quickstart [--workdir DIR] [--fresh]
+    tools/quickstart [--workdir DIR] [--fresh] [--steps N]
 
 Every stage is a command of its own, printed as it runs; a stage that is finished is not run again
 (`--fresh` starts over). Results: DIR/results.json and DIR/report.html, by default in
@@ -38,6 +38,9 @@ def main() -> None:
     )
     parser.add_argument("--workdir", default="runs/quickstart", metavar="DIR")
     parser.add_argument("--fresh", action="store_true", help="delete the folder and start over")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="so many steps a run: the line, not the learning"
+    )
     arguments = parser.parse_args()
     started = time.perf_counter()
     folder = Path(arguments.workdir)
@@ -52,10 +55,13 @@ def main() -> None:
             "--vocabulary", VOCABULARY, "--out", tokenizer)  # fmt: skip
     base = f"--config.init_from={folder / 'pretrain'}"
     words = f"--config.tokenizer={tokenizer}"
-    train(folder / "pretrain", "pretrain.py", words)
-    train(folder / "full", "tune.py:full", base)
-    train(folder / "lora", "tune.py:lora", base)
-    train(folder / "scratch", "tune.py:scratch", words)
+    short = []
+    if arguments.steps:
+        short = [f"--config.steps={arguments.steps}", "--config.schedule.warmup=0"]
+    train(folder / "pretrain", "pretrain.py", words, *short)
+    train(folder / "full", "tune.py:full", base, *short)
+    train(folder / "lora", "tune.py:lora", base, *short)
+    train(folder / "scratch", "tune.py:scratch", words, *short)
 
     from experiments.quickstart import measure, page
 

@@ -1,0 +1,193 @@
+"""Runs that end before their end: killed, stopped, out of disk, out of numbers. Nothing is lost."""
+
+import dataclasses
+import json
+import random
+import resource
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from research import runs
+from research.checkpoint import Checkpointer, CheckpointError, open_checkpoint
+from research.experiment import CheckpointConfig
+from research.methods import LoRA
+from research.schedules import ScheduleConfig
+from research.sharding import MeshConfig
+from research.train import train
+from tests import tiny_run
+
+EVERY_SECOND = CheckpointConfig(every=2, keep_last=2)
+ENDLESS = 1_000_000  # steps of a run that is not meant to reach its end
+# TensorStore's late callbacks find Orbax's event loop closed, where no code can catch the error.
+late_callbacks = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+def full(world, steps):
+    """Everything that a step can depend on: a mesh of three axes, dropout, two micro-batches."""
+    return world.experiment(
+        steps,
+        mesh=MeshConfig(2, 2, 2),
+        dropout=0.1,
+        accumulate=2,
+        checkpoint=EVERY_SECOND,
+        evaluate_split="heldout",
+        evaluate_every=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    """A run that nobody stopped, of 8 steps, with steps 6 and 8 saved."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(full(world, 8), workdir)
+    return workdir
+
+
+def unfinished(whole, folder):
+    """A copy of a run as it was when step 8 was saved and nothing after it was written."""
+    workdir = folder / "run"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "model")
+    (workdir / "summary.json").unlink()
+    return workdir
+
+
+def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(world, tmp_path):
+    workdir, kill_at = tmp_path / "run", random.SystemRandom().randint(2, 9)
+    process = tiny_run.start(full(world, ENDLESS), tmp_path, workdir)
+    tiny_run.wait_for(process, lambda: len(tiny_run.lines(workdir)) >= kill_at)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    with Checkpointer(workdir / "checkpoints") as checkpoints:
+        saved = checkpoints.latest_step() or 0  # none, if the kill fell into the first save
+    steps = max(saved, 1) + 3
+    summary = train(full(world, steps), workdir)
+    assert summary["finished"] and summary["steps"] == steps
+    train(full(world, steps), tmp_path / "whole")
+    assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole"), (kill_at, saved)
+    ours, theirs = tiny_run.lines(workdir), tiny_run.lines(tmp_path / "whole")
+    assert ours == theirs, (kill_at, saved)
+    steps_seen = [json.loads(line)["step"] for line in ours if "accuracy" in line]
+    assert steps_seen == list(range(1, steps + 1))
+    assert sum("heldout_loss" in line for line in ours) == len({*range(3, steps, 3), steps})
+    optimizer = [name for name in tiny_run.content(workdir) if name.startswith("optimizer/")]
+    assert any("mu" in name for name in optimizer) and any("nu" in name for name in optimizer)
+
+
+def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_bits(
+    world, tmp_path
+):
+    def tuning(steps):
+        return world.tuning(steps, method=LoRA(rank=2), site_dropout=0.1)  # saves at its end only
+
+    workdir = tmp_path / "run"
+    process = tiny_run.start(tuning(ENDLESS), tmp_path, workdir)
+    tiny_run.wait_for(process, lambda: len(tiny_run.lines(workdir)) >= 3)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    at = open_checkpoint(workdir).step
+    assert f"stopped by a signal at step {at}, saved; run the same command to go on" in output
+    assert [json.loads(line)["step"] for line in tiny_run.lines(workdir)] == list(range(1, at + 1))
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == at and summary["finished"] is False
+    assert not (workdir / "model").exists()
+    train(tuning(at + 3), workdir)
+    train(tuning(at + 3), tmp_path / "whole")
+    assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole"), at
+    assert tiny_run.lines(workdir) == tiny_run.lines(tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_as_it_is(world, whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    summary = train(full(world, 8), whole)
+    assert summary["finished"] and summary["steps"] == 8
+    assert f"{whole} is finished: 8 of 8 steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_run_killed_after_its_last_save_is_finished_with_all_its_numbers(world, whole, tmp_path):
+    workdir = unfinished(whole, tmp_path)
+    summary = train(full(world, 8), workdir)
+    expected = json.loads((whole / "summary.json").read_text())
+    measured = {"seconds", "peak_memory_bytes"}
+    assert summary.keys() == expected.keys()
+    for name in expected.keys() - measured:
+        assert summary[name] == expected[name], name
+    assert tiny_run.content(workdir / "model") == tiny_run.content(whole / "model")
+    assert tiny_run.lines(workdir) == tiny_run.lines(whole)
+
+
+@late_callbacks
+def test_a_torn_checkpoint_is_named_and_the_step_before_it_gives_the_same_bits(
+    world, whole, tmp_path
+):
+    workdir = unfinished(whole, tmp_path)
+    torn = workdir / "checkpoints" / "8"
+    data = max((torn / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    lines = tiny_run.lines(workdir)
+    with pytest.raises(CheckpointError) as error:
+        train(full(world, 8), workdir)
+    assert f"checkpoint {torn} cannot be read" in str(error.value)
+    assert "move this folder away to fall back to step 6" in str(error.value)
+    assert tiny_run.lines(workdir) == lines
+    torn.rename(tmp_path / "torn")
+    train(full(world, 8), workdir)
+    assert tiny_run.content(workdir) == tiny_run.content(whole)
+    assert tiny_run.lines(workdir) == tiny_run.lines(whole)
+
+
+@late_callbacks
+def test_a_full_disk_ends_the_run_and_the_step_before_it_restores(world, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)  # not a torn entry there
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(CheckpointError) as error:
+            train(full(world, 12), workdir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    message = str(error.value)
+    assert f"could not save step 10 in {workdir / 'checkpoints'}" in message
+    assert "Step 8 there is still good" in message and "Free disk space" in message
+    assert open_checkpoint(workdir).step == 8
+    assert tiny_run.content(workdir) == tiny_run.content(whole)
+    run = runs.open_run(workdir)
+    run.saved.restore(run.saved.abstract())  # compares with the checksums
+    train(full(world, 12), workdir)
+    assert open_checkpoint(workdir).step == 12
+
+
+def test_a_folder_of_another_experiment_is_refused(world, whole):
+    before = tiny_run.content(whole), (whole / "config.json").read_bytes()
+    other = dataclasses.replace(full(world, 9), dropout=0.2, schedule=ScheduleConfig(rate=1.0))
+    with pytest.raises(ValueError, match=r"whole.*another experiment \(schedule, dropout differ\)"):
+        train(other, whole)
+    assert before == (tiny_run.content(whole), (whole / "config.json").read_bytes())
+
+
+def test_a_run_without_finite_losses_stops_and_keeps_what_it_has(world, tmp_path):
+    workdir = tmp_path / "run"
+    experiment = world.experiment(
+        20, schedule=ScheduleConfig(1e30, "constant"), clip=None, most_skipped=3, seed=5
+    )
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row up to step 4 .*schedule.rate"):
+        train(experiment, workdir)
+    lines = [json.loads(line) for line in tiny_run.lines(workdir)]
+    assert [line["skipped"] for line in lines[:4]] == [0, 1, 1, 1]
+    assert np.isfinite(lines[0]["loss"]) and lines[1]["gradient_norm"] is None
+    assert not (workdir / "summary.json").exists()
