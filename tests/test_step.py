@@ -20,7 +20,10 @@ from tests import tiny
 train_step = jax.jit(stepping.train_step, static_argnames="plan")
 
 
-def run(method=Full(), steps=2, mesh=None, dropout=None, batch=None, order=None, **plan):
+FULL = Full()
+
+
+def run(method=FULL, steps=2, mesh=None, dropout=None, batch=None, order=None, **plan):
     """Losses and final parameters of a short run."""
     devices = jax.devices() if order is None else [jax.devices()[i] for i in order]
     mesh = (mesh or MeshConfig(data=1)).make(devices if mesh else devices[:1])

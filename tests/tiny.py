@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research import methods, schedules
@@ -98,3 +99,16 @@ def logits(model, batch: Batch, context=None) -> jax.Array:
     """[B,S,V]."""
     hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions, batch.prefix, context)
     return model.logits(hidden, context)
+
+
+def log_probabilities(model, ids) -> np.ndarray:
+    """[n,V] log-probabilities after each of n <= 24 tokens, by one full pass."""
+    tokens = np.zeros((1, 24), np.int32)
+    tokens[0, : len(ids)] = ids
+    return np.asarray(_log_probabilities(model, tokens))[0, : len(ids)]
+
+
+@jax.jit
+def _log_probabilities(model, tokens):
+    hidden, _ = model.hidden(tokens, jnp.ones_like(tokens), np.arange(tokens.shape[1])[None])
+    return jax.nn.log_softmax(model.logits(hidden))
