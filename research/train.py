@@ -98,7 +98,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     first_step, spent = checkpoints.latest_step() or 0, 0.0
     if first_step:
         saved = runs.open_run(workdir, experiment.init_from)
-        check_same_run(experiment, saved.experiment, workdir)
+        then = saved.experiment
+        if saved.base is not None:  # the same one, as its fingerprint says: it may have moved
+            then = dataclasses.replace(then, init_from=experiment.init_from)
+        check_same_run(experiment, then, workdir)
         spent = saved.saved.metadata()["seconds"]
         if first_step >= experiment.steps and (workdir / SUMMARY).exists():
             print(f"{workdir} is finished: {first_step} of {experiment.steps} steps")

@@ -8,9 +8,11 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("GRAFT_TEST_PLATFORM", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    flags = (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8")
-    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+# Eight devices, and code that is not optimised by LLVM: tests compare numbers, and compiling is
+# most of their time.
+for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 # One cache of compiled programs for every test process and the programs that tests start. Two that
 # write one entry at once write the same bytes; one that reads it half written compiles it itself.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))

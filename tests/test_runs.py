@@ -3,16 +3,18 @@
 import dataclasses
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
-from research import runs, sharding, tree
+from research import evaluate, runs, sharding, tree
 from research.checkpoint import open_checkpoint
+from research.data import tokens
+from research.data.pipeline import Pipeline
+from research.evaluation.heldout import heldout_loss, open_heldout
 from research.methods import LoRA, Partial
 from research.sharding import MeshConfig
 from research.train import train
-from tests import tiny, tiny_run
+from tests import tiny_run
 
 LORA = LoRA(targets=(r"layers/\d+/mlp/\w+",), rank=2)
 
@@ -24,9 +26,13 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(world, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("tuned") / "run"
-    train(world.tuning(4, method=LORA), workdir)
-    return workdir
+    """(a run with an adapter, its base, its summary)."""
+    folder = tmp_path_factory.mktemp("tuned")
+    shutil.copytree(world.base, folder / "base")
+    experiment = world.tuning(
+        4, init_from=str(folder / "base"), method=LORA, evaluate_split="heldout"
+    )
+    return folder / "run", folder / "base", train(experiment, folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -38,51 +44,46 @@ def sharded(world, tmp_path_factory):
 
 
 def load(run, mesh=MeshConfig(), longest_stack=0):
-    """(the model, its mesh), on all devices."""
+    """The run's model on all devices."""
     run = dataclasses.replace(
         run, model=dataclasses.replace(run.model, longest_stack=longest_stack)
     )
     made = mesh.make()
     with sharding.use(made, sharding.RULES):
-        return runs.load_model(run, made, sharding.RULES), made
+        return runs.load_model(run, made, sharding.RULES)
 
 
 def parameters(model):
     return {n: np.asarray(a) for n, a in tree.unstack(tree.flatten(model)).items()}
 
 
-def logits(model):
-    return np.asarray(jax.jit(tiny.logits)(model, jax.tree.map(np.asarray, tiny.batch())))
-
-
 def names(path, prefix="model/"):
     return set(open_checkpoint(path).checksums(prefix))
 
 
-def test_an_adapter_run_saves_only_what_was_attached_or_trained(world, tuned):
-    base, own = names(world.base), names(tuned)
-    parts = {f"layers/{i}/mlp/{m}/site/lora/{p}" for i in (0, 1) for m in ("gate", "up", "down")
-             for p in ("a", "b", "scale")}  # fmt: skip
-    assert own == parts and not own & base
-    moments = {name.split("/", 1)[0] for name in names(tuned, "optimizer/")}
-    assert moments == {"layers"}  # of the layers' adapters alone
-    trained = {p for p in parts if not p.endswith("scale")}
-    assert {n for p in trained for n in names(tuned, "optimizer/") if n.startswith(p)} == names(
-        tuned, "optimizer/"
-    )
-    assert names(tuned / "model") == parts and not names(tuned / "model", "optimizer/")
-    origin = open_checkpoint(tuned).metadata()["base"]
-    assert origin["fingerprint"] == runs.open_run(world.base).fingerprint
-    assert names(tuned, "") == {f"model/{p}" for p in own} | {"step"} | {
-        f"optimizer/{n}" for n in names(tuned, "optimizer/")
-    }
+def test_an_adapter_run_saves_only_what_was_attached_or_trained(tuned):
+    workdir, base, _ = tuned
+    places = [f"layers/{i}/mlp/{m}/site/lora/" for i in (0, 1) for m in ("gate", "up", "down")]
+    attached = {place + part for place in places for part in ("a", "b", "scale")}
+    assert names(workdir) == names(workdir / "model") == attached
+    assert not attached & names(base)
+    trained = tuple(place + part for place in places for part in ("a/", "b/"))
+    moments = names(workdir, "optimizer/")
+    assert all(any(name.startswith(t) for name in moments) for t in trained)
+    assert all(name.startswith(trained) for name in moments)
+    everything = {f"model/{n}" for n in attached} | {f"optimizer/{n}" for n in moments} | {"step"}
+    assert names(workdir, "") == everything
+    assert names(workdir / "model", "") == {f"model/{name}" for name in attached}
+    origin = open_checkpoint(workdir).metadata()["base"]
+    assert origin["fingerprint"] == runs.open_run(base).fingerprint
+    assert open_checkpoint(origin["path"]).path == open_checkpoint(base).path
 
 
 def test_partial_tuning_saves_only_what_it_trained(world, tmp_path):
     train(world.tuning(1, method=Partial((r"layers/1/.*norm/scale",))), tmp_path / "run")
     assert names(tmp_path / "run") == {f"layers/1/{n}_norm/scale" for n in ("attention", "mlp")}
     run = runs.open_run(tmp_path / "run")
-    before, after = parameters(load(runs.open_run(world.base))[0]), parameters(load(run)[0])
+    before, after = parameters(load(runs.open_run(world.base))), parameters(load(run))
     changed = {name for name, leaf in before.items() if not np.array_equal(leaf, after[name])}
     assert before.keys() == after.keys() and changed == names(tmp_path / "run")
 
@@ -103,7 +104,7 @@ def test_restoring_onto_another_mesh_and_other_stacks_gives_the_same_bits(sharde
     }
     other = [(MeshConfig(data=8), 0), (MeshConfig(data=1, fsdp=8), 1), (MeshConfig(tensor=2), 1)]
     for mesh, longest_stack in other:
-        model, _ = load(run, mesh, longest_stack)
+        model = load(run, mesh, longest_stack)
         assert list(model.layers) == (["0-0", "1-1"] if longest_stack else ["0-1"])
         found = parameters(model)
         assert found.keys() == expected.keys()
@@ -113,14 +114,48 @@ def test_restoring_onto_another_mesh_and_other_stacks_gives_the_same_bits(sharde
     assert kernel.sharding.shard_shape(kernel.shape) == (1, 16, 16)  # over two, as asked
 
 
-def test_the_model_read_is_the_model_that_was_trained(world, tmp_path, monkeypatch):
-    """The very arrays of the last step, adapter and base, caught as they are saved."""
-    caught = {}
-    unstack = runs.unstack_for_saving
+def test_the_model_read_is_the_model_that_was_trained(tuned):
+    """The run measured the model in its memory; the model from its files measures the same."""
+    workdir, _, summary = tuned
+    for path in (workdir, workdir / "model"):
+        run = runs.open_run(path)
+        data = Pipeline(run.experiment.data, run.tokenizer, tokens.default_cache())
+        with evaluate.scorer(run) as score:
+            found = heldout_loss(score, open_heldout(data, "heldout", None))
+        assert found["heldout_loss"] == summary["heldout_loss"]
+        assert found["heldout_bits_per_byte"] == summary["heldout_bits_per_byte"]
+    with evaluate.scorer(run.base) as score:
+        other = heldout_loss(score, open_heldout(data, "heldout", None))
+    assert other["heldout_loss"] > summary["heldout_loss"] + 0.1
 
-    def catch(arrays):
-        caught.update(unstack(arrays))
-        return unstack(arrays)
 
-    monkeypatch.setattr(runs, "unstack_for_saving", catch)
-    train(world.tuning(3, method=LORA, longest_stack=None) if False else world.tuning(3, method=LORA), tmp_path / "run")
+def test_another_base_is_refused_and_a_base_that_moved_is_found(world, tuned, tmp_path):
+    workdir, base, _ = tuned
+    expected = runs.open_run(workdir).fingerprint
+    other = tmp_path / "other"
+    train(world.experiment(1, seed=1), other)
+    mine, theirs = (runs.open_run(path).fingerprint[:16] for path in (base, other))
+    with pytest.raises(ValueError, match=rf"base with fingerprint {mine}, but {other} has {theirs}"):
+        runs.open_run(workdir, base=str(other))
+    moved = tmp_path / "moved"
+    base.rename(moved)
+    try:
+        with pytest.raises(FileNotFoundError, match=rf"{base}/.*is gone .*--base"):
+            runs.open_run(workdir)
+        run = runs.open_run(workdir, base=str(moved))
+        assert run.fingerprint == expected
+        resumed = world.tuning(5, init_from=str(moved), method=LORA)
+        shutil.copytree(workdir, tmp_path / "run")
+        assert train(resumed, tmp_path / "run")["finished"]
+        assert runs.open_run(tmp_path / "run").base.saved.path == runs.open_run(moved).saved.path
+        with pytest.raises(ValueError, match=f"base with fingerprint {mine}, but {other}"):
+            train(dataclasses.replace(resumed, steps=6, init_from=str(other)), tmp_path / "run")
+    finally:
+        moved.rename(base)
+
+
+def test_an_adapter_is_not_taken_for_a_base(world, tuned):
+    workdir, _, _ = tuned
+    with pytest.raises(ValueError, match=r"(?s)an adapter is merged before.*surplus layers/0/"):
+        train(world.tuning(1, init_from=str(workdir)), workdir.parent / "second")
+    assert not (workdir.parent / "second").exists()

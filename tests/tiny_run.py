@@ -76,9 +76,12 @@ def world(temporary: Path) -> World:
     _write(folder / "prose-train.jsonl", [{"text": text} for text in prose])
     _write(folder / "prose-heldout.jsonl", [{"text": f"{n} roofs, red." for n in range(9)}])
     asked = [
-        {"prompt": f"roof {n} {colour}", "completion": colour} for n in range(9) for colour in COLOURS
+        {"prompt": f"roof {n} {colour}", "completion": colour}
+        for n in range(9)
+        for colour in COLOURS
     ]
-    _write(folder / "questions-train.jsonl", asked)
+    _write(folder / "questions-train.jsonl", asked[:24])
+    _write(folder / "questions-heldout.jsonl", asked[24:])
     tokenizer.train(prose, MODEL.vocabulary).save(folder / "tokenizer.json")
     return World(folder)
 

@@ -11,6 +11,7 @@ from tests import tiny
 
 ATTACHED = [LoRA(rank=4), DoRA(rank=4), IA3()]
 forward = jax.jit(tiny.logits)
+merge = jax.jit(methods.merge, static_argnames="adapter")
 
 
 def base_of(model):
@@ -35,7 +36,7 @@ def test_start_equals_the_base(method):
 def test_merged_equals_attached_and_leaves_the_original_alone(method):
     model, batch = tiny.shaken(tiny.attached(method)), tiny.batch()
     before = tree.flatten(model)
-    merged = methods.merge(model, method.adapter)
+    merged = merge(model, adapter=method.adapter)
     assert set(tree.flatten(merged)) == set(tree.flatten(tiny.model()))
     np.testing.assert_allclose(forward(merged, batch), forward(model, batch), atol=1e-4)
     assert np.abs(forward(base_of(model), batch) - forward(model, batch)).max() > 1e-2
@@ -78,11 +79,9 @@ def test_adapter_start_does_not_depend_on_grouping():
 
 def test_two_adapters_act_together_and_merge_apart():
     batch = tiny.batch()
-    two = LoRA(rank=2, adapter="b").attach(
-        tiny.attached(LoRA(rank=4, adapter="a")), jax.random.key(9)
-    )
-    two = tiny.shaken(two)
-    one = methods.merge(two, "a")
+    second = jax.jit(LoRA(rank=2, adapter="b").attach)
+    two = tiny.shaken(second(tiny.attached(LoRA(rank=4, adapter="a")), jax.random.key(9)))
+    one = merge(two, adapter="a")
     np.testing.assert_allclose(forward(one, batch), forward(two, batch), atol=1e-4)
     assert all(list(linear.site) == ["b"] for _, linear in methods.linears(one))
 

@@ -1,0 +1,168 @@
+"""The training program: what it refuses, what it prints, and that every method learns."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from research import train as program
+from research.data import tokenizer
+from research.methods import IA3, DoRA, Full, LoRA, Partial
+from research.objectives import OBJECTIVES, Causal
+from research.schedules import ScheduleConfig
+from research.train import train
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def refused(world, tmp_path):
+    """Runs the program, which must end with an error; gives the message. Nothing is written."""
+
+    def run(*overrides, experiment=None):
+        file = tiny_run.config_file(tmp_path, experiment or world.experiment(4))
+        workdir = tmp_path / "run"
+        with pytest.raises(SystemExit) as end:
+            program.main(
+                ["--config", str(file), "--workdir", str(workdir)]
+                + [f"--config.{override}" for override in overrides]
+            )
+        assert isinstance(end.value.code, str) and end.value.code.startswith("error: ")
+        assert not workdir.exists()
+        return end.value.code
+
+    return run
+
+
+def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tmp_path):
+    file = tiny_run.config_file(tmp_path, world.experiment(4))
+    line = tiny_run.command("train", "--config", file, "--workdir", tmp_path / "run")
+    ended = subprocess.run(
+        [*line, "--config.schedule.rte=0.1"], cwd=tiny_run.ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and not (tmp_path / "run").exists()
+    assert ended.stderr.splitlines() == [
+        "error: config.schedule.rte: no such key; did you mean config.schedule.rate?"
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["mesh.data=3"], "mesh data=3 fsdp=1 tensor=1 does not fit 8 devices"),
+        (["mesh.data=1", "mesh.tensor=8", "model.hidden=36"], "'mlp' of length 36 does not divide"),
+        (["accumulate=3"], "data.batch_size 8 does not divide by accumulate 3"),
+        (["accumulate=2"], "a micro-batch of 4 rows does not divide over 8 devices"),
+        (["model.vocabulary=100"], "has 288 tokens, but the model's vocabulary only 100"),
+        (["init_from=nowhere"], "no checkpoint in .*/nowhere"),
+        (["model=None"], "give `init_from`, or `model` and `tokenizer` to start at random"),
+        (["tokenizer=nowhere.json"], "no tokenizer at nowhere.json"),
+        (["data.sources[0].path=nowhere.jsonl"], "Source 'prose': there is no file nowhere.jsonl"),
+        (["data.sources[0].fields={'text': 'txt'}"], r"jsonl:1: there is no field 'txt'.*text"),
+        (["evaluate_split=test"], "there is no file .*prose-test.jsonl"),
+        (["schedule.warmup=4"], "warm-up of 4 steps in a run of 4"),
+        (["method={'kind': 'lora', 'rank': 99}"], "rank 99 does not fit a weight of 16 x 16"),
+        (["method={'kind': 'partial', 'patterns': ['layer/.*']}"], "'layer/.*' matches nothing"),
+        (["decay_rules=[['norm', 0.0]]"], "decay_rules: pattern 'norm' matches nothing"),
+        (["checkpoint.keep_best=true"], "keep_best .*evaluate_split"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_anything_is_written(refused, overrides, message):
+    with pytest.raises(AssertionError) if False else _matching(message) as check:
+        check(refused(*overrides))
+
+
+def test_an_empty_corpus_is_refused(refused, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    message = refused(f"data.sources[0].path={tmp_path}/empty.jsonl")
+    assert message == "error: Source 'prose:train' is empty: there is nothing to learn from."
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked(Causal):
+    """Counts its tokens as trained on, or not, and trains on none."""
+
+    honest: bool = True
+
+    def prepare(self, table, tokenizer, window):
+        examples = super().prepare(table, tokenizer, window)
+
+        def piece(index, start, stop):
+            whole = examples.piece(index, start, stop)
+            end = whole.targets == tokenizer.end_id
+            weights = np.where(end & (not self.honest) & (index > 0), 1, 0).astype(np.float32)
+            return dataclasses.replace(whole, weights=weights)
+
+        trained = examples.trained * (not self.honest)
+        return dataclasses.replace(examples, trained=trained, piece=piece)
+
+
+def test_data_that_is_all_masked_is_refused(refused, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "masked", Masked)
+    message = refused("data.objective=masked")
+    assert message == (
+        "error: Source 'prose:train' has no token to train on: all of its text is masked."
+    )
+
+
+def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
+    file = tiny_run.config_file(tmp_path, world.experiment(4))
+    program.main(["--config", str(file), "--workdir", str(tmp_path / "run"), "--dry-run"])
+    plan = capsys.readouterr().out
+    assert "9,808 parameters, 9,808 train (100.00%), method full" in plan
+    assert "prose: 48 documents" in plan and "GiB a device" in plan and "random weights" in plan
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_imports_no_jax():
+    code = """if True:
+        import contextlib, importlib, io, sys
+        for name in ("train", "generate", "train_tokenizer", "evaluate"):
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+                importlib.import_module(f"research.{name}").main(["--help"])
+            assert "usage:" in said.getvalue() and f"research.{name}" in said.getvalue(), name
+        heavy = {"jax", "flax", "orbax", "tensorflow_datasets", "grain"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny_run.ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(
+    "method, rate",
+    [
+        (Full(), 1e-2),
+        (Partial((r"layers/1/.*", "final_norm/scale")), 1e-2),
+        (LoRA(rank=4), 3e-2),
+        (DoRA(rank=4), 3e-2),
+        (IA3(), 0.3),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_every_method_learns(world, tmp_path, method, rate):
+    train(world.tuning(20, method=method, schedule=ScheduleConfig(rate, "constant")), tmp_path)
+    losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]
+    print(losses)
+    assert len(losses) == 20 and np.mean(losses[-4:]) < losses[0] - 1
+
+
+def test_summary_counts_the_whole_run(world):
+    summary = json.loads((world.base / "summary.json").read_text())
+    documents = [line for line in (world.folder / "prose-train.jsonl").read_text().splitlines()]
+    words = tokenizer.load(world.folder / "tokenizer.json")
+    tokens = sum(len(words.encode(json.loads(line)["text"])) + 1 for line in documents)
+    assert summary["steps"] == 30 and summary["finished"]
+    assert summary["documents"] == len(documents) == 48
+    np.testing.assert_allclose(summary["tokens"], summary["examples"] / 48 * tokens)
+    assert summary["parameters"] == summary["trainable_parameters"] == 9808
+    assert 0 < summary["loss"] < 2
