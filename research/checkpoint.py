@@ -34,7 +34,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from research import fingerprint
+from research import __version__, fingerprint
 from research.saved_step import (
     MARKERS,
     OWN_FILES,
@@ -316,14 +316,11 @@ class Checkpointer:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide what a checkpoint means."""
-    versions = {"python": platform.python_version()}
-    for name in ("jax", "flax", "optax", "orbax-checkpoint", "graft"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a clone, or not needed
-            versions[name] = "not installed"
-    return versions
+    """Versions of Graft, Python and the libraries that decide what a checkpoint means."""
+    libraries = ("jax", "flax", "optax", "orbax-checkpoint")
+    return {"graft": __version__, "python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in libraries
+    }
 
 
 class _Files:

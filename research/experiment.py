@@ -94,6 +94,8 @@ class Experiment:
     def __post_init__(self):
         if self.init_from is None and (self.model is None or self.tokenizer is None):
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
+        if self.checkpoint.keep_best and self.evaluate_split is None:
+            raise ValueError("checkpoint.keep_best needs a held-out loss: give `evaluate_split`")
         if self.data.batch_size % self.accumulate:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} does not divide by accumulate "

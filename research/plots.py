@@ -24,6 +24,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, GRID = "#111111", "#777777", "#dddddd"
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)), (0, (4, 1)), (0, (1, 1)))
 MARKERS = "os^Dvp"
+NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 
 # What the page's style sheet calls each of them.
@@ -351,4 +352,4 @@ def standalone(plot: Html) -> str:
         '<rect width="100%" height="100%" fill="#fff"/><style>text{font-family:sans-serif}</style>'
     )
     opening, rest = svg.split(">", 1)
-    return f'{opening} xmlns="http://www.w3.org/2000/svg">{style}{rest}\n'
+    return f"{opening} {NAMESPACES}>{style}{rest}\n"

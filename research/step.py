@@ -130,8 +130,8 @@ def train_step(
     `skipped` is 1. An all-masked batch has loss 0 and is skipped too.
 
     Returns:
-      The new state and scalars: loss, nll and accuracy over trained tokens, `trained_tokens` (the sum
-      of weights), gradient_norm before clipping, learning_rate, skipped.
+      The new state and scalars: loss, nll and accuracy over trained tokens, trained_tokens (the
+      sum of weights), gradient_norm before clipping, learning_rate, skipped.
     """
     trainable, frozen = tree.partition(state.model, plan.trainable)
 

@@ -1,5 +1,6 @@
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.evaluation.statistics import Estimate, paired_difference
+from research.plots import standalone
 from research.report import (
     Column,
     Html,
@@ -220,3 +222,8 @@ def test_what_cannot_be_drawn_is_refused_by_name():
         bar_plot(["a", "b"], {"time": [1.0]})
     with pytest.raises(ValueError, match="at least one series"):
         line_plot({}, "x", "y")
+
+
+def test_a_plot_of_its_own_is_a_whole_svg_file_with_fixed_colours():
+    text = standalone(scatter_plot([Point("a <b>", 10.0, 0.5, "kind")], "x", "y"))
+    assert ElementTree.fromstring(text).tag.endswith("svg") and "var(--" not in text
