@@ -20,22 +20,33 @@ This module imports no JAX, so that a program answers `--help` and a misspelt fl
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import ml_collections
 import pydantic
 
 T = TypeVar("T")
 Location = tuple[str | int, ...]
+
+# bounds that many fields share
+Positive = Annotated[int, pydantic.Field(gt=0)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+PositiveNumber = Annotated[float, pydantic.Field(gt=0)]
+NonNegative = Annotated[float, pydantic.Field(ge=0)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Name = Annotated[str, pydantic.Field(pattern=r"^\w+$")]
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
 
 
@@ -142,9 +153,22 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return arguments
 
 
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Wrong input ends a program with its message; only our own mistakes end with a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted before there was anything to save", file=sys.stderr)
+        sys.exit(130)
+
+
 def _adapter(cls: Any) -> pydantic.TypeAdapter:
     # Standard dataclasses take over the config of the type around them, so `cls` needs one.
-    return pydantic.TypeAdapter(tuple[cls], config=pydantic.ConfigDict(extra="forbid", strict=True))
+    strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return pydantic.TypeAdapter(tuple[cls], config=strict)
 
 
 def _plain(value: Any, path: str) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.evaluation.statistics import proportion_interval
 
     enable_compilation_cache()
-    try:
+    with door.clear_errors():
+        if arguments.out and Path(arguments.out).is_dir():
+            raise ValueError(f"--out {arguments.out} is a folder; name a file")
         evaluation = door.load(tasks.Evaluation, arguments.config, arguments.overrides)
         run = runs.open_run(arguments.run, arguments.base)
         report: dict[str, Any] = {"run": str(run.saved.path), "fingerprint": run.fingerprint}
@@ -53,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows = zip(answers.expected, answers.chosen, strict=True)
                 report["answers"] = [list(row) for row in rows]
                 print(f"right answers: {quality:.1%} % of {quality.n}, {answers.truncated} cut")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        if evaluation.text is None and evaluation.choice is None:
+            raise ValueError("the config has neither `text` nor `choice`: nothing to measure")
     for name, bits in report.get("bits_per_byte", {}).items():
         print(f"{name}: {bits:.3f} bits per byte")
     if arguments.out:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union
 import pydantic
 
 from research import sharding
+from research.config import BelowOne, Count, NonNegative, Positive, PositiveNumber
 from research.data.pipeline import DataConfig
 from research.loss import LossConfig
 from research.methods import METHODS, Full
@@ -21,8 +22,6 @@ MethodConfig: Any = Annotated[
     Union[tuple(METHODS.values())],  # noqa: UP007  the members are known at run time only
     pydantic.Field(discriminator="kind"),
 ]
-Positive = Annotated[int, pydantic.Field(gt=0)]
-Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +29,9 @@ class CheckpointConfig:
     """When the run is saved and what is kept."""
 
     # save every so many steps, and at the end; 0 saves at the end only
-    every: int = 0
+    every: Count = 0
     # how many of the newest steps to keep
-    keep_last: Positive = 1
+    keep_last: Positive = 2
     # keep also the step with the lowest held-out loss
     keep_best: bool = False
 
@@ -60,17 +59,17 @@ class Experiment:
     # what is minimised
     loss: LossConfig = LossConfig()
     # decoupled weight decay
-    decay: float = 0.0
+    decay: NonNegative = 0.0
     # ordered (pattern over parameters, factor): first match multiplies the decay
-    decay_rules: tuple[tuple[str, float], ...] = ()
+    decay_rules: tuple[tuple[str, NonNegative], ...] = ()
     # ordered (pattern over parameters, factor): first match multiplies the rate
-    rate_rules: tuple[tuple[str, float], ...] = ()
+    rate_rules: tuple[tuple[str, NonNegative], ...] = ()
     # largest global norm of the gradient; None never clips
-    clip: float | None = 1.0
+    clip: PositiveNumber | None = 1.0
     # probability of dropping units of the residual branches; 0 compiles none
-    dropout: Share = 0.0
+    dropout: BelowOne = 0.0
     # probability of dropping inputs of attached deltas (LoRA dropout)
-    site_dropout: Share = 0.0
+    site_dropout: BelowOne = 0.0
     # micro-batches that one step adds up
     accumulate: Positive = 1
     # seed of the weights and of dropout; the data has its own
@@ -82,11 +81,11 @@ class Experiment:
     # ordered (logical axis, mesh axes): where each axis of an array lies
     sharding_rules: sharding.Rules = sharding.RULES
     # measure the held-out loss every so many steps, and at the end; 0: at the end only
-    evaluate_every: int = 0
+    evaluate_every: Count = 0
     # the split to measure it on; None measures nothing
     evaluate_split: str | None = None
     # most tokens of each source to measure it on, whole documents drawn by the data's seed
-    evaluate_tokens: int | None = None
+    evaluate_tokens: Positive | None = None
     # write metrics every so many steps
     log_every: Positive = 10
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -96,6 +95,8 @@ class Experiment:
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
         if self.checkpoint.keep_best and self.evaluate_split is None:
             raise ValueError("checkpoint.keep_best needs a held-out loss: give `evaluate_split`")
+        if self.checkpoint.keep_best and self.evaluate_split is None:
+            raise ValueError("checkpoint.keep_best needs an evaluate_split to know the best")
         if self.data.batch_size % self.accumulate:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} does not divide by accumulate "

@@ -15,6 +15,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from research import config as door
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
@@ -32,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.tokens < 1:
         parser.error("--tokens must be at least 1")
-    try:
+    with door.clear_errors():
         _answer(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _answer(arguments: argparse.Namespace) -> None:
@@ -57,7 +57,7 @@ def _answer(arguments: argparse.Namespace) -> None:
 
         def ids(prompt: str) -> list[int]:
             if isinstance(objective, Supervised) and not arguments.raw:
-                found, cut = objective.prompt_ids(words, prompt, window, arguments.tokens)
+                found, cut = objective.prompt_ids(words, prompt, window)
                 if cut:
                     print(f"(the prompt was cut to fit {window} tokens)", file=sys.stderr)
                 return found
@@ -79,13 +79,13 @@ def _answer(arguments: argparse.Namespace) -> None:
         elif arguments.prompt:
             say(arguments.prompt[0])
         else:
-            while prompt := _ask():
+            while (prompt := _ask()) is not None:
                 say(prompt)
 
 
 def _ask() -> str | None:
     try:
-        return input("> " if sys.stdin.isatty() else "") or None
+        return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return None
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research.batch import Array
+from research.config import BelowOne, NonNegative, Positive
 from research.models.sites import Context
 
 
@@ -17,11 +18,11 @@ class LossConfig:
     """What is added to plain cross-entropy, and how much of it is computed at once."""
 
     # share of the target's probability spread evenly over the vocabulary (Szegedy 2015)
-    label_smoothing: float = 0.0
+    label_smoothing: BelowOne = 0.0
     # weight of log(normaliser)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311)
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     # columns of the sequence whose logits exist at one time
-    chunk: int = 128
+    chunk: Positive = 128
 
 
 class TokenLosses(NamedTuple):

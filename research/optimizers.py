@@ -16,6 +16,7 @@ import jax
 import optax
 
 from research import tree
+from research.config import BelowOne, PositiveNumber
 from research.tree import Arrays
 
 
@@ -26,11 +27,11 @@ class OptimizerConfig:
     # adamw (arXiv:1711.05101), lion (2302.06675), adafactor (1804.04235), muon (2502.16982)
     name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
     # decay of the first moment
-    b1: float = 0.9
+    b1: BelowOne = 0.9
     # decay of the second moment; of the sign's momentum for lion
-    b2: float = 0.95
+    b2: BelowOne = 0.95
     # added to the root of the second moment
-    epsilon: float = 1e-8
+    epsilon: PositiveNumber = 1e-8
 
 
 def direction(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -57,7 +57,7 @@ class Program:
         """The base that a checkpoint of this run needs beside it."""
         if not self.kept or self.base is None:
             return None
-        return {"path": str(self.base.saved.path), "fingerprint": self.base.fingerprint}
+        return {"path": self.base.lasting, "fingerprint": self.base.fingerprint}
 
     @property
     def flops_per_token(self) -> float:
@@ -150,7 +150,7 @@ def make_program(experiment: Experiment, base: Run | None) -> Program:
     base_shapes = jax.eval_shape(lambda key: Transformer(key, shape, stacks), start_key)
     if base is not None:
         wanted = tree.unstack_shapes(tree.flatten(base_shapes))
-        what = f"parameters of {base.saved.path} (an adapter is merged before one starts from it)"
+        what = f"parameters of {base.saved.path} (init_from takes whole models, not adapters)"
         tree.check_names(wanted, base.checksums(), what)
     model_shapes = jax.eval_shape(method.attach, base_shapes, attach_key)
     names = methods.trainable(model_shapes, method)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,13 @@ class Run:
     def fingerprint(self) -> str:
         """What identifies the whole model: names, shapes, types and bits of all parameters."""
         return fingerprint.combine(self.checksums())
+
+    @property
+    def lasting(self) -> str:
+        """Where these weights stay: the finished model's own folder, if it is that of one."""
+        path = self.saved.path
+        shelf = path.parent.parent / "model" / path.name
+        return str(shelf if shelf.exists() else path)
 
     def parameters(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
         """Reads single-layer parameters, each onto the sharding that it asks for.
@@ -142,7 +150,16 @@ def unstack_for_saving(arrays: Arrays) -> Arrays:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Writes a JSON file whole or not at all; numbers that are not finite become null."""
+    partial = path.with_name(f"{path.name}.partial")
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

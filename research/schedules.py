@@ -11,6 +11,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from research.config import Count, PositiveNumber, Share
+
 Kind = Literal["constant", "linear", "cosine", "wsd"]
 
 
@@ -19,15 +21,15 @@ class ScheduleConfig:
     """Linear warm-up, then the kind's own course down to `final_share` of the peak rate."""
 
     # highest learning rate
-    rate: float = 1e-3
+    rate: PositiveNumber = 1e-3
     # constant, linear, cosine (arXiv:1608.03983) or wsd: warm-up, stable, decay (2404.06395)
     kind: Kind = "cosine"
     # steps from 0 to the peak
-    warmup: int = 0
+    warmup: Count = 0
     # the last rate as a share of the peak
-    final_share: float = 0.1
+    final_share: Share = 0.1
     # for wsd: the share of all steps over which the rate falls at the end
-    decay_share: float = 0.2
+    decay_share: Share = 0.2
 
 
 @jax.tree_util.register_dataclass

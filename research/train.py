@@ -14,10 +14,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import json
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,10 +26,14 @@ from typing import TYPE_CHECKING, Any
 from research import config as door
 
 if TYPE_CHECKING:
+    from research.data.pipeline import Pipeline
+    from research.data.tokenizer import Tokenizer
     from research.experiment import Experiment
     from research.program import Program
 
+ALL = 1_000_000  # finished models are never removed: adapters may stand on them
 SUMMARY = "summary.json"
+_LOCKS: dict[Path, Any] = {}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     from research.experiment import Experiment
 
     enable_compilation_cache()
-    with _clear_errors():
+    with door.clear_errors():
         experiment = door.load(Experiment, arguments.config, arguments.overrides)
         train(experiment, arguments.workdir, dry_run=arguments.dry_run)
 
@@ -81,6 +85,11 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     # --- data ---
     if experiment.tokenizer:
         words = tokenizer.load(experiment.tokenizer)
+        if base is not None and words.fingerprint() != base.tokenizer.fingerprint():
+            raise ValueError(
+                f"{experiment.tokenizer} is not the tokenizer of {experiment.init_from}: the "
+                "base would read other words; leave `tokenizer` out"
+            )
     else:
         words = base.tokenizer  # type: ignore[union-attr]  # Experiment checks that one is given
     data = Pipeline(experiment.data, words, tokens.default_cache(), program.shape.vocabulary)
@@ -98,10 +107,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     first_step, spent = checkpoints.latest_step() or 0, 0.0
     if first_step:
         saved = runs.open_run(workdir, experiment.init_from)
-        then = saved.experiment
-        if saved.base is not None:  # the same one, as its fingerprint says: it may have moved
-            then = dataclasses.replace(then, init_from=experiment.init_from)
-        check_same_run(experiment, then, workdir)
+        check_same_run(experiment, saved.experiment, workdir)
+        check_same_data(saved.saved.metadata(), data, words, workdir)
         spent = saved.saved.metadata()["seconds"]
         if first_step >= experiment.steps and (workdir / SUMMARY).exists():
             print(f"{workdir} is finished: {first_step} of {experiment.steps} steps")
@@ -127,9 +134,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             return {}
 
         # --- loop ---
-        workdir.mkdir(parents=True, exist_ok=True)
-        runs.write_json(workdir / "config.json", door.to_dict(experiment))
-        words.save(workdir / runs.TOKENIZER)
+        if host[0] == 0:
+            only_one(workdir)
+            runs.write_json(workdir / "config.json", door.to_dict(experiment))
+            words.save(workdir / runs.TOKENIZER)
         metadata = {
             "experiment": door.to_dict(experiment),
             "model": door.to_dict(program.shape),
@@ -145,7 +153,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             flops_per_token=program.flops_per_token,
             peak_flops=peak_flops,
         )
-        step, skipped = first_step, 0
+        step, skipped, total_skipped = first_step, 0, 0
+        most_skipped = min(experiment.most_skipped, experiment.steps)
         last: dict[str, float] = {}
         measured: dict[str, float] = {}
         measured_at = 0
@@ -159,15 +168,16 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
         def report(behind: int) -> None:
             """Fetches metrics of steps that are over; `behind` steps may still be running."""
-            nonlocal skipped, last
+            nonlocal skipped, total_skipped, last
             while len(waiting) > behind:
                 done, metrics = waiting.popleft()
                 last = {name: float(value) for name, value in metrics.items()}
                 skipped = skipped + 1 if last["skipped"] else 0
+                total_skipped += int(last["skipped"])
                 progress.update(done, last["loss"], int(data.tokens_per_step))
                 if _due(done, experiment.log_every, experiment.steps) or skipped:
                     writer.write(done, last)
-                if skipped >= experiment.most_skipped:
+                if skipped >= most_skipped:
                     raise FloatingPointError(
                         f"{skipped} steps in a row up to step {done} had no finite loss and "
                         "gradient, or no trained token: lower schedule.rate, or look at the data"
@@ -180,7 +190,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 runs.unstack_for_saving({name: arrays[name] for name in names}),
                 metadata | {"seconds": spent + time.perf_counter() - started},
                 metrics=measured if measured_at == step else None,  # an older model's say nothing
-                files={runs.TOKENIZER: workdir / runs.TOKENIZER},
+                files={runs.TOKENIZER: words.to_json().encode()},
             )
 
         with _stop_signals() as stopped, writer, progress, checkpoints:
@@ -204,7 +214,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                     break
             report(behind=0)
             if step >= experiment.steps:  # what others use: the weights without the optimizer
-                with Checkpointer(workdir / "model", keep_last=1) as shelf:
+                with Checkpointer(workdir / "model", keep_last=ALL) as shelf:
                     save(shelf, [name for name in program.owned if name.startswith("model/")])
 
     # the whole run's numbers after the last step's, whose `tokens` are one batch's
@@ -212,10 +222,12 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         **last,
         **measured,
         "steps": step,
+        "skipped": total_skipped,
         "finished": step >= experiment.steps,
         "seconds": spent + time.perf_counter() - started,
         "tokens": data.tokens_per_step * step,
-        "examples": sum(source["epochs"] * source["documents"] for source in reading.values()),
+        "examples": sum(source["epochs"] * source["documents"] for source in reading.values())
+        * (step / experiment.steps),
         "documents": sum(source["documents"] for source in reading.values()),
         "truncated": sum(source["truncated"] for source in reading.values()),
         "flops": program.flops_per_token * data.tokens_per_step * step,
@@ -256,12 +268,34 @@ def describe(
     )
 
 
+def only_one(workdir: Path) -> None:
+    """Makes the folder and keeps every other process of this machine from training in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if workdir in _LOCKS:
+        _LOCKS.pop(workdir).close()
+    lock = (workdir / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another process is training in {workdir}") from None
+    _LOCKS[workdir] = lock  # held until this process trains there again, or ends
+
+
 def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:
     """Refuses to resume a folder with an experiment that would not give the same run.
 
-    The number of steps, the mesh, and what is only measured or kept may change.
+    The number of steps, the mesh, and what is only measured or kept may change. So may the place
+    of the base: opening the run has compared its fingerprint.
     """
-    free = {"steps", "mesh", "sharding_rules", "checkpoint", "log_every", "most_skipped"}
+    free = {
+        "steps",
+        "init_from",
+        "mesh",
+        "sharding_rules",
+        "checkpoint",
+        "log_every",
+        "most_skipped",
+    }
     free |= {"evaluate_every", "evaluate_split", "evaluate_tokens"}
     changed = [
         field.name
@@ -272,6 +306,20 @@ def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:
         raise ValueError(
             f"{workdir} holds a run of another experiment ({', '.join(changed)} differ); "
             "choose another --workdir, or put the config back"
+        )
+
+
+def check_same_data(
+    metadata: Mapping[str, Any], data: Pipeline, words: Tokenizer, workdir: Path
+) -> None:
+    """Refuses to resume on text or a tokenizer whose content is not what it was."""
+    changed = [name for name, mark in data.fingerprints.items() if metadata["data"][name] != mark]
+    if metadata["tokenizer"] != words.fingerprint():
+        changed.append("the tokenizer")
+    if changed:
+        raise ValueError(
+            f"{workdir} was trained on other content of {', '.join(changed)}; put it back, or "
+            "choose another --workdir"
         )
 
 
@@ -297,15 +345,6 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Wrong input ends with its message; only our own mistakes end with a traceback."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

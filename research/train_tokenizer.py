@@ -26,19 +26,26 @@ def main(argv: list[str] | None = None) -> None:
     arguments = door.parse(parser, argv)
 
     from research.data import tokenizer
+    from research.data.pipeline import make_objective
     from research.data.sources import open_source
     from research.experiment import Experiment
 
-    experiment = door.load(Experiment, arguments.config, arguments.overrides)
-    sources = [open_source(source) for source in experiment.data.sources]
-    texts = (text for source in sources for text in sample(source, arguments.bytes))
-    words = tokenizer.train(texts, arguments.vocabulary)
-    words.save(Path(arguments.out))
+    with door.clear_errors():
+        data = door.load(Experiment, arguments.config, arguments.overrides).data
+        fields = sorted(make_objective(data).fields)
+        sources = [open_source(source) for source in data.sources]
+        texts = (text for source in sources for text in sample(source, fields, arguments.bytes))
+        words = tokenizer.train(texts, arguments.vocabulary)
+        words.save(Path(arguments.out))
     print(f"{arguments.out}: {words.vocabulary_size} tokens, {words.fingerprint()[:16]}")
+    if words.vocabulary_size < arguments.vocabulary:
+        print(f"(the text has no more pairs that occur twice; {arguments.vocabulary} were asked)")
 
 
-def sample(source: Any, limit: int) -> Iterator[str]:
+def sample(source: Any, fields: list[str], limit: int) -> Iterator[str]:
     """Documents spread evenly over a source, about `limit` bytes in all."""
+    from research.data.tokens import text_of
+
     total, stride = 0, 1
     while stride * 7 < len(source) // 64:  # a stride that is no period of a sorted source
         stride = stride * 2 + 1
@@ -46,9 +53,10 @@ def sample(source: Any, limit: int) -> Iterator[str]:
         for index in range(start, len(source), stride):
             if total >= limit:
                 return
-            text = source[index]["text"]
-            total += len(text.encode())
-            yield text
+            for field in fields:
+                text = text_of(source, index, field)
+                total += len(text.encode())
+                yield text
 
 
 if __name__ == "__main__":

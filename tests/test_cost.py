@@ -22,7 +22,7 @@ def test_flops_of_a_step_equal_xlas_count(method):
     shape = tiny.config(width=256, hidden=768, longest_stack=1, vocabulary=512)
     rows, length = 8, 64
     batch = tiny.batch(rows, length, documents=1)
-    model = jax.eval_shape(lambda: tiny.attached(method, shape))
+    model = tiny.abstract(method, shape)
     names = methods.trainable(model, method)
     plan = stepping.Plan(names)
     state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
@@ -39,7 +39,7 @@ def test_flops_of_a_step_equal_xlas_count(method):
 
 def test_lora_parameters_equal_the_closed_form():
     shape, rank = tiny.CONFIG, 4
-    model = jax.eval_shape(lambda: tiny.attached(LoRA(rank=rank), shape))
+    model = tiny.abstract(LoRA(rank=rank), shape)
     d, f, kv = shape.width, shape.hidden, shape.key_heads * shape.size
     pairs = [(d, d), (d, kv), (d, kv), (d, d), (d, f), (d, f), (f, d)]  # q k v o, gate up down
     expected = shape.layers * rank * sum(i + o for i, o in pairs)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import resource
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from research import runs
+from research import train as program
 from research.checkpoint import Checkpointer, CheckpointError, open_checkpoint
 from research.experiment import CheckpointConfig
 from research.methods import LoRA
@@ -105,6 +107,24 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
     train(tuning(at + 3), tmp_path / "whole")
     assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole"), at
     assert tiny_run.lines(workdir) == tiny_run.lines(tmp_path / "whole")
+
+
+def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(world, tmp_path, monkeypatch):
+    """Here: just after the loop saw no signal, while it asks whether a checkpoint is due."""
+    asked = program._due
+
+    def due(step, every, steps):
+        if step == 3 and every == ENDLESS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return asked(step, every, steps)
+
+    monkeypatch.setattr(program, "_due", due)
+    summary = train(world.experiment(9, checkpoint=CheckpointConfig(ENDLESS)), tmp_path)
+    assert summary["steps"] in (3, 4) and not summary["finished"]
+    assert open_checkpoint(tmp_path).step == summary["steps"]
+    whole = json.loads((world.base / "summary.json").read_text())  # of the same data
+    for counted in ("tokens", "examples", "flops"):  # what was done, not what was planned
+        np.testing.assert_allclose(summary[counted] / summary["steps"], whole[counted] / 30)
 
 
 def test_a_finished_run_is_left_as_it_is(world, whole, capsys):

@@ -1,6 +1,7 @@
 """What a run's folder holds, and that a model read from it is the model that was trained."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from research.checkpoint import open_checkpoint
 from research.data import tokens
 from research.data.pipeline import Pipeline
 from research.evaluation.heldout import heldout_loss, open_heldout
+from research.experiment import CheckpointConfig
 from research.methods import LoRA, Partial
 from research.sharding import MeshConfig
 from research.train import train
@@ -43,12 +45,12 @@ def sharded(world, tmp_path_factory):
     return workdir
 
 
-def load(run, mesh=MeshConfig(), longest_stack=0):
+def load(run, mesh=None, longest_stack=0):
     """The run's model on all devices."""
     run = dataclasses.replace(
         run, model=dataclasses.replace(run.model, longest_stack=longest_stack)
     )
-    made = mesh.make()
+    made = (mesh or MeshConfig()).make()
     with sharding.use(made, sharding.RULES):
         return runs.load_model(run, made, sharding.RULES)
 
@@ -135,7 +137,9 @@ def test_another_base_is_refused_and_a_base_that_moved_is_found(world, tuned, tm
     other = tmp_path / "other"
     train(world.experiment(1, seed=1), other)
     mine, theirs = (runs.open_run(path).fingerprint[:16] for path in (base, other))
-    with pytest.raises(ValueError, match=rf"base with fingerprint {mine}, but {other} has {theirs}"):
+    with pytest.raises(
+        ValueError, match=rf"base with fingerprint {mine}, but {other} has {theirs}"
+    ):
         runs.open_run(workdir, base=str(other))
     moved = tmp_path / "moved"
     base.rename(moved)
@@ -159,3 +163,14 @@ def test_an_adapter_is_not_taken_for_a_base(world, tuned):
     with pytest.raises(ValueError, match=r"(?s)an adapter is merged before.*surplus layers/0/"):
         train(world.tuning(1, init_from=str(workdir)), workdir.parent / "second")
     assert not (workdir.parent / "second").exists()
+
+
+def test_a_checkpoint_says_the_held_out_loss_of_its_own_weights_alone(world, tmp_path):
+    saving = CheckpointConfig(every=1, keep_last=5, keep_best=True)
+    held_out = {"evaluate_split": "heldout", "evaluate_every": 2}
+    train(world.experiment(5, checkpoint=saving, **held_out), tmp_path)
+    found = {step: open_checkpoint(tmp_path, step).metrics() for step in range(1, 6)}
+    lines = [json.loads(line) for line in tiny_run.lines(tmp_path)]
+    measured = {line["step"]: line["heldout_loss"] for line in lines if "heldout_loss" in line}
+    assert list(measured) == [2, 4, 5] and len(set(measured.values())) == 3
+    assert {step: m["heldout_loss"] for step, m in found.items() if m} == measured

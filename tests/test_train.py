@@ -154,8 +154,7 @@ def test_help_imports_no_jax():
 def test_every_method_learns(world, tmp_path, method, rate):
     train(world.tuning(20, method=method, schedule=ScheduleConfig(rate, "constant")), tmp_path)
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]
-    print(losses)
-    assert len(losses) == 20 and np.mean(losses[-4:]) < losses[0] - 1
+    assert len(losses) == 20 and np.mean(losses[-4:]) < losses[0] / 3
 
 
 def test_summary_counts_the_whole_run(world):

@@ -74,14 +74,18 @@ def attached(method, shape: ModelConfig = CONFIG, seed: int = 0) -> Transformer:
     return _copy(_attached(method, shape, seed))
 
 
+def abstract(method, shape: ModelConfig = CONFIG) -> Transformer:
+    return jax.eval_shape(_maker(method, shape), jax.random.key(0), jax.random.key(1))
+
+
 @functools.cache
 def _attached(method, shape: ModelConfig, seed: int) -> Transformer:
+    return jax.jit(_maker(method, shape))(jax.random.key(seed), jax.random.key(seed + 1))
+
+
+def _maker(method, shape: ModelConfig):
     stacks = methods.derive_stacks(shape, method)
-
-    def make(key, attach_key):
-        return method.attach(Transformer(key, shape, stacks), attach_key)
-
-    return jax.jit(make)(jax.random.key(seed), jax.random.key(seed + 1))
+    return lambda key, attach: method.attach(Transformer(key, shape, stacks), attach)
 
 
 def shaken(model, seed: int = 3, size: float = 0.1):

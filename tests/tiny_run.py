@@ -74,7 +74,7 @@ def world(temporary: Path) -> World:
     folder.mkdir()
     prose = [f"{colour} leaves fall on {n} roofs." for n in range(12) for colour in COLOURS]
     _write(folder / "prose-train.jsonl", [{"text": text} for text in prose])
-    _write(folder / "prose-heldout.jsonl", [{"text": f"{n} roofs, red." for n in range(9)}])
+    _write(folder / "prose-heldout.jsonl", [{"text": f"{n} roofs, red."} for n in range(9)])
     asked = [
         {"prompt": f"roof {n} {colour}", "completion": colour}
         for n in range(9)

@@ -35,6 +35,8 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
     """
     name = examples.name
     check_not_empty(name, len(examples))
+    if not examples.bytes.sum():
+        raise ValueError(f"Source {name!r} has only empty texts: there is nothing to learn from.")
     if not examples.trained.sum():
         raise ValueError(f"Source {name!r} has no token to train on: all of its text is masked.")
     ends = False

@@ -201,3 +201,8 @@ def _text(example: Mapping[str, Any], field: str, where: str) -> str:
             f"{where}: field {field!r} must be text, not {type(example[field]).__name__}."
         )
     return example[field]
+
+
+def text_of(source: Source, row: int, field: str) -> str:
+    """The text of one field; ValueError names source, row and field where there is none."""
+    return _text(source[row], field, f"{source.name}, row {row}")

@@ -83,6 +83,8 @@ def choose(
                 np.maximum(batch.segments[row], 0), nll[row], minlength=len(answers) + 1
             )
             scores[question] = -sums[1:]
+    if not np.isfinite(scores).all():
+        raise ValueError("the model's likelihoods are not finite: its weights are broken")
     used = sum(int(np.sum(row[3] != PADDING)) for row in rows)
     return Choice(scores, used)
 

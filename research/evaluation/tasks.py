@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import pydantic
 from tqdm import tqdm
 
+from research.config import Count, Positive
 from research.data.pipeline import DataConfig, HeldOut
 from research.data.sources import SourceConfig, open_source
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import default_cache
+from research.data.tokens import default_cache, text_of
 from research.evaluation import scoring
 from research.evaluation.scoring import Score
 from research.objectives.supervised import Supervised
@@ -26,10 +26,10 @@ class TextTask:
     sources: tuple[SourceConfig, ...]
     split: str = "heldout"
     # most tokens of each source, whole documents drawn by a fixed seed; None reads them all
-    most_tokens: int | None = None
+    most_tokens: Positive | None = None
     # tokens of a row, and rows of a batch
-    sequence_length: int = 256
-    batch_size: int = 32
+    sequence_length: Positive = 256
+    batch_size: Positive = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,14 @@ class ChoiceTask:
     objective: Supervised
     split: str = "test"
     # how many worked examples stand in front of each question; they come from the training split
-    shots: Annotated[int, pydantic.Field(ge=0)] = 0
+    shots: Count = 0
     # tokens to which a worked example's prompt is cut
-    shot_tokens: int = 32
+    shot_tokens: Positive = 32
     # which worked examples are drawn
     seed: int = 0
     # tokens that a question may have, worked examples and answer included
-    sequence_length: int = 256
-    batch_size: int = 16
+    sequence_length: Positive = 256
+    batch_size: Positive = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,10 @@ def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
       ValueError: an expected answer that the training split never has.
     """
     train, asked = open_source(task.source, "train"), open_source(task.source, task.split)
-    labels = sorted({train[i]["completion"] for i in range(len(train))})
+    labels = sorted({text_of(train, i, "completion") for i in range(len(train))})
     rows = [asked[i] for i in range(len(asked))]
+    for i in range(len(asked)):
+        text_of(asked, i, "prompt"), text_of(asked, i, "completion")
     unknown = sorted({row["completion"] for row in rows} - set(labels))
     if unknown:
         raise ValueError(f"{asked.name}: the training split never answers {unknown[:5]}")

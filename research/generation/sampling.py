@@ -22,10 +22,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        sound = self.temperature >= 0 and 0 < self.top_p <= 1  # also refuses what is no number
+        if not (sound and 0 <= self.top_k < 2**31 and 0 <= self.seed < 2**31):
             raise ValueError(
-                f"sampling: temperature {self.temperature} and top_k {self.top_k} must not be "
-                f"negative, top_p {self.top_p} must lie in (0, 1]"
+                f"sampling: temperature {self.temperature} must not be negative, top_p "
+                f"{self.top_p} must lie in (0, 1], top_k {self.top_k} and seed {self.seed} in "
+                "[0, 2^31)"
             )
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_to_linears
 from research.methods.lora import EVERY_LINEAR, LowRank
 from research.models.sites import Context, Weight
@@ -23,11 +24,11 @@ class DoRA:
     # patterns over names of linears
     targets: tuple[str, ...] = (EVERY_LINEAR,)
     # rank R of the product
-    rank: int = 16
+    rank: Positive = 16
     # the product is multiplied by alpha / rank
-    alpha: float = 32.0
+    alpha: PositiveNumber = 32.0
     # the adapter's name
-    adapter: str = "dora"
+    adapter: Name = "dora"
     kind: Literal["dora"] = "dora"
 
     @property

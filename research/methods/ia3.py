@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research.config import Name
 from research.methods.attaching import attach_to_linears
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
@@ -22,7 +23,7 @@ class IA3:
     # patterns over names of linears
     targets: tuple[str, ...] = (r"layers/\d+/(attention/(key|value)|mlp/up)",)
     # the adapter's name
-    adapter: str = "ia3"
+    adapter: Name = "ia3"
     kind: Literal["ia3"] = "ia3"
 
     @property

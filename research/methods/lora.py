@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_to_linears
 from research.models.layers import matmul
 from research.models.sites import Context, Weight
@@ -25,11 +26,11 @@ class LoRA:
     # patterns over names of linears, such as layers/7/attention/query
     targets: tuple[str, ...] = (EVERY_LINEAR,)
     # rank R of the product
-    rank: int = 16
+    rank: Positive = 16
     # the product is multiplied by alpha / rank
-    alpha: float = 32.0
+    alpha: PositiveNumber = 32.0
     # the adapter's name
-    adapter: str = "lora"
+    adapter: Name = "lora"
     kind: Literal["lora"] = "lora"
 
     @property
@@ -52,7 +53,7 @@ class LowRank(nnx.Module):
         key: jax.Array,
         weight: Weight,
         axes: tuple[str | None, ...],
-        rank: int,
+        rank: Positive,
         alpha: float,
     ):
         inputs, outputs = weight.kernel.shape

@@ -18,6 +18,7 @@ from flax import nnx
 
 from research import sharding, tree
 from research.batch import SHARED
+from research.config import Count, Positive, PositiveNumber
 from research.models import sites
 from research.models.attention import BACKENDS, Mask
 from research.models.layers import Embedding, GatedMLP, Head, Linear, RMSNorm, rotary_angles, rotate
@@ -29,36 +30,40 @@ class ModelConfig:
     """The shape of a decoder and how it is computed."""
 
     # number of tokens V; at least the tokenizer's, often rounded up
-    vocabulary: int
+    vocabulary: Positive
     # model width D
-    width: int
+    width: Positive
     # number of layers L
-    layers: int
+    layers: Positive
     # query heads H and key/value heads K; H must be a multiple of K
-    heads: int
-    key_heads: int
+    heads: Positive
+    key_heads: Positive
     # feed-forward width F
-    hidden: int
+    hidden: Positive
     # head size N; 0 means D / H
-    head_size: int = 0
+    head_size: Count = 0
     # base of the rotary frequencies
-    rotary_base: float = 10_000.0
+    rotary_base: PositiveNumber = 10_000.0
     # added to the mean square inside every norm
-    norm_epsilon: float = 1e-5
+    norm_epsilon: PositiveNumber = 1e-5
     # whether the head reuses the embedding's table
     tied: bool = True
     # tokens that a query sees back, by layer, repeated cyclically; 0 sees all
-    windows: tuple[int, ...] = (0,)
+    windows: tuple[Count, ...] = (0,)
     # attention backend, a key of research.models.attention.BACKENDS
     attention: str = "plain"
     # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
-    longest_stack: int = 0
+    longest_stack: Count = 0
     # what the backward pass recomputes: nothing, everything but layer inputs, all but products
     remat: Literal["none", "full", "products"] = "none"
     # type of activations; parameters stay float32
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        if not self.windows:
+            raise ValueError("model: `windows` is empty; (0,) lets every layer see everything")
+        if min(self.heads, self.key_heads, self.width) < 1:
+            return  # the door names the field
         if self.heads % self.key_heads:
             raise ValueError(f"model: {self.heads} heads do not share {self.key_heads} key heads")
         if not self.head_size and self.width % self.heads:

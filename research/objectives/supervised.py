@@ -79,6 +79,11 @@ class Supervised:
         Raises:
             ValueError: nothing of the prompt fits.
         """
+        if self.bidirectional:
+            raise ValueError(
+                "The objective is bidirectional: such models can be trained, but decoding and "
+                "choosing answers are causal and would not show them what they saw in training."
+            )
         head, tail = self.fixed(tokenizer)
         ids = tokenizer.encode(prompt)
         answer = max(answer, self.answer_tokens)

@@ -1,65 +1,123 @@
-"""Likelihood scores: the batches that they are read from mean what they should."""
+"""Likelihoods of answers and of text are those of plain forward passes."""
 
-import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from research.batch import SHARED
+from research import sharding
+from research.batch import SHARED, Batch
+from research.data import tokenizer, tokens
+from research.data.pipeline import Pipeline
 from research.evaluation import scoring
-from research.step import eval_step
-from tests import tiny
-
-QUESTIONS = [[1, 5, 9, 4], [1, 7], [1, 30, 31, 32, 33, 34, 35, 36, 4]]
-ANSWERS = [[40, 2], [41, 42, 43, 2], [40, 41, 2]]
+from research.evaluation.heldout import heldout_loss, make_score, open_heldout
+from research.sharding import MeshConfig
+from tests import tiny, tiny_run
 
 
-@functools.cache
-def model(attention="plain"):
-    return tiny.shaken(tiny.model(tiny.config(attention=attention)))
+@pytest.fixture(scope="module")
+def rows():
+    """Batches lie over all 8 devices."""
+    return sharding.batch_sharding(MeshConfig().make(), sharding.RULES)
 
 
-_eval = jax.jit(eval_step)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
 
 
-def score(batch, attention="plain"):
-    return np.asarray(_eval(model(attention), batch).nll)
+def likelihoods(model, questions, answers):
+    """[N,C] nats: a row of its own for each question with each answer, plain positions."""
+    pairs = [(q, a) for q in questions for a in answers]
+    width = max(len(q) + len(a) for q, a in pairs)
+    ids = np.zeros((len(pairs), width), np.int32)
+    used = np.zeros((len(pairs), width), np.int32)
+    for row, (question, answer) in enumerate(pairs):
+        whole = [*question, *answer]
+        ids[row, : len(whole)], used[row, : len(whole)] = whole, 1
+    positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+    batch = Batch(ids, ids, used.astype(np.float32), used, positions)
+    says = np.asarray(jax.nn.log_softmax(jax.jit(tiny.logits)(model, batch)))
+    totals = [
+        sum(says[row, len(question) + i - 1, token] for i, token in enumerate(answer))
+        for row, (question, answer) in enumerate(pairs)
+    ]
+    return np.reshape(totals, (len(questions), len(answers)))
 
 
 @pytest.mark.parametrize("attention", ["plain", "blocked"])
-def test_choices_in_one_row_score_as_separate_passes(attention):
-    found = scoring.choose(
-        functools.partial(score, attention=attention), QUESTIONS, ANSWERS, batch_size=2
-    )
-    for i, question in enumerate(QUESTIONS):
-        for j, answer in enumerate(ANSWERS):
-            log = tiny.log_probabilities(model(), question + answer)
-            told = [float(log[len(question) - 1 + n, t]) for n, t in enumerate(answer)]
-            np.testing.assert_allclose(found.scores[i, j], sum(told), atol=1e-3)
-    assert found.best.tolist() == np.argmax(found.scores, axis=1).tolist()
+def test_choosing_scores_each_answer_as_a_forward_pass_of_its_own_does(rows, attention):
+    model = tiny.shaken(tiny.model(tiny.config(attention=attention)), size=0.2)
+    random = np.random.default_rng(1)
+    draw = lambda length: random.integers(1, tiny.CONFIG.vocabulary, length).tolist()  # noqa: E731
+    questions = [draw(n) for n in (7, 1, 30, 12, 3, 9, 2, 18, 25, 5, 11)]  # a batch and a part
+    answers = [draw(n) for n in (1, 4, 1, 9)]
+    found = scoring.choose(make_score(model, rows), questions, answers, batch_size=8)
+    expected = likelihoods(model, questions, answers)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-3)
+    assert np.ptp(expected, axis=0).min() > 0.1  # the question matters
+    assert np.array_equal(found.best, expected.argmax(axis=1))
+    assert len(set(found.best)) > 1
+    # each question once but for its last token, which stands before every answer
+    assert found.tokens == sum(len(q) - 1 for q in questions) + 11 * sum(map(len, answers))
 
 
 def test_a_row_shows_each_answer_the_question_and_itself_alone():
-    tokens, targets, weights, segments, positions = scoring.choice_row([1, 5, 9], ANSWERS, 16)
+    answers = [[40, 2], [41, 42, 43, 2], [40, 41, 2]]
+    tokens, targets, weights, segments, positions = scoring.choice_row([1, 5, 9], answers, 16)
     assert segments.tolist() == [SHARED] * 2 + [1] * 2 + [2] * 4 + [3] * 3 + [0] * 5
-    assert tokens[:4].tolist() == [1, 5, 9, 40] and targets[2:4].tolist() == ANSWERS[0]
+    assert tokens[:4].tolist() == [1, 5, 9, 40] and targets[2:4].tolist() == answers[0]
     assert positions[:8].tolist() == [0, 1, 2, 3, 2, 3, 4, 5]
     assert weights.tolist() == (segments > 0).astype(float).tolist()
 
 
-def test_a_uniform_model_needs_log2_of_the_vocabulary_for_each_token():
-    batch = tiny.batch()
-    uniform = lambda batch: np.full(batch.tokens.shape, math.log(64))  # noqa: E731
-    nats = scoring.row_nats(uniform, [batch, batch])
-    assert nats.shape == (2 * len(batch.tokens),)
-    bits = scoring.bits_per_byte(nats.sum(), text_bytes=100)
-    assert bits == pytest.approx(6 * 2 * batch.weights.sum() / 100, rel=1e-5)
+def test_an_answer_does_not_depend_on_the_answers_beside_it(rows):
+    model = tiny.shaken(tiny.model(), size=0.2)
+    score = make_score(model, rows)
+    questions, answers = [[3, 9, 4], [5, 6]], [[7, 1], [8], [2, 2, 1]]
+    together = scoring.choose(score, questions, answers, 8).scores
+    backwards = scoring.choose(score, questions, answers[::-1], 8).scores[:, ::-1]
+    np.testing.assert_allclose(together, backwards, atol=1e-4)
+    alone = [scoring.choose(score, questions, [answer], 8).scores[:, 0] for answer in answers]
+    np.testing.assert_allclose(together, np.stack(alone, axis=1), atol=1e-4)
+
+
+def test_nothing_to_choose_from_is_refused(rows):
+    for questions, answers in (([], [[1]]), ([[1]], []), ([[1], []], [[1]]), ([[1]], [[]])):
+        with pytest.raises(ValueError, match="at least one question and one answer"):
+            scoring.choose(lambda batch: batch.weights, questions, answers, 8)
+
+
+def test_a_uniform_model_needs_log2_of_the_vocabulary_for_a_token(world, rows):
+    model = tiny.model(tiny_run.MODEL)
+    model.embedding.kernel = nnx.Param(jnp.zeros((288, 16)), axes=("vocabulary", "embed"))
+    words = tokenizer.load(world.folder / "tokenizer.json")
+    data = Pipeline(world.data(), words, tokens.default_cache())
+    heldout = open_heldout(data, "heldout", None)
+    texts = [f"{n} roofs, red." for n in range(9)]
+    count = sum(len(words.encode(text)) + 1 for text in texts)  # with each end-of-text
+    found = heldout_loss(make_score(model, rows), heldout)
+    bits = math.log2(288) * count / sum(map(len, texts))
+    np.testing.assert_allclose(found["heldout_bits_per_byte"], bits, rtol=1e-6)
+    np.testing.assert_allclose(found["heldout_loss"], math.log(288), rtol=1e-6)
     with pytest.raises(ValueError, match="held-out text is empty"):
         scoring.bits_per_byte(1.0, 0)
 
 
-def test_nothing_to_choose_is_refused():
-    with pytest.raises(ValueError, match="at least one question and one answer"):
-        scoring.choose(score, QUESTIONS, [[]], 2)
+def test_each_row_of_held_out_text_has_its_own_nats(world, rows):
+    """Questions: only the answer's tokens count, whatever stands before them."""
+    model = tiny.shaken(tiny.model(tiny_run.MODEL), size=0.2)
+    words = tokenizer.load(world.folder / "tokenizer.json")
+    data = Pipeline(world.questions(), words, tokens.default_cache())
+    (part,) = open_heldout(data, "heldout", None)
+    nats = scoring.row_nats(make_score(model, rows), part.batches())
+    expected = []
+    for batch in part.batches():
+        says = jax.nn.log_softmax(jax.jit(tiny.logits)(model, jax.tree.map(np.asarray, batch)))
+        picked = np.take_along_axis(np.asarray(says), batch.targets[..., None], axis=-1)[..., 0]
+        expected += list(-(picked * batch.weights).sum(axis=1))
+    assert len(nats) == 8 * len(part) and np.sum(nats > 0) == len(part.rows)
+    np.testing.assert_allclose(nats, expected, atol=1e-3)

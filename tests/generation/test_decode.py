@@ -1,58 +1,139 @@
-"""Decoding with a cache."""
+"""Decoding in batches says what the model says: token by token, prompt by prompt."""
 
-import functools
+import subprocess
 
+import jax
 import numpy as np
 import pytest
 
+from research import generate as program
+from research import runs, sharding
+from research.data import tokenizer
 from research.generation import decode
 from research.generation.sampling import Sampling
-from tests import tiny
+from research.methods import LoRA
+from research.sharding import MeshConfig
+from research.train import train
+from tests import tiny, tiny_run
 
-PROMPTS = [[5], [7, 3, 9, 2, 11], [1, 2, 3, 4, 5, 6, 7, 8, 9]]
-NEVER = 1000  # an end token that no model of 64 tokens says
+NEVER = -1  # an end token that no model says
+random = np.random.default_rng(0)
+PROMPTS = [random.integers(1, tiny.CONFIG.vocabulary, n).tolist() for n in (5, 1, 70, 12)]
+WARM = Sampling(temperature=1.0, top_k=20, top_p=0.95, seed=3)
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def model():
-    return tiny.shaken(tiny.model())
+    return tiny.shaken(tiny.model(), size=0.3)
 
 
-def by_full_passes(prompt, count):
-    """Greedy continuation without a cache."""
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(np.argmax(tiny.log_probabilities(model(), ids)[-1])))
-    return ids[len(prompt) :]
+@pytest.fixture(scope="module")
+def greedy(model):
+    return decode.generate(model, PROMPTS, 10, NEVER)
 
 
-def test_a_ragged_batch_equals_full_passes_one_by_one():
-    rows = decode.generate(model(), PROMPTS, 4, NEVER)
-    assert rows == [by_full_passes(prompt, 4) for prompt in PROMPTS]
+def test_greedy_decoding_is_the_argmax_of_the_full_forward_pass(model, greedy):
+    width = max(map(len, PROMPTS)) + 10
+    for prompt, said in zip(PROMPTS, greedy, strict=True):
+        whole = np.zeros((1, width), np.int32)
+        whole[0, : len(prompt) + 10] = prompt + said
+        batch = tiny.Batch(
+            whole, whole, whole, np.ones_like(whole), np.arange(width, dtype=np.int32)[None]
+        )
+        best = np.argmax(jax.jit(tiny.logits)(model, batch)[0], axis=-1)
+        assert said == best[len(prompt) - 1 : len(prompt) + 9].tolist()
+    assert len({token for said in greedy for token in said}) > 10
 
 
-def test_a_row_stops_at_end_of_text_and_the_others_go_on():
-    free = decode.generate(model(), PROMPTS, 8, NEVER)
-    end = next(t for t in free[0] if t not in free[1][: free[0].index(t) + 1])
-    rows = decode.generate(model(), PROMPTS, 8, end)
-    cut = lambda row: row[: row.index(end)] if end in row else row  # noqa: E731
-    assert rows == [cut(row) for row in free] and len(rows[0]) < 8 and end not in rows[1]
-    assert len(list(decode.stream(model(), PROMPTS[:1], 8, end))) == len(rows[0]) + 1
+def test_a_batch_of_ragged_prompts_equals_them_one_by_one(model, greedy):
+    for prompt, said in zip(PROMPTS, greedy, strict=True):
+        assert decode.generate(model, [prompt], 10, NEVER) == [said]
 
 
-def test_draws_do_not_depend_on_the_other_rows():
-    sampling = Sampling(temperature=1.0, top_p=0.9, seed=3)
-    rows = decode.generate(model(), PROMPTS, 8, NEVER, sampling)
-    assert decode.generate(model(), PROMPTS[:1], 8, NEVER, sampling) == rows[:1]
-    other = Sampling(temperature=1.0, top_p=0.9, seed=4)
-    assert decode.generate(model(), PROMPTS, 8, NEVER, other) != rows
+def test_a_row_ends_at_end_of_text_and_the_batch_when_all_rows_have(model, greedy):
+    end = greedy[0][4]
+    assert end not in greedy[0][:4]
+    expected = [row[: row.index(end)] if end in row else row for row in greedy]
+    assert any(end not in row for row in greedy)
+    assert decode.generate(model, PROMPTS, 10, end) == expected
+    columns = np.stack(list(decode.stream(model, PROMPTS, 10, end)), axis=1)
+    assert columns.shape == (4, 10) and columns.dtype == np.int32
+    assert np.all(columns[0, 4:] == end)  # and it says nothing else from then on
+    assert len(list(decode.stream(model, PROMPTS[:1], 10, end))) == 5
+    assert decode.generate(model, PROMPTS[:1], 10, greedy[0][0]) == [[]]
 
 
-def test_stream_yields_what_generate_returns():
-    columns = np.stack(list(decode.stream(model(), PROMPTS, 4, NEVER)), axis=1)
-    assert columns.tolist() == decode.generate(model(), PROMPTS, 4, NEVER)
+def test_the_stream_yields_what_generate_returns(model):
+    columns = list(decode.stream(model, PROMPTS, 7, NEVER, WARM))
+    assert np.stack(columns, 1).tolist() == decode.generate(model, PROMPTS, 7, NEVER, WARM)
 
 
-def test_an_empty_prompt_is_refused():
-    with pytest.raises(ValueError, match="a prompt holds no token"):
-        decode.generate(model(), [[1], []], 4, NEVER)
+def test_a_rows_draws_depend_on_its_number_and_the_seed_alone(model, greedy):
+    four = decode.generate(model, PROMPTS, 10, NEVER, WARM)
+    assert decode.generate(model, PROMPTS[:2], 10, NEVER, WARM) == four[:2]
+    other = Sampling(WARM.temperature, WARM.top_k, WARM.top_p, seed=4)
+    assert decode.generate(model, PROMPTS, 10, NEVER, other) != four != greedy
+    twice = decode.generate(model, [PROMPTS[0]] * 2, 10, NEVER, WARM)
+    assert twice[0] != twice[1]
+
+
+def test_prompts_without_a_token_are_refused(model):
+    for prompts in ([], [[1], []]):
+        with pytest.raises(ValueError, match="a prompt holds no token"):
+            decode.generate(model, prompts, 1, NEVER)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def tuned(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("tuned") / "run"
+    train(world.tuning(20, method=LoRA(rank=4)), workdir)
+    return workdir
+
+
+def answers(path, prompts):
+    """What a run says after prompts (token ids), at most 12 tokens of the likeliest."""
+    run, mesh = runs.open_run(path), MeshConfig().make()
+    with sharding.use(mesh, sharding.RULES):
+        model = runs.load_model(run, mesh, sharding.RULES)
+        rows = decode.generate(model, prompts, 12, run.tokenizer.end_id)
+    return [run.tokenizer.decode(row) for row in rows]
+
+
+def test_the_program_prints_what_the_model_says(world, capsys):
+    prompts = ["red leaves", "blue", "green leaves fall on 7"]
+    words = tokenizer.load(world.folder / "tokenizer.json")
+    expected = answers(world.base, [[words.begin_id, *words.encode(p)] for p in prompts])
+    assert all(expected) and len(set(expected)) > 1
+    capsys.readouterr()
+    line = ["--run", str(world.base), "--tokens", "12"]
+    program.main([*line, *(f"--prompt={prompt}" for prompt in prompts)])
+    assert capsys.readouterr().out.splitlines() == expected
+    for prompt, said in zip(prompts[:2], expected, strict=False):
+        program.main([*line, "--prompt", prompt])
+        assert capsys.readouterr().out == said + "\n"
+
+
+def test_the_program_asks_for_prompts_and_wraps_them_as_in_tuning(world, tuned):
+    prompts = ["roof 1 red", "roof 4 blue"]
+    words = tokenizer.load(world.folder / "tokenizer.json")
+    parts = [("Q: ", prompt, "\nA: ") for prompt in prompts]
+    ids = [[words.begin_id, *(i for part in ps for i in words.encode(part))] for ps in parts]
+    expected = answers(tuned, ids)
+    line = tiny_run.command("generate", "--run", tuned, "--tokens", "12")
+    ended = subprocess.run(
+        line, cwd=tiny_run.ROOT, input="\n".join(prompts) + "\n", capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == expected
+
+
+def test_the_program_names_what_is_wrong(world, tmp_path):
+    with pytest.raises(SystemExit, match="error: no checkpoint in .*nowhere"):
+        program.main(["--run", str(tmp_path / "nowhere"), "--prompt", "a"])
+    with pytest.raises(SystemExit, match="error: sampling: temperature -1.0"):
+        program.main(["--run", str(world.base), "--prompt", "a", "--temperature", "-1"])

@@ -1,4 +1,4 @@
-"""Drawing the next token."""
+"""Drawing the next token: what may be drawn, and how often."""
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +9,73 @@ from hypothesis import strategies as st
 
 from research.generation.sampling import Sampling, sample
 
-V, ROWS = 12, 400
-LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=V) * 2, jnp.float32)
-KEYS = jax.random.split(jax.random.key(0), ROWS)
-draw = jax.jit(lambda t, k, p: sample(jnp.tile(LOGITS, (ROWS, 1)), KEYS, t, k, p))
+V = 6
+LOGITS = np.array([1.0, -0.5, 2.0, 0.0, 1.5, -2.0], np.float32)
+DRAWS = 20_000
 
 
-@given(k=st.integers(1, V), p=st.floats(0.01, 1.0), temperature=st.floats(0.1, 3.0))
-def test_only_allowed_tokens_are_drawn(k, p, temperature):
-    drawn = set(np.asarray(draw(temperature, k, p)).tolist())
-    order = np.argsort(-LOGITS)
-    share = np.asarray(jax.nn.softmax(LOGITS / temperature))[order]
-    within = max(1, int(np.sum(np.cumsum(share) - share < p - 1e-4)) + 1)  # rounding at the edge
-    assert drawn <= set(order[: min(k, within)].tolist())
+@jax.jit
+def draw(logits, seed, temperature, top_k, top_p):
+    keys = jax.random.split(jax.random.key(seed), len(logits))
+    return sample(logits, keys, temperature, top_k, top_p)
 
 
-@pytest.mark.parametrize("numbers", [(0.0, 0, 1.0), (1.0, 1, 1.0), (1.0, 0, 1e-6)])
-def test_no_temperature_one_token_or_a_tiny_share_is_greedy(numbers):
-    assert set(np.asarray(draw(*numbers)).tolist()) == {int(jnp.argmax(LOGITS))}
+def frequencies(temperature=1.0, top_k=0, top_p=1.0):
+    """Shares [V] of DRAWS draws from LOGITS."""
+    rows = jnp.broadcast_to(LOGITS, (DRAWS, V))
+    return np.bincount(draw(rows, 0, temperature, top_k, top_p), minlength=V) / DRAWS
 
 
-def test_frequencies_are_the_softmax():
-    keys = jax.random.split(jax.random.key(1), 20_000)
-    drawn = jax.jit(sample)(jnp.tile(LOGITS, (20_000, 1)), keys, 1.5, 0, 1.0)
-    found = np.bincount(np.asarray(drawn), minlength=V) / 20_000
-    np.testing.assert_allclose(found, jax.nn.softmax(LOGITS / 1.5), atol=0.015)
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum()
 
 
-def test_senseless_numbers_are_refused():
-    for wrong in (dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)):
-        with pytest.raises(ValueError, match="sampling: temperature"):
-            Sampling(**wrong)
+rows_of_logits = st.lists(
+    st.lists(st.integers(-40, 40), min_size=V, max_size=V, unique=True), min_size=3, max_size=3
+).map(lambda rows: np.asarray(rows, np.float32) / 8)
+
+
+@given(rows_of_logits, st.integers(0, 99))
+def test_zero_temperature_top_1_and_a_tiny_top_p_are_greedy(logits, seed):
+    best = logits.argmax(axis=1)
+    for settings in [(0.0, 0, 1.0), (3.0, 1, 1.0), (3.0, 0, 1e-6), (1e-4, 0, 1.0), (0.0, 3, 0.5)]:
+        assert np.array_equal(draw(logits, seed, *settings), best), settings
+
+
+@given(rows_of_logits, st.integers(1, V), st.floats(0.05, 1), st.floats(0.2, 3))
+def test_only_allowed_tokens_are_drawn(logits, top_k, top_p, temperature):
+    for row in logits:
+        drawn = draw(jnp.broadcast_to(row, (64, V)), 1, temperature, top_k, top_p)
+        order = np.argsort(-row)
+        shares = softmax(row.astype(np.float64) / temperature)[order]
+        likelier = np.cumsum(shares) - shares  # share of the tokens before each rank
+        allowed = order[(likelier < top_p + 1e-5) & (np.arange(V) < top_k)]
+        assert set(np.asarray(drawn)) <= set(allowed)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature):
+    expected = softmax(LOGITS / temperature)
+    error = 5 * np.sqrt(expected * (1 - expected) / DRAWS)  # five standard errors
+    assert np.all(np.abs(frequencies(temperature) - expected) < error)
+
+
+def test_top_k_and_top_p_cut_the_softmax_and_scale_what_is_left():
+    shares = softmax(LOGITS)  # ranks: tokens 2, 4, 0, 3, 1, 5
+    for settings, allowed in [
+        ({"top_k": 3}, [2, 4, 0]),
+        ({"top_p": 0.6}, [2, 4]),  # 0.46 is less, 0.46 + 0.28 is enough
+        ({"top_k": 2, "top_p": 0.9}, [2, 4]),
+        ({"top_k": 4, "top_p": 0.8}, [2, 4, 0]),
+    ]:
+        found = frequencies(**settings)
+        expected = np.where(np.isin(np.arange(V), allowed), shares, 0)
+        expected /= expected.sum()
+        assert np.all(found[expected == 0] == 0), settings
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_bad_settings_are_refused():
+    for bad in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}):
+        with pytest.raises(ValueError, match="must not be negative, top_p .* must lie in"):
+            Sampling(**bad)
