@@ -13,6 +13,9 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("GRAFT_TEST_PLATFORM", "cpu")
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+# A device that waits for the others in a collective holds a thread, and XLA makes one thread a
+# core: on two, eight devices can wait for each other for ever.
+os.environ.setdefault("PJRT_NPROC", "32")
 # One cache of compiled programs for every test process and the programs that tests start. Two that
 # write one entry at once write the same bytes; one that reads it half written compiles it itself.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))

@@ -149,3 +149,10 @@ def test_interrupted_setup_is_done_again_and_a_finished_one_is_not(setup_copy: P
         lock.write("# changed\n")
     assert run_setup(setup_copy).returncode == 0
     assert (setup_copy / "calls").read_text() == calls * 2
+
+
+def test_what_the_readme_points_to_exists():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"(?:tools|configs)/[\w/.]+", text)
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert links and not missing

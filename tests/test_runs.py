@@ -78,7 +78,8 @@ def test_an_adapter_run_saves_only_what_was_attached_or_trained(tuned):
     assert names(workdir / "model", "") == {f"model/{name}" for name in attached}
     origin = open_checkpoint(workdir).metadata()["base"]
     assert origin["fingerprint"] == runs.open_run(base).fingerprint
-    assert open_checkpoint(origin["path"]).path == open_checkpoint(base).path
+    # the finished model, which stays when the base is trained on and its checkpoints go
+    assert open_checkpoint(origin["path"]).path == open_checkpoint(base / "model").path
 
 
 def test_partial_tuning_saves_only_what_it_trained(world, tmp_path):
@@ -151,7 +152,9 @@ def test_another_base_is_refused_and_a_base_that_moved_is_found(world, tuned, tm
         resumed = world.tuning(5, init_from=str(moved), method=LORA)
         shutil.copytree(workdir, tmp_path / "run")
         assert train(resumed, tmp_path / "run")["finished"]
-        assert runs.open_run(tmp_path / "run").base.saved.path == runs.open_run(moved).saved.path
+        assert (
+            runs.open_run(tmp_path / "run").base.saved.path == open_checkpoint(moved / "model").path
+        )
         with pytest.raises(ValueError, match=f"base with fingerprint {mine}, but {other}"):
             train(dataclasses.replace(resumed, steps=6, init_from=str(other)), tmp_path / "run")
     finally:
@@ -160,7 +163,7 @@ def test_another_base_is_refused_and_a_base_that_moved_is_found(world, tuned, tm
 
 def test_an_adapter_is_not_taken_for_a_base(world, tuned):
     workdir, _, _ = tuned
-    with pytest.raises(ValueError, match=r"(?s)an adapter is merged before.*surplus layers/0/"):
+    with pytest.raises(ValueError, match=r"(?s)whole models, not adapters.*surplus layers/0/"):
         train(world.tuning(1, init_from=str(workdir)), workdir.parent / "second")
     assert not (workdir.parent / "second").exists()
 
@@ -174,3 +177,26 @@ def test_a_checkpoint_says_the_held_out_loss_of_its_own_weights_alone(world, tmp
     measured = {line["step"]: line["heldout_loss"] for line in lines if "heldout_loss" in line}
     assert list(measured) == [2, 4, 5] and len(set(measured.values())) == 3
     assert {step: m["heldout_loss"] for step, m in found.items() if m} == measured
+
+
+def test_training_a_base_further_leaves_its_adapters_their_base(world, tmp_path):
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    keep = CheckpointConfig(keep_last=1)
+    train(world.experiment(2, checkpoint=keep), base)
+    train(world.tuning(1, init_from=str(base), method=LORA), tuned)
+    before = runs.open_run(tuned).fingerprint
+    train(world.experiment(3, checkpoint=keep), base)
+    assert runs.open_run(tuned).fingerprint == before
+
+
+def test_other_content_behind_the_same_config_is_refused_on_resume(world, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "red leaves fall"}\n' * 40)
+    experiment = world.experiment(2)
+    source = dataclasses.replace(experiment.data.sources[0], path=str(corpus))
+    data = dataclasses.replace(experiment.data, sources=(source,))
+    experiment = dataclasses.replace(experiment, data=data, evaluate_split=None)
+    train(experiment, tmp_path / "run")
+    corpus.write_text('{"text": "blue leaves fall"}\n' * 40)
+    with pytest.raises(ValueError, match=f"was trained on other content of {source.name}"):
+        train(dataclasses.replace(experiment, steps=3), tmp_path / "run")
