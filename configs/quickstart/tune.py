@@ -34,7 +34,8 @@ def get_config(how: str = "full") -> ConfigDict:
     config.optimizer = dict(name="adamw")
     config.schedule = dict(kind="cosine", warmup=10, final_share=0.0)
 
-    # each rate is the best of a sweep on the validation split
+    # best validation accuracy of the rates tried, at 240 steps and one seed: 1, 2, 4e-3 for full
+    # and scratch, 2.5, 5, 10e-3 for LoRA; the validation intervals are +-7 points wide
     match how:
         case "full":
             config.init_from = BASE
