@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import resource
 import shutil
@@ -115,7 +114,7 @@ def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(world, tmp_pat
 
     def due(step, every, steps):
         if step == 3 and every == ENDLESS:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return asked(step, every, steps)
 
     monkeypatch.setattr(program, "_due", due)
