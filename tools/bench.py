@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""Measures speed beside what you would use instead, everyone in turn in one run.
+
+    tools/bench.py step                      a train step beside transformers + PEFT
+    tools/bench.py step --no-peer --shape quickstart
+    tools/bench.py step --json FILE          the same numbers for a program
+
+`VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
+are taken within a round, because machines drift. The peer needs `tools/setup interop`.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".venv"
+
+
+def main() -> None:
+    python = ENVIRONMENT / "bin" / "python"
+    if Path(sys.prefix) != ENVIRONMENT and python.exists():
+        os.execv(python, [str(python), *sys.argv])
+    sys.path.insert(0, str(ROOT))
+    from tools.benchmarks import harness, step
+
+    verbs = {"step": step}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, module in verbs.items():
+        command = commands.add_parser(
+            name,
+            help=module.__doc__.splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.add_argument("--json", metavar="FILE", help="write every number there")
+        module.add_arguments(command)
+    arguments = parser.parse_args()
+    results = verbs[arguments.verb].main(arguments)
+    harness.write_json(arguments.json, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The shapes that are measured, in Graft's words and in those of transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A model's shape and a batch of it."""
+
+    rows: int
+    length: int
+    model: dict[str, Any]  # of research.models.transformer.ModelConfig
+    remat: str = "none"
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+def _llama(vocabulary, width, layers, heads, key_heads, hidden, base, tied=True) -> dict[str, Any]:
+    return dict(
+        vocabulary=vocabulary,
+        width=width,
+        layers=layers,
+        heads=heads,
+        key_heads=key_heads,
+        hidden=hidden,
+        rotary_base=base,
+        tied=tied,
+    )
+
+
+SHAPES = {
+    # HuggingFaceTB/SmolLM2-135M
+    "smollm2": Shape(4, 256, _llama(49152, 576, 30, 9, 3, 1536, 1e5)),
+    # configs/quickstart/pretrain.py
+    "quickstart": Shape(16, 256, _llama(2048, 192, 3, 3, 1, 512, 1e4)),
+    # meta-llama/Llama-3.2-1B and Llama-3.1-8B, without their scaling of positions
+    "llama_1b": Shape(8, 2048, _llama(128256, 2048, 16, 32, 8, 8192, 5e5), remat="full"),
+    "llama_8b": Shape(4, 2048, _llama(128256, 4096, 32, 32, 8, 14336, 5e5, False), remat="full"),
+    # for tests of the harness
+    "tiny": Shape(2, 16, _llama(64, 32, 2, 4, 2, 48, 1e4)),
+}
+
+
+def transformers_config(model: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of transformers' LlamaConfig for the same model."""
+    return dict(
+        vocab_size=model["vocabulary"],
+        hidden_size=model["width"],
+        intermediate_size=model["hidden"],
+        num_hidden_layers=model["layers"],
+        num_attention_heads=model["heads"],
+        num_key_value_heads=model["key_heads"],
+        rope_theta=model["rotary_base"],
+        tie_word_embeddings=model["tied"],
+        rms_norm_eps=1e-5,
+        max_position_embeddings=8192,
+    )
