@@ -1,8 +1,16 @@
-"""Cross-entropy over the vocabulary in chunks: `[B,S,V]` logits never exist."""
+"""Cross-entropy over the vocabulary in chunks: `[B,S,V]` logits never exist.
+
+`token_losses` gives every token's loss, for evaluation. `summed_losses` gives their weighted sums,
+for training: there the gradient of a chunk is taken while its logits are at hand, so that they are
+computed once. (`jax.checkpoint` would compute them again in the backward pass, a sixth of the step
+of a small model with a large vocabulary.)
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,46 +34,139 @@ class LossConfig:
 
 
 class TokenLosses(NamedTuple):
-    """Per-token results, each [B,S]."""
+    """Per-token results, each [B,S], or their sums."""
 
     trained: jax.Array  # what training minimises
     nll: jax.Array  # negative log-likelihood in nats
-    correct: jax.Array  # whether the likeliest token is the target, float32
+    correct: jax.Array  # whether no token is likelier than the target, float32
 
 
 def token_losses(
     model: Any, hidden: jax.Array, targets: Array, context: Context | None, config: LossConfig
 ) -> TokenLosses:
-    """Losses of hidden states [B,S,D] against targets [B,S].
+    """Losses [B,S] of hidden states [B,S,D] against targets [B,S]; not made to be differentiated:
+    its gradient is right, and keeps all logits."""
+    project = model.projection()
 
-    The logits of a chunk are recomputed in the backward pass, so at most [B,chunk,V] are alive.
-    """
-    b, s, d = hidden.shape
-    chunk = min(config.chunk, s)
-    count = -(-s // chunk)
-    pad = count * chunk - s
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, pad)))
+    def one(hidden, targets):
+        return None, _losses(project(hidden, context), targets, config)[0]
 
-    @jax.checkpoint
-    def one(model, hidden, targets):
-        logits = model.logits(hidden, context)
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        nll = normaliser - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        trained = nll
-        if config.label_smoothing:
-            even = normaliser - jnp.mean(logits, axis=-1)
-            trained = (1 - config.label_smoothing) * nll + config.label_smoothing * even
-        if config.z_loss:
-            trained += config.z_loss * normaliser**2
-        correct = jnp.argmax(logits, axis=-1) == targets
-        return TokenLosses(trained, nll, correct.astype(jnp.float32))
+    s = hidden.shape[1]
+    _, losses = _over_chunks(lambda _, part: one(*part), None, (hidden, targets), config.chunk)
+    return jax.tree.map(lambda x: x[:, :s], losses)
 
-    if count == 1:
-        return one(model, hidden, targets)
-    chunks = (
-        hidden.reshape(b, count, chunk, d).swapaxes(0, 1),
-        targets.reshape(b, count, chunk).swapaxes(0, 1),
+
+def summed_losses(
+    model: Any,
+    hidden: jax.Array,
+    targets: Array,
+    weights: Array,
+    context: Context | None,
+    config: LossConfig,
+) -> TokenLosses:
+    """Sums of weights [B,S] times losses. Only `trained` has a gradient: to hidden and model."""
+    leaves, structure = jax.tree.flatten(model.projection())
+    given = (targets, weights, context)
+    sums = _summed((config, structure), leaves, hidden, given)
+    return TokenLosses(sums.trained, *map(jax.lax.stop_gradient, sums[1:]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(static: Any, leaves: list[Any], hidden: jax.Array, given: Any) -> TokenLosses:
+    config, structure = static
+    project = jax.tree.unflatten(structure, leaves)
+    targets, weights, context = given
+
+    def one(total, part):
+        hidden, targets, weights = part
+        losses = _losses(project(hidden, context), targets, config)[0]
+        return jax.tree.map(lambda t, x: t + jnp.sum(x * weights), total, losses), None
+
+    zeros = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
+    return _over_chunks(one, zeros, (hidden, targets, weights), config.chunk)[0]
+
+
+def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
+    """The sums, and the gradients of `trained` to hidden and to those leaves that train."""
+    config, structure = static
+    trains = [leaf.perturbed for leaf in leaves]
+    leaves, hidden, given = jax.tree.map(lambda x: x.value, (leaves, hidden, given))
+    targets, weights, context = given
+    trained = [leaf for leaf, does in zip(leaves, trains, strict=True) if does]
+
+    def one(total, part):
+        hidden, targets, weights = part
+
+        def logits(trained, hidden):
+            fill = iter(trained)
+            whole = [next(fill) if does else leaf for leaf, does in zip(leaves, trains)]  # noqa: B905
+            return jax.tree.unflatten(structure, whole)(hidden, context)
+
+        values, pull = jax.vjp(logits, trained, hidden)
+        losses, slope = _losses(values, targets, config)
+        to_leaves, to_hidden = pull(slope * weights[..., None])
+        sums = jax.tree.map(lambda x: jnp.sum(x * weights), losses)
+        return jax.tree.map(jnp.add, total, (sums, to_leaves)), to_hidden
+
+    sums = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
+    zeros = (sums, jax.tree.map(jnp.zeros_like, trained))
+    parts = (hidden, targets, weights)
+    (sums, to_leaves), to_hidden = _over_chunks(one, zeros, parts, config.chunk)
+    fill = iter(to_leaves)
+    gradients = [next(fill) if does else None for does in trains]
+    return sums, (gradients, to_hidden[:, : hidden.shape[1]])
+
+
+def _summed_backward(static: Any, kept: Any, cotangents: TokenLosses):
+    return *jax.tree.map(lambda x: (cotangents.trained * x).astype(x.dtype), kept), None
+
+
+_summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
+
+
+def _losses(
+    logits: jax.Array, targets: Array, config: LossConfig
+) -> tuple[TokenLosses, jax.Array]:
+    """Losses [B,C] of logits [B,C,V], and the slope of `trained` along the logits."""
+    highest = jnp.max(logits, axis=-1)
+    # on CPU a sum is slow over what it computes itself, and fast over what lies in memory
+    raised = jax.lax.platform_dependent(
+        jnp.exp(logits - highest[..., None]), cpu=jax.lax.optimization_barrier, default=lambda x: x
     )
-    _, losses = jax.lax.scan(lambda _, part: (None, one(model, *part)), None, chunks)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, -1)[:, :s], losses)
+    total = jnp.sum(raised, axis=-1)
+    normaliser = highest + jnp.log(total)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    smooth, z = config.label_smoothing, config.z_loss
+    trained = nll = normaliser - chosen
+    if smooth:
+        trained = (1 - smooth) * nll + smooth * (normaliser - jnp.mean(logits, axis=-1))
+    if z:
+        trained += z * normaliser**2
+    vocabulary = logits.shape[-1]
+    places = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    hit = places == targets[..., None]
+    share = raised / total[..., None]
+    if z:
+        share *= 1 + 2 * z * normaliser[..., None]
+    slope = share - jnp.where(hit, 1 - smooth, 0.0) - smooth / vocabulary
+    correct = (chosen >= highest).astype(jnp.float32)
+    return TokenLosses(trained, nll, correct), slope
+
+
+def _over_chunks(
+    body: Callable[[Any, Any], tuple[Any, Any]], start: Any, parts: Any, chunk: int
+) -> tuple[Any, Any]:
+    """A scan over columns: parts [B,S,...], padded to whole chunks -> outputs [B,S',...]."""
+    b, s = jax.tree.leaves(parts)[0].shape[:2]
+    chunk = min(chunk, s)
+    count = -(-s // chunk)
+    if count == 1:
+        return body(start, parts)
+
+    def cut(x):
+        x = jnp.pad(x, ((0, 0), (0, count * chunk - s)) + ((0, 0),) * (x.ndim - 2))
+        return x.reshape(b, count, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    end, outputs = jax.lax.scan(body, start, jax.tree.map(cut, parts))
+    whole = lambda x: x.swapaxes(0, 1).reshape(b, count * chunk, *x.shape[3:])  # noqa: E731
+    return end, jax.tree.map(whole, outputs)

@@ -17,7 +17,7 @@ import optax
 
 from research import optimizers, schedules, tree
 from research.batch import Array, Batch
-from research.loss import LossConfig, TokenLosses, token_losses
+from research.loss import LossConfig, TokenLosses, summed_losses, token_losses
 from research.models.sites import Context
 from research.optimizers import OptimizerConfig
 from research.schedules import Schedule
@@ -117,8 +117,14 @@ def row_context(batch: Batch, hyper: Hyper, step: jax.Array, rows: jax.Array) ->
 
 def forward(model: Any, batch: Batch, context: Context | None, config: LossConfig) -> TokenLosses:
     """Losses [B,S] of a batch."""
-    hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions, batch.prefix, context)
+    hidden = last_hidden(model, batch, context)
     return token_losses(model, hidden, batch.targets, context, config)
+
+
+def last_hidden(model: Any, batch: Batch, context: Context | None) -> jax.Array:
+    """Hidden states [B,S,D] of a batch, ready for the head."""
+    inputs = batch.tokens, batch.segments, batch.positions, batch.prefix
+    return model.hidden(*inputs, context)[0]
 
 
 def train_step(
@@ -126,7 +132,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step: gradients of the weighted mean loss over the whole batch, clipped, applied.
 
-    A loss, gradient or update that is not finite leaves model and optimizer as they were; the step
+    A loss or gradient that is not finite leaves model and optimizer as they were; the step
     advances and `skipped` is 1. An all-masked batch has loss 0 and is skipped too.
 
     Returns:
@@ -138,9 +144,9 @@ def train_step(
     def sums(trainable, batch, rows):
         model = tree.merge(state.model, trainable, frozen)
         context = row_context(batch, hyper, state.step, rows)
-        losses = forward(model, batch, context, plan.loss)
-        total = lambda x: jnp.sum(x * batch.weights)  # noqa: E731
-        return total(losses.trained), jax.tree.map(total, losses)
+        hidden = last_hidden(model, batch, context)
+        losses = summed_losses(model, hidden, batch.targets, batch.weights, context, plan.loss)
+        return losses.trained, losses
 
     gradient = jax.grad(sums, has_aux=True)
     rows = jnp.arange(batch.tokens.shape[0])
@@ -170,7 +176,6 @@ def train_step(
     steps, optimizer = optimizers.direction(plan.optimizer).update(
         gradients, state.optimizer, trainable
     )
-    sound &= jnp.isfinite(optax.tree.norm(steps))
     rate = schedules.learning_rate(plan.schedule, hyper.schedule, state.step)
 
     def apply(name: str) -> jax.Array:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_to_linears
-from research.models.layers import matmul
+from research.models.products import matmul
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
 

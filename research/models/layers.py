@@ -8,17 +8,8 @@ from flax import nnx
 
 from research import sharding
 from research.models import sites
+from research.models.products import matmul, matmul_transposed
 from research.models.sites import Context, Weight
-
-
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [...,I] @ kernel [I,O] -> [...,O] in x's type.
-
-    Leading axes are flattened first: on CPU a product of two matrices and its two transposed
-    products are half as fast again as the same with a batch axis, elsewhere it is no worse.
-    """
-    flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 class Linear(nnx.Module):
@@ -92,10 +83,13 @@ class Head(nnx.Module):
             self.kernel = nnx.Param(kernel, axes=("embed", "vocabulary"))
         self.site = sites.empty()
 
-    def __call__(self, x: jax.Array, table: jax.Array, context: Context) -> jax.Array:
-        """x [B,S,D], table [V,D] (the embedding's) -> logits [B,S,V] in float32."""
-        kernel = table.T if self.kernel is None else self.kernel[...]
-        y = matmul(x, kernel)
+    def __call__(self, x: jax.Array, table: jax.Array | None, context: Context) -> jax.Array:
+        """x [B,S,D], table [V,D] (the embedding's, if tied) -> logits [B,S,V] in float32."""
+        if table is not None:
+            y, kernel = matmul_transposed(x, table, jnp.float32), table.T
+        else:
+            kernel = self.kernel[...]
+            y = matmul(x, kernel, jnp.float32)
         return sites.apply(self.site, x, y, Weight(kernel), context).astype(jnp.float32)
 
 
@@ -111,8 +105,14 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """x [B,S,D] -> [B,S,D]."""
-        gate = jax.nn.silu(self.gate(x, context.at("gate")))
-        return self.down(gate * self.up(x, context.at("up")), context.at("down"))
+        gate, up = self.gate(x, context.at("gate")), self.up(x, context.at("up"))
+        return self.down(_gated(gate, up), context.at("down"))
+
+
+@jax.checkpoint
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Recomputed in the backward pass: reading two arrays again is cheaper than keeping four."""
+    return jax.nn.silu(gate) * up
 
 
 def rotary_angles(positions: jax.Array, size: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -125,6 +125,8 @@ def rotary_angles(positions: jax.Array, size: int, base: float) -> tuple[jax.Arr
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates the two halves of each head: x [B,S,H,N] -> [B,S,H,N]."""
     cosine, sine = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = [first * cosine - second * sine, second * cosine + first * sine]
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    wide = x.astype(jnp.float32)
+    turned = jnp.roll(wide, x.shape[-1] // 2, axis=-1)  # the other half's number
+    cosine = jnp.concatenate([cosine, cosine], axis=-1)
+    sine = jnp.concatenate([-sine, sine], axis=-1)
+    return (wide * cosine + turned * sine).astype(x.dtype)

@@ -201,6 +201,21 @@ class Block(nnx.Module):
         return sharding.constrain(stream, ("batch", None, None)), cached
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """The head and what it shares with the model: the table, if tied, and methods' modules."""
+
+    head: Head
+    table: jax.Array | None
+    methods: Any
+
+    def __call__(self, hidden: jax.Array, context: Context | None = None) -> jax.Array:
+        """hidden [B,S,D] -> logits [B,S,V] in float32."""
+        context = dataclasses.replace(context or Context(), shared=self.methods)
+        return self.head(hidden, self.table, context.at("head"))
+
+
 class Transformer(nnx.Module):
     """A decoder whose layers stand in stacks; `stacks` names them, such as `("0-23",)`."""
 
@@ -292,10 +307,14 @@ class Transformer(nnx.Module):
         x, cached = body(x, jax.tree.map(lambda leaf: leaf[0], (block, numbers, cached)))
         return x, jax.tree.map(lambda leaf: leaf[None], cached)
 
+    def projection(self) -> Projection:
+        """What turns hidden states into logits, apart from the rest of the model."""
+        table = self.embedding.kernel[...] if self.config.tied else None
+        return Projection(self.head, table, self.methods)
+
     def logits(self, hidden: jax.Array, context: Context | None = None) -> jax.Array:
         """hidden [B,S,D] -> [B,S,V] in float32."""
-        context = dataclasses.replace(context or Context(), shared=self.methods)
-        return self.head(hidden, self.embedding.kernel[...], context.at("head"))
+        return self.projection()(hidden, context)
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache for B = `rows` and T = `length` slots, prompt tokens included."""

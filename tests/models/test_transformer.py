@@ -9,7 +9,7 @@ import pytest
 
 from research import cost, tree
 from research.batch import SHARED, Batch
-from research.loss import LossConfig, token_losses
+from research.loss import LossConfig, summed_losses, token_losses
 from research.models.attention import BACKENDS, Mask
 from research.models.transformer import ModelConfig, Transformer
 from tests import tiny
@@ -141,8 +141,11 @@ def test_chunked_loss_equals_the_plain_one(chunk, extras):
 
     def chunked(model):
         hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
-        losses = token_losses(model, hidden, batch.targets, None, LossConfig(chunk=chunk, **extras))
-        return jnp.sum(losses.trained * batch.weights)
+        config = LossConfig(chunk=chunk, **extras)
+        losses = token_losses(model, hidden, batch.targets, None, config)
+        sums = summed_losses(model, hidden, batch.targets, batch.weights, None, config)
+        same = jax.tree.map(lambda x, y: jnp.abs(jnp.sum(x * batch.weights) - y), losses, sums)
+        return sums.trained, same
 
     def plain(model):
         logits = tiny.logits(model, batch)
@@ -153,7 +156,9 @@ def test_chunked_loss_equals_the_plain_one(chunk, extras):
         z = extras.get("z_loss", 0) * jax.nn.logsumexp(logits, -1) ** 2
         return jnp.sum((z - jnp.sum(target * log, -1)) * batch.weights)
 
-    ours, theirs = (jax.jit(jax.value_and_grad(f))(model) for f in (chunked, plain))
+    (ours, difference), ours_gradient = jax.jit(jax.value_and_grad(chunked, has_aux=True))(model)
+    ours, theirs = (ours, ours_gradient), jax.jit(jax.value_and_grad(plain))(model)
+    assert max(jax.tree.leaves(difference)) < 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), ours, theirs)
 
 
@@ -164,7 +169,8 @@ def test_whole_logits_never_exist():
 
     def loss(model):
         hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
-        return jnp.sum(token_losses(model, hidden, batch.targets, None, LossConfig(chunk=16)).nll)
+        given = batch.targets, batch.weights, None, LossConfig(chunk=16)
+        return summed_losses(model, hidden, *given).trained
 
     abstract = jax.eval_shape(lambda key: Transformer(key, shape), KEY)
     text = jax.jit(jax.grad(loss)).lower(abstract).compile().as_text()

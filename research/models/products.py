@@ -1,0 +1,95 @@
+"""The matrix product that every linear uses, with its gradients written out.
+
+All three products of a linear (the output, the gradients of input and weight) take operands in the
+activations' type and sum in float32, which is what matrix units do. They are written out for CPU's
+sake, where how a product is put decides which kernel XLA takes (docs/performance.md has figures).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+ROWS, COLUMNS = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+
+
+def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """x [...,I] @ kernel [I,O] -> [...,O] in `dtype`, or in x's type.
+
+    Leading axes are flattened first: on CPU the gradients' products of two matrices are half as
+    fast again as the same with a batch axis, elsewhere they are no worse.
+    """
+    y = _product(x.reshape(-1, x.shape[-1]), kernel, jnp.dtype(dtype or x.dtype))
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def matmul_transposed(x: jax.Array, table: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [...,I] @ table.T for table [O,I] -> [...,O]: the table is read as it lies."""
+    y = _transposed_product(x.reshape(-1, x.shape[-1]), table, jnp.dtype(dtype))
+    return y.reshape(*x.shape[:-1], table.shape[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [T,I], kernel [I,O] -> [T,O]."""
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(dtype)
+
+
+def _product_forward(x, kernel, dtype):
+    return _product(x, kernel, dtype), (x, kernel)
+
+
+def _product_backward(dtype, kept, dy):
+    x, kernel = kept
+    dy = dy.astype(x.dtype)
+    dx = jax.lax.dot_general(dy, kernel.astype(x.dtype), COLUMNS, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), _outer(x, dy).astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _transposed_product(x: jax.Array, table: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x [T,I], table [O,I] -> [T,O]."""
+    table = table.astype(x.dtype)
+    y = jax.lax.dot_general(x, table, COLUMNS, preferred_element_type=jnp.float32)
+    return y.astype(dtype)
+
+
+def _transposed_forward(x, table, dtype):
+    return _transposed_product(x, table, dtype), (x, table)
+
+
+def _transposed_backward(dtype, kept, dy):
+    x, table = kept
+    dy = dy.astype(x.dtype)
+    dx = jnp.matmul(dy, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), _outer(dy, x).astype(table.dtype)
+
+
+_transposed_product.defvjp(_transposed_forward, _transposed_backward)
+
+
+def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The sum over rows of outer products: a [T,I], b [T,O] -> a.T @ b [I,O] in float32."""
+    return jax.lax.platform_dependent(a, b, cpu=_outer_on_cpu, default=_plain_outer)
+
+
+def _plain_outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jax.lax.dot_general(a, b, ROWS, preferred_element_type=jnp.float32)
+
+
+def _outer_on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+    (rows, inputs), outputs = a.shape, b.shape[1]
+    if a.dtype == jnp.bfloat16 and rows % 2 == 0:
+        # XLA folds a plain transpose into the product, which then runs in float32 at half the
+        # speed; one through a split axis it leaves alone
+        transposed = a.reshape(rows // 2, 2, inputs).transpose(2, 0, 1).reshape(inputs, rows)
+        return jnp.matmul(transposed, b, preferred_element_type=jnp.float32)
+    if a.dtype == jnp.float32 and 4 * outputs <= inputs <= 4 * rows:
+        # a thin result (LoRA's): the kernel is fast along the second axis, so the longer goes there
+        return jax.lax.optimization_barrier(_plain_outer(b, a)).T
+    return _plain_outer(a, b)
