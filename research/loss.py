@@ -124,9 +124,7 @@ def _summed_backward(static: Any, kept: Any, cotangents: TokenLosses):
 _summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
 
 
-def _losses(
-    logits: jax.Array, targets: Array, config: LossConfig
-) -> tuple[TokenLosses, jax.Array]:
+def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[TokenLosses, jax.Array]:
     """Losses [B,C] of logits [B,C,V], and the slope of `trained` along the logits."""
     highest = jnp.max(logits, axis=-1)
     # on CPU a sum is slow over what it computes itself, and fast over what lies in memory

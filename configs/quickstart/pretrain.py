@@ -17,8 +17,7 @@ MODEL = dict(
     heads=3,
     key_heads=1,
     hidden=512,
-    # fastest on CPU: attention in row blocks, layers one by one
-    attention="blocked",
+    # fastest on CPU: layers one by one
     longest_stack=1,
 )
 

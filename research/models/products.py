@@ -44,7 +44,9 @@ def _product_forward(x, kernel, dtype):
 def _product_backward(dtype, kept, dy):
     x, kernel = kept
     dy = dy.astype(x.dtype)
-    dx = jax.lax.dot_general(dy, kernel.astype(x.dtype), COLUMNS, preferred_element_type=jnp.float32)
+    dx = jax.lax.dot_general(
+        dy, kernel.astype(x.dtype), COLUMNS, preferred_element_type=jnp.float32
+    )
     return dx.astype(x.dtype), _outer(x, dy).astype(kernel.dtype)
 
 

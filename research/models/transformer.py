@@ -20,7 +20,7 @@ from research import sharding, tree
 from research.batch import SHARED
 from research.config import Count, Positive, PositiveNumber
 from research.models import sites
-from research.models.attention import BACKENDS, Mask
+from research.models.attention import AUTO, BACKENDS, Mask, attention
 from research.models.layers import Embedding, GatedMLP, Head, Linear, RMSNorm, rotary_angles, rotate
 from research.models.sites import Context
 
@@ -50,8 +50,8 @@ class ModelConfig:
     tied: bool = True
     # tokens that a query sees back, by layer, repeated cyclically; 0 sees all
     windows: tuple[Count, ...] = (0,)
-    # attention backend, a key of research.models.attention.BACKENDS
-    attention: str = "plain"
+    # attention backend: auto (the platform's fastest), plain, blocked (CPU) or cudnn (NVIDIA)
+    attention: str = AUTO
     # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
     longest_stack: Count = 0
     # what the backward pass recomputes: nothing, everything but layer inputs, all but products
@@ -68,8 +68,8 @@ class ModelConfig:
             raise ValueError(f"model: {self.heads} heads do not share {self.key_heads} key heads")
         if not self.head_size and self.width % self.heads:
             raise ValueError(f"model: width {self.width} does not divide by {self.heads} heads")
-        if self.attention not in BACKENDS:
-            known = ", ".join(BACKENDS)
+        if self.attention not in (AUTO, *BACKENDS):
+            known = ", ".join((AUTO, *BACKENDS))
             raise ValueError(f"model: unknown attention {self.attention!r}; there are: {known}")
         if self.size % 2:
             raise ValueError(f"model: rotary positions need an even head size, not {self.size}")
@@ -139,16 +139,16 @@ class Attention(nnx.Module):
         query = rotate(heads(self.query(x, context.at("query"))), angles)
         key = rotate(heads(self.key(x, context.at("key"))), angles)
         value = heads(self.value(x, context.at("value")))
-        backend = BACKENDS[self.backend]
+        backend = self.backend
         if cached is not None and index is not None:
             append = lambda old, new: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
                 old, new.astype(old.dtype), index, axis=1
             )
             key, value = append(cached[0], key), append(cached[1], value)
-            cached, backend = (key, value), BACKENDS["plain"]
+            cached, backend = (key, value), "plain"
         key, value = sites.apply(self.site, x, (key, value), None, context)
         mask = _with_prefix(mask, key.shape[1] - mask.key_segments.shape[1], self.window)
-        attended = backend(query, key, value, mask)
+        attended = attention(backend, query, key, value, mask)
         return self.output(attended.reshape(*x.shape[:-1], -1), context.at("output")), cached
 
 

@@ -10,7 +10,6 @@ import pytest
 from research import cost, tree
 from research.batch import SHARED, Batch
 from research.loss import LossConfig, summed_losses, token_losses
-from research.models.attention import BACKENDS, Mask
 from research.models.transformer import ModelConfig, Transformer
 from tests import tiny
 
@@ -83,35 +82,6 @@ def test_shared_segment_is_seen_by_every_document():
     model = tiny.model()
     moved = np.abs(forward(model, changed) - forward(model, shared)).max(axis=-1)[0]
     assert (moved[:14] > 1e-7).all()
-
-
-@pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("extra", [0, 3])
-def test_blocked_attention_equals_plain_in_value_and_gradient(window, extra):
-    random = np.random.default_rng(0)
-    s = 130  # three blocks, the last one short
-    query = random.normal(size=(2, s, 4, 8)).astype(np.float32)
-    key, value = random.normal(size=(2, 2, s + extra, 2, 8)).astype(np.float32)
-    segments = np.repeat([[1] * 50 + [2] * 70 + [0] * 10], 2, 0)
-    positions = np.concatenate([np.arange(50), np.arange(70), np.zeros(10, int)])
-    positions = np.repeat(positions[None], 2, 0)
-    front = ((0, 0), (extra, 0))
-    keys = np.pad(segments, front, constant_values=SHARED)
-    # a prefix lies before every window's reach only if it may: positions -1 are seen by none then
-    mask = Mask(segments, positions, keys, np.pad(positions, front, constant_values=-1))
-    mask = dataclasses.replace(mask, window=window)
-    real = (segments > 0)[..., None, None]
-
-    def run(backend):
-        def total(query, key, value):
-            out = BACKENDS[backend](query, key, value, mask) * real
-            return jnp.sum(jnp.sin(out)), out
-
-        return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(query, key, value)
-
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), run("plain"), run("blocked")
-    )
 
 
 @pytest.mark.parametrize("windows", [(0,), (3, 0)])

@@ -31,7 +31,6 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     shape = SHAPES[settings["shape"]]
     cpu = jax.default_backend() == "cpu"
     model = shape.model | dict(
-        attention="blocked" if cpu else "cudnn",
         longest_stack=1 if cpu else 0,
         remat=shape.remat,
         compute_dtype=settings["dtype"],

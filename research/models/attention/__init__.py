@@ -1,8 +1,39 @@
-"""Attention backends, one file each, and the mask that they all understand."""
+"""Attention backends, one file each, and the mask that they all understand.
 
-from research.models.attention import blocked, plain
+A backend is a module with `attention(query, key, value, mask)` and `refuses(query, key, mask)`,
+which says why a call is not for it, or None.
+"""
+
+import warnings
+
+import jax
+
+from research.models.attention import blocked, cudnn, plain
 from research.models.attention.mask import Mask
 
-BACKENDS = {"plain": plain.attention, "blocked": blocked.attention}
+BACKENDS = {"plain": plain, "blocked": blocked, "cudnn": cudnn}
+# what "auto" takes, by JAX's name for the platform
+FASTEST = {"cpu": "blocked", "gpu": "cudnn"}
+AUTO = "auto"
 
-__all__ = ["BACKENDS", "Mask"]
+
+def attention(
+    backend: str, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask
+) -> jax.Array:
+    """Grouped-query attention: query [B,S,H,N], key and value [B,T,K,N] -> [B,S,H,N].
+
+    Where the backend refuses, the plain one computes, and a warning says why.
+    """
+    if backend == AUTO:
+        backend = FASTEST.get(jax.default_backend(), "plain")
+    reason = BACKENDS[backend].refuses(query, key, mask)
+    if reason:
+        warnings.warn(
+            f"attention {backend!r} {reason}; the plain one computes, with all scores in memory",
+            stacklevel=2,
+        )
+        backend = "plain"
+    return BACKENDS[backend].attention(query, key, value, mask)
+
+
+__all__ = ["AUTO", "BACKENDS", "Mask", "attention"]

@@ -3,8 +3,7 @@
 Keys behind a block's last row are never touched, so half of the products are saved, the scores of
 one block stay in cache, and the query group is folded into rows, which makes the products plain
 batched matrix products. It relies on documents standing in the row in order (key t is never seen
-from a query before t), which holds for every batch without a bidirectional prefix; with one, or
-with a cache, the plain backend computes.
+from a query before t), which holds for every batch without a bidirectional prefix.
 """
 
 from __future__ import annotations
@@ -18,12 +17,19 @@ from research.models.attention.mask import Mask
 BLOCK = 64  # rows; measured best of 32, 64 and 128 on CPU
 
 
+def refuses(query: jax.Array, key: jax.Array, mask: Mask) -> str | None:
+    """Why rows may see keys behind them, or None."""
+    if mask.key_prefix is not None:
+        return "has no bidirectional prefix"
+    if key.shape[1] < query.shape[1]:
+        return f"has no case of fewer keys ({key.shape[1]}) than queries ({query.shape[1]})"
+    return None
+
+
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
     """Grouped-query attention: query [B,S,H,N], key and value [B,T,K,N] -> [B,S,H,N]."""
     b, s, h, n = query.shape
     t, k = key.shape[1], key.shape[2]
-    if mask.key_prefix is not None or t < s or s == 1:
-        return plain.attention(query, key, value, mask)
     group, extra = h // k, t - s  # extra: attached prefix keys in front, seen by all rows
     rows = query.reshape(b, s, k, group, n).transpose(0, 2, 3, 1, 4) * n**-0.5  # [B,K,G,S,N]
     keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)  # [B,K,T,N]

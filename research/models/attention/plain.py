@@ -10,6 +10,10 @@ from research.models.attention.mask import Mask
 HIDDEN = -1e30  # finite, so that a row that sees nothing (padding) gives no NaN
 
 
+def refuses(query: jax.Array, key: jax.Array, mask: Mask) -> None:
+    """Nothing."""
+
+
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
     """Grouped-query attention with a float32 softmax.
 

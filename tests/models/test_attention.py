@@ -1,0 +1,92 @@
+"""Attention backends against the plain one, for every mask that they take."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.batch import SHARED
+from research.models import attention
+from research.models.attention import BACKENDS, Mask
+
+
+def case(extra=0, window=0, prefix=False, s=130, heads=(4, 2, 8), dtype=jnp.float32):
+    """Two packed documents and padding; `extra` shared keys in front; s = 130 is three blocks."""
+    random = np.random.default_rng(0)
+    h, k, n = heads
+    query = jnp.asarray(random.normal(size=(2, s, h, n)), dtype)
+    key, value = jnp.asarray(random.normal(size=(2, 2, s + extra, k, n)), dtype)
+    segments = np.repeat([[1] * 50 + [2] * (s - 60) + [0] * 10], 2, 0)
+    positions = np.concatenate([np.arange(50), np.arange(s - 60), np.zeros(10, int)])
+    positions = np.repeat(positions[None], 2, 0)
+    front = ((0, 0), (extra, 0))
+    keys = np.pad(segments, front, constant_values=SHARED)
+    mask = Mask(segments, positions, keys, np.pad(positions, front, constant_values=-1))
+    first = np.pad((positions < 9) & (segments > 0), front)
+    mask = dataclasses.replace(mask, window=window, key_prefix=first if prefix else None)
+    return query, key, value, mask
+
+
+def gradients(backend, query, key, value, mask):
+    """The output and the gradients of query, key and value; padding has no say."""
+    real = (mask.segments > 0)[..., None, None]
+
+    def total(query, key, value):
+        out = backend(query, key, value, mask).astype(jnp.float32) * real
+        return jnp.sum(jnp.sin(out)), out
+
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(query, key, value)
+
+
+MASKS = [{}, {"extra": 6}, {"window": 20}, {"prefix": True}, {"window": 20, "extra": 6}]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("name", ["blocked", "cudnn"])
+def test_every_backend_equals_plain_in_value_and_gradient(name, mask):
+    dtype, close = (jnp.bfloat16, 3e-2) if name == "cudnn" else (jnp.float32, 2e-5)
+    arguments = case(**mask, dtype=dtype)
+    if reason := BACKENDS[name].refuses(arguments[0], arguments[1], arguments[3]):
+        pytest.skip(f"{name} {reason}")
+    ours, theirs = (gradients(BACKENDS[b].attention, *arguments) for b in (name, "plain"))
+    widen = lambda x: np.asarray(x, np.float32)  # noqa: E731
+    check = lambda a, b: np.testing.assert_allclose(widen(a), widen(b), atol=close)  # noqa: E731
+    jax.tree.map(check, ours, theirs)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_cudnn_lowers_for_cuda_in_both_directions(mask, monkeypatch):
+    """Without a GPU: JAX's own checks pass, and the program calls cuDNN's two kernels."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    query, key, value, what = case(**mask, dtype=jnp.bfloat16, heads=(8, 2, 64))
+    assert BACKENDS["cudnn"].refuses(query, key, what) is None
+
+    def total(query, key, value):
+        return jnp.sum(BACKENDS["cudnn"].attention(query, key, value, what).astype(jnp.float32))
+
+    program = jax.jit(jax.grad(total, (0, 1, 2))).trace(query, key, value)
+    text = program.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward" in text
+
+
+def test_a_refused_mask_is_computed_by_plain_and_said():
+    arguments = case(prefix=True)
+    with pytest.warns(UserWarning, match="'blocked' has no bidirectional prefix; the plain one"):
+        out = attention.attention("blocked", *arguments)
+    np.testing.assert_array_equal(out, BACKENDS["plain"].attention(*arguments))
+    if jax.default_backend() == "cpu":
+        with pytest.warns(UserWarning, match="'cudnn' runs on NVIDIA GPUs, not on cpu"):
+            attention.attention("cudnn", *case())
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what CPUs take")
+def test_auto_takes_the_platforms_fastest(recwarn):
+    arguments = case()
+    fastest = BACKENDS["blocked"].attention(*arguments)
+    np.testing.assert_array_equal(attention.attention("auto", *arguments), fastest)
+    assert not recwarn.list
