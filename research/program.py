@@ -80,6 +80,11 @@ class Program:
         """Where a batch lies."""
         return sharding.batch_sharding(self.mesh, self.experiment.sharding_rules)
 
+    @property
+    def everywhere(self) -> NamedSharding:
+        """A copy on each device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def place(self, batch: Batch) -> Batch:
         """This host's rows of a batch, on the devices as part of the global one."""
         make = functools.partial(jax.make_array_from_process_local_data, self.rows)
@@ -87,12 +92,41 @@ class Program:
 
     def place_numbers(self) -> stepping.Hyper:
         """The run's numbers on every device, so that no step sends them again."""
-        return jax.device_put(self.hyper, NamedSharding(self.mesh, PartitionSpec()))
+        return jax.device_put(self.hyper, self.everywhere)
 
-    def compile(self, state: stepping.TrainState, batch: Batch, hyper: stepping.Hyper) -> Any:
-        """The train step as an executable `(state, batch, hyper) -> (state, metrics)`."""
+    def compile(self, batch: Batch) -> Any:
+        """The train step as an executable `(state, batch, hyper) -> (state, metrics)`.
+
+        Nothing is made yet: it is compiled from shapes, those of this host's rows of a batch too.
+
+        Raises:
+          ValueError: the compiler finds that it does not fit the devices' memory.
+        """
+        whole = tree.unflatten(self.state_shapes, dict(self.placed))
+        numbers = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=self.everywhere),
+            self.hyper,
+        )
+        rows = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (x.shape[0] * jax.process_count(), *x.shape[1:]), x.dtype, sharding=self.rows
+            ),
+            batch,
+        )
+        state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self.state_shapes,
+            whole,
+        )
         step = jax.jit(stepping.train_step, static_argnames="plan", donate_argnames="state")
-        return step.lower(state, batch, hyper, self.plan).compile()
+        lowered = step.lower(state, rows, numbers, self.plan)
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"the step does not fit the devices' memory: {reason}") from None
 
     def fresh_state(self) -> stepping.TrainState:
         """The state before the first step: weights of the base or random ones.

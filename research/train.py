@@ -67,6 +67,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     from research.data import tokenizer, tokens
     from research.data.pipeline import Pipeline
     from research.evaluation.heldout import heldout_loss, make_score, open_heldout
+    from research.memory import Memory, free_bytes
     from research.metrics import (
         MetricsWriter,
         Progress,
@@ -118,20 +119,21 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
     with sharding.use(program.mesh, experiment.sharding_rules):
-        # --- state and executable ---
+        # --- executable, before any array: what cannot fit is said now ---
+        train_step = program.compile(data.batch(first_step, *host))
+        needed = Memory.of(train_step)
+        fits = needed.check(free_bytes())
+        if host[0] == 0:
+            print(f"memory     {fits}", flush=True)
+        if dry_run:
+            return {}
+
+        # --- state ---
         if first_step:
             state = program.resumed_state(checkpoints.at(first_step))
         else:
             state = program.fresh_state()
         hyper = program.place_numbers()
-        example = program.place(data.batch(first_step, *host))
-        train_step = program.compile(state, example, hyper)
-        memory = train_step.memory_analysis()
-        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        if host[0] == 0:
-            print(f"memory     {needed / 2**30:.2f} GiB a device", flush=True)
-        if dry_run:
-            return {}
 
         # --- loop ---
         if host[0] == 0:
@@ -233,7 +235,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         "flops": program.flops_per_token * data.tokens_per_step * step,
         "trainable_parameters": program.trainable_parameters,
         "parameters": program.parameters,
-        "program_bytes": needed,
+        "program_bytes": needed.peak,
         "peak_memory_bytes": peak_memory_bytes(),
     }
     if host[0] == 0:

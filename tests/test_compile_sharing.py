@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from research import runs, sharding, tree
+from research import runs, sharding
 from research import step as stepping
 from research.data import tokenizer
 from research.data.pipeline import Pipeline
@@ -67,13 +67,8 @@ def compile_step(world, forget):
         program = make_program(experiment, base)
         words = tokenizer.load(world.folder / "tokenizer.json")
         batch = Pipeline(experiment.data, words, default_cache()).batch(0)
-        abstract = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=program.placed[name])
-            for name, leaf in tree.flatten(program.state_shapes).items()
-        }
         with sharding.use(program.mesh, experiment.sharding_rules):
-            state = tree.unflatten(program.state_shapes, abstract)
-            program.compile(state, program.place(batch), program.place_numbers())
+            program.compile(batch)
 
     return run
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research import metrics, program, sharding, tree
+from research import memory, metrics, program, sharding, tree
 from research.batch import Batch
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
@@ -72,9 +72,9 @@ def prepare(settings: Mapping[str, Any]):
             np.savez(settings["weights"], **transformers_weights(state.model))
         hyper, rows = plan.place_numbers(), plan.place(batch(settings["shape"]))
         start = time.perf_counter()
-        step = plan.compile(state, rows, hyper)
+        step = plan.compile(batch(settings["shape"]))
         compiled = time.perf_counter() - start
-    memory = step.memory_analysis()
+    needed = memory.Memory.of(step)
 
     def run() -> float:
         nonlocal state, last
@@ -92,8 +92,8 @@ def prepare(settings: Mapping[str, Any]):
         "losses": losses,
         "flops_per_token": plan.flops_per_token,
         "trainable_parameters": plan.trainable_parameters,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": needed.arguments,
+        "temporary_bytes": needed.temporaries,
         "compile_seconds": compiled,
         "jax": jax.__version__,
     }

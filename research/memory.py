@@ -1,0 +1,89 @@
+"""What a compiled step needs of each device, and whether it has that."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    # state, batch and numbers: what lies there between two steps
+    arguments: int
+    # what exists during the step only
+    temporaries: int
+    # outputs that do not take the place of an argument
+    outputs: int
+
+    @classmethod
+    def of(cls, compiled: Any) -> Memory:
+        """From XLA's own plan of buffers, which is exact."""
+        plan = compiled.memory_analysis()
+        return cls(
+            plan.argument_size_in_bytes,
+            plan.temp_size_in_bytes,
+            plan.output_size_in_bytes - plan.alias_size_in_bytes,
+        )
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.temporaries + self.outputs
+
+    def check(self, limit: int | None) -> str:
+        """A line about it.
+
+        Raises:
+          ValueError: when it is more than `limit`.
+        """
+        text = (
+            f"{self.peak / GIB:.2f} GiB a device: {self.arguments / GIB:.2f} arguments, "
+            f"{self.temporaries / GIB:.2f} temporaries"
+        )
+        if limit is None:
+            return text
+        if self.peak > limit:
+            raise ValueError(
+                f"the step needs {text}, and {limit / GIB:.2f} GiB are free. To lower "
+                "temporaries: model.remat=full, a larger accumulate, a smaller data.batch_size "
+                "or loss.chunk; to lower arguments: a larger mesh.fsdp, another method"
+            )
+        return f"{text}; {limit / GIB:.2f} are free"
+
+
+def free_bytes() -> int | None:
+    """What one local device can still take; None where that cannot be known.
+
+    The devices of a CPU share the machine's memory.
+    """
+    free = []
+    for device in jax.local_devices():
+        stats = device.memory_stats() or {}
+        if "bytes_limit" in stats:
+            free.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    if free:
+        return min(free)
+    if jax.default_backend() != "cpu":
+        return None
+    available = _available_on_host()
+    return None if available is None else available // jax.local_device_count()
+
+
+def _available_on_host() -> int | None:
+    information = Path("/proc/meminfo")
+    if not information.exists():
+        return None
+    found = re.search(r"MemAvailable:\s*(\d+) kB", information.read_text(encoding="utf-8"))
+    limits = [int(found[1]) * 1024] if found else []
+    group = Path("/sys/fs/cgroup")  # a container's own limit
+    most, now = group / "memory.max", group / "memory.current"
+    if most.exists() and now.exists() and (text := most.read_text().strip()) != "max":
+        limits.append(int(text) - int(now.read_text()))
+    return min(limits, default=None)

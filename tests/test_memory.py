@@ -1,0 +1,50 @@
+"""A step that does not fit is refused before anything is made."""
+
+import jax
+import pytest
+
+from research import memory, sharding, tree
+from research.data import tokenizer, tokens
+from research.data.pipeline import Pipeline
+from research.memory import Memory
+from research.program import make_program
+from research.train import train
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+def test_arguments_are_the_state_the_batch_and_the_numbers(world):
+    experiment = world.experiment(3)
+    program = make_program(experiment, None)
+    words = tokenizer.load(experiment.tokenizer)
+    data = Pipeline(experiment.data, words, tokens.default_cache(), program.shape.vocabulary)
+    batch = data.batch(0)
+    with sharding.use(program.mesh, experiment.sharding_rules):
+        needed = Memory.of(program.compile(batch))
+    held = lambda x: x.size * x.dtype.itemsize  # noqa: E731
+    # replicated state, one row a device; a few numbers beside
+    state = sum(held(x) for x in tree.flatten(program.state_shapes).values())
+    rows = sum(held(x) for x in jax.tree.leaves(batch)) / jax.device_count()
+    assert state + rows <= needed.arguments < state + rows + 2000
+    assert needed.outputs < 2000  # the state's buffers are donated
+    assert needed.temporaries > 0
+
+
+def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    with pytest.raises(ValueError, match=r"the step needs .* GiB a device.*model.remat=full"):
+        train(world.experiment(3), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_free_memory_is_known_here_and_shared_between_devices():
+    free = memory.free_bytes()
+    assert free is not None and 2**20 < free
+    if jax.default_backend() == "cpu":
+        assert free * jax.local_device_count() < 2**46
