@@ -76,8 +76,9 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         read_metrics,
     )
     from research.program import make_program
+    from research.timing import Timing
 
-    started, workdir = time.perf_counter(), Path(workdir)
+    started, workdir, timing = time.perf_counter(), Path(workdir), Timing()
 
     # --- program: everything abstract, so that what does not fit is said before compute ---
     base = runs.open_run(experiment.init_from) if experiment.init_from else None
@@ -120,7 +121,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
     with sharding.use(program.mesh, experiment.sharding_rules):
         # --- executable, before any array: what cannot fit is said now ---
-        train_step = program.compile(data.batch(first_step, *host))
+        with timing("compile"):
+            train_step = program.compile(data.batch(first_step, *host))
         needed = Memory.of(train_step)
         fits = needed.check(free_bytes())
         if host[0] == 0:
@@ -129,11 +131,12 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             return {}
 
         # --- state ---
-        if first_step:
-            state = program.resumed_state(checkpoints.at(first_step))
-        else:
-            state = program.fresh_state()
-        hyper = program.place_numbers()
+        with timing("state"):
+            if first_step:
+                state = program.resumed_state(checkpoints.at(first_step))
+            else:
+                state = program.fresh_state()
+            hyper = jax.block_until_ready(program.place_numbers())
 
         # --- loop ---
         if host[0] == 0:
@@ -173,12 +176,14 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             nonlocal skipped, total_skipped, last
             while len(waiting) > behind:
                 done, metrics = waiting.popleft()
-                last = {name: float(value) for name, value in metrics.items()}
+                with timing("step"):
+                    last = {name: float(value) for name, value in metrics.items()}
                 skipped = skipped + 1 if last["skipped"] else 0
                 total_skipped += int(last["skipped"])
                 progress.update(done, last["loss"], int(data.tokens_per_step))
                 if _due(done, experiment.log_every, experiment.steps) or skipped:
-                    writer.write(done, last)
+                    with timing("logging"):
+                        writer.write(done, last)
                 if skipped >= most_skipped:
                     raise FloatingPointError(
                         f"{skipped} steps in a row up to step {done} had no finite loss and "
@@ -196,27 +201,32 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             )
 
         with _stop_signals() as stopped, writer, progress, checkpoints:
-            batches = data.batches(first_step, *host)
-            for batch in itertools.islice(batches, max(0, experiment.steps - first_step)):
-                state, metrics = train_step(state, program.place(batch), hyper)
+            timing.seconds["start"] = time.perf_counter() - started - sum(timing.seconds.values())
+            batches = itertools.islice(
+                data.batches(first_step, *host), max(0, experiment.steps - first_step)
+            )
+            for batch in timing.each("data", batches):
+                with timing("dispatch"):
+                    state, metrics = train_step(state, program.place(batch), hyper)
                 step += 1
                 waiting.append((step, metrics))
                 report(behind=1)
                 if heldout and _due(step, experiment.evaluate_every, experiment.steps):
                     report(behind=0)
-                    with progress.pause():
+                    with progress.pause(), timing("evaluation"):
                         measured = heldout_loss(make_score(state.model, program.rows), heldout)
                     measured_at = step
                     writer.write(step, measured)
                 stop = bool(stopped)  # read once: a signal may come between the two uses
                 if stop or _due(step, experiment.checkpoint.every, experiment.steps):
                     report(behind=0)
-                    save(checkpoints, program.owned)
+                    with timing("checkpoint"):
+                        save(checkpoints, program.owned)
                 if stop:
                     break
             report(behind=0)
             if step >= experiment.steps:  # what others use: the weights without the optimizer
-                with Checkpointer(workdir / "model", keep_last=ALL) as shelf:
+                with timing("export"), Checkpointer(workdir / "model", keep_last=ALL) as shelf:
                     save(shelf, [name for name in program.owned if name.startswith("model/")])
 
     # the whole run's numbers after the last step's, whose `tokens` are one batch's
@@ -237,8 +247,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         "parameters": program.parameters,
         "program_bytes": needed.peak,
         "peak_memory_bytes": peak_memory_bytes(),
+        "timing": timing.seconds,  # of this process; `seconds` counts those before a restart too
     }
     if host[0] == 0:
+        print(f"time       {timing.describe()}")
         runs.write_json(workdir / SUMMARY, summary)
         if not summary["finished"]:
             print(f"stopped by a signal at step {step}, saved; run the same command to go on")
