@@ -3,6 +3,7 @@
 
     tools/bench.py step                      a train step beside transformers + PEFT
     tools/bench.py step --no-peer --shape quickstart
+    tools/bench.py overhead                 start, data, host work and checkpoints of a run
     tools/bench.py step --json FILE          the same numbers for a program
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
@@ -23,9 +24,9 @@ def main() -> None:
     if Path(sys.prefix) != ENVIRONMENT and python.exists():
         os.execv(python, [str(python), *sys.argv])
     sys.path.insert(0, str(ROOT))
-    from tools.benchmarks import harness, step
+    from tools.benchmarks import harness, overhead, step
 
-    verbs = {"step": step}
+    verbs = {"step": step, "overhead": overhead}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,0 +1,110 @@
+"""What a run spends beside its steps: start, data, host work, checkpoints, evaluation.
+
+Runs `research.train` twice in fresh folders, first with an empty cache of compiled programs, and
+reads what the runs say of themselves; then times the same step alone, batch and state in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tools.benchmarks import harness
+
+# what the host does between two steps while the devices work on the one before
+HOST = ("data", "dispatch", "logging")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="configs/quickstart/pretrain.py")
+    parser.add_argument("--tokenizer", default="runs/quickstart/tokenizer.json")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--saves", type=int, default=3, help="checkpoints in the run")
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    if not Path(arguments.tokenizer).exists():
+        raise SystemExit(f"{arguments.tokenizer} is not there: run tools/quickstart first")
+    results: dict[str, Any] = dict(harness.machine())
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("cold", "warm"):
+            first, summary = _train(arguments, Path(folder), name)
+            results |= _facts(name, first, summary, arguments)
+    settings = {"shape": "quickstart", "method": "full", "dtype": "float32", "optimizer": "muon"}
+    if arguments.config == "configs/quickstart/pretrain.py":
+        module = ("tools.benchmarks.graft_step", settings)
+        with harness.contenders({"the step alone": module}) as ready:
+            times = harness.take_turns(ready, 3, 4.0)["the step alone"]
+        alone = harness.rate(1, times)
+        results |= alone.keys("alone.steps_per_second")
+        share = results["warm.steps_per_second"] / alone.middle
+        results["warm.share_of_step_alone"] = share
+        print(f"the loop runs at {share:.1%} of the step alone")
+    return results
+
+
+def _train(arguments: argparse.Namespace, folder: Path, name: str) -> tuple[float, dict[str, Any]]:
+    """Seconds from the program's start to the end of its first step, and its summary."""
+    command = [
+        sys.executable, "-m", "research.train", "--workdir", str(folder / name),
+        "--config", arguments.config, f"--config.tokenizer={arguments.tokenizer}",
+        f"--config.steps={arguments.steps}",
+        f"--config.checkpoint.every={arguments.steps // arguments.saves}",
+    ]  # fmt: skip
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    start = time.monotonic()
+    first = None
+    print(f"{name}: {' '.join(command[1:])}", file=sys.stderr)
+    with subprocess.Popen(
+        command,
+        cwd=harness.ROOT,
+        env={**os.environ, **harness.ENVIRONMENT, **cache},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if first is None and line.startswith("step 1/"):
+                first = time.monotonic() - start
+    if process.returncode or first is None:
+        raise RuntimeError("the run failed:\n" + "".join(said))
+    return first, json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+
+
+def _facts(
+    name: str, first: float, summary: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    spent = summary["timing"]
+    host = sum(spent.get(part, 0.0) for part in HOST)
+    loop = host + spent["step"]
+    step = loop / summary["steps"]
+    stall = spent["checkpoint"] / arguments.saves
+    print(f"\n{name}: first step after {first:.1f} s ({spent['compile']:.1f} s of it compiling)")
+    print(
+        f"  a step   {step * 1e3:.1f} ms; the host is not waiting for it {host / loop:.2%} of that"
+    )
+    print(f"  data     waits {spent['data'] / loop:.2%}")
+    print(f"  logging  {spent.get('logging', 0.0) / loop:.2%}")
+    print(
+        f"  a save   stalls {stall * 1e3:.0f} ms, {stall / step:.2f} of a step (the first compiles)"
+    )
+    return {
+        f"{name}.first_step_seconds": first,
+        f"{name}.compile_seconds": spent["compile"],
+        f"{name}.steps_per_second": 1 / step,
+        f"{name}.host_share": host / loop,
+        f"{name}.data_share": spent["data"] / loop,
+        f"{name}.logging_share": spent.get("logging", 0.0) / loop,
+        f"{name}.save_stall_seconds": stall,
+        f"{name}.save_stall_steps": stall / step,
+    }
