@@ -23,7 +23,8 @@ def enable_compilation_cache(folder: str | Path | None = None) -> str:
         root = os.environ.get("GRAFT_CACHE") or Path.home() / ".cache" / "graft"
         folder = Path(root) / "jax" / _cpu_kind()
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # small programs too: a save alone runs one for every shape of an array
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     return str(folder)
 
 
