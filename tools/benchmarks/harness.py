@@ -109,6 +109,12 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
+    def inverse(self) -> Spread:
+        return Spread(1 / self.middle, 1 / self.high, 1 / self.low)
+
+    def __truediv__(self, by: float) -> Spread:
+        return Spread(self.middle / by, self.low / by, self.high / by)
+
     def keys(self, name: str) -> dict[str, float]:
         return {name: self.middle, f"{name}.low": self.low, f"{name}.high": self.high}
 

@@ -17,6 +17,7 @@ from tools.benchmarks.shapes import SHAPES
 METHODS, DTYPES = ("full", "lora"), ("float32", "bfloat16")
 # Largest difference between the two sides' losses, relative, by type.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 2e-2}
+GIB = 2**30
 SHARED_PARAMETERS = 5e8  # over this, weights are not handed over and losses are only printed
 
 
@@ -35,81 +36,75 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"shape": arguments.shape, **harness.machine()}
     print(f"{arguments.shape}: {shape.rows} rows of {shape.length} tokens, {shape.model}")
     for method in arguments.methods:
-        results |= _method(arguments, method)
-    first = f"{arguments.methods[0]}.{arguments.dtypes[0]}.utilisation"
-    results["utilisation"] = results[first]
+        for dtype in arguments.dtypes:
+            # one case at a time: too many models in memory leave no huge pages for their work
+            results |= _case(arguments, method, dtype)
+    first = f"{arguments.methods[0]}.{arguments.dtypes[0]}"
+    results["utilisation"] = results[f"{first}.utilisation"]
     return results
 
 
-def _method(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
-    """One method in every type, everyone interleaved."""
-    shape = SHAPES[arguments.shape]
-    results: dict[str, Any] = {}
+def _case(arguments: argparse.Namespace, method: str, dtype: str) -> dict[str, Any]:
+    """The machine's limit, Graft and the peer in turns: one method in one type."""
+    shape, key = SHAPES[arguments.shape], f"{method}.{dtype}"
+    settings: dict[str, Any] = {"shape": arguments.shape, "method": method, "dtype": dtype}
+    modules = {"limit": ("tools.benchmarks.matmul_peak", settings)}
+    modules["graft"] = ("tools.benchmarks.graft_step", settings)
     with tempfile.TemporaryDirectory() as folder:
-        modules: dict[str, tuple[str, dict[str, Any]]] = {}
-        for dtype in arguments.dtypes:
-            settings = {"shape": arguments.shape, "method": method, "dtype": dtype}
-            if not arguments.no_peer and _parameters(shape.model) < SHARED_PARAMETERS:
-                settings["weights"] = str(Path(folder) / f"{dtype}.npz")
-            modules[f"peak {dtype}"] = ("tools.benchmarks.matmul_peak", settings)
-            modules[f"graft {dtype}"] = ("tools.benchmarks.graft_step", settings)
-            if not arguments.no_peer:
-                peer = settings | {"compile": arguments.compile}
-                modules[f"peer {dtype}"] = ("tools.benchmarks.torch_step", peer)
+        if not arguments.no_peer:
+            if _parameters(shape.model) < SHARED_PARAMETERS:
+                settings["weights"] = str(Path(folder) / "weights.npz")
+            peer = settings | {"compile": arguments.compile}
+            modules["peer"] = ("tools.benchmarks.torch_step", peer)
+        print(f"\n{method} {dtype}", flush=True)
         with harness.contenders(modules) as ready:
             info = {contender.name: contender.info for contender in ready}
-            if not arguments.no_peer and "weights" in settings:
-                for dtype in arguments.dtypes:
-                    _check_same(info[f"graft {dtype}"], info[f"peer {dtype}"], dtype)
+            if "weights" in settings:
+                Path(settings["weights"]).unlink()
+                _check_same(info["graft"], info["peer"], dtype)
             times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
-            memory = {
-                contender.name: contender.peak_memory()
-                for contender in ready
-                if not contender.name.startswith("peak")
-            }
-    for dtype in arguments.dtypes:
-        mine, limit = times[f"graft {dtype}"], times[f"peak {dtype}"]
-        facts = info[f"graft {dtype}"]
-        flops = facts["flops_per_token"] * shape.tokens
-        peak = harness.rate(1e12, limit)
-        rate = harness.rate(shape.tokens, mine)
-        used = harness.Spread.of(
-            [harness.rate(flops, [a]).middle / harness.rate(1e12, [b]).middle
-             for a, b in zip(mine, limit, strict=True)]
-        )  # fmt: skip
-        key = f"{method}.{dtype}"
-        results |= rate.keys(f"{key}.graft.tokens_per_second") | used.keys(f"{key}.utilisation")
-        results |= {
-            f"{key}.peak_flops_per_second": peak.middle,
-            f"{key}.graft.program_bytes": facts["argument_bytes"] + facts["temporary_bytes"],
-            f"{key}.graft.peak_memory_bytes": memory[f"graft {dtype}"],
-            f"{key}.graft.compile_seconds": facts["compile_seconds"],
-            "jax": facts["jax"],
-            "device": info[f"peak {dtype}"]["device"],
-        }
-        print(f"\n{method} {dtype}: matrix products reach {peak.middle / 1e9:,.0f} GFLOP/s")
-        print(f"  Graft  {rate:,.0f} tokens/s, {used:.1%} of that, "
-              f"{memory[f'graft {dtype}'] / 2**30:.2f} GiB")  # fmt: skip
-        if arguments.no_peer:
-            continue
-        theirs = times[f"peer {dtype}"]
-        rate = harness.rate(shape.tokens, theirs)
-        faster = harness.ratio(mine, theirs)
-        results |= rate.keys(f"{key}.peer.tokens_per_second") | faster.keys(f"{key}.ratio")
-        results[f"{key}.peer.peak_memory_bytes"] = memory[f"peer {dtype}"]
-        results |= {name: info[f"peer {dtype}"][name] for name in ("torch", "transformers")}
-        print(f"  peer   {rate:,.0f} tokens/s, {memory[f'peer {dtype}'] / 2**30:.2f} GiB")
-        print(f"  Graft is {faster:.2f} times as fast")
-        if dtype == arguments.dtypes[0]:
-            results |= faster.keys(f"{method}.ratio")
-            # by how much the peer would have to speed up if Graft did nothing but products
-            bound = harness.Spread.of(
-                [harness.rate(1e12, [a]).middle / harness.rate(flops, [b]).middle
-                 for a, b in zip(limit, theirs, strict=True)]
-            )  # fmt: skip
-            results |= bound.keys(f"{method}.ratio_at_peak")
-            print(f"  at the machine's limit it would be {bound:.2f} times")
+            memory = {c.name: c.peak_memory() for c in ready if c.name != "limit"}
+    facts = info["graft"]
+    flops = facts["flops_per_token"] * shape.tokens
+    peak = harness.rate(1e12, times["limit"])
+    rate = harness.rate(shape.tokens, times["graft"])
+    used = _share(flops, times["graft"], times["limit"])
+    print(f"  limit  {peak / 1e9:,.0f} GFLOP/s in matrix products")
+    print(
+        f"  Graft  {rate:,.0f} tokens/s, {used:.1%} of the limit, {memory['graft'] / GIB:.2f} GiB"
+    )
+    results = {
+        **peak.keys(f"{key}.peak_flops_per_second"),
+        **rate.keys(f"{key}.graft.tokens_per_second"),
+        **used.keys(f"{key}.utilisation"),
+        f"{key}.graft.program_bytes": facts["argument_bytes"] + facts["temporary_bytes"],
+        f"{key}.graft.peak_memory_bytes": memory["graft"],
+        f"{key}.graft.compile_seconds": facts["compile_seconds"],
+        "jax": facts["jax"],
+        "device": info["limit"]["device"],
+    }
+    if arguments.no_peer:
+        return results
+    rate = harness.rate(shape.tokens, times["peer"])
+    faster = harness.ratio(times["graft"], times["peer"])
+    # what a program of nothing but products, at the limit, would reach beside the peer
+    bound = _share(flops, times["peer"], times["limit"]).inverse()
+    print(f"  peer   {rate:,.0f} tokens/s, {memory['peer'] / GIB:.2f} GiB")
+    print(
+        f"  Graft is {faster:.2f} times as fast; at the limit it would be {bound:.2f}", flush=True
+    )
+    results |= rate.keys(f"{key}.peer.tokens_per_second") | faster.keys(f"{key}.ratio")
+    results |= bound.keys(f"{key}.ratio_at_limit")
+    results[f"{key}.peer.peak_memory_bytes"] = memory["peer"]
+    results |= {name: info["peer"][name] for name in ("torch", "transformers")}
+    if dtype == arguments.dtypes[0]:
+        results |= faster.keys(f"{method}.ratio")
     return results
+
+
+def _share(flops: float, of: list[list[float]], limit: list[list[float]]) -> harness.Spread:
+    """What share of the limit a step of so many FLOPs reaches, round by round."""
+    return harness.ratio([[flops / 1e12 * s for s in runs] for runs in limit], of).inverse()
 
 
 def _parameters(model: dict[str, Any]) -> float:
@@ -121,6 +116,6 @@ def _check_same(graft: dict[str, Any], peer: dict[str, Any], dtype: str) -> None
     """Refuses to time two things that do not compute the same."""
     pairs = list(zip(graft["losses"], peer["losses"], strict=True))
     text = ", ".join(f"{a:.4f} and {b:.4f}" for a, b in pairs)
-    print(f"losses of the first steps, Graft's and the peer's, {dtype}: {text}")
+    print(f"  losses of the first steps, Graft's and the peer's: {text}", flush=True)
     if any(abs(a - b) > AGREEMENT[dtype] * abs(b) for a, b in pairs):
         raise RuntimeError(f"{dtype}: the two sides do not compute the same ({text})")

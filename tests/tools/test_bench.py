@@ -1,0 +1,46 @@
+"""The benchmarks run, agree with the peer before they time it, and write what they print."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.benchmarks.harness import Spread, rate, ratio
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = ("--shape", "tiny", "--rounds", "1", "--seconds", "0.05")
+
+
+def bench(tmp_path, *arguments):
+    """Runs `tools/bench.py step` on the smallest shape; gives what it prints and writes."""
+    file = tmp_path / "results.json"
+    command = [sys.executable, "tools/bench.py", "step", *QUICK, "--json", str(file), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_ratios_are_taken_within_a_round():
+    mine, theirs = [[1.0, 1.0], [10.0, 10.0]], [[2.0, 2.0], [30.0, 30.0]]  # the machine slowed down
+    assert ratio(mine, theirs) == Spread(2.5, 2.0, 3.0)
+    assert rate(20.0, mine) == Spread(11.0, 2.0, 20.0)
+
+
+def test_graft_alone_is_measured_against_the_machines_limit(tmp_path):
+    text, results = bench(tmp_path, "--no-peer", "--methods", "lora", "--dtypes", "float32")
+    assert 0 < results["utilisation"] < 1
+    assert results["lora.float32.graft.tokens_per_second"] > 0
+    assert "tokens/s" in text and "ratio" not in results
+
+
+@pytest.mark.heavy
+def test_graft_and_transformers_with_peft_take_the_same_steps(tmp_path):
+    """`step` refuses to time sides whose first three losses differ, after updates too."""
+    text, results = bench(tmp_path)
+    assert text.count("losses of the first steps") == 4
+    for method in ("full", "lora"):
+        ratio = results[f"{method}.ratio"]
+        assert results[f"{method}.ratio.low"] <= ratio <= results[f"{method}.ratio.high"]
+        assert results[f"{method}.bfloat16.peer.peak_memory_bytes"] > 0
