@@ -148,8 +148,12 @@ def test_all_problems_are_reported_at_once() -> None:
 
 configs = st.builds(
     Train,
-    model=st.builds(Model, width=st.integers(0, 99).map(lambda n: 2 * n), rope=st.floats(0)),
-    clip=st.none() | st.floats(allow_nan=False),
+    model=st.builds(
+        Model,
+        width=st.integers(0, 99).map(lambda n: 2 * n),
+        rope=st.floats(0, allow_infinity=False),
+    ),
+    clip=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     note=st.none() | st.text(),
     parts=st.lists(st.builds(Part, st.text(), st.floats(0, 1)), max_size=3).map(tuple),
     rules=st.lists(st.tuples(st.text(), st.floats(0, 1)), max_size=2).map(tuple),

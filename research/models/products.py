@@ -86,11 +86,15 @@ def _plain_outer(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _outer_on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
     (rows, inputs), outputs = a.shape, b.shape[1]
-    if a.dtype == jnp.bfloat16 and rows % 2 == 0:
+    if a.dtype == jnp.bfloat16 and rows % 2:
+        return _plain_outer(a.astype(jnp.float32), b.astype(jnp.float32))
+    if a.dtype == jnp.bfloat16:
         # XLA folds a plain transpose into the product, which then runs in float32 at half the
         # speed; one through a split axis it leaves alone
         transposed = a.reshape(rows // 2, 2, inputs).transpose(2, 0, 1).reshape(inputs, rows)
-        return jnp.matmul(transposed, b, preferred_element_type=jnp.float32)
+        product = jnp.matmul(transposed, b, preferred_element_type=jnp.float32)
+        # and this keeps a later transpose out of the product, for which XLA then has no kernel
+        return jax.lax.optimization_barrier(product)
     if a.dtype == jnp.float32 and 4 * outputs <= inputs <= 4 * rows:
         # a thin result (LoRA's): the kernel is fast along the second axis, so the longer goes there
         return jax.lax.optimization_barrier(_plain_outer(b, a)).T
