@@ -95,8 +95,6 @@ class Experiment:
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
         if self.checkpoint.keep_best and self.evaluate_split is None:
             raise ValueError("checkpoint.keep_best needs a held-out loss: give `evaluate_split`")
-        if self.checkpoint.keep_best and self.evaluate_split is None:
-            raise ValueError("checkpoint.keep_best needs an evaluate_split to know the best")
         if self.data.batch_size % self.accumulate:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} does not divide by accumulate "

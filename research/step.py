@@ -132,7 +132,7 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step: gradients of the weighted mean loss over the whole batch, clipped, applied.
 
-    A loss or gradient that is not finite leaves model and optimizer as they were; the step
+    A loss, gradient or update that is not finite leaves model and optimizer as they were; the step
     advances and `skipped` is 1. An all-masked batch has loss 0 and is skipped too.
 
     Returns:
@@ -176,6 +176,7 @@ def train_step(
     steps, optimizer = optimizers.direction(plan.optimizer).update(
         gradients, state.optimizer, trainable
     )
+    sound &= jnp.isfinite(optax.tree.norm(steps))
     rate = schedules.learning_rate(plan.schedule, hyper.schedule, state.step)
 
     def apply(name: str) -> jax.Array:

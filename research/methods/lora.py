@@ -53,7 +53,7 @@ class LowRank(nnx.Module):
         key: jax.Array,
         weight: Weight,
         axes: tuple[str | None, ...],
-        rank: Positive,
+        rank: int,
         alpha: float,
     ):
         inputs, outputs = weight.kernel.shape
