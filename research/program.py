@@ -102,22 +102,15 @@ class Program:
         Raises:
           ValueError: the compiler finds that it does not fit the devices' memory.
         """
-        whole = tree.unflatten(self.state_shapes, dict(self.placed))
-        numbers = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=self.everywhere),
-            self.hyper,
-        )
-        rows = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                (x.shape[0] * jax.process_count(), *x.shape[1:]), x.dtype, sharding=self.rows
-            ),
-            batch,
-        )
-        state = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            self.state_shapes,
-            whole,
-        )
+        def shaped(x: Any, placed: NamedSharding, copies: int = 1) -> jax.ShapeDtypeStruct:
+            shape = (copies * x.shape[0], *x.shape[1:]) if copies > 1 else x.shape
+            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)
+
+        placed = tree.unflatten(self.state_shapes, dict(self.placed))
+        state = jax.tree.map(shaped, self.state_shapes, placed)
+        hosts = jax.process_count()
+        rows = jax.tree.map(lambda x: shaped(x, self.rows, hosts), batch)
+        numbers = jax.tree.map(lambda x: shaped(x, self.everywhere), self.hyper)
         step = jax.jit(stepping.train_step, static_argnames="plan", donate_argnames="state")
         lowered = step.lower(state, rows, numbers, self.plan)
         try:

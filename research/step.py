@@ -145,7 +145,8 @@ def train_step(
         model = tree.merge(state.model, trainable, frozen)
         context = row_context(batch, hyper, state.step, rows)
         hidden = last_hidden(model, batch, context)
-        losses = summed_losses(model, hidden, batch.targets, batch.weights, context, plan.loss)
+        with jax.named_scope("loss"):
+            losses = summed_losses(model, hidden, batch.targets, batch.weights, context, plan.loss)
         return losses.trained, losses
 
     gradient = jax.grad(sums, has_aux=True)
@@ -173,9 +174,9 @@ def train_step(
         gradients = jax.tree.map(lambda x: x * shrink, gradients)
     sound = jnp.isfinite(losses.trained) & jnp.isfinite(norm) & (weight > 0)
 
-    steps, optimizer = optimizers.direction(plan.optimizer).update(
-        gradients, state.optimizer, trainable
-    )
+    with jax.named_scope("optimizer"):
+        direction = optimizers.direction(plan.optimizer)
+        steps, optimizer = direction.update(gradients, state.optimizer, trainable)
     sound &= jnp.isfinite(optax.tree.norm(steps))
     rate = schedules.learning_rate(plan.schedule, hyper.schedule, state.step)
 
@@ -186,7 +187,8 @@ def train_step(
         new = old - rate * spread(hyper.rates[name]) * (steps[name] + decay * old)
         return jnp.where(sound, new, old)
 
-    trained = {name: apply(name) for name in trainable}
+    with jax.named_scope("apply"):
+        trained = {name: apply(name) for name in trainable}
     keep = functools.partial(jnp.where, sound)
     optimizer = jax.tree.map(keep, optimizer, state.optimizer)
     metrics = {

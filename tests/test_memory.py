@@ -9,7 +9,7 @@ from research.data.pipeline import Pipeline
 from research.memory import Memory
 from research.program import make_program
 from research.train import train
-from tests import tiny_run
+from tests import tiny, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,21 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=r"the step needs .* GiB a device.*model.remat=full"):
         train(world.experiment(3), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_what_the_compiler_finds_too_large_is_said_in_a_line(world, monkeypatch):
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 99 GiB of 16 GiB\nbuffers: ...")
+
+    class Step:
+        def lower(self, *_):
+            return Lowered()
+
+    program = make_program(world.experiment(3), None)
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: Step())
+    with pytest.raises(ValueError, match=r"does not fit the devices' memory: .* of 16 GiB$"):
+        program.compile(tiny.batch())
 
 
 def test_free_memory_is_known_here_and_shared_between_devices():

@@ -91,7 +91,7 @@ def test_frozen_leaves_stay_bit_identical_and_trained_ones_move(method):
     assert owners and all(any(f"/{n}/" in owner for n in names) for owner in owners)
 
 
-@pytest.mark.parametrize("where", ["weights", "model"])
+@pytest.mark.parametrize("where", ["weights", "model", "optimizer"])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(where):
     model, names = tiny.model(), tuple(tree.flatten(tiny.model()))
     batch = tiny.batch()
@@ -103,6 +103,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(where):
         broken = tree.flatten(model)
         broken["final_norm/scale"] = broken["final_norm/scale"].at[0].set(jnp.nan)
         state = dataclasses.replace(state, model=tree.unflatten(model, broken))
+    if where == "optimizer":  # loss and gradient stay finite, the update does not
+        broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), state.optimizer)
+        state = dataclasses.replace(state, optimizer=broken)
     new, metrics = train_step(state, batch, tiny.hyper(names), plan)
     assert int(metrics["skipped"]) == 1 and int(new.step) == 1
     for part in ("model", "optimizer"):

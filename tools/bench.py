@@ -3,8 +3,10 @@
 
     tools/bench.py step                      a train step beside transformers + PEFT
     tools/bench.py step --no-peer --shape quickstart
-    tools/bench.py overhead                 start, data, host work and checkpoints of a run
     tools/bench.py step --json FILE          the same numbers for a program
+    tools/bench.py profile                   where the time of a step goes
+    tools/bench.py remat                     memory against time, by policy
+    tools/bench.py overhead                  start, data, host work and checkpoints of a run
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
 are taken within a round, because machines drift. The peer needs `tools/setup interop`.
@@ -24,9 +26,9 @@ def main() -> None:
     if Path(sys.prefix) != ENVIRONMENT and python.exists():
         os.execv(python, [str(python), *sys.argv])
     sys.path.insert(0, str(ROOT))
-    from tools.benchmarks import harness, overhead, step
+    from tools.benchmarks import harness, overhead, profile, remat, step
 
-    verbs = {"step": step, "overhead": overhead}
+    verbs = {"step": step, "profile": profile, "remat": remat, "overhead": overhead}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

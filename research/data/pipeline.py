@@ -11,13 +11,13 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import pydantic
 
 from research import config as config_lib
 from research.batch import Batch
+from research.config import Positive
 from research.data import checks, packing
 from research.data.sources import SourceConfig, open_source
 from research.data.tokenizer import Tokenizer
@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 _EPOCHS_WORTH = 4.0
 # Batches that are made ahead, by as many threads.
 _AHEAD = 2
-
-Positive = Annotated[int, pydantic.Field(gt=0)]
 
 
 @dataclasses.dataclass(frozen=True)

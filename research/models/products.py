@@ -11,7 +11,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+# what `remat: products` keeps
+PRODUCT = "product"
 ROWS, COLUMNS = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
 
@@ -22,7 +25,7 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> j
     fast again as the same with a batch axis, elsewhere they are no worse.
     """
     y = _product(x.reshape(-1, x.shape[-1]), kernel, jnp.dtype(dtype or x.dtype))
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+    return checkpoint_name(y, PRODUCT).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def matmul_transposed(x: jax.Array, table: jax.Array, dtype: jnp.dtype) -> jax.Array:

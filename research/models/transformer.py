@@ -22,6 +22,7 @@ from research.config import Count, Positive, PositiveNumber
 from research.models import sites
 from research.models.attention import AUTO, BACKENDS, Mask, attention
 from research.models.layers import Embedding, GatedMLP, Head, Linear, RMSNorm, rotary_angles, rotate
+from research.models.products import PRODUCT
 from research.models.sites import Context
 
 
@@ -54,7 +55,8 @@ class ModelConfig:
     attention: str = AUTO
     # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
     longest_stack: Count = 0
-    # what the backward pass recomputes: nothing, everything but layer inputs, all but products
+    # what the backward pass recomputes: nothing, everything but layer inputs, all but products;
+    # on CPU it saves memory in scans only (XLA there recomputes an unrolled layer at once)
     remat: Literal["none", "full", "products"] = "none"
     # type of activations; parameters stay float32
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -83,13 +85,14 @@ class ModelConfig:
         return self.windows[layer % len(self.windows)]
 
 
-REMAT: dict[str, Callable[[Any], Any]] = {
-    "none": lambda body: body,
-    "full": lambda body: jax.checkpoint(body, prevent_cse=False),
-    "products": lambda body: jax.checkpoint(
+# What is kept for the backward pass. `prevent_cse` is for bodies that no scan surrounds.
+REMAT: dict[str, Callable[[Any, bool], Any]] = {
+    "none": lambda body, prevent_cse: body,
+    "full": lambda body, prevent_cse: jax.checkpoint(body, prevent_cse=prevent_cse),
+    "products": lambda body, prevent_cse: jax.checkpoint(
         body,
-        prevent_cse=False,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        prevent_cse=prevent_cse,
+        policy=jax.checkpoint_policies.save_only_these_names(PRODUCT),
     ),
 }
 
@@ -192,12 +195,14 @@ class Block(nnx.Module):
 
     def __call__(self, stream, mask, angles, context, cached, index):
         """stream [B,S,D] -> ([B,S,D], the layer's cached keys and values or None)."""
-        x = self.attention_norm(stream)
-        y, cached = self.attention(x, mask, angles, context.at("attention"), cached, index)
-        stream = self.attention_output(stream, x, y, context.at("attention_output"))
-        x = self.mlp_norm(stream)
-        y = self.mlp(x, context.at("mlp"))
-        stream = self.mlp_output(stream, x, y, context.at("mlp_output"))
+        with jax.named_scope("attention"):
+            x = self.attention_norm(stream)
+            y, cached = self.attention(x, mask, angles, context.at("attention"), cached, index)
+            stream = self.attention_output(stream, x, y, context.at("attention_output"))
+        with jax.named_scope("mlp"):
+            x = self.mlp_norm(stream)
+            y = self.mlp(x, context.at("mlp"))
+            stream = self.mlp_output(stream, x, y, context.at("mlp_output"))
         return sharding.constrain(stream, ("batch", None, None)), cached
 
 
@@ -300,7 +305,7 @@ class Transformer(nnx.Module):
             block, layer, cached = inputs
             return block(x, mask, angles, context.at(layer), cached, index)
 
-        body = REMAT[self.config.remat](body)
+        body = REMAT[self.config.remat](body, len(layers) == 1)
         numbers = jnp.arange(layers.start, layers.stop)
         if len(layers) > 1:
             return jax.lax.scan(body, x, (block, numbers, cached))

@@ -158,6 +158,22 @@ def test_rematerialisation_changes_no_gradient(remat):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
 
 
+def test_each_policy_of_rematerialisation_keeps_less_than_the_one_before():
+    shape = tiny.config(layers=8, width=64, hidden=192)
+    tokens, segments, positions = jnp.zeros((3, 8, 64), jnp.int32)
+
+    def temporaries(remat):
+        model = jax.eval_shape(
+            lambda key: Transformer(key, dataclasses.replace(shape, remat=remat)), KEY
+        )
+        loss = lambda model: jnp.sum(model.hidden(tokens, segments, positions)[0])  # noqa: E731
+        step = jax.jit(jax.grad(loss)).lower(model).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    full, products, none = map(temporaries, ("full", "products", "none"))
+    assert full < 0.7 * products and products < 0.8 * none
+
+
 def test_bfloat16_compute_keeps_float32_weights_and_is_near():
     model, batch = tiny.model(), tiny.batch()
     half = tiny.model(tiny.config(compute_dtype="bfloat16"))

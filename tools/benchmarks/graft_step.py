@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,16 +18,15 @@ from research.methods import Full, LoRA
 from research.models.transformer import ModelConfig
 from research.optimizers import OptimizerConfig
 from research.schedules import ScheduleConfig
-from tools.benchmarks.shapes import SHAPES
+from tools.benchmarks.shapes import DECAY, RATE, SHAPES
 
 METHODS = {"full": Full(), "lora": LoRA(rank=16, alpha=32.0)}
-RATE, DECAY = 1e-3, 0.1
 
 peak_memory = metrics.peak_memory_bytes
 
 
 def experiment(settings: Mapping[str, Any]) -> Experiment:
-    """The experiment of a shape: AdamW, everything decays, gradients clipped at norm 1."""
+    """The experiment of a shape."""
     shape = SHAPES[settings["shape"]]
     cpu = jax.default_backend() == "cpu"
     model = shape.model | dict(
@@ -51,9 +50,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
 def batch(shape_name: str) -> Batch:
     """Random tokens, one document a row, every token trained on."""
     shape = SHAPES[shape_name]
-    random = np.random.default_rng(0)
-    size = (shape.rows, shape.length)
-    text = random.integers(0, shape.model["vocabulary"], (shape.rows, shape.length + 1))
+    size, text = (shape.rows, shape.length), shape.text()
     positions = np.broadcast_to(np.arange(shape.length, dtype=np.int32), size)
     return Batch(
         tokens=text[:, :-1].astype(np.int32),
@@ -65,6 +62,13 @@ def batch(shape_name: str) -> Batch:
 
 
 def prepare(settings: Mapping[str, Any]):
+    """A contender, see `tools.benchmarks.harness`; `settings` are shape, method and dtype, and
+    where wanted optimizer, fields of the model, and a file to write the weights to."""
+    return build(settings)[1:]
+
+
+def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[], float]]:
+    """The compiled step, facts about it, and a function that runs it once on random tokens."""
     plan = program.make_program(experiment(settings), None)
     with sharding.use(plan.mesh, plan.experiment.sharding_rules):
         state = plan.fresh_state()
@@ -97,7 +101,7 @@ def prepare(settings: Mapping[str, Any]):
         "compile_seconds": compiled,
         "jax": jax.__version__,
     }
-    return info, run
+    return step, info, run
 
 
 _NAMES = {

@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+# AdamW's, for every side: everything decays, gradients are clipped at norm 1
+RATE, DECAY = 1e-3, 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -18,6 +23,11 @@ class Shape:
     @property
     def tokens(self) -> int:
         return self.rows * self.length
+
+    def text(self) -> np.ndarray:
+        """Random tokens [B,S+1]: all but the last are read, all but the first predicted."""
+        random = np.random.default_rng(0)
+        return random.integers(0, self.model["vocabulary"], (self.rows, self.length + 1))
 
 
 def _llama(vocabulary, width, layers, heads, key_heads, hidden, base, tied=True) -> dict[str, Any]:

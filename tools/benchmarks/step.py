@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from research import cost
+from research.models.transformer import ModelConfig
 from tools.benchmarks import harness
 from tools.benchmarks.shapes import SHAPES
 
@@ -52,7 +54,7 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> dict[str, A
     modules["graft"] = ("tools.benchmarks.graft_step", settings)
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.no_peer:
-            if _parameters(shape.model) < SHARED_PARAMETERS:
+            if cost.parameter_count(ModelConfig(**shape.model)) < SHARED_PARAMETERS:
                 settings["weights"] = str(Path(folder) / "weights.npz")
             peer = settings | {"compile": arguments.compile}
             modules["peer"] = ("tools.benchmarks.torch_step", peer)
@@ -105,11 +107,6 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> dict[str, A
 def _share(flops: float, of: list[list[float]], limit: list[list[float]]) -> harness.Spread:
     """What share of the limit a step of so many FLOPs reaches, round by round."""
     return harness.ratio([[flops / 1e12 * s for s in runs] for runs in limit], of).inverse()
-
-
-def _parameters(model: dict[str, Any]) -> float:
-    layer = model["width"] * (2 * model["width"] + 3 * model["hidden"])
-    return model["layers"] * layer + model["vocabulary"] * model["width"]
 
 
 def _check_same(graft: dict[str, Any], peer: dict[str, Any], dtype: str) -> None:

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 import transformers
 
-from tools.benchmarks.shapes import SHAPES, transformers_config
-
-RATE, DECAY = 1e-3, 0.1  # as in graft_step
+from tools.benchmarks.shapes import DECAY, RATE, SHAPES, transformers_config
 
 
 def prepare(settings: Mapping[str, Any]):
@@ -50,8 +48,7 @@ def prepare(settings: Mapping[str, Any]):
         trained, lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=DECAY, fused=True
     )
     forward = torch.compile(model) if settings.get("compile") else model
-    random = np.random.default_rng(0)
-    text = random.integers(0, shape.model["vocabulary"], (shape.rows, shape.length + 1))
+    text = shape.text()
     tokens = torch.from_numpy(text[:, :-1].copy()).to(device)
     targets = torch.from_numpy(text[:, 1:].copy()).to(device)
     losses = []

@@ -1,0 +1,50 @@
+"""Memory against time: the same step under each policy of rematerialisation.
+
+Memory is what the compiled program needs, exact and known before it runs. Layers run in one scan
+here, also on a CPU, where the policies save nothing in unrolled layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from research.models.transformer import REMAT
+from tools.benchmarks import graft_step, harness
+from tools.benchmarks.shapes import SHAPES
+
+GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, default="quickstart")
+    parser.add_argument("--method", choices=graft_step.METHODS, default="full")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that everyone takes")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn at least")
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    shape = SHAPES[arguments.shape]
+    settings = {name: getattr(arguments, name) for name in ("shape", "method", "dtype")}
+    model = lambda policy: {"remat": policy, "longest_stack": 0}  # noqa: E731
+    modules = {
+        policy: ("tools.benchmarks.graft_step", settings | {"model": model(policy)})
+        for policy in REMAT
+    }
+    results: dict[str, Any] = {**settings, **harness.machine()}
+    with harness.contenders(modules) as ready:
+        times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
+    for contender in ready:
+        policy, info = contender.name, contender.info
+        rate = harness.rate(shape.tokens, times[policy])
+        share = harness.ratio(times[policy], times["none"])
+        print(
+            f"remat {policy:10}{info['argument_bytes'] / GIB:6.2f} GiB arguments, "
+            f"{info['temporary_bytes'] / GIB:6.2f} temporaries, {rate:,.0f} tokens/s, "
+            f"{share:.2f} of none's"
+        )
+        results |= rate.keys(f"{policy}.tokens_per_second") | share.keys(f"{policy}.ratio")
+        for name in ("argument_bytes", "temporary_bytes"):
+            results[f"{policy}.{name}"] = info[name]
+    return results
