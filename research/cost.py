@@ -13,16 +13,16 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+import jax
+
 from research import tree
-from research.models.transformer import ModelConfig
+from research.models.config import ModelConfig
+from research.models.transformer import Transformer
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Parameters of the base model."""
-    d, f, n = config.width, config.hidden, config.size
-    attention = d * (config.heads + 2 * config.key_heads) * n + config.heads * n * d
-    layer = attention + 3 * d * f + 2 * d
-    return config.vocabulary * d * (1 if config.tied else 2) + config.layers * layer + d
+    """Parameters of the base model; nothing is computed."""
+    return count(jax.eval_shape(lambda key: Transformer(key, config), jax.random.key(0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,11 @@ def flops_per_token(
         if len(shape.shape) != 2:
             continue
         size, depth = math.prod(shape.shape), _depth(name, config.layers)
+        if name == "positions/kernel":
+            continue  # a look-up
         if name == "embedding/kernel":
             if not config.tied:
-                continue  # a look-up
+                continue
             depth = config.layers  # the head's product with the same table
         forward += 2 * size
         # the gradient of x is needed above the lowest trained layer and inside it

@@ -12,7 +12,7 @@ from research.config import BelowOne, Count, NonNegative, Positive, PositiveNumb
 from research.data.pipeline import DataConfig
 from research.loss import LossConfig
 from research.methods import METHODS, Full
-from research.models.transformer import ModelConfig
+from research.models.config import ModelConfig
 from research.optimizers import OptimizerConfig
 from research.schedules import ScheduleConfig
 from research.sharding import MeshConfig

@@ -19,7 +19,8 @@ from research import cost, methods, runs, sharding, tree
 from research import step as stepping
 from research.batch import Batch
 from research.experiment import Experiment
-from research.models.transformer import ModelConfig, Transformer
+from research.models.config import ModelConfig
+from research.models.transformer import Transformer
 from research.runs import Run
 from research.saved_step import SavedStep
 from research.schedules import Schedule
@@ -102,6 +103,7 @@ class Program:
         Raises:
           ValueError: the compiler finds that it does not fit the devices' memory.
         """
+
         def shaped(x: Any, placed: NamedSharding, copies: int = 1) -> jax.ShapeDtypeStruct:
             shape = (copies * x.shape[0], *x.shape[1:]) if copies > 1 else x.shape
             return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)

@@ -22,7 +22,8 @@ from research import fingerprint, methods, sharding, tree
 from research.checkpoint import open_checkpoint
 from research.data import tokenizer as tokenizers
 from research.experiment import Experiment
-from research.models.transformer import ModelConfig, Transformer
+from research.models.config import ModelConfig
+from research.models.transformer import Transformer
 from research.saved_step import SavedStep
 from research.tree import Arrays
 

@@ -10,7 +10,8 @@ import numpy as np
 from research import methods, schedules
 from research import step as stepping
 from research.batch import Batch
-from research.models.transformer import ModelConfig, Transformer
+from research.models.config import ModelConfig
+from research.models.transformer import Transformer
 
 CONFIG = ModelConfig(vocabulary=64, width=32, layers=3, heads=4, key_heads=2, hidden=48)
 

@@ -17,7 +17,7 @@ from research.data import tokenizer
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
-from research.models.transformer import ModelConfig
+from research.models.config import ModelConfig
 from research.schedules import ScheduleConfig
 from research.train import train
 

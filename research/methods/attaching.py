@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research import tree
+from research.models.config import ModelConfig
 from research.models.layers import Linear
 from research.models.sites import Weight
-from research.models.transformer import ModelConfig, Transformer
+from research.models.transformer import Transformer
 
 
 class MakeDelta(Protocol):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from research import sharding
 from research.models import sites
+from research.models.attention import soft_cap
+from research.models.config import ModelConfig
 from research.models.products import matmul, matmul_transposed
 from research.models.sites import Context, Weight
 
@@ -43,45 +48,71 @@ class Linear(nnx.Module):
         return Weight(self.kernel[...], None if self.bias is None else self.bias[...])
 
 
-class RMSNorm(nnx.Module):
-    """Root mean square norm in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+class Norm(nnx.Module):
+    """Scales to unit mean square, or with `layer` to zero mean and unit variance, in float32.
 
-    def __init__(self, size: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(size), axes=("norm",))
-        self.epsilon = epsilon
+    Zhang and Sennrich 2019 (arXiv:1910.07467); Ba 2016 (arXiv:1607.06450).
+    """
+
+    def __init__(self, size: int, config: ModelConfig):
+        self.scale = nnx.Param(jnp.full(size, 1 - config.norm_offset), axes=("norm",))
+        layer = config.norm == "layer"
+        self.bias = nnx.Param(jnp.zeros(size), axes=("norm",)) if layer else nnx.data(None)
+        self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [...,D] -> [...,D]."""
         wide = x.astype(jnp.float32)
+        if self.bias is not None:
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        scale = self.scale[...] + self.offset if self.offset else self.scale[...]
         mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * self.scale[...]).astype(x.dtype)
+        y = wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
     """A table of token vectors; its site may put prompt vectors in front."""
 
-    def __init__(self, key: jax.Array, vocabulary: int, width: int):
+    def __init__(self, key: jax.Array, vocabulary: int, width: int, scale: float = 1.0):
         table = width**-0.5 * jax.random.truncated_normal(key, -3, 3, (vocabulary, width))
         self.kernel = nnx.Param(table, axes=("vocabulary", "embed"))
         self.site = sites.empty()
+        self.scale = scale
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype, context: Context) -> jax.Array:
         """tokens [B,S] -> [B,S,D], or [B,P+S,D] with P prompt tokens attached."""
         # whole rows: gathered over `fsdp` as any weight is before its use
         table = sharding.constrain(self.kernel[...], ("vocabulary", None))
         y = table[tokens].astype(dtype)
+        if self.scale != 1:
+            y = y * jnp.asarray(self.scale, dtype)
         return sites.apply(self.site, tokens, y, Weight(table), context)
+
+
+class Positions(nnx.Module):
+    """A table of learned position vectors (Radford 2019, GPT-2)."""
+
+    def __init__(self, key: jax.Array, length: int, width: int):
+        table = 0.02 * jax.random.truncated_normal(key, -3, 3, (length, width))
+        self.kernel = nnx.Param(table, axes=(None, "embed"))
+
+    def __call__(self, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """positions [B,S], all of them under the table's length -> [B,S,D]."""
+        return self.kernel[...][positions].astype(dtype)
 
 
 class Head(nnx.Module):
     """The vocabulary projection. A tied head owns no kernel: it is given the embedding's."""
 
-    def __init__(self, key: jax.Array, width: int, vocabulary: int, tied: bool):
+    def __init__(self, key: jax.Array, config: ModelConfig):
         self.kernel = nnx.data(None)
-        if not tied:
-            kernel = width**-0.5 * jax.random.truncated_normal(key, -3, 3, (width, vocabulary))
+        if not config.tied:
+            shape = (config.width, config.vocabulary)
+            kernel = config.width**-0.5 * jax.random.truncated_normal(key, -3, 3, shape)
             self.kernel = nnx.Param(kernel, axes=("embed", "vocabulary"))
         self.site = sites.empty()
+        self.cap = config.logit_cap
 
     def __call__(self, x: jax.Array, table: jax.Array | None, context: Context) -> jax.Array:
         """x [B,S,D], table [V,D] (the embedding's, if tied) -> logits [B,S,V] in float32."""
@@ -90,43 +121,49 @@ class Head(nnx.Module):
         else:
             kernel = self.kernel[...]
             y = matmul(x, kernel, jnp.float32)
-        return sites.apply(self.site, x, y, Weight(kernel), context).astype(jnp.float32)
+        y = sites.apply(self.site, x, y, Weight(kernel), context).astype(jnp.float32)
+        return soft_cap(y, self.cap)
 
 
-class GatedMLP(nnx.Module):
-    """`down(silu(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202)."""
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
-    def __init__(self, key: jax.Array, width: int, hidden: int, depth_scale: float):
+
+class MLP(nnx.Module):
+    """`down(activation(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202), or without a gate
+    `down(activation(up(x)))`."""
+
+    def __init__(self, key: jax.Array, config: ModelConfig):
+        d, f, biases = config.width, config.hidden, config.biases
         keys = jax.random.split(key, 3)
-        self.gate = Linear(keys[0], width, hidden, ("embed", "mlp"))
-        self.up = Linear(keys[1], width, hidden, ("embed", "mlp"))
-        deviation = depth_scale * hidden**-0.5
-        self.down = Linear(keys[2], hidden, width, ("mlp", "embed"), deviation=deviation)
+        into = ("embed", "mlp")
+        self.gate = nnx.data(None)
+        if config.gated:
+            self.gate = Linear(keys[0], d, f, into, bias="gate" in biases)
+        self.up = Linear(keys[1], d, f, into, bias="up" in biases)
+        self.down = Linear(
+            keys[2],
+            f,
+            d,
+            ("mlp", "embed"),
+            bias="down" in biases,
+            deviation=(2 * config.layers) ** -0.5 * f**-0.5,
+        )
+        self.activation = config.activation
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """x [B,S,D] -> [B,S,D]."""
-        gate, up = self.gate(x, context.at("gate")), self.up(x, context.at("up"))
-        return self.down(_gated(gate, up), context.at("down"))
+        up = self.up(x, context.at("up"))
+        if self.gate is None:
+            return self.down(ACTIVATIONS[self.activation](up), context.at("down"))
+        y = _gated(self.activation, self.gate(x, context.at("gate")), up)
+        return self.down(y, context.at("down"))
 
 
-@jax.checkpoint
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+@functools.partial(jax.checkpoint, static_argnums=0)
+def _gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
     """Recomputed in the backward pass: reading two arrays again is cheaper than keeping four."""
-    return jax.nn.silu(gate) * up
-
-
-def rotary_angles(positions: jax.Array, size: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B,S,1,N/2] of the rotary embedding (Su 2021, arXiv:2104.09864)."""
-    frequency = base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the two halves of each head: x [B,S,H,N] -> [B,S,H,N]."""
-    cosine, sine = angles
-    wide = x.astype(jnp.float32)
-    turned = jnp.roll(wide, x.shape[-1] // 2, axis=-1)  # the other half's number
-    cosine = jnp.concatenate([cosine, cosine], axis=-1)
-    sine = jnp.concatenate([-sine, sine], axis=-1)
-    return (wide * cosine + turned * sine).astype(x.dtype)
+    return ACTIVATIONS[activation](gate) * up

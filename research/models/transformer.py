@@ -1,6 +1,7 @@
-"""The decoder: RMSNorm, rotary positions, grouped-query attention, gated MLP, in derived stacks.
+"""The decoder: norms, positions, grouped-query attention and MLP, in derived stacks.
 
-The shape is Llama's (Touvron 2023, arXiv:2302.13971, 2307.09288). Axis letters: B batch,
+By default the shape is Llama's (Touvron 2023, arXiv:2302.13971, 2307.09288); what other families
+do otherwise is in `ModelConfig`. Axis letters: B batch,
 S sequence, D model width, H query heads, K key/value heads, N head size, F feed-forward width,
 V vocabulary, L layers, T keys, P prompt tokens.
 """
@@ -8,9 +9,10 @@ V vocabulary, L layers, T keys, P prompt tokens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,72 +20,13 @@ from flax import nnx
 
 from research import sharding, tree
 from research.batch import SHARED
-from research.config import Count, Positive, PositiveNumber
-from research.models import sites
-from research.models.attention import AUTO, BACKENDS, Mask, attention
-from research.models.layers import Embedding, GatedMLP, Head, Linear, RMSNorm, rotary_angles, rotate
+from research.models import rotary, sites
+from research.models.attention import Mask, attention
+from research.models.config import ModelConfig
+from research.models.layers import MLP, Embedding, Head, Linear, Norm, Positions
 from research.models.products import PRODUCT
+from research.models.rotary import Angles
 from research.models.sites import Context
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a decoder and how it is computed."""
-
-    # number of tokens V; at least the tokenizer's, often rounded up
-    vocabulary: Positive
-    # model width D
-    width: Positive
-    # number of layers L
-    layers: Positive
-    # query heads H and key/value heads K; H must be a multiple of K
-    heads: Positive
-    key_heads: Positive
-    # feed-forward width F
-    hidden: Positive
-    # head size N; 0 means D / H
-    head_size: Count = 0
-    # base of the rotary frequencies
-    rotary_base: PositiveNumber = 10_000.0
-    # added to the mean square inside every norm
-    norm_epsilon: PositiveNumber = 1e-5
-    # whether the head reuses the embedding's table
-    tied: bool = True
-    # tokens that a query sees back, by layer, repeated cyclically; 0 sees all
-    windows: tuple[Count, ...] = (0,)
-    # attention backend: auto (the platform's fastest), plain, blocked (CPU) or cudnn (NVIDIA)
-    attention: str = AUTO
-    # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
-    longest_stack: Count = 0
-    # what the backward pass recomputes: nothing, everything but layer inputs, all but products;
-    # on CPU it saves memory in scans only (XLA there recomputes an unrolled layer at once)
-    remat: Literal["none", "full", "products"] = "none"
-    # type of activations; parameters stay float32
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        if not self.windows:
-            raise ValueError("model: `windows` is empty; (0,) lets every layer see everything")
-        if min(self.heads, self.key_heads, self.width) < 1:
-            return  # the door names the field
-        if self.heads % self.key_heads:
-            raise ValueError(f"model: {self.heads} heads do not share {self.key_heads} key heads")
-        if not self.head_size and self.width % self.heads:
-            raise ValueError(f"model: width {self.width} does not divide by {self.heads} heads")
-        if self.attention not in (AUTO, *BACKENDS):
-            known = ", ".join((AUTO, *BACKENDS))
-            raise ValueError(f"model: unknown attention {self.attention!r}; there are: {known}")
-        if self.size % 2:
-            raise ValueError(f"model: rotary positions need an even head size, not {self.size}")
-
-    @property
-    def size(self) -> int:
-        """The head size N."""
-        return self.head_size or self.width // self.heads
-
-    def window(self, layer: int) -> int:
-        return self.windows[layer % len(self.windows)]
-
 
 # What is kept for the backward pass. `prevent_cse` is for bodies that no scan surrounds.
 REMAT: dict[str, Callable[[Any, bool], Any]] = {
@@ -114,69 +57,114 @@ class Cache:
     index: jax.Array
 
 
-class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions (Ainslie 2023, arXiv:2305.13245)."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What the layers of one pass share.
 
-    def __init__(self, key: jax.Array, config: ModelConfig, window: int):
+    Attributes:
+      mask: who sees whom, without a window.
+      angles: cosines and sines [W,B,S,1,N/2] for each kind of window; None with learned positions.
+      index: [] int32, the slot of the cache for the first new token; None without a cache.
+    """
+
+    mask: Mask
+    angles: Angles | None
+    index: jax.Array | None
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention (Ainslie 2023, arXiv:2305.13245)."""
+
+    def __init__(self, key: jax.Array, config: ModelConfig):
         d, h, k, n = config.width, config.heads, config.key_heads, config.size
-        keys = jax.random.split(key, 4)
-        self.query = Linear(keys[0], d, h * n, ("embed", "heads"))
-        self.key = Linear(keys[1], d, k * n, ("embed", "key_heads"))
-        self.value = Linear(keys[2], d, k * n, ("embed", "key_heads"))
-        deviation = (2 * config.layers * h * n) ** -0.5
-        self.output = Linear(keys[3], h * n, d, ("heads", "embed"), deviation=deviation)
+        keys, biases = jax.random.split(key, 4), config.biases
+        self.query = Linear(keys[0], d, h * n, ("embed", "heads"), bias="query" in biases)
+        self.key = Linear(keys[1], d, k * n, ("embed", "key_heads"), bias="key" in biases)
+        self.value = Linear(keys[2], d, k * n, ("embed", "key_heads"), bias="value" in biases)
+        self.output = Linear(
+            keys[3],
+            h * n,
+            d,
+            ("heads", "embed"),
+            bias="output" in biases,
+            deviation=(2 * config.layers * h * n) ** -0.5,
+        )
+        self.query_norm = Norm(n, config) if config.head_norms else nnx.data(None)
+        self.key_norm = Norm(n, config) if config.head_norms else nnx.data(None)
         self.site = sites.empty()
-        self.size, self.window, self.backend = n, window, config.attention
+        self.config = config
 
     def __call__(
-        self,
-        x: jax.Array,
-        mask: Mask,
-        angles: tuple[jax.Array, jax.Array],
-        context: Context,
-        cached: tuple[jax.Array, jax.Array] | None,
-        index: jax.Array | None,
+        self, x: jax.Array, view: View, kind: jax.Array, context: Context, cached: Any
     ) -> tuple[jax.Array, Any]:
-        """x [B,S,D] -> ([B,S,D], this layer's cached (keys, values) [B,T,K,N] or None)."""
-        heads = lambda y: y.reshape(*y.shape[:-1], -1, self.size)  # noqa: E731
-        query = rotate(heads(self.query(x, context.at("query"))), angles)
-        key = rotate(heads(self.key(x, context.at("key"))), angles)
-        value = heads(self.value(x, context.at("value")))
-        backend = self.backend
-        if cached is not None and index is not None:
+        """x [B,S,D] -> ([B,S,D], this layer's cached (keys, values) [B,T,K,N] or None).
+
+        Args:
+          kind: [] int32, which of `config.window_kinds` this layer has.
+          cached: keys and values so far, or None.
+        """
+        config = self.config
+        heads = lambda y: y.reshape(*y.shape[:-1], -1, config.size)  # noqa: E731
+        query, key, value = (
+            heads(linear(x, context.at(name)))
+            for name, linear in (("query", self.query), ("key", self.key), ("value", self.value))
+        )
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if view.angles is not None:
+            angles = jax.tree.map(lambda every: every[kind], view.angles)
+            query, key = rotary.rotate(query, angles), rotary.rotate(key, angles)
+        if config.score_size:  # backends divide by sqrt(N)
+            query = query * jnp.asarray((config.size / config.score_size) ** 0.5, query.dtype)
+        backend = config.attention
+        if cached is not None and view.index is not None:
             append = lambda old, new: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
-                old, new.astype(old.dtype), index, axis=1
+                old, new.astype(old.dtype), view.index, axis=1
             )
             key, value = append(cached[0], key), append(cached[1], value)
             cached, backend = (key, value), "plain"
         key, value = sites.apply(self.site, x, (key, value), None, context)
-        mask = _with_prefix(mask, key.shape[1] - mask.key_segments.shape[1], self.window)
-        attended = attention(backend, query, key, value, mask)
+        mask = _with_prefix(view.mask, key.shape[1] - view.mask.key_segments.shape[1])
+
+        def attend(window: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            seen = dataclasses.replace(mask, window=window)
+            return attention(backend, query, key, value, seen, config.score_cap)
+
+        # a window is part of a kernel: layers of several kinds choose between two programs
+        choices = [functools.partial(attend, window) for window in config.window_kinds]
+        if len(choices) == 1:
+            attended = choices[0](query, key, value)
+        else:
+            attended = jax.lax.switch(kind, choices, query, key, value)
         return self.output(attended.reshape(*x.shape[:-1], -1), context.at("output")), cached
 
 
-def _with_prefix(mask: Mask, extra: int, window: int) -> Mask:
-    """The mask with `extra` keys in front that every row sees, and the layer's own window."""
-    if extra:
-        front = ((0, 0), (extra, 0))
-        prefix = mask.key_prefix
-        mask = dataclasses.replace(
-            mask,
-            key_segments=jnp.pad(mask.key_segments, front, constant_values=SHARED),
-            key_positions=jnp.pad(mask.key_positions, front, constant_values=-1),
-            key_prefix=None if prefix is None else jnp.pad(prefix, front),
-        )
-    return dataclasses.replace(mask, window=window)
+def _with_prefix(mask: Mask, extra: int) -> Mask:
+    """The mask with `extra` keys in front that every row sees."""
+    if not extra:
+        return mask
+    front, prefix = ((0, 0), (extra, 0)), mask.key_prefix
+    return dataclasses.replace(
+        mask,
+        key_segments=jnp.pad(mask.key_segments, front, constant_values=SHARED),
+        key_positions=jnp.pad(mask.key_positions, front, constant_values=-1),
+        key_prefix=None if prefix is None else jnp.pad(prefix, front),
+    )
 
 
 class Residual(nnx.Module):
-    """The end of a residual branch: a site where a serial or parallel adapter may act."""
+    """The end of a residual branch: a norm in some families, and a site where a serial or parallel
+    adapter may act."""
 
-    def __init__(self):
+    def __init__(self, config: ModelConfig):
+        self.norm = Norm(config.width, config) if config.post_norms else nnx.data(None)
         self.site = sites.empty()
 
     def __call__(self, stream, x: jax.Array, y: jax.Array, context: Context) -> jax.Array:
-        """stream [B,S,D] + dropout(site(x, y)) with the branch's input x and output y [B,S,D]."""
+        """stream [B,S,D] + dropout(site(x, norm(y))), the branch's input x and output y [B,S,D]."""
+        if self.norm is not None:
+            y = self.norm(y)
         y = sites.apply(self.site, x, y, None, context)
         return stream + context.drop(y, context.dropout)
 
@@ -184,20 +172,20 @@ class Residual(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention and MLP, each behind a norm and added to the stream."""
 
-    def __init__(self, key: jax.Array, config: ModelConfig, window: int):
+    def __init__(self, key: jax.Array, config: ModelConfig):
         keys = jax.random.split(key, 2)
-        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.attention = Attention(keys[0], config, window)
-        self.attention_output = Residual()
-        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.mlp = GatedMLP(keys[1], config.width, config.hidden, (2 * config.layers) ** -0.5)
-        self.mlp_output = Residual()
+        self.attention_norm = Norm(config.width, config)
+        self.attention = Attention(keys[0], config)
+        self.attention_output = Residual(config)
+        self.mlp_norm = Norm(config.width, config)
+        self.mlp = MLP(keys[1], config)
+        self.mlp_output = Residual(config)
 
-    def __call__(self, stream, mask, angles, context, cached, index):
+    def __call__(self, stream, view: View, kind: jax.Array, context: Context, cached):
         """stream [B,S,D] -> ([B,S,D], the layer's cached keys and values or None)."""
         with jax.named_scope("attention"):
             x = self.attention_norm(stream)
-            y, cached = self.attention(x, mask, angles, context.at("attention"), cached, index)
+            y, cached = self.attention(x, view, kind, context.at("attention"), cached)
             stream = self.attention_output(stream, x, y, context.at("attention_output"))
         with jax.named_scope("mlp"):
             x = self.mlp_norm(stream)
@@ -228,20 +216,23 @@ class Transformer(nnx.Module):
         self.config = config
         keys = jax.random.split(key, 3)
         if stacks is None:
-            alike = lambda i, j: config.window(i) == config.window(j)  # noqa: E731
-            stacks = tree.group(config.layers, alike, config.longest_stack)
-        self.embedding = Embedding(keys[0], config.vocabulary, config.width)
+            stacks = tree.group(config.layers, lambda i, j: True, config.longest_stack)
+        size = config.vocabulary, config.width
+        self.embedding = Embedding(keys[0], *size, scale=config.embedding_scale)
+        self.positions = nnx.data(None)
+        if config.learned_positions:
+            start = jax.random.fold_in(keys[0], 1)
+            self.positions = Positions(start, config.learned_positions, config.width)
         self.layers = nnx.data({name: self._stack(keys[1], name) for name in stacks})
-        self.final_norm = RMSNorm(config.width, config.norm_epsilon)
-        self.head = Head(keys[2], config.width, config.vocabulary, config.tied)
+        self.final_norm = Norm(config.width, config)
+        self.head = Head(keys[2], config)
         self.methods: OrderedDict[str, nnx.Module] = nnx.data(OrderedDict())
 
     def _stack(self, key: jax.Array, name: str) -> Block:
         layers = tree.stack_range(name)
         # a layer's key depends on its number alone, so the grouping never changes the start
         keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(layers.stop))
-        window = self.config.window(layers.start)
-        return jax.vmap(lambda key: Block(key, self.config, window))(keys[layers.start :])
+        return jax.vmap(lambda key: Block(key, self.config))(keys[layers.start :])
 
     def hidden(
         self,
@@ -287,29 +278,36 @@ class Transformer(nnx.Module):
                 index=index + x.shape[1],
             )
             mask = Mask(segments, positions, cache.segments, cache.positions)
-        angles = rotary_angles(positions, config.size, config.rotary_base)
+        angles = None
+        if self.positions is None:
+            angles = rotary.angles(positions, config)
+        else:
+            x = x + self.positions(positions, x.dtype)
+        view = View(mask, angles, index)
         x = sharding.constrain(x, ("batch", None, None))
         kept = {}
         for layers, block in tree.stacks(self.layers):
             name = tree.stack_key(layers.start, len(layers))
             cached = None if cache is None else cache.layers[name]
-            x, kept[name] = self._run(block, layers, x, mask, angles, context, cached, index)
+            x, kept[name] = self._run(block, layers, x, view, context, cached)
         if cache is not None:
             cache = dataclasses.replace(cache, layers=kept)
         return self.final_norm(x)[:, prompts:], cache
 
-    def _run(self, block, layers, x, mask, angles, context, cached, index):
+    def _run(self, block, layers, x, view, context, cached):
         """One stack: a scan, or a plain call for a stack of one."""
+        config = self.config
 
         def body(x, inputs):
-            block, layer, cached = inputs
-            return block(x, mask, angles, context.at(layer), cached, index)
+            block, layer, kind, cached = inputs
+            return block(x, view, kind, context.at(layer), cached)
 
-        body = REMAT[self.config.remat](body, len(layers) == 1)
-        numbers = jnp.arange(layers.start, layers.stop)
+        body = REMAT[config.remat](body, len(layers) == 1)
+        kinds = jnp.asarray([config.window_kinds.index(config.window(i)) for i in layers])
+        inputs = block, jnp.arange(layers.start, layers.stop), kinds, cached
         if len(layers) > 1:
-            return jax.lax.scan(body, x, (block, numbers, cached))
-        x, cached = body(x, jax.tree.map(lambda leaf: leaf[0], (block, numbers, cached)))
+            return jax.lax.scan(body, x, inputs)
+        x, cached = body(x, jax.tree.map(lambda leaf: leaf[0], inputs))
         return x, jax.tree.map(lambda leaf: leaf[None], cached)
 
     def projection(self) -> Projection:

@@ -1,6 +1,7 @@
 """Attention backends against the plain one, for every mask that they take."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -49,16 +50,23 @@ def test_blocked_equals_plain_in_value_and_gradient(mask):
     equals_plain("blocked", case(**mask), close=2e-5)
 
 
+def test_blocked_caps_scores_as_plain_does():
+    equals_plain("blocked", case(window=20), close=2e-5, cap=0.5)
+    free, capped = (BACKENDS["plain"].attention(*case(), cap=cap) for cap in (0.0, 0.5))
+    assert np.abs(free - capped).max() > 0.01
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_cudnn_equals_plain_in_value_and_gradient(mask):
     equals_plain("cudnn", case(**mask, dtype=jnp.bfloat16), close=3e-2)
 
 
-def equals_plain(name, arguments, close):
+def equals_plain(name, arguments, close, cap=0.0):
     query, key, _, mask = arguments
-    assert BACKENDS[name].refuses(query, key, mask) is None
-    ours, theirs = (gradients(BACKENDS[b].attention, *arguments) for b in (name, "plain"))
+    assert BACKENDS[name].refuses(query, key, mask, cap) is None
+    attend = lambda b: functools.partial(BACKENDS[b].attention, cap=cap)  # noqa: E731
+    ours, theirs = (gradients(attend(b), *arguments) for b in (name, "plain"))
     widen = lambda x: np.asarray(x, np.float32)  # noqa: E731
     check = lambda a, b: np.testing.assert_allclose(widen(a), widen(b), atol=close)  # noqa: E731
     jax.tree.map(check, ours, theirs)
@@ -72,7 +80,8 @@ def test_cudnn_lowers_for_cuda_in_both_directions(mask, monkeypatch):
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     query, key, value, what = case(**mask, dtype=jnp.bfloat16, heads=(8, 2, 64))
-    assert BACKENDS["cudnn"].refuses(query, key, what) is None
+    assert BACKENDS["cudnn"].refuses(query, key, what, 0.0) is None
+    assert "soft cap" in BACKENDS["cudnn"].refuses(query, key, what, 1.0)
 
     def total(query, key, value):
         return jnp.sum(BACKENDS["cudnn"].attention(query, key, value, what).astype(jnp.float32))

@@ -10,11 +10,20 @@ import pytest
 from research import cost, tree
 from research.batch import SHARED, Batch
 from research.loss import LossConfig, summed_losses, token_losses
-from research.models.transformer import ModelConfig, Transformer
+from research.models.config import ModelConfig
+from research.models.transformer import Transformer
 from tests import tiny
 
 KEY = jax.random.key(0)
 forward = jax.jit(tiny.logits)
+
+
+def closed_form(c: ModelConfig) -> int:
+    """Parameters of a Llama."""
+    d, f, n = c.width, c.hidden, c.size
+    attention = d * (c.heads + 2 * c.key_heads) * n + c.heads * n * d
+    layer = attention + 3 * d * f + 2 * d
+    return c.vocabulary * d * (1 if c.tied else 2) + c.layers * layer + d
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -28,7 +37,7 @@ def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tied):
         "vmap": jax.tree.map(lambda leaf: leaf[0], jax.vmap(make)(jax.random.split(KEY, 2))),
     }
     for how, model in models.items():
-        assert cost.count(model) == cost.parameter_count(shape), how
+        assert cost.count(model) == cost.parameter_count(shape) == closed_form(shape), how
         assert len(jax.tree.leaves(model)) == (12 if not tied else 11), how
 
 

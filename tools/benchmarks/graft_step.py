@@ -15,7 +15,7 @@ from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.methods import Full, LoRA
-from research.models.transformer import ModelConfig
+from research.models.config import ModelConfig
 from research.optimizers import OptimizerConfig
 from research.schedules import ScheduleConfig
 from tools.benchmarks.shapes import DECAY, RATE, SHAPES

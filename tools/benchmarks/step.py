@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from research import cost
-from research.models.transformer import ModelConfig
+from research.models.config import ModelConfig
 from tools.benchmarks import harness
 from tools.benchmarks.shapes import SHAPES
 

@@ -1,7 +1,7 @@
 """Attention backends, one file each, and the mask that they all understand.
 
-A backend is a module with `attention(query, key, value, mask)` and `refuses(query, key, mask)`,
-which says why a call is not for it, or None.
+A backend is a module with `attention(query, key, value, mask, cap)` and
+`refuses(query, key, mask, cap)`, which says why a call is not for it, or None.
 """
 
 import warnings
@@ -10,6 +10,7 @@ import jax
 
 from research.models.attention import blocked, cudnn, plain
 from research.models.attention.mask import Mask
+from research.models.attention.plain import soft_cap
 
 BACKENDS = {"plain": plain, "blocked": blocked, "cudnn": cudnn}
 # what "auto" takes, by JAX's name for the platform
@@ -18,22 +19,28 @@ AUTO = "auto"
 
 
 def attention(
-    backend: str, query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask
+    backend: str,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    cap: float = 0.0,
 ) -> jax.Array:
     """Grouped-query attention: query [B,S,H,N], key and value [B,T,K,N] -> [B,S,H,N].
 
-    Where the backend refuses, the plain one computes, and a warning says why.
+    Scores go through a soft `cap` unless it is 0. Where the backend refuses, the plain one
+    computes, and a warning says why.
     """
     if backend == AUTO:
         backend = FASTEST.get(jax.default_backend(), "plain")
-    reason = BACKENDS[backend].refuses(query, key, mask)
+    reason = BACKENDS[backend].refuses(query, key, mask, cap)
     if reason:
         warnings.warn(
             f"attention {backend!r} {reason}; the plain one computes, with all scores in memory",
             stacklevel=2,
         )
         backend = "plain"
-    return BACKENDS[backend].attention(query, key, value, mask)
+    return BACKENDS[backend].attention(query, key, value, mask, cap)
 
 
-__all__ = ["AUTO", "BACKENDS", "Mask", "attention"]
+__all__ = ["AUTO", "BACKENDS", "Mask", "attention", "soft_cap"]

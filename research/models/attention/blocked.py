@@ -17,7 +17,7 @@ from research.models.attention.mask import Mask
 BLOCK = 64  # rows; measured best of 32, 64 and 128 on CPU
 
 
-def refuses(query: jax.Array, key: jax.Array, mask: Mask) -> str | None:
+def refuses(query: jax.Array, key: jax.Array, mask: Mask, cap: float) -> str | None:
     """Why rows may see keys behind them, or None."""
     if mask.key_prefix is not None:
         return "has no bidirectional prefix"
@@ -26,7 +26,9 @@ def refuses(query: jax.Array, key: jax.Array, mask: Mask) -> str | None:
     return None
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, cap: float = 0.0
+) -> jax.Array:
     """Grouped-query attention: query [B,S,H,N], key and value [B,T,K,N] -> [B,S,H,N]."""
     b, s, h, n = query.shape
     t, k = key.shape[1], key.shape[2]
@@ -48,7 +50,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) ->
             mask.key_positions[:, :seen],
             window=mask.window,
         )
-        scores = scores.reshape(b, k, group, size, seen)
+        scores = plain.soft_cap(scores, cap).reshape(b, k, group, size, seen)
         scores = jnp.where(part.allowed()[:, None, None], scores, plain.HIDDEN)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         weights = weights.reshape(b, k, group * size, seen)

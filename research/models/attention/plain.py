@@ -10,16 +10,19 @@ from research.models.attention.mask import Mask
 HIDDEN = -1e30  # finite, so that a row that sees nothing (padding) gives no NaN
 
 
-def refuses(query: jax.Array, key: jax.Array, mask: Mask) -> None:
+def refuses(query: jax.Array, key: jax.Array, mask: Mask, cap: float) -> None:
     """Nothing."""
 
 
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) -> jax.Array:
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask, cap: float = 0.0
+) -> jax.Array:
     """Grouped-query attention with a float32 softmax.
 
     Args:
       query: [B,S,H,N]; H = K * G, neighbours share a key head.
       key, value: [B,T,K,N].
+      cap: soft cap of the scores; 0 for none.
 
     Returns:
       [B,S,H,N].
@@ -28,6 +31,15 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: Mask) ->
     k = key.shape[2]
     grouped = query.reshape(b, s, k, h // k, n)
     scores = jnp.einsum("bskgn,btkn->bkgst", grouped, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask.allowed()[:, None, None], scores * n**-0.5, HIDDEN)
+    scores = soft_cap(scores * n**-0.5, cap)
+    scores = jnp.where(mask.allowed()[:, None, None], scores, HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bkgst,btkn->bskgn", weights, value).reshape(b, s, h, n)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """`cap * tanh(x / cap)`: bounded, and nearly x where x is small (Gemma 2, arXiv:2408.00118).
+
+    A cap of 0 leaves x alone.
+    """
+    return cap * jnp.tanh(x / cap) if cap else x

@@ -1,0 +1,62 @@
+"""Gemma 2: norms on both sides, soft caps, alternating windows (arXiv:2408.00118)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from research.interop.families.llama import common, head_size, write_common
+from research.interop.family import LLAMA_MODULES, Family
+from research.interop.fields import Fields
+from research.models.config import ModelConfig
+
+MODULES = LLAMA_MODULES | {
+    "layers/*/attention_output/norm": "model.layers.*.post_attention_layernorm",
+    "layers/*/mlp_norm": "model.layers.*.pre_feedforward_layernorm",
+    "layers/*/mlp_output/norm": "model.layers.*.post_feedforward_layernorm",
+}
+
+
+def gemma(fields: Fields) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common beyond a Llama."""
+    fields.demand("hidden_activation", "gelu_pytorch_tanh")
+    fields.demand("attention_bias", False)
+    fields.demand("use_bidirectional_attention", False)
+    return common(fields) | {
+        "head_size": head_size(fields, default=256),
+        "tied": fields("tie_word_embeddings", True),
+        "norm_offset": 1.0,
+        "post_norms": True,
+        "activation": "gelu_tanh",
+        "score_size": fields.size("query_pre_attn_scalar", 256),
+        "embedding_scale": math.sqrt(fields.size("hidden_size")),
+    }
+
+
+def write_gemma(config: ModelConfig) -> dict[str, Any]:
+    every = [config.window(layer) for layer in range(config.layers)]
+    return write_common(config) | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": config.score_size or config.size,
+        "sliding_window": max(every) or None,
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in every],
+        "attn_logit_softcapping": config.score_cap or None,
+        "final_logit_softcapping": config.logit_cap or None,
+    }
+
+
+def read(fields: Fields) -> ModelConfig:
+    layers = fields.size("num_hidden_layers")
+    kinds = ["sliding_attention", "full_attention"]
+    base, scaling = fields.rotary()
+    return ModelConfig(
+        **gemma(fields),
+        rotary_base=base,
+        rotary_scaling=scaling,
+        windows=fields.windows([kinds[layer % 2] for layer in range(layers)]),
+        score_cap=fields.number("attn_logit_softcapping", None) or 0.0,
+        logit_cap=fields.number("final_logit_softcapping", None) or 0.0,
+    )
+
+
+FAMILY = Family("gemma2", "Gemma2ForCausalLM", read, write_gemma, MODULES)

@@ -1,0 +1,46 @@
+"""Gemma 3, text: head norms, five windows to a full layer, two rotary bases (arXiv:2503.19786)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.interop.families.gemma2 import MODULES, gemma, write_gemma
+from research.interop.families.qwen3 import HEAD_NORMS
+from research.interop.family import Family
+from research.interop.fields import Fields, UnsupportedModel
+from research.models.config import ModelConfig
+
+
+def read(fields: Fields) -> ModelConfig:
+    layers = fields.size("num_hidden_layers")
+    cycle = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
+    kinds = ["sliding_attention", "full_attention"]
+    every = [kinds[(layer + 1) % max(1, cycle) == 0] for layer in range(layers)]
+    defaults = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 4096}
+    fields = Fields(
+        defaults | {k: v for k, v in fields.content.items() if v is not None}, fields.where
+    )
+    base, scaling = fields.rotary("full_attention")
+    local = fields.number("rope_local_base_freq")
+    nested = fields("rope_parameters", None)
+    if nested and "sliding_attention" in nested:
+        local, stretched = fields.rotary("sliding_attention")
+        if stretched:
+            raise UnsupportedModel(f"{fields.where}: scaled rotary positions in windows")
+    return ModelConfig(
+        **gemma(fields),
+        rotary_base=base,
+        rotary_base_in_windows=local,
+        rotary_scaling=scaling,
+        head_norms=True,
+        windows=fields.windows(every),
+        score_cap=fields.number("attn_logit_softcapping", None) or 0.0,
+        logit_cap=fields.number("final_logit_softcapping", None) or 0.0,
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    return write_gemma(config) | {"rope_local_base_freq": config.rotary_base_in_windows}
+
+
+FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", read, write, MODULES | HEAD_NORMS)

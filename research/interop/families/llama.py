@@ -1,0 +1,72 @@
+"""Llama 1 to 3 and what is built like it, SmolLM2 among them (Touvron 2023, arXiv:2307.09288)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.interop.family import Family
+from research.interop.fields import Fields, write_rotary
+from research.models.config import ModelConfig
+
+
+def common(fields: Fields) -> dict[str, Any]:
+    """The fields that all relatives of Llama have alike."""
+    width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    return {
+        "vocabulary": fields.size("vocab_size"),
+        "width": width,
+        "layers": fields.size("num_hidden_layers"),
+        "heads": heads,
+        "key_heads": fields.size("num_key_value_heads", heads),
+        "hidden": fields.size("intermediate_size"),
+        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+    }
+
+
+def head_size(fields: Fields, default: int | None = None) -> int:
+    """As `ModelConfig` has it: 0 where it is the width's share."""
+    share = fields.size("hidden_size") // max(1, fields.size("num_attention_heads"))
+    size = fields.size("head_dim", default or share)
+    return 0 if size == share else size
+
+
+def write_common(config: ModelConfig) -> dict[str, Any]:
+    """The same fields for a `config.json`."""
+    return {
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.key_heads,
+        "head_dim": config.size,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tied,
+        "rope_theta": config.rotary_base,
+        "rope_scaling": write_rotary(config.rotary_scaling),
+    }
+
+
+def read(fields: Fields) -> ModelConfig:
+    fields.demand("hidden_act", "silu")
+    attention, mlp = fields("attention_bias", False), fields("mlp_bias", False)
+    base, scaling = fields.rotary()
+    return ModelConfig(
+        **common(fields),
+        head_size=head_size(fields),
+        tied=fields("tie_word_embeddings", False),
+        rotary_base=base,
+        rotary_scaling=scaling,
+        biases=("query", "key", "value", "output") * attention + ("gate", "up", "down") * mlp,
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    return write_common(config) | {
+        "hidden_act": "silu",
+        "attention_bias": "query" in config.biases,
+        "mlp_bias": "up" in config.biases,
+    }
+
+
+FAMILY = Family("llama", "LlamaForCausalLM", read, write)

@@ -1,0 +1,33 @@
+"""Mistral: a Llama that may see a window only (Jiang 2023, arXiv:2310.06825)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.interop.families.llama import common, head_size, write_common
+from research.interop.family import Family
+from research.interop.fields import Fields
+from research.models.config import ModelConfig
+
+
+def read(fields: Fields) -> ModelConfig:
+    fields.demand("hidden_act", "silu")
+    base, scaling = fields.rotary()
+    return ModelConfig(
+        **common(fields),
+        head_size=head_size(fields),
+        tied=fields("tie_word_embeddings", False),
+        rotary_base=base,
+        rotary_scaling=scaling,
+        windows=(fields.size("sliding_window", 0),),
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    return write_common(config) | {
+        "hidden_act": "silu",
+        "sliding_window": config.windows[0] or None,
+    }
+
+
+FAMILY = Family("mistral", "MistralForCausalLM", read, write)

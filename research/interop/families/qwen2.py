@@ -1,0 +1,51 @@
+"""Qwen 2 and 2.5: a Llama with biases on query, key and value (arXiv:2407.10671, 2412.15115)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.interop.families.llama import common, head_size, write_common
+from research.interop.family import Family
+from research.interop.fields import Fields
+from research.models.config import ModelConfig
+
+
+def windows(fields: Fields) -> tuple[int, ...]:
+    """Layers from `max_window_layers` on see a window, if any do."""
+    if not fields("use_sliding_window", False):
+        return (0,)
+    first = fields.size("max_window_layers", 28)
+    kinds = ["full_attention", "sliding_attention"]
+    return fields.windows([kinds[i >= first] for i in range(fields.size("num_hidden_layers"))])
+
+
+def write_windows(config: ModelConfig) -> dict[str, Any]:
+    every = [config.window(layer) for layer in range(config.layers)]
+    first = next((i for i, window in enumerate(every) if window), config.layers)
+    return {
+        "use_sliding_window": any(every),
+        "sliding_window": max(every) or None,
+        "max_window_layers": first,
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in every],
+    }
+
+
+def read(fields: Fields) -> ModelConfig:
+    fields.demand("hidden_act", "silu")
+    base, scaling = fields.rotary()
+    return ModelConfig(
+        **common(fields),
+        head_size=head_size(fields),
+        tied=fields("tie_word_embeddings", False),
+        rotary_base=base,
+        rotary_scaling=scaling,
+        biases=("query", "key", "value"),
+        windows=windows(fields),
+    )
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    return write_common(config) | write_windows(config) | {"hidden_act": "silu"}
+
+
+FAMILY = Family("qwen2", "Qwen2ForCausalLM", read, write)

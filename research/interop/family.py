@@ -1,0 +1,181 @@
+"""What a family of models declares, and how its tensors become Graft's parameters.
+
+A family is data: where each module of Graft's decoder stands in transformers' model, and two small
+functions between `config.json` and `ModelConfig`. All names are single layers'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from research import tree
+from research.interop.fields import Fields, UnsupportedModel, shortest_cycle
+from research.models.config import ModelConfig
+from research.models.transformer import Transformer
+
+# Graft's modules -> transformers', as in Llama; most families have the same or nearly so.
+LLAMA_MODULES = {
+    "embedding": "model.embed_tokens",
+    "layers/*/attention_norm": "model.layers.*.input_layernorm",
+    "layers/*/attention/query": "model.layers.*.self_attn.q_proj",
+    "layers/*/attention/key": "model.layers.*.self_attn.k_proj",
+    "layers/*/attention/value": "model.layers.*.self_attn.v_proj",
+    "layers/*/attention/output": "model.layers.*.self_attn.o_proj",
+    "layers/*/mlp_norm": "model.layers.*.post_attention_layernorm",
+    "layers/*/mlp/gate": "model.layers.*.mlp.gate_proj",
+    "layers/*/mlp/up": "model.layers.*.mlp.up_proj",
+    "layers/*/mlp/down": "model.layers.*.mlp.down_proj",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+}
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_TABLES = ("embedding", "positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """An architecture of transformers, in Graft's words."""
+
+    # transformers' `model_type` and class
+    kind: str
+    architecture: str
+    # `config.json` -> shape, and back (the fields that say something about the shape)
+    read: Callable[[Fields], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    modules: Mapping[str, str] = dataclasses.field(default_factory=lambda: LLAMA_MODULES)
+    # Graft's modules whose outputs stand side by side in one of theirs
+    joined: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # whether linears are stored [outputs, inputs]
+    transposed: bool = True
+    # patterns of tensors that hold no parameter
+    ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a parameter's numbers stand in a file.
+
+    Attributes:
+      name: the tensor's.
+      shape: the whole tensor's.
+      transposed: whether the parameter is its transpose.
+      first: where along the tensor's outputs the parameter starts, if others share it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+    first: int = 0
+
+    def region(self, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+        """The tensor's region that holds `index` of the parameter of `shape`."""
+        ranges = [part.indices(size) for part, size in zip(index, shape, strict=True)]
+        starts = [(start, stop) for start, stop, _ in ranges]
+        starts[-1] = (starts[-1][0] + self.first, starts[-1][1] + self.first)
+        return tuple(slice(*pair) for pair in (reversed(starts) if self.transposed else starts))
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every parameter of a base, by single-layer name; nothing is computed."""
+    model = jax.eval_shape(lambda key: Transformer(key, config), jax.random.key(0))
+    return tree.unstack_shapes(tree.flatten(model))
+
+
+def sources(family: Family, shapes: Mapping[str, Any]) -> dict[str, Source]:
+    """For each parameter of `shapes` the tensor that holds it."""
+    found: dict[str, Source] = {}
+    for name, value in shapes.items():
+        module, leaf = name.rsplit("/", 1)
+        form = re.sub(r"^layers/\d+/", "layers/*/", module)
+        layer = module.split("/")[1] if form != module else ""
+        theirs = family.modules[form].replace("*", layer)
+        linear = leaf == "kernel" and module not in _TABLES
+        transposed = linear and (family.transposed or module == "head")
+        shape, first = tuple(value.shape), 0
+        if form in (together := _together(family, form)):
+            sizes = [shapes[f"{other.replace('*', layer)}/{leaf}"].shape[-1] for other in together]
+            first = sum(sizes[: together.index(form)])
+            shape = (*shape[:-1], sum(sizes))
+        shape = shape[::-1] if transposed else shape
+        found[name] = Source(f"{theirs}.{_LEAVES[leaf]}", shape, transposed, first)
+    return found
+
+
+def _together(family: Family, form: str) -> tuple[str, ...]:
+    return next((group for group in family.joined.values() if form in group), ())
+
+
+def check_tensors(
+    family: Family,
+    wanted: Mapping[str, Source],
+    given: Mapping[str, tuple[int, ...]],
+    tied: bool,
+    where: str,
+) -> None:
+    """Refuses tensors that are missing, left over or of another shape.
+
+    Raises:
+      UnsupportedModel: naming them.
+    """
+    shapes = {source.name: source.shape for source in wanted.values()}
+    surplus = set(given) - set(shapes)
+    surplus -= {name for name in surplus for p in family.ignored if re.fullmatch(p, name)}
+    if tied:  # some files carry the table twice
+        surplus -= {f"{family.modules['head']}.weight"}
+    missing = sorted(set(shapes) - set(given))
+    wrong = [
+        f"{name}: shape {given[name]} in the file, {shape} by the config"
+        for name, shape in shapes.items()
+        if name in given and tuple(given[name]) != shape
+    ]
+    lines = [f"missing {n} (nearest there: {tree.nearest(n, given, 1)})" for n in missing]
+    lines += [f"{name} is no parameter of a {family.kind} of this config" for name in surplus]
+    lines += wrong
+    if lines:
+        more = [f"and {len(lines) - 12} more"] if len(lines) > 12 else []
+        listed = "\n  ".join([*sorted(lines)[:12], *more])
+        raise UnsupportedModel(f"{where} does not hold the model of its config:\n  {listed}")
+
+
+def architecture(config: ModelConfig) -> ModelConfig:
+    """The shape alone, in one way of saying it, without how it is computed."""
+    plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    computed = ("attention", "longest_stack", "remat", "compute_dtype")
+    how: dict[str, Any] = {name: plain[name] for name in computed}
+    own_size = config.size * config.heads != config.width
+    return dataclasses.replace(
+        config,
+        head_size=config.size if own_size else 0,
+        score_size=0 if config.score_size == config.size else config.score_size,
+        windows=shortest_cycle(tuple(config.window(layer) for layer in range(config.layers))),
+        **how,
+    )
+
+
+def for_model(
+    config: ModelConfig, families: Mapping[str, Family], first: str | None = None
+) -> tuple[Family, dict[str, Any]]:
+    """The first family whose config says the same as this shape, and that config.
+
+    Args:
+      first: the family to try before others: where the model came from.
+
+    Raises:
+      UnsupportedModel: no family can say it.
+    """
+    plain = architecture(config)
+    for family in sorted(families.values(), key=lambda family: family.kind != first):
+        fields = family.write(plain)
+        try:
+            same = family.read(Fields(fields, family.kind)) == plain
+        except UnsupportedModel:
+            continue
+        if same:
+            return family, fields
+    names = ", ".join(families)
+    raise UnsupportedModel(f"no architecture that Graft writes ({names}) computes this model")

@@ -1,0 +1,125 @@
+"""Reads a model's `config.json`; what it asks for and Graft does not compute is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from research.models.config import RotaryScaling
+
+_REQUIRED = object()
+
+
+class UnsupportedModel(ValueError):
+    """A model that Graft cannot hold or compute exactly; the message says what and where."""
+
+
+class Fields:
+    """The fields of a config, by name.
+
+    Raises:
+      UnsupportedModel: a field is missing, of another type, or says what Graft does not do.
+    """
+
+    def __init__(self, content: Mapping[str, Any], where: str):
+        self.content, self.where = content, where
+
+    def __call__(self, name: str, default: Any = _REQUIRED) -> Any:
+        """A field; null counts as not given, and the default is transformers' own."""
+        value = self.content.get(name)
+        if value is None:
+            if default is _REQUIRED:
+                raise UnsupportedModel(f"{self.where}: the field {name!r} is missing")
+            return default
+        return value
+
+    def size(self, name: str, default: Any = _REQUIRED) -> int:
+        """A whole number, zero or more; a size over 2^40 is a broken file's."""
+        value = self(name, default)
+        if value is None:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
+            raise UnsupportedModel(f"{self.where}: {name} is no size: {value!r}")
+        return value
+
+    def number(self, name: str, default: Any = _REQUIRED) -> float:
+        """A finite number over zero."""
+        value = self(name, default)
+        if value is None:
+            return value
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or not 0 < value < float("inf"):
+            raise UnsupportedModel(f"{self.where}: {name} is no number over zero: {value!r}")
+        return float(value)
+
+    def demand(self, name: str, default: Any, *allowed: Any) -> Any:
+        """A field that must be one of `allowed`, the default included."""
+        value = self(name, default)
+        if value != default and value not in allowed:
+            known = ", ".join(map(repr, dict.fromkeys((default, *allowed))))
+            raise UnsupportedModel(f"{self.where}: {name} is {value!r}; Graft computes {known}")
+        return value
+
+    def windows(self, default: list[str] | None = None) -> tuple[int, ...]:
+        """The windows of all layers, as the shortest cycle: from `layer_types` and
+        `sliding_window`."""
+        layers = self.size("num_hidden_layers")
+        window = self.size("sliding_window", 0) or 0
+        kinds = {"full_attention": 0, "sliding_attention": window}
+        types = self("layer_types", default) or ["full_attention"] * layers
+        unknown = sorted({str(kind) for kind in types} - set(kinds))
+        if unknown or len(types) < layers:
+            problem = f"has unknown kinds {unknown}" if unknown else f"names {len(types)} layers"
+            raise UnsupportedModel(f"{self.where}: layer_types {problem}; the model has {layers}")
+        every = tuple(kinds[kind] for kind in types[:layers])
+        return shortest_cycle(every)
+
+    def rotary(self, kind: str | None = None) -> tuple[float, RotaryScaling | None]:
+        """The base of rotary frequencies and their scaling, in the old style (`rope_theta` and
+        `rope_scaling`) or the new one (`rope_parameters`, for a `kind` of layers if nested)."""
+        base = self.number("rope_theta", 10_000.0)
+        content = self("rope_parameters", None) or self("rope_scaling", None) or {}
+        if kind is not None and kind in content:
+            content = content[kind]
+        if not isinstance(content, Mapping):
+            raise UnsupportedModel(f"{self.where}: rope_scaling is no object: {content!r}")
+        fields = Fields(content, f"{self.where}: rope scaling")
+        base = fields.number("rope_theta", base)
+        fields.demand("partial_rotary_factor", 1.0)
+        form = fields("rope_type", fields("type", "default"))
+        if form == "default":
+            return base, None
+        if form == "linear":
+            return base, RotaryScaling("linear", fields.number("factor"))
+        if form == "llama3":
+            return base, RotaryScaling(
+                "llama3",
+                fields.number("factor"),
+                fields.number("low_freq_factor"),
+                fields.number("high_freq_factor"),
+                fields.size("original_max_position_embeddings"),
+            )
+        raise UnsupportedModel(f"{fields.where}: {form!r} is not among default, linear, llama3")
+
+
+def write_rotary(scaling: RotaryScaling | None) -> dict[str, Any] | None:
+    """`rope_scaling` as transformers before and after version 5 reads it."""
+    if scaling is None:
+        return None
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_factor,
+        "high_freq_factor": scaling.high_factor,
+        "original_max_position_embeddings": scaling.original_length,
+    }
+
+
+def shortest_cycle(every: tuple[int, ...]) -> tuple[int, ...]:
+    """The shortest start of a sequence that gives all of it when repeated."""
+    for length in range(1, len(every) + 1):
+        if all(every[i] == every[i % length] for i in range(len(every))):
+            return every[:length]
+    return every

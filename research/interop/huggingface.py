@@ -1,0 +1,227 @@
+"""Folders as transformers writes them: `config.json`, safetensors, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.interop import tensor_files
+from research.interop.families import FAMILIES
+from research.interop.family import (
+    Family,
+    Source,
+    check_tensors,
+    for_model,
+    parameter_shapes,
+    sources,
+)
+from research.interop.fields import Fields, UnsupportedModel
+from research.models.config import ModelConfig
+
+CONFIG = "config.json"
+# what transformers keeps beside the weights; kept as it is, and given back at export
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+_LARGEST_TEXT = 100 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceModel:
+    """A folder, checked: its tensors are those of its config.
+
+    Attributes:
+      content: `config.json`.
+      sources: where each parameter stands, by single-layer name.
+    """
+
+    path: Path
+    family: Family
+    config: ModelConfig
+    content: Mapping[str, Any]
+    tensors: tensor_files.SafeTensors
+    sources: Mapping[str, Source]
+
+    @property
+    def dtype(self) -> str:
+        """The type of most tensors, `float32`, `float16` or `bfloat16`."""
+        kinds = [self.tensors.dtypes[source.name] for source in self.sources.values()]
+        return str(tensor_files.DTYPES[max(set(kinds), key=kinds.count)])
+
+    def files(self) -> dict[str, bytes]:
+        """The companions that are there, and the config."""
+        there = [name for name in (CONFIG, *COMPANIONS) if (self.path / name).is_file()]
+        return {name: read_text(self.path / name).encode() for name in there}
+
+    def read(self, shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: Any) -> dict[str, jax.Array]:
+        """Parameters by single-layer name, each on the sharding that it asks for, one after the
+        other."""
+        return {
+            name: tensor_files.to_array(self.tensors, self.sources[name], shape, dtype)
+            for name, shape in shapes.items()
+        }
+
+
+def open_folder(path: str | Path) -> HuggingFaceModel:
+    """Opens a folder and checks that it holds exactly the model of its config.
+
+    Raises:
+      FileNotFoundError: no such folder or no config in it.
+      UnsupportedModel: an unknown architecture, fields or tensors that do not fit.
+    """
+    path = Path(path)
+    where = path / CONFIG
+    if not where.is_file():
+        raise FileNotFoundError(f"{path} has no {CONFIG}: no model folder of transformers")
+    content = read_json(where)
+    family = find_family(content, str(where))
+    config = read_config(family, content, str(where))
+    tensors = tensor_files.SafeTensors(path)
+    prefix = family.modules["embedding"].partition(".")[0] + "."
+    if not any(name.startswith(prefix) for name in tensors.shapes):
+        family = _without(prefix, family)  # saved as a model without a head
+    found = sources(family, parameter_shapes(config))
+    check_tensors(family, found, tensors.shapes, config.tied, str(path))
+    for source in found.values():
+        kind = tensors.dtypes[source.name]
+        if kind not in tensor_files.DTYPES:
+            known = ", ".join(tensor_files.DTYPES)
+            raise UnsupportedModel(f"{path}: {source.name} is of type {kind}; Graft reads {known}")
+    return HuggingFaceModel(path, family, config, content, tensors, found)
+
+
+def find_family(content: Mapping[str, Any], where: str) -> Family:
+    """The family of a `config.json`.
+
+    Raises:
+      UnsupportedModel: none has it.
+    """
+    kind = content.get("model_type")
+    if kind not in FAMILIES:
+        raise UnsupportedModel(
+            f"{where}: model_type is {kind!r}; Graft knows {', '.join(FAMILIES)}"
+        )
+    if content.get("quantization_config"):
+        raise UnsupportedModel(f"{where}: the weights are quantised; Graft reads plain ones")
+    if content.get("auto_map"):
+        raise UnsupportedModel(f"{where}: auto_map asks for code from the folder; never run")
+    return FAMILIES[kind]
+
+
+def read_config(family: Family, content: Mapping[str, Any], where: str) -> ModelConfig:
+    """The shape that a `config.json` describes.
+
+    Raises:
+      UnsupportedModel: it is no shape of the family's.
+    """
+    from research import config as door
+
+    try:
+        config = family.read(Fields(content, where))
+        return door.build(ModelConfig, dataclasses.asdict(config), where)
+    except UnsupportedModel:
+        raise
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UnsupportedModel(f"{where}: {error}") from None
+
+
+def write_folder(
+    path: str | Path,
+    config: ModelConfig,
+    parameter: Callable[[str], np.ndarray],
+    *,
+    dtype: Any = np.float32,
+    files: Mapping[str, bytes] | None = None,
+    kind: str | None = None,
+    file_size: int = 5 * 10**9,
+) -> Iterator[str]:
+    """Writes a model that transformers opens; yields the names of tensors as they are written.
+
+    Args:
+      config: its shape.
+      parameter: reads one by its single-layer name; asked for each when its turn comes.
+      dtype: float32, float16 or bfloat16.
+      files: companions; `config.json` among them gives what the shape does not say.
+      kind: the family to prefer where several can say the same.
+      file_size: bytes of a file at most.
+
+    Raises:
+      UnsupportedModel: no architecture computes this model.
+    """
+    path, files = Path(path), dict(files or {})
+    before = json.loads(files.pop(CONFIG, b"{}"))
+    family, fields = for_model(config, FAMILIES, kind)
+    shapes = parameter_shapes(config)
+    found = sources(family, shapes)
+    content = {name: value for name, value in before.items() if name not in _DERIVED}
+    content = content | fields | {
+        "architectures": [family.architecture],
+        "model_type": family.kind,
+        "torch_dtype": str(np.dtype(dtype)),
+    }  # fmt: skip
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        if name not in COMPANIONS:
+            raise ValueError(f"{name} is no file of a model folder")
+        (path / name).write_bytes(text)
+    (path / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    tensors = {source.name: source.shape for source in found.values()}
+    yield from tensor_files.write(path, tensors, dtype, file_size, _tensors(found, parameter))
+
+
+# fields of an imported config that the written ones replace
+_DERIVED = ("rope_parameters", "rope_scaling", "dtype", "transformers_version", "_name_or_path")
+
+
+def _tensors(
+    found: Mapping[str, Source], parameter: Callable[[str], np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """Parameters by name -> tensors by name: transposed, those that share one side by side."""
+    parts: dict[str, list[str]] = {}
+    for name in sorted(found, key=lambda name: found[name].first):
+        parts.setdefault(found[name].name, []).append(name)
+
+    def tensor(name: str) -> np.ndarray:
+        values = [parameter(part) for part in parts[name]]
+        whole = values[0] if len(values) == 1 else np.concatenate(values, axis=-1)
+        return whole.T if found[parts[name][0]].transposed else whole
+
+    return tensor
+
+
+def _without(prefix: str, family: Family) -> Family:
+    modules = {ours: theirs.removeprefix(prefix) for ours, theirs in family.modules.items()}
+    joined = {theirs.removeprefix(prefix): ours for theirs, ours in family.joined.items()}
+    ignored = tuple(p.removeprefix(prefix.replace(".", r"\.")) for p in family.ignored)
+    return dataclasses.replace(family, modules=modules, joined=joined, ignored=ignored)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      UnsupportedModel: it is none.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedModel(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UnsupportedModel(f"{path} is no JSON object")
+    return content
+
+
+def read_text(path: Path) -> str:
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise UnsupportedModel(f"{path} is larger than any such file is")
+    return path.read_text(encoding="utf-8")

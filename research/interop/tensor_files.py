@@ -1,0 +1,158 @@
+"""Tensors in safetensors files: read region by region from the mapped file, written one by one.
+
+Reading is the `safetensors` library's, which checks a header before it maps anything; writing is
+ours, because the library wants all tensors of a file in memory at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from research.interop.family import Source
+from research.interop.fields import UnsupportedModel
+
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES: dict[str, Any] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Tensors(Protocol):
+    """Named tensors of a file or of several."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, name: str, region: tuple[slice, ...]) -> np.ndarray:
+        """A region of a tensor, copied from the file."""
+
+
+class SafeTensors:
+    """The tensors of one safetensors file, or of those that an index names.
+
+    Raises:
+      UnsupportedModel: a file is missing, broken, of another kind, or named outside the folder.
+    """
+
+    def __init__(self, path: Path):
+        self._files: dict[str, Any] = {}
+        self._stack = contextlib.ExitStack()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for file, wanted in _files(path).items():
+            try:
+                opened = self._stack.enter_context(safetensors.safe_open(file, framework="np"))
+                held = opened.keys()
+                slices = {name: opened.get_slice(name) for name in held}
+                shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                dtypes = {name: part.get_dtype() for name, part in slices.items()}
+            except (safetensors.SafetensorError, OSError, ValueError) as error:
+                raise UnsupportedModel(f"{file} is no safetensors file: {error}") from None
+            absent = sorted((wanted or set()) - set(shapes))
+            if absent:
+                raise UnsupportedModel(f"{file} lacks {absent[0]}, which the index says it holds")
+            for name in shapes if wanted is None else wanted:
+                self.shapes[name], self.dtypes[name] = shapes[name], dtypes[name]
+                self._files[name] = slices[name]
+
+    def read(self, name: str, region: tuple[slice, ...]) -> np.ndarray:
+        return self._files[name][region]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def _files(path: Path) -> dict[Path, set[str] | None]:
+    """The files to open, with the tensors to take from each; None takes all."""
+    if path.is_file():
+        return {path: None}
+    index = path / INDEX
+    if not index.is_file():
+        if (path / ONE).is_file():
+            return {path / ONE: None}
+        pickled = sorted(p.name for p in path.glob("*.bin")) or sorted(
+            p.name for p in path.glob("*.pt*")
+        )
+        also = f"; {pickled[0]} is a pickle, which can run code and is never read" * bool(pickled)
+        raise UnsupportedModel(f"{path} has neither {ONE} nor {INDEX}{also}")
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found: dict[Path, set[str] | None] = {}
+        for name, file in names.items():
+            if Path(file).name != file:
+                raise UnsupportedModel(f"{index}: {file!r} is not a file beside it")
+            found.setdefault(path / file, set()).add(name)  # type: ignore[union-attr]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UnsupportedModel):
+            raise
+        raise UnsupportedModel(f"{index} is no index of tensors: {error!r}") from None
+    return found
+
+
+def to_array(
+    tensors: Tensors, source: Source, shape: jax.ShapeDtypeStruct, dtype: Any
+) -> jax.Array:
+    """A parameter on the sharding that `shape` carries; each device's part is read alone."""
+
+    def part(index: Any) -> np.ndarray:
+        values = tensors.read(source.name, source.region(index, shape.shape))
+        values = values.T if source.transposed else values
+        return np.ascontiguousarray(values, dtype)
+
+    where = shape.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(shape.shape, where, part)
+
+
+def write(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, limit: int,
+    tensor: Callable[[str], np.ndarray],
+) -> Iterator[str]:  # fmt: skip
+    """Writes tensors one after the other, into files of at most `limit` bytes (a larger tensor has
+    a file alone), with an index if they are several; yields names as they are written."""
+    dtype = np.dtype(dtype)
+    sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, shape in shapes.items()}
+    files: list[list[str]] = [[]]
+    for name in shapes:
+        if files[-1] and sum(sizes[n] for n in files[-1]) + sizes[name] > limit:
+            files.append([])
+        files[-1].append(name)
+    titles = [ONE] if len(files) == 1 else [
+        f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))
+    ]  # fmt: skip
+    for title, names in zip(titles, files, strict=True):
+        end, header = 0, {}
+        for name in names:
+            span = [end, end + sizes[name]]
+            header[name] = {
+                "dtype": _NAMES[dtype], "shape": list(shapes[name]), "data_offsets": span
+            }  # fmt: skip
+            end = span[1]
+        head = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+        head += b" " * (-len(head) % 8)
+        with open(folder / title, "wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for name in names:
+                array = tensor(name)
+                if array.shape != tuple(shapes[name]):
+                    raise ValueError(f"{name}: shape {array.shape} instead of {shapes[name]}")
+                file.write(np.ascontiguousarray(array, dtype).data)
+                yield name
+    if len(files) > 1:
+        pairs = zip(titles, files, strict=True)
+        content = {
+            "metadata": {"total_size": sum(sizes.values())},
+            "weight_map": {name: title for title, names in pairs for name in names},
+        }
+        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

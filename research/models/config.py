@@ -1,0 +1,121 @@
+"""The shape of a decoder: what families of models differ in is data here, not code."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from research.config import Count, NonNegative, Positive, PositiveNumber
+from research.models.attention import AUTO, BACKENDS
+
+LinearName = Literal["query", "key", "value", "output", "gate", "up", "down"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary frequencies are stretched for contexts longer than pretraining's."""
+
+    # linear divides all of them (Chen 2023, arXiv:2306.15595); llama3 leaves high ones alone
+    kind: Literal["linear", "llama3"]
+    # how much slower the slow ones turn
+    factor: PositiveNumber
+    # llama3: wavelengths over original_length / low_factor are stretched whole
+    low_factor: PositiveNumber = 1.0
+    # llama3: wavelengths under original_length / high_factor are left alone
+    high_factor: PositiveNumber = 4.0
+    # llama3: the context of pretraining
+    original_length: Positive = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder and how it is computed; what is not given is as in Llama."""
+
+    # number of tokens V; at least the tokenizer's, often rounded up
+    vocabulary: Positive
+    # model width D
+    width: Positive
+    # number of layers L
+    layers: Positive
+    # query heads H
+    heads: Positive
+    # key and value heads K, each shared by H / K query heads
+    key_heads: Positive
+    # feed-forward width F
+    hidden: Positive
+    # head size N; 0 takes width / heads
+    head_size: Count = 0
+    # base of the rotary frequencies
+    rotary_base: PositiveNumber = 10_000.0
+    # the same in layers with a window; None: no other
+    rotary_base_in_windows: PositiveNumber | None = None
+    # stretched frequencies, in layers without a window if those have a base of their own
+    rotary_scaling: RotaryScaling | None = None
+    # learned positions (a table of so many) in place of rotary ones; 0: rotary
+    learned_positions: Count = 0
+    # rms, or layer: mean and variance, with a bias
+    norm: Literal["rms", "layer"] = "rms"
+    # added to the mean square inside every norm
+    norm_epsilon: PositiveNumber = 1e-5
+    # what is added to the scales of norms in use: 1 where a family stores them less 1
+    norm_offset: NonNegative = 0.0
+    # norms behind attention and MLP too
+    post_norms: bool = False
+    # norms of every head's query and key ("QK-norm")
+    head_norms: bool = False
+    # linears that have a bias
+    biases: tuple[LinearName, ...] = ()
+    # activation of the MLP; gelu_tanh is GPT-2's approximation
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    # whether a second product gates the activation
+    gated: bool = True
+    # scores are divided by its square root; 0: the head size
+    score_size: Count = 0
+    # scores and logits go through cap * tanh(x / cap); 0: not
+    score_cap: NonNegative = 0.0
+    logit_cap: NonNegative = 0.0
+    # what multiplies embeddings
+    embedding_scale: PositiveNumber = 1.0
+    # whether the head reuses the embedding's table
+    tied: bool = True
+    # tokens that a query sees back, by layer, repeated cyclically; 0 sees all
+    windows: tuple[Count, ...] = (0,)
+    # attention backend: auto (the platform's fastest), plain, blocked (CPU) or cudnn (NVIDIA)
+    attention: str = AUTO
+    # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
+    longest_stack: Count = 0
+    # what the backward pass recomputes: nothing, everything but layer inputs, all but products;
+    # on CPU it saves memory in scans only (XLA there recomputes an unrolled layer at once)
+    remat: Literal["none", "full", "products"] = "none"
+    # type of activations; parameters stay float32
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        if not self.windows:
+            raise ValueError("model: `windows` is empty; (0,) lets every layer see everything")
+        if min(self.heads, self.key_heads, self.width) < 1:
+            return  # the door names the field
+        if self.heads % self.key_heads:
+            raise ValueError(f"model: {self.heads} heads do not share {self.key_heads} key heads")
+        if not self.head_size and self.width % self.heads:
+            raise ValueError(f"model: width {self.width} does not divide by {self.heads} heads")
+        if self.size % 2:
+            raise ValueError(f"model: rotary positions need an even head size, not {self.size}")
+        if not self.gated and "gate" in self.biases:
+            raise ValueError("model: `biases` names gate, which a model without `gated` lacks")
+        if self.attention not in (AUTO, *BACKENDS):
+            known = ", ".join((AUTO, *BACKENDS))
+            raise ValueError(f"model: unknown attention {self.attention!r}; there are: {known}")
+
+    @property
+    def size(self) -> int:
+        """The head size N."""
+        return self.head_size or self.width // self.heads
+
+    def window(self, layer: int) -> int:
+        return self.windows[layer % len(self.windows)]
+
+    @property
+    def window_kinds(self) -> tuple[int, ...]:
+        """The different windows, in order."""
+        return tuple(sorted({self.window(layer) for layer in range(self.layers)}))

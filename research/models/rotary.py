@@ -1,0 +1,51 @@
+"""Rotary positions (Su 2021, arXiv:2104.09864)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from research.models.config import ModelConfig, RotaryScaling
+
+Angles = tuple[jax.Array, jax.Array]
+
+
+def angles(positions: jax.Array, config: ModelConfig) -> Angles:
+    """Cosines and sines [W,B,S,1,N/2] at positions [B,S], for each of `config.window_kinds`."""
+    frequencies = jnp.stack([_frequencies(config, window) for window in config.window_kinds])
+    at = positions[None, :, :, None, None].astype(jnp.float32)
+    angle = at * frequencies[:, None, None, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+    """Rotates the two halves of each head: x [B,S,H,N], angles [B,S,1,N/2] -> [B,S,H,N]."""
+    cosine, sine = angles
+    wide = x.astype(jnp.float32)
+    turned = jnp.roll(wide, x.shape[-1] // 2, axis=-1)  # the other half's number
+    cosine = jnp.concatenate([cosine, cosine], axis=-1)
+    sine = jnp.concatenate([-sine, sine], axis=-1)
+    return (wide * cosine + turned * sine).astype(x.dtype)
+
+
+def _frequencies(config: ModelConfig, window: int) -> jax.Array:
+    """Radians a token [N/2]."""
+    local = config.rotary_base_in_windows if window else None
+    exponents = -jnp.arange(0, config.size, 2, dtype=jnp.float32) / config.size
+    frequencies = (local or config.rotary_base) ** exponents
+    if config.rotary_scaling is None or local:
+        return frequencies
+    return _stretched(frequencies, config.rotary_scaling)
+
+
+def _stretched(frequencies: jax.Array, scaling: RotaryScaling) -> jax.Array:
+    slow = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    # Llama 3.1: between the two wavelengths from stretched to untouched, linearly in turns
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    share = (turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor)
+    share = jnp.clip(share, 0.0, 1.0)
+    return (1 - share) * slow + share * frequencies

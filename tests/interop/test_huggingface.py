@@ -1,0 +1,115 @@
+"""Models of transformers, in and out: the same numbers on both sides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import tree
+from research.interop import huggingface
+from research.interop.family import architecture, parameter_shapes
+from research.models.transformer import Transformer
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+CYCLE = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+# a family's class in transformers, and settings that make its differences count
+CASES = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "llama-3": ("Llama", {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 16}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-windows": (
+        "Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 12}),
+    "gemma2": ("Gemma2", {"sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 24}),
+    "gemma3": ("Gemma3", {"sliding_window": 5, "head_dim": 16, "layer_types": CYCLE}),
+    "gpt2": (
+        "GPT2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 96}
+    ),
+}  # fmt: skip
+
+
+def their_model(case):
+    """A tiny random model with nothing left at its trivial start."""
+    import torch
+    import transformers
+
+    name, changes = CASES[case]
+    text = "Text" if name == "Gemma3" else ""
+    config = getattr(transformers, f"{name}{text}Config")
+    shape = {} if name == "GPT2" else TINY
+    head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    torch.manual_seed(0)
+    model = getattr(transformers, name + head)(config(**shape | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms and biases
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(3)
+    return model
+
+
+def their_logits(model, tokens):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens).long()).logits.float().numpy()
+
+
+def our_logits(folder, tokens):
+    model = jax.eval_shape(lambda key: Transformer(key, folder.config), jax.random.key(0))
+    arrays = folder.read(parameter_shapes(folder.config), np.float32)
+    model = tree.unflatten(model, tree.restack(arrays, tree.flatten(model)))
+    rows, length = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    run = jax.jit(lambda m: m.logits(m.hidden(tokens, jnp.ones_like(tokens), positions)[0]))
+    return run(model)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_path):
+    import transformers
+    from safetensors.numpy import load_file
+
+    model = their_model(case)
+    model.save_pretrained(tmp_path / "theirs")
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 24)).astype(np.int32)
+    expected = their_logits(model, tokens)
+    assert expected.std() > 0.1
+    theirs = huggingface.open_folder(tmp_path / "theirs")
+    np.testing.assert_allclose(our_logits(theirs, tokens), expected, atol=1e-4)
+
+    shapes = parameter_shapes(theirs.config)
+    read = lambda name: np.asarray(theirs.read({name: shapes[name]}, np.float32)[name])  # noqa: E731
+    written = huggingface.write_folder(
+        tmp_path / "ours", theirs.config, read, kind=theirs.family.kind, file_size=20_000
+    )
+    assert sorted(set(written)) == sorted({source.name for source in theirs.sources.values()})
+    before = load_file(tmp_path / "theirs" / "model.safetensors")
+    again = huggingface.open_folder(tmp_path / "ours")
+    assert architecture(again.config) == architecture(theirs.config)
+    for name, values in before.items():
+        everything = tuple(slice(None) for _ in values.shape)
+        np.testing.assert_array_equal(again.tensors.read(name, everything), values, err_msg=name)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert type(loaded) is type(model)
+    np.testing.assert_array_equal(their_logits(loaded, tokens), expected)
