@@ -29,6 +29,6 @@ class Batch:
     targets: Array  # [B, S] int32: what it should say next.
     weights: Array  # [B, S] float32: 0 = not trained on.
     segments: Array  # [B, S] int32: 0 padding, 1.. which document, -1 seen by all of them.
-    positions: Array  # [B, S] int32: starts again at 0 in every document.
+    positions: Array  # [B, S] int32: 0, 1, 2 .. along every document (fast attention relies on it).
     prefix: Array | None = None  # [B, S] bool: region whose tokens see each other both ways.
     adapter: Array | None = None  # [B] int32: which attached adapter a row uses.

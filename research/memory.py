@@ -86,5 +86,12 @@ def _available_on_host() -> int | None:
     group = Path("/sys/fs/cgroup")  # a container's own limit
     most, now = group / "memory.max", group / "memory.current"
     if most.exists() and now.exists() and (text := most.read_text().strip()) != "max":
-        limits.append(int(text) - int(now.read_text()))
+        limits.append(int(text) - int(now.read_text()) + _reclaimable(group / "memory.stat"))
     return min(limits, default=None)
+
+
+def _reclaimable(statistics: Path) -> int:
+    """Bytes that a container holds as cached files and gives back when asked."""
+    text = statistics.read_text(encoding="utf-8") if statistics.exists() else ""
+    found = re.search(r"^inactive_file (\d+)$", text, re.MULTILINE)
+    return int(found[1]) if found else 0

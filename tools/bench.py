@@ -13,6 +13,7 @@ are taken within a round, because machines drift. The peer needs `tools/setup in
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,8 @@ def main() -> None:
     if Path(sys.prefix) != ENVIRONMENT and python.exists():
         os.execv(python, [str(python), *sys.argv])
     sys.path.insert(0, str(ROOT))
+    if importlib.util.find_spec("jax") is None:
+        raise SystemExit("jax is not there: run tools/setup")
     from tools.benchmarks import harness, overhead, profile, remat, step
 
     verbs = {"step": step, "profile": profile, "remat": remat, "overhead": overhead}
@@ -43,8 +46,13 @@ def main() -> None:
         command.add_argument("--json", metavar="FILE", help="write every number there")
         module.add_arguments(command)
     arguments = parser.parse_args()
-    results = verbs[arguments.verb].main(arguments)
+    try:
+        results = verbs[arguments.verb].main(arguments)
+    except RuntimeError as error:
+        raise SystemExit(f"bench.py: {error}") from None
     harness.write_json(arguments.json, results)
+    if any(name.endswith(".error") for name in results):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

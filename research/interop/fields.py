@@ -33,7 +33,7 @@ class Fields:
             return default
         return value
 
-    def size(self, name: str, default: Any = _REQUIRED) -> int:
+    def size(self, name: str, default: Any = _REQUIRED) -> Any:
         """A whole number, zero or more; a size over 2^40 is a broken file's."""
         value = self(name, default)
         if value is None:
@@ -42,7 +42,7 @@ class Fields:
             raise UnsupportedModel(f"{self.where}: {name} is no size: {value!r}")
         return value
 
-    def number(self, name: str, default: Any = _REQUIRED) -> float:
+    def number(self, name: str, default: Any = _REQUIRED) -> Any:
         """A finite number over zero."""
         value = self(name, default)
         if value is None:

@@ -3,6 +3,7 @@
 All three products of a linear (the output, the gradients of input and weight) take operands in the
 activations' type and sum in float32, which is what matrix units do. They are written out for CPU's
 sake, where how a product is put decides which kernel XLA takes (docs/performance.md has figures).
+The price: JAX differentiates them backward, also twice, but not forward (`jax.jvp`).
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def contenders(modules: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterator
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT},
+                env={**ENVIRONMENT, **os.environ},  # what a user has set stands
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -131,6 +131,14 @@ def ratio(of: Sequence[Sequence[float]], to: Sequence[Sequence[float]]) -> Sprea
     """How many times faster `of` is than `to`, round by round."""
     pairs = zip(of, to, strict=True)
     return Spread.of([statistics.median(b) / statistics.median(a) for a, b in pairs])
+
+
+def positive(text: str) -> int:
+    """An argument that must be a whole number over zero."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def machine() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 Runs `research.train` twice in fresh folders, first with an empty cache of compiled programs, and
 reads what the runs say of themselves; then times the same step alone, batch and state in place.
+Each save comes with a held-out loss on some 20,000 tokens of each source.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ HOST = ("data", "dispatch", "logging")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="configs/quickstart/pretrain.py")
     parser.add_argument("--tokenizer", default="runs/quickstart/tokenizer.json")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--saves", type=int, default=3, help="checkpoints in the run")
+    parser.add_argument("--steps", type=harness.positive, default=60)
+    parser.add_argument("--saves", type=harness.positive, default=3, help="checkpoints in the run")
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def _train(arguments: argparse.Namespace, folder: Path, name: str) -> tuple[floa
         "--config", arguments.config, f"--config.tokenizer={arguments.tokenizer}",
         f"--config.steps={arguments.steps}",
         f"--config.checkpoint.every={arguments.steps // arguments.saves}",
+        "--config.evaluate_split=heldout", "--config.evaluate_tokens=20000",
+        f"--config.evaluate_every={arguments.steps // arguments.saves}",
     ]  # fmt: skip
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     start = time.monotonic()
@@ -65,7 +68,7 @@ def _train(arguments: argparse.Namespace, folder: Path, name: str) -> tuple[floa
     with subprocess.Popen(
         command,
         cwd=harness.ROOT,
-        env={**os.environ, **harness.ENVIRONMENT, **cache},
+        env={**harness.ENVIRONMENT, **os.environ, **cache},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -89,6 +92,7 @@ def _facts(
     loop = host + spent["step"]
     step = loop / summary["steps"]
     stall = spent["checkpoint"] / arguments.saves
+    evaluation = spent["evaluation"] / arguments.saves
     print(f"\n{name}: first step after {first:.1f} s ({spent['compile']:.1f} s of it compiling)")
     print(
         f"  a step   {step * 1e3:.1f} ms; the host is not waiting for it {host / loop:.2%} of that"
@@ -98,7 +102,9 @@ def _facts(
     print(
         f"  a save   stalls {stall * 1e3:.0f} ms, {stall / step:.2f} of a step (the first compiles)"
     )
+    print(f"  held-out loss {evaluation:.2f} s a time, {evaluation / step:.1f} steps")
     return {
+        f"{name}.evaluation_seconds": evaluation,
         f"{name}.first_step_seconds": first,
         f"{name}.compile_seconds": spent["compile"],
         f"{name}.steps_per_second": 1 / step,

@@ -22,6 +22,7 @@ from tools.benchmarks import graft_step, harness
 from tools.benchmarks.shapes import SHAPES
 
 # `jax.named_scope`s of the step and of the model
+OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
 SCOPES = ("attention", "mlp", "loss", "optimizer", "apply")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\S+) .*op_name=\"([^\"]*)\"")
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="smollm2")
     parser.add_argument("--method", choices=graft_step.METHODS, default="full")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     parser.add_argument("--top", type=int, default=30, help="lines to print")
     parser.add_argument("--trace", metavar="FOLDER", help="keep the trace, for XProf or Perfetto")
 

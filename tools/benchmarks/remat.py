@@ -13,14 +13,16 @@ from research.models.transformer import REMAT
 from tools.benchmarks import graft_step, harness
 from tools.benchmarks.shapes import SHAPES
 
-GIB = 2**30
+MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="quickstart")
     parser.add_argument("--method", choices=graft_step.METHODS, default="full")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that everyone takes")
+    parser.add_argument(
+        "--rounds", type=harness.positive, default=3, help="turns that everyone takes"
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn at least")
 
 
@@ -40,8 +42,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         rate = harness.rate(shape.tokens, times[policy])
         share = harness.ratio(times[policy], times["none"])
         print(
-            f"remat {policy:10}{info['argument_bytes'] / GIB:6.2f} GiB arguments, "
-            f"{info['temporary_bytes'] / GIB:6.2f} temporaries, {rate:,.0f} tokens/s, "
+            f"remat {policy:10}{info['argument_bytes'] / MIB:8,.1f} MiB arguments, "
+            f"{info['temporary_bytes'] / MIB:8,.1f} temporaries, {rate:,.0f} tokens/s, "
             f"{share:.2f} of none's"
         )
         results |= rate.keys(f"{policy}.tokens_per_second") | share.keys(f"{policy}.ratio")

@@ -23,7 +23,8 @@ def prepare(settings: Mapping[str, Any]):
     transformers.logging.set_verbosity_error()
     shape = SHAPES[settings["shape"]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("highest")
+    # as JAX's default: plain float32 on CPU, TF32 on NVIDIA
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**transformers_config(shape.model))
     config.use_cache = False

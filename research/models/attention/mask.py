@@ -23,7 +23,8 @@ class Mask:
       segments, positions: [B,S] int32 of the queries.
       key_segments, key_positions: [B,T] int32 of the keys.
       key_prefix: [B,T] bool or None; keys that their whole document sees (prefix-LM).
-      window: how many tokens back a query sees, itself included; 0 for all.
+      window: how many tokens back a query sees, itself included; 0 for all. Shared keys are seen
+        from anywhere.
     """
 
     segments: jax.Array
@@ -39,7 +40,7 @@ class Mask:
         at, other = self.positions[:, :, None], self.key_positions[:, None, :]
         seen = other <= at
         if self.window:
-            seen &= other > at - self.window
+            seen &= (other > at - self.window) | (key == SHARED)
         if self.key_prefix is not None:
             seen |= self.key_prefix[:, None, :]
         return seen & ((query == key) | (key == SHARED)) & (key != PADDING)
