@@ -5,8 +5,9 @@
     python -m research.generate --run DIR                  # asks for prompts until end of input
 
 A run that was tuned on prompts and completions wraps each prompt in the template that it was tuned
-with; `--raw` leaves the template out. Text appears as it is made; several prompts are answered in
-one batch and printed in order.
+with, and an imported model in its chat template, in which a conversation goes on; `--raw` leaves
+templates out. Text appears as it is made; several prompts are answered in one batch and printed in
+order.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     from research import runs, sharding
     from research.compilation_cache import enable_compilation_cache
     from research.data.pipeline import make_objective
-    from research.generation import decode
+    from research.generation import chat, decode
     from research.generation.sampling import Sampling
     from research.objectives.supervised import Supervised
 
@@ -50,25 +51,38 @@ def _answer(arguments: argparse.Namespace) -> None:
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
     mesh = sharding.MeshConfig().make()
-    words, window = run.tokenizer, run.experiment.data.sequence_length
-    objective = make_objective(run.experiment.data)
+    words, data = run.tokenizer, run.experiment.data if run.experiment else None
+    objective = make_objective(data) if data else None
+    template = None if data or arguments.raw else chat.find_template(run.companions)
+    said: list[dict[str, str]] = []
     with sharding.use(mesh, sharding.RULES):
         model = runs.load_model(run, mesh, sharding.RULES)
 
         def ids(prompt: str) -> list[int]:
-            if isinstance(objective, Supervised) and not arguments.raw:
-                found, cut = objective.prompt_ids(words, prompt, window)
+            if template is not None:
+                roles = words.roles
+                turns = [*said, {"role": "user", "content": prompt}]
+                text = chat.render(template, turns, begin=roles["begin"], end=roles["end"])
+                return words.encode(text, special=True)
+            if data and isinstance(objective, Supervised) and not arguments.raw:
+                found, cut = objective.prompt_ids(words, prompt, data.sequence_length)
                 if cut:
-                    print(f"(the prompt was cut to fit {window} tokens)", file=sys.stderr)
+                    print(f"(cut to fit {data.sequence_length} tokens)", file=sys.stderr)
                 return found
-            return [words.begin_id, *words.encode(prompt)]
+            found = [*words.opening, *words.encode(prompt)]
+            if not found:
+                raise ValueError("the prompt is empty, and this model has no token to begin with")
+            return found
 
-        def say(prompt: str) -> None:
+        def say(prompt: str) -> str:
             columns = decode.stream(model, [ids(prompt)], arguments.tokens, words.end_id, sampling)
             tokens = (int(column[0]) for column in columns)
+            answer = ""
             for text in words.stream(token for token in tokens if token != words.end_id):
+                answer += text
                 print(text, end="", flush=True)
             print(flush=True)
+            return answer
 
         if len(arguments.prompt) > 1:
             rows = decode.generate(
@@ -80,7 +94,11 @@ def _answer(arguments: argparse.Namespace) -> None:
             say(arguments.prompt[0])
         else:
             while (prompt := _ask()) is not None:
-                say(prompt)
+                answer = say(prompt)
+                said += [
+                    {"role": "user", "content": prompt},
+                    {"role": "assistant", "content": answer},
+                ]
 
 
 def _ask() -> str | None:

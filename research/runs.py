@@ -22,6 +22,7 @@ from research import fingerprint, methods, sharding, tree
 from research.checkpoint import open_checkpoint
 from research.data import tokenizer as tokenizers
 from research.experiment import Experiment
+from research.methods import Method
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 from research.saved_step import SavedStep
@@ -35,10 +36,23 @@ class Run:
     """A checkpoint with what it says of itself."""
 
     saved: SavedStep
-    experiment: Experiment
+    # None: the model was imported, not trained here
+    experiment: Experiment | None
     model: ModelConfig
     tokenizer: tokenizers.Tokenizer
     base: Run | None
+    # where the model, or what it was tuned from, was imported from; None: trained from random
+    imported: Mapping[str, Any] | None
+
+    @property
+    def method(self) -> Method:
+        """What is attached to the model."""
+        return self.experiment.method if self.experiment else methods.Full()
+
+    @property
+    def companions(self) -> dict[str, bytes]:
+        """Files of an imported model beside the tokenizer: chat template, generation config."""
+        return {name: text for name, text in self.saved.files().items() if name != TOKENIZER}
 
     def checksums(self) -> dict[str, fingerprint.Checksum]:
         """Of every parameter, the base's included; reads no array."""
@@ -84,7 +98,9 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
     saved = open_checkpoint(path)
     metadata = saved.metadata()
     where = f"{saved.path}: metadata"
-    experiment = door.build(Experiment, metadata["experiment"], f"{where}.experiment")
+    experiment = metadata["experiment"]
+    if experiment is not None:
+        experiment = door.build(Experiment, experiment, f"{where}.experiment")
     model = door.build(ModelConfig, metadata["model"], f"{where}.model")
     below = None
     if metadata["base"] is not None:
@@ -102,16 +118,17 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
                 f"{metadata['base']['fingerprint'][:16]}, but {place} has "
                 f"{below.fingerprint[:16]}: it is another model, or another step of it"
             )
-    words = tokenizers.from_json(saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}")
-    return Run(saved, experiment, model, words, below)
+    text, name = saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}"
+    words = tokenizers.from_json(text, name, **metadata.get("roles", {}))
+    return Run(saved, experiment, model, words, below, metadata.get("imported"))
 
 
 def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Transformer:
     """The run's model with everything attached, sharded over the mesh."""
-    stacks = methods.derive_stacks(run.model, run.experiment.method)
+    stacks = methods.derive_stacks(run.model, run.method)
 
     def build(key: jax.Array) -> Transformer:
-        return run.experiment.method.attach(Transformer(key, run.model, stacks), key)
+        return run.method.attach(Transformer(key, run.model, stacks), key)
 
     shapes = jax.eval_shape(build, jax.random.key(0))
     return tree.unflatten(shapes, read_model(run, shapes, mesh, rules))
@@ -126,6 +143,15 @@ def read_model(run: Run, shapes: Any, mesh: jax.sharding.Mesh, rules: sharding.R
 
 def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: Any) -> Arrays:
     """Reads single layers with `read(abstract) -> arrays` and stacks them under `flat`'s names."""
+    singles = single_layers(flat, placed)
+    stack = functools.partial(tree.restack, names=tuple(flat))
+    return jax.jit(stack, out_shardings={name: placed[name] for name in flat})(read(singles))
+
+
+def single_layers(
+    flat: Mapping[str, Any], placed: Mapping[str, Any]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Abstract single layers of (stacked) shapes, on the shardings that the stacks have."""
     singles = {}
     for name, shape in flat.items():
         names = tree.layer_names(name)
@@ -134,8 +160,7 @@ def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: An
         for single in names:
             form = shape.shape[1:] if stacked else shape.shape
             singles[single] = jax.ShapeDtypeStruct(form, shape.dtype, sharding=where[single])
-    stack = functools.partial(tree.restack, names=tuple(flat))
-    return jax.jit(stack, out_shardings={name: placed[name] for name in flat})(read(singles))
+    return singles
 
 
 def unstack_for_saving(arrays: Arrays) -> Arrays:

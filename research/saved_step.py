@@ -166,8 +166,10 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Sa
         if step is not None and str(step) != folder.name:
             raise FileNotFoundError(f"{folder} is one step's folder, but step {step} was asked for")
         return SavedStep(folder)
-    if (folder / "checkpoints").is_dir():
-        folder = folder / "checkpoints"
+    for shelf in ("checkpoints", "model"):  # a run that goes on, or finished weights alone
+        if (folder / shelf).is_dir():
+            folder = folder / shelf
+            break
     steps, torn = scan(folder)
     if not steps:
         note = f" (incomplete steps, not usable: {torn})" if torn else ""

@@ -109,6 +109,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     first_step, spent = checkpoints.latest_step() or 0, 0.0
     if first_step:
         saved = runs.open_run(workdir, experiment.init_from)
+        assert saved.experiment is not None  # imported models lie in no run's checkpoints
         check_same_run(experiment, saved.experiment, workdir)
         check_same_data(saved.saved.metadata(), data, words, workdir)
         spent = saved.saved.metadata()["seconds"]
@@ -143,12 +144,15 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             only_one(workdir)
             runs.write_json(workdir / "config.json", door.to_dict(experiment))
             words.save(workdir / runs.TOKENIZER)
+        companions = base.companions if base else {}
         metadata = {
             "experiment": door.to_dict(experiment),
             "model": door.to_dict(program.shape),
             "base": program.origin,
             "data": data.fingerprints,
             "tokenizer": words.fingerprint(),
+            "roles": words.roles,
+            "imported": base.imported if base else None,
             "versions": library_versions(),
         }
         writer = MetricsWriter(workdir, first_step + 1)  # lines are numbered by steps done
@@ -197,7 +201,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 runs.unstack_for_saving({name: arrays[name] for name in names}),
                 metadata | {"seconds": spent + time.perf_counter() - started},
                 metrics=measured if measured_at == step else None,  # an older model's say nothing
-                files={runs.TOKENIZER: words.to_json().encode()},
+                files={**companions, runs.TOKENIZER: words.to_json().encode()},
             )
 
         with _stop_signals() as stopped, writer, progress, checkpoints:

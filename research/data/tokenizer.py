@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -31,8 +32,10 @@ class Tokenizer:
         begin: str = BEGIN,
         end: str = END,
         pad: str = PAD,
+        opens: bool = True,
     ):
-        """Wraps `backend`; `begin`, `end` and `pad` are the names of its special tokens.
+        """Wraps `backend`; `begin`, `end` and `pad` are the names of its special tokens, and
+        `opens` says whether a text that is not trained on starts with `begin`.
 
         Raises:
             ValueError: one of the names is not in the vocabulary.
@@ -50,7 +53,7 @@ class Tokenizer:
         # A file may carry truncation or padding, which would silently change documents.
         backend.no_truncation()
         backend.no_padding()
-        self._roles = {"begin": begin, "end": end, "pad": pad}
+        self.roles: dict[str, Any] = {"begin": begin, "end": end, "pad": pad, "opens": opens}
         self._special = tokenizers.Tokenizer.from_str(backend.to_str())
         self._special.encode_special_tokens = False
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
@@ -103,9 +106,14 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON and the roles, hexadecimal."""
-        content = {"tokenizer": json.loads(self._special.to_str()), "roles": self._roles}
+        content = {"tokenizer": json.loads(self._special.to_str()), "roles": self.roles}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def opening(self) -> list[int]:
+        """What a bare prompt starts with."""
+        return [self.begin_id] if self.roles["opens"] else []
 
     def to_json(self) -> str:
         """The `tokenizers` JSON, as structured generation and other libraries read it."""
@@ -135,10 +143,8 @@ def load(
     return from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
 
 
-def from_json(
-    text: str, where: str, *, begin: str = BEGIN, end: str = END, pad: str = PAD
-) -> Tokenizer:
-    """A tokenizer from its JSON; `where` it comes from is said in errors.
+def from_json(text: str, where: str, **roles: Any) -> Tokenizer:
+    """A tokenizer from its JSON and `Tokenizer.roles`; `where` it comes from is said in errors.
 
     Raises:
         ValueError: the text is no tokenizer, or has no such special token.
@@ -147,7 +153,7 @@ def from_json(
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # The library raises bare Exception.
         raise ValueError(f"{where} is no tokenizer JSON: {error}") from error
-    return Tokenizer(backend, begin=begin, end=end, pad=pad)
+    return Tokenizer(backend, **roles)
 
 
 def train(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:

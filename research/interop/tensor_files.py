@@ -147,7 +147,7 @@ def write(
                 array = tensor(name)
                 if array.shape != tuple(shapes[name]):
                     raise ValueError(f"{name}: shape {array.shape} instead of {shapes[name]}")
-                file.write(np.ascontiguousarray(array, dtype).data)
+                np.ascontiguousarray(array, dtype).tofile(file)
                 yield name
     if len(files) > 1:
         pairs = zip(titles, files, strict=True)

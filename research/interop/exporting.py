@@ -1,0 +1,141 @@
+"""A run -> a folder that other people serve: adapters merged, layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research import methods, tree
+from research.interop import huggingface
+from research.interop.importing import spread
+from research.models.transformer import Transformer
+from research.runs import Run
+
+
+class Merged:
+    """The parameters of a run as a plain base's, read and merged a layer at a time.
+
+    Raises:
+      ValueError: something is attached that cannot be merged into weights.
+    """
+
+    def __init__(self, run: Run):
+        self._run, self._adapter = run, run.method.kind
+        config = run.model
+        singles = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
+        base = functools.partial(Transformer, config=config, stacks=singles)
+
+        def build(key: jax.Array) -> Transformer:
+            return run.method.attach(base(key), key)
+
+        self._shapes = jax.eval_shape(build, jax.random.key(0))
+        plain = jax.eval_shape(base, jax.random.key(0))
+        self.names = [n for name in tree.flatten(plain) for n in tree.layer_names(name)]
+        attached = set(tree.flatten(self._shapes)) - set(tree.flatten(plain))
+        outside = sorted(name for name in attached if not name.startswith("layers/"))
+        if outside:
+            raise ValueError(f"{outside[0]} is attached outside the layers and cannot be merged")
+        self._attached = bool(attached)
+        self._layer = functools.lru_cache(maxsize=1)(self._read_layer)
+
+    def __call__(self, name: str) -> np.ndarray:
+        """A parameter by its single-layer name, float32."""
+        if not name.startswith("layers/"):
+            return np.asarray(self._read({name: tree.flatten(self._shapes)[name]})[name])
+        return self._layer(int(name.split("/")[1]))[name]
+
+    def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
+        block = self._shapes.layers[tree.stack_key(layer, 1)]
+        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), block)
+        prefix = f"layers/{layer}/"
+        read = self._read({prefix + name: shape for name, shape in tree.flatten(shapes).items()})
+        if self._attached:
+            held = {name.removeprefix(prefix): array for name, array in read.items()}
+            merged = methods.merge(tree.unflatten(shapes, held), self._adapter)
+            read = {prefix + name: array for name, array in tree.flatten(merged).items()}
+        values = {name: np.asarray(array) for name, array in read.items()}
+        for name, array in values.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
+        return values
+
+    def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
+        return self._run.parameters(spread(shapes))
+
+
+def export_huggingface(
+    run: Run,
+    out: str | Path,
+    dtype: Any = np.float32,
+    say: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Writes a run's model, adapters merged, as transformers opens it.
+
+    Args:
+      dtype: float32, float16 or bfloat16.
+      say: called after each tensor with its name.
+
+    Raises:
+      FileExistsError: the folder holds a model already.
+      ValueError: the model cannot be said in transformers' words.
+    """
+    merged, imported = Merged(run), run.imported or {}
+    with whole_or_nothing(out) as folder:
+        written = huggingface.write_folder(
+            folder,
+            run.model,
+            merged,
+            dtype=dtype,
+            files=_tokenizer_files(run) | run.companions,
+            kind=imported.get("family"),
+        )
+        for name in written:
+            say(name)
+
+
+@contextlib.contextmanager
+def whole_or_nothing(out: str | Path) -> Iterator[Path]:
+    """A new folder that appears under its name only when the block ends well.
+
+    Raises:
+      FileExistsError: it is there, and not empty.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; choose another folder")
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+
+
+def _tokenizer_files(run: Run) -> dict[str, bytes]:
+    """The tokenizer as transformers reads it, for a model that came without such files."""
+    words, roles = run.tokenizer, run.tokenizer.roles
+    named = {f"{ours}_token": roles[role] for ours, role in _ROLES.items()}
+    numbers = {
+        "bos_token_id": words.begin_id,
+        "eos_token_id": words.end_id,
+        "pad_token_id": words.pad_id,
+    }
+    return {
+        "tokenizer.json": words.to_json().encode(),
+        "tokenizer_config.json": json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", **named}, indent=2
+        ).encode(),
+        huggingface.CONFIG: json.dumps(numbers).encode(),
+    }
+
+
+_ROLES = {"bos": "begin", "eos": "end", "pad": "pad"}

@@ -1,0 +1,174 @@
+"""A model of somebody else -> a folder that runs start from, tensor by tensor.
+
+Parameters are float32 in Graft, so the numbers of any type that is read are kept exactly. Each
+device reads its own part of each tensor from the mapped file; beside what it keeps, the host holds
+one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from research import config as door
+from research import runs
+from research.checkpoint import Checkpointer, library_versions
+from research.data import tokenizer
+from research.interop import huggingface
+from research.interop.family import Family, Source, parameter_shapes
+from research.interop.fields import UnsupportedModel
+from research.interop.tensor_files import Tensors, to_array
+from research.models.config import ModelConfig
+
+TOKENIZER = "tokenizer.json"
+
+
+class Foreign(Protocol):
+    """A model in another project's format, opened and checked."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def family(self) -> Family: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def tensors(self) -> Tensors: ...
+    @property
+    def sources(self) -> Mapping[str, Source]: ...
+    @property
+    def dtype(self) -> str: ...
+
+    def files(self) -> dict[str, bytes]:
+        """`config.json`, the tokenizer and what belongs to it, as transformers names them."""
+
+
+def open_model(path: str | Path) -> Foreign:
+    """Opens whatever lies at a path.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      UnsupportedModel: nothing that Graft reads.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    return huggingface.open_folder(path)
+
+
+def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:
+    """The model's tokenizer with the roles that its files give it.
+
+    Raises:
+      UnsupportedModel: it has none that Graft reads, or one with more tokens than the model.
+    """
+    files = model.files()
+    if TOKENIZER not in files:
+        raise UnsupportedModel(
+            f"{model.path} has no {TOKENIZER}; transformers writes one with "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    where = f"{model.path}: {TOKENIZER}"
+    words = tokenizer.from_json(files[TOKENIZER].decode(), where, **_roles(files, where))
+    if words.vocabulary_size > model.config.vocabulary:
+        raise UnsupportedModel(
+            f"{where} has {words.vocabulary_size} tokens, the embedding only "
+            f"{model.config.vocabulary} rows"
+        )
+    return words
+
+
+def import_model(
+    model: Foreign, out: str | Path, say: Callable[[str, int], None] = lambda name, size: None
+) -> Path:
+    """Writes a model as a run's folder, which `init_from`, `generate` and `evaluate` take.
+
+    Args:
+      say: called after each parameter with its name and its bytes.
+
+    Returns:
+      The step's folder.
+
+    Raises:
+      UnsupportedModel: the tokenizer does not fit.
+      FileExistsError: there is a model already.
+    """
+    out = Path(out)
+    if (out / "model").exists():
+        raise FileExistsError(f"{out} holds a model already; choose another folder")
+    words, files = load_tokenizer(model), model.files()
+    files.pop(TOKENIZER)
+    start = time.time()
+    arrays: dict[str, jax.Array] = {}
+    for name, shape in spread(parameter_shapes(model.config)).items():
+        arrays[name] = to_array(model.tensors, model.sources[name], shape, np.float32)
+        say(name, arrays[name].nbytes)
+    metadata = {
+        "experiment": None,
+        "model": door.to_dict(model.config),
+        "base": None,
+        "tokenizer": words.fingerprint(),
+        "roles": words.roles,
+        "imported": {
+            "family": model.family.kind,
+            "source": model.path.name,
+            "dtype": model.dtype,
+            "seconds": time.time() - start,
+        },
+        "versions": library_versions(),
+    }
+    with Checkpointer(out / "model", keep_last=1, asynchronous=False) as shelf:
+        shelf.save(
+            0,
+            {f"model/{name}": array for name, array in arrays.items()},
+            metadata,
+            files={**files, runs.TOKENIZER: words.to_json().encode()},
+        )
+    return out / "model" / "0"
+
+
+def spread(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes with shardings: each array cut along its first axis that all devices divide."""
+    devices = np.asarray(jax.devices())
+    mesh = jax.sharding.Mesh(devices, ("all",))
+
+    def place(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        cut = next((i for i, n in enumerate(shape.shape) if n % devices.size == 0), None)
+        parts = [None] * cut + ["all"] if cut is not None else []
+        where = NamedSharding(mesh, PartitionSpec(*parts))
+        return jax.ShapeDtypeStruct(shape.shape, np.float32, sharding=where)
+
+    return {name: place(shape) for name, shape in shapes.items()}
+
+
+def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """Which special tokens begin, end and pad a text; where a model names none for beginning or
+    padding, the end of the text before it serves, as in pretraining."""
+    named = json.loads(files.get("tokenizer_config.json", b"{}"))
+    numbers = json.loads(files.get(huggingface.CONFIG, b"{}"))
+    backend = tokenizer.tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
+
+    def token(role: str) -> str | None:
+        name = named.get(f"{role}_token")
+        name = name.get("content") if isinstance(name, dict) else name
+        number = numbers.get(f"{role}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        return name or (backend.id_to_token(number) if isinstance(number, int) else None)
+
+    end = token("eos")
+    if end is None:
+        raise UnsupportedModel(f"{where}: no file beside it says which token ends a text")
+    begin = token("bos")
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a", add_special_tokens=True).ids
+    opens = begin is not None and whole[: len(whole) - len(plain)][:1] == [
+        backend.token_to_id(begin)
+    ]
+    return {"begin": begin or end, "end": end, "pad": token("pad") or end, "opens": opens}

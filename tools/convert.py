@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Models of other projects in, models for other projects out.
+
+    tools/convert.py inspect FOLDER                           what is in it, what maps to what
+    tools/convert.py import --from FOLDER --out runs/base     a base that runs start from
+    tools/convert.py export --from runs/lora --out FOLDER     adapters merged, for transformers
+
+FOLDER is one as transformers writes it (config.json, safetensors, tokenizer.json). Nothing that
+could run code is read: no pickles, no code from a folder. `--dry-run` checks all, writes nothing.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".venv"
+
+
+def main() -> None:
+    python = ENVIRONMENT / "bin" / "python"
+    if Path(sys.prefix) != ENVIRONMENT and python.exists():
+        os.execv(python, [str(python), *sys.argv])
+    if importlib.util.find_spec("jax") is None:
+        raise SystemExit("jax is not there: run tools/setup")
+    sys.path.insert(0, str(ROOT))
+    arguments = _parser().parse_args()
+    from research import config as door
+
+    with door.clear_errors():
+        {"inspect": inspect, "import": bring_in, "export": take_out}[arguments.verb](arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    look = verbs.add_parser("inspect", help="what is in a model, and what maps to what")
+    look.add_argument("path", help="a model's folder")
+    for verb, source, help_text in (
+        ("import", "a model's folder", "a base that runs start from"),
+        ("export", "a run's folder", "a model that others serve"),
+    ):
+        command = verbs.add_parser(verb, help=help_text)
+        command.add_argument("--from", dest="source", required=True, metavar="PATH", help=source)
+        command.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        command.add_argument("--dry-run", action="store_true", help="check all, write nothing")
+    command.add_argument("--base", metavar="PATH", help="where a tuned run's base is, if it moved")
+    command.add_argument("--format", choices=("hf",), default="hf", help="what to write")
+    types = ("float32", "bfloat16", "float16")
+    command.add_argument("--dtype", choices=types, help="default: the imported model's, or float32")
+    return parser
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Prints a model's shape and where each parameter comes from."""
+    from research.interop import importing
+
+    _describe(importing.open_model(arguments.path), every=True)
+
+
+def bring_in(arguments: argparse.Namespace) -> None:
+    """Imports a model."""
+    from research.interop import importing
+
+    model = importing.open_model(arguments.source)
+    words = importing.load_tokenizer(model)
+    _describe(model, every=arguments.dry_run)
+    print(f"tokenizer  {words.vocabulary_size:,} tokens, {words.roles}")
+    if arguments.dry_run:
+        return
+    with _bar(len(model.sources)) as bar:
+        path = importing.import_model(model, arguments.out, lambda name, size: bar.update())
+    print(f"written to {path}: start from it with --config.init_from={arguments.out}, or")
+    print(f"  .venv/bin/python -m research.generate --run {arguments.out}")
+
+
+def take_out(arguments: argparse.Namespace) -> None:
+    """Exports a run."""
+    from research import runs
+    from research.interop import exporting, family, huggingface
+    from research.interop.families import FAMILIES
+
+    run = runs.open_run(arguments.source, arguments.base)
+    imported = run.imported or {}
+    dtype = arguments.dtype or imported.get("dtype", "float32")
+    kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
+    sources = family.sources(kind, family.parameter_shapes(run.model))
+    print(f"{run.saved.path}: method {run.method.kind} -> {kind.architecture} in {dtype}")
+    if arguments.dry_run:
+        _print_sources(sources)
+        exporting.Merged(run)
+        return
+    tensors = len({source.name for source in sources.values()})
+    with _bar(tensors) as bar:
+        exporting.export_huggingface(run, arguments.out, dtype, lambda name: bar.update())
+    print(f"written to {arguments.out}: {huggingface.CONFIG}, {tensors} tensors, the tokenizer")
+
+
+def _describe(model, every: bool) -> None:
+    import dataclasses
+
+    from research import cost
+
+    shape = {
+        field.name: getattr(model.config, field.name)
+        for field in dataclasses.fields(model.config)
+        if getattr(model.config, field.name) != field.default
+    }
+    print(f"{model.path}: {model.family.architecture}, {cost.parameter_count(model.config):,}")
+    print(f"parameters in {model.dtype}; " + ", ".join(f"{k}={v}" for k, v in shape.items()))
+    if every:
+        _print_sources(model.sources)
+
+
+def _print_sources(sources) -> None:
+    for name, source in sources.items():
+        part = f" from output {source.first}" if source.first else ""
+        turned = " transposed" if source.transposed else ""
+        print(f"  {name:44} {source.name} {list(source.shape)}{turned}{part}")
+
+
+def _bar(total: int):
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="tensor", disable=None)
+
+
+if __name__ == "__main__":
+    main()
