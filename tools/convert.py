@@ -5,8 +5,10 @@
     tools/convert.py import --from FOLDER --out runs/base     a base that runs start from
     tools/convert.py export --from runs/lora --out FOLDER     adapters merged, for transformers
 
-FOLDER is one as transformers writes it (config.json, safetensors, tokenizer.json). Nothing that
-could run code is read: no pickles, no code from a folder. `--dry-run` checks all, writes nothing.
+FOLDER is one as transformers writes it (config.json, safetensors, tokenizer.json); a GGUF file of
+llama.cpp does as well, and so does `smollm2`, which a package carries (SmolLM2-135M-Instruct,
+Apache-2.0, instruction-tuned, in 4 bits). Nothing that could run code is read: no pickles, no code
+from a folder. `--dry-run` checks all, writes nothing.
 """
 
 import argparse
@@ -39,9 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     look = verbs.add_parser("inspect", help="what is in a model, and what maps to what")
-    look.add_argument("path", help="a model's folder")
+    look.add_argument("path", help="a model's folder or file, or smollm2")
     for verb, source, help_text in (
-        ("import", "a model's folder", "a base that runs start from"),
+        ("import", "a model's folder or file, or smollm2", "a base that runs start from"),
         ("export", "a run's folder", "a model that others serve"),
     ):
         command = verbs.add_parser(verb, help=help_text)
@@ -59,14 +61,14 @@ def inspect(arguments: argparse.Namespace) -> None:
     """Prints a model's shape and where each parameter comes from."""
     from research.interop import importing
 
-    _describe(importing.open_model(arguments.path), every=True)
+    _describe(importing.open_model(_found(arguments.path)), every=True)
 
 
 def bring_in(arguments: argparse.Namespace) -> None:
     """Imports a model."""
     from research.interop import importing
 
-    model = importing.open_model(arguments.source)
+    model = importing.open_model(_found(arguments.source))
     words = importing.load_tokenizer(model)
     _describe(model, every=arguments.dry_run)
     print(f"tokenizer  {words.vocabulary_size:,} tokens, {words.roles}")
@@ -98,6 +100,14 @@ def take_out(arguments: argparse.Namespace) -> None:
     with _bar(tensors) as bar:
         exporting.export_huggingface(run, arguments.out, dtype, lambda name: bar.update())
     print(f"written to {arguments.out}: {huggingface.CONFIG}, {tensors} tensors, the tokenizer")
+
+
+def _found(path: str) -> Path:
+    """A path, or what a package carries under that name."""
+    from research.data import assets
+
+    packaged = f"llm-{path}"
+    return assets.unpack(packaged) if packaged in assets.ASSETS else Path(path)
 
 
 def _describe(model, every: bool) -> None:

