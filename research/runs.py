@@ -21,7 +21,7 @@ from research import config as door
 from research import fingerprint, methods, sharding, tree
 from research.checkpoint import open_checkpoint
 from research.data import tokenizer as tokenizers
-from research.experiment import Experiment
+from research.experiment import Experiment, MethodConfig
 from research.methods import Method
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
@@ -41,13 +41,10 @@ class Run:
     model: ModelConfig
     tokenizer: tokenizers.Tokenizer
     base: Run | None
+    # what is attached to the model
+    method: Method
     # where the model, or what it was tuned from, was imported from; None: trained from random
     imported: Mapping[str, Any] | None
-
-    @property
-    def method(self) -> Method:
-        """What is attached to the model."""
-        return self.experiment.method if self.experiment else methods.Full()
 
     @property
     def companions(self) -> dict[str, bytes]:
@@ -118,9 +115,12 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
                 f"{metadata['base']['fingerprint'][:16]}, but {place} has "
                 f"{below.fingerprint[:16]}: it is another model, or another step of it"
             )
+    method: Method = experiment.method if experiment else methods.Full()
+    if metadata.get("method") is not None:
+        method = door.build(MethodConfig, metadata["method"], f"{where}.method")
     text, name = saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}"
     words = tokenizers.from_json(text, name, **metadata.get("roles", {}))
-    return Run(saved, experiment, model, words, below, metadata.get("imported"))
+    return Run(saved, experiment, model, words, below, method, metadata.get("imported"))
 
 
 def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Transformer:

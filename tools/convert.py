@@ -3,7 +3,9 @@
 
     tools/convert.py inspect FOLDER                           what is in it, what maps to what
     tools/convert.py import --from FOLDER --out runs/base     a base that runs start from
+    tools/convert.py import --from ADAPTER --base runs/base --out runs/theirs
     tools/convert.py export --from runs/lora --out FOLDER     adapters merged, for transformers
+    tools/convert.py export --from runs/lora --format peft --out FOLDER
 
 FOLDER is one as transformers writes it (config.json, safetensors, tokenizer.json); a GGUF file of
 llama.cpp does as well, and so does `smollm2`, which a package carries (SmolLM2-135M-Instruct,
@@ -48,10 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = verbs.add_parser(verb, help=help_text)
         command.add_argument("--from", dest="source", required=True, metavar="PATH", help=source)
+        if verb == "import":
+            where = "an adapter of PEFT needs it: the run's folder of the imported base"
+        else:
+            where = "where a tuned run's base is, if it moved"
+        command.add_argument("--base", metavar="RUN", help=where)
         command.add_argument("--out", required=True, metavar="DIR", help="a new folder")
         command.add_argument("--dry-run", action="store_true", help="check all, write nothing")
-    command.add_argument("--base", metavar="PATH", help="where a tuned run's base is, if it moved")
-    command.add_argument("--format", choices=("hf",), default="hf", help="what to write")
+    formats = "hf: a whole model, adapters merged; peft: the adapter alone"
+    command.add_argument("--format", choices=("hf", "peft"), default="hf", help=formats)
     types = ("float32", "bfloat16", "float16")
     command.add_argument("--dtype", choices=types, help="default: the imported model's, or float32")
     return parser
@@ -65,9 +72,12 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def bring_in(arguments: argparse.Namespace) -> None:
-    """Imports a model."""
+    """Imports a model, or an adapter."""
     from research.interop import importing
 
+    if arguments.base:
+        _adapter_in(arguments)
+        return
     model = importing.open_model(_found(arguments.source))
     words = importing.load_tokenizer(model)
     _describe(model, every=arguments.dry_run)
@@ -80,14 +90,31 @@ def bring_in(arguments: argparse.Namespace) -> None:
     print(f"  .venv/bin/python -m research.generate --run {arguments.out}")
 
 
+def _adapter_in(arguments: argparse.Namespace) -> None:
+    from research import runs
+    from research.interop import peft
+
+    base = runs.open_run(arguments.base)
+    if arguments.dry_run:
+        raise ValueError("--dry-run: an adapter is small; import it to see")
+    path = peft.import_adapter(arguments.source, base, arguments.out)
+    print(f"written to {path}: python -m research.generate --run {arguments.out}")
+
+
 def take_out(arguments: argparse.Namespace) -> None:
     """Exports a run."""
     from research import runs
-    from research.interop import exporting, family, huggingface
+    from research.interop import exporting, family, huggingface, peft
     from research.interop.families import FAMILIES
 
     run = runs.open_run(arguments.source, arguments.base)
     imported = run.imported or {}
+    if arguments.format == "peft":
+        name = f"{imported.get('source', 'the base that it was tuned from')}"
+        if not arguments.dry_run:
+            written = peft.export_adapter(run, arguments.out, name)
+            print(f"written to {arguments.out}: {peft.CONFIG}, {len(written)} tensors")
+        return
     dtype = arguments.dtype or imported.get("dtype", "float32")
     kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
     sources = family.sources(kind, family.parameter_shapes(run.model))

@@ -28,7 +28,7 @@ class Merged:
     """
 
     def __init__(self, run: Run):
-        self._run, self._adapter = run, run.method.kind
+        self._run, self._adapter = run, getattr(run.method, "adapter", "")
         config = run.model
         singles = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
         base = functools.partial(Transformer, config=config, stacks=singles)
@@ -43,7 +43,6 @@ class Merged:
         outside = sorted(name for name in attached if not name.startswith("layers/"))
         if outside:
             raise ValueError(f"{outside[0]} is attached outside the layers and cannot be merged")
-        self._attached = bool(attached)
         self._layer = functools.lru_cache(maxsize=1)(self._read_layer)
 
     def __call__(self, name: str) -> np.ndarray:
@@ -57,7 +56,7 @@ class Merged:
         shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), block)
         prefix = f"layers/{layer}/"
         read = self._read({prefix + name: shape for name, shape in tree.flatten(shapes).items()})
-        if self._attached:
+        if any("/site/" in name for name in read):
             held = {name.removeprefix(prefix): array for name, array in read.items()}
             merged = methods.merge(tree.unflatten(shapes, held), self._adapter)
             read = {prefix + name: array for name, array in tree.flatten(merged).items()}

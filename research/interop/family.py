@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -103,6 +103,22 @@ def sources(family: Family, shapes: Mapping[str, Any]) -> dict[str, Source]:
             shape = (*shape[:-1], sum(sizes))
         shape = shape[::-1] if transposed else shape
         found[name] = Source(f"{theirs}.{_LEAVES[leaf]}", shape, transposed, first)
+    return found
+
+
+def module_names(family: Family, linears: Iterable[str]) -> dict[str, str]:
+    """Transformers' module for each of Graft's linears, by single-layer name.
+
+    Raises:
+      UnsupportedModel: several of Graft's are one of theirs.
+    """
+    found = {}
+    for name in linears:
+        form = re.sub(r"^layers/\d+/", "layers/*/", name)
+        if _together(family, form):
+            raise UnsupportedModel(f"{name} is a part of {family.modules[form]} in {family.kind}")
+        layer = name.split("/")[1] if form != name else ""
+        found[name] = family.modules[form].replace("*", layer)
     return found
 
 

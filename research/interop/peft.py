@@ -1,0 +1,232 @@
+"""Adapters in the format of Hugging Face PEFT, out and in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research import config as door
+from research import runs, tree
+from research.checkpoint import Checkpointer, library_versions
+from research.interop import tensor_files
+from research.interop.exporting import whole_or_nothing
+from research.interop.families import FAMILIES
+from research.interop.family import for_model, module_names
+from research.interop.fields import UnsupportedModel
+from research.interop.huggingface import read_json
+from research.interop.importing import spread
+from research.interop.tensor_files import SafeTensors
+from research.methods import IA3, DoRA, LoRA, Method
+from research.models.transformer import Transformer
+from research.runs import Run
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# a delta's leaves -> PEFT's names; all but vectors are transposed
+_LEAVES: dict[str, dict[str, str]] = {
+    "lora": {"a": "lora_A.weight", "b": "lora_B.weight"},
+    "dora": {
+        "low/a": "lora_A.weight",
+        "low/b": "lora_B.weight",
+        "magnitude": "lora_magnitude_vector",
+    },
+    "ia3": {"factor": "ia3_l"},
+}
+
+
+def export_adapter(run: Run, out: str | Path, base: str) -> list[str]:
+    """Writes a run's adapter as PEFT opens it on the base of transformers.
+
+    Args:
+      base: what `PeftModel` should know as the base's name.
+
+    Returns:
+      The names of the tensors.
+
+    Raises:
+      UnsupportedModel: the method is none of PEFT's, or the base none of transformers'.
+    """
+    method = run.method
+    if method.kind not in _LEAVES:
+        known = ", ".join(_LEAVES)
+        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter; PEFT's are {known}")
+    family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    shapes = {
+        name.removeprefix("model/"): shape
+        for name, shape in run.saved.abstract().items()
+        if name.startswith("model/") and "/site/" in name
+    }
+    arrays = {name: np.asarray(a) for name, a in run.parameters(spread(shapes)).items()}
+    linears = sorted({name.partition("/site/")[0] for name in arrays}, key=_order)
+    theirs = module_names(family, linears)
+    tensors: dict[str, np.ndarray] = {}
+    for linear in linears:
+        for leaf, name in _LEAVES[method.kind].items():
+            value = arrays[f"{linear}/site/{method.adapter}/{leaf}"]  # type: ignore[attr-defined]
+            if not np.isfinite(value).all():
+                raise ValueError(f"{linear}: {leaf} holds numbers that are not finite")
+            value = value[:, None] if name == "ia3_l" else value.T
+            tensors[f"{_PREFIX}{theirs[linear]}.{name}"] = value
+    short = {name.rpartition(".")[2] for name in theirs.values()}
+    everywhere = len(theirs) == len(short) * run.model.layers
+    content = _write_config(method) | {
+        "base_model_name_or_path": base,
+        "target_modules": sorted(short) if everywhere else sorted(theirs.values()),
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+    }
+    with whole_or_nothing(out) as folder:
+        (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        sizes = {name: value.shape for name, value in tensors.items()}
+        written = tensor_files.write(folder, sizes, np.float32, 2**63, tensors.__getitem__)
+        names = list(written)
+        (folder / tensor_files.ONE).rename(folder / WEIGHTS)
+    return names
+
+
+def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
+    """Writes an adapter of PEFT as a run that was tuned from `base`.
+
+    Returns:
+      The step's folder.
+
+    Raises:
+      UnsupportedModel: a kind or a setting that Graft does not have, or tensors that do not fit.
+    """
+    path, out = Path(path), Path(out)
+    if not (path / CONFIG).is_file():
+        raise FileNotFoundError(f"{path} has no {CONFIG}: no adapter of PEFT")
+    if (out / "model").exists():
+        raise FileExistsError(f"{out} holds a model already; choose another folder")
+    content, where = read_json(path / CONFIG), str(path / CONFIG)
+    tensors = SafeTensors(path / WEIGHTS)
+    family, _ = for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
+    singles = tuple(tree.stack_key(layer, 1) for layer in range(base.model.layers))
+    plain = jax.eval_shape(lambda key: Transformer(key, base.model, singles), jax.random.key(0))
+    every = [n for name in tree.flatten(plain) for n in tree.layer_names(name)]
+    linears = [n.removesuffix("/kernel") for n in every if re.fullmatch(r"layers/.*/kernel", n)]
+    theirs = {theirs: ours for ours, theirs in module_names(family, linears).items()}
+    held: dict[str, dict[str, str]] = {}
+    for name in tensors.shapes:
+        module, found, leaf = name.removeprefix(_PREFIX).rpartition(".lora_")
+        leaf = found.lstrip(".") + leaf
+        if not found:
+            module, _, leaf = name.removeprefix(_PREFIX).rpartition(".")
+        if module not in theirs:
+            raise UnsupportedModel(
+                f"{path / WEIGHTS}: {name} belongs to no linear of this base "
+                f"(nearest: {tree.nearest(module, theirs, 1)})"
+            )
+        held.setdefault(theirs[module], {})[leaf] = name
+    method = _read_config(content, where, held, tensors)
+    leaves = _LEAVES[method.kind]
+    shapes = jax.eval_shape(method.attach, plain, jax.random.key(0))
+    attached = set(tree.flatten(shapes)) - set(tree.flatten(plain))
+    wanted = tree.unstack_shapes({name: tree.flatten(shapes)[name] for name in attached})
+    arrays: dict[str, jax.Array] = {}
+    for name, shape in wanted.items():
+        linear, _, rest = name.partition("/site/")
+        leaf = rest.partition("/")[2]
+        if leaf not in leaves:  # the scale
+            arrays[name] = jnp.full(shape.shape, method.alpha / method.rank)  # type: ignore[attr-defined]
+            continue
+        source = held.get(linear, {}).pop(leaves[leaf], None)
+        if source is None:
+            raise UnsupportedModel(f"{path / WEIGHTS}: {leaves[leaf]} of {linear} is missing")
+        value = tensors.read(source, tuple(slice(None) for _ in tensors.shapes[source]))
+        value = value.reshape(-1) if len(shape.shape) == 1 else value.T
+        if value.shape != shape.shape:
+            raise UnsupportedModel(f"{path / WEIGHTS}: {source} has shape {value.T.shape}")
+        arrays[name] = jnp.asarray(np.ascontiguousarray(value, np.float32))
+    surplus = [name for left in held.values() for name in left.values()]
+    if surplus:
+        raise UnsupportedModel(f"{path / WEIGHTS}: {surplus[0]} is no part of a {method.kind}")
+    metadata = {
+        "experiment": None,
+        "method": door.to_dict(method),
+        "model": door.to_dict(base.model),
+        "base": {"path": base.lasting, "fingerprint": base.fingerprint},
+        "tokenizer": base.tokenizer.fingerprint(),
+        "roles": base.tokenizer.roles,
+        "imported": base.imported,
+        "versions": library_versions(),
+    }
+    files = {**base.companions, runs.TOKENIZER: base.tokenizer.to_json().encode()}
+    with Checkpointer(out / "model", keep_last=1, asynchronous=False) as shelf:
+        shelf.save(0, {f"model/{n}": a for n, a in arrays.items()}, metadata, files=files)
+    return out / "model" / "0"
+
+
+def _write_config(method: Method) -> dict[str, Any]:
+    if isinstance(method, IA3):
+        return {"peft_type": "IA3", "feedforward_modules": []}
+    assert isinstance(method, LoRA | DoRA)
+    return {
+        "peft_type": "LORA",
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_dora": isinstance(method, DoRA),
+    }
+
+
+def _read_config(
+    content: Mapping[str, Any], where: str, held: Mapping[str, Any], tensors: SafeTensors
+) -> Method:
+    """The method that an `adapter_config.json` describes, on the linears that have tensors."""
+    for name in _REFUSED:
+        if content.get(name) not in (None, False, "none", [], {}):
+            raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft has no such thing")
+    targets = _patterns(list(held))
+    kind = content.get("peft_type")
+    if kind == "IA3":
+        if content.get("feedforward_modules"):
+            raise UnsupportedModel(
+                f"{where}: feedforward_modules scales inputs; Graft's IA3 scales outputs"
+            )
+        return IA3(targets)
+    if kind != "LORA":
+        raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads LORA and IA3")
+    rank, alpha = content.get("r"), content.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+        raise UnsupportedModel(f"{where}: r is {rank!r} and lora_alpha {alpha!r}")
+    if content.get("use_rslora"):  # alpha / sqrt(r)
+        alpha = alpha * rank**0.5
+    made = DoRA if content.get("use_dora") else LoRA
+    return made(targets, rank=rank, alpha=float(alpha))
+
+
+_REFUSED = (
+    "modules_to_save",
+    "bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "trainable_token_indices",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "exclude_modules",
+)
+
+
+def _patterns(linears: list[str]) -> tuple[str, ...]:
+    """The shortest patterns for these linears: one for each place, with its layers."""
+    layers: dict[str, list[int]] = {}
+    for name in linears:
+        _, layer, place = name.split("/", 2)
+        layers.setdefault(place, []).append(int(layer))
+    return tuple(
+        rf"layers/({'|'.join(map(str, sorted(found)))})/{re.escape(place)}"
+        for place, found in sorted(layers.items())
+    )
+
+
+def _order(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in name.split("/")]

@@ -1,0 +1,146 @@
+"""A tune on a base of transformers, served by transformers + PEFT: merged, and as an adapter."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import runs, sharding
+from research.interop import exporting, importing, peft
+from research.interop.fields import UnsupportedModel
+from research.methods import IA3, DoRA, LoRA
+from research.train import train
+from tests import tiny_run
+
+METHODS = {
+    "lora": LoRA(rank=4, alpha=12.0),
+    "some": LoRA(targets=(r"layers/1/attention/(query|output)",), rank=2),
+    "dora": DoRA(rank=4),
+    "ia3": IA3(),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def theirs(world, tmp_path_factory):
+    """A tiny random Llama with a tokenizer, as transformers saves it."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("theirs")
+    torch.manual_seed(0)
+    shape = transformers.LlamaConfig(
+        vocab_size=288,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    transformers.LlamaForCausalLM(shape).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(world.folder / "tokenizer.json"),
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(theirs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imported")
+    importing.import_model(importing.open_model(theirs), folder)
+    return folder
+
+
+TOKENS = np.random.default_rng(0).integers(0, 288, (2, 20)).astype(np.int32)
+
+
+def our_logits(run):
+    mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
+    model = runs.load_model(run, mesh, sharding.RULES)
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+    return jax.jit(lambda m: m.logits(m.hidden(TOKENS, jnp.ones_like(TOKENS), positions)[0]))(model)
+
+
+def their_logits(model):
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(TOKENS).long()).logits.numpy()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", METHODS)
+def test_a_tune_is_the_same_in_transformers_merged_and_as_an_adapter(
+    name, world, base, theirs, tmp_path
+):
+    import transformers
+    from peft import PeftModel
+
+    tuning = world.tuning(6, init_from=str(base), method=METHODS[name], decay=0.0)
+    train(tuning, tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    ours, before = our_logits(run), our_logits(runs.open_run(base))
+    assert np.abs(ours - before).max() > 0.01
+
+    exporting.export_huggingface(run, tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(their_logits(merged), ours, atol=1e-4)
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert words("red roofs")["input_ids"] == run.tokenizer.encode("red roofs")
+
+    peft.export_adapter(run, tmp_path / "adapter", "somebody/base")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(theirs)
+    served = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    np.testing.assert_allclose(their_logits(served), ours, atol=1e-4)
+
+    peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "back")
+    back = runs.open_run(tmp_path / "back")
+    assert back.fingerprint == run.fingerprint  # names, shapes and bits of all parameters
+
+
+@pytest.mark.heavy
+def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
+    import peft as their_peft
+    import torch
+    import transformers
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(theirs)
+    torch.manual_seed(1)
+    config = their_peft.LoraConfig(
+        r=3, lora_alpha=7, use_rslora=True, target_modules=["q_proj", "down_proj"],
+        init_lora_weights=False, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    served = their_peft.get_peft_model(plain, config)
+    served.save_pretrained(tmp_path / "adapter")
+    expected = their_logits(served)
+    peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    assert run.method.targets == (r"layers/(0|1)/attention/query", r"layers/(0|1)/mlp/down")
+    np.testing.assert_allclose(our_logits(run), expected, atol=1e-4)
+
+    def broken(match, **changes):
+        content = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
+        (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content | changes))
+        with pytest.raises(UnsupportedModel, match=match):
+            peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "broken")
+        (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content))
+
+    broken("peft_type 'VERA'", peft_type="VERA")
+    broken("modules_to_save", modules_to_save=["lm_head"])
+    broken("r is 0", r=0)
+    assert not (tmp_path / "broken").exists()
+
+
+def test_whole_models_export_no_adapter(world, tmp_path):
+    with pytest.raises(UnsupportedModel, match="method 'full' leaves no adapter"):
+        peft.export_adapter(runs.open_run(world.base), tmp_path / "out", "base")
+    assert not (tmp_path / "out").exists()
