@@ -6,6 +6,7 @@
     tools/convert.py import --from ADAPTER --base runs/base --out runs/theirs
     tools/convert.py export --from runs/lora --out FOLDER     adapters merged, for transformers
     tools/convert.py export --from runs/lora --format peft --out FOLDER
+    tools/convert.py export --from runs/lora --format gguf --out FILE.gguf
 
 FOLDER is one as transformers writes it (config.json, safetensors, tokenizer.json); a GGUF file of
 llama.cpp does as well, and so does `smollm2`, which a package carries (SmolLM2-135M-Instruct,
@@ -55,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         else:
             where = "where a tuned run's base is, if it moved"
         command.add_argument("--base", metavar="RUN", help=where)
-        command.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        command.add_argument("--out", required=True, metavar="DIR", help="a new folder, or file")
         command.add_argument("--dry-run", action="store_true", help="check all, write nothing")
-    formats = "hf: a whole model, adapters merged; peft: the adapter alone"
-    command.add_argument("--format", choices=("hf", "peft"), default="hf", help=formats)
+    formats = "hf, gguf: a whole model, adapters merged; peft: the adapter alone"
+    command.add_argument("--format", choices=("hf", "gguf", "peft"), default="hf", help=formats)
     types = ("float32", "bfloat16", "float16")
     command.add_argument("--dtype", choices=types, help="default: the imported model's, or float32")
     return parser
@@ -104,7 +105,7 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
 def take_out(arguments: argparse.Namespace) -> None:
     """Exports a run."""
     from research import runs
-    from research.interop import exporting, family, huggingface, peft
+    from research.interop import exporting, family, gguf_writer, huggingface, peft
     from research.interop.families import FAMILIES
 
     run = runs.open_run(arguments.source, arguments.base)
@@ -122,6 +123,11 @@ def take_out(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _print_sources(sources)
         exporting.Merged(run)
+        return
+    if arguments.format == "gguf":
+        with _bar(len({source.name for source in sources.values()})) as bar:
+            gguf_writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
+        print(f"written to {arguments.out}")
         return
     tensors = len({source.name for source in sources.values()})
     with _bar(tensors) as bar:

@@ -188,7 +188,7 @@ def for_model(
     for family in sorted(families.values(), key=lambda family: family.kind != first):
         fields = family.write(plain)
         try:
-            same = family.read(Fields(fields, family.kind)) == plain
+            same = architecture(family.read(Fields(fields, family.kind))) == plain
         except UnsupportedModel:
             continue
         if same:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -147,25 +148,37 @@ def open_file(path: str | Path) -> GGUFModel:
     config = dataclasses.replace(config, norm_offset=0.0)
     if FREQUENCIES in tensors.shapes:
         config = dataclasses.replace(config, rotary_scaling=_scaling(config, tensors, path))
-    names = dataclasses.replace(
-        family,
-        modules={
-            **MODULES,
-            **dict.fromkeys(_JOINED.get(kind, ()), "blk.*.attn_qkv"),
-        },
-        joined={"blk.*.attn_qkv": _JOINED[kind]} if kind in _JOINED else {},
-        transposed=True,
-        ignored=(FREQUENCIES.replace(".", r"\."),),
-    )
+    names = tensor_names(family, kind)
     found = sources(names, parameter_shapes(config))
     check_tensors(names, found, tensors.shapes, config.tied, str(path))
-    if kind == "llama":
-        for name, source in found.items():
-            if name.endswith(("attention/query/kernel", "attention/query/bias")):
-                tensors.heads[source.name] = config.heads
-            if name.endswith(("attention/key/kernel", "attention/key/bias")):
-                tensors.heads[source.name] = config.key_heads
+    tensors.heads = rotary_heads(kind, config, found)
     return GGUFModel(path, family, config, content, metadata, tensors, found)
+
+
+def tensor_names(family: Family, kind: str) -> Family:
+    """The family with GGUF's names for its tensors."""
+    together = _JOINED.get(kind, ())
+    return dataclasses.replace(
+        family,
+        modules={**MODULES, **dict.fromkeys(together, "blk.*.attn_qkv")},
+        joined={"blk.*.attn_qkv": together} if together else {},
+        transposed=True,
+        ignored=(re.escape(FREQUENCIES),),
+    )
+
+
+def rotary_heads(kind: str, config: ModelConfig, found: Mapping[str, Source]) -> dict[str, int]:
+    """Tensors whose heads have their halves interleaved, with their number of heads: Llama's
+    queries and keys."""
+    if kind != "llama":
+        return {}
+    heads = {"query": config.heads, "key": config.key_heads}
+    every = [(name.split("/"), source.name) for name, source in found.items()]
+    return {
+        tensor: heads[parts[3]]
+        for parts, tensor in every
+        if parts[2:3] == ["attention"] and parts[3] in heads
+    }
 
 
 def _read(path: Path) -> gguf.GGUFReader:

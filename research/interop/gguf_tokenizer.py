@@ -43,6 +43,30 @@ def _cut(kind: str, where: str) -> Any:
     )
 
 
+def kind_of(content: Mapping[str, Any]) -> str:
+    """GGUF's name for how a `tokenizer.json` cuts text.
+
+    Raises:
+      UnsupportedModel: it is no byte-level BPE, or one that cuts text in another way.
+    """
+    model = content["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback"):
+        raise UnsupportedModel("GGUF: the tokenizer is no byte-level BPE")
+    for kind in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
+        made = tokenizers.Tokenizer(models.BPE())
+        made.pre_tokenizer = _cut(kind, "")
+        if _plain(json.loads(made.to_str())["pre_tokenizer"]) == _plain(content["pre_tokenizer"]):
+            return kind
+    raise UnsupportedModel("GGUF: llama.cpp has no name for how this tokenizer cuts text")
+
+
+def _plain(content: Any) -> Any:
+    """Without what does not change the cuts."""
+    if isinstance(content, dict):
+        return {name: _plain(part) for name, part in content.items() if name != "trim_offsets"}
+    return [_plain(part) for part in content] if isinstance(content, list) else content
+
+
 def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     """`tokenizer.json` and `tokenizer_config.json`, chat template included.
 

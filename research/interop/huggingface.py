@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from research.interop import tensor_files
@@ -62,14 +61,6 @@ class HuggingFaceModel:
         """The companions that are there, and the config."""
         there = [name for name in (CONFIG, *COMPANIONS) if (self.path / name).is_file()]
         return {name: read_text(self.path / name).encode() for name in there}
-
-    def read(self, shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: Any) -> dict[str, jax.Array]:
-        """Parameters by single-layer name, each on the sharding that it asks for, one after the
-        other."""
-        return {
-            name: tensor_files.to_array(self.tensors, self.sources[name], shape, dtype)
-            for name, shape in shapes.items()
-        }
 
 
 def open_folder(path: str | Path) -> HuggingFaceModel:
@@ -176,14 +167,15 @@ def write_folder(
         (path / name).write_bytes(text)
     (path / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tensors = {source.name: source.shape for source in found.values()}
-    yield from tensor_files.write(path, tensors, dtype, file_size, _tensors(found, parameter))
+    make = parameters_to_tensors(found, parameter)
+    yield from tensor_files.write(path, tensors, dtype, file_size, make)
 
 
 # fields of an imported config that the written ones replace
 _DERIVED = ("rope_parameters", "rope_scaling", "dtype", "transformers_version", "_name_or_path")
 
 
-def _tensors(
+def parameters_to_tensors(
     found: Mapping[str, Source], parameter: Callable[[str], np.ndarray]
 ) -> Callable[[str], np.ndarray]:
     """Parameters by name -> tensors by name: transposed, those that share one side by side."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,9 +107,9 @@ def import_model(
     files.pop(TOKENIZER)
     start = time.time()
     arrays: dict[str, jax.Array] = {}
-    for name, shape in spread(parameter_shapes(model.config)).items():
-        arrays[name] = to_array(model.tensors, model.sources[name], shape, np.float32)
-        say(name, arrays[name].nbytes)
+    for name, array in read_parameters(model, spread(parameter_shapes(model.config))):
+        arrays[name] = array
+        say(name, array.nbytes)
     metadata = {
         "experiment": None,
         "model": door.to_dict(model.config),
@@ -132,6 +132,14 @@ def import_model(
             files={**files, runs.TOKENIZER: words.to_json().encode()},
         )
     return out / "model" / "0"
+
+
+def read_parameters(
+    model: Foreign, shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> Iterator[tuple[str, jax.Array]]:
+    """Parameters by single-layer name, float32, each on the sharding that its shape carries."""
+    for name, shape in shapes.items():
+        yield name, to_array(model.tensors, model.sources[name], shape, np.float32)
 
 
 def spread(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:

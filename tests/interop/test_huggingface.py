@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research import tree
-from research.interop import huggingface
+from research.interop import huggingface, importing
 from research.interop.family import architecture, parameter_shapes
 from research.models.transformer import Transformer
 
@@ -46,12 +46,13 @@ CASES = {
 }  # fmt: skip
 
 
-def their_model(case):
+def their_model(case, **more):
     """A tiny random model with nothing left at its trivial start."""
     import torch
     import transformers
 
     name, changes = CASES[case]
+    changes = changes | more
     text = "Text" if name == "Gemma3" else ""
     config = getattr(transformers, f"{name}{text}Config")
     shape = {} if name == "GPT2" else TINY
@@ -76,7 +77,7 @@ def their_logits(model, tokens):
 
 def our_logits(folder, tokens):
     model = jax.eval_shape(lambda key: Transformer(key, folder.config), jax.random.key(0))
-    arrays = folder.read(parameter_shapes(folder.config), np.float32)
+    arrays = dict(importing.read_parameters(folder, parameter_shapes(folder.config)))
     model = tree.unflatten(model, tree.restack(arrays, tree.flatten(model)))
     rows, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
@@ -98,8 +99,8 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
     theirs = huggingface.open_folder(tmp_path / "theirs")
     np.testing.assert_allclose(our_logits(theirs, tokens), expected, atol=1e-4)
 
-    shapes = parameter_shapes(theirs.config)
-    read = lambda name: np.asarray(theirs.read({name: shapes[name]}, np.float32)[name])  # noqa: E731
+    values = dict(importing.read_parameters(theirs, parameter_shapes(theirs.config)))
+    read = lambda name: np.asarray(values[name])  # noqa: E731
     written = huggingface.write_folder(
         tmp_path / "ours", theirs.config, read, kind=theirs.family.kind, file_size=20_000
     )

@@ -1,0 +1,170 @@
+"""A run -> a GGUF file for llama.cpp, in F32, F16 or BF16, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+from research.data.tokenizer import Tokenizer
+from research.generation import chat
+from research.interop import gguf_tokenizer
+from research.interop.exporting import Merged
+from research.interop.families import FAMILIES
+from research.interop.family import for_model, parameter_shapes, sources
+from research.interop.fields import UnsupportedModel
+from research.interop.gguf_files import (
+    ARCHITECTURES,
+    FREQUENCIES,
+    rotary_heads,
+    tensor_names,
+)
+from research.interop.huggingface import CONFIG, parameters_to_tensors
+from research.models import rotary
+from research.runs import Run
+
+DTYPES = {
+    "float32": (np.dtype(np.float32), gguf.GGMLQuantizationType.F32),
+    "float16": (np.dtype(np.float16), gguf.GGMLQuantizationType.F16),
+    "bfloat16": (np.dtype(ml_dtypes.bfloat16), gguf.GGMLQuantizationType.BF16),
+}
+
+
+def export_gguf(
+    run: Run,
+    out: str | Path,
+    dtype: str = "float32",
+    say: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Writes a run's model, adapters merged, with tokenizer and chat template.
+
+    Vectors (norms, biases) stay float32, as llama.cpp wants them.
+
+    Args:
+      out: the file; it appears under its name when it is whole.
+      dtype: of the matrices.
+      say: called after each tensor with its name.
+
+    Raises:
+      FileExistsError: the file is there.
+      UnsupportedModel: llama.cpp has no such architecture or tokenizer.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} is there already; choose another name")
+    merged, config = Merged(run), run.model
+    family, _ = for_model(config, FAMILIES, (run.imported or {}).get("family"))
+    kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
+    kind = kinds[family.kind]
+    found = sources(tensor_names(family, kind), parameter_shapes(config))
+    tensors = {source.name: source.shape for source in found.values()}
+    values = parameters_to_tensors(found, merged)
+    heads = rotary_heads(kind, config, found)
+    offset = config.norm_offset
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")
+    writer = gguf.GGUFWriter(partial, kind)
+    _describe(writer, kind, run)
+    _tokenizer(writer, run.tokenizer, config.vocabulary, run.companions)
+    matrix, quantisation = DTYPES[dtype]
+    if kind == "llama" and config.rotary_scaling and config.rotary_scaling.kind == "llama3":
+        plain = np.asarray(rotary.frequencies(config, None))
+        stretched = plain / np.asarray(rotary.frequencies(config, config.rotary_scaling))
+        writer.add_tensor(FREQUENCIES, stretched)
+    for name, shape in tensors.items():
+        flat = len(shape) == 1
+        form, kind_of = DTYPES["float32"] if flat else (matrix, quantisation)
+        size = int(np.prod(shape)) * form.itemsize
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind_of)
+    writer.write_header_to_file(partial)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if FREQUENCIES in writer.tensors[0]:
+        writer.write_tensor_data(stretched)
+    for name, shape in tensors.items():
+        value = values(name)
+        if name in heads:  # the halves of every head, interleaved
+            rows, *rest = value.shape
+            halves = value.reshape(heads[name], 2, rows // heads[name] // 2, *rest)
+            value = halves.swapaxes(1, 2).reshape(rows, *rest)
+        if offset and name.endswith("norm.weight"):
+            value = value + np.float32(offset)
+        form = np.dtype(np.float32) if len(shape) == 1 else matrix
+        value = np.ascontiguousarray(value, form)
+        writer.write_tensor_data(value.view(np.uint16) if dtype == "bfloat16" else value)
+        say(name)
+    writer.close()
+    partial.replace(out)
+
+
+def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
+    """The shape, in llama.cpp's words."""
+    config, scaling = run.model, run.model.rotary_scaling
+    known = json.loads(run.companions.get(CONFIG, b"{}"))
+    trained = run.experiment.data.sequence_length if run.experiment else 2048
+    writer.add_name(str((run.imported or {}).get("source", "graft")))
+    writer.add_context_length(
+        config.learned_positions or int(known.get("max_position_embeddings") or trained)
+    )
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.key_heads)
+    writer.add_vocab_size(config.vocabulary)
+    if config.norm == "layer":
+        writer.add_layer_norm_eps(config.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.norm_epsilon)
+        writer.add_key_length(config.size)
+        writer.add_value_length(config.size)
+        writer.add_rope_dimension_count(config.size)
+        writer.add_rope_freq_base(config.rotary_base)
+    if config.rotary_base_in_windows:
+        writer.add_rope_freq_base_swa(config.rotary_base_in_windows)
+    if scaling is not None and scaling.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling.factor)
+    elif scaling is not None and kind != "llama":
+        raise UnsupportedModel(f"llama.cpp has no scaling {scaling.kind!r} for {kind}")
+    if any(config.windows):
+        writer.add_sliding_window(max(config.windows))
+    if config.score_cap:
+        writer.add_attn_logit_softcapping(config.score_cap)
+    if config.logit_cap:
+        writer.add_final_logit_softcapping(config.logit_cap)
+
+
+def _tokenizer(
+    writer: gguf.GGUFWriter, words: Tokenizer, rows: int, companions: Mapping[str, bytes]
+) -> None:
+    """Byte-level BPE with its special tokens and chat template."""
+    content: dict[str, Any] = json.loads(words.to_json())
+    model = content["model"]
+    kind = gguf_tokenizer.kind_of(content)
+    tokens = [f"[PAD{number}]" for number in range(rows)]
+    kinds = [gguf.TokenType.UNUSED] * rows
+    for token, number in model["vocab"].items():
+        tokens[number], kinds[number] = token, gguf.TokenType.NORMAL
+    for added in content["added_tokens"]:
+        special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        tokens[added["id"]], kinds[added["id"]] = added["content"], special
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(words.begin_id)
+    writer.add_eos_token_id(words.end_id)
+    writer.add_pad_token_id(words.pad_id)
+    writer.add_add_bos_token(bool(words.opening))
+    writer.add_add_space_prefix(False)
+    template = chat.find_template(companions)
+    if template:
+        writer.add_chat_template(template)

@@ -1,0 +1,125 @@
+"""GGUF files: llama.cpp computes from ours what we compute, and ours come back as they were."""
+
+import gguf
+import jax
+import numpy as np
+import pytest
+
+from research import runs
+from research.interop import gguf_files, gguf_writer, importing
+from research.interop.fields import UnsupportedModel
+from tests import tiny_run
+from tests.interop.test_huggingface import our_logits, their_model
+
+# llama.cpp fixes more than the files say: Gemma's cycles of windows and its scale of scores
+CASES = {
+    "llama": {},
+    "llama-3": {"attention_bias": False, "mlp_bias": False, "hidden_size": 64, "head_dim": 64,
+                "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+                                    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                    "original_max_position_embeddings": 8192}},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6, "layer_types": None,
+               "sliding_window": 5},
+    "gpt2": {},
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(3, 288, 12).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp()).folder / "tokenizer.json"
+
+
+def imported(case, changes, words, tmp_path):
+    """A tiny random model of transformers as a run's folder."""
+    import transformers
+
+    their_model(case, vocab_size=288, **changes).save_pretrained(tmp_path / "theirs")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(words), bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>"
+    ).save_pretrained(tmp_path / "theirs")
+    importing.import_model(importing.open_model(tmp_path / "theirs"), tmp_path / "run")
+    return runs.open_run(tmp_path / "run")
+
+
+def llama_cpp(path, ids, vocabulary):
+    """llama.cpp's log-probabilities [S,V] after each token, from the file alone."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, 0
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(params)
+    found = np.zeros((len(ids), vocabulary), np.float32)
+    for n in range(len(ids)):
+        # the token that it then says is fixed, so that it is no half of a character; the
+        # probabilities are the model's own
+        ask = {"prompt": ids[: n + 1].tolist(), "n_predict": 1, "n_probs": vocabulary}
+        ask |= {"temperature": 0.0, "cache_prompt": False, "logit_bias": [[40, 1000.0]]}
+        answer = server.handle_completions(ask)["choices"][0]["logprobs"]["content"][0]
+        for entry in answer["top_logprobs"]:
+            found[n, entry["id"]] = entry["logprob"]
+    return found
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("case", CASES)
+def test_llama_cpp_computes_what_we_compute(case, words, tmp_path):
+    run = imported(case, CASES[case], words, tmp_path)
+    file = tmp_path / "model.gguf"
+    gguf_writer.export_gguf(run, file)
+    back = gguf_files.open_file(file)
+    ours = jax.nn.log_softmax(our_logits(importing.open_model(tmp_path / "theirs"), IDS[None])[0])
+    again = jax.nn.log_softmax(our_logits(back, IDS[None])[0])
+    np.testing.assert_allclose(again, ours, atol=1e-4)
+    theirs = llama_cpp(file, IDS, 288)
+    np.testing.assert_allclose(theirs, ours, atol=0.02)
+    top = np.sort(ours, axis=-1)
+    clear = top[:, -1] - top[:, -2] > 0.05
+    assert clear.any() and (theirs.argmax(-1) == np.asarray(ours).argmax(-1))[clear].all()
+    tokenizer = importing.load_tokenizer(back)
+    text = "Red roofs, 123 leaves fall.\n\n  é"
+    assert tokenizer.encode(text) == run.tokenizer.encode(text)
+    assert tokenizer.roles == run.tokenizer.roles
+
+
+@pytest.mark.parametrize("kind", [k for k in gguf_files.TYPES if k not in ("F32", "F16", "BF16")])
+def test_regions_of_quantised_tensors_are_those_of_the_whole(kind, tmp_path):
+    quantisation = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[quantisation]
+    random = np.random.default_rng(0)
+    raw = random.integers(0, 60, (8, 512 // block * size), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
+    writer.add_tensor("x.weight", raw, raw_dtype=quantisation)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tensors = gguf_files.GGUFTensors(gguf_files._read(tmp_path / "one.gguf"))
+    assert tensors.shapes == {"x.weight": (8, 512)}
+    whole = gguf.quants.dequantize(raw, quantisation)
+    part = tensors.read("x.weight", (slice(2, 5), slice(100, 333)))
+    np.testing.assert_array_equal(part, whole[2:5, 100:333])
+    tensors.heads["x.weight"] = 2
+    turned = tensors.read("x.weight", (slice(0, 8), slice(None)))
+    np.testing.assert_array_equal(turned, whole[[0, 2, 1, 3, 4, 6, 5, 7]])
+
+
+def test_broken_files_are_refused_with_what_is_wrong(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "rwkv")
+    writer.add_tensor("x.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedModel, match="architecture 'rwkv'; Graft knows llama, qwen2"):
+        gguf_files.open_file(tmp_path / "one.gguf")
+    content = (tmp_path / "one.gguf").read_bytes()
+    for length in (0, 3, 20, len(content) - 40):
+        (tmp_path / "cut.gguf").write_bytes(content[:length])
+        with pytest.raises(UnsupportedModel, match="no whole GGUF file|cut short"):
+            gguf_files.open_file(tmp_path / "cut.gguf")
