@@ -33,14 +33,18 @@ class Fields:
             return default
         return value
 
-    def size(self, name: str, default: Any = _REQUIRED) -> Any:
-        """A whole number, zero or more; a size over 2^40 is a broken file's."""
+    def size(self, name: str, default: Any = _REQUIRED, most: int = 2**31 - 1) -> Any:
+        """A whole number from zero to `most`."""
         value = self(name, default)
         if value is None:
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
-            raise UnsupportedModel(f"{self.where}: {name} is no size: {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise UnsupportedModel(f"{self.where}: {name} is no size up to {most:,}: {value!r}")
         return value
+
+    def layers(self, name: str = "num_hidden_layers") -> int:
+        """The number of layers; a broken file may say any."""
+        return self.size(name, most=10_000)
 
     def number(self, name: str, default: Any = _REQUIRED) -> Any:
         """A finite number over zero."""
@@ -63,7 +67,7 @@ class Fields:
     def windows(self, default: list[str] | None = None) -> tuple[int, ...]:
         """The windows of all layers, as the shortest cycle: from `layer_types` and
         `sliding_window`."""
-        layers = self.size("num_hidden_layers")
+        layers = self.layers()
         window = self.size("sliding_window", 0) or 0
         kinds = {"full_attention": 0, "sliding_attention": window}
         types = self("layer_types", default) or ["full_attention"] * layers

@@ -46,7 +46,7 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
 
 
 def read(fields: Fields) -> ModelConfig:
-    layers = fields.size("num_hidden_layers")
+    layers = fields.layers()
     kinds = ["sliding_attention", "full_attention"]
     base, scaling = fields.rotary()
     return ModelConfig(

@@ -12,7 +12,7 @@ from research.models.config import ModelConfig
 
 
 def read(fields: Fields) -> ModelConfig:
-    layers = fields.size("num_hidden_layers")
+    layers = fields.layers()
     cycle = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
     kinds = ["sliding_attention", "full_attention"]
     every = [kinds[(layer + 1) % max(1, cycle) == 0] for layer in range(layers)]

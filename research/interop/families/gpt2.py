@@ -32,7 +32,7 @@ def read(fields: Fields) -> ModelConfig:
     return ModelConfig(
         vocabulary=fields.size("vocab_size"),
         width=width,
-        layers=fields.size("n_layer"),
+        layers=fields.layers("n_layer"),
         heads=heads,
         key_heads=heads,
         hidden=fields.size("n_inner", 4 * width),

@@ -15,7 +15,7 @@ def common(fields: Fields) -> dict[str, Any]:
     return {
         "vocabulary": fields.size("vocab_size"),
         "width": width,
-        "layers": fields.size("num_hidden_layers"),
+        "layers": fields.layers(),
         "heads": heads,
         "key_heads": fields.size("num_key_value_heads", heads),
         "hidden": fields.size("intermediate_size"),

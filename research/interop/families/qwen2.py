@@ -16,7 +16,7 @@ def windows(fields: Fields) -> tuple[int, ...]:
         return (0,)
     first = fields.size("max_window_layers", 28)
     kinds = ["full_attention", "sliding_attention"]
-    return fields.windows([kinds[i >= first] for i in range(fields.size("num_hidden_layers"))])
+    return fields.windows([kinds[i >= first] for i in range(fields.layers())])
 
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:

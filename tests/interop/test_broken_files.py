@@ -1,0 +1,181 @@
+"""Files from anybody: whatever their bytes say, the readers open them or say what is wrong."""
+
+import json
+import resource
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from research.interop import gguf_files, huggingface, importing, tensor_files
+from research.interop.families import FAMILIES
+from research.interop.family import parameter_shapes, sources
+from research.interop.fields import Fields, UnsupportedModel
+from tests import tiny_run
+
+SHAPE = {
+    "model_type": "llama", "vocab_size": 288, "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "eos_token_id": 2,
+}  # fmt: skip
+HARD = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+CHANGES = st.lists(
+    st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 2, 0x7F, 0x80, 0xFF]), st.integers(1, 9)),
+    min_size=1,
+    max_size=3,
+)
+
+
+def weights():
+    """A tiny Llama's tensors."""
+    family = FAMILIES["llama"]
+    found = sources(family, parameter_shapes(family.read(Fields(SHAPE, "shape"))))
+    random = np.random.default_rng(0)
+    return {s.name: random.normal(size=s.shape).astype(np.float32) for s in found.values()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A whole model of transformers, in two files with an index."""
+    path = tmp_path_factory.mktemp("whole")
+    (path / "config.json").write_text(json.dumps(SHAPE))
+    words = tiny_run.world(tmp_path_factory.getbasetemp()).folder / "tokenizer.json"
+    (path / "tokenizer.json").write_text(words.read_text())
+    tensors = weights()
+    names = sorted(tensors)
+    parts = {"one.safetensors": names[:7], "two.safetensors": names[7:]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, path / file)
+    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    (path / tensor_files.INDEX).write_text(json.dumps(index))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gguf_bytes(tmp_path_factory):
+    """A GGUF file with a tensor of each kind of size."""
+    path = tmp_path_factory.mktemp("gguf") / "whole.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_embedding_length(32)
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
+    writer.add_tensor("token_embd.weight", np.ones((2, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+def changed(content: bytes, changes, upto: int) -> bytes:
+    """The bytes with runs of others at shares of their first `upto`."""
+    broken = bytearray(content)
+    for share, value, length in changes:
+        start = int(share * (upto - 1))
+        broken[start : start + length] = bytes([value]) * len(broken[start : start + length])
+    return bytes(broken)
+
+
+def opens_or_refuses(run):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        run()
+    except UnsupportedModel as error:
+        assert str(error)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 300_000  # KiB
+
+
+@HARD
+@given(changes=CHANGES)
+def test_gguf_files_with_broken_headers(gguf_bytes, tmp_path, changes):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(changed(gguf_bytes, changes, len(gguf_bytes)))
+    opens_or_refuses(lambda: gguf_files.open_file(path))
+
+
+@HARD
+@given(changes=CHANGES, cut=st.integers(0, 400))
+def test_safetensors_with_broken_headers(folder, tmp_path, changes, cut):
+    content = (folder / "one.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    broken = changed(content, changes, header)
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(broken[: len(broken) - cut if cut < 200 else None])
+    opens_or_refuses(lambda: tensor_files.SafeTensors(path))
+
+
+VALUES = st.sampled_from(
+    [None, -1, 0, 1, 3, 2**31, 2**62, 1.5, float("nan"), "x", [], {}, True, [4], {"type": "yarn"}]
+)
+
+
+@HARD
+@given(name=st.sampled_from(sorted(SHAPE) + ["head_dim", "rope_scaling", "layer_types"]),
+       value=VALUES, kind=st.sampled_from(sorted(FAMILIES)))  # fmt: skip
+def test_configs_with_odd_values(name, value, kind):
+    content = SHAPE | {"n_embd": 16, "n_layer": 2, "n_head": 2, "model_type": kind} | {name: value}
+
+    def read():
+        config = huggingface.read_config(FAMILIES[kind], content, "config.json")
+        assert config.layers < 2**40
+
+    opens_or_refuses(read)
+
+
+def refuses(path, match):
+    with pytest.raises(UnsupportedModel, match=match):
+        importing.load_tokenizer(importing.open_model(path))
+
+
+def test_what_does_not_fit_is_named(folder, tmp_path):
+    whole = importing.open_model(folder)
+    assert importing.load_tokenizer(whole).vocabulary_size == 288
+
+    def copy(name, **config):
+        path = tmp_path / name
+        path.mkdir()
+        for file in folder.iterdir():
+            (path / file.name).write_bytes(file.read_bytes())
+        (path / "config.json").write_text(json.dumps(SHAPE | config))
+        return path
+
+    refuses(copy("architecture", model_type="mamba"), "model_type is 'mamba'; Graft knows llama")
+    refuses(copy("code", auto_map={"AutoModel": "x.py"}), "asks for code from the folder")
+    refuses(copy("shape", intermediate_size=25), r"mlp\.down_proj\.weight: shape \(16, 24\) in the")
+    refuses(copy("missing", num_hidden_layers=3), r"missing model\.layers\.2\.input_layernorm")
+    refuses(copy("surplus", num_hidden_layers=1), r"model\.layers\.1\S+ is no parameter of a llama")
+    refuses(copy("activation", hidden_act="gelu"), "hidden_act is 'gelu'; Graft computes 'silu'")
+    refuses(copy("untied", tie_word_embeddings=False), r"missing lm_head\.weight")
+    outside = copy("outside")
+    index = json.loads((outside / tensor_files.INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = "../whole/one.safetensors"
+    (outside / tensor_files.INDEX).write_text(json.dumps(index))
+    refuses(outside, "is not a file beside it")
+    pickled = copy("pickled")
+    for file in [tensor_files.INDEX, "one.safetensors", "two.safetensors"]:
+        (pickled / file).unlink()
+    (pickled / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    refuses(pickled, "pytorch_model.bin is a pickle, which can run code and is never read")
+    larger = copy("larger", vocab_size=280)
+    for file in ("one.safetensors", "two.safetensors"):
+        (larger / file).unlink()
+    (larger / tensor_files.INDEX).unlink()
+    tensors = weights()
+    name = "model.embed_tokens.weight"
+    save_file(tensors | {name: tensors[name][:280].copy()}, larger / "model.safetensors")
+    refuses(larger, "has 288 tokens, the embedding only 280 rows")
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        importing.open_model(tmp_path / "nothing")
+
+
+def test_importing_is_whole_or_nothing_and_never_overwrites(folder, tmp_path):
+    importing.import_model(importing.open_model(folder), tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a model already"):
+        importing.import_model(importing.open_model(folder), tmp_path / "run")
