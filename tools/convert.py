@@ -16,6 +16,7 @@ from a folder. `--dry-run` checks all, writes nothing.
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--dry-run", action="store_true", help="check all, write nothing")
     formats = "hf, gguf: a whole model, adapters merged; peft: the adapter alone"
     command.add_argument("--format", choices=("hf", "gguf", "peft"), default="hf", help=formats)
+    command.add_argument("--evaluation", metavar="FILE", help="of research.evaluate, for the card")
     types = ("float32", "bfloat16", "float16")
     command.add_argument("--dtype", choices=types, help="default: the imported model's, or float32")
     return parser
@@ -105,16 +107,24 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
 def take_out(arguments: argparse.Namespace) -> None:
     """Exports a run."""
     from research import runs
-    from research.interop import exporting, family, gguf_writer, huggingface, peft
+    from research.interop import exporting, family, gguf_writer, huggingface, model_card, peft
     from research.interop.families import FAMILIES
 
     run = runs.open_run(arguments.source, arguments.base)
     imported = run.imported or {}
+    evaluation = None
+    if arguments.evaluation:
+        evaluation = json.loads(Path(arguments.evaluation).read_text(encoding="utf-8"))
+        if evaluation.get("fingerprint") != run.fingerprint:
+            raise ValueError(f"{arguments.evaluation} is about another model than {run.saved.path}")
+    card = model_card.write(run, arguments.format, evaluation)
     if arguments.format == "peft":
-        name = f"{imported.get('source', 'the base that it was tuned from')}"
-        if not arguments.dry_run:
-            written = peft.export_adapter(run, arguments.out, name)
-            print(f"written to {arguments.out}: {peft.CONFIG}, {len(written)} tensors")
+        if arguments.dry_run:
+            print(card)
+            return
+        name = str(imported.get("source", "the base that it was tuned from"))
+        written = peft.export_adapter(run, arguments.out, name, card)
+        print(f"written to {arguments.out}: {peft.CONFIG}, {len(written)} tensors, README.md")
         return
     dtype = arguments.dtype or imported.get("dtype", "float32")
     kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
@@ -127,12 +137,13 @@ def take_out(arguments: argparse.Namespace) -> None:
     if arguments.format == "gguf":
         with _bar(len({source.name for source in sources.values()})) as bar:
             gguf_writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
-        print(f"written to {arguments.out}")
+        Path(arguments.out).with_suffix(".md").write_text(card, encoding="utf-8")
+        print(f"written to {arguments.out}, and its card beside it")
         return
     tensors = len({source.name for source in sources.values()})
     with _bar(tensors) as bar:
-        exporting.export_huggingface(run, arguments.out, dtype, lambda name: bar.update())
-    print(f"written to {arguments.out}: {huggingface.CONFIG}, {tensors} tensors, the tokenizer")
+        exporting.export_huggingface(run, arguments.out, dtype, card, lambda name: bar.update())
+    print(f"written to {arguments.out}: {tensors} tensors, tokenizer, {huggingface.CONFIG}, card")
 
 
 def _found(path: str) -> Path:

@@ -74,12 +74,14 @@ def export_huggingface(
     run: Run,
     out: str | Path,
     dtype: Any = np.float32,
+    card: str = "",
     say: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Writes a run's model, adapters merged, as transformers opens it.
 
     Args:
       dtype: float32, float16 or bfloat16.
+      card: the text of its README.md.
       say: called after each tensor with its name.
 
     Raises:
@@ -98,6 +100,8 @@ def export_huggingface(
         )
         for name in written:
             say(name)
+        if card:
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -116,6 +116,13 @@ class GGUFModel:
         kinds = set(self.tensors.dtypes.values())
         return "bfloat16" if kinds == {"BF16"} else "float16" if kinds == {"F16"} else "float32"
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the metadata says of the licence, and how the weights were quantised."""
+        kinds = sorted(set(self.tensors.dtypes.values()) - {"F32", "F16", "BF16"})
+        facts = {"licence": self.metadata.get("general.license"), "quantised": ", ".join(kinds)}
+        return {name: str(value) for name, value in facts.items() if value}
+
     def files(self) -> dict[str, bytes]:
         """The config and the tokenizer as transformers has them."""
         made = gguf_tokenizer.files(self.metadata, str(self.path))

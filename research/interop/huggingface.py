@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,14 @@ class HuggingFaceModel:
         """The type of most tensors, `float32`, `float16` or `bfloat16`."""
         kinds = [self.tensors.dtypes[source.name] for source in self.sources.values()]
         return str(tensor_files.DTYPES[max(set(kinds), key=kinds.count)])
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the folder's own card says of its licence."""
+        card = self.path / "README.md"
+        text = read_text(card) if card.is_file() else ""
+        found = re.search(r"\A---\n(?:.*\n)*?license: *(\S+)", text)
+        return {"licence": found[1]} if found else {}
 
     def files(self) -> dict[str, bytes]:
         """The companions that are there, and the config."""

@@ -45,6 +45,8 @@ class Foreign(Protocol):
     def sources(self) -> Mapping[str, Source]: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def facts(self) -> dict[str, str]: ...
 
     def files(self) -> dict[str, bytes]:
         """`config.json`, the tokenizer and what belongs to it, as transformers names them."""
@@ -120,6 +122,7 @@ def import_model(
             "family": model.family.kind,
             "source": model.path.name,
             "dtype": model.dtype,
+            **model.facts,
             "seconds": time.time() - start,
         },
         "versions": library_versions(),

@@ -41,11 +41,12 @@ _LEAVES: dict[str, dict[str, str]] = {
 }
 
 
-def export_adapter(run: Run, out: str | Path, base: str) -> list[str]:
+def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list[str]:
     """Writes a run's adapter as PEFT opens it on the base of transformers.
 
     Args:
       base: what `PeftModel` should know as the base's name.
+      card: the text of its README.md.
 
     Returns:
       The names of the tensors.
@@ -88,6 +89,8 @@ def export_adapter(run: Run, out: str | Path, base: str) -> list[str]:
         written = tensor_files.write(folder, sizes, np.float32, 2**63, tensors.__getitem__)
         names = list(written)
         (folder / tensor_files.ONE).rename(folder / WEIGHTS)
+        if card:
+            (folder / "README.md").write_text(card, encoding="utf-8")
     return names
 
 

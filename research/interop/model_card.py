@@ -1,0 +1,132 @@
+"""The card of an exported model, from what its run knows of itself; what it does not is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from research.data.sources import SourceConfig
+from research.runs import Run
+
+UNKNOWN = "not stated"
+
+_USE = {
+    "hf": """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```""",
+    "peft": """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("BASE")
+model = PeftModel.from_pretrained(base, "FOLDER")
+```""",
+    "gguf": """```
+llama-cli --model FILE.gguf
+```""",
+}
+
+
+def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> str:
+    """The card's Markdown.
+
+    Args:
+      form: what was exported: hf, peft or gguf.
+      evaluation: what `research.evaluate --out` wrote, if it was asked.
+    """
+    imported, summary = dict(run.imported or {}), _summary(run)
+    licence = imported.get("licence", UNKNOWN)
+    lines = ["---", f"license: {licence}", "---", ""] if licence != UNKNOWN else []
+    lines += [f"# {run.saved.path.parent.parent.name}", ""]
+    lines += [f"Made with Graft. Method: {_method(run)}.", "", "## Base", ""]
+    if imported:
+        lines += [f"- imported from {imported['source']} ({imported['family']})"]
+        lines += [f"- licence: {licence}", f"- weights stored as: {imported['dtype']}"]
+        if imported.get("quantised"):
+            lines += [f"- the weights were quantised before: {imported['quantised']}"]
+    else:
+        lines += ["- none: trained from random weights"]
+    lines += ["", "## Data", "", *_data(run), "", "## Training", "", *_training(run, summary)]
+    lines += ["", "## Evaluation", "", *_evaluation(summary, evaluation)]
+    lines += ["", "## Use", "", _USE[form], "", *_template(run)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _method(run: Run) -> str:
+    settings = {k: v for k, v in vars(run.method).items() if k not in ("kind", "adapter")}
+    said = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{run.method.kind} ({said})" if said else run.method.kind
+
+
+def _data(run: Run) -> list[str]:
+    if run.experiment is None:
+        return ["- nothing was trained on here"]
+    data = run.experiment.data
+    lines = [f"- {s.name} ({s.kind}, {s.split}), licence: {_licence(s)}" for s in data.sources]
+    return [*lines, f"- objective: {data.objective} {dict(data.objective_settings) or ''}".rstrip()]
+
+
+def _licence(source: SourceConfig) -> str:
+    if source.kind != "tfds":
+        return UNKNOWN
+    from research.data import builders
+
+    info = builders.prepared(source.name, source.path).info
+    return info.redistribution_info.license or UNKNOWN
+
+
+def _training(run: Run, summary: Mapping[str, Any]) -> list[str]:
+    experiment = run.experiment
+    if experiment is None:
+        return ["- none"]
+    versions = run.saved.metadata().get("versions", {})
+    lines = [
+        f"- {run.saved.step:,} of {experiment.steps:,} steps of {experiment.data.batch_size} x "
+        f"{experiment.data.sequence_length} tokens, {experiment.optimizer.name}, rate "
+        f"{experiment.schedule.rate:g} ({experiment.schedule.kind}), seed {experiment.seed}",
+    ]
+    if summary:
+        trained, every = summary["trainable_parameters"], summary["parameters"]
+        lines += [
+            f"- trained: {trained:,} of {every:,} parameters",
+            f"- cost: {summary['flops']:.3g} FLOPs, {summary['seconds']:,.0f} s, "
+            f"{summary['tokens']:,.0f} tokens, {summary['peak_memory_bytes'] / 2**30:.2f} GiB",
+            f"- {summary['truncated']:,} of {summary['documents']:,} documents were cut",
+        ]
+    return [*lines, "- " + ", ".join(f"{name} {version}" for name, version in versions.items())]
+
+
+def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
+    lines = []
+    if "heldout_loss" in summary:
+        lines.append(f"- held-out loss: {summary['heldout_loss']:.4f} nats a trained token")
+    if evaluation and "quality" in evaluation:
+        quality = evaluation["quality"]
+        lines.append(
+            f"- right answers: {quality['value']:.1%} "
+            f"[{quality['low']:.1%}, {quality['high']:.1%}] of {quality['n']}"
+        )
+    for name, bits in (evaluation or {}).get("bits_per_byte", {}).items():
+        lines.append(f"- {name}: {bits:.3f} bits per byte")
+    return lines or ["- none was given (`research.evaluate --out FILE`, then `--evaluation FILE`)"]
+
+
+def _template(run: Run) -> list[str]:
+    settings = run.experiment.data.objective_settings if run.experiment else {}
+    if "template" not in settings:
+        return []
+    shown = json.dumps(settings["template"], ensure_ascii=False)
+    begin = run.tokenizer.roles["begin"]
+    return [f"It was tuned on prompts in this form, after the token `{begin}`: `{shown}`"]
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """What the run wrote at its end; empty for a checkpoint of one that goes on."""
+    path = Path(str(run.saved.path.parent.parent / "summary.json"))
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return summary if summary.get("steps") == run.saved.step else {}

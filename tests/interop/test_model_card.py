@@ -1,0 +1,39 @@
+"""A card says what the run knows, and says what nobody stated."""
+
+import pytest
+
+from research import runs
+from research.interop import model_card
+from research.methods import LoRA
+from research.train import train
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+def test_a_tunes_card_has_base_data_method_cost_and_use(world, tmp_path):
+    train(world.tuning(3, method=LoRA(rank=2)), tmp_path / "tuned")
+    evaluation = {
+        "quality": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 12},
+        "bits_per_byte": {"prose": 2.25},
+    }
+    text = model_card.write(runs.open_run(tmp_path / "tuned"), "peft", evaluation)
+    for part in (
+        "# tuned",
+        "Method: lora (targets",
+        "rank 2, alpha 32.0",
+        "- none: trained from random weights",
+        "- questions (jsonl, train), licence: not stated",
+        "objective: supervised {'template': 'Q: {prompt}",
+        "3 of 3 steps of 8 x 32 tokens, adamw, rate 0.01 (constant), seed 0",
+        "- trained: ",
+        "FLOPs",
+        "right answers: 50.0% [40.0%, 60.0%] of 12",
+        "prose: 2.250 bits per byte",
+        "PeftModel.from_pretrained",
+    ):
+        assert part in text, (part, text)
+    assert "---" not in text  # no licence is stated, so none is claimed
