@@ -29,9 +29,15 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     if importlib.util.find_spec("jax") is None:
         raise SystemExit("jax is not there: run tools/setup")
-    from tools.benchmarks import harness, overhead, profile, remat, step
+    from tools.benchmarks import harness, interop, overhead, profile, remat, step
 
-    verbs = {"step": step, "profile": profile, "remat": remat, "overhead": overhead}
+    verbs = {
+        "step": step,
+        "profile": profile,
+        "remat": remat,
+        "overhead": overhead,
+        "interop": interop,
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

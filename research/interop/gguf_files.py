@@ -59,6 +59,8 @@ ARCHITECTURES = {
 }
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 FREQUENCIES = "rope_freqs.weight"
+# layers of the largest Gemmas, by which llama.cpp knows that they scale scores by the width
+LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
 class GGUFTensors:
@@ -268,7 +270,7 @@ def _config(
         content["mlp_bias"] = "blk.0.ffn_up.bias" in tensors.shapes
     if kind.startswith("gemma") and heads and width:
         # as llama.cpp: the largest of each divides by the width's share instead
-        largest = {"gemma2": 46, "gemma3": 62}[kind] == content["num_hidden_layers"]
+        largest = LARGEST[kind] == content["num_hidden_layers"]
         size = content["head_dim"] or 256
         content["query_pre_attn_scalar"] = width // heads if largest else size
         content["attn_logit_softcapping"] = get("attn_logit_softcapping")

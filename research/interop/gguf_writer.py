@@ -21,11 +21,13 @@ from research.interop.fields import UnsupportedModel
 from research.interop.gguf_files import (
     ARCHITECTURES,
     FREQUENCIES,
+    LARGEST,
     rotary_heads,
     tensor_names,
 )
 from research.interop.huggingface import CONFIG, parameters_to_tensors
 from research.models import rotary
+from research.models.config import ModelConfig
 from research.runs import Run
 
 DTYPES = {
@@ -61,6 +63,7 @@ def export_gguf(
     family, _ = for_model(config, FAMILIES, (run.imported or {}).get("family"))
     kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
     kind = kinds[family.kind]
+    _check_fixed(kind, config)
     found = sources(tensor_names(family, kind), parameter_shapes(config))
     tensors = {source.name: source.shape for source in found.values()}
     values = parameters_to_tensors(found, merged)
@@ -100,6 +103,26 @@ def export_gguf(
         say(name)
     writer.close()
     partial.replace(out)
+
+
+def _check_fixed(kind: str, config: ModelConfig) -> None:
+    """Refuses what llama.cpp would compute in its own fixed way instead.
+
+    Raises:
+      UnsupportedModel: windows or a scale of scores that are not the architecture's.
+    """
+    cycle = {"gemma2": 2, "gemma3": 6}.get(kind, 1)
+    windows = [config.window(layer) for layer in range(config.layers)]
+    fixed = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
+    if windows != fixed:
+        raise UnsupportedModel(f"llama.cpp's {kind} sees other windows than {config.windows}")
+    size = config.size
+    if kind in LARGEST and config.layers == LARGEST[kind]:
+        size = config.width // config.heads
+    if (config.score_size or config.size) != size:
+        raise UnsupportedModel(
+            f"llama.cpp's {kind} divides scores by the root of {size}, not of {config.score_size}"
+        )
 
 
 def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 from research import runs
 from research.interop import gguf_files, gguf_writer, importing
 from research.interop.fields import UnsupportedModel
-from tests import tiny_run
+from tests import tiny, tiny_run
 from tests.interop.test_huggingface import our_logits, their_model
 
 # llama.cpp fixes more than the files say: Gemma's cycles of windows and its scale of scores
@@ -85,6 +85,15 @@ def test_llama_cpp_computes_what_we_compute(case, words, tmp_path):
     text = "Red roofs, 123 leaves fall.\n\n  é"
     assert tokenizer.encode(text) == run.tokenizer.encode(text)
     assert tokenizer.roles == run.tokenizer.roles
+
+
+def test_what_llama_cpp_would_compute_otherwise_is_refused():
+    shape = tiny.config(windows=(4,))
+    with pytest.raises(UnsupportedModel, match=r"llama sees other windows than \(4,\)"):
+        gguf_writer._check_fixed("llama", shape)
+    gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0)))
+    with pytest.raises(UnsupportedModel, match="root of 8, not of 24"):
+        gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0), score_size=24))
 
 
 @pytest.mark.parametrize("kind", [k for k in gguf_files.TYPES if k not in ("F32", "F16", "BF16")])
