@@ -53,6 +53,8 @@ def llama_cpp(path, ids, vocabulary):
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, 0
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    # its flash attention rounds keys and values to 16 bits
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     found = np.zeros((len(ids), vocabulary), np.float32)
     for n in range(len(ids)):
@@ -77,7 +79,7 @@ def test_llama_cpp_computes_what_we_compute(case, words, tmp_path):
     again = jax.nn.log_softmax(our_logits(back, IDS[None])[0])
     np.testing.assert_allclose(again, ours, atol=1e-4)
     theirs = llama_cpp(file, IDS, 288)
-    np.testing.assert_allclose(theirs, ours, atol=0.02)
+    np.testing.assert_allclose(theirs, ours, atol=2e-3)
     top = np.sort(ours, axis=-1)
     clear = top[:, -1] - top[:, -2] > 0.05
     assert clear.any() and (theirs.argmax(-1) == np.asarray(ours).argmax(-1))[clear].all()

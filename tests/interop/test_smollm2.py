@@ -2,7 +2,6 @@
 
 import functools
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -10,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.finetune.smollm2_lora import get_config
+from research import config as door
 from research import runs, sharding
 from research.data import assets
+from research.experiment import Experiment
 from research.generation import chat, decode
-from research.interop import importing
+from research.interop import exporting, gguf_writer, importing, peft
+from research.train import train
+from tests.interop.test_gguf import llama_cpp
 
 pytestmark = pytest.mark.heavy
 REFERENCE = json.loads((Path(__file__).parent / "smollm2_reference.json").read_text())["prompts"]
@@ -69,9 +73,53 @@ def test_its_chat_template_renders_as_transformers_renders_it(imported, tmp_path
     assert imported.tokenizer.encode(ours, special=True) == theirs(ours)["input_ids"]
 
 
-def test_loading_it_takes_seconds(imported, model):
-    """The mark is 3 s; this machine is shared, so the test allows thrice that."""
+@pytest.fixture(scope="module")
+def tuned(imported, tmp_path_factory):
+    """A short LoRA tune on real licence notices, at a rate that moves every logit."""
+    folder = tmp_path_factory.mktemp("tuned")
+    changes = {
+        "init_from": str(imported.saved.path),
+        "steps": 4,
+        "schedule": {"rate": 3e-3, "kind": "constant", "warmup": 0},
+        "data.sequence_length": 64,
+        "data.batch_size": 8,
+        "data.objective_settings": {"template": "{prompt}\nLicence: ", "cut": "right"},
+    }
+    config = get_config()
+    config.update_from_flattened_dict(changes)
+    train(door.build(Experiment, config), folder)
+    return runs.open_run(folder)
+
+
+def test_a_tune_is_the_same_where_others_serve_it(imported, tuned, model, tmp_path):
+    """Merged in transformers, as an adapter in PEFT, and as F32 in llama.cpp."""
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    ids = np.asarray(tuned.tokenizer.encode("Licensed under the MIT license\nLicence: mit"))
+    positions = jnp.arange(len(ids))[None]
+    run = jax.jit(lambda m: m.logits(m.hidden(ids[None], jnp.ones_like(positions), positions)[0]))
     mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
-    start = time.perf_counter()
-    jax.block_until_ready(runs.load_model(imported, mesh, sharding.RULES))
-    assert time.perf_counter() - start < 9
+    ours = np.asarray(run(runs.load_model(tuned, mesh, sharding.RULES)))[0]
+    assert np.abs(ours - np.asarray(run(model))[0]).max() > 0.5
+
+    def logits(served):
+        with torch.no_grad():
+            return served.eval()(torch.from_numpy(ids[None])).logits[0].numpy()
+
+    open_folder = transformers.AutoModelForCausalLM.from_pretrained
+    exporting.export_huggingface(tuned, tmp_path / "merged")
+    np.testing.assert_allclose(logits(open_folder(tmp_path / "merged")), ours, atol=1e-3)
+    exporting.export_huggingface(imported, tmp_path / "base")
+    peft.export_adapter(tuned, tmp_path / "adapter", "base")
+    served = PeftModel.from_pretrained(open_folder(tmp_path / "base"), tmp_path / "adapter")
+    np.testing.assert_allclose(logits(served), ours, atol=1e-3)
+
+    gguf_writer.export_gguf(tuned, tmp_path / "model.gguf")
+    ours = np.asarray(jax.nn.log_softmax(ours))
+    theirs = llama_cpp(tmp_path / "model.gguf", ids, len(ours[0]))
+    np.testing.assert_allclose(theirs, ours, atol=0.02)
+    top = np.sort(ours, axis=-1)
+    clear = top[:, -1] - top[:, -2] > 0.05
+    assert (theirs.argmax(-1) == ours.argmax(-1))[clear].all()
