@@ -79,7 +79,7 @@ def measure(folder: Path, asked: Mapping[str, tuple[str, str]]) -> dict[str, Any
                 "answer_seconds": given.seconds / len(given.expected),
                 "truncated": given.truncated,
                 "forgetting": forgetting(texts[name], before)
-                if made and opened[name].experiment.init_from
+                if made and (experiment := opened[name].experiment) and experiment.init_from
                 else None,
             }
         )
