@@ -140,6 +140,8 @@ class Checkpointer:
         # Make folders before returning: a full disk is then an error here, not a writer's thread
         # that waits for its time-out.
         context.asynchronous.create_directories_asynchronously = False
+        # trained float32 hardly compresses, and compressing takes five times as long as writing
+        context.array.saving.use_compression = False
         try:
             self._remove_leftovers()
             self.directory.mkdir(parents=True, exist_ok=True)

@@ -76,6 +76,7 @@ def export_huggingface(
     dtype: Any = np.float32,
     card: str = "",
     say: Callable[[str], None] = lambda name: None,
+    file_size: int = 5 * 10**9,
 ) -> None:
     """Writes a run's model, adapters merged, as transformers opens it.
 
@@ -83,6 +84,7 @@ def export_huggingface(
       dtype: float32, float16 or bfloat16.
       card: the text of its README.md.
       say: called after each tensor with its name.
+      file_size: bytes of a file at most.
 
     Raises:
       FileExistsError: the folder holds a model already.
@@ -97,6 +99,7 @@ def export_huggingface(
             dtype=dtype,
             files=_tokenizer_files(run) | run.companions,
             kind=imported.get("family"),
+            file_size=file_size,
         )
         for name in written:
             say(name)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 
 import gguf
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from research.interop import gguf_files, huggingface, importing, tensor_files
+from research import runs
+from research.interop import exporting, gguf_files, huggingface, importing, tensor_files
 from research.interop.families import FAMILIES
 from research.interop.family import parameter_shapes, sources
 from research.interop.fields import Fields, UnsupportedModel
@@ -173,6 +175,25 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
     refuses(larger, "has 288 tokens, the embedding only 280 rows")
     with pytest.raises(FileNotFoundError, match="there is no"):
         importing.open_model(tmp_path / "nothing")
+
+
+def test_an_import_is_exported_to_the_same_bits_with_its_companions(folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    importing.import_model(importing.open_model(source), tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    assert run.imported["family"] == "llama" and run.tokenizer.roles["opens"] is False
+    exporting.export_huggingface(run, tmp_path / "out", file_size=5000)
+    before, after = importing.open_model(source), importing.open_model(tmp_path / "out")
+    assert after.config == before.config and len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    for name, shape in before.tensors.shapes.items():
+        region = tuple(slice(None) for _ in shape)
+        mine, theirs = after.tensors.read(name, region), before.tensors.read(name, region)
+        np.testing.assert_array_equal(mine, theirs, err_msg=name)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    with pytest.raises(FileExistsError, match="is not empty"):
+        exporting.export_huggingface(run, tmp_path / "out")
 
 
 def test_importing_is_whole_or_nothing_and_never_overwrites(folder, tmp_path):

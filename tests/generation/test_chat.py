@@ -1,0 +1,47 @@
+"""Chat templates: what they write, and what they may not do."""
+
+import json
+
+import pytest
+
+from research.generation import chat
+
+TEMPLATE = (
+    "{%- for message in messages -%}\n"
+    "    {%- if message.role not in ('user', 'assistant') -%}\n"
+    "        {{- raise_exception('no role ' + message.role) -}}\n"
+    "    {%- endif -%}\n"
+    "    {{- bos_token + message.role + ': ' + message.content | trim + eos_token -}}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}{{- bos_token + 'assistant: ' -}}{%- endif -%}"
+)
+TALK = [{"role": "user", "content": " Hi! "}, {"role": "assistant", "content": "Yes?"}]
+
+
+def test_a_conversation_is_written_with_its_tokens_and_asks_for_an_answer():
+    text = chat.render(TEMPLATE, TALK, begin="<", end=">")
+    assert text == "<user: Hi!><assistant: Yes?><assistant: "
+    assert chat.render(TEMPLATE, TALK[:1], begin="<", end=">", ask=False) == "<user: Hi!>"
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "match"),
+    [
+        (TEMPLATE, [{"role": "tool", "content": "x"}], "no role tool"),
+        ("{{ messages[0].content", TALK, "does not take this conversation"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", TALK, "unsafe"),
+        ("{{ messages.append(1) }}", TALK, "unsafe"),
+    ],
+)
+def test_what_a_template_refuses_or_may_not_do_is_an_error(template, messages, match):
+    with pytest.raises(ValueError, match=match):
+        chat.render(template, messages)
+
+
+def test_templates_are_found_wherever_transformers_puts_them():
+    settings = lambda value: {chat.SETTINGS: json.dumps({"chat_template": value}).encode()}  # noqa: E731
+    assert chat.find_template({}) is None
+    assert chat.find_template(settings("a")) == "a"
+    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    assert chat.find_template(settings(named)) == "d"
+    assert chat.find_template({chat.TEMPLATE: b"file", **settings("a")}) == "file"
