@@ -98,8 +98,12 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
     from research.interop import peft
 
     base = runs.open_run(arguments.base)
+    adapter = peft.open_adapter(arguments.source, base)
+    print(f"{arguments.source}: {adapter.method}")
     if arguments.dry_run:
-        raise ValueError("--dry-run: an adapter is small; import it to see")
+        for name, tensor in adapter.sources.items():
+            print(f"  {name:52} {tensor} {list(adapter.tensors.shapes[tensor])}")
+        return
     path = peft.import_adapter(arguments.source, base, arguments.out)
     print(f"written to {path}: python -m research.generate --run {arguments.out}")
 

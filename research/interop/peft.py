@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +25,7 @@ from research.interop.fields import UnsupportedModel
 from research.interop.huggingface import read_json
 from research.interop.importing import spread
 from research.interop.tensor_files import SafeTensors
-from research.methods import IA3, DoRA, LoRA, Method
+from research.methods import IA3, DoRA, LoRA, Method, linears
 from research.models.transformer import Transformer
 from research.runs import Run
 
@@ -94,66 +96,90 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
     return names
 
 
-def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
-    """Writes an adapter of PEFT as a run that was tuned from `base`.
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter of PEFT, checked against a base.
 
-    Returns:
-      The step's folder.
+    Attributes:
+      method: what it is in Graft.
+      shapes: what the method attaches, by single-layer name.
+      sources: the tensor of each, but for scales, which are the method's.
+    """
+
+    method: Method
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    sources: Mapping[str, str]
+    tensors: SafeTensors
+
+    def read(self, name: str) -> jax.Array:
+        """A parameter of the adapter."""
+        shape = self.shapes[name].shape
+        if name not in self.sources:
+            assert isinstance(self.method, LoRA | DoRA)
+            return jnp.full(shape, self.method.alpha / self.method.rank)
+        source = self.sources[name]
+        value = self.tensors.read(source, tuple(slice(None) for _ in self.tensors.shapes[source]))
+        value = value.reshape(-1) if len(shape) == 1 else value.T
+        return jnp.asarray(np.ascontiguousarray(value, np.float32))
+
+
+def open_adapter(path: str | Path, base: Run) -> Adapter:
+    """Opens an adapter's folder and checks that it fits the base.
 
     Raises:
+      FileNotFoundError: no adapter there.
       UnsupportedModel: a kind or a setting that Graft does not have, or tensors that do not fit.
     """
-    path, out = Path(path), Path(out)
+    path = Path(path)
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{path} has no {CONFIG}: no adapter of PEFT")
-    if (out / "model").exists():
-        raise FileExistsError(f"{out} holds a model already; choose another folder")
-    content, where = read_json(path / CONFIG), str(path / CONFIG)
+    content, where = read_json(path / CONFIG), str(path / WEIGHTS)
     tensors = SafeTensors(path / WEIGHTS)
-    family, _ = for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
-    singles = tuple(tree.stack_key(layer, 1) for layer in range(base.model.layers))
-    plain = jax.eval_shape(lambda key: Transformer(key, base.model, singles), jax.random.key(0))
-    every = [n for name in tree.flatten(plain) for n in tree.layer_names(name)]
-    linears = [n.removesuffix("/kernel") for n in every if re.fullmatch(r"layers/.*/kernel", n)]
-    theirs = {theirs: ours for ours, theirs in module_names(family, linears).items()}
+    plain, modules = _linears(base)
     held: dict[str, dict[str, str]] = {}
     for name in tensors.shapes:
-        module, found, leaf = name.removeprefix(_PREFIX).rpartition(".lora_")
-        leaf = found.lstrip(".") + leaf
-        if not found:
-            module, _, leaf = name.removeprefix(_PREFIX).rpartition(".")
-        if module not in theirs:
-            raise UnsupportedModel(
-                f"{path / WEIGHTS}: {name} belongs to no linear of this base "
-                f"(nearest: {tree.nearest(module, theirs, 1)})"
-            )
-        held.setdefault(theirs[module], {})[leaf] = name
-    method = _read_config(content, where, held, tensors)
+        module, leaf = _split(name)
+        if module not in modules:
+            near = tree.nearest(module, modules, 1)
+            raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
+        held.setdefault(modules[module], {})[leaf] = name
+    method = _read_config(content, str(path / CONFIG), list(held))
     leaves = _LEAVES[method.kind]
-    shapes = jax.eval_shape(method.attach, plain, jax.random.key(0))
-    attached = set(tree.flatten(shapes)) - set(tree.flatten(plain))
-    wanted = tree.unstack_shapes({name: tree.flatten(shapes)[name] for name in attached})
-    arrays: dict[str, jax.Array] = {}
-    for name, shape in wanted.items():
+    whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
+    attached = {name: whole[name] for name in whole if name not in tree.flatten(plain)}
+    shapes, sources = tree.unstack_shapes(attached), {}
+    for name, shape in shapes.items():
         linear, _, rest = name.partition("/site/")
         leaf = rest.partition("/")[2]
-        if leaf not in leaves:  # the scale
-            arrays[name] = jnp.full(shape.shape, method.alpha / method.rank)  # type: ignore[attr-defined]
-            continue
-        source = held.get(linear, {}).pop(leaves[leaf], None)
+        if leaf not in leaves:
+            continue  # the scale
+        source = held[linear].pop(leaves[leaf], None)
         if source is None:
-            raise UnsupportedModel(f"{path / WEIGHTS}: {leaves[leaf]} of {linear} is missing")
-        value = tensors.read(source, tuple(slice(None) for _ in tensors.shapes[source]))
-        value = value.reshape(-1) if len(shape.shape) == 1 else value.T
-        if value.shape != shape.shape:
-            raise UnsupportedModel(f"{path / WEIGHTS}: {source} has shape {value.T.shape}")
-        arrays[name] = jnp.asarray(np.ascontiguousarray(value, np.float32))
+            raise UnsupportedModel(f"{where}: {leaves[leaf]} of {linear} is missing")
+        given = tensors.shapes[source]
+        fits = math.prod(given) == shape.shape[0] if len(shape.shape) == 1 else None
+        if not (given[::-1] == shape.shape if fits is None else fits):
+            raise UnsupportedModel(f"{where}: {source} has shape {given}, not {shape.shape[::-1]}")
+        sources[name] = source
     surplus = [name for left in held.values() for name in left.values()]
     if surplus:
-        raise UnsupportedModel(f"{path / WEIGHTS}: {surplus[0]} is no part of a {method.kind}")
+        raise UnsupportedModel(f"{where}: {surplus[0]} is no part of a {method.kind}")
+    return Adapter(method, shapes, sources, tensors)
+
+
+def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
+    """Writes an adapter of PEFT as a run that was tuned from `base`; returns the step's folder.
+
+    Raises:
+      FileExistsError: there is a model already.
+      UnsupportedModel, FileNotFoundError: as `open_adapter`.
+    """
+    out, adapter = Path(out), open_adapter(path, base)
+    if (out / "model").exists():
+        raise FileExistsError(f"{out} holds a model already; choose another folder")
     metadata = {
         "experiment": None,
-        "method": door.to_dict(method),
+        "method": door.to_dict(adapter.method),
         "model": door.to_dict(base.model),
         "base": {"path": base.lasting, "fingerprint": base.fingerprint},
         "tokenizer": base.tokenizer.fingerprint(),
@@ -162,9 +188,31 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
         "versions": library_versions(),
     }
     files = {**base.companions, runs.TOKENIZER: base.tokenizer.to_json().encode()}
+    arrays = {f"model/{name}": adapter.read(name) for name in adapter.shapes}
     with Checkpointer(out / "model", keep_last=1, asynchronous=False) as shelf:
-        shelf.save(0, {f"model/{n}": a for n, a in arrays.items()}, metadata, files=files)
+        shelf.save(0, arrays, metadata, files=files)
     return out / "model" / "0"
+
+
+def _linears(base: Run) -> tuple[Transformer, dict[str, str]]:
+    """The base in single layers, abstractly, and its linears by transformers' names."""
+    singles = tuple(tree.stack_key(layer, 1) for layer in range(base.model.layers))
+    plain = jax.eval_shape(lambda key: Transformer(key, base.model, singles), jax.random.key(0))
+    family, _ = for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
+    together = {form for group in family.joined.values() for form in group}
+    names = [n for name, _ in linears(plain) for n in tree.layer_names(name)]
+    names = [name for name in names if re.sub(r"/\d+/", "/*/", name) not in together]
+    return plain, {theirs: ours for ours, theirs in module_names(family, names).items()}
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A tensor's name -> its module's and its leaf's."""
+    bare = name.removeprefix(_PREFIX)
+    module, found, leaf = bare.rpartition(".lora_")
+    if found:
+        return module, f"lora_{leaf}"
+    module, _, leaf = bare.rpartition(".")
+    return module, leaf
 
 
 def _write_config(method: Method) -> dict[str, Any]:
@@ -181,14 +229,12 @@ def _write_config(method: Method) -> dict[str, Any]:
     }
 
 
-def _read_config(
-    content: Mapping[str, Any], where: str, held: Mapping[str, Any], tensors: SafeTensors
-) -> Method:
+def _read_config(content: Mapping[str, Any], where: str, names: list[str]) -> Method:
     """The method that an `adapter_config.json` describes, on the linears that have tensors."""
     for name in _REFUSED:
         if content.get(name) not in (None, False, "none", [], {}):
             raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft has no such thing")
-    targets = _patterns(list(held))
+    targets = _patterns(names)
     kind = content.get("peft_type")
     if kind == "IA3":
         if content.get("feedforward_modules"):
@@ -219,10 +265,10 @@ _REFUSED = (
 )
 
 
-def _patterns(linears: list[str]) -> tuple[str, ...]:
+def _patterns(names: list[str]) -> tuple[str, ...]:
     """The shortest patterns for these linears: one for each place, with its layers."""
     layers: dict[str, list[int]] = {}
-    for name in linears:
+    for name in names:
         _, layer, place = name.split("/", 2)
         layers.setdefault(place, []).append(int(layer))
     return tuple(
