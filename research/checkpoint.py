@@ -142,6 +142,8 @@ class Checkpointer:
         context.asynchronous.create_directories_asynchronously = False
         # trained float32 hardly compresses, and compressing takes five times as long as writing
         context.array.saving.use_compression = False
+        # so that reading holds little beside the array itself
+        context.array.saving.storage_options.chunk_byte_size = 2**26
         try:
             self._remove_leftovers()
             self.directory.mkdir(parents=True, exist_ok=True)

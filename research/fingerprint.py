@@ -11,6 +11,7 @@ chance of about 2**-32 for a pair of positions and 2**-64 in general. This guard
 accidents and mix-ups, not against an adversary: the sums are not a cryptographic hash.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -30,6 +31,10 @@ _MIXES = (
     (0x9E3779B9, 0x85EBCA6B, 15, 0x85EBCA6B, 0xC2B2AE35),
     (0x243F6A88, 0xCC9E2D51, 14, 0x7FEB352D, 0x846CA68B),
 )
+
+
+# Bytes that are hashed at once.
+_PART = 2**26
 
 
 class Checksum(NamedTuple):
@@ -84,11 +89,30 @@ def dispatch(arrays: Mapping[str, ArrayLike]) -> dict[str, tuple]:
             if dtype.itemsize == 8:  # JAX would cut these to 32 bits; split them here instead
                 array = np.ascontiguousarray(array).view(np.uint32).reshape(*shape, 2)
             array = jnp.asarray(array)
-        pending[name] = (shape, dtype.name, _sums(array))
+        pending[name] = (shape, dtype.name, _in_parts(array))
         # XLA's CPU client hangs when 32 programs that talk across devices wait for each other.
         if len(pending) % 16 == 0 and jax.default_backend() == "cpu":
             jax.block_until_ready(pending[name][2])
     return pending
+
+
+def _in_parts(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`_sums`, on CPU some rows at a time where all lie on one device: XLA there keeps hashes in
+    memory, three times what they are of. Sums do not depend on where an array is cut."""
+    length = array.shape[0] if array.ndim else 0
+    rows = max(1, _PART * length // max(1, array.nbytes))
+    if rows >= length or jax.default_backend() != "cpu" or len(array.sharding.device_set) > 1:
+        return _sums(array, 0)
+    total = (jnp.uint32(0), jnp.uint32(0))
+    for start in range(0, length, rows):
+        part = _sums_of_rows(array, start, min(rows, length - start))
+        total = jax.block_until_ready((total[0] + part[0], total[1] + part[1]))
+    return total
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _sums_of_rows(array: jax.Array, start: ArrayLike, rows: int) -> tuple[jax.Array, jax.Array]:
+    return _sums(lax.dynamic_slice_in_dim(array, start, rows), start)
 
 
 def fetch(pending: Mapping[str, tuple]) -> dict[str, Checksum]:
@@ -128,24 +152,28 @@ def _bits(array: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(array, word).astype(jnp.uint32)
 
 
-def _positions(shape: tuple[int, ...], mix: tuple[int, ...]) -> jax.Array:
-    """A 32-bit hash of every element's position; within one row of the last axis all differ."""
+def _positions(shape: tuple[int, ...], mix: tuple[int, ...], start: ArrayLike) -> jax.Array:
+    """A 32-bit hash of every element's position, rows counted from `start`; within one row of the
+    last axis all differ."""
     seed, multiplier, shift, *_ = (np.uint32(number) for number in mix)
     hashed = jnp.full(shape, seed, jnp.uint32)
     for axis in range(len(shape)):
-        hashed = (hashed ^ lax.broadcasted_iota(jnp.uint32, shape, axis)) * multiplier
+        place = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        place = place + jnp.uint32(start) if axis == 0 else place
+        hashed = (hashed ^ place) * multiplier
         hashed = hashed ^ (hashed >> shift)
     return hashed
 
 
 @jax.jit
-def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The two checksums, uint32 scalars. No reshape: that could move shards between devices."""
+def _sums(array: jax.Array, start: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """The two checksums of rows from `start` on, uint32 scalars. No reshape: that could move
+    shards between devices."""
     bits = _bits(array)
     sums = []
     for mix in _MIXES:
         *_, first, second = (np.uint32(number) for number in mix)
-        word = bits ^ _positions(bits.shape, mix)
+        word = bits ^ _positions(bits.shape, mix, start)
         word = (word ^ (word >> np.uint32(16))) * first
         word = (word ^ (word >> np.uint32(13))) * second
         word = word ^ (word >> np.uint32(16))
