@@ -67,7 +67,7 @@ def stream(
       adapter: [B] which adapter each row uses.
 
     Raises:
-      ValueError: for an empty prompt.
+      ValueError: for an empty prompt, or a text longer than the model's learned positions.
     """
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt holds no token; give at least the begin token")
@@ -77,6 +77,7 @@ def stream(
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
     extra = prompt_length(model)
+    model.config.check_length(int(lengths.max()) + new_tokens + extra)
     slots = -(-(width + new_tokens + extra) // ROUND) * ROUND
     logits, cache = _prefill(model, tokens, lengths, adapter, slots)
     numbers = (sampling.temperature, sampling.top_k, sampling.top_p)

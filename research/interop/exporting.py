@@ -38,7 +38,6 @@ class Merged:
 
         self._shapes = jax.eval_shape(build, jax.random.key(0))
         plain = jax.eval_shape(base, jax.random.key(0))
-        self.names = [n for name in tree.flatten(plain) for n in tree.layer_names(name)]
         attached = set(tree.flatten(self._shapes)) - set(tree.flatten(plain))
         outside = sorted(name for name in attached if not name.startswith("layers/"))
         if outside:
@@ -48,7 +47,7 @@ class Merged:
     def __call__(self, name: str) -> np.ndarray:
         """A parameter by its single-layer name, float32."""
         if not name.startswith("layers/"):
-            return np.asarray(self._read({name: tree.flatten(self._shapes)[name]})[name])
+            return _finite(name, self._read({name: tree.flatten(self._shapes)[name]})[name])
         return self._layer(int(name.split("/")[1]))[name]
 
     def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
@@ -60,14 +59,18 @@ class Merged:
             held = {name.removeprefix(prefix): array for name, array in read.items()}
             merged = methods.merge(tree.unflatten(shapes, held), self._adapter)
             read = {prefix + name: array for name, array in tree.flatten(merged).items()}
-        values = {name: np.asarray(array) for name, array in read.items()}
-        for name, array in values.items():
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
-        return values
+        return {name: _finite(name, array) for name, array in read.items()}
 
     def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
         return self._run.parameters(spread(shapes))
+
+
+def _finite(name: str, array: jax.Array) -> np.ndarray:
+    values = np.asarray(array)
+    # a sum is finite only if all are, and needs no second array of the size
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
+    return values
 
 
 def export_huggingface(

@@ -282,6 +282,8 @@ class Transformer(nnx.Module):
         if self.positions is None:
             angles = rotary.angles(positions, config)
         else:
+            if cache is None:  # with one, decoding knows the length
+                config.check_length(x.shape[1])
             x = x + self.positions(positions, x.dtype)
         view = View(mask, angles, index)
         x = sharding.constrain(x, ("batch", None, None))

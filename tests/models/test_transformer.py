@@ -9,6 +9,7 @@ import pytest
 
 from research import cost, tree
 from research.batch import SHARED, Batch
+from research.generation import decode
 from research.loss import LossConfig, summed_losses, token_losses
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
@@ -188,6 +189,15 @@ def test_bfloat16_compute_keeps_float32_weights_and_is_near():
     half = tiny.model(tiny.config(compute_dtype="bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(forward(half, batch), forward(model, batch), atol=0.1)
+
+
+def test_a_text_longer_than_learned_positions_is_refused():
+    model = tiny.model(tiny.config(learned_positions=16))
+    assert tiny.logits(model, tiny.batch(length=16)).shape[1] == 16
+    with pytest.raises(ValueError, match="17 tokens do not fit the model's 16 learned positions"):
+        tiny.logits(model, tiny.batch(length=17))
+    with pytest.raises(ValueError, match="17 tokens do not fit"):
+        next(decode.stream(model, [[1, 2, 3]], 14, end_id=0))
 
 
 def test_bad_shapes_are_refused():
