@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from research.interop.families.llama import common, head_size, write_common
+from research.interop.families.llama import common, write_common
 from research.interop.family import LLAMA_MODULES, Family
 from research.interop.fields import Fields
 from research.models.config import ModelConfig
@@ -17,19 +17,19 @@ MODULES = LLAMA_MODULES | {
 }
 
 
-def gemma(fields: Fields) -> dict[str, Any]:
+def gemma(fields: Fields, layers: str | None = None) -> dict[str, Any]:
     """What Gemma 2 and 3 have in common beyond a Llama."""
     fields.demand("hidden_activation", "gelu_pytorch_tanh")
     fields.demand("attention_bias", False)
     fields.demand("use_bidirectional_attention", False)
-    return common(fields) | {
-        "head_size": head_size(fields, default=256),
-        "tied": fields("tie_word_embeddings", True),
+    return common(fields, head=256, tied=True, layers=layers) | {
         "norm_offset": 1.0,
         "post_norms": True,
         "activation": "gelu_tanh",
         "score_size": fields.size("query_pre_attn_scalar", 256),
         "embedding_scale": math.sqrt(fields.size("hidden_size")),
+        "score_cap": fields.number("attn_logit_softcapping", None) or 0.0,
+        "logit_cap": fields.number("final_logit_softcapping", None) or 0.0,
     }
 
 
@@ -48,14 +48,9 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
 def read(fields: Fields) -> ModelConfig:
     layers = fields.layers()
     kinds = ["sliding_attention", "full_attention"]
-    base, scaling = fields.rotary()
     return ModelConfig(
         **gemma(fields),
-        rotary_base=base,
-        rotary_scaling=scaling,
         windows=fields.windows([kinds[layer % 2] for layer in range(layers)]),
-        score_cap=fields.number("attn_logit_softcapping", None) or 0.0,
-        logit_cap=fields.number("final_logit_softcapping", None) or 0.0,
     )
 
 

@@ -20,7 +20,6 @@ def read(fields: Fields) -> ModelConfig:
     fields = Fields(
         defaults | {k: v for k, v in fields.content.items() if v is not None}, fields.where
     )
-    base, scaling = fields.rotary("full_attention")
     local = fields.number("rope_local_base_freq")
     nested = fields("rope_parameters", None)
     if nested and "sliding_attention" in nested:
@@ -28,14 +27,10 @@ def read(fields: Fields) -> ModelConfig:
         if stretched:
             raise UnsupportedModel(f"{fields.where}: scaled rotary positions in windows")
     return ModelConfig(
-        **gemma(fields),
-        rotary_base=base,
+        **gemma(fields, "full_attention"),
         rotary_base_in_windows=local,
-        rotary_scaling=scaling,
         head_norms=True,
         windows=fields.windows(every),
-        score_cap=fields.number("attn_logit_softcapping", None) or 0.0,
-        logit_cap=fields.number("final_logit_softcapping", None) or 0.0,
     )
 
 

@@ -9,9 +9,18 @@ from research.interop.fields import Fields, write_rotary
 from research.models.config import ModelConfig
 
 
-def common(fields: Fields) -> dict[str, Any]:
-    """The fields that all relatives of Llama have alike."""
+def common(
+    fields: Fields, *, head: int | None = None, tied: bool = False, layers: str | None = None
+) -> dict[str, Any]:
+    """The fields that all relatives of Llama have alike.
+
+    Args:
+      head: the default of the head size; None for the width's share.
+      tied: the default of tying.
+      layers: whose rotary frequencies to take, where kinds of layers have their own.
+    """
     width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    base, scaling = fields.rotary(layers)
     return {
         "vocabulary": fields.size("vocab_size"),
         "width": width,
@@ -19,7 +28,11 @@ def common(fields: Fields) -> dict[str, Any]:
         "heads": heads,
         "key_heads": fields.size("num_key_value_heads", heads),
         "hidden": fields.size("intermediate_size"),
+        "head_size": head_size(fields, head),
         "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+        "tied": fields("tie_word_embeddings", tied),
+        "rotary_base": base,
+        "rotary_scaling": scaling,
     }
 
 
@@ -50,13 +63,8 @@ def write_common(config: ModelConfig) -> dict[str, Any]:
 def read(fields: Fields) -> ModelConfig:
     fields.demand("hidden_act", "silu")
     attention, mlp = fields("attention_bias", False), fields("mlp_bias", False)
-    base, scaling = fields.rotary()
     return ModelConfig(
         **common(fields),
-        head_size=head_size(fields),
-        tied=fields("tie_word_embeddings", False),
-        rotary_base=base,
-        rotary_scaling=scaling,
         biases=("query", "key", "value", "output") * attention + ("gate", "up", "down") * mlp,
     )
 

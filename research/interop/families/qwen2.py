@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.interop.families.llama import common, head_size, write_common
+from research.interop.families.llama import common, write_common
 from research.interop.family import Family
 from research.interop.fields import Fields
 from research.models.config import ModelConfig
@@ -32,13 +32,8 @@ def write_windows(config: ModelConfig) -> dict[str, Any]:
 
 def read(fields: Fields) -> ModelConfig:
     fields.demand("hidden_act", "silu")
-    base, scaling = fields.rotary()
     return ModelConfig(
         **common(fields),
-        head_size=head_size(fields),
-        tied=fields("tie_word_embeddings", False),
-        rotary_base=base,
-        rotary_scaling=scaling,
         biases=("query", "key", "value"),
         windows=windows(fields),
     )

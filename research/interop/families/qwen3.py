@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.interop.families.llama import common, head_size, write_common
+from research.interop.families.llama import common, write_common
 from research.interop.families.qwen2 import windows, write_windows
 from research.interop.family import LLAMA_MODULES, Family
 from research.interop.fields import Fields
@@ -18,13 +18,8 @@ HEAD_NORMS = {
 
 def read(fields: Fields) -> ModelConfig:
     fields.demand("hidden_act", "silu")
-    base, scaling = fields.rotary()
     return ModelConfig(
-        **common(fields),
-        head_size=head_size(fields, default=128),
-        tied=fields("tie_word_embeddings", False),
-        rotary_base=base,
-        rotary_scaling=scaling,
+        **common(fields, head=128),
         head_norms=True,
         biases=("query", "key", "value", "output") * fields("attention_bias", False),
         windows=windows(fields),
