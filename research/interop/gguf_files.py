@@ -7,6 +7,7 @@ here: that tensors lie inside the file, apart from each other, with the sizes of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -69,6 +70,7 @@ class GGUFTensors:
     Attributes:
       heads: how many heads the rows of a tensor are, where llama.cpp has its rotary order: a
         head's two halves interleaved.
+      norm_offset: what llama.cpp has added to the norms' weights, Gemma's 1.
     """
 
     def __init__(self, reader: gguf.GGUFReader):
@@ -79,6 +81,7 @@ class GGUFTensors:
         }
         self.dtypes = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
         self.heads: dict[str, int] = {}
+        self.norm_offset = 0.0
 
     def read(self, name: str, region: tuple[slice, ...]) -> np.ndarray:
         tensor = self._tensors[name]
@@ -89,7 +92,9 @@ class GGUFTensors:
             halves = whole.reshape(heads, outputs // heads // 2, 2, *rest).swapaxes(1, 2)
             return halves.reshape(outputs, *rest)[region]
         if not columns:
-            return gguf.quants.dequantize(tensor.data, tensor.tensor_type)[rows]
+            vector = gguf.quants.dequantize(tensor.data, tensor.tensor_type)[rows]
+            added = self.norm_offset if name.endswith("norm.weight") else 0.0
+            return vector - np.float32(added)
         # whole rows: blocks of quantised numbers lie along them
         return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)[:, *columns]
 
@@ -127,6 +132,10 @@ class GGUFModel:
 
     def files(self) -> dict[str, bytes]:
         """The config and the tokenizer as transformers has them."""
+        return self._files
+
+    @functools.cached_property
+    def _files(self) -> dict[str, bytes]:
         made = gguf_tokenizer.files(self.metadata, str(self.path))
         content = {name: value for name, value in self.content.items() if value is not None}
         return {CONFIG: json.dumps(content).encode(), **made}
@@ -153,8 +162,7 @@ def open_file(path: str | Path) -> GGUFModel:
     family = FAMILIES["mistral" if content.get("sliding_window") and kind == "llama" else
                       ARCHITECTURES[kind]]  # fmt: skip
     config = read_config(family, content, f"{path}: metadata")
-    # llama.cpp stores what its norms multiply by
-    config = dataclasses.replace(config, norm_offset=0.0)
+    tensors.norm_offset = config.norm_offset
     if FREQUENCIES in tensors.shapes:
         config = dataclasses.replace(config, rotary_scaling=_scaling(config, tensors, path))
     names = tensor_names(family, kind)

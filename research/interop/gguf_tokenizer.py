@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gguf
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from research.interop import sentencepiece_tokenizer
 from research.interop.fields import UnsupportedModel
 
-# GGUF's kinds of tokens
-_CONTROL, _USER_DEFINED = 3, 4
+_SPECIAL = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -77,28 +78,33 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     tokens, kinds = get("tokens"), get("token_type")
     if not tokens:
         raise UnsupportedModel(f"{where} has no tokenizer")
-    if get("model") != "gpt2":
+    if get("model") not in ("gpt2", "llama"):
         raise UnsupportedModel(
-            f"{where}: a tokenizer of kind {get('model')!r}; Graft rebuilds byte-level BPE only"
+            f"{where}: a tokenizer of kind {get('model')!r}; Graft rebuilds gpt2 (byte-level BPE) "
+            "and llama (SentencePiece's BPE)"
         )
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise UnsupportedModel(f"{where}: two tokens are the same text")
-    cut = get("pre", "default")
-    try:
-        merges = [tuple(merge.split(" ", 1)) for merge in get("merges") or ()]
-        model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut == "llama-bpe")
-    except Exception as error:  # the library raises bare Exception
-        raise UnsupportedModel(f"{where}: broken merges: {error}") from None
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = _cut(cut, where)
-    backend.decoder = decoders.ByteLevel()
-    if cut == "qwen2":
-        backend.normalizer = normalizers.NFC()
-    for number, kind in enumerate(kinds or ()):
-        if kind in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(tokens[number], special=kind == _CONTROL, normalized=False)
-            backend.add_special_tokens([added]) if kind == _CONTROL else backend.add_tokens([added])
+    if get("model") == "gpt2":
+        backend = _byte_level(vocabulary, get("merges") or (), get("pre", "default"), where)
+    else:
+        backend = sentencepiece_tokenizer.build(
+            vocabulary,
+            get("scores") or (),
+            kinds or (),
+            get("unknown_token_id", 0),
+            get("add_space_prefix", True),
+            where,
+        )
+    special, added = [], []
+    for text, kind in zip(tokens, kinds or (), strict=False):
+        if kind in _SPECIAL:
+            special.append(AddedToken(text, special=True, normalized=False))
+        elif kind == gguf.TokenType.USER_DEFINED:
+            added.append(AddedToken(text, special=False, normalized=False))
+    backend.add_special_tokens(special)
+    backend.add_tokens(added)
 
     def token(role: str) -> str | None:
         number = get(f"{role}_token_id")
@@ -111,6 +117,7 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
             special_tokens=[(begin, vocabulary[begin])],
         )  # fmt: skip
     named = {"bos_token": begin, "eos_token": token("eos"), "pad_token": token("padding")}
+    named["unk_token"] = token("unknown")
     settings: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if metadata.get("tokenizer.chat_template"):
@@ -119,3 +126,20 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
         "tokenizer.json": backend.to_str().encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode(),
     }
+
+
+def _byte_level(
+    vocabulary: Mapping[str, int], merges: Sequence[str], cut: str, where: str
+) -> tokenizers.Tokenizer:
+    """Byte-level BPE, as GPT-2 has it."""
+    try:
+        pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
+        model = models.BPE(vocab=dict(vocabulary), merges=pairs, ignore_merges=cut == "llama-bpe")
+    except Exception as error:  # the library raises bare Exception
+        raise UnsupportedModel(f"{where}: broken merges: {error}") from None
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = _cut(cut, where)
+    backend.decoder = decoders.ByteLevel()
+    if cut == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    return backend

@@ -13,7 +13,7 @@ import numpy as np
 
 from research.data.tokenizer import Tokenizer
 from research.generation import chat
-from research.interop import gguf_tokenizer
+from research.interop import gguf_tokenizer, sentencepiece_tokenizer
 from research.interop.exporting import Merged
 from research.interop.families import FAMILIES
 from research.interop.family import for_model, parameter_shapes, sources
@@ -166,28 +166,37 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
 def _tokenizer(
     writer: gguf.GGUFWriter, words: Tokenizer, rows: int, companions: Mapping[str, bytes]
 ) -> None:
-    """Byte-level BPE with its special tokens and chat template."""
+    """BPE of bytes, or SentencePiece's, with its special tokens and chat template."""
     content: dict[str, Any] = json.loads(words.to_json())
     model = content["model"]
-    kind = gguf_tokenizer.kind_of(content)
     tokens = [f"[PAD{number}]" for number in range(rows)]
     kinds = [gguf.TokenType.UNUSED] * rows
-    for token, number in model["vocab"].items():
-        tokens[number], kinds[number] = token, gguf.TokenType.NORMAL
-    for added in content["added_tokens"]:
-        special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-        tokens[added["id"]], kinds[added["id"]] = added["content"], special
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(kind)
+    if model.get("byte_fallback"):
+        scores = [-1e9] * rows
+        found, prefix = sentencepiece_tokenizer.pieces(content, "GGUF")
+        for number, (token, score, piece) in found.items():
+            tokens[number], scores[number], kinds[number] = token, score, piece
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(scores)
+        writer.add_unk_token_id(model["vocab"][model["unk_token"]])
+    else:
+        prefix = False
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(gguf_tokenizer.kind_of(content))
+        for token, number in model["vocab"].items():
+            tokens[number], kinds[number] = token, gguf.TokenType.NORMAL
+        for added in content["added_tokens"]:
+            special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+            tokens[added["id"]], kinds[added["id"]] = added["content"], special
+        writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
     writer.add_bos_token_id(words.begin_id)
     writer.add_eos_token_id(words.end_id)
     writer.add_pad_token_id(words.pad_id)
     writer.add_add_bos_token(bool(words.opening))
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(prefix)
     template = chat.find_template(companions)
     if template:
         writer.add_chat_template(template)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research import runs
-from research.interop import gguf_files, gguf_writer, importing
+from research.interop import exporting, gguf_files, gguf_writer, importing
 from research.interop.fields import UnsupportedModel
 from tests import tiny, tiny_run
 from tests.interop.test_huggingface import our_logits, their_model
@@ -45,8 +45,8 @@ def imported(case, changes, words, tmp_path):
     return runs.open_run(tmp_path / "run")
 
 
-def llama_cpp(path, ids, vocabulary):
-    """llama.cpp's log-probabilities [S,V] after each token, from the file alone."""
+def server(path):
+    """llama.cpp with the file, on a port of its own."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -55,14 +55,19 @@ def llama_cpp(path, ids, vocabulary):
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     # its flash attention rounds keys and values to 16 bits
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = xllamacpp.Server(params)
+    return xllamacpp.Server(params)
+
+
+def llama_cpp(path, ids, vocabulary):
+    """llama.cpp's log-probabilities [S,V] after each token, from the file alone."""
+    running = server(path)
     found = np.zeros((len(ids), vocabulary), np.float32)
     for n in range(len(ids)):
         # the token that it then says is fixed, so that it is no half of a character; the
         # probabilities are the model's own
         ask = {"prompt": ids[: n + 1].tolist(), "n_predict": 1, "n_probs": vocabulary}
         ask |= {"temperature": 0.0, "cache_prompt": False, "logit_bias": [[40, 1000.0]]}
-        answer = server.handle_completions(ask)["choices"][0]["logprobs"]["content"][0]
+        answer = running.handle_completions(ask)["choices"][0]["logprobs"]["content"][0]
         for entry in answer["top_logprobs"]:
             found[n, entry["id"]] = entry["logprob"]
     return found
@@ -87,6 +92,21 @@ def test_llama_cpp_computes_what_we_compute(case, words, tmp_path):
     text = "Red roofs, 123 leaves fall.\n\n  é"
     assert tokenizer.encode(text) == run.tokenizer.encode(text)
     assert tokenizer.roles == run.tokenizer.roles
+    back_again(back, tmp_path)
+
+
+def back_again(model, tmp_path):
+    """From GGUF to transformers' folder: the weights that went into the file, to rounding."""
+    importing.import_model(model, tmp_path / "again")
+    exporting.export_huggingface(runs.open_run(tmp_path / "again"), tmp_path / "ours")
+    before = importing.open_model(tmp_path / "theirs")
+    after = importing.open_model(tmp_path / "ours")
+    assert after.tensors.shapes == before.tensors.shapes
+    for name, shape in before.tensors.shapes.items():
+        whole = tuple(slice(None) for _ in shape)
+        was, now = (side.tensors.read(name, whole) for side in (before, after))
+        # Gemma's norms, to which llama.cpp adds 1
+        np.testing.assert_allclose(now, was, rtol=0, atol=1.2e-7 if "norm" in name else 0)
 
 
 def test_what_llama_cpp_would_compute_otherwise_is_refused():

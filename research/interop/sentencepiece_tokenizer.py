@@ -1,0 +1,131 @@
+"""SentencePiece's BPE (Llama 2, Gemma) in the terms of the `tokenizers` library, and back.
+
+GGUF gives every piece a score; of all neighbours whose union is a piece, the best score merges
+first. The library has ranked merges instead. A piece's every split into two pieces gets the
+piece's rank, so both merge in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gguf
+from tokenizers import Tokenizer, decoders, models, normalizers
+
+from research.interop.fields import UnsupportedModel
+
+SPACE = "\u2581"  # stands for a space inside pieces
+Kind = gguf.TokenType
+
+
+def build(
+    vocabulary: Mapping[str, int],
+    scores: Sequence[float],
+    kinds: Sequence[int],
+    unknown: int,
+    prefix: bool,
+    where: str,
+) -> Tokenizer:
+    """A tokenizer from GGUF's lists.
+
+    Args:
+      vocabulary: token -> id, in the order of ids.
+      unknown: the id of the token for what no piece covers.
+      prefix: whether a space goes before each text, as Llama 2 has it.
+
+    Raises:
+      UnsupportedModel: lists of different lengths, or missing bytes.
+    """
+    tokens = list(vocabulary)
+    if not len(tokens) == len(scores) == len(kinds):
+        raise UnsupportedModel(
+            f"{where}: {len(tokens)} tokens with {len(scores)} scores and {len(kinds)} kinds"
+        )
+    if not 0 <= unknown < len(tokens):
+        raise UnsupportedModel(f"{where}: no token {unknown}, which should stand for the unknown")
+    missing = [name for name in map(byte_token, range(256)) if name not in vocabulary]
+    if missing:
+        raise UnsupportedModel(f"{where}: no token {missing[0]} for a byte")
+    rank = {
+        token: score
+        for token, score, kind in zip(tokens, scores, kinds, strict=True)
+        if kind == Kind.NORMAL
+    }
+    found = []
+    for piece, score in rank.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in rank and right in rank:
+                found.append((-score, cut, left, right))
+    found.sort(key=lambda merge: merge[:2])
+    backend = Tokenizer(
+        models.BPE(
+            vocab=dict(vocabulary),
+            merges=[(left, right) for _, _, left, right in found],
+            unk_token=tokens[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    spaces: Any = normalizers.Replace(" ", SPACE)
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        spaces = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+        steps.append(decoders.Strip(content=" ", left=1, right=0))
+    backend.normalizer = spaces
+    backend.decoder = decoders.Sequence(steps)
+    return backend
+
+
+def byte_token(byte: int) -> str:
+    return f"<0x{byte:02X}>"
+
+
+def pieces(
+    content: Mapping[str, Any], where: str
+) -> tuple[dict[int, tuple[str, float, Kind]], bool]:
+    """What GGUF says of each id: piece, score and kind; and whether a space goes before a text.
+
+    Args:
+      content: a `tokenizer.json`.
+
+    Raises:
+      UnsupportedModel: it is another kind of tokenizer, or treats spaces in another way.
+    """
+    model, prefix = content["model"], _prefix(content, where)
+    added = {token["content"]: token for token in content["added_tokens"]}
+    vocabulary = model["vocab"] | {name: token["id"] for name, token in added.items()}
+    rank: dict[str, int] = {}
+    for merge in model["merges"]:
+        piece = "".join(merge if isinstance(merge, list) else merge.split(" ", 1))
+        rank.setdefault(piece, len(rank))
+    single_bytes = set(map(byte_token, range(256)))
+    found = {}
+    for piece, number in vocabulary.items():
+        if piece == model.get("unk_token"):
+            kind = Kind.UNKNOWN
+        elif piece in added:
+            kind = Kind.CONTROL if added[piece]["special"] else Kind.USER_DEFINED
+        else:
+            kind = Kind.BYTE if piece in single_bytes else Kind.NORMAL
+        # what never comes of a merge stands after all that do
+        found[number] = piece, -float(rank.get(piece, len(rank))), kind
+    return found, prefix
+
+
+def _prefix(content: Mapping[str, Any], where: str) -> bool:
+    """Whether a space goes before each text, from the two ways in which files say it."""
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = {"type": "Prepend", "prepend": SPACE}
+    normalizer, cut = content["normalizer"], content["pre_tokenizer"]
+    # spaces are gone when this one looks for them
+    gone = {"type": "Split", "pattern": {"String": " "}}
+    idle = cut is None or (normalizer and {k: cut.get(k) for k in gone} == gone)
+    if idle and normalizer == replace:
+        return False
+    if idle and normalizer == {"type": "Sequence", "normalizers": [prepend, replace]}:
+        return True
+    if normalizer is None and cut and cut["type"] == "Metaspace" and not cut.get("split"):
+        return bool(cut.get("prepend_scheme", "always") != "never")
+    raise UnsupportedModel(f"{where}: llama.cpp has no name for how this tokenizer cuts text")
