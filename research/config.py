@@ -198,6 +198,9 @@ def _explain(cls: type, problem: Any, where: str) -> str:
     if unknown_key:
         parent, key = location[:-1], str(location[-1])
         names = [name for holder in _types_at(cls, parent) for name in _fields(holder)]
+        if key in names:  # of another member of a union
+            whole = _dotted(where, parent)
+            return f"{path}: its kind has no such key; give {whole} as a whole to change its kind"
         return f"{path}: no such key{_nearest(key, names, _dotted(where, parent) + '.')}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{path}: missing; it has no default"

@@ -113,6 +113,10 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
             loose(method={"kind": "lora", "rnak": 4}),
             "config.method.rnak: no such key; did you mean config.method.rank?",
         ),
+        (
+            loose(method={"kind": "full", "rank": 4}),
+            "config.method.rank: its kind has no such key; give config.method as a whole",
+        ),
         (loose(zzz=1), "config.zzz: no such key; there are: batch, clip, debug, eval, method,"),
         ({}, "config.model: missing"),
         (loose(method={"kind": "lora"}), "config.method.rank: missing"),
