@@ -12,7 +12,7 @@ from research.config import BelowOne, Count, NonNegative, Positive, PositiveNumb
 from research.data.pipeline import DataConfig
 from research.loss import LossConfig
 from research.methods import METHODS, Full
-from research.models.config import ModelConfig
+from research.models.config import ComputeConfig, ModelConfig
 from research.optimizers import OptimizerConfig
 from research.schedules import ScheduleConfig
 from research.sharding import MeshConfig
@@ -46,7 +46,9 @@ class Experiment:
     steps: Positive
     # the model's shape; None takes the shape of `init_from`
     model: ModelConfig | None = None
-    # a tokenizer file; None takes the tokenizer of `init_from`
+    # how it is computed, where not as the shape says: `compute.compute_dtype` for an imported base
+    compute: ComputeConfig = ComputeConfig()
+    # a tokenizer file, or a run whose tokenizer to take; None: that of `init_from`
     tokenizer: str | None = None
     # a run's folder (or one of its checkpoints) whose weights to start from; None: random
     init_from: str | None = None

@@ -52,7 +52,7 @@ class Memory:
         if self.peak > limit:
             raise ValueError(
                 f"the step needs {text}, and {limit / GIB:.2f} GiB are free. To lower "
-                "temporaries: model.remat=full (on CPU with model.longest_stack=0), a larger "
+                "temporaries: compute.remat=full (on CPU with compute.longest_stack=0), a larger "
                 "accumulate, a smaller data.batch_size or loss.chunk; to lower arguments: a larger "
                 "mesh.fsdp, another method"
             )

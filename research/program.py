@@ -173,7 +173,8 @@ def make_program(experiment: Experiment, base: Run | None) -> Program:
       ValueError: method, mesh, rules or batch do not fit the model or each other.
     """
     method, rules = experiment.method, experiment.sharding_rules
-    shape = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
+    given = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
+    shape = experiment.compute.apply(given)
     stacks = methods.derive_stacks(shape, method)
     start_key, attach_key, row_key = _keys(experiment.seed)
     base_shapes = jax.eval_shape(lambda key: Transformer(key, shape, stacks), start_key)

@@ -86,7 +86,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
     # --- data ---
     if experiment.tokenizer:
-        words = tokenizer.load(experiment.tokenizer)
+        whose = Path(experiment.tokenizer)
+        words = runs.open_run(whose).tokenizer if whose.is_dir() else tokenizer.load(whose)
         if base is not None and words.fingerprint() != base.tokenizer.fingerprint():
             raise ValueError(
                 f"{experiment.tokenizer} is not the tokenizer of {experiment.init_from}: the "

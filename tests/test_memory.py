@@ -38,7 +38,7 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(
     world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
-    with pytest.raises(ValueError, match=r"the step needs .* GiB a device.*model.remat=full"):
+    with pytest.raises(ValueError, match=r"the step needs .* GiB a device.*compute.remat=full"):
         train(world.experiment(3), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
 

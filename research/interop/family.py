@@ -15,7 +15,7 @@ import jax
 
 from research import tree
 from research.interop.fields import Fields, UnsupportedModel, shortest_cycle
-from research.models.config import ModelConfig
+from research.models.config import ComputeConfig, ModelConfig
 from research.models.transformer import Transformer
 
 # Graft's modules -> transformers', as in Llama; most families have the same or nearly so.
@@ -161,7 +161,7 @@ def check_tensors(
 def architecture(config: ModelConfig) -> ModelConfig:
     """The shape alone, in one way of saying it, without how it is computed."""
     plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
-    computed = ("attention", "longest_stack", "remat", "compute_dtype")
+    computed = [field.name for field in dataclasses.fields(ComputeConfig)]
     how: dict[str, Any] = {name: plain[name] for name in computed}
     own_size = config.size * config.heads != config.width
     return dataclasses.replace(

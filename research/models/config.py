@@ -130,3 +130,17 @@ class ModelConfig:
     def window_kinds(self) -> tuple[int, ...]:
         """The different windows, in order."""
         return tuple(sorted({self.window(layer) for layer in range(self.layers)}))
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How a model is computed, where that differs from what its config says; None: as there."""
+
+    attention: str | None = None
+    longest_stack: Count | None = None
+    remat: Literal["none", "full", "products"] | None = None
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+
+    def apply(self, model: ModelConfig) -> ModelConfig:
+        given = {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+        return dataclasses.replace(model, **given)
