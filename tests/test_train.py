@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from research import runs
 from research import train as program
 from research.data import tokenizer
 from research.methods import IA3, DoRA, Full, LoRA, Partial
+from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal
 from research.schedules import ScheduleConfig
 from research.train import train
@@ -121,6 +123,17 @@ def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
     assert "9,808 parameters, 9,808 train (100.00%), method full" in plan
     assert "prose: 48 documents" in plan and "GiB a device" in plan and "random weights" in plan
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tune_says_how_its_base_is_computed_and_a_run_lends_its_tokenizer(world, tmp_path):
+    compute = ComputeConfig(longest_stack=1, remat="full", compute_dtype="bfloat16")
+    start = world.tuning(1, compute=compute)
+    train(start, tmp_path / "tuned")
+    base, tuned = runs.open_run(world.base), runs.open_run(tmp_path / "tuned")
+    assert tuned.model == compute.apply(base.model) != base.model
+    alone = dataclasses.replace(start, init_from=None, model=base.model, tokenizer=str(world.base))
+    train(alone, tmp_path / "alone")
+    assert runs.open_run(tmp_path / "alone").tokenizer.roles == base.tokenizer.roles
 
 
 def test_help_imports_no_jax():

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     look = verbs.add_parser("inspect", help="what is in a model, and what maps to what")
-    look.add_argument("path", help="a model's folder or file, or smollm2")
+    look.add_argument("path", help="a model's folder or file, smollm2, or a run's folder")
     for verb, source, help_text in (
         ("import", "a model's folder or file, or smollm2", "a base that runs start from"),
         ("export", "a run's folder", "a model that others serve"),
@@ -68,10 +68,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """Prints a model's shape and where each parameter comes from."""
-    from research.interop import importing
+    """Prints a model's shape and where each parameter comes from, or would go to."""
+    from research import runs
+    from research.interop import family, importing
+    from research.interop.families import FAMILIES
 
-    _describe(importing.open_model(_found(arguments.path)), every=True)
+    path = _found(arguments.path)
+    if not any((path / shelf).is_dir() for shelf in ("checkpoints", "model")):
+        _describe(importing.open_model(path), every=True)
+        return
+    run = runs.open_run(path)
+    came = f", from {run.imported['source']}" if run.imported else ""
+    base = f", tuned on {run.base.saved.path}" if run.base else ""
+    print(f"{run.saved.path}: a run of Graft, method {run.method.kind}{came}{base}")
+    kind, _ = family.for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    print(f"{_shape(run.model)}\nas an export ({kind.architecture}):")
+    _print_sources(family.sources(kind, family.parameter_shapes(run.model)))
 
 
 def bring_in(arguments: argparse.Namespace) -> None:
@@ -159,19 +171,22 @@ def _found(path: str) -> Path:
 
 
 def _describe(model, every: bool) -> None:
+    print(f"{model.path}: {model.family.architecture} in {model.dtype}\n{_shape(model.config)}")
+    if every:
+        _print_sources(model.sources)
+
+
+def _shape(config) -> str:
     import dataclasses
 
     from research import cost
 
-    shape = {
-        field.name: getattr(model.config, field.name)
-        for field in dataclasses.fields(model.config)
-        if getattr(model.config, field.name) != field.default
+    fields = dataclasses.fields(config)
+    given = {
+        f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default
     }
-    print(f"{model.path}: {model.family.architecture}, {cost.parameter_count(model.config):,}")
-    print(f"parameters in {model.dtype}; " + ", ".join(f"{k}={v}" for k, v in shape.items()))
-    if every:
-        _print_sources(model.sources)
+    shape = ", ".join(f"{name}={value}" for name, value in given.items())
+    return f"{cost.parameter_count(config):,} parameters: {shape}"
 
 
 def _print_sources(sources) -> None:

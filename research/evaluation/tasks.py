@@ -43,6 +43,8 @@ class ChoiceTask:
     source: SourceConfig
     objective: Supervised
     split: str = "test"
+    # most questions, drawn by a fixed seed; None asks them all
+    most_questions: Positive | None = None
     # how many worked examples stand in front of each question; they come from the training split
     shots: Count = 0
     # tokens to which a worked example's prompt is cut
@@ -125,27 +127,28 @@ def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
     """
     train, asked = open_source(task.source, "train"), open_source(task.source, task.split)
     labels = sorted({text_of(train, i, "completion") for i in range(len(train))})
-    rows = [asked[i] for i in range(len(asked))]
-    for i in range(len(asked)):
+    chosen = questions(task, len(asked))
+    for i in chosen:
         text_of(asked, i, "prompt"), text_of(asked, i, "completion")
+    rows = [asked[i] for i in chosen]
     unknown = sorted({row["completion"] for row in rows} - set(labels))
     if unknown:
         raise ValueError(f"{asked.name}: the training split never answers {unknown[:5]}")
     answers = [[*tokenizer.encode(label), tokenizer.end_id] for label in labels]
     longest = max(map(len, answers))
     shots = worked_examples(train, task, tokenizer)
-    questions, truncated = [], 0
+    prompts, truncated = [], 0
     for row in rows:
         ids, cut = task.objective.prompt_ids(
             tokenizer, row["prompt"], task.sequence_length, longest, shots
         )
-        questions.append(ids)
+        prompts.append(ids)
         truncated += cut
     bar: Any = lambda steps: tqdm(  # noqa: E731
         steps, f"{asked.name}, {task.shots} shots", unit="batch", disable=None, leave=False
     )
     begun = time.perf_counter()
-    choice = scoring.choose(score, questions, answers, task.batch_size, bar)
+    choice = scoring.choose(score, prompts, answers, task.batch_size, bar)
     return Answers(
         labels=labels,
         expected=[row["completion"] for row in rows],
@@ -157,6 +160,14 @@ def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
         tokens=choice.tokens,
         seconds=time.perf_counter() - begun,
     )
+
+
+def questions(task: ChoiceTask, rows: int) -> list[int]:
+    """Which rows of the split are asked, in their order."""
+    if task.most_questions is None or task.most_questions >= rows:
+        return list(range(rows))
+    drawn = np.random.default_rng(0).permutation(rows)[: task.most_questions]
+    return sorted(int(i) for i in drawn)
 
 
 def worked_examples(train: Any, task: ChoiceTask, tokenizer: Tokenizer) -> list[int]:

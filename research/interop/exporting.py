@@ -47,6 +47,7 @@ class Merged:
     def __call__(self, name: str) -> np.ndarray:
         """A parameter by its single-layer name, float32."""
         if not name.startswith("layers/"):
+            self._layer.cache_clear()  # the largest tensors lie outside
             return _finite(name, self._read({name: tree.flatten(self._shapes)[name]})[name])
         return self._layer(int(name.split("/")[1]))[name]
 
@@ -123,10 +124,34 @@ def whole_or_nothing(out: str | Path) -> Iterator[Path]:
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if out.exists():
         out.rmdir()
     partial.rename(out)
+
+
+@contextlib.contextmanager
+def whole_file(out: str | Path) -> Iterator[Path]:
+    """As `whole_or_nothing`, for one file.
+
+    Raises:
+      FileExistsError: it is there.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} is there already; choose another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(out)
 
 
 def _tokenizer_files(run: Run) -> dict[str, bytes]:
@@ -144,6 +169,7 @@ def _tokenizer_files(run: Run) -> dict[str, bytes]:
             {"tokenizer_class": "PreTrainedTokenizerFast", **named}, indent=2
         ).encode(),
         huggingface.CONFIG: json.dumps(numbers).encode(),
+        "generation_config.json": json.dumps(numbers, indent=2).encode(),
     }
 
 

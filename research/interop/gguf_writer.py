@@ -14,7 +14,7 @@ import numpy as np
 from research.data.tokenizer import Tokenizer
 from research.generation import chat
 from research.interop import gguf_tokenizer, sentencepiece_tokenizer
-from research.interop.exporting import Merged
+from research.interop.exporting import Merged, whole_file
 from research.interop.families import FAMILIES
 from research.interop.family import for_model, parameter_shapes, sources
 from research.interop.fields import UnsupportedModel
@@ -56,9 +56,6 @@ def export_gguf(
       FileExistsError: the file is there.
       UnsupportedModel: llama.cpp has no such architecture or tokenizer.
     """
-    out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} is there already; choose another name")
     merged, config = Merged(run), run.model
     family, _ = for_model(config, FAMILIES, (run.imported or {}).get("family"))
     kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
@@ -69,40 +66,39 @@ def export_gguf(
     values = parameters_to_tensors(found, merged)
     heads = rotary_heads(kind, config, found)
     offset = config.norm_offset
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
-    writer = gguf.GGUFWriter(partial, kind)
-    _describe(writer, kind, run)
-    _tokenizer(writer, run.tokenizer, config.vocabulary, run.companions)
-    matrix, quantisation = DTYPES[dtype]
-    if kind == "llama" and config.rotary_scaling and config.rotary_scaling.kind == "llama3":
-        plain = np.asarray(rotary.frequencies(config, None))
-        stretched = plain / np.asarray(rotary.frequencies(config, config.rotary_scaling))
-        writer.add_tensor(FREQUENCIES, stretched)
-    for name, shape in tensors.items():
-        flat = len(shape) == 1
-        form, kind_of = DTYPES["float32"] if flat else (matrix, quantisation)
-        size = int(np.prod(shape)) * form.itemsize
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind_of)
-    writer.write_header_to_file(partial)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    if FREQUENCIES in writer.tensors[0]:
-        writer.write_tensor_data(stretched)
-    for name, shape in tensors.items():
-        value = values(name)
-        if name in heads:  # the halves of every head, interleaved
-            rows, *rest = value.shape
-            halves = value.reshape(heads[name], 2, rows // heads[name] // 2, *rest)
-            value = halves.swapaxes(1, 2).reshape(rows, *rest)
-        if offset and name.endswith("norm.weight"):
-            value = value + np.float32(offset)
-        form = np.dtype(np.float32) if len(shape) == 1 else matrix
-        value = np.ascontiguousarray(value, form)
-        writer.write_tensor_data(value.view(np.uint16) if dtype == "bfloat16" else value)
-        say(name)
-    writer.close()
-    partial.replace(out)
+    with whole_file(out) as partial:
+        writer = gguf.GGUFWriter(partial, kind)
+        _describe(writer, kind, run)
+        _tokenizer(writer, run.tokenizer, config.vocabulary, run.companions)
+        matrix, quantisation = DTYPES[dtype]
+        if kind == "llama" and config.rotary_scaling and config.rotary_scaling.kind == "llama3":
+            plain = np.asarray(rotary.frequencies(config, None))
+            stretched = plain / np.asarray(rotary.frequencies(config, config.rotary_scaling))
+            writer.add_tensor(FREQUENCIES, stretched)
+        for name, shape in tensors.items():
+            flat = len(shape) == 1
+            form, kind_of = DTYPES["float32"] if flat else (matrix, quantisation)
+            size = int(np.prod(shape)) * form.itemsize
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind_of)
+        writer.write_header_to_file(partial)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if FREQUENCIES in writer.tensors[0]:
+            writer.write_tensor_data(stretched)
+        for name, shape in tensors.items():
+            value = values(name)
+            if name in heads:  # the halves of every head, interleaved
+                rows, *rest = value.shape
+                halves = value.reshape(heads[name], 2, rows // heads[name] // 2, *rest)
+                value = halves.swapaxes(1, 2).reshape(rows, *rest)
+            if offset and name.endswith("norm.weight"):
+                value = value + np.float32(offset)
+            form = np.dtype(np.float32) if len(shape) == 1 else matrix
+            value = np.ascontiguousarray(value, form)
+            writer.write_tensor_data(value.view(np.uint16) if dtype == "bfloat16" else value)
+            del value  # before the next one is read
+            say(name)
+        writer.close()
 
 
 def _check_fixed(kind: str, config: ModelConfig) -> None:

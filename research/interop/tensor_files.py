@@ -26,6 +26,8 @@ DTYPES: dict[str, Any] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# bytes converted at a time
+_BLOCK = 2**26
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -147,7 +149,11 @@ def write(
                 array = tensor(name)
                 if array.shape != tuple(shapes[name]):
                     raise ValueError(f"{name}: shape {array.shape} instead of {shapes[name]}")
-                np.ascontiguousarray(array, dtype).tofile(file)
+                # in blocks of rows, so that no second copy of the whole exists
+                rows = max(1, _BLOCK * len(array) // array.nbytes)
+                for start in range(0, len(array), rows):
+                    np.ascontiguousarray(array[start : start + rows], dtype).tofile(file)
+                del array  # before the next one is read
                 yield name
     if len(files) > 1:
         pairs = zip(titles, files, strict=True)

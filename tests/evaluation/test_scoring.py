@@ -1,5 +1,6 @@
 """Likelihoods of answers and of text are those of plain forward passes."""
 
+import dataclasses
 import math
 
 import jax
@@ -12,8 +13,9 @@ from research import sharding
 from research.batch import SHARED, Batch
 from research.data import tokenizer, tokens
 from research.data.pipeline import Pipeline
-from research.evaluation import scoring
+from research.evaluation import scoring, tasks
 from research.evaluation.heldout import heldout_loss, make_score, open_heldout
+from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from tests import tiny, tiny_run
 
@@ -121,3 +123,16 @@ def test_each_row_of_held_out_text_has_its_own_nats(world, rows):
         expected += list(-(picked * batch.weights).sum(axis=1))
     assert len(nats) == 8 * len(part) and np.sum(nats > 0) == len(part.rows)
     np.testing.assert_allclose(nats, expected, atol=1e-3)
+
+
+def test_fewer_questions_are_the_same_ones_every_time(world):
+    source = world.questions().sources[0]
+    task = tasks.ChoiceTask(source, Supervised("{prompt}"), split="heldout")
+    assert tasks.questions(task, 12) == list(range(12))
+    fewer = dataclasses.replace(task, most_questions=5)
+    chosen = tasks.questions(fewer, 12)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 5 and chosen[-1] < 12
+    words = tokenizer.load(world.folder / "tokenizer.json")
+    asked = tasks.choose(lambda batch: np.ones(batch.tokens.shape), fewer, words)
+    everything = tasks.choose(lambda batch: np.ones(batch.tokens.shape), task, words)
+    assert asked.prompts == [everything.prompts[i] for i in chosen]

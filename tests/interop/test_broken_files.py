@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from research import runs
-from research.interop import exporting, gguf_files, huggingface, importing, tensor_files
+from research.interop import (
+    exporting,
+    gguf_files,
+    gguf_writer,
+    huggingface,
+    importing,
+    tensor_files,
+)
 from research.interop.families import FAMILIES
 from research.interop.family import parameter_shapes, sources
 from research.interop.fields import Fields, UnsupportedModel
@@ -192,6 +199,8 @@ def test_an_import_is_exported_to_the_same_bits_with_its_companions(folder, tmp_
         mine, theirs = after.tensors.read(name, region), before.tensors.read(name, region)
         np.testing.assert_array_equal(mine, theirs, err_msg=name)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == run.tokenizer.end_id
     with pytest.raises(FileExistsError, match="is not empty"):
         exporting.export_huggingface(run, tmp_path / "out")
 
@@ -207,7 +216,9 @@ def test_a_model_with_numbers_that_are_not_finite_is_not_exported(folder, tmp_pa
     importing.import_model(importing.open_model(broken), tmp_path / "run")
     with pytest.raises(ValueError, match="embedding/kernel holds numbers that are not finite"):
         exporting.export_huggingface(runs.open_run(tmp_path / "run"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="embedding/kernel holds numbers that are not finite"):
+        gguf_writer.export_gguf(runs.open_run(tmp_path / "run"), tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_importing_is_whole_or_nothing_and_never_overwrites(folder, tmp_path):
