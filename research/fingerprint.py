@@ -88,7 +88,6 @@ def dispatch(arrays: Mapping[str, ArrayLike]) -> dict[str, tuple]:
             array = array.astype(dtype.newbyteorder("="), copy=False)
             if dtype.itemsize == 8:  # JAX would cut these to 32 bits; split them here instead
                 array = np.ascontiguousarray(array).view(np.uint32).reshape(*shape, 2)
-            array = jnp.asarray(array)
         pending[name] = (shape, dtype.name, _in_parts(array))
         # XLA's CPU client hangs when 32 programs that talk across devices wait for each other.
         if len(pending) % 16 == 0 and jax.default_backend() == "cpu":
@@ -96,16 +95,24 @@ def dispatch(arrays: Mapping[str, ArrayLike]) -> dict[str, tuple]:
     return pending
 
 
-def _in_parts(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`_sums`, on CPU some rows at a time where all lie on one device: XLA there keeps hashes in
-    memory, three times what they are of. Sums do not depend on where an array is cut."""
+def _in_parts(array: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """`_sums`, some rows at a time of an array on the host, and on CPU of one that lies on one
+    device: XLA there keeps hashes in memory, three times what they are of. Sums do not depend on
+    where an array is cut."""
     length = array.shape[0] if array.ndim else 0
     rows = max(1, _PART * length // max(1, array.nbytes))
-    if rows >= length or jax.default_backend() != "cpu" or len(array.sharding.device_set) > 1:
+    cut = isinstance(array, np.ndarray) or (
+        jax.default_backend() == "cpu" and len(array.sharding.device_set) == 1
+    )
+    if rows >= length or not cut:
         return _sums(array, 0)
     total = (jnp.uint32(0), jnp.uint32(0))
     for start in range(0, length, rows):
-        part = _sums_of_rows(array, start, min(rows, length - start))
+        count = min(rows, length - start)
+        if isinstance(array, np.ndarray):
+            part = _sums(array[start : start + count], start)
+        else:
+            part = _sums_of_rows(array, start, count)
         total = jax.block_until_ready((total[0] + part[0], total[1] + part[1]))
     return total
 

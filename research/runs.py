@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from research import config as door
 from research import fingerprint, methods, sharding, tree
@@ -80,6 +81,15 @@ class Run:
         read = self.saved.restore({f"model/{n}": s for n, s in mine.items()}, partial=True)
         arrays = {name.removeprefix("model/"): array for name, array in read.items()}
         return arrays | (self.base.parameters(rest) if self.base and rest else {})
+
+    def read(self, name: str) -> np.ndarray:
+        """One parameter on the host, by its single-layer name; the base's where it is not tuned.
+
+        Raises:
+          ValueError: no such parameter.
+        """
+        mine = f"model/{name}" in self.saved.checksums() or not self.base
+        return self.saved.read(f"model/{name}") if mine else self.base.read(name)  # type: ignore[union-attr]
 
 
 def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:

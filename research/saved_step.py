@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -24,6 +25,8 @@ Abstract = Mapping[str, jax.ShapeDtypeStruct]
 
 # Orbax writes both last; on gs://, where folders cannot be renamed, the first alone decides.
 MARKERS = ("commit_success.txt", "_CHECKPOINT_METADATA")
+# bytes of chunks in flight while one array is read; chunks have 64 MiB at most
+_READ_AHEAD = 2**28
 OWN_FILES = ("metadata.json", "metrics.json", "arrays.json")
 
 
@@ -128,6 +131,31 @@ class SavedStep:
             else jax.device_put(array.astype(abstract[name].dtype), array.sharding)
             for name, array in arrays.items()
         }
+
+    def read(self, name: str) -> np.ndarray:
+        """One array on the host, with little memory beside it; compared with its checksum.
+
+        Raises:
+          ValueError: no such array.
+          CheckpointError: files missing, truncated or changed.
+        """
+        checksums = self.checksums()
+        if name not in checksums:
+            near = nearest(name, checksums, 1)
+            raise ValueError(f"checkpoint {self.path} has no array {name} (nearest there: {near})")
+        checksum = checksums[name]
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        context.memory.read_concurrent_bytes = _READ_AHEAD
+        target = np.empty(checksum.shape, jnp.dtype(checksum.dtype))  # untouched: takes no memory
+        try:
+            with context:
+                array: np.ndarray = ocp.load(self.path, {name: target})[name]
+        except Exception as error:  # Orbax and TensorStore raise many kinds, bare Exception too
+            raise self._unreadable(error) from error
+        if fingerprint.checksums({name: array})[name] != checksum:
+            raise self._unreadable(f"the content of {name} has changed")
+        return array
 
     def _json(self, name: str) -> dict[str, Any]:
         try:

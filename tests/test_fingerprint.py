@@ -122,6 +122,7 @@ def test_where_a_large_array_is_cut_does_not_count(shape, monkeypatch):
     whole = fp.checksums({"x": array})
     monkeypatch.setattr(fp, "_PART", 600)
     assert fp.checksums({"x": array}) == whole
+    assert fp.checksums({"x": np.asarray(array)}) == whole
 
 
 def test_no_shard_is_gathered():

@@ -1,5 +1,7 @@
 """Reading checkpoints: what does not fit or is damaged is named, never passed over."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,21 @@ def test_partial_restore_reads_only_the_names_asked_for(workdir):
         assert np.array_equal(np.asarray(array), np.asarray(_arrays(2)[name]))
     with pytest.raises(ValueError, match=r"surplus optimizer/count"):
         open_checkpoint(workdir).restore(asked)
+
+
+def test_one_array_is_read_on_the_host_and_compared(workdir, tmp_path):
+    name = "model/layers/1/query/kernel"
+    for step in (1, 2):
+        found = open_checkpoint(workdir, step).read(name)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, _arrays(step)[name])
+    with pytest.raises(ValueError, match=r"no array model/layers/1/key \(nearest there: model/lay"):
+        open_checkpoint(workdir).read("model/layers/1/key")
+    shutil.copytree(open_checkpoint(workdir, 2).path, tmp_path / "2")
+    data = _array_data(tmp_path / "2")
+    data.write_bytes(data.read_bytes().translate(bytes((b ^ 4) for b in range(256))))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_checkpoint(tmp_path / "2").read(name)
 
 
 def test_names_and_shapes_that_do_not_fit_are_listed_with_the_nearest(workdir):

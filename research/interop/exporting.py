@@ -48,7 +48,7 @@ class Merged:
         """A parameter by its single-layer name, float32."""
         if not name.startswith("layers/"):
             self._layer.cache_clear()  # the largest tensors lie outside
-            return _finite(name, self._read({name: tree.flatten(self._shapes)[name]})[name])
+            return _finite(name, self._run.read(name))
         return self._layer(int(name.split("/")[1]))[name]
 
     def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ class Merged:
         return self._run.parameters(spread(shapes))
 
 
-def _finite(name: str, array: jax.Array) -> np.ndarray:
+def _finite(name: str, array: jax.Array | np.ndarray) -> np.ndarray:
     values = np.asarray(array)
     # a sum is finite only if all are, and needs no second array of the size
     if not np.isfinite(values.sum(dtype=np.float64)):
