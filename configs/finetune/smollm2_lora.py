@@ -4,6 +4,15 @@
     python -m research.train --config configs/finetune/smollm2_lora.py --workdir runs/smollm2_lora
     tools/convert.py export --from runs/smollm2_lora --out exports/licences
 
+Expected (two CPU cores, jax 0.10.2, one seed): 100 steps in 8 minutes and 5.8 GB, 4.9M of 139M
+parameters trained on 1,065 notices, last losses 0.01 to 0.15, an adapter of 22 MB. 76% [69, 83] of
+240 test notices right, where the base alone has 33% [25, 46]; 0.17 bits a byte forgotten of
+held-out text. The same again, with intervals and baselines: tools/quickstart --base smollm2; the
+answers alone, in 3 minutes:
+
+    python -m research.evaluate --config configs/quickstart/smollm2_evaluate.py \\
+        --run runs/smollm2_lora --config.text=None
+
 The base is already instruction-tuned, and was stored in 4 bits before it came here: what is
 measured on it is measured on that.
 """
@@ -18,6 +27,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.steps = 100
     config.init_from = BASE
+    config.compute = dict(longest_stack=1)  # fastest on CPU: layers one by one
     config.method = dict(kind="lora", rank=16, alpha=32.0)
 
     notices = dict(name="graft_licences", fields=dict(prompt="text", completion="label"))
@@ -25,10 +35,12 @@ def get_config() -> ConfigDict:
         sources=[notices],
         objective="supervised",
         objective_settings=dict(template=TEMPLATE),
-        sequence_length=256,
-        batch_size=4,
+        # longer notices are cut, answers never
+        sequence_length=128,
+        batch_size=8,
     )
     config.optimizer = dict(name="adamw")
-    config.schedule = dict(rate=5e-4, kind="cosine", warmup=10, final_share=0.0)
+    # best held-out loss of 1e-3 and 2e-3 (0.129, 0.147 nats a token; bfloat16, one seed)
+    config.schedule = dict(rate=1e-3, kind="cosine", warmup=10, final_share=0.0)
     config.log_every = 5
     return config

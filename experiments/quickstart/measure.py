@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.quickstart.stories import Story
 from research import config as door
 from research import runs, sharding
 from research.compilation_cache import enable_compilation_cache
@@ -23,7 +24,6 @@ from research.metrics import read_metrics
 from research.runs import Run
 
 TextResults = Mapping[str, tasks.TextScores]
-EVALUATION = "configs/quickstart/evaluate.py"
 NEW_TOKENS = 16
 BASELINE_NAMES = {
     "majority": "majority",
@@ -32,18 +32,16 @@ BASELINE_NAMES = {
 }
 
 
-def measure(folder: Path, asked: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """Everything that the table and the page show, ready for JSON.
-
-    Args:
-      asked: table row -> (run, the argument of the evaluation's config).
-    """
+def measure(folder: Path, story: Story) -> dict[str, Any]:
+    """Everything that the table and the page show, ready for JSON."""
     enable_compilation_cache()
-    ways = {way: load_tasks(way) for _, way in asked.values()}
+    asked = story.asked
+    ways = {way: load_tasks(story, way) for _, way in asked.values()}
     text, choice = next(iter(ways.values()))
     names = dict.fromkeys(run for run, _ in asked.values())
     opened = {name: runs.open_run(folder / name) for name in names}
-    summaries = {name: json.loads((folder / name / "summary.json").read_text()) for name in opened}
+    trained = [name for name, run in opened.items() if run.experiment]
+    summaries = {name: json.loads((folder / name / "summary.json").read_text()) for name in trained}
     print("\nreading held-out text and asking licence questions ...", flush=True)
     texts: dict[str, dict[str, tasks.TextScores]] = {}
     answers: dict[str, tasks.Answers] = {}
@@ -53,13 +51,13 @@ def measure(folder: Path, asked: Mapping[str, tuple[str, str]]) -> dict[str, Any
             if name not in texts:
                 texts[name] = tasks.read_text(score, text, run.tokenizer)
             answers[row] = tasks.choose(score, ways[way][1], run.tokenizer)
-    before = texts["pretrain"]
-    rows = [pretraining_row(summaries["pretrain"], before, folder)]
+    before = texts[story.base]
+    rows = [base_row(summaries.get(story.base), before, folder / story.base)]
     correct: list[np.ndarray] = []
     groups = next(iter(answers.values())).groups
     for row, (name, way) in asked.items():
         given = answers[row]
-        made = {} if name == "pretrain" else summaries[name]
+        made = {} if name == story.base else summaries[name]
         correct.append(given.correct)
         rows.append(
             {
@@ -68,10 +66,13 @@ def measure(folder: Path, asked: Mapping[str, tuple[str, str]]) -> dict[str, Any
                 "objective": "supervised" if made else "none (prompt only)",
                 "examples": made.get("examples", 0),
                 "tokens": made.get("tokens", 0),
-                "labels": made.get("documents", ways[way][1].shots),
+                # different ones: a short run does not come to all of them
+                "labels": min(made["documents"], round(made["examples"]))
+                if made
+                else ways[way][1].shots,
                 "trainable": made.get("trainable_parameters", 0),
                 "trainable_share": made.get("trainable_parameters", 0)
-                / summaries["pretrain"]["parameters"],
+                / summaries["full"]["parameters"],
                 "flops": made.get("flops", 0),
                 "seconds": made.get("seconds", 0),
                 "peak_memory": made.get("peak_memory_bytes"),
@@ -94,23 +95,28 @@ def measure(folder: Path, asked: Mapping[str, tuple[str, str]]) -> dict[str, Any
             line["gain"] = estimate(difference.difference) | {"p": difference.p_value}
     return {
         "table": rows,
-        "text": text_table(text, before, opened["pretrain"]),
+        "text": text_table(text, before, opened[story.base]),
         "task": task_facts(choice, answers),
-        "curves": curves(folder, list(opened)),
-        "samples": samples(opened, choice),
-        "configs": {name: door.to_dict(run.experiment) for name, run in opened.items()},
-        "versions": opened["pretrain"].saved.metadata()["versions"],
+        "curves": curves(folder, trained),
+        "samples": samples(opened, story.base, choice),
+        "configs": {name: door.to_dict(opened[name].experiment) for name in trained},
+        "versions": opened["full"].saved.metadata()["versions"],
+        "caveat": story.caveat,
         "device": jax.devices()[0].device_kind,
     }
 
 
-def load_tasks(way: str) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
-    evaluation = door.load(tasks.Evaluation, f"{EVALUATION}:{way}")
+def load_tasks(story: Story, way: str) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
+    evaluation = door.load(tasks.Evaluation, f"{story.evaluate}:{way}")
     assert evaluation.text is not None and evaluation.choice is not None
     return evaluation.text, evaluation.choice
 
 
-def pretraining_row(summary: Mapping[str, Any], text: TextResults, folder: Path) -> dict[str, Any]:
+def base_row(summary: Mapping[str, Any] | None, text: TextResults, folder: Path) -> dict[str, Any]:
+    """What the base took, as far as it was made here, and how it reads."""
+    stored = {"artifact": stored_bytes(folder / "model"), "bits_per_byte": pooled(text)}
+    if summary is None:
+        return {"name": "base, made elsewhere", "kind": "base", "labels": None, **stored}
     return {
         "name": "pretraining",
         "kind": "base",
@@ -123,8 +129,7 @@ def pretraining_row(summary: Mapping[str, Any], text: TextResults, folder: Path)
         "flops": summary["flops"],
         "seconds": summary["seconds"],
         "peak_memory": summary["peak_memory_bytes"],
-        "artifact": stored_bytes(folder / "pretrain" / "model"),
-        "bits_per_byte": pooled(text),
+        **stored,
     }
 
 
@@ -146,8 +151,9 @@ def forgetting(after: TextResults, before: TextResults) -> dict[str, float]:
 def baseline_rows(task: tasks.ChoiceTask) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
     """The baselines' rows and which test rows each gets right."""
     split = {name: open_source(task.source, name) for name in ("train", task.split)}
-    read = {name: [source[i] for i in range(len(source))] for name, source in split.items()}
-    train, test = read["train"], read[task.split]
+    train = [split["train"][i] for i in range(len(split["train"]))]
+    asked = split[task.split]
+    test = [asked[i] for i in tasks.questions(task, len(asked))]
     found = {}
     for name, baseline in BASELINES.items():
         predictions, cost = baseline(
@@ -230,7 +236,9 @@ def curves(folder: Path, names: list[str]) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def samples(opened: Mapping[str, Run], task: tasks.ChoiceTask, count: int = 6) -> dict[str, Any]:
+def samples(
+    opened: Mapping[str, Run], base: str, task: tasks.ChoiceTask, count: int = 6
+) -> dict[str, Any]:
     """What the models write, greedily: answers to test notices, and text of the base."""
     asked = open_source(task.source, task.split)
     chosen = np.random.default_rng(0).permutation(len(asked))[:count]
@@ -239,9 +247,9 @@ def samples(opened: Mapping[str, Run], task: tasks.ChoiceTask, count: int = 6) -
     texts: list[dict[str, str]] = []
     for name, run in opened.items():
         write = functools.partial(written, run)
-        if name == "pretrain":
+        if name == base:
             starts = ["def main(", "KING.", "The city of ", "Hi! How are you", "The module "]
-            begins = [[run.tokenizer.begin_id, *run.tokenizer.encode(text)] for text in starts]
+            begins = [[*run.tokenizer.opening, *run.tokenizer.encode(text)] for text in starts]
             texts = [
                 {"prompt": start, "text": text}
                 for start, text in zip(starts, write(begins, 48), strict=True)

@@ -14,6 +14,7 @@ from research.report import Column, Point
 
 RUN_NAMES = {
     "pretrain": "pretraining",
+    "base": "base",
     "full": "tuned, full",
     "lora": "tuned, LoRA",
     "scratch": "from scratch",
@@ -64,7 +65,7 @@ def text(results: Mapping[str, Any]) -> str:
         report.text_table(table(results), COLUMNS),
         report.text_table(results["text"], TEXT_COLUMNS),
     )
-    return "\n\n".join((*tables, finding(results)))
+    return "\n\n".join(filter(None, (*tables, finding(results), results["caveat"])))
 
 
 def finding(results: Mapping[str, Any]) -> str:
@@ -72,12 +73,15 @@ def finding(results: Mapping[str, Any]) -> str:
     rows = {row["name"]: row for row in results["table"] if "quality" in row}
     best = max(rows, key=lambda name: rows[name]["quality"]["value"])
     share = lambda name: f"{rows[name]['quality']['value']:.0%}"  # noqa: E731
+    prompted = max(
+        ("base, zero-shot", "base, few-shot"), key=lambda name: rows[name]["quality"]["value"]
+    )
     return (
         f"On {results['task']['questions']} licence notices that resemble nothing in training, "
         f"the best way is {best} with {share(best)} right; pretraining first turns "
         f"{share('from scratch')} into {share('tuned, full')}, LoRA reaches "
         f"{share('tuned, LoRA')} with {rows['tuned, LoRA']['trainable_share']:.1%} of the "
-        f"parameters trained, and prompting the base alone {share('base, few-shot')}."
+        f"parameters trained, and prompting the base alone {share(prompted)}."
     )
 
 
@@ -97,6 +101,13 @@ def quality_plot(rows: Sequence[Mapping[str, Any]]) -> Html:
             row["name"]: 100 * row["quality"].value for row in asked if not row.get("trainable")
         },
     )
+
+
+def origin(base: Mapping[str, Any]) -> str:
+    """What the base took."""
+    if "seconds" not in base:
+        return "the base was made elsewhere"
+    return f"the base itself took {base['seconds']:.0f} s and {base['flops']:.3g} FLOPs, once"
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> Path:
@@ -123,7 +134,8 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
             f"({leak['this_split']:.0%} of test notices have a near twin in training; a random "
             f"split has {leak['random_split']:.0%}). Notices are cut to fit {task['window']} "
             f"tokens ({task['cut']['tuned, full']} are; {task['cut']['base, few-shot']} with "
-            "worked examples in front), answers never. Nothing was tuned on the test split.",
+            "worked examples in front), answers never. Nothing was tuned on the test split. "
+            f"{results['caveat']}",
             report.table(rows, COLUMNS, by="kind"),
         ),
         report.section(
@@ -139,18 +151,21 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
                     "answer (ms)": [1000 * row["answer_seconds"] for row in asked],
                     "kept on disk (bytes)": [row["artifact"] for row in asked],
                 },
-                "Training beyond the base; the base itself took "
-                f"{rows[0]['seconds']:.0f} s and {rows[0]['flops']:.3g} FLOPs, once.",
+                f"Training beyond the base; {origin(rows[0])}.",
             ),
         ),
         report.section(
             "Loss while training",
-            report.line_plot(
-                {"pretraining": (curves["pretrain"]["tokens"], curves["pretrain"]["loss"])},
-                "tokens seen",
-                "loss (nats a token)",
-                "Next token of five kinds of text.",
-            ),
+            *[
+                report.line_plot(
+                    {RUN_NAMES[name]: (curves[name]["tokens"], curves[name]["loss"])},
+                    "tokens seen",
+                    "loss (nats a token)",
+                    "Next token of five kinds of text.",
+                )
+                for name in ("pretrain",)
+                if name in curves
+            ],
             report.line_plot(
                 tuned,
                 "tokens seen",
@@ -176,7 +191,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
         ),
         finding=finding(results),
         provenance={
-            "command": "tools/quickstart",
+            "command": results["command"],
             "machine": f"{results['device']}, {platform.machine()}, {platform.system()}",
             "time": f"{results['seconds']:.0f} s in all; FLOPs of training shown: "
             f"{sum(row['flops'] for row in trained):.3g}",
