@@ -6,9 +6,23 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from configs.quickstart import smollm2_tune
+from experiments.quickstart import measure, page
+from experiments.quickstart.stories import STORIES
+from research import config as door
+from research import cost, runs
 from research.data import assets
+from research.experiment import Experiment
+from research.interop import importing
+from research.interop.families import FAMILIES
+from research.interop.family import parameter_shapes, sources
+from research.models.config import ModelConfig
+from research.train import train
+from tests import tiny_run
 
 ROWS = [
     "pretraining",
@@ -60,3 +74,47 @@ def test_the_whole_line_runs_once_and_is_not_run_twice(tmp_path):
 def test_every_asset_is_pinned():
     for asset in assets.ASSETS.values():
         assert re.fullmatch(r"[0-9a-f]{64}", asset.sha256) and asset.version and asset.licence
+
+
+@pytest.mark.heavy
+def test_the_story_from_a_base_made_elsewhere(tmp_path):
+    """The second story's own configs and tables, from a base of toy size: the real one's takes
+    most of an hour."""
+    world = tiny_run.world(tmp_path)
+    importing.import_model(importing.open_model(tiny_folder(world, tmp_path)), tmp_path / "base")
+    base = runs.open_run(tmp_path / "base")
+    story = STORIES["smollm2"]
+    start = [f"init_from={tmp_path}/base"]
+    own = [f"tokenizer={tmp_path}/base", f"model={json.dumps(door.to_dict(base.model))}"]
+    for name, how in (("full", start), ("lora", start), ("scratch", own)):
+        short = ["steps=1", "schedule.warmup=0", "data.sequence_length=256", *how]
+        train(door.load(Experiment, f"{story.tune}:{name}", short), tmp_path / name)
+    results = measure.measure(tmp_path, story)
+    rows = {row["name"]: row for row in results["table"]}
+    assert list(rows) == ["base, made elsewhere", *ROWS[1:]]
+    assert all(rows[name]["quality"]["n"] == 240 for name in ROWS[1:])
+    assert rows["tuned, LoRA"]["labels"] < 4361 and "forgetting" in rows["tuned, full"]
+    results |= {"seconds": 1.0, "command": "tools/quickstart --base smollm2"}
+    assert "rounded to 4 bits" in page.text(results)
+    assert "the base was made elsewhere" in page.write(tmp_path, results).read_text()
+
+
+def test_the_second_storys_model_is_smollm2s():
+    shape = door.build(ModelConfig, smollm2_tune.MODEL, "model")
+    assert cost.parameter_count(shape) == 134_515_008 and shape.rotary_base == 1e5
+
+
+def tiny_folder(world, path):
+    """A toy Llama in a folder of transformers."""
+    shape = ModelConfig(vocabulary=288, width=16, layers=1, heads=2, key_heads=2, hidden=24)
+    folder, family, random = path / "theirs", FAMILIES["llama"], np.random.default_rng(0)
+    folder.mkdir()
+    fields = family.write(shape) | {"model_type": "llama", "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "tokenizer.json").write_text((world.folder / "tokenizer.json").read_text())
+    found = sources(family, parameter_shapes(shape)).values()
+    save_file(
+        {s.name: random.normal(size=s.shape).astype(np.float32) for s in found},
+        folder / "model.safetensors",
+    )
+    return folder
