@@ -62,7 +62,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     """
     import jax
 
-    from research import runs, sharding, tree
+    from research import methods, runs, sharding, tree
     from research.checkpoint import Checkpointer, library_versions
     from research.data import tokenizer, tokens
     from research.data.pipeline import Pipeline
@@ -82,9 +82,6 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
     # --- program: everything abstract, so that what does not fit is said before compute ---
     base = runs.open_run(experiment.init_from) if experiment.init_from else None
-    program = make_program(experiment, base)
-
-    # --- data ---
     if experiment.tokenizer:
         whose = Path(experiment.tokenizer)
         words = runs.open_run(whose).tokenizer if whose.is_dir() else tokenizer.load(whose)
@@ -95,6 +92,11 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             )
     else:
         words = base.tokenizer  # type: ignore[union-attr]  # Experiment checks that one is given
+    method = methods.bind(experiment.method, words)
+    experiment = dataclasses.replace(experiment, method=method)
+    program = make_program(experiment, base)
+
+    # --- data ---
     data = Pipeline(experiment.data, words, tokens.default_cache(), program.shape.vocabulary)
     heldout = open_heldout(data, experiment.evaluate_split, experiment.evaluate_tokens)
     reading = data.statistics(experiment.steps)

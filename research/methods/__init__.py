@@ -5,12 +5,22 @@ and `attach(model, key) -> model`, which returns a copy with filled sites. Addin
 file and one line here.
 """
 
-from research.methods.attaching import Method, derive_stacks, linears, merge, trainable
+from typing import TYPE_CHECKING
+
+from research.methods import bank, several
+from research.methods.attaching import Method, derive_stacks, linears, merge, places, trainable
+from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
 from research.methods.full import Full
 from research.methods.ia3 import IA3
 from research.methods.lora import LoRA
 from research.methods.partial import Partial
+from research.methods.prefix import Prefix
+from research.methods.prompt import Prompt
+from research.methods.vera import VeRA
+
+if TYPE_CHECKING:
+    from research.data.tokenizer import Tokenizer
 
 METHODS: dict[str, type[Method]] = {
     "full": Full,
@@ -18,18 +28,39 @@ METHODS: dict[str, type[Method]] = {
     "lora": LoRA,
     "dora": DoRA,
     "ia3": IA3,
+    "bottleneck": Bottleneck,
+    "prompt": Prompt,
+    "prefix": Prefix,
+    "vera": VeRA,
 }
+_single = tuple(METHODS.values())
+METHODS |= {"several": several.make(_single), "bank": bank.make(_single)}
+Several, Bank = METHODS["several"], METHODS["bank"]
+
+
+def bind(method: Method, words: "Tokenizer") -> Method:
+    """The method with what it takes of the tokenizer, such as the tokens of a prompt's text."""
+    return method.bind(words) if hasattr(method, "bind") else method
+
 
 __all__ = [
     "IA3",
     "METHODS",
+    "Bank",
+    "Bottleneck",
     "DoRA",
     "Full",
     "LoRA",
     "Method",
     "Partial",
+    "Prefix",
+    "Prompt",
+    "Several",
+    "VeRA",
+    "bind",
     "derive_stacks",
     "linears",
     "merge",
+    "places",
     "trainable",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -13,16 +12,29 @@ from flax import nnx
 
 from research import tree
 from research.models.config import ModelConfig
-from research.models.layers import Linear
+from research.models.layers import Embedding, Head, Linear
 from research.models.sites import Weight
-from research.models.transformer import Transformer
+from research.models.transformer import Attention, Residual, Transformer
 
 
 class MakeDelta(Protocol):
-    """Makes one layer's delta from a key, the linear's weight, its axes and its setting."""
+    """Makes one layer's delta.
+
+    Args:
+      weight: the place's weight; None where a place has none.
+      axes: the logical axes of its kernel, or of what the place adds to.
+      setting: what `targets` say; it decides shapes.
+      number: what `numbers` say, [] float32; layers of one stack may differ in it.
+    """
 
     def __call__(
-        self, key: jax.Array, weight: Weight, *, axes: tuple[str | None, ...], setting: Any
+        self,
+        key: jax.Array,
+        weight: Weight | None,
+        *,
+        axes: tuple[str | None, ...],
+        setting: Any,
+        number: jax.Array,
     ) -> nnx.Module: ...
 
 
@@ -40,51 +52,92 @@ class Method(Protocol):
         """A copy of the model with this method's parameters in its sites."""
 
 
+# places with a weight
+WEIGHTED = (Linear, Embedding, Head)
+
+
+def places(model: Transformer, *kinds: type) -> Iterator[tuple[str, Any]]:
+    """The model's modules of these kinds with their names, such as `layers/0-23/mlp/up`."""
+    for kind in kinds:  # one after the other: an attention holds linears
+        wanted = lambda node, kind=kind: isinstance(node, kind)  # noqa: E731
+        for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=wanted)[0]:
+            if wanted(node):
+                yield tree.join(path), node
+
+
 def linears(model: Transformer) -> Iterator[tuple[str, Linear]]:
-    """The model's linear modules with their names, such as `layers/0-23/mlp/up`."""
-    is_linear = lambda node: isinstance(node, Linear)  # noqa: E731
-    for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=is_linear)[0]:
-        if is_linear(node):
-            yield tree.join(path), node
+    """The model's linear modules with their names."""
+    return places(model, Linear)
 
 
-def attach_to_linears(
+def weight_of(model: Transformer, module: Any) -> Weight | None:
+    """The weight that a site sees; a tied head's is the embedding's table, turned."""
+    if isinstance(module, Linear):
+        return module.weight()
+    if isinstance(module, Embedding):
+        return Weight(module.kernel[...])
+    if isinstance(module, Head):
+        tied = module.kernel is None
+        return Weight(model.embedding.kernel[...].T if tied else module.kernel[...])
+    return None
+
+
+def attach_at(
     model: Transformer,
     key: jax.Array,
     targets: tree.Rules[Any],
     adapter: str,
     make: MakeDelta,
+    kinds: tuple[type, ...] = WEIGHTED,
+    numbers: tree.Rules[float] = (),
 ) -> Transformer:
-    """Fills the sites of linears.
+    """Fills the sites of places.
 
     Args:
-      targets: ordered (pattern over linear names, setting); the first match decides, and a
-        setting of None leaves the linear alone.
+      targets: ordered (pattern over names of places, setting); the first match decides, and a
+        setting of None leaves the place alone.
       adapter: the delta's name in the site.
       make: makes one layer's delta.
+      kinds: which modules are asked.
+      numbers: ordered (pattern, number); 1 where none matches.
 
     Raises:
-      ValueError: when a pattern matches no linear.
+      ValueError: when a pattern matches no place.
     """
     model = jax.tree.map(lambda leaf: leaf, model)
-    found = dict(linears(model))
-    tree.check_patterns([pattern for pattern, _ in targets], found, f"{adapter}: targets")
-    for name, linear in found.items():
+    found = dict(places(model, *kinds))
+    patterns = [pattern for rules in (targets, numbers) for pattern, _ in rules]
+    tree.check_patterns(patterns, found, f"{adapter}: targets")
+    for name, module in found.items():
         setting = tree.match(targets, name, None)
         if setting is None:
             continue
-        if adapter in linear.site:
+        if adapter in module.site:
             raise ValueError(f"{name} already has an adapter named {adapter!r}")
-        axes = linear.kernel.get_metadata()["axes"]
         # a layer's key depends on its own name alone, never on how layers are grouped
         seeds = [zlib.crc32(layer.encode()) for layer in tree.layer_names(name)]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(seeds, jnp.uint32))
-        delta = functools.partial(make, axes=axes, setting=setting)
+        each = jnp.asarray(tree.match_layers(numbers, name, 1.0), jnp.float32)
+        axes = _AXES[type(module)] or module.kernel.get_metadata()["axes"]
+        delta = lambda key, weight, number, axes=axes, setting=setting: make(  # noqa: E731
+            key, weight, axes=axes, setting=setting, number=number
+        )
+        weight = weight_of(model, module)
         if tree.is_stacked(name):
-            linear.site[adapter] = jax.vmap(delta)(keys, linear.weight())
+            module.site[adapter] = jax.vmap(delta)(keys, weight, each)
         else:
-            linear.site[adapter] = delta(keys[0], linear.weight())
+            module.site[adapter] = delta(keys[0], weight, each[0])
     return model
+
+
+# of the kernels of places, or of what they add to; None: the kernel says it
+_AXES: dict[type, tuple[str | None, ...] | None] = {
+    Linear: None,
+    Embedding: ("vocabulary", "embed"),
+    Head: ("embed", "vocabulary"),
+    Residual: ("embed",),
+    Attention: ("key_heads",),
+}
 
 
 def trainable(model: Transformer, method: Method) -> tuple[str, ...]:
@@ -136,20 +189,25 @@ def merge(model: Transformer, adapter: str) -> Transformer:
       ValueError: when nothing of that name is attached, or a delta cannot be merged.
     """
     model = jax.tree.map(lambda leaf: leaf, model)
-    merged = 0
-    for name, linear in linears(model):
-        delta = linear.site.pop(adapter, None)
+    tied, shared, merged = model.config.tied, dict(model.methods), 0
+    for name, module in places(model, Linear, Embedding, Head, Residual, Attention):
+        delta = module.site.pop(adapter, None)
         if delta is None:
             continue
         if not hasattr(delta, "merged"):
-            raise ValueError(f"{name}: {type(delta).__name__} cannot be merged into its weight")
-        run = lambda delta, weight: delta.merged(weight)  # noqa: E731
-        weight = (jax.vmap(run) if tree.is_stacked(name) else run)(delta, linear.weight())
-        axes = linear.kernel.get_metadata()["axes"]
-        linear.kernel = nnx.Param(weight.kernel, axes=axes)
+            raise ValueError(f"{name}: {type(delta).__name__} cannot be merged into a weight")
+        if tied and isinstance(module, Embedding | Head):
+            raise ValueError(
+                f"{name}: embedding and head share a table; merging into it would change both"
+            )
+        run = lambda delta, weight: delta.merged(weight, shared)  # noqa: E731
+        weight = (jax.vmap(run) if tree.is_stacked(name) else run)(delta, weight_of(model, module))
+        axes = module.kernel.get_metadata()["axes"]
+        module.kernel = nnx.Param(weight.kernel, axes=axes)
         if weight.bias is not None:
-            linear.bias = nnx.Param(weight.bias, axes=axes[1:])
+            module.bias = nnx.Param(weight.bias, axes=axes[1:])
         merged += 1
+    model.methods.pop(adapter, None)
     if not merged:
-        raise ValueError(f"no adapter named {adapter!r} is attached to a linear of this model")
+        raise ValueError(f"no adapter named {adapter!r} is attached to a weight of this model")
     return model

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from research.config import Name, Positive, PositiveNumber
-from research.methods.attaching import attach_to_linears
-from research.methods.lora import EVERY_LINEAR, LowRank
+from research.methods.attaching import attach_at
+from research.methods.lora import EVERY_LINEAR, LoRA, LowRank
+from research.models.layers import Linear
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class DoRA:
-    """Weight-decomposed low-rank adaptation of linears."""
+    """Weight-decomposed low-rank adaptation of linears; fields are LoRA's."""
 
-    # patterns over names of linears
     targets: tuple[str, ...] = (EVERY_LINEAR,)
-    # rank R of the product
     rank: Positive = 16
-    # the product is multiplied by alpha / rank
     alpha: PositiveNumber = 32.0
+    ranks: tuple[tuple[str, Positive], ...] = ()
+    alphas: tuple[tuple[str, PositiveNumber], ...] = ()
+    rank_stabilized: bool = False
     # the adapter's name
     adapter: Name = "dora"
     kind: Literal["dora"] = "dora"
@@ -35,32 +37,40 @@ class DoRA:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf".*/site/{re.escape(self.adapter)}/(low/[ab]|magnitude)", True),)
 
-    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        def make(key, weight, axes, setting):
-            return Decomposed(key, weight, axes, setting, self.alpha)
+    @property
+    def low(self) -> LoRA:
+        """What it has of LoRA."""
+        return LoRA(
+            self.targets, self.rank, self.alpha, self.ranks, self.alphas, self.rank_stabilized
+        )
 
-        targets = [(pattern, self.rank) for pattern in self.targets]
-        return attach_to_linears(model, key, targets, self.adapter, make)
+    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        low = self.low
+
+        def make(key, weight, *, axes, setting, number):
+            return Decomposed(key, weight, axes, setting, low.scale(setting, number))
+
+        return attach_at(model, key, low.settings, self.adapter, make, (Linear,), low.numbers)
 
 
 class Decomposed(nnx.Module):
     """magnitude * (kernel + low) / norm(kernel + low), columns apart; starts as the kernel."""
 
-    def __init__(self, key, weight: Weight, axes, rank: int, alpha: float):
-        self.low = LowRank(key, weight, axes, rank, alpha)
+    def __init__(self, key, weight: Weight, axes, rank: int, scale: jax.Array):
+        self.low = LowRank(key, weight, axes, rank, scale)
         self.magnitude = nnx.Param(jnp.linalg.norm(weight.kernel, axis=0), axes=axes[1:])
 
     def ratio(self, weight: Weight) -> jax.Array:
         """magnitude over the column norms [O]; no gradient flows through the norms (sec. 4.3)."""
-        kernel = self.low.merged(weight).kernel
+        kernel = self.low.merged(weight, {}).kernel
         return self.magnitude[...] / jax.lax.stop_gradient(jnp.linalg.norm(kernel, axis=0))
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         bias = jnp.zeros((), y.dtype) if weight.bias is None else weight.bias.astype(y.dtype)
         ratio = self.ratio(weight).astype(y.dtype)
-        return (y - bias + self.low.product(x, context)) * ratio + bias
+        return (y - bias + self.low.product(x, y, context)) * ratio + bias
 
-    def merged(self, weight: Weight) -> Weight:
+    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
-        kernel = self.low.merged(weight).kernel * self.ratio(weight)
+        kernel = self.low.merged(weight, shared).kernel * self.ratio(weight)
         return weight._replace(kernel=kernel)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from research.config import Name
-from research.methods.attaching import attach_to_linears
+from research.methods.attaching import attach_at
+from research.models.layers import Linear
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
 
@@ -31,11 +33,11 @@ class IA3:
         return ((rf".*/site/{re.escape(self.adapter)}/factor", True),)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        def make(key, weight, axes, setting):
+        def make(key, weight, *, axes, setting, number):
             return Scaled(weight, axes)
 
         targets = [(pattern, True) for pattern in self.targets]
-        return attach_to_linears(model, key, targets, self.adapter, make)
+        return attach_at(model, key, targets, self.adapter, make, (Linear,))
 
 
 class Scaled(nnx.Module):
@@ -47,7 +49,7 @@ class Scaled(nnx.Module):
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         return y * self.factor[...].astype(y.dtype)
 
-    def merged(self, weight: Weight) -> Weight:
+    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
         factor = self.factor[...]
         bias = None if weight.bias is None else weight.bias * factor

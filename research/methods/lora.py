@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from research.config import Name, Positive, PositiveNumber
-from research.methods.attaching import attach_to_linears
+from research.methods.attaching import attach_at
 from research.models.products import matmul
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
@@ -21,32 +22,61 @@ EVERY_LINEAR = r"layers/\d+/(attention|mlp)/\w+"
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Low-rank adaptation of linears; everything of the base stays frozen."""
+    """Low-rank adaptation; everything of the base stays frozen.
 
-    # patterns over names of linears, such as layers/7/attention/query
+    LoRA+ (arXiv:2402.12354) is a rule of the experiment: `rate_rules = [(".*/lora/b", 16.0)]`.
+    """
+
+    # patterns over names of linears, such as layers/7/attention/query, `embedding` and `head`
     targets: tuple[str, ...] = (EVERY_LINEAR,)
     # rank R of the product
     rank: Positive = 16
     # the product is multiplied by alpha / rank
     alpha: PositiveNumber = 32.0
+    # ordered (pattern, rank) and (pattern, alpha) that go before `rank` and `alpha`
+    ranks: tuple[tuple[str, Positive], ...] = ()
+    alphas: tuple[tuple[str, PositiveNumber], ...] = ()
+    # multiply by alpha / sqrt(rank) instead (rsLoRA, arXiv:2312.03732)
+    rank_stabilized: bool = False
+    # pissa: the weight's largest singular vectors, and less them (arXiv:2404.02948)
+    start: Literal["zero", "pissa"] = "zero"
     # the adapter's name
     adapter: Name = "lora"
     kind: Literal["lora"] = "lora"
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
-        return ((rf".*/site/{re.escape(self.adapter)}/[ab]", True),)
+        return ((rf"(.*/)?site/{re.escape(self.adapter)}/[ab]", True),)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        def make(key, weight, axes, setting):
-            return LowRank(key, weight, axes, setting, self.alpha)
+        made = {"zero": LowRank, "pissa": Principal}[self.start]
 
-        targets = [(pattern, self.rank) for pattern in self.targets]
-        return attach_to_linears(model, key, targets, self.adapter, make)
+        def make(key, weight, *, axes, setting, number):
+            return made(key, weight, axes, setting, self.scale(setting, number))
+
+        return attach_at(model, key, self.settings, self.adapter, make, numbers=self.numbers)
+
+    @property
+    def settings(self) -> tuple[tuple[str, int | None], ...]:
+        """(pattern, rank) of each target; a rank by pattern counts among targets only."""
+        anywhere = "|".join(f"(?:{pattern})" for pattern in self.targets)
+        inside = [(rf"(?=(?:{anywhere})$)(?:{pattern})", rank) for pattern, rank in self.ranks]
+        return (*inside, *((pattern, self.rank) for pattern in self.targets))
+
+    @property
+    def numbers(self) -> tuple[tuple[str, float], ...]:
+        return (*self.alphas, (".*", self.alpha))
+
+    def scale(self, rank: int, alpha: jax.Array) -> jax.Array:
+        """[] what the product is multiplied by."""
+        return alpha / (rank**0.5 if self.rank_stabilized else rank)
 
 
 class LowRank(nnx.Module):
-    """y + scale * (x @ a) @ b, with a [I,R] random and b [R,O] zero at the start."""
+    """y + scale * (x @ a) @ b, with a [I,R] random and b [R,O] zero at the start.
+
+    In the embedding x are tokens, and a's rows are looked up: there a is zero and b random.
+    """
 
     def __init__(
         self,
@@ -54,28 +84,64 @@ class LowRank(nnx.Module):
         weight: Weight,
         axes: tuple[str | None, ...],
         rank: int,
-        alpha: float,
+        scale: jax.Array,
     ):
         inputs, outputs = weight.kernel.shape
         if not 0 < rank <= min(inputs, outputs):
             raise ValueError(f"rank {rank} does not fit a weight of {inputs} x {outputs}")
-        bound = inputs**-0.5  # as PEFT starts: kaiming_uniform(a=sqrt(5))
-        a = jax.random.uniform(key, (inputs, rank), minval=-bound, maxval=bound)
+        if axes[0] == "vocabulary":  # as PEFT starts
+            a, b = jnp.zeros((inputs, rank)), jax.random.normal(key, (rank, outputs))
+        else:
+            bound = inputs**-0.5  # as PEFT starts: kaiming_uniform(a=sqrt(5))
+            a = jax.random.uniform(key, (inputs, rank), minval=-bound, maxval=bound)
+            b = jnp.zeros((rank, outputs))
         self.a = nnx.Param(a, axes=(axes[0], "rank"))
-        self.b = nnx.Param(jnp.zeros((rank, outputs)), axes=("rank", axes[1]))
+        self.b = nnx.Param(b, axes=("rank", axes[1]))
         # an array, so that runs with other scales share the program; it never trains
-        self.scale = nnx.Param(jnp.asarray(alpha / rank, jnp.float32), axes=())
+        self.scale = nnx.Param(jnp.asarray(scale, jnp.float32), axes=())
 
-    def product(self, x: jax.Array, context: Context) -> jax.Array:
-        """scale * (x @ a) @ b: x [B,S,I] -> [B,S,O]."""
-        x = context.drop(x, context.site_dropout)
-        low = matmul(x, self.a[...]) * self.scale[...].astype(x.dtype)
-        return matmul(low, self.b[...])
+    def product(self, x: jax.Array, y: jax.Array, context: Context) -> jax.Array:
+        """scale * (x @ a) @ b: x [B,S,I], or tokens [B,S], -> [B,S,O] in y's type."""
+        return low_rank(x, y, self.a[...], self.b[...], self.scale[...], context)
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
-        return y + self.product(x, context)
+        return y + self.product(x, y, context)
 
-    def merged(self, weight: Weight) -> Weight:
+    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
         kernel = weight.kernel.astype(jnp.float32) + self.scale[...] * self.a[...] @ self.b[...]
         return weight._replace(kernel=kernel)
+
+
+def low_rank(x, y, a, b, scale, context: Context) -> jax.Array:
+    """scale * (x @ a) @ b, or scale * a[x] @ b for tokens, in y's type."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        low = context.drop(a[x].astype(y.dtype), context.site_dropout)
+        prompts = y.shape[1] - x.shape[1]  # of another method, in front
+        low = jnp.pad(low, ((0, 0), (prompts, 0), (0, 0)))
+    else:
+        low = matmul(context.drop(x, context.site_dropout), a)
+    return matmul(low * scale.astype(low.dtype), b).astype(y.dtype)
+
+
+class Principal(LowRank):
+    """PiSSA: a and b start as the weight's R largest singular vectors, each with the root of its
+    value. Their start stays beside them and is taken off, so that the weight is the base's own."""
+
+    def __init__(self, key, weight: Weight, axes, rank: int, scale: jax.Array):
+        super().__init__(key, weight, axes, rank, scale)
+        left, values, right = jnp.linalg.svd(weight.kernel.astype(jnp.float32), full_matrices=False)
+        root = jnp.sqrt(values[:rank] / self.scale[...])
+        a, b = left[:, :rank] * root, root[:, None] * right[:rank]
+        self.a, self.first_a = (nnx.Param(a, axes=(axes[0], "rank")) for _ in range(2))
+        self.b, self.first_b = (nnx.Param(b, axes=("rank", axes[1])) for _ in range(2))
+
+    def product(self, x: jax.Array, y: jax.Array, context: Context) -> jax.Array:
+        first = low_rank(x, y, self.first_a[...], self.first_b[...], self.scale[...], context)
+        return super().product(x, y, context) - first
+
+    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+        kernel = super().merged(weight, shared).kernel
+        return weight._replace(
+            kernel=kernel - self.scale[...] * self.first_a[...] @ self.first_b[...]
+        )

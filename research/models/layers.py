@@ -84,10 +84,8 @@ class Embedding(nnx.Module):
         """tokens [B,S] -> [B,S,D], or [B,P+S,D] with P prompt tokens attached."""
         # whole rows: gathered over `fsdp` as any weight is before its use
         table = sharding.constrain(self.kernel[...], ("vocabulary", None))
-        y = table[tokens].astype(dtype)
-        if self.scale != 1:
-            y = y * jnp.asarray(self.scale, dtype)
-        return sites.apply(self.site, tokens, y, Weight(table), context)
+        y = sites.apply(self.site, tokens, table[tokens].astype(dtype), Weight(table), context)
+        return y * jnp.asarray(self.scale, dtype) if self.scale != 1 else y
 
 
 class Positions(nnx.Module):

@@ -1,0 +1,131 @@
+"""A bank: several adapters of one kind side by side; each row of a batch says which it uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from flax import nnx
+
+from research.config import Name
+from research.methods.attaching import places
+from research.models.layers import Embedding, Head, Linear
+from research.models.sites import Context
+from research.models.transformer import Attention, Residual, Transformer
+
+if TYPE_CHECKING:
+    from research.data.tokenizer import Tokenizer
+    from research.methods.attaching import Method
+
+PLACES = (Linear, Embedding, Head, Residual, Attention)
+
+
+def make(members: tuple[type, ...]) -> type[Any]:
+    """The method whose adapters are of these classes."""
+    part: Any = Annotated[
+        Union[members],  # noqa: UP007  the members are known at run time only
+        pydantic.Field(discriminator="kind"),
+    ]
+    fields: Any = [
+        # what each of them is
+        ("of", part),
+        # their names; `Batch.adapter` counts them from 0
+        ("names", tuple[Name, ...]),
+        ("kind", Literal["bank"], "bank"),
+    ]
+    return dataclasses.make_dataclass("Bank", fields, bases=(_Bank,), frozen=True)
+
+
+class _Bank:
+    of: Any
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"method: `names` of a bank are different ones, not {self.names}")
+        if not hasattr(self.of, "adapter"):
+            raise ValueError(f"method: {self.of.kind} attaches nothing that a bank could hold")
+
+    @property
+    def adapter(self) -> str:
+        return str(self.of.adapter)
+
+    @property
+    def trains(self) -> tuple[tuple[str, bool], ...]:
+        inner = re.escape(self.adapter)
+        return tuple(
+            (pattern.replace(f"site/{inner}/", f"site/{inner}/each/"), trains)
+            for pattern, trains in self.of.trains
+        )
+
+    def bind(self, words: Tokenizer) -> Any:
+        bound = self.of.bind(words) if hasattr(self.of, "bind") else self.of
+        return dataclasses.replace(self, of=bound)  # type: ignore[type-var]
+
+    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        made = [self.of.attach(model, jax.random.fold_in(key, i)) for i in range(len(self.names))]
+        return stack(made, self.of)
+
+
+def stack(models: list[Transformer], method: Method) -> Transformer:
+    """Models with one adapter each, on one base -> one model with all of them."""
+    adapter: str = method.adapter  # type: ignore[attr-defined]
+    whole = jax.tree.map(lambda leaf: leaf, models[0])
+    others = [dict(places(model, *PLACES)) for model in models]
+    for name, module in places(whole, *PLACES):
+        if adapter not in module.site:
+            continue
+        # behind the axis of layers, where there is one
+        axis = 1 if name.startswith("layers/") else 0
+        module.site[adapter] = Rows([other[name].site[adapter] for other in others], adapter, axis)
+    if adapter in whole.methods:
+        shared = [model.methods[adapter] for model in models]
+        whole.methods[adapter] = _stacked(shared, 0)
+    return whole
+
+
+def _stacked(modules: list[nnx.Module], axis: int) -> Any:
+    """Modules alike -> one whose parameters have an axis of adapters."""
+
+    def join(*parameters: nnx.Param) -> nnx.Param:
+        axes = tuple(parameters[0].get_metadata()["axes"])
+        return nnx.Param(jnp.stack([p[...] for p in parameters], axis), axes=(None, *axes))
+
+    is_parameter = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    return jax.tree.map(join, *modules, is_leaf=is_parameter)
+
+
+class Rows(nnx.Module):
+    """Passes each row through its own delta; a row of adapter -1 is the base's."""
+
+    def __init__(self, deltas: list[Any], adapter: str, axis: int):
+        self.each = nnx.data(_stacked(deltas, axis))
+        self.adapter = adapter
+
+    def __call__(self, x, y, weight, context: Context) -> Any:
+        if context.adapter is None:
+            raise ValueError(
+                f"a bank of adapters ({self.adapter}) is attached: `Batch.adapter` must say which "
+                "of them each row uses"
+            )
+        ids = jnp.asarray(context.adapter)
+        pick = lambda tree: jax.tree.map(lambda leaf: leaf[jnp.maximum(ids, 0)], tree)  # noqa: E731
+        shared = {n: pick(m) for n, m in context.shared.items() if n == self.adapter}
+
+        def row(delta, shared, x, y, key):
+            one = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)  # noqa: E731
+            inner = dataclasses.replace(context, adapter=None, keys=one(key), shared=shared)
+            return jax.tree.map(lambda leaf: leaf[0], delta(one(x), one(y), weight, inner))
+
+        made = jax.vmap(row)(pick(self.each), shared, x, y, context.keys)
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            if new.shape != old.shape:  # prompts and prefixes are of one length for all rows
+                return new
+            return jnp.where((ids >= 0).reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        return jax.tree.map(choose, made, y)

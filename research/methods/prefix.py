@@ -1,0 +1,109 @@
+"""Prefix tuning: trained keys and values in front of every layer's (Li and Liang 2021,
+arXiv:2101.00190)."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from research.config import Name, Positive
+from research.methods.attaching import attach_at
+from research.models.config import ModelConfig
+from research.models.sites import Context
+from research.models.transformer import Attention, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """P keys and values a layer that every document of a row sees, whatever its window."""
+
+    # keys and values P
+    length: Positive = 20
+    # patterns over attentions, such as layers/7/attention
+    targets: tuple[str, ...] = (r"layers/\d+/attention",)
+    # make them from vectors [P,D] by an MLP whose first half all layers share
+    reparameterized: bool = False
+    # units M of that MLP
+    hidden: Positive = 512
+    # the adapter's name
+    adapter: Name = "prefix"
+    kind: Literal["prefix"] = "prefix"
+
+    @property
+    def trains(self) -> tuple[tuple[str, bool], ...]:
+        name = re.escape(self.adapter)
+        layers = (rf".*/site/{name}/(keys|values|out|out_bias)", True)
+        return (layers, (rf"methods/{name}/.*", True)) if self.reparameterized else (layers,)
+
+    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        config = model.config
+
+        def make(key, weight, *, axes, setting, number):
+            made = FromVectors if self.reparameterized else KeysAndValues
+            return made(key, config, self)
+
+        targets = [(pattern, self.length) for pattern in self.targets]
+        model = attach_at(model, key, targets, self.adapter, make, (Attention,))
+        if self.reparameterized:
+            model.methods[self.adapter] = Vectors(key, config, self)
+        return model
+
+
+class KeysAndValues(nnx.Module):
+    """(keys, values) [B,T,K,N] -> [B,P+T,K,N]; rotary positions leave the prefix alone."""
+
+    def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
+        width = config.key_heads * config.size
+        start = lambda key: 0.02 * jax.random.normal(key, (method.length, width))  # noqa: E731
+        first, second = jax.random.split(key)
+        self.keys = nnx.Param(start(first), axes=(None, "key_heads"))
+        self.values = nnx.Param(start(second), axes=(None, "key_heads"))
+
+    def made(self, context: Context) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each [P,K*N]."""
+        return self.keys[...], self.values[...]
+
+    def __call__(self, x, y, weight: None, context: Context) -> tuple[jax.Array, jax.Array]:
+        def front(new: jax.Array, old: jax.Array) -> jax.Array:
+            new = new.astype(old.dtype).reshape(1, -1, *old.shape[2:])
+            new = jnp.broadcast_to(new, (old.shape[0], *new.shape[1:]))
+            return jnp.concatenate([new, old], axis=1)
+
+        keys, values = self.made(context)
+        return front(keys, y[0]), front(values, y[1])
+
+
+class Vectors(nnx.Module):
+    """tanh(vectors [P,D] @ into [D,M] + bias), which all layers share."""
+
+    def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
+        first, second = jax.random.split(key)
+        normal = jax.random.normal
+        vectors, into = (method.length, config.width), (config.width, method.hidden)
+        self.vectors = nnx.Param(normal(first, vectors), axes=(None, "embed"))
+        self.into = nnx.Param(config.width**-0.5 * normal(second, into), axes=("embed", "rank"))
+        self.bias = nnx.Param(jnp.zeros(method.hidden), axes=("rank",))
+
+    def __call__(self) -> jax.Array:
+        return jnp.tanh(self.vectors[...] @ self.into[...] + self.bias[...])
+
+
+class FromVectors(KeysAndValues):
+    """A layer's half of the MLP: [P,M] @ out [M,2,K*N] + out_bias."""
+
+    def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
+        width = config.key_heads * config.size
+        out = method.hidden**-0.5 * jax.random.normal(key, (method.hidden, 2, width))
+        self.out = nnx.Param(out, axes=("rank", None, "key_heads"))
+        self.out_bias = nnx.Param(jnp.zeros((2, width)), axes=(None, "key_heads"))
+        self.name = method.adapter
+
+    def made(self, context: Context) -> tuple[jax.Array, jax.Array]:
+        both = jnp.einsum("pm,mcw->cpw", context.shared[self.name](), self.out[...])
+        keys, values = both + self.out_bias[...][:, None]
+        return keys, values

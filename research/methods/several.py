@@ -1,0 +1,52 @@
+"""Several methods at once, such as LoRA and a prompt, one after the other on the same base."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+import jax
+import pydantic
+
+from research.models.transformer import Transformer
+
+if TYPE_CHECKING:
+    from research.data.tokenizer import Tokenizer
+
+
+def make(members: tuple[type, ...]) -> type[Any]:
+    """The method whose parts are of these classes."""
+    part: Any = Annotated[
+        Union[members],  # noqa: UP007  the members are known at run time only
+        pydantic.Field(discriminator="kind"),
+    ]
+    fields: Any = [
+        # the methods, in the order in which they act where they meet
+        ("of", tuple[part, ...]),
+        ("kind", Literal["several"], "several"),
+    ]
+    return dataclasses.make_dataclass("Several", fields, bases=(_Several,), frozen=True)
+
+
+class _Several:
+    of: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        names = [getattr(method, "adapter", method.kind) for method in self.of]
+        if len(self.of) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"method: `of` holds two methods or more by different names: {names}")
+        if any(method.kind == "full" for method in self.of):
+            raise ValueError("method: full trains everything, and so goes with no other method")
+
+    @property
+    def trains(self) -> tuple[tuple[str, bool], ...]:
+        return tuple(rule for method in self.of for rule in method.trains)
+
+    def bind(self, words: Tokenizer) -> Any:
+        bound = tuple(m.bind(words) if hasattr(m, "bind") else m for m in self.of)
+        return dataclasses.replace(self, of=bound)  # type: ignore[type-var]
+
+    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        for number, method in enumerate(self.of):
+            model = method.attach(model, jax.random.fold_in(key, number))
+        return model

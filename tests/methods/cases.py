@@ -1,0 +1,36 @@
+"""Every method in every form that differs in code, by name."""
+
+from research.methods import IA3, Bottleneck, DoRA, LoRA, Method, Prefix, Prompt, VeRA
+from research.methods.bottleneck import PFEIFFER
+from research.methods.lora import EVERY_LINEAR
+from tests import tiny
+
+# an untied head, so that whatever is attached to a weight can be merged into it
+SHAPE = tiny.config(tied=False)
+CASES: dict[str, Method] = {
+    "lora": LoRA(rank=4),
+    "lora-patterns": LoRA(
+        rank=4,
+        ranks=((r"layers/1/.*", 2), (r".*/mlp/\w+", 8)),
+        alphas=((r".*/query", 4.0),),
+        rank_stabilized=True,
+    ),
+    "lora-ends": LoRA(targets=(EVERY_LINEAR, "embedding", "head"), rank=4),
+    "pissa": LoRA(rank=4, alpha=4.0, start="pissa"),
+    "dora": DoRA(rank=4),
+    "ia3": IA3(),
+    "houlsby": Bottleneck(width=8),
+    "pfeiffer": Bottleneck(targets=(PFEIFFER,), width=8),
+    "parallel": Bottleneck(width=8, placement="parallel", activation="relu", scale=4.0),
+    "vera": VeRA(rank=8),
+    "prompt": Prompt(length=3),
+    "prompt-random": Prompt(length=3, start="random"),
+    "prompt-text": Prompt(length=3, start="text", text="ab", tokens=(5, 9)),
+    "prefix": Prefix(length=3),
+    "prefix-mlp": Prefix(length=3, reparameterized=True, hidden=8),
+}
+# these begin as the base: to the bit, but for rounding, and not at all
+EXACT = ("lora", "lora-patterns", "lora-ends", "ia3", "houlsby", "pfeiffer", "parallel", "vera")
+ROUNDED = {"dora": 1e-6, "pissa": 1e-5}
+OTHER = tuple(name for name in CASES if name not in (*EXACT, *ROUNDED))
+MERGED = ("lora", "lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera")

@@ -1,0 +1,147 @@
+"""Methods that share a base: several in every row, or one of a bank a row."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from research import config as door
+from research import methods, tree
+from research.experiment import MethodConfig
+from research.generation import decode
+from research.methods import IA3, Bank, Full, LoRA, Partial, Prefix, Prompt, Several, bank
+from tests import tiny
+from tests.methods.cases import CASES, SHAPE
+
+forward = jax.jit(tiny.logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_of_a_bank_are_those_of_each_adapter_alone(case):
+    method = CASES[case]
+    alone = [tiny.shaken(tiny.attached(method, SHAPE), seed=3)]
+    fixed = lambda n: not {"site", "methods"} & set(n.split("/")) or "first_" in n or "/vera/" in n  # noqa: E731
+    for seed in (4, 5):  # what is attached differs, the base does not
+        moved = tree.flatten(tiny.shaken(alone[0], seed=seed))
+        first = tree.flatten(alone[0])
+        kept = {name: first[name] for name in first if fixed(name)}
+        alone.append(tree.unflatten(alone[0], moved | kept))
+    whole = bank.stack(alone, method)
+    ids = np.array([0, 2, 1, 1, 0, 2, 2, 0], np.int32)
+    batch = dataclasses.replace(tiny.batch(), adapter=ids)
+    together = jax.jit(lambda m, b: tiny.logits(m, b, methods_context(b)))(whole, batch)
+    for number, model in enumerate(alone):
+        expected = forward(model, tiny.batch())
+        np.testing.assert_allclose(together[ids == number], expected[ids == number], atol=1e-4)
+
+
+def methods_context(batch):
+    from research.models.sites import Context
+
+    return Context(adapter=batch.adapter)
+
+
+def test_a_row_without_an_adapter_is_the_bases():
+    model = tiny.shaken(tiny.attached(Bank(of=LoRA(rank=2), names=("a", "b")), SHAPE))
+    bare = jax.tree.map(lambda leaf: leaf, model)
+    for _, linear in methods.linears(bare):
+        linear.site.clear()
+    batch = dataclasses.replace(tiny.batch(), adapter=np.array([0, -1] * 4, np.int32))
+    found = tiny.logits(model, batch, methods_context(batch))
+    np.testing.assert_array_equal(found[1::2], tiny.logits(bare, batch)[1::2])
+    assert np.abs(found[0] - tiny.logits(bare, batch)[0]).max() > 1e-2
+    with pytest.raises(ValueError, match="Batch.adapter` must say which"):
+        tiny.logits(model, tiny.batch())
+
+
+def test_a_bank_trains_each_adapter_on_its_own_rows():
+    method = Bank(of=LoRA(rank=2), names=("a", "b"))
+    model = tiny.shaken(tiny.attached(method, SHAPE))
+    trainable, frozen = tree.partition(model, methods.trainable(model, method))
+    assert all("/site/lora/each/" in name for name in trainable)
+    batch = dataclasses.replace(tiny.batch(), adapter=np.zeros(8, np.int32))
+
+    def total(trainable):
+        merged = tree.merge(model, trainable, frozen)
+        return tiny.logits(merged, batch, methods_context(batch)).sum()
+
+    for name, gradient in jax.grad(total)(trainable).items():
+        assert np.abs(gradient[:, 0]).max() > 0 and not gradient[:, 1].any(), name
+
+
+def test_decoding_uses_each_rows_adapter():
+    method = Bank(of=LoRA(rank=2), names=("a", "b"))
+    model = tiny.shaken(tiny.attached(method, SHAPE), size=0.5)
+    prompts = [[3, 5, 7]] * 3
+    ids = np.array([0, 1, -1], np.int32)
+    together = decode.generate(model, prompts, 6, end_id=0, adapter=ids)
+    for row, number in enumerate(ids):
+        alone = decode.generate(model, prompts[:1], 6, end_id=0, adapter=np.array([number]))
+        assert alone[0] == together[row]
+    assert together[0] != together[2]
+
+
+def test_several_methods_act_together_in_any_order():
+    lora, prompt = LoRA(targets=("layers/.*/up", "embedding"), rank=2), Prompt(length=3)
+    batch = tiny.batch()
+    both = [tiny.attached(Several(of=pair), SHAPE) for pair in ((lora, prompt), (prompt, lora))]
+    for model, pair in zip(both, ((lora, prompt), (prompt, lora)), strict=True):
+        names = methods.trainable(model, Several(of=pair))
+        assert {"embedding/site/prompt/vectors", "embedding/site/lora/a"} <= set(names)
+        assert np.isfinite(forward(tiny.shaken(model), batch)).all()
+    shaken = tiny.shaken(both[0])
+    turned = tree.unflatten(both[1], tree.flatten(shaken))
+    np.testing.assert_allclose(forward(shaken, batch), forward(turned, batch), atol=1e-5)
+
+
+def test_prompt_and_prefix_are_read_once_and_then_from_the_cache():
+    method = Several(of=(Prompt(length=3), Prefix(length=2)))
+    model = tiny.shaken(tiny.attached(method, SHAPE))
+    (said,) = decode.generate(model, [[3, 5, 7]], 5, end_id=0)
+    ids = [3, 5, 7]
+    for token in said:
+        assert token == int(np.argmax(tiny.log_probabilities(model, ids)[-1]))
+        ids.append(token)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"kind": "several", "of": [{"kind": "lora"}]}, "holds two methods or more"),
+        ({"kind": "several", "of": [{"kind": "lora"}, {"kind": "lora"}]}, "by different names"),
+        ({"kind": "several", "of": [{"kind": "full"}, {"kind": "lora"}]}, "goes with no other"),
+        ({"kind": "bank", "of": {"kind": "full"}, "names": ["a"]}, "full attaches nothing"),
+        ({"kind": "bank", "of": {"kind": "lora"}, "names": ["a", "a"]}, "are different ones"),
+        ({"kind": "prompt", "start": "text"}, "belong together"),
+        ({"kind": "lora", "ranks": [["(", 4]]}, "is no regular expression"),
+        ({"kind": "lora", "ranks": [["layers/9/.*", 4]]}, "matches nothing"),
+        ({"kind": "bottleneck", "targets": ["layers/0/mlp"]}, "matches nothing"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_compute(content, message):
+    with pytest.raises(ValueError, match=message):
+        method = door.build(MethodConfig, content, "config.method")
+        methods.derive_stacks(SHAPE, method)
+
+
+def test_a_config_builds_what_composes():
+    content = {"kind": "several", "of": [{"kind": "lora", "rank": 2}, {"kind": "prompt"}]}
+    built = door.build(MethodConfig, content, "config.method")
+    assert built == Several(of=(LoRA(rank=2), Prompt())) and door.to_dict(built)["of"]
+    assert methods.bind(built, None) == built
+    assert {Full().kind, IA3().kind, Partial().kind} < set(methods.METHODS)
+
+
+def test_a_prompts_text_becomes_its_tokens():
+    class Words:
+        def encode(self, text):
+            return [ord(letter) for letter in text]
+
+    bound = methods.bind(Prompt(length=5, start="text", text="ab"), Words())
+    assert bound.tokens == (97, 98)
+    rows = tiny.model(tiny.config(vocabulary=128)).embedding.kernel[...]
+    made = tiny.attached(bound, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
+    np.testing.assert_allclose(made[...], rows[np.array([97, 98, 97, 98, 97])], atol=1e-7)
+    with pytest.raises(ValueError, match="of 5 tokens does not fit a window of 4"):
+        methods.derive_stacks(tiny.config(windows=(4, 0)), Prompt(length=5))
