@@ -16,6 +16,7 @@ import numpy as np
 from research import methods, tree
 from research.interop import huggingface
 from research.interop.importing import spread
+from research.models.sites import Weight
 from research.models.transformer import Transformer
 from research.runs import Run
 
@@ -28,7 +29,12 @@ class Merged:
     """
 
     def __init__(self, run: Run):
-        self._run, self._adapter = run, getattr(run.method, "adapter", "")
+        self._run = run
+        method: Any = run.method
+        if method.kind == "bank":
+            raise ValueError(f"{method.names} stand side by side; one model holds one of them")
+        parts = method.of if method.kind == "several" else (method,)
+        self._adapters = [part.adapter for part in parts if hasattr(part, "adapter")]
         config = run.model
         singles = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
         base = functools.partial(Transformer, config=config, stacks=singles)
@@ -37,30 +43,50 @@ class Merged:
             return run.method.attach(base(key), key)
 
         self._shapes = jax.eval_shape(build, jax.random.key(0))
-        plain = jax.eval_shape(base, jax.random.key(0))
-        attached = set(tree.flatten(self._shapes)) - set(tree.flatten(plain))
-        outside = sorted(name for name in attached if not name.startswith("layers/"))
-        if outside:
-            raise ValueError(f"{outside[0]} is attached outside the layers and cannot be merged")
+        for name, module in methods.places(self._shapes, *methods.PLACES):
+            outside = not name.startswith("layers/")
+            for delta in module.site.values():
+                if not hasattr(delta, "merged"):
+                    raise ValueError(
+                        f"{name}: {type(delta).__name__} is no change of a weight and cannot be "
+                        "merged; as an adapter beside the base it can be served"
+                    )
+                methods.check_untied(name, outside and config.tied)
         self._layer = functools.lru_cache(maxsize=1)(self._read_layer)
+
+    @functools.cached_property
+    def _shared(self) -> Any:
+        """What methods share between layers."""
+        shapes = {f"methods/{n}": s for n, s in tree.flatten(self._shapes.methods).items()}
+        held = {n.removeprefix("methods/"): a for n, a in self._read(shapes).items()}
+        return tree.unflatten(self._shapes.methods, held)
 
     def __call__(self, name: str) -> np.ndarray:
         """A parameter by its single-layer name, float32."""
-        if not name.startswith("layers/"):
-            self._layer.cache_clear()  # the largest tensors lie outside
-            return _finite(name, self._run.read(name))
-        return self._layer(int(name.split("/")[1]))[name]
+        if name.startswith("layers/"):
+            return self._layer(int(name.split("/")[1]))[name]
+        self._layer.cache_clear()  # the largest tensors lie outside
+        place = name.split("/")[0]
+        if name.endswith("/kernel") and getattr(self._shapes, place).site:
+            return _finite(name, self._merged(getattr(self._shapes, place), place)["kernel"])
+        return _finite(name, self._run.read(name))
 
     def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
         block = self._shapes.layers[tree.stack_key(layer, 1)]
         shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), block)
-        prefix = f"layers/{layer}/"
-        read = self._read({prefix + name: shape for name, shape in tree.flatten(shapes).items()})
-        if any("/site/" in name for name in read):
-            held = {name.removeprefix(prefix): array for name, array in read.items()}
-            merged = methods.merge(tree.unflatten(shapes, held), self._adapter)
-            read = {prefix + name: array for name, array in tree.flatten(merged).items()}
+        prefix = f"layers/{layer}"
+        read = {f"{prefix}/{name}": a for name, a in self._merged(shapes, prefix).items()}
         return {name: _finite(name, array) for name, array in read.items()}
+
+    def _merged(self, part: Any, prefix: str) -> dict[str, jax.Array]:
+        """The parameters of a part of the model, its sites merged."""
+        shapes = {f"{prefix}/{name}": shape for name, shape in tree.flatten(part).items()}
+        held = {n.removeprefix(f"{prefix}/"): a for n, a in self._read(shapes).items()}
+        made = tree.unflatten(part, held)
+        weight = lambda m: m.weight() if hasattr(m, "weight") else Weight(m.kernel[...])  # noqa: E731
+        for adapter in self._adapters:
+            methods.merge_sites(made, adapter, self._shared, weight)
+        return tree.flatten(made)
 
     def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
         return self._run.parameters(spread(shapes))

@@ -25,7 +25,8 @@ from research.interop.fields import UnsupportedModel
 from research.interop.huggingface import read_json
 from research.interop.importing import spread
 from research.interop.tensor_files import SafeTensors
-from research.methods import IA3, DoRA, LoRA, Method, linears
+from research.methods import IA3, DoRA, LoRA, Method, places
+from research.methods.attaching import WEIGHTED
 from research.models.transformer import Transformer
 from research.runs import Run
 
@@ -70,16 +71,28 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
     linears = sorted({name.partition("/site/")[0] for name in arrays}, key=_order)
     theirs = module_names(family, linears)
     tensors: dict[str, np.ndarray] = {}
+    scales: dict[str, tuple[int, float]] = {}
     for linear in linears:
-        for leaf, name in _LEAVES[method.kind].items():
-            value = arrays[f"{linear}/site/{method.adapter}/{leaf}"]  # type: ignore[attr-defined]
+        site = f"{linear}/site/{method.adapter}/"  # type: ignore[attr-defined]
+        held = {n.removeprefix(site): a for n, a in arrays.items() if n.startswith(site)}
+        if (
+            "first_a" in held
+        ):  # PEFT's PiSSA changes the base; as a LoRA of twice the rank it need not
+            held["a"] = np.concatenate([held["a"], -held["first_a"]], axis=1)
+            held["b"] = np.concatenate([held["b"], held["first_b"]], axis=0)
+        for leaf, name in _leaves(method.kind, linear).items():
+            value = held[leaf]
             if not np.isfinite(value).all():
                 raise ValueError(f"{linear}: {leaf} holds numbers that are not finite")
             value = value[:, None] if name == "ia3_l" else value.T
             tensors[f"{_PREFIX}{theirs[linear]}.{name}"] = value
+        low = "low/" if method.kind == "dora" else ""
+        if f"{low}scale" in held:
+            rank = held[f"{low}a"].shape[1]
+            scales[theirs[linear]] = rank, float(held[f"{low}scale"]) * rank
     short = {name.rpartition(".")[2] for name in theirs.values()}
     everywhere = len(theirs) == len(short) * run.model.layers
-    content = _write_config(method) | {
+    content = _write_config(method, scales) | {
         "base_model_name_or_path": base,
         "target_modules": sorted(short) if everywhere else sorted(theirs.values()),
         "task_type": "CAUSAL_LM",
@@ -116,7 +129,10 @@ class Adapter:
         shape = self.shapes[name].shape
         if name not in self.sources:
             assert isinstance(self.method, LoRA | DoRA)
-            return jnp.full(shape, self.method.alpha / self.method.rank)
+            linear = name.partition("/site/")[0]
+            rank = tree.first_match(self.method.ranks, linear, self.method.rank)
+            alpha = tree.first_match(self.method.alphas, linear, self.method.alpha)
+            return jnp.full(shape, alpha / rank)
         source = self.sources[name]
         value = self.tensors.read(source, tuple(slice(None) for _ in self.tensors.shapes[source]))
         value = value.reshape(-1) if len(shape) == 1 else value.T
@@ -143,14 +159,14 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
             near = tree.nearest(module, modules, 1)
             raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
         held.setdefault(modules[module], {})[leaf] = name
-    method = _read_config(content, str(path / CONFIG), list(held))
-    leaves = _LEAVES[method.kind]
+    named = {ours: theirs for theirs, ours in modules.items() if ours in held}
+    method = _read_config(content, str(path / CONFIG), named)
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
     attached = {name: whole[name] for name in whole if name not in tree.flatten(plain)}
     shapes, sources = tree.unstack_shapes(attached), {}
     for name, shape in shapes.items():
         linear, _, rest = name.partition("/site/")
-        leaf = rest.partition("/")[2]
+        leaf, leaves = rest.partition("/")[2], _leaves(method.kind, linear)
         if leaf not in leaves:
             continue  # the scale
         source = held[linear].pop(leaves[leaf], None)
@@ -200,9 +216,17 @@ def _linears(base: Run) -> tuple[Transformer, dict[str, str]]:
     plain = jax.eval_shape(lambda key: Transformer(key, base.model, singles), jax.random.key(0))
     family, _ = for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
     together = {form for group in family.joined.values() for form in group}
-    names = [n for name, _ in linears(plain) for n in tree.layer_names(name)]
+    every = [name for name, _ in places(plain, *WEIGHTED)]
+    names = [n for name in every for n in tree.layer_names(name)]
     names = [name for name in names if re.sub(r"/\d+/", "/*/", name) not in together]
     return plain, {theirs: ours for ours, theirs in module_names(family, names).items()}
+
+
+def _leaves(kind: str, place: str) -> dict[str, str]:
+    """A delta's leaves -> PEFT's names."""
+    if kind == "lora" and place == "embedding":
+        return {"a": "lora_embedding_A", "b": "lora_embedding_B"}
+    return _LEAVES[kind]
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -215,26 +239,38 @@ def _split(name: str) -> tuple[str, str]:
     return module, leaf
 
 
-def _write_config(method: Method) -> dict[str, Any]:
+def _write_config(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """What `adapter_config.json` says of the method.
+
+    Args:
+      scales: rank and alpha of each module, by transformers' name; the commonest go in front.
+    """
     if isinstance(method, IA3):
         return {"peft_type": "IA3", "feedforward_modules": []}
-    assert isinstance(method, LoRA | DoRA)
+    rank = _commonest([r for r, _ in scales.values()])
+    alpha = _commonest([a for _, a in scales.values()])
     return {
         "peft_type": "LORA",
-        "r": method.rank,
-        "lora_alpha": method.alpha,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: r for name, (r, _) in scales.items() if r != rank},
+        "alpha_pattern": {name: a for name, (_, a) in scales.items() if a != alpha},
         "lora_dropout": 0.0,
         "bias": "none",
         "use_dora": isinstance(method, DoRA),
     }
 
 
-def _read_config(content: Mapping[str, Any], where: str, names: list[str]) -> Method:
-    """The method that an `adapter_config.json` describes, on the linears that have tensors."""
+def _read_config(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Method:
+    """The method that an `adapter_config.json` describes.
+
+    Args:
+      named: the places that have tensors, and transformers' names for them.
+    """
     for name in _REFUSED:
         if content.get(name) not in (None, False, "none", [], {}):
             raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft has no such thing")
-    targets = _patterns(names)
+    targets = _patterns(list(named))
     kind = content.get("peft_type")
     if kind == "IA3":
         if content.get("feedforward_modules"):
@@ -247,17 +283,52 @@ def _read_config(content: Mapping[str, Any], where: str, names: list[str]) -> Me
     rank, alpha = content.get("r"), content.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
         raise UnsupportedModel(f"{where}: r is {rank!r} and lora_alpha {alpha!r}")
-    if content.get("use_rslora"):  # alpha / sqrt(r)
-        alpha = alpha * rank**0.5
+    each: dict[str, tuple[int, float]] = {}
+    for ours, theirs in named.items():
+        r = _by_pattern(content.get("rank_pattern"), theirs, rank, f"{where}: rank_pattern")
+        a = _by_pattern(content.get("alpha_pattern"), theirs, alpha, f"{where}: alpha_pattern")
+        each[ours] = int(r), float(a * r**0.5 if content.get("use_rslora") else a)
+    # the commonest go without a pattern
+    rank = _commonest([r for r, _ in each.values()])
+    alpha = _commonest([a for _, a in each.values()])
     made = DoRA if content.get("use_dora") else LoRA
-    return made(targets, rank=rank, alpha=float(alpha))
+    ranks = _rules({ours: r for ours, (r, _) in each.items() if r != rank})
+    alphas = _rules({ours: a for ours, (_, a) in each.items() if a != alpha})
+    return made(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas)
+
+
+def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
+    """PEFT's number for a module: that of the first key that matches the end of its name."""
+    if not isinstance(patterns or {}, Mapping):
+        raise UnsupportedModel(f"{where} is no object")
+    for pattern, number in (patterns or {}).items():
+        # only plain names: a hostile pattern could take forever to match
+        if not re.fullmatch(r"[\w.\\^$*]*", pattern):
+            raise UnsupportedModel(f"{where}: {pattern!r} is more than a module's name")
+        plain = pattern.strip("^$").replace("\\.", ".")
+        if name == plain or name.endswith(f".{plain}"):
+            if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
+                raise UnsupportedModel(f"{where}: {pattern} is {number!r}")
+            return number
+    return default
+
+
+def _commonest(values: list[Any]) -> Any:
+    return max(sorted(set(values)), key=values.count)
+
+
+def _rules(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Patterns for places, by value."""
+    found = []
+    for value in sorted(set(values.values())):
+        names = [name for name, given in values.items() if given == value]
+        found += [(pattern, value) for pattern in _patterns(names)]
+    return tuple(found)
 
 
 _REFUSED = (
     "modules_to_save",
     "bias",
-    "rank_pattern",
-    "alpha_pattern",
     "trainable_token_indices",
     "lora_bias",
     "alora_invocation_tokens",
@@ -268,12 +339,19 @@ _REFUSED = (
 def _patterns(names: list[str]) -> tuple[str, ...]:
     """The shortest patterns for these linears: one for each place, with its layers."""
     layers: dict[str, list[int]] = {}
+    outside = []
     for name in names:
+        if not name.startswith("layers/"):
+            outside.append(re.escape(name))
+            continue
         _, layer, place = name.split("/", 2)
         layers.setdefault(place, []).append(int(layer))
-    return tuple(
-        rf"layers/({'|'.join(map(str, sorted(found)))})/{re.escape(place)}"
-        for place, found in sorted(layers.items())
+    return (
+        *outside,
+        *(
+            rf"layers/({'|'.join(map(str, sorted(found)))})/{re.escape(place)}"
+            for place, found in sorted(layers.items())
+        ),
     )
 
 

@@ -8,7 +8,17 @@ file and one line here.
 from typing import TYPE_CHECKING
 
 from research.methods import bank, several
-from research.methods.attaching import Method, derive_stacks, linears, merge, places, trainable
+from research.methods.attaching import (
+    PLACES,
+    Method,
+    check_untied,
+    derive_stacks,
+    linears,
+    merge,
+    merge_sites,
+    places,
+    trainable,
+)
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
 from research.methods.full import Full
@@ -46,6 +56,7 @@ def bind(method: Method, words: "Tokenizer") -> Method:
 __all__ = [
     "IA3",
     "METHODS",
+    "PLACES",
     "Bank",
     "Bottleneck",
     "DoRA",
@@ -58,9 +69,11 @@ __all__ = [
     "Several",
     "VeRA",
     "bind",
+    "check_untied",
     "derive_stacks",
     "linears",
     "merge",
+    "merge_sites",
     "places",
     "trainable",
 ]

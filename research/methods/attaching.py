@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -52,8 +52,9 @@ class Method(Protocol):
         """A copy of the model with this method's parameters in its sites."""
 
 
-# places with a weight
+# places with a weight, and all that have a site
 WEIGHTED = (Linear, Embedding, Head)
+PLACES = (*WEIGHTED, Residual, Attention)
 
 
 def places(model: Transformer, *kinds: type) -> Iterator[tuple[str, Any]]:
@@ -189,25 +190,54 @@ def merge(model: Transformer, adapter: str) -> Transformer:
       ValueError: when nothing of that name is attached, or a delta cannot be merged.
     """
     model = jax.tree.map(lambda leaf: leaf, model)
-    tied, shared, merged = model.config.tied, dict(model.methods), 0
-    for name, module in places(model, Linear, Embedding, Head, Residual, Attention):
+    for name, module in places(model, Embedding, Head):
+        check_untied(name, model.config.tied and adapter in module.site)
+    shared = dict(model.methods)
+    if not merge_sites(model, adapter, shared, lambda module: weight_of(model, module)):
+        raise ValueError(f"no adapter named {adapter!r} is attached to a weight of this model")
+    model.methods.pop(adapter, None)
+    return model
+
+
+def check_untied(name: str, shares: bool) -> None:
+    """Refuses to merge into a table that embedding and head share.
+
+    Raises:
+      ValueError: it is shared.
+    """
+    if shares:
+        raise ValueError(
+            f"{name}: embedding and head share a table; merging into it would change both"
+        )
+
+
+def merge_sites(
+    part: Any, adapter: str, shared: Mapping[str, Any], weight: Callable[[Any], Weight | None]
+) -> int:
+    """Merges an adapter into the weights of a model or a part of it, in place.
+
+    Args:
+      shared: what methods share between sites.
+      weight: the weight of a place.
+
+    Returns:
+      How many places had it.
+
+    Raises:
+      ValueError: a delta cannot be merged.
+    """
+    merged = 0
+    for name, module in places(part, *PLACES):
         delta = module.site.pop(adapter, None)
         if delta is None:
             continue
         if not hasattr(delta, "merged"):
             raise ValueError(f"{name}: {type(delta).__name__} cannot be merged into a weight")
-        if tied and isinstance(module, Embedding | Head):
-            raise ValueError(
-                f"{name}: embedding and head share a table; merging into it would change both"
-            )
         run = lambda delta, weight: delta.merged(weight, shared)  # noqa: E731
-        weight = (jax.vmap(run) if tree.is_stacked(name) else run)(delta, weight_of(model, module))
+        made = (jax.vmap(run) if tree.is_stacked(name) else run)(delta, weight(module))
         axes = module.kernel.get_metadata()["axes"]
-        module.kernel = nnx.Param(weight.kernel, axes=axes)
-        if weight.bias is not None:
-            module.bias = nnx.Param(weight.bias, axes=axes[1:])
+        module.kernel = nnx.Param(made.kernel, axes=axes)
+        if made.bias is not None:
+            module.bias = nnx.Param(made.bias, axes=axes[1:])
         merged += 1
-    model.methods.pop(adapter, None)
-    if not merged:
-        raise ValueError(f"no adapter named {adapter!r} is attached to a weight of this model")
-    return model
+    return merged

@@ -12,16 +12,13 @@ import pydantic
 from flax import nnx
 
 from research.config import Name
-from research.methods.attaching import places
-from research.models.layers import Embedding, Head, Linear
+from research.methods.attaching import PLACES, places
 from research.models.sites import Context
-from research.models.transformer import Attention, Residual, Transformer
+from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from research.data.tokenizer import Tokenizer
     from research.methods.attaching import Method
-
-PLACES = (Linear, Embedding, Head, Residual, Attention)
 
 
 def make(members: tuple[type, ...]) -> type[Any]:

@@ -61,7 +61,7 @@ class SharedMatrices(nnx.Module):
     def __init__(self, key: jax.Array, inputs: int, outputs: int, rank: int):
         keys = jax.random.split(key)
         uniform = lambda key, shape, fan: jax.random.uniform(  # noqa: E731
-            key, shape, minval=-((3 / fan) ** 0.5), maxval=(3 / fan) ** 0.5
+            key, shape, minval=-((6 / fan) ** 0.5), maxval=(6 / fan) ** 0.5
         )
         # as PEFT starts: kaiming_uniform of the matrices as torch has them
         self.a = nnx.Param(uniform(keys[0], (inputs, rank), inputs), axes=(None, "rank"))
