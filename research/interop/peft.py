@@ -17,15 +17,15 @@ import numpy as np
 from research import config as door
 from research import runs, tree
 from research.checkpoint import Checkpointer, library_versions
-from research.interop import tensor_files
+from research.interop import peft_config, peft_prompts, tensor_files
 from research.interop.exporting import whole_or_nothing
 from research.interop.families import FAMILIES
-from research.interop.family import for_model, module_names
+from research.interop.family import Family, for_model, module_names
 from research.interop.fields import UnsupportedModel
 from research.interop.huggingface import read_json
 from research.interop.importing import spread
 from research.interop.tensor_files import SafeTensors
-from research.methods import IA3, DoRA, LoRA, Method, places
+from research.methods import DoRA, LoRA, Method, Prefix, Prompt, VeRA, places
 from research.methods.attaching import WEIGHTED
 from research.models.transformer import Transformer
 from research.runs import Run
@@ -41,7 +41,10 @@ _LEAVES: dict[str, dict[str, str]] = {
         "magnitude": "lora_magnitude_vector",
     },
     "ia3": {"factor": "ia3_l"},
+    "vera": {"inner": "vera_lambda_d", "outer": "vera_lambda_b"},
 }
+# what VeRA's places share
+_PROJECTIONS = {"a": "base_model.vera_A", "b": "base_model.vera_B"}
 
 
 def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list[str]:
@@ -58,43 +61,21 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
       UnsupportedModel: the method is none of PEFT's, or the base none of transformers'.
     """
     method = run.method
-    if method.kind not in _LEAVES:
-        known = ", ".join(_LEAVES)
-        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter; PEFT's are {known}")
-    family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    if method.kind not in (*_LEAVES, *peft_prompts.KINDS.values()):
+        known = ", ".join((*_LEAVES, *peft_prompts.KINDS.values()))
+        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {known} do")
     shapes = {
         name.removeprefix("model/"): shape
         for name, shape in run.saved.abstract().items()
-        if name.startswith("model/") and "/site/" in name
+        if name.startswith("model/methods/") or (name.startswith("model/") and "/site/" in name)
     }
     arrays = {name: np.asarray(a) for name, a in run.parameters(spread(shapes)).items()}
-    linears = sorted({name.partition("/site/")[0] for name in arrays}, key=_order)
-    theirs = module_names(family, linears)
-    tensors: dict[str, np.ndarray] = {}
-    scales: dict[str, tuple[int, float]] = {}
-    for linear in linears:
-        site = f"{linear}/site/{method.adapter}/"  # type: ignore[attr-defined]
-        held = {n.removeprefix(site): a for n, a in arrays.items() if n.startswith(site)}
-        if (
-            "first_a" in held
-        ):  # PEFT's PiSSA changes the base; as a LoRA of twice the rank it need not
-            held["a"] = np.concatenate([held["a"], -held["first_a"]], axis=1)
-            held["b"] = np.concatenate([held["b"], held["first_b"]], axis=0)
-        for leaf, name in _leaves(method.kind, linear).items():
-            value = held[leaf]
-            if not np.isfinite(value).all():
-                raise ValueError(f"{linear}: {leaf} holds numbers that are not finite")
-            value = value[:, None] if name == "ia3_l" else value.T
-            tensors[f"{_PREFIX}{theirs[linear]}.{name}"] = value
-        low = "low/" if method.kind == "dora" else ""
-        if f"{low}scale" in held:
-            rank = held[f"{low}a"].shape[1]
-            scales[theirs[linear]] = rank, float(held[f"{low}scale"]) * rank
-    short = {name.rpartition(".")[2] for name in theirs.values()}
-    everywhere = len(theirs) == len(short) * run.model.layers
-    content = _write_config(method, scales) | {
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
+    tensors, content = tensors_of(run, arrays)
+    content |= {
         "base_model_name_or_path": base,
-        "target_modules": sorted(short) if everywhere else sorted(theirs.values()),
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
@@ -109,6 +90,57 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
     return names
 
 
+def tensors_of(
+    run: Run, arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """PEFT's tensors and config of a run's method.
+
+    Args:
+      arrays: what the method attached, by single-layer name; others may be among them.
+
+    Raises:
+      UnsupportedModel: no family of transformers has the base, or PEFT not this form.
+    """
+    if isinstance(run.method, Prompt | Prefix):
+        tensor, content = peft_prompts.write(run.method, arrays, run.model)
+        return {peft_prompts.NAME: tensor}, content
+    family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    return _write_places(run.method, arrays, family, run.model.layers)
+
+
+def _write_places(
+    method: Method, arrays: Mapping[str, np.ndarray], family: Family, layers: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and config of a method that attaches to weights."""
+    adapter: str = method.adapter  # type: ignore[attr-defined]
+    named = sorted({n.partition("/site/")[0] for n in arrays if "/site/" in n}, key=_order)
+    theirs = module_names(family, named)
+    tensors: dict[str, np.ndarray] = {}
+    scales: dict[str, tuple[int, float]] = {}
+    for place in named:
+        site = f"{place}/site/{adapter}/"
+        held = {n.removeprefix(site): a for n, a in arrays.items() if n.startswith(site)}
+        if "first_a" in held:
+            # PEFT's PiSSA changes the base; as a LoRA of twice the rank it need not
+            held["a"] = np.concatenate([held["a"], -held["first_a"]], axis=1)
+            held["b"] = np.concatenate([held["b"], held["first_b"]], axis=0)
+        for leaf, name in _leaves(method.kind, place).items():
+            value = held[leaf]
+            value = value[:, None] if name == "ia3_l" else value.T
+            tensors[f"{_PREFIX}{theirs[place]}.{name}"] = value
+        low = "low/" if method.kind == "dora" else ""
+        if f"{low}scale" in held:
+            rank = held[f"{low}a"].shape[1]
+            scales[theirs[place]] = rank, float(held[f"{low}scale"]) * rank
+    if isinstance(method, VeRA):
+        for ours, name in _PROJECTIONS.items():
+            tensors[name] = arrays[f"methods/{adapter}/{ours}"].T
+    short = {name.rpartition(".")[2] for name in theirs.values()}
+    everywhere = len(theirs) == len(short) * layers
+    targets = sorted(short) if everywhere else sorted(theirs.values())
+    return tensors, peft_config.write(method, scales) | {"target_modules": targets}
+
+
 @dataclasses.dataclass(frozen=True)
 class Adapter:
     """An adapter of PEFT, checked against a base.
@@ -117,16 +149,20 @@ class Adapter:
       method: what it is in Graft.
       shapes: what the method attaches, by single-layer name.
       sources: the tensor of each, but for scales, which are the method's.
+      made: those that are no tensor of the file, but made of one.
     """
 
     method: Method
     shapes: Mapping[str, jax.ShapeDtypeStruct]
     sources: Mapping[str, str]
     tensors: SafeTensors
+    made: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def read(self, name: str) -> jax.Array:
         """A parameter of the adapter."""
         shape = self.shapes[name].shape
+        if name in self.made:
+            return jnp.asarray(self.made[name])
         if name not in self.sources:
             assert isinstance(self.method, LoRA | DoRA)
             linear = name.partition("/site/")[0]
@@ -152,24 +188,33 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
     content, where = read_json(path / CONFIG), str(path / WEIGHTS)
     tensors = SafeTensors(path / WEIGHTS)
     plain, modules = _linears(base)
+    if content.get("peft_type") in peft_prompts.KINDS:
+        return _open_prompts(content, tensors, plain, base, where)
     held: dict[str, dict[str, str]] = {}
     for name in tensors.shapes:
+        if name in _PROJECTIONS.values():
+            continue
         module, leaf = _split(name)
         if module not in modules:
             near = tree.nearest(module, modules, 1)
             raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
         held.setdefault(modules[module], {})[leaf] = name
     named = {ours: theirs for theirs, ours in modules.items() if ours in held}
-    method = _read_config(content, str(path / CONFIG), named)
+    method = peft_config.read(content, str(path / CONFIG), named)
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
     attached = {name: whole[name] for name in whole if name not in tree.flatten(plain)}
     shapes, sources = tree.unstack_shapes(attached), {}
     for name, shape in shapes.items():
         linear, _, rest = name.partition("/site/")
         leaf, leaves = rest.partition("/")[2], _leaves(method.kind, linear)
-        if leaf not in leaves:
+        if name.startswith("methods/"):
+            found = _PROJECTIONS[name.rpartition("/")[2]]
+            source = found if found in tensors.shapes else None
+            leaves = {leaf: f"{found}, which PEFT writes with save_projection,"}
+        elif leaf not in leaves:
             continue  # the scale
-        source = held[linear].pop(leaves[leaf], None)
+        else:
+            source = held[linear].pop(leaves[leaf], None)
         if source is None:
             raise UnsupportedModel(f"{where}: {leaves[leaf]} of {linear} is missing")
         given = tensors.shapes[source]
@@ -181,6 +226,19 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
     if surplus:
         raise UnsupportedModel(f"{where}: {surplus[0]} is no part of a {method.kind}")
     return Adapter(method, shapes, sources, tensors)
+
+
+def _open_prompts(
+    content: Mapping[str, Any], tensors: SafeTensors, plain: Transformer, base: Run, where: str
+) -> Adapter:
+    if list(tensors.shapes) != [peft_prompts.NAME]:
+        raise UnsupportedModel(f"{where} holds {list(tensors.shapes)}, not {peft_prompts.NAME}")
+    tensor = tensors.read(peft_prompts.NAME, (slice(None), slice(None)))
+    method, made = peft_prompts.read(content, tensor, base.model, where)
+    whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
+    shapes = tree.unstack_shapes({n: s for n, s in whole.items() if "/site/" in n})
+    tree.check_names(shapes, made, where)
+    return Adapter(method, shapes, {}, tensors, made)
 
 
 def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
@@ -237,122 +295,6 @@ def _split(name: str) -> tuple[str, str]:
         return module, f"lora_{leaf}"
     module, _, leaf = bare.rpartition(".")
     return module, leaf
-
-
-def _write_config(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """What `adapter_config.json` says of the method.
-
-    Args:
-      scales: rank and alpha of each module, by transformers' name; the commonest go in front.
-    """
-    if isinstance(method, IA3):
-        return {"peft_type": "IA3", "feedforward_modules": []}
-    rank = _commonest([r for r, _ in scales.values()])
-    alpha = _commonest([a for _, a in scales.values()])
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {name: r for name, (r, _) in scales.items() if r != rank},
-        "alpha_pattern": {name: a for name, (_, a) in scales.items() if a != alpha},
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "use_dora": isinstance(method, DoRA),
-    }
-
-
-def _read_config(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Method:
-    """The method that an `adapter_config.json` describes.
-
-    Args:
-      named: the places that have tensors, and transformers' names for them.
-    """
-    for name in _REFUSED:
-        if content.get(name) not in (None, False, "none", [], {}):
-            raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft has no such thing")
-    targets = _patterns(list(named))
-    kind = content.get("peft_type")
-    if kind == "IA3":
-        if content.get("feedforward_modules"):
-            raise UnsupportedModel(
-                f"{where}: feedforward_modules scales inputs; Graft's IA3 scales outputs"
-            )
-        return IA3(targets)
-    if kind != "LORA":
-        raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads LORA and IA3")
-    rank, alpha = content.get("r"), content.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
-        raise UnsupportedModel(f"{where}: r is {rank!r} and lora_alpha {alpha!r}")
-    each: dict[str, tuple[int, float]] = {}
-    for ours, theirs in named.items():
-        r = _by_pattern(content.get("rank_pattern"), theirs, rank, f"{where}: rank_pattern")
-        a = _by_pattern(content.get("alpha_pattern"), theirs, alpha, f"{where}: alpha_pattern")
-        each[ours] = int(r), float(a * r**0.5 if content.get("use_rslora") else a)
-    # the commonest go without a pattern
-    rank = _commonest([r for r, _ in each.values()])
-    alpha = _commonest([a for _, a in each.values()])
-    made = DoRA if content.get("use_dora") else LoRA
-    ranks = _rules({ours: r for ours, (r, _) in each.items() if r != rank})
-    alphas = _rules({ours: a for ours, (_, a) in each.items() if a != alpha})
-    return made(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas)
-
-
-def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
-    """PEFT's number for a module: that of the first key that matches the end of its name."""
-    if not isinstance(patterns or {}, Mapping):
-        raise UnsupportedModel(f"{where} is no object")
-    for pattern, number in (patterns or {}).items():
-        # only plain names: a hostile pattern could take forever to match
-        if not re.fullmatch(r"[\w.\\^$*]*", pattern):
-            raise UnsupportedModel(f"{where}: {pattern!r} is more than a module's name")
-        plain = pattern.strip("^$").replace("\\.", ".")
-        if name == plain or name.endswith(f".{plain}"):
-            if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
-                raise UnsupportedModel(f"{where}: {pattern} is {number!r}")
-            return number
-    return default
-
-
-def _commonest(values: list[Any]) -> Any:
-    return max(sorted(set(values)), key=values.count)
-
-
-def _rules(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Patterns for places, by value."""
-    found = []
-    for value in sorted(set(values.values())):
-        names = [name for name, given in values.items() if given == value]
-        found += [(pattern, value) for pattern in _patterns(names)]
-    return tuple(found)
-
-
-_REFUSED = (
-    "modules_to_save",
-    "bias",
-    "trainable_token_indices",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "exclude_modules",
-)
-
-
-def _patterns(names: list[str]) -> tuple[str, ...]:
-    """The shortest patterns for these linears: one for each place, with its layers."""
-    layers: dict[str, list[int]] = {}
-    outside = []
-    for name in names:
-        if not name.startswith("layers/"):
-            outside.append(re.escape(name))
-            continue
-        _, layer, place = name.split("/", 2)
-        layers.setdefault(place, []).append(int(layer))
-    return (
-        *outside,
-        *(
-            rf"layers/({'|'.join(map(str, sorted(found)))})/{re.escape(place)}"
-            for place, found in sorted(layers.items())
-        ),
-    )
 
 
 def _order(name: str) -> list[Any]:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import runs, sharding
+from research import methods, runs, sharding, tree
 from research.interop import exporting, importing, peft
 from research.interop.fields import UnsupportedModel
-from research.methods import IA3, DoRA, LoRA
+from research.methods import IA3, DoRA, LoRA, Prefix, Prompt, VeRA
 from research.methods.lora import EVERY_LINEAR
 from research.train import train
 from tests import tiny_run
@@ -29,6 +29,10 @@ METHODS = {
     "dora": DoRA(rank=4),
     "dora-patterns": DoRA(rank=4, ranks=((r"layers/1/.*", 2),)),
     "ia3": IA3(),
+    "vera": VeRA(rank=8),
+    "prompt": Prompt(length=3),
+    "prefix": Prefix(length=3),
+    "prefix-mlp": Prefix(length=3, reparameterized=True, hidden=8),
 }
 
 
@@ -101,24 +105,70 @@ def test_a_tune_is_the_same_in_transformers_merged_and_as_an_adapter(
     ours, before = our_logits(run), our_logits(runs.open_run(base))
     assert np.abs(ours - before).max() > 0.01
 
-    exporting.export_huggingface(run, tmp_path / "merged")
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    np.testing.assert_allclose(their_logits(merged), ours, atol=1e-4)
-    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
-    assert words("red roofs")["input_ids"] == run.tokenizer.encode("red roofs")
+    if name.startswith("pr"):
+        with pytest.raises(ValueError, match="is no change of a weight and cannot be merged"):
+            exporting.export_huggingface(run, tmp_path / "merged")
+    else:
+        exporting.export_huggingface(run, tmp_path / "merged")
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        np.testing.assert_allclose(their_logits(merged), ours, atol=1e-4)
+        words = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+        assert words("red roofs")["input_ids"] == run.tokenizer.encode("red roofs")
 
     peft.export_adapter(run, tmp_path / "adapter", "somebody/base")
     plain = transformers.AutoModelForCausalLM.from_pretrained(theirs)
     served = PeftModel.from_pretrained(plain, tmp_path / "adapter")
-    np.testing.assert_allclose(their_logits(served), ours, atol=1e-4)
+    found = their_logits(served)[:, -TOKENS.shape[1] :]  # without virtual tokens
+    np.testing.assert_allclose(found, ours, atol=1e-4)
+
+    if name not in ("pissa", "prefix-mlp"):  # whose parameters are others there
+        compare_gradients(run, transformers.AutoModelForCausalLM.from_pretrained(theirs), tmp_path)
 
     peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "back")
     back = runs.open_run(tmp_path / "back")
-    if name == "pissa":  # comes back as a LoRA of twice the rank
-        assert back.method.rank == 8
+    if name in ("pissa", "prefix", "prefix-mlp"):  # a LoRA of twice the rank; keys turned back
         np.testing.assert_allclose(our_logits(back), ours, atol=1e-4)
     else:  # names, shapes and bits of all parameters
         assert back.fingerprint == run.fingerprint
+
+
+def compare_gradients(run, plain, tmp_path):
+    """Of a fixed functional of the logits, with respect to all that the adapter trains."""
+    import torch
+    from peft import PeftModel
+
+    probe = np.random.default_rng(1).normal(size=(*TOKENS.shape, 288)).astype(np.float32)
+    prompts = isinstance(run.method, Prompt | Prefix)  # PEFT loads those as not trainable only
+    served = PeftModel.from_pretrained(plain, tmp_path / "adapter", is_trainable=not prompts)
+    for name, parameter in served.eval().named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or "prompt_encoder" in name)
+    logits = served(torch.from_numpy(TOKENS).long()).logits[:, -TOKENS.shape[1] :]
+    (logits * torch.from_numpy(probe)).sum().backward()
+    theirs = {
+        name.replace(".default", "").removesuffix(".weight"): parameter.grad.numpy()
+        for name, parameter in served.named_parameters()
+        if parameter.grad is not None
+    }
+    mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
+    model = runs.load_model(run, mesh, sharding.RULES)
+    trained, frozen = tree.partition(model, methods.trainable(model, run.method))
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+
+    def functional(trained):
+        model_ = tree.merge(model, trained, frozen)
+        hidden = model_.hidden(TOKENS, jnp.ones_like(TOKENS), positions)[0]
+        return (model_.logits(hidden) * probe).sum()
+
+    arrays = tree.unstack(frozen | jax.jit(jax.grad(functional))(trained))
+    ours = peft.tensors_of(run, {n: np.asarray(a) for n, a in arrays.items()})[0]
+    if list(ours) == ["prompt_embeddings"]:
+        ours = {"prompt_encoder.embedding": ours["prompt_embeddings"]}
+    ours = {name.removesuffix(".weight"): array for name, array in ours.items()}
+    ours = {name: array for name, array in ours.items() if "base_model.vera_" not in name}
+    assert set(ours) == set(theirs)
+    for name, array in theirs.items():
+        scale = 1 + np.abs(array).max()
+        np.testing.assert_allclose(ours[name] / scale, array / scale, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.heavy
@@ -148,7 +198,8 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
             peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "broken")
         (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content))
 
-    broken("peft_type 'VERA'", peft_type="VERA")
+    broken("peft_type 'LOHA'", peft_type="LOHA")
+    broken("shape|not prompt_embeddings", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
     broken("modules_to_save", modules_to_save=["lm_head"])
     broken("r is 0", r=0)
     assert not (tmp_path / "broken").exists()

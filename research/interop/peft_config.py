@@ -1,0 +1,139 @@
+"""`adapter_config.json` of methods that attach to weights: from a method, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from research.interop import peft_prompts
+from research.interop.fields import UnsupportedModel
+from research.methods import IA3, DoRA, LoRA, Method, VeRA
+
+
+def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """What `adapter_config.json` says of the method.
+
+    Args:
+      scales: rank and alpha of each module, by transformers' name; the commonest go in front.
+    """
+    if isinstance(method, IA3):
+        return {"peft_type": "IA3", "feedforward_modules": []}
+    if isinstance(method, VeRA):
+        return {
+            "peft_type": "VERA",
+            "r": method.rank,
+            "d_initial": method.inner,
+            "save_projection": True,
+            "projection_prng_key": 0,
+            "bias": "none",
+        }
+    rank = _commonest([r for r, _ in scales.values()])
+    alpha = _commonest([a for _, a in scales.values()])
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {name: r for name, (r, _) in scales.items() if r != rank},
+        "alpha_pattern": {name: a for name, (_, a) in scales.items() if a != alpha},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_dora": isinstance(method, DoRA),
+    }
+
+
+def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Method:
+    """The method that an `adapter_config.json` describes.
+
+    Args:
+      named: the places that have tensors, and transformers' names for them.
+    """
+    for name in _REFUSED:
+        if content.get(name) not in (None, False, "none", [], {}):
+            raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft has no such thing")
+    targets = _patterns(list(named))
+    kind = content.get("peft_type")
+    if kind == "IA3":
+        if content.get("feedforward_modules"):
+            raise UnsupportedModel(
+                f"{where}: feedforward_modules scales inputs; Graft's IA3 scales outputs"
+            )
+        return IA3(targets)
+    if kind not in ("LORA", "VERA"):
+        known = ", ".join(("LORA", "IA3", "VERA", *peft_prompts.KINDS))
+        raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {known}")
+    rank, alpha = content.get("r"), content.get("lora_alpha", 1 if kind == "VERA" else None)
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+        raise UnsupportedModel(f"{where}: r is {rank!r} and lora_alpha {alpha!r}")
+    if kind == "VERA":
+        return VeRA(targets, rank=rank)
+    each: dict[str, tuple[int, float]] = {}
+    for ours, theirs in named.items():
+        r = _by_pattern(content.get("rank_pattern"), theirs, rank, f"{where}: rank_pattern")
+        a = _by_pattern(content.get("alpha_pattern"), theirs, alpha, f"{where}: alpha_pattern")
+        each[ours] = int(r), float(a * r**0.5 if content.get("use_rslora") else a)
+    # the commonest go without a pattern
+    rank = _commonest([r for r, _ in each.values()])
+    alpha = _commonest([a for _, a in each.values()])
+    made = DoRA if content.get("use_dora") else LoRA
+    ranks = _rules({ours: r for ours, (r, _) in each.items() if r != rank})
+    alphas = _rules({ours: a for ours, (_, a) in each.items() if a != alpha})
+    return made(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas)
+
+
+def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
+    """PEFT's number for a module: that of the first key that matches the end of its name."""
+    if not isinstance(patterns or {}, Mapping):
+        raise UnsupportedModel(f"{where} is no object")
+    for pattern, number in (patterns or {}).items():
+        # only plain names: a hostile pattern could take forever to match
+        if not re.fullmatch(r"[\w.\\^$*]*", pattern):
+            raise UnsupportedModel(f"{where}: {pattern!r} is more than a module's name")
+        plain = pattern.strip("^$").replace("\\.", ".")
+        if name == plain or name.endswith(f".{plain}"):
+            if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
+                raise UnsupportedModel(f"{where}: {pattern} is {number!r}")
+            return number
+    return default
+
+
+def _commonest(values: list[Any]) -> Any:
+    return max(sorted(set(values)), key=values.count)
+
+
+def _rules(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Patterns for places, by value."""
+    found = []
+    for value in sorted(set(values.values())):
+        names = [name for name, given in values.items() if given == value]
+        found += [(pattern, value) for pattern in _patterns(names)]
+    return tuple(found)
+
+
+_REFUSED = (
+    "modules_to_save",
+    "bias",
+    "trainable_token_indices",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "exclude_modules",
+)
+
+
+def _patterns(names: list[str]) -> tuple[str, ...]:
+    """The shortest patterns for these linears: one for each place, with its layers."""
+    layers: dict[str, list[int]] = {}
+    outside = []
+    for name in names:
+        if not name.startswith("layers/"):
+            outside.append(re.escape(name))
+            continue
+        _, layer, place = name.split("/", 2)
+        layers.setdefault(place, []).append(int(layer))
+    return (
+        *outside,
+        *(
+            rf"layers/({'|'.join(map(str, sorted(found)))})/{re.escape(place)}"
+            for place, found in sorted(layers.items())
+        ),
+    )

@@ -1,0 +1,119 @@
+"""Prompt and prefix tuning in PEFT's format: one tensor of virtual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.interop.fields import UnsupportedModel
+from research.methods import Method, Prefix, Prompt
+from research.models import rotary
+from research.models.config import ModelConfig
+
+NAME = "prompt_embeddings"
+KINDS = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
+
+
+def write(
+    method: Prompt | Prefix, arrays: Mapping[str, np.ndarray], config: ModelConfig
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The tensor and what `adapter_config.json` says.
+
+    Args:
+      arrays: what the method attached, by single-layer name.
+
+    Raises:
+      UnsupportedModel: what PEFT would place at other positions.
+    """
+    if isinstance(method, Prompt):
+        vectors = arrays[f"embedding/site/{method.adapter}/vectors"]
+        heads, width = config.heads, config.width
+        # PEFT puts them behind the embedding's scale
+        tensor, kind = vectors * np.float32(config.embedding_scale), "PROMPT_TUNING"
+    else:
+        _check(method, config)
+        pairs = [_pair(method, arrays, layer) for layer in range(config.layers)]
+        heads, width = config.key_heads, config.key_heads * config.size
+        turned = [(_turn(keys, config, layer, 1), v) for layer, (keys, v) in enumerate(pairs)]
+        tensor = np.stack([part for pair in turned for part in pair], axis=1)
+        tensor, kind = tensor.reshape(method.length, -1), "PREFIX_TUNING"
+    return tensor, {
+        "peft_type": kind,
+        "num_virtual_tokens": method.length,
+        "token_dim": width,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": heads,
+        "num_layers": config.layers,
+        **({"encoder_hidden_size": width, "prefix_projection": False} if heads != config.heads
+           or kind == "PREFIX_TUNING" else {"prompt_tuning_init": "RANDOM"}),
+    }  # fmt: skip
+
+
+def read(
+    content: Mapping[str, Any], tensor: np.ndarray, config: ModelConfig, where: str
+) -> tuple[Method, dict[str, np.ndarray]]:
+    """The method, and what it attaches by single-layer name.
+
+    Raises:
+      UnsupportedModel: a tensor of another shape.
+    """
+    length, layers = content.get("num_virtual_tokens"), config.layers
+    kind = KINDS[content["peft_type"]]
+    width = config.width if kind == "prompt" else 2 * layers * config.key_heads * config.size
+    if not isinstance(length, int) or length < 1 or tensor.shape != (length, width):
+        raise UnsupportedModel(
+            f"{where}: {NAME} has shape {tensor.shape}, not ({length!r}, {width})"
+        )
+    tensor = np.asarray(tensor, np.float32)
+    if kind == "prompt":
+        prompt = Prompt(length=length, start="random")
+        vectors = tensor / np.float32(config.embedding_scale)
+        return prompt, {f"embedding/site/{prompt.adapter}/vectors": vectors}
+    prefix = Prefix(length=length)
+    _check(prefix, config)
+    pairs = tensor.reshape(length, layers, 2, -1)
+    arrays = {}
+    for layer in range(layers):
+        site = f"layers/{layer}/attention/site/{prefix.adapter}"
+        arrays[f"{site}/keys"] = _turn(pairs[:, layer, 0], config, layer, -1)
+        arrays[f"{site}/values"] = pairs[:, layer, 1]
+    return prefix, arrays
+
+
+def _check(method: Prefix, config: ModelConfig) -> None:
+    if config.learned_positions:
+        raise UnsupportedModel("PEFT moves learned positions behind a prefix; Graft does not")
+    if any(config.windows):
+        raise UnsupportedModel("PEFT's prefix leaves a layer's window; Graft's never does")
+    if method.targets != Prefix().targets:
+        raise UnsupportedModel("PEFT's prefix is in every layer")
+
+
+def _pair(
+    method: Prefix, arrays: Mapping[str, np.ndarray], layer: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's keys and values [P,K*N]."""
+    site = f"layers/{layer}/attention/site/{method.adapter}"
+    if not method.reparameterized:
+        return arrays[f"{site}/keys"], arrays[f"{site}/values"]
+    shared = f"methods/{method.adapter}"
+    inner = np.tanh(
+        arrays[f"{shared}/vectors"] @ arrays[f"{shared}/into"] + arrays[f"{shared}/bias"]
+    )
+    both = np.einsum("pm,mcw->cpw", inner, arrays[f"{site}/out"])
+    keys, values = both + arrays[f"{site}/out_bias"][:, None]
+    return keys, values
+
+
+def _turn(keys: np.ndarray, config: ModelConfig, layer: int, sign: int) -> np.ndarray:
+    """Keys [P,K*N] as PEFT has them, where texts begin at position P and not at 0 (sign 1), or
+    back (-1)."""
+    heads = jnp.asarray(keys).reshape(1, len(keys), config.key_heads, config.size)
+    everywhere = jnp.full((1, len(keys)), sign * len(keys))
+    kind = config.window_kinds.index(config.window(layer))
+    angles = jax.tree.map(lambda every: every[kind], rotary.angles(everywhere, config))
+    return np.asarray(rotary.rotate(heads, angles)).reshape(keys.shape)
