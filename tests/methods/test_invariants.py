@@ -51,11 +51,15 @@ def test_merged_equals_attached_where_it_can_be_merged_at_all(case):
         with pytest.raises(ValueError, match=message):
             methods.merge(model, method.adapter)
         return
+    before = tree.flatten(model)
     merged = merge(model, adapter=method.adapter)
+    after = tree.flatten(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
     layers = lambda model: set(tree.unstack_shapes(tree.flatten(model)))  # noqa: E731
     assert layers(merged) == layers(tiny.model(SHAPE))
     expected = np.asarray(forward(model, tiny.batch()))
     np.testing.assert_allclose(forward(merged, tiny.batch()), expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(expected - base_logits()).max() > 1e-2
 
 
 @every_case
