@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import re
 import sys
 import types
@@ -158,10 +159,13 @@ def clear_errors() -> Iterator[None]:
     """Wrong input ends a program with its message; only our own mistakes end with a traceback."""
     try:
         yield
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted before there was anything to save", file=sys.stderr)
+        print("interrupted before anything was saved", file=sys.stderr)
         sys.exit(130)
 
 

@@ -54,6 +54,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     words, data = run.tokenizer, run.experiment.data if run.experiment else None
     objective = make_objective(data) if data else None
     template = None if data or arguments.raw else chat.find_template(run.companions)
+    stops = chat.find_stops(run.companions)
     said: list[dict[str, str]] = []
     with sharding.use(mesh, sharding.RULES):
         model = runs.load_model(run, mesh, sharding.RULES)
@@ -75,18 +76,22 @@ def _answer(arguments: argparse.Namespace) -> None:
             return found
 
         def say(prompt: str) -> str:
-            columns = decode.stream(model, [ids(prompt)], arguments.tokens, words.end_id, sampling)
+            columns = decode.stream(
+                model, [ids(prompt)], arguments.tokens, words.end_id, sampling, stops=stops
+            )
             tokens = (int(column[0]) for column in columns)
             answer = ""
-            for text in words.stream(token for token in tokens if token != words.end_id):
+            ends = {words.end_id, *stops}
+            for text in words.stream(token for token in tokens if token not in ends):
                 answer += text
                 print(text, end="", flush=True)
             print(flush=True)
             return answer
 
         if len(arguments.prompt) > 1:
+            asked = [ids(prompt) for prompt in arguments.prompt]
             rows = decode.generate(
-                model, [ids(p) for p in arguments.prompt], arguments.tokens, words.end_id, sampling
+                model, asked, arguments.tokens, words.end_id, sampling, stops=stops
             )
             for row in rows:
                 print(words.decode(row))

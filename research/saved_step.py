@@ -203,6 +203,10 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Sa
     steps, torn = scan(folder)
     if not steps:
         note = f" (incomplete steps, not usable: {torn})" if torn else ""
+        if (folder / "config.json").exists() or folder.suffix == ".gguf":
+            note = " (a model of another project: tools/convert.py import makes a run of it)"
+        elif not folder.exists():
+            note = " (there is no such folder)"
         raise FileNotFoundError(
             f"no checkpoint in {folder}{note}; expected a run's workdir, its checkpoints folder "
             "or one step's folder"

@@ -16,7 +16,6 @@ from a folder. `--dry-run` checks all, writes nothing.
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 from pathlib import Path
@@ -93,6 +92,8 @@ def bring_in(arguments: argparse.Namespace) -> None:
     if arguments.base:
         _adapter_in(arguments)
         return
+    if (Path(arguments.out) / "model").exists():
+        raise FileExistsError(f"{arguments.out} holds a model already; choose another folder")
     model = importing.open_model(_found(arguments.source))
     words = importing.load_tokenizer(model)
     _describe(model, every=arguments.dry_run)
@@ -130,35 +131,47 @@ def take_out(arguments: argparse.Namespace) -> None:
     imported = run.imported or {}
     evaluation = None
     if arguments.evaluation:
-        evaluation = json.loads(Path(arguments.evaluation).read_text(encoding="utf-8"))
+        evaluation = huggingface.read_json(Path(arguments.evaluation))
         if evaluation.get("fingerprint") != run.fingerprint:
             raise ValueError(f"{arguments.evaluation} is about another model than {run.saved.path}")
     card = model_card.write(run, arguments.format, evaluation)
+    out = Path(arguments.out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out} is there already; choose another name")
     if arguments.format == "peft":
         if arguments.dry_run:
-            print(card)
+            for name, tensor in peft.adapter_tensors(run)[0].items():
+                print(f"  {name} {list(tensor.shape)}")
             return
         name = str(imported.get("source", "the base that it was tuned from"))
         written = peft.export_adapter(run, arguments.out, name, card)
         print(f"written to {arguments.out}: {peft.CONFIG}, {len(written)} tensors, README.md")
         return
     dtype = arguments.dtype or imported.get("dtype", "float32")
-    kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
-    sources = family.sources(kind, family.parameter_shapes(run.model))
-    print(f"{run.saved.path}: method {run.method.kind} -> {kind.architecture} in {dtype}")
+    if arguments.format == "gguf":
+        name, sources = gguf_writer.plan(run)
+    else:
+        kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
+        name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
+    print(f"{run.saved.path}: method {run.method.kind} -> {name} in {dtype}")
     if arguments.dry_run:
         _print_sources(sources)
         exporting.Merged(run)
         return
     if arguments.format == "gguf":
+        beside = Path(f"{arguments.out}.md")
+        if beside.exists():
+            raise FileExistsError(f"{beside} is there already; choose another name")
         with _bar(len({source.name for source in sources.values()})) as bar:
             gguf_writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
-        Path(arguments.out).with_suffix(".md").write_text(card, encoding="utf-8")
-        print(f"written to {arguments.out}, and its card beside it")
+        beside.write_text(card, encoding="utf-8")
+        print(f"written to {arguments.out}, and its card to {beside}")
         return
     tensors = len({source.name for source in sources.values()})
     with _bar(tensors) as bar:
-        exporting.export_huggingface(run, arguments.out, dtype, card, lambda name: bar.update())
+        exporting.export_huggingface(
+            run, arguments.out, arguments.dtype, card, lambda name: bar.update()
+        )
     print(f"written to {arguments.out}: {tensors} tensors, tokenizer, {huggingface.CONFIG}, card")
 
 

@@ -25,7 +25,40 @@ def find_template(files: Mapping[str, bytes]) -> str | None:
     found = json.loads(files.get(SETTINGS, b"{}")).get("chat_template")
     if isinstance(found, list):  # several, by name
         found = next((one["template"] for one in found if one["name"] == "default"), None)
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"the chat template is no text: {found!r:.40}")
     return found
+
+
+def find_stops(files: Mapping[str, bytes]) -> tuple[int, ...]:
+    """The tokens that end what an imported model says, as its configs list them."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        ends = json.loads(files.get(name, b"{}")).get("eos_token_id")
+        found += [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int]
+    return tuple(dict.fromkeys(found))
+
+
+def check(template: str) -> None:
+    """Refuses what is no template.
+
+    Raises:
+      ValueError: saying where it breaks.
+    """
+    try:
+        _environment().parse(template)
+    except (jinja2.TemplateError, TypeError, RecursionError) as error:
+        raise ValueError(f"no template of Jinja: {error}") from None
+
+
+def _environment() -> sandbox.ImmutableSandboxedEnvironment:
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
 
 
 def render(
@@ -41,15 +74,13 @@ def render(
     Raises:
       ValueError: the template is broken, or refuses this conversation.
     """
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
-        return environment.from_string(template).render(
-            messages=list(messages), bos_token=begin, eos_token=end, add_generation_prompt=ask
+        return (
+            _environment()
+            .from_string(template)
+            .render(
+                messages=list(messages), bos_token=begin, eos_token=end, add_generation_prompt=ask
+            )
         )
     except (jinja2.TemplateError, TypeError, RecursionError) as error:
         raise ValueError(f"the chat template does not take this conversation: {error}") from None

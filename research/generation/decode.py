@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def stream(
     end_id: int,
     sampling: Sampling = GREEDY,
     adapter: np.ndarray | None = None,
+    stops: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
     """Yields the next token of every row, [B] int32, until all rows have ended.
 
@@ -65,6 +67,7 @@ def stream(
       new_tokens: most tokens to add to a row.
       end_id: a row that said this is finished and says only it from then on.
       adapter: [B] which adapter each row uses.
+      stops: other tokens that finish a row, such as the end of a turn.
 
     Raises:
       ValueError: for an empty prompt, or a text longer than the model's learned positions.
@@ -86,7 +89,7 @@ def stream(
     position = lengths + extra
     for step in range(new_tokens):
         token = np.where(done, end_id, np.asarray(_draw(logits, sampling.seed, step, *numbers)))
-        done |= token == end_id
+        done |= np.isin(token, (end_id, *stops))
         yield token.astype(np.int32)
         if done.all() or step == new_tokens - 1:
             return
@@ -101,11 +104,12 @@ def generate(
     end_id: int,
     sampling: Sampling = GREEDY,
     adapter: np.ndarray | None = None,
+    stops: Sequence[int] = (),
 ) -> list[list[int]]:
-    """The new tokens of every row, without the end token; see `stream`."""
-    columns = list(stream(model, prompts, new_tokens, end_id, sampling, adapter))
-    rows = np.stack(columns, axis=1).tolist()
-    return [row[: row.index(end_id)] if end_id in row else row for row in rows]
+    """The new tokens of every row, without the token that ended it; see `stream`."""
+    columns = list(stream(model, prompts, new_tokens, end_id, sampling, adapter, stops))
+    rows, ends = np.stack(columns, axis=1).tolist(), {end_id, *stops}
+    return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in rows]
 
 
 def prompt_length(model: Any) -> int:

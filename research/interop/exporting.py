@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,9 @@ class Merged:
             return self._layer(int(name.split("/")[1]))[name]
         self._layer.cache_clear()  # the largest tensors lie outside
         place = name.split("/")[0]
-        if name.endswith("/kernel") and getattr(self._shapes, place).site:
-            return _finite(name, self._merged(getattr(self._shapes, place), place)["kernel"])
+        module = getattr(self._shapes, place)
+        if name.endswith("/kernel") and getattr(module, "site", None):
+            return _finite(name, self._merged(module, place)["kernel"])
         return _finite(name, self._run.read(name))
 
     def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
@@ -103,7 +106,7 @@ def _finite(name: str, array: jax.Array | np.ndarray) -> np.ndarray:
 def export_huggingface(
     run: Run,
     out: str | Path,
-    dtype: Any = np.float32,
+    dtype: Any = None,
     card: str = "",
     say: Callable[[str], None] = lambda name: None,
     file_size: int = 5 * 10**9,
@@ -111,7 +114,8 @@ def export_huggingface(
     """Writes a run's model, adapters merged, as transformers opens it.
 
     Args:
-      dtype: float32, float16 or bfloat16.
+      dtype: float32, float16 or bfloat16; None: each parameter's own of an imported model, and
+        float32 of others.
       card: the text of its README.md.
       say: called after each tensor with its name.
       file_size: bytes of a file at most.
@@ -126,7 +130,8 @@ def export_huggingface(
             folder,
             run.model,
             merged,
-            dtype=dtype,
+            dtype=dtype or imported.get("dtype", "float32"),
+            dtypes=None if dtype else imported.get("dtypes"),
             files=_tokenizer_files(run) | run.companions,
             kind=imported.get("family"),
             file_size=file_size,
@@ -145,11 +150,13 @@ def whole_or_nothing(out: str | Path) -> Iterator[Path]:
       FileExistsError: it is there, and not empty.
     """
     out = Path(out)
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file; name a folder")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    partial.chmod(0o755)
     try:
         yield partial
     except BaseException:
@@ -171,7 +178,7 @@ def whole_file(out: str | Path) -> Iterator[Path]:
     if out.exists():
         raise FileExistsError(f"{out} is there already; choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         yield partial
     except BaseException:

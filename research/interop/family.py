@@ -158,6 +158,23 @@ def check_tensors(
         raise UnsupportedModel(f"{where} does not hold the model of its config:\n  {listed}")
 
 
+def check_layers(family: Family, layers: int, given: Iterable[str], where: str) -> None:
+    """Refuses more layers than there are tensors for, before thousands of them are listed.
+
+    Raises:
+      UnsupportedModel: naming the first that is missing.
+    """
+    place = family.modules["layers/*/attention_norm"]
+    form = re.compile(re.escape(place).replace(r"\*", r"(\d+)") + r"\.")
+    there = {int(found[1]) for name in given if (found := form.match(name))}
+    if layers > len(there):
+        first = next(layer for layer in range(layers) if layer not in there)
+        raise UnsupportedModel(
+            f"{where} does not hold the model of its config: {layers:,} layers there, "
+            f"{len(there):,} here; missing {place.replace('*', str(first))}.weight"
+        )
+
+
 def architecture(config: ModelConfig) -> ModelConfig:
     """The shape alone, in one way of saying it, without how it is computed."""
     plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}

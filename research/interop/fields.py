@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from research.models.config import RotaryScaling
@@ -12,6 +13,18 @@ _REQUIRED = object()
 
 class UnsupportedModel(ValueError):
     """A model that Graft cannot hold or compute exactly; the message says what and where."""
+
+
+@contextlib.contextmanager
+def malformed(where: str) -> Iterator[None]:
+    """Whatever a reader stumbles over in a foreign file becomes one clear error."""
+    try:
+        yield
+    except (UnsupportedModel, OSError):
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UnsupportedModel(f"{where} is not as such a file should be: {problem}") from error
 
 
 class Fields:
@@ -31,6 +44,17 @@ class Fields:
             if default is _REQUIRED:
                 raise UnsupportedModel(f"{self.where}: the field {name!r} is missing")
             return default
+        return value
+
+    def optional(self, name: str, default: float | None) -> float | None:
+        """A number over zero, where null means none and only absence the default."""
+        return self.number(name, None) if name in self.content else default
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self(name, default)
+        if not isinstance(value, bool):
+            raise UnsupportedModel(f"{self.where}: {name} is neither true nor false: {value!r:.40}")
         return value
 
     def size(self, name: str, default: Any = _REQUIRED, most: int = 2**31 - 1) -> Any:
@@ -54,7 +78,10 @@ class Fields:
         plain = isinstance(value, int | float) and not isinstance(value, bool)
         if not plain or not 0 < value < float("inf"):
             raise UnsupportedModel(f"{self.where}: {name} is no number over zero: {value!r}")
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UnsupportedModel(f"{self.where}: {name} is too large a number") from None
 
     def demand(self, name: str, default: Any, *allowed: Any) -> Any:
         """A field that must be one of `allowed`, the default included."""

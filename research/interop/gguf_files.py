@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -18,9 +19,16 @@ from typing import Any
 import gguf
 import numpy as np
 
-from research.interop import gguf_tokenizer
+from research.interop import gguf_header, gguf_tokenizer
 from research.interop.families import FAMILIES
-from research.interop.family import Family, Source, check_tensors, parameter_shapes, sources
+from research.interop.family import (
+    Family,
+    Source,
+    check_layers,
+    check_tensors,
+    parameter_shapes,
+    sources,
+)
 from research.interop.fields import UnsupportedModel
 from research.interop.huggingface import CONFIG, read_config
 from research.models import rotary
@@ -124,6 +132,11 @@ class GGUFModel:
         return "bfloat16" if kinds == {"BF16"} else "float16" if kinds == {"F16"} else "float32"
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """Vectors are float32 in every file of llama.cpp, which says nothing of the model's own."""
+        return {}
+
+    @property
     def facts(self) -> dict[str, str]:
         """What the metadata says of the licence, and how the weights were quantised."""
         kinds = sorted(set(self.tensors.dtypes.values()) - {"F32", "F16", "BF16"})
@@ -155,7 +168,7 @@ def open_file(path: str | Path) -> GGUFModel:
         raise UnsupportedModel(f"{path}: broken metadata: {error}") from None
     tensors = GGUFTensors(reader)
     kind = metadata.get("general.architecture")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedModel(f"{path}: architecture {kind!r}; Graft knows {known}")
     content = _config(kind, metadata, tensors, str(path))
@@ -166,6 +179,7 @@ def open_file(path: str | Path) -> GGUFModel:
     if FREQUENCIES in tensors.shapes:
         config = dataclasses.replace(config, rotary_scaling=_scaling(config, tensors, path))
     names = tensor_names(family, kind)
+    check_layers(names, config.layers, tensors.shapes, str(path))
     found = sources(names, parameter_shapes(config))
     check_tensors(names, found, tensors.shapes, config.tied, str(path))
     tensors.heads = rotary_heads(kind, config, found)
@@ -200,6 +214,7 @@ def rotary_heads(kind: str, config: ModelConfig, found: Mapping[str, Source]) ->
 
 def _read(path: Path) -> gguf.GGUFReader:
     """The header, with every tensor inside the file and apart from the others."""
+    gguf_header.check(path)
     size = path.stat().st_size
     try:
         reader = gguf.GGUFReader(path)
@@ -281,8 +296,9 @@ def _config(
         largest = LARGEST[kind] == content["num_hidden_layers"]
         size = content["head_dim"] or 256
         content["query_pre_attn_scalar"] = width // heads if largest else size
-        content["attn_logit_softcapping"] = get("attn_logit_softcapping")
-        content["final_logit_softcapping"] = get("final_logit_softcapping")
+        for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if get(name) is not None:  # absent ones are llama.cpp's defaults, transformers' own
+                content[name] = get(name)
     return content
 
 
@@ -290,9 +306,10 @@ def _scaling(config: ModelConfig, tensors: GGUFTensors, path: Path) -> RotarySca
     """Llama 3's stretched frequencies, which GGUF stores one by one, as what made them."""
     stored = tensors.read(FREQUENCIES, (slice(None),))
     plain = np.asarray(rotary.frequencies(config, None))
-    for factor in (8.0, 32.0):
-        scaling = RotaryScaling("llama3", factor)
+    lengths = (8192, *(2**power for power in range(9, 18)))
+    for factor, original in itertools.product((8.0, 32.0, 2.0, 4.0, 16.0, 64.0), lengths):
+        scaling = RotaryScaling("llama3", factor, original_length=original)
         made = plain / np.asarray(rotary.frequencies(config, scaling))
         if made.shape == stored.shape and np.allclose(made, stored, rtol=1e-3):
             return scaling
-    raise UnsupportedModel(f"{path}: {FREQUENCIES} is not Llama 3's scaling by 8 or 32")
+    raise UnsupportedModel(f"{path}: {FREQUENCIES} is no scaling of Llama 3's")

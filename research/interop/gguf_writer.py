@@ -16,7 +16,7 @@ from research.generation import chat
 from research.interop import gguf_tokenizer, sentencepiece_tokenizer
 from research.interop.exporting import Merged, whole_file
 from research.interop.families import FAMILIES
-from research.interop.family import for_model, parameter_shapes, sources
+from research.interop.family import Source, for_model, parameter_shapes, sources
 from research.interop.fields import UnsupportedModel
 from research.interop.gguf_files import (
     ARCHITECTURES,
@@ -26,6 +26,7 @@ from research.interop.gguf_files import (
     tensor_names,
 )
 from research.interop.huggingface import CONFIG, parameters_to_tensors
+from research.interop.tensor_files import cast
 from research.models import rotary
 from research.models.config import ModelConfig
 from research.runs import Run
@@ -35,6 +36,24 @@ DTYPES = {
     "float16": (np.dtype(np.float16), gguf.GGMLQuantizationType.F16),
     "bfloat16": (np.dtype(ml_dtypes.bfloat16), gguf.GGMLQuantizationType.BF16),
 }
+
+
+def plan(run: Run) -> tuple[str, dict[str, Source]]:
+    """llama.cpp's architecture for a run's model, and where each parameter goes.
+
+    Raises:
+      UnsupportedModel: llama.cpp has no such architecture or tokenizer.
+    """
+    family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
+    kind = kinds[family.kind]
+    _check_fixed(kind, run.model)
+    content = json.loads(run.tokenizer.to_json())
+    if content["model"].get("byte_fallback"):
+        sentencepiece_tokenizer.pieces(content, "GGUF")
+    else:
+        gguf_tokenizer.kind_of(content)
+    return kind, sources(tensor_names(family, kind), parameter_shapes(run.model))
 
 
 def export_gguf(
@@ -57,11 +76,7 @@ def export_gguf(
       UnsupportedModel: llama.cpp has no such architecture or tokenizer.
     """
     merged, config = Merged(run), run.model
-    family, _ = for_model(config, FAMILIES, (run.imported or {}).get("family"))
-    kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
-    kind = kinds[family.kind]
-    _check_fixed(kind, config)
-    found = sources(tensor_names(family, kind), parameter_shapes(config))
+    kind, found = plan(run)
     tensors = {source.name: source.shape for source in found.values()}
     values = parameters_to_tensors(found, merged)
     heads = rotary_heads(kind, config, found)
@@ -94,11 +109,16 @@ def export_gguf(
             if offset and name.endswith("norm.weight"):
                 value = value + np.float32(offset)
             form = np.dtype(np.float32) if len(shape) == 1 else matrix
-            value = np.ascontiguousarray(value, form)
+            value = cast(value, form, name)
             writer.write_tensor_data(value.view(np.uint16) if dtype == "bfloat16" else value)
             del value  # before the next one is read
             say(name)
         writer.close()
+
+
+_EVERY = ("query", "key", "value", "output", "gate", "up", "down")
+# the biases that llama.cpp reads
+_BIASES = {"llama": _EVERY, "qwen2": _EVERY[:3], "gpt2": _EVERY}
 
 
 def _check_fixed(kind: str, config: ModelConfig) -> None:
@@ -112,6 +132,8 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
     fixed = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
     if windows != fixed:
         raise UnsupportedModel(f"llama.cpp's {kind} sees other windows than {config.windows}")
+    if extra := set(config.biases) - set(_BIASES.get(kind, ())):
+        raise UnsupportedModel(f"llama.cpp's {kind} has no bias of {', '.join(sorted(extra))}")
     size = config.size
     if kind in LARGEST and config.layers == LARGEST[kind]:
         size = config.width // config.heads

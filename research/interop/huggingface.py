@@ -16,6 +16,7 @@ from research.interop.families import FAMILIES
 from research.interop.family import (
     Family,
     Source,
+    check_layers,
     check_tensors,
     for_model,
     parameter_shapes,
@@ -59,6 +60,15 @@ class HuggingFaceModel:
         return str(tensor_files.DTYPES[max(set(kinds), key=kinds.count)])
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """The types of parameters that have another one, by single-layer name."""
+        every = {
+            name: str(tensor_files.DTYPES[self.tensors.dtypes[source.name]])
+            for name, source in self.sources.items()
+        }
+        return {name: dtype for name, dtype in every.items() if dtype != self.dtype}
+
+    @property
     def facts(self) -> dict[str, str]:
         """What the folder's own card says of its licence."""
         card = self.path / "README.md"
@@ -90,6 +100,7 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
     prefix = family.modules["embedding"].partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors.shapes):
         family = _without(prefix, family)  # saved as a model without a head
+    check_layers(family, config.layers, tensors.shapes, str(path))
     found = sources(family, parameter_shapes(config))
     check_tensors(family, found, tensors.shapes, config.tied, str(path))
     for source in found.values():
@@ -141,6 +152,7 @@ def write_folder(
     parameter: Callable[[str], np.ndarray],
     *,
     dtype: Any = np.float32,
+    dtypes: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
     kind: str | None = None,
     file_size: int = 5 * 10**9,
@@ -151,6 +163,7 @@ def write_folder(
       config: its shape.
       parameter: reads one by its single-layer name; asked for each when its turn comes.
       dtype: float32, float16 or bfloat16.
+      dtypes: of parameters that have another one, by single-layer name.
       files: companions; `config.json` among them gives what the shape does not say.
       kind: the family to prefer where several can say the same.
       file_size: bytes of a file at most.
@@ -177,7 +190,8 @@ def write_folder(
     (path / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tensors = {source.name: source.shape for source in found.values()}
     make = parameters_to_tensors(found, parameter)
-    yield from tensor_files.write(path, tensors, dtype, file_size, make)
+    others = {found[name].name: other for name, other in (dtypes or {}).items() if name in found}
+    yield from tensor_files.write(path, tensors, dtype, file_size, make, others)
 
 
 # fields of an imported config that the written ones replace
@@ -225,4 +239,4 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     if path.stat().st_size > _LARGEST_TEXT:
         raise UnsupportedModel(f"{path} is larger than any such file is")
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -21,9 +21,10 @@ from research import config as door
 from research import runs
 from research.checkpoint import Checkpointer, library_versions
 from research.data import tokenizer
+from research.generation import chat
 from research.interop import gguf_files, huggingface
 from research.interop.family import Family, Source, parameter_shapes
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModel, malformed
 from research.interop.tensor_files import Tensors, to_array
 from research.models.config import ModelConfig
 
@@ -46,6 +47,8 @@ class Foreign(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
+    def dtypes(self) -> dict[str, str]: ...
+    @property
     def facts(self) -> dict[str, str]: ...
 
     def files(self) -> dict[str, bytes]:
@@ -62,7 +65,10 @@ def open_model(path: str | Path) -> Foreign:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
-    return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
+    if (path / "adapter_config.json").is_file() and not (path / huggingface.CONFIG).is_file():
+        raise UnsupportedModel(f"{path} is an adapter of PEFT: import it with --base RUN")
+    with malformed(str(path)):
+        return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
 
 
 def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:
@@ -71,14 +77,16 @@ def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:
     Raises:
       UnsupportedModel: it has none that Graft reads, or one with more tokens than the model.
     """
-    files = model.files()
+    with malformed(f"{model.path}: the tokenizer"):
+        files = model.files()
     if TOKENIZER not in files:
         raise UnsupportedModel(
             f"{model.path} has no {TOKENIZER}; transformers writes one with "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     where = f"{model.path}: {TOKENIZER}"
-    words = tokenizer.from_json(files[TOKENIZER].decode(), where, **_roles(files, where))
+    with malformed(where):
+        words = tokenizer.from_json(files[TOKENIZER].decode(), where, **_roles(files, where))
     if words.vocabulary_size > model.config.vocabulary:
         raise UnsupportedModel(
             f"{where} has {words.vocabulary_size} tokens, the embedding only "
@@ -105,8 +113,9 @@ def import_model(
     out = Path(out)
     if (out / "model").exists():
         raise FileExistsError(f"{out} holds a model already; choose another folder")
-    words, files = load_tokenizer(model), model.files()
+    words, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
+    _check_companions(files, str(model.path))
     start = time.time()
     arrays: dict[str, jax.Array] = {}
     for name, array in read_parameters(model, spread(parameter_shapes(model.config))):
@@ -122,6 +131,7 @@ def import_model(
             "family": model.family.kind,
             "source": model.path.name,
             "dtype": model.dtype,
+            "dtypes": model.dtypes,
             **model.facts,
             "seconds": time.time() - start,
         },
@@ -159,11 +169,35 @@ def spread(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDty
     return {name: place(shape) for name, shape in shapes.items()}
 
 
+def _check_companions(files: Mapping[str, bytes], where: str) -> None:
+    """Refuses what would fail when it is used.
+
+    Raises:
+      UnsupportedModel: a file that is no JSON object, or a template that is none.
+    """
+    for name in files:
+        if name.endswith(".json"):
+            _object(files, name, where)
+    with malformed(f"{where}: the chat template"):
+        template = chat.find_template(files)
+        if template is not None:
+            chat.check(template)
+
+
+def _object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    """A companion's JSON object; an empty one where the file is absent."""
+    with malformed(f"{where}: {name}"):
+        content = json.loads(files.get(name, b"{}"))
+        if not isinstance(content, dict):
+            raise TypeError(f"an object was expected, not {str(content)[:40]}")
+        return content
+
+
 def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """Which special tokens begin, end and pad a text; where a model names none for beginning or
     padding, the end of the text before it serves, as in pretraining."""
-    named = json.loads(files.get("tokenizer_config.json", b"{}"))
-    numbers = json.loads(files.get(huggingface.CONFIG, b"{}"))
+    named = _object(files, "tokenizer_config.json", where)
+    numbers = _object(files, huggingface.CONFIG, where)
     backend = tokenizer.tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
 
     def token(role: str) -> str | None:
@@ -171,6 +205,8 @@ def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
         name = name.get("content") if isinstance(name, dict) else name
         number = numbers.get(f"{role}_token_id")
         number = number[0] if isinstance(number, list) and number else number
+        if name is not None and not isinstance(name, str):
+            raise UnsupportedModel(f"{where}: {role}_token is no text: {name!r:.40}")
         return name or (backend.id_to_token(number) if isinstance(number, int) else None)
 
     end = token("eos")

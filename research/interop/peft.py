@@ -21,7 +21,7 @@ from research.interop import peft_config, peft_prompts, tensor_files
 from research.interop.exporting import whole_or_nothing
 from research.interop.families import FAMILIES
 from research.interop.family import Family, for_model, module_names
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModel, malformed
 from research.interop.huggingface import read_json
 from research.interop.importing import spread
 from research.interop.tensor_files import SafeTensors
@@ -60,20 +60,7 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
     Raises:
       UnsupportedModel: the method is none of PEFT's, or the base none of transformers'.
     """
-    method = run.method
-    if method.kind not in (*_LEAVES, *peft_prompts.KINDS.values()):
-        known = ", ".join((*_LEAVES, *peft_prompts.KINDS.values()))
-        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {known} do")
-    shapes = {
-        name.removeprefix("model/"): shape
-        for name, shape in run.saved.abstract().items()
-        if name.startswith("model/methods/") or (name.startswith("model/") and "/site/" in name)
-    }
-    arrays = {name: np.asarray(a) for name, a in run.parameters(spread(shapes)).items()}
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
-    tensors, content = tensors_of(run, arrays)
+    tensors, content = adapter_tensors(run)
     content |= {
         "base_model_name_or_path": base,
         "task_type": "CAUSAL_LM",
@@ -88,6 +75,29 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
     return names
+
+
+def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """PEFT's tensors and config of a run's adapter.
+
+    Raises:
+      UnsupportedModel: the method is none of PEFT's, or the base none of transformers'.
+      ValueError: numbers that are not finite.
+    """
+    method = run.method
+    if method.kind not in (*_LEAVES, *peft_prompts.KINDS.values()):
+        known = ", ".join((*_LEAVES, *peft_prompts.KINDS.values()))
+        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {known} do")
+    shapes = {
+        name.removeprefix("model/"): shape
+        for name, shape in run.saved.abstract().items()
+        if name.startswith("model/methods/") or (name.startswith("model/") and "/site/" in name)
+    }
+    arrays = {name: np.asarray(a) for name, a in run.parameters(spread(shapes)).items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
+    return tensors_of(run, arrays)
 
 
 def tensors_of(
@@ -185,6 +195,11 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{path} has no {CONFIG}: no adapter of PEFT")
+    with malformed(str(path)):
+        return _open(path, base)
+
+
+def _open(path: Path, base: Run) -> Adapter:
     content, where = read_json(path / CONFIG), str(path / WEIGHTS)
     tensors = SafeTensors(path / WEIGHTS)
     plain, modules = _linears(base)

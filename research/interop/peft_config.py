@@ -51,6 +51,12 @@ def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Me
     for name in _REFUSED:
         if content.get(name) not in (None, False, "none", [], {}):
             raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft has no such thing")
+    start = content.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
+        raise UnsupportedModel(
+            f"{where}: init_lora_weights is {start!r}, which changed the base's weights; save the "
+            "adapter in PEFT with path_initial_model_for_weight_conversion, as a plain LoRA"
+        )
     targets = _patterns(list(named))
     kind = content.get("peft_type")
     if kind == "IA3":
@@ -110,6 +116,7 @@ def _rules(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(found)
 
 
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 _REFUSED = (
     "modules_to_save",
     "bias",

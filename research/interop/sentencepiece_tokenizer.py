@@ -7,7 +7,8 @@ piece's rank, so both merge in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import gguf
@@ -52,12 +53,7 @@ def build(
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
         if kind == Kind.NORMAL
     }
-    found = []
-    for piece, score in rank.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in rank and right in rank:
-                found.append((-score, cut, left, right))
+    found = [(-rank[left + right], len(left), left, right) for left, right in _splits(rank)]
     found.sort(key=lambda merge: merge[:2])
     backend = Tokenizer(
         models.BPE(
@@ -94,6 +90,11 @@ def pieces(
       UnsupportedModel: it is another kind of tokenizer, or treats spaces in another way.
     """
     model, prefix = content["model"], _prefix(content, where)
+    if model["type"] != "BPE" or model.get("unk_token") not in model["vocab"]:
+        raise UnsupportedModel(f"{where}: a tokenizer without a token for what it does not know")
+    missing = [name for name in map(byte_token, range(256)) if name not in model["vocab"]]
+    if missing:
+        raise UnsupportedModel(f"{where}: the tokenizer has no token {missing[0]} for a byte")
     added = {token["content"]: token for token in content["added_tokens"]}
     vocabulary = model["vocab"] | {name: token["id"] for name, token in added.items()}
     rank: dict[str, int] = {}
@@ -111,7 +112,28 @@ def pieces(
             kind = Kind.BYTE if piece in single_bytes else Kind.NORMAL
         # what never comes of a merge stands after all that do
         found[number] = piece, -float(rank.get(piece, len(rank))), kind
+    merges = {tuple(m if isinstance(m, list) else m.split(" ", 1)) for m in model["merges"]}
+    normal = {piece for piece, _, kind in found.values() if kind == Kind.NORMAL}
+    others = sorted("".join(pair) for pair in _splits(normal) if pair not in merges)
+    if others:
+        warnings.warn(
+            f"{where}: llama.cpp also merges {others[0]!r} and {len(others) - 1} more from parts "
+            "of which this tokenizer does not, and may read some texts as other tokens",
+            stacklevel=2,
+        )
     return found, prefix
+
+
+def _splits(pieces: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Every way in which a piece is two others."""
+    for piece in pieces:
+        for cut in range(1, min(len(piece), _LONGEST)):
+            if piece[:cut] in pieces and piece[cut:] in pieces:
+                yield piece[:cut], piece[cut:]
+
+
+# letters of a piece that are looked at: SentencePiece's own limit is 16
+_LONGEST = 256
 
 
 def _prefix(content: Mapping[str, Any], where: str) -> bool:
@@ -127,5 +149,12 @@ def _prefix(content: Mapping[str, Any], where: str) -> bool:
     if idle and normalizer == {"type": "Sequence", "normalizers": [prepend, replace]}:
         return True
     if normalizer is None and cut and cut["type"] == "Metaspace" and not cut.get("split"):
-        return bool(cut.get("prepend_scheme", "always") != "never")
+        prefix = cut.get("prepend_scheme", "always") != "never"
+        if prefix:
+            warnings.warn(
+                f"{where}: llama.cpp puts a space before a text that begins with one too, and "
+                "after each special token; this tokenizer does not",
+                stacklevel=2,
+            )
+        return bool(prefix)
     raise UnsupportedModel(f"{where}: llama.cpp has no name for how this tokenizer cuts text")

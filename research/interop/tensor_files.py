@@ -87,13 +87,15 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
         pickled = sorted(p.name for p in path.glob("*.bin")) or sorted(
             p.name for p in path.glob("*.pt*")
         )
-        also = f"; {pickled[0]} is a pickle, which can run code and is never read" * bool(pickled)
+        also = ""
+        if pickled:
+            also = f"; {pickled[0]} is a pickle, which can run code and is never read"
         raise UnsupportedModel(f"{path} has neither {ONE} nor {INDEX}{also}")
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         found: dict[Path, set[str] | None] = {}
         for name, file in names.items():
-            if Path(file).name != file:
+            if Path(file).name != file or file in (".", ".."):
                 raise UnsupportedModel(f"{index}: {file!r} is not a file beside it")
             found.setdefault(path / file, set()).add(name)  # type: ignore[union-attr]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -117,14 +119,30 @@ def to_array(
     return jax.make_array_from_callback(shape.shape, where, part)
 
 
+def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The values in a type, rows side by side.
+
+    Raises:
+      ValueError: a number is too large for it.
+    """
+    with np.errstate(over="ignore"):
+        made = np.ascontiguousarray(values, dtype)
+    if dtype == np.float16 and not np.isfinite(made).all():
+        raise ValueError(
+            f"{name} holds numbers beyond float16's largest, 65504; export in bfloat16 or float32"
+        )
+    return made
+
+
 def write(
     folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, limit: int,
-    tensor: Callable[[str], np.ndarray],
+    tensor: Callable[[str], np.ndarray], others: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Writes tensors one after the other, into files of at most `limit` bytes (a larger tensor has
-    a file alone), with an index if they are several; yields names as they are written."""
-    dtype = np.dtype(dtype)
-    sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, shape in shapes.items()}
+    a file alone), with an index if they are several; yields names as they are written. `others` are
+    the types of tensors that have another one."""
+    types = {name: np.dtype((others or {}).get(name, dtype)) for name in shapes}
+    sizes = {name: int(np.prod(shape)) * types[name].itemsize for name, shape in shapes.items()}
     files: list[list[str]] = [[]]
     for name in shapes:
         if files[-1] and sum(sizes[n] for n in files[-1]) + sizes[name] > limit:
@@ -138,7 +156,7 @@ def write(
         for name in names:
             span = [end, end + sizes[name]]
             header[name] = {
-                "dtype": _NAMES[dtype], "shape": list(shapes[name]), "data_offsets": span
+                "dtype": _NAMES[types[name]], "shape": list(shapes[name]), "data_offsets": span
             }  # fmt: skip
             end = span[1]
         head = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
@@ -152,7 +170,7 @@ def write(
                 # in blocks of rows, so that no second copy of the whole exists
                 rows = max(1, _BLOCK * len(array) // array.nbytes)
                 for start in range(0, len(array), rows):
-                    np.ascontiguousarray(array[start : start + rows], dtype).tofile(file)
+                    cast(array[start : start + rows], types[name], name).tofile(file)
                 del array  # before the next one is read
                 yield name
     if len(files) > 1:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from research.generation import chat
+from research.generation import chat, decode
+from tests import tiny
 
 TEMPLATE = (
     "{%- for message in messages -%}\n"
@@ -36,6 +37,16 @@ def test_a_conversation_is_written_with_its_tokens_and_asks_for_an_answer():
 def test_what_a_template_refuses_or_may_not_do_is_an_error(template, messages, match):
     with pytest.raises(ValueError, match=match):
         chat.render(template, messages)
+
+
+def test_all_ends_of_a_turn_are_found_and_finish_a_row():
+    files = {"generation_config.json": b'{"eos_token_id": [7, 9]}', "config.json": b"{}"}
+    assert chat.find_stops(files | {"config.json": b'{"eos_token_id": 2}'}) == (7, 9, 2)
+    model = tiny.model()
+    (whole,) = decode.generate(model, [[3, 5]], 6, end_id=0)
+    stop = whole[2]
+    (cut,) = decode.generate(model, [[3, 5]], 6, end_id=0, stops=(stop,))
+    assert cut == whole[: whole.index(stop)]
 
 
 def test_templates_are_found_wherever_transformers_puts_them():

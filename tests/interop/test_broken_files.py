@@ -3,13 +3,14 @@
 import json
 import resource
 import shutil
+import struct
 
 import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from research import runs
 from research.interop import (
@@ -219,6 +220,135 @@ def test_a_model_with_numbers_that_are_not_finite_is_not_exported(folder, tmp_pa
     with pytest.raises(ValueError, match="embedding/kernel holds numbers that are not finite"):
         gguf_writer.export_gguf(runs.open_run(tmp_path / "run"), tmp_path / "out.gguf")
     assert not list(tmp_path.glob("out*"))
+
+
+def gguf_with(key, kind, value):
+    """A header with an architecture and one more key."""
+    text = lambda s: struct.pack("<Q", len(s)) + s.encode()  # noqa: E731
+    first = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    return struct.pack("<4sIQQ", b"GGUF", 3, 0, 2) + first + text(key) + kind + value
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        # 2**40 numbers in a list, strings in a list, letters in a string; lists in lists
+        (
+            gguf_with("x.a", struct.pack("<I", 9), struct.pack("<IQ", 0, 2**40)),
+            "the key 'x.a' ends",
+        ),
+        (gguf_with("x.a", struct.pack("<I", 9), struct.pack("<IQ", 8, 2**40)), "'x.a' is no list"),
+        (gguf_with("x.a", struct.pack("<I", 8), struct.pack("<Q", 2**62)), "the key 'x.a' ends"),
+        (gguf_with("x.a", struct.pack("<I", 9), struct.pack("<IQ", 9, 3) * 9), "'x.a' is no list"),
+        (gguf_with("x.a", struct.pack("<I", 77), b""), "'x.a' is of an unknown kind 77"),
+        (struct.pack("<4sIQQ", b"GGUF", 3, 2**62, 0), "claims 0 keys and 4,611,"),
+        (b"GGUF" + bytes(40), "no whole GGUF file of version 2 or 3"),
+    ],
+)
+def test_a_header_that_claims_what_the_file_does_not_hold_is_refused_at_once(
+    content, match, tmp_path
+):
+    (tmp_path / "x.gguf").write_bytes(content)
+    with pytest.raises(UnsupportedModel, match=match):
+        importing.open_model(tmp_path / "x.gguf")
+
+
+def test_a_cut_gguf_file_names_the_tensor(gguf_bytes, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes[:-40])
+    with pytest.raises(
+        UnsupportedModel, match="the tensor 'token_embd.weight' ends behind its end"
+    ):
+        importing.open_model(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"num_hidden_layers": 10_000},
+            "10,000 layers there, 2 here; missing model.layers.2.input",
+        ),
+        ({"attention_bias": 10**9}, "attention_bias is neither true nor false"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is too large a number"),
+        ({"model_type": []}, "is not as such a file should be: TypeError"),
+    ],
+)
+def test_values_that_no_model_has(folder, tmp_path, changes, match):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "config.json").write_text(json.dumps(SHAPE | changes))
+    with pytest.raises(UnsupportedModel, match=match):
+        importing.open_model(broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json is not as such a file should be"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json is not as such"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "eos_token is no text: 5"),
+        ("generation_config.json", "{bad", "generation_config.json is not as such"),
+        ("chat_template.jinja", "{% if %}", "the chat template is not as such"),
+    ],
+)
+def test_companions_are_read_before_anything_is_written(folder, tmp_path, file, content, match):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / file).write_text(content)
+    with pytest.raises(UnsupportedModel, match=match):
+        importing.import_model(importing.open_model(broken), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_weights_and_an_adapter_are_named(folder, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
+    with pytest.raises(UnsupportedModel, match=r"neither model.safetensors nor .*json$"):
+        importing.open_model(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match="adapter of PEFT: import it with --base RUN"):
+        importing.open_model(tmp_path / "adapter")
+    with pytest.raises(FileNotFoundError, match="convert.py import makes a run of it"):
+        runs.open_run(folder)
+
+
+def test_each_parameter_keeps_its_type_and_none_overflows(folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    for file in ("one.safetensors", "two.safetensors", tensor_files.INDEX):
+        (source / file).unlink()
+    half = {
+        name: value if "norm" in name else value.astype(np.float16)
+        for name, value in weights().items()
+    }
+    save_file(half, source / "model.safetensors")
+    importing.import_model(importing.open_model(source), tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    exporting.export_huggingface(run, tmp_path / "out")
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    for name, value in half.items():
+        assert again[name].dtype == value.dtype and np.array_equal(again[name], value), name
+    half["model.norm.weight"][:] = 1e5
+    save_file(half, source / "model.safetensors")
+    importing.import_model(importing.open_model(source), tmp_path / "large")
+    large = runs.open_run(tmp_path / "large")
+    with pytest.raises(ValueError, match="model.norm.weight holds numbers beyond float16's"):
+        exporting.export_huggingface(large, tmp_path / "half", "float16")
+    assert not (tmp_path / "half").exists()
+
+
+def test_fields_that_are_absent_have_transformers_defaults():
+    shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
+    shape |= {"num_attention_heads": 8, "hidden_size": 64}
+    mistral = FAMILIES["mistral"].read(Fields(shape, "x"))
+    assert (mistral.key_heads, mistral.windows) == (8, (4096,))
+    null = FAMILIES["mistral"].read(Fields(shape | {"sliding_window": None}, "x"))
+    assert null.windows == (0,)
+    gemma = FAMILIES["gemma2"].read(Fields(shape, "x"))
+    assert (gemma.score_cap, gemma.logit_cap) == (50.0, 30.0)
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    bare = FAMILIES["gemma2"].read(Fields(shape | caps, "x"))
+    assert (bare.score_cap, bare.logit_cap) == (0.0, 0.0)
 
 
 def test_importing_is_whole_or_nothing_and_never_overwrites(folder, tmp_path):

@@ -110,6 +110,8 @@ def back_again(model, tmp_path):
 
 
 def test_what_llama_cpp_would_compute_otherwise_is_refused():
+    with pytest.raises(UnsupportedModel, match="qwen3 has no bias of query"):
+        gguf_writer._check_fixed("qwen3", tiny.config(biases=("query",)))
     shape = tiny.config(windows=(4,))
     with pytest.raises(UnsupportedModel, match=r"llama sees other windows than \(4,\)"):
         gguf_writer._check_fixed("llama", shape)

@@ -202,6 +202,7 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
     broken("shape|not prompt_embeddings", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
     broken("modules_to_save", modules_to_save=["lm_head"])
     broken("r is 0", r=0)
+    broken("'pissa', which changed the base's weights", init_lora_weights="pissa")
     assert not (tmp_path / "broken").exists()
 
 

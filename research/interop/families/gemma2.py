@@ -17,8 +17,13 @@ MODULES = LLAMA_MODULES | {
 }
 
 
-def gemma(fields: Fields, layers: str | None = None) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common beyond a Llama."""
+def gemma(
+    fields: Fields,
+    layers: str | None = None,
+    caps: tuple[float | None, float | None] = (None, None),
+) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common beyond a Llama; `caps` are defaults of scores' and
+    logits'."""
     fields.demand("hidden_activation", "gelu_pytorch_tanh")
     fields.demand("attention_bias", False)
     fields.demand("use_bidirectional_attention", False)
@@ -28,8 +33,8 @@ def gemma(fields: Fields, layers: str | None = None) -> dict[str, Any]:
         "activation": "gelu_tanh",
         "score_size": fields.size("query_pre_attn_scalar", 256),
         "embedding_scale": math.sqrt(fields.size("hidden_size")),
-        "score_cap": fields.number("attn_logit_softcapping", None) or 0.0,
-        "logit_cap": fields.number("final_logit_softcapping", None) or 0.0,
+        "score_cap": fields.optional("attn_logit_softcapping", caps[0]) or 0.0,
+        "logit_cap": fields.optional("final_logit_softcapping", caps[1]) or 0.0,
     }
 
 
@@ -49,7 +54,7 @@ def read(fields: Fields) -> ModelConfig:
     layers = fields.layers()
     kinds = ["sliding_attention", "full_attention"]
     return ModelConfig(
-        **gemma(fields),
+        **gemma(fields, caps=(50.0, 30.0)),
         windows=fields.windows([kinds[layer % 2] for layer in range(layers)]),
     )
 

@@ -10,13 +10,19 @@ from research.models.config import ModelConfig
 
 
 def common(
-    fields: Fields, *, head: int | None = None, tied: bool = False, layers: str | None = None
+    fields: Fields,
+    *,
+    head: int | None = None,
+    tied: bool = False,
+    layers: str | None = None,
+    key_heads: int | None = None,
 ) -> dict[str, Any]:
     """The fields that all relatives of Llama have alike.
 
     Args:
       head: the default of the head size; None for the width's share.
       tied: the default of tying.
+      key_heads: the default of their number; None for as many as heads.
       layers: whose rotary frequencies to take, where kinds of layers have their own.
     """
     width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
@@ -26,11 +32,11 @@ def common(
         "width": width,
         "layers": fields.layers(),
         "heads": heads,
-        "key_heads": fields.size("num_key_value_heads", heads),
+        "key_heads": fields.size("num_key_value_heads", key_heads or heads),
         "hidden": fields.size("intermediate_size"),
         "head_size": head_size(fields, head),
         "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
-        "tied": fields("tie_word_embeddings", tied),
+        "tied": fields.flag("tie_word_embeddings", tied),
         "rotary_base": base,
         "rotary_scaling": scaling,
     }
@@ -62,7 +68,7 @@ def write_common(config: ModelConfig) -> dict[str, Any]:
 
 def read(fields: Fields) -> ModelConfig:
     fields.demand("hidden_act", "silu")
-    attention, mlp = fields("attention_bias", False), fields("mlp_bias", False)
+    attention, mlp = fields.flag("attention_bias"), fields.flag("mlp_bias")
     return ModelConfig(
         **common(fields),
         biases=("query", "key", "value", "output") * attention + ("gate", "up", "down") * mlp,
