@@ -32,7 +32,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 import ml_collections
 import pydantic
@@ -152,6 +152,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         else:
             parser.error(f"unknown argument {name}{_nearest(name, known)}")
     return arguments
+
+
+def one_of(classes: Iterable[type]) -> Any:
+    """The type of a field that holds one of several dataclasses, told apart by their `kind`."""
+    return Annotated[Union[tuple(classes)], pydantic.Field(discriminator="kind")]  # noqa: UP007
 
 
 @contextlib.contextmanager

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Union
-
-import pydantic
+from typing import Any
 
 from research import sharding
-from research.config import BelowOne, Count, NonNegative, Positive, PositiveNumber
+from research.config import BelowOne, Count, NonNegative, Positive, PositiveNumber, one_of
 from research.data.pipeline import DataConfig
 from research.loss import LossConfig
 from research.methods import METHODS, Full
@@ -18,10 +16,7 @@ from research.schedules import ScheduleConfig
 from research.sharding import MeshConfig
 
 # one of the registered methods, told apart by its `kind`
-MethodConfig: Any = Annotated[
-    Union[tuple(METHODS.values())],  # noqa: UP007  the members are known at run time only
-    pydantic.Field(discriminator="kind"),
-]
+MethodConfig: Any = one_of(METHODS.values())
 
 
 @dataclasses.dataclass(frozen=True)

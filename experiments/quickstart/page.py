@@ -103,6 +103,13 @@ def quality_plot(rows: Sequence[Mapping[str, Any]]) -> Html:
     )
 
 
+def reading(base: Mapping[str, Any]) -> str:
+    """What the base has read of the training text."""
+    if "seconds" not in base:
+        return "; what the base read elsewhere is not known, and may hold the held-out text too"
+    return ", of which the base read a part"
+
+
 def origin(base: Mapping[str, Any]) -> str:
     """What the base took."""
     if "seconds" not in base:
@@ -177,7 +184,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
         report.section(
             "Has the base learnt?",
             "Bits for each byte of held-out text. The token models were fitted on the whole "
-            "training text, of which the base read a part; xz sees the held-out text alone.",
+            f"training text{reading(rows[0])}; xz sees the held-out text alone.",
             report.table(results["text"], TEXT_COLUMNS),
         ),
         report.section(

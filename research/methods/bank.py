@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import pydantic
 from flax import nnx
 
-from research.config import Name
+from research.config import Name, one_of
 from research.methods.attaching import PLACES, places
 from research.models.sites import Context
 from research.models.transformer import Transformer
@@ -23,13 +22,9 @@ if TYPE_CHECKING:
 
 def make(members: tuple[type, ...]) -> type[Any]:
     """The method whose adapters are of these classes."""
-    part: Any = Annotated[
-        Union[members],  # noqa: UP007  the members are known at run time only
-        pydantic.Field(discriminator="kind"),
-    ]
     fields: Any = [
         # what each of them is
-        ("of", part),
+        ("of", one_of(members)),
         # their names; `Batch.adapter` counts them from 0
         ("names", tuple[Name, ...]),
         ("kind", Literal["bank"], "bank"),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import pydantic
 
+from research.config import one_of
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 def make(members: tuple[type, ...]) -> type[Any]:
     """The method whose parts are of these classes."""
-    part: Any = Annotated[
-        Union[members],  # noqa: UP007  the members are known at run time only
-        pydantic.Field(discriminator="kind"),
-    ]
+    part: Any = one_of(members)
     fields: Any = [
         # the methods, in the order in which they act where they meet
         ("of", tuple[part, ...]),

@@ -10,29 +10,19 @@ import pytest
 from research import methods, runs, sharding, tree
 from research.interop import exporting, importing, peft
 from research.interop.fields import UnsupportedModel
-from research.methods import IA3, DoRA, LoRA, Prefix, Prompt, VeRA
-from research.methods.lora import EVERY_LINEAR
+from research.methods import DoRA, LoRA, Prefix, Prompt
 from research.train import train
 from tests import tiny_run
+from tests.methods.cases import CASES
 
 METHODS = {
     "lora": LoRA(rank=4, alpha=12.0),
     "some": LoRA(targets=(r"layers/1/attention/(query|output)",), rank=2),
-    "patterns": LoRA(
-        rank=4,
-        ranks=((r"layers/1/.*", 2), (r".*/mlp/\w+", 8)),
-        alphas=((r".*/query", 4.0),),
-        rank_stabilized=True,
-    ),
-    "ends": LoRA(targets=(EVERY_LINEAR, "embedding", "head"), rank=4),
-    "pissa": LoRA(rank=4, alpha=4.0, start="pissa"),
-    "dora": DoRA(rank=4),
     "dora-patterns": DoRA(rank=4, ranks=((r"layers/1/.*", 2),)),
-    "ia3": IA3(),
-    "vera": VeRA(rank=8),
-    "prompt": Prompt(length=3),
-    "prefix": Prefix(length=3),
-    "prefix-mlp": Prefix(length=3, reparameterized=True, hidden=8),
+    **{
+        name: CASES[name] for name in ("lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera")
+    },
+    **{name: CASES[name] for name in ("prompt", "prefix", "prefix-mlp")},
 }
 
 
