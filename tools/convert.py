@@ -92,8 +92,7 @@ def bring_in(arguments: argparse.Namespace) -> None:
     if arguments.base:
         _adapter_in(arguments)
         return
-    if (Path(arguments.out) / "model").exists():
-        raise FileExistsError(f"{arguments.out} holds a model already; choose another folder")
+    importing.check_free(Path(arguments.out))
     model = importing.open_model(_found(arguments.source))
     words = importing.load_tokenizer(model)
     _describe(model, every=arguments.dry_run)

@@ -26,7 +26,7 @@ from research.interop.gguf_files import (
     tensor_names,
 )
 from research.interop.huggingface import CONFIG, parameters_to_tensors
-from research.interop.tensor_files import cast
+from research.interop.tensor_files import cast, writing
 from research.models import rotary
 from research.models.config import ModelConfig
 from research.runs import Run
@@ -110,7 +110,8 @@ def export_gguf(
                 value = value + np.float32(offset)
             form = np.dtype(np.float32) if len(shape) == 1 else matrix
             value = cast(value, form, name)
-            writer.write_tensor_data(value.view(np.uint16) if dtype == "bfloat16" else value)
+            with writing(name):
+                writer.write_tensor_data(value.view(np.uint16) if dtype == "bfloat16" else value)
             del value  # before the next one is read
             say(name)
         writer.close()

@@ -95,6 +95,17 @@ def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:
     return words
 
 
+def check_free(out: Path) -> None:
+    """Refuses a run's folder that holds a model; what a failed import left does not count.
+
+    Raises:
+      FileExistsError: it does.
+    """
+    shelf = out / "model"
+    if shelf.is_dir() and any(shelf.iterdir()):
+        raise FileExistsError(f"{out} holds a model already; choose another folder")
+
+
 def import_model(
     model: Foreign, out: str | Path, say: Callable[[str, int], None] = lambda name, size: None
 ) -> Path:
@@ -111,8 +122,7 @@ def import_model(
       FileExistsError: there is a model already.
     """
     out = Path(out)
-    if (out / "model").exists():
-        raise FileExistsError(f"{out} holds a model already; choose another folder")
+    check_free(out)
     words, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
     _check_companions(files, str(model.path))

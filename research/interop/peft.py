@@ -23,7 +23,7 @@ from research.interop.families import FAMILIES
 from research.interop.family import Family, for_model, module_names
 from research.interop.fields import UnsupportedModel, malformed
 from research.interop.huggingface import read_json
-from research.interop.importing import spread
+from research.interop.importing import check_free, spread
 from research.interop.tensor_files import SafeTensors
 from research.methods import DoRA, LoRA, Method, Prefix, Prompt, VeRA, places
 from research.methods.attaching import WEIGHTED
@@ -264,8 +264,7 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
       UnsupportedModel, FileNotFoundError: as `open_adapter`.
     """
     out, adapter = Path(out), open_adapter(path, base)
-    if (out / "model").exists():
-        raise FileExistsError(f"{out} holds a model already; choose another folder")
+    check_free(out)
     metadata = {
         "experiment": None,
         "method": door.to_dict(adapter.method),

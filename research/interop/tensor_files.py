@@ -119,6 +119,21 @@ def to_array(
     return jax.make_array_from_callback(shape.shape, where, part)
 
 
+@contextlib.contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Says which tensor a disk did not take; NumPy says only how many numbers.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{name} could not be written ({error}): the disk may be full; nothing of it is kept"
+        ) from error
+
+
 def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """The values in a type, rows side by side.
 
@@ -170,7 +185,9 @@ def write(
                 # in blocks of rows, so that no second copy of the whole exists
                 rows = max(1, _BLOCK * len(array) // array.nbytes)
                 for start in range(0, len(array), rows):
-                    cast(array[start : start + rows], types[name], name).tofile(file)
+                    block = cast(array[start : start + rows], types[name], name)
+                    with writing(name):
+                        block.tofile(file)
                 del array  # before the next one is read
                 yield name
     if len(files) > 1:

@@ -337,6 +337,25 @@ def test_each_parameter_keeps_its_type_and_none_overflows(folder, tmp_path):
     assert not (tmp_path / "half").exists()
 
 
+def test_a_disk_that_takes_no_more_is_named_and_nothing_stays(folder, tmp_path):
+    importing.import_model(importing.open_model(folder), tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most[1]))
+        for export, out in (
+            (exporting.export_huggingface, "out"),
+            (gguf_writer.export_gguf, "o.gguf"),
+        ):
+            with pytest.raises(OSError, match="could not be written .*disk may be full|too large"):
+                export(run, tmp_path / out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    (tmp_path / "again" / "model").mkdir(parents=True)  # as a failed import leaves it
+    importing.import_model(importing.open_model(folder), tmp_path / "again")
+
+
 def test_fields_that_are_absent_have_transformers_defaults():
     shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
     shape |= {"num_attention_heads": 8, "hidden_size": 64}
