@@ -1,0 +1,15 @@
+"""What experiments/methods asks of each tuned model: the quickstart's tasks, on fewer rows.
+
+python -m research.evaluate --config configs/methods/evaluate.py --run runs/smollm2_lora
+"""
+
+from ml_collections import ConfigDict
+
+from configs.quickstart import smollm2_evaluate
+
+
+def get_config() -> ConfigDict:
+    config = smollm2_evaluate.get_config()
+    config.text.most_tokens = 2_000
+    config.choice.most_questions = 120
+    return config
