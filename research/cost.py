@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from research import tree
+from research.models import storage
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 
@@ -46,7 +47,7 @@ def flops_per_token(
     trains, and 2|W| for the gradient of W where W trains.
     """
     chosen = set(trainable)
-    shapes = tree.unstack_shapes(tree.flatten(model))
+    shapes = tree.unstack_shapes(tree.flatten(jax.eval_shape(storage.plain, model)))
     trains = {layer for name in chosen for layer in tree.layer_names(name)}
     lowest = min((_depth(name, config.layers) for name in trains), default=config.layers + 1)
     forward = backward = 0.0
@@ -82,5 +83,5 @@ def _depth(name: str, layers: int) -> int:
 
 def count(model: Any, names: Collection[str] | None = None) -> int:
     """Number of parameters in a model (abstract will do), or in the named leaves of it."""
-    leaves = tree.flatten(model)
+    leaves = tree.flatten(jax.eval_shape(storage.plain, model))
     return sum(math.prod(leaves[name].shape) for name in (leaves if names is None else names))

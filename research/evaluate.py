@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from research import config as door
 
 if TYPE_CHECKING:
+    from research.batch import Batch
     from research.evaluation.scoring import Score
     from research.runs import Run
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = door.program_parser(__doc__)
     parser.add_argument("--run", required=True, metavar="DIR", help="a run, or a checkpoint of it")
     parser.add_argument("--base", metavar="DIR", help="where a tuned run's base is, if it moved")
+    parser.add_argument("--adapter", metavar="NAME", help="of a bank: which adapter to measure")
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
     arguments = door.parse(parser, argv)
 
@@ -42,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation = door.load(tasks.Evaluation, arguments.config, arguments.overrides)
         run = runs.open_run(arguments.run, arguments.base)
         report: dict[str, Any] = {"run": str(run.saved.path), "fingerprint": run.fingerprint}
-        with scorer(run) as score:
+        if arguments.adapter:
+            report["adapter"] = arguments.adapter
+        with scorer(run, arguments.adapter) as score:
             if evaluation.text is not None:
                 text = tasks.read_text(score, evaluation.text, run.tokenizer)
                 report["bits_per_byte"] = {name: read.bits_per_byte for name, read in text.items()}
@@ -64,15 +68,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def scorer(run: Run) -> Iterator[Score]:
-    """Loads a run's model onto all devices, to be put to tasks inside the block."""
-    from research import runs, sharding
+def scorer(run: Run, adapter: str | None = None) -> Iterator[Score]:
+    """Loads a run's model onto all devices, to be put to tasks inside the block.
+
+    Args:
+      adapter: which of a bank's adapters all rows use.
+
+    Raises:
+      ValueError: a bank without a name, or a name that there is not.
+    """
+    import numpy as np
+
+    from research import adapters, runs, sharding
     from research.evaluation.heldout import make_score
+
+    bank = run.method.kind == "bank"
+    if bank != (adapter is not None):
+        known = ", ".join(adapters.names(run.method)) if bank else "none"
+        raise ValueError(f"--adapter names one of a bank's adapters; {run.saved.path} has {known}")
+    used = adapters.number(run.method, adapter)
 
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     with sharding.use(mesh, rules):
         model = runs.load_model(run, mesh, rules)
-        yield make_score(model, sharding.batch_sharding(mesh, rules))
+        score = make_score(model, sharding.batch_sharding(mesh, rules))
+
+        def with_adapter(batch: Batch) -> np.ndarray:
+            rows = np.full(len(batch.tokens), used, np.int32)
+            return score(dataclasses.replace(batch, adapter=rows))
+
+        yield with_adapter if bank else score
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m research.generate --run runs/quickstart/pretrain --prompt "def main("
     python -m research.generate --run runs/quickstart/lora --prompt "$(cat NOTICE)"
     python -m research.generate --run DIR                  # asks for prompts until end of input
+    python -m research.generate --run BASE --adapter law=DIR --adapter style=DIR --prompt "..."
 
 A run that was tuned on prompts and completions wraps each prompt in the template that it was tuned
 with, and an imported model in its chat template, in which a conversation goes on; `--raw` leaves
@@ -25,6 +26,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--run", required=True, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--base", help="where a tuned run's base is, if it moved")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=RUN",
+        help="an adapter of --run, which is then its base; several answer side by side",
+    )
+    parser.add_argument(
+        "--switch-off", action="append", default=[], metavar="NAME", help="an attached adapter"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--raw", action="store_true", help="no template, only the prompt's text")
     parser.add_argument("--tokens", type=int, default=64, help="most tokens to add (default 64)")
@@ -40,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    from research import runs, sharding
+    import numpy as np
+
+    from research import adapters, methods, runs, sharding
     from research.compilation_cache import enable_compilation_cache
     from research.data.pipeline import make_objective
     from research.generation import chat, decode
@@ -50,17 +63,27 @@ def _answer(arguments: argparse.Namespace) -> None:
     enable_compilation_cache()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
-    mesh = sharding.MeshConfig().make()
-    words, data = run.tokenizer, run.experiment.data if run.experiment else None
-    objective = make_objective(data) if data else None
-    template = None if data or arguments.raw else chat.find_template(run.companions)
-    stops = chat.find_stops(run.companions)
+    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
+    named = adapters.open_named(arguments.adapter, arguments.run)
+    # who answers: its name, and the run whose template wraps the prompt
+    voices = dict(named)
+    if not named and run.method.kind == "bank":
+        voices = {name: run for name in adapters.names(run.method)}
+    words, stops = run.tokenizer, chat.find_stops(run.companions)
     said: list[dict[str, str]] = []
-    with sharding.use(mesh, sharding.RULES):
-        model = runs.load_model(run, mesh, sharding.RULES)
+    with sharding.use(mesh, rules):
+        if named:
+            model = adapters.load_bank(named, mesh, rules)
+        else:
+            model = runs.load_model(run, mesh, rules)
+        for name in arguments.switch_off:
+            model = methods.switch_off(model, name)
 
-        def ids(prompt: str) -> list[int]:
-            if template is not None:
+        def ids(prompt: str, voice: Run = run) -> list[int]:
+            data = voice.experiment.data if voice.experiment else None
+            objective = make_objective(data) if data else None
+            template = None if data else chat.find_template(run.companions)
+            if template is not None and not arguments.raw:
                 roles = words.roles
                 turns = [*said, {"role": "user", "content": prompt}]
                 text = chat.render(template, turns, begin=roles["begin"], end=roles["end"])
@@ -88,13 +111,25 @@ def _answer(arguments: argparse.Namespace) -> None:
             print(flush=True)
             return answer
 
-        if len(arguments.prompt) > 1:
-            asked = [ids(prompt) for prompt in arguments.prompt]
-            rows = decode.generate(
-                model, asked, arguments.tokens, words.end_id, sampling, stops=stops
+        def answers(prompts: Sequence[str]) -> Iterator[str]:
+            """Every voice's answer to every prompt, in one batch."""
+            asked = [ids(prompt, voice) for prompt in prompts for voice in voices.values() or [run]]
+            rows = np.tile(np.arange(len(voices)), len(prompts)) if voices else None
+            made = decode.generate(
+                model, asked, arguments.tokens, words.end_id, sampling, rows, stops=stops
             )
-            for row in rows:
-                print(words.decode(row))
+            yield from map(words.decode, made)
+
+        if voices:
+            while prompts := arguments.prompt or [p for p in [_ask()] if p is not None]:
+                texts = answers(prompts)
+                for _, (name, text) in itertools.product(prompts, zip(voices, texts, strict=False)):
+                    print(f"{name}: {text}", flush=True)
+                if arguments.prompt:
+                    break
+        elif len(arguments.prompt) > 1:
+            for text in answers(arguments.prompt):
+                print(text)
         elif arguments.prompt:
             say(arguments.prompt[0])
         else:

@@ -20,7 +20,7 @@ import numpy as np
 
 from research import config as door
 from research import fingerprint, methods, sharding, tree
-from research.checkpoint import open_checkpoint
+from research.checkpoint import Checkpointer, library_versions, open_checkpoint
 from research.data import tokenizer as tokenizers
 from research.experiment import Experiment, MethodConfig
 from research.methods import Method
@@ -131,6 +131,73 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
     text, name = saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}"
     words = tokenizers.from_json(text, name, **metadata.get("roles", {}))
     return Run(saved, experiment, model, words, below, method, metadata.get("imported"))
+
+
+def write(
+    out: str | os.PathLike[str],
+    like: Run,
+    arrays: Mapping[str, Any],
+    model: ModelConfig,
+    *,
+    method: Method | None = None,
+    base: Run | None = None,
+    facts: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes a model that was made of another without training, as a run's folder.
+
+    Args:
+      like: the run whose tokenizer and companions it keeps.
+      arrays: its own parameters, by single-layer name.
+      method, base: what the parameters are attached by, and to; neither for a whole model.
+      facts: what the metadata says beside that.
+      beside: arrays that are no parameters.
+
+    Returns:
+      The step's folder.
+
+    Raises:
+      FileExistsError: there is a model already.
+    """
+    check_free(out)
+    metadata = {
+        "experiment": None,
+        "model": door.to_dict(model),
+        "method": None if method is None else door.to_dict(method),
+        "base": None if base is None else {"path": base.lasting, "fingerprint": base.fingerprint},
+        "tokenizer": like.tokenizer.fingerprint(),
+        "roles": like.tokenizer.roles,
+        "imported": like.imported,
+        "versions": library_versions(),
+        **(facts or {}),
+    }
+    files = {**like.companions, TOKENIZER: like.tokenizer.to_json().encode()}
+    with Checkpointer(Path(out) / "model", keep_last=1, asynchronous=False) as shelf:
+        saved = {f"model/{name}": array for name, array in arrays.items()}
+        shelf.save(0, {**saved, **(beside or {})}, metadata, files=files)
+    return Path(out) / "model" / "0"
+
+
+def check_free(out: str | os.PathLike[str]) -> None:
+    """Refuses a run's folder that holds a model; what a failed import left does not count.
+
+    Raises:
+      FileExistsError: it does.
+    """
+    for shelf in (Path(out) / "model", Path(out) / "checkpoints"):
+        if shelf.is_dir() and any(shelf.iterdir()):
+            raise FileExistsError(f"{out} holds a model already; choose another folder")
+
+
+def verified_fingerprint(run: Run) -> str:
+    """The run's fingerprint, after every array of it was read again and compared.
+
+    Raises:
+      CheckpointError: a file is missing, cut short or changed.
+    """
+    for name in run.checksums():
+        run.read(name)
+    return run.fingerprint
 
 
 def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Transformer:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -122,6 +123,21 @@ def state_shardings(
 def layer_shardings(names: list[str], stacked: NamedSharding) -> dict[str, NamedSharding]:
     """The shardings of the single layers of a stacked leaf."""
     return {name: NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:])) for name in names}
+
+
+def spread(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes with shardings over all devices: each array cut along its first axis that they
+    divide. For arrays that are only read and written."""
+    devices = np.asarray(jax.devices())
+    mesh = Mesh(devices, ("all",))
+
+    def place(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        cut = next((i for i, n in enumerate(shape.shape) if n % devices.size == 0), None)
+        parts = [None] * cut + ["all"] if cut is not None else []
+        where = NamedSharding(mesh, PartitionSpec(*parts))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+    return {name: place(shape) for name, shape in shapes.items()}
 
 
 def _parts(parts: str | tuple[str, ...] | None) -> tuple[str, ...]:

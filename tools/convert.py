@@ -87,12 +87,13 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def bring_in(arguments: argparse.Namespace) -> None:
     """Imports a model, or an adapter."""
+    from research import runs
     from research.interop import importing
 
     if arguments.base:
         _adapter_in(arguments)
         return
-    importing.check_free(Path(arguments.out))
+    runs.check_free(arguments.out)
     model = importing.open_model(_found(arguments.source))
     words = importing.load_tokenizer(model)
     _describe(model, every=arguments.dry_run)
@@ -122,7 +123,7 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
 
 def take_out(arguments: argparse.Namespace) -> None:
     """Exports a run."""
-    from research import runs
+    from research import merging, runs
     from research.interop import exporting, family, gguf_writer, huggingface, model_card, peft
     from research.interop.families import FAMILIES
 
@@ -155,7 +156,7 @@ def take_out(arguments: argparse.Namespace) -> None:
     print(f"{run.saved.path}: method {run.method.kind} -> {name} in {dtype}")
     if arguments.dry_run:
         _print_sources(sources)
-        exporting.Merged(run)
+        merging.Merged(run)
         return
     if arguments.format == "gguf":
         beside = Path(f"{arguments.out}.md")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -12,95 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
-from research import methods, tree
 from research.interop import huggingface
-from research.interop.importing import spread
-from research.models.sites import Weight
-from research.models.transformer import Transformer
+from research.merging import Merged
 from research.runs import Run
-
-
-class Merged:
-    """The parameters of a run as a plain base's, read and merged a layer at a time.
-
-    Raises:
-      ValueError: something is attached that cannot be merged into weights.
-    """
-
-    def __init__(self, run: Run):
-        self._run = run
-        method: Any = run.method
-        if method.kind == "bank":
-            raise ValueError(f"{method.names} stand side by side; one model holds one of them")
-        parts = method.of if method.kind == "several" else (method,)
-        self._adapters = [part.adapter for part in parts if hasattr(part, "adapter")]
-        config = run.model
-        singles = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
-        base = functools.partial(Transformer, config=config, stacks=singles)
-
-        def build(key: jax.Array) -> Transformer:
-            return run.method.attach(base(key), key)
-
-        self._shapes = jax.eval_shape(build, jax.random.key(0))
-        for name, module in methods.places(self._shapes, *methods.PLACES):
-            outside = not name.startswith("layers/")
-            for delta in module.site.values():
-                if not hasattr(delta, "merged"):
-                    raise ValueError(
-                        f"{name}: {type(delta).__name__} is no change of a weight and cannot be "
-                        "merged; as an adapter beside the base it can be served"
-                    )
-                methods.check_untied(name, outside and config.tied)
-        self._layer = functools.lru_cache(maxsize=1)(self._read_layer)
-
-    @functools.cached_property
-    def _shared(self) -> Any:
-        """What methods share between layers."""
-        shapes = {f"methods/{n}": s for n, s in tree.flatten(self._shapes.methods).items()}
-        held = {n.removeprefix("methods/"): a for n, a in self._read(shapes).items()}
-        return tree.unflatten(self._shapes.methods, held)
-
-    def __call__(self, name: str) -> np.ndarray:
-        """A parameter by its single-layer name, float32."""
-        if name.startswith("layers/"):
-            return self._layer(int(name.split("/")[1]))[name]
-        self._layer.cache_clear()  # the largest tensors lie outside
-        place = name.split("/")[0]
-        module = getattr(self._shapes, place)
-        if name.endswith("/kernel") and getattr(module, "site", None):
-            return _finite(name, self._merged(module, place)["kernel"])
-        return _finite(name, self._run.read(name))
-
-    def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
-        block = self._shapes.layers[tree.stack_key(layer, 1)]
-        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), block)
-        prefix = f"layers/{layer}"
-        read = {f"{prefix}/{name}": a for name, a in self._merged(shapes, prefix).items()}
-        return {name: _finite(name, array) for name, array in read.items()}
-
-    def _merged(self, part: Any, prefix: str) -> dict[str, jax.Array]:
-        """The parameters of a part of the model, its sites merged."""
-        shapes = {f"{prefix}/{name}": shape for name, shape in tree.flatten(part).items()}
-        held = {n.removeprefix(f"{prefix}/"): a for n, a in self._read(shapes).items()}
-        made = tree.unflatten(part, held)
-        weight = lambda m: m.weight() if hasattr(m, "weight") else Weight(m.kernel[...])  # noqa: E731
-        for adapter in self._adapters:
-            methods.merge_sites(made, adapter, self._shared, weight)
-        return tree.flatten(made)
-
-    def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
-        return self._run.parameters(spread(shapes))
-
-
-def _finite(name: str, array: jax.Array | np.ndarray) -> np.ndarray:
-    values = np.asarray(array)
-    # a sum is finite only if all are, and needs no second array of the size
-    if not np.isfinite(values.sum(dtype=np.float64)):
-        raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
-    return values
 
 
 def export_huggingface(

@@ -7,6 +7,7 @@ functions between `config.json` and `ModelConfig`. All names are single layers'.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -81,8 +82,9 @@ class Source:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter of a base, by single-layer name; nothing is computed."""
-    model = jax.eval_shape(lambda key: Transformer(key, config), jax.random.key(0))
+    """Every parameter of a base in full precision, by single-layer name; nothing is computed."""
+    build = functools.partial(Transformer, config=config.full_precision)
+    model = jax.eval_shape(build, jax.random.key(0))
     return tree.unstack_shapes(tree.flatten(model))
 
 

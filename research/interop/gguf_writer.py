@@ -14,7 +14,7 @@ import numpy as np
 from research.data.tokenizer import Tokenizer
 from research.generation import chat
 from research.interop import gguf_tokenizer, sentencepiece_tokenizer
-from research.interop.exporting import Merged, whole_file
+from research.interop.exporting import whole_file
 from research.interop.families import FAMILIES
 from research.interop.family import Source, for_model, parameter_shapes, sources
 from research.interop.fields import UnsupportedModel
@@ -27,6 +27,7 @@ from research.interop.gguf_files import (
 )
 from research.interop.huggingface import CONFIG, parameters_to_tensors
 from research.interop.tensor_files import cast, writing
+from research.merging import Merged
 from research.models import rotary
 from research.models.config import ModelConfig
 from research.runs import Run

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from research import config as door
-from research import runs
+from research import runs, sharding
 from research.checkpoint import Checkpointer, library_versions
 from research.data import tokenizer
 from research.generation import chat
@@ -95,17 +94,6 @@ def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:
     return words
 
 
-def check_free(out: Path) -> None:
-    """Refuses a run's folder that holds a model; what a failed import left does not count.
-
-    Raises:
-      FileExistsError: it does.
-    """
-    shelf = out / "model"
-    if shelf.is_dir() and any(shelf.iterdir()):
-        raise FileExistsError(f"{out} holds a model already; choose another folder")
-
-
 def import_model(
     model: Foreign, out: str | Path, say: Callable[[str, int], None] = lambda name, size: None
 ) -> Path:
@@ -122,13 +110,13 @@ def import_model(
       FileExistsError: there is a model already.
     """
     out = Path(out)
-    check_free(out)
+    runs.check_free(out)
     words, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
     _check_companions(files, str(model.path))
     start = time.time()
     arrays: dict[str, jax.Array] = {}
-    for name, array in read_parameters(model, spread(parameter_shapes(model.config))):
+    for name, array in read_parameters(model, sharding.spread(parameter_shapes(model.config))):
         arrays[name] = array
         say(name, array.nbytes)
     metadata = {
@@ -163,20 +151,6 @@ def read_parameters(
     """Parameters by single-layer name, float32, each on the sharding that its shape carries."""
     for name, shape in shapes.items():
         yield name, to_array(model.tensors, model.sources[name], shape, np.float32)
-
-
-def spread(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes with shardings: each array cut along its first axis that all devices divide."""
-    devices = np.asarray(jax.devices())
-    mesh = jax.sharding.Mesh(devices, ("all",))
-
-    def place(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        cut = next((i for i, n in enumerate(shape.shape) if n % devices.size == 0), None)
-        parts = [None] * cut + ["all"] if cut is not None else []
-        where = NamedSharding(mesh, PartitionSpec(*parts))
-        return jax.ShapeDtypeStruct(shape.shape, np.float32, sharding=where)
-
-    return {name: place(shape) for name, shape in shapes.items()}
 
 
 def _check_companions(files: Mapping[str, bytes], where: str) -> None:

@@ -14,16 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import config as door
-from research import runs, tree
-from research.checkpoint import Checkpointer, library_versions
+from research import runs, sharding, tree
 from research.interop import peft_config, peft_prompts, tensor_files
 from research.interop.exporting import whole_or_nothing
 from research.interop.families import FAMILIES
 from research.interop.family import Family, for_model, module_names
 from research.interop.fields import UnsupportedModel, malformed
 from research.interop.huggingface import read_json
-from research.interop.importing import check_free, spread
 from research.interop.tensor_files import SafeTensors
 from research.methods import DoRA, LoRA, Method, Prefix, Prompt, VeRA, places
 from research.methods.attaching import WEIGHTED
@@ -93,7 +90,7 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for name, shape in run.saved.abstract().items()
         if name.startswith("model/methods/") or (name.startswith("model/") and "/site/" in name)
     }
-    arrays = {name: np.asarray(a) for name, a in run.parameters(spread(shapes)).items()}
+    arrays = {name: np.asarray(a) for name, a in run.parameters(sharding.spread(shapes)).items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
@@ -263,23 +260,10 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
       FileExistsError: there is a model already.
       UnsupportedModel, FileNotFoundError: as `open_adapter`.
     """
-    out, adapter = Path(out), open_adapter(path, base)
-    check_free(out)
-    metadata = {
-        "experiment": None,
-        "method": door.to_dict(adapter.method),
-        "model": door.to_dict(base.model),
-        "base": {"path": base.lasting, "fingerprint": base.fingerprint},
-        "tokenizer": base.tokenizer.fingerprint(),
-        "roles": base.tokenizer.roles,
-        "imported": base.imported,
-        "versions": library_versions(),
-    }
-    files = {**base.companions, runs.TOKENIZER: base.tokenizer.to_json().encode()}
-    arrays = {f"model/{name}": adapter.read(name) for name in adapter.shapes}
-    with Checkpointer(out / "model", keep_last=1, asynchronous=False) as shelf:
-        shelf.save(0, arrays, metadata, files=files)
-    return out / "model" / "0"
+    runs.check_free(out)
+    adapter = open_adapter(path, base)
+    arrays = {name: adapter.read(name) for name in adapter.shapes}
+    return runs.write(out, base, arrays, base.model, method=adapter.method, base=base)
 
 
 def _linears(base: Run) -> tuple[Transformer, dict[str, str]]:

@@ -17,7 +17,9 @@ from research.methods.attaching import (
     merge,
     merge_sites,
     places,
+    switch_off,
     trainable,
+    unmerge_sites,
 )
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
@@ -75,5 +77,7 @@ __all__ = [
     "merge",
     "merge_sites",
     "places",
+    "switch_off",
     "trainable",
+    "unmerge_sites",
 ]

@@ -13,7 +13,7 @@ from flax import nnx
 from research import tree
 from research.models.config import ModelConfig
 from research.models.layers import Embedding, Head, Linear
-from research.models.sites import Weight
+from research.models.sites import Weight, places
 from research.models.transformer import Attention, Residual, Transformer
 
 
@@ -55,15 +55,6 @@ class Method(Protocol):
 # places with a weight, and all that have a site
 WEIGHTED = (Linear, Embedding, Head)
 PLACES = (*WEIGHTED, Residual, Attention)
-
-
-def places(model: Transformer, *kinds: type) -> Iterator[tuple[str, Any]]:
-    """The model's modules of these kinds with their names, such as `layers/0-23/mlp/up`."""
-    for kind in kinds:  # one after the other: an attention holds linears
-        wanted = lambda node, kind=kind: isinstance(node, kind)  # noqa: E731
-        for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=wanted)[0]:
-            if wanted(node):
-                yield tree.join(path), node
 
 
 def linears(model: Transformer) -> Iterator[tuple[str, Linear]]:
@@ -119,7 +110,7 @@ def attach_at(
         seeds = [zlib.crc32(layer.encode()) for layer in tree.layer_names(name)]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(seeds, jnp.uint32))
         each = jnp.asarray(tree.match_layers(numbers, name, 1.0), jnp.float32)
-        axes = _AXES[type(module)] or module.kernel.get_metadata()["axes"]
+        axes = _AXES[type(module)] or module.axes
         delta = lambda key, weight, number, axes=axes, setting=setting: make(  # noqa: E731
             key, weight, axes=axes, setting=setting, number=number
         )
@@ -150,6 +141,13 @@ def trainable(model: Transformer, method: Method) -> tuple[str, ...]:
     names = list(tree.flatten(model))
     tree.check_patterns([pattern for pattern, _ in method.trains], names, "method: trains")
     chosen = tuple(name for name in names if tree.match(method.trains, name, False))
+    leaves = tree.flatten(model)
+    for name in chosen:
+        if leaves[name].dtype != jnp.float32:
+            raise ValueError(
+                f"method: {name} would train, but the base stores it in {leaves[name].dtype}, "
+                "which loses small changes; attach something to it, or take the base in float32"
+            )
     if not chosen:
         raise ValueError(f"method: the rules {method.trains} leave nothing to train")
     return chosen
@@ -199,6 +197,20 @@ def merge(model: Transformer, adapter: str) -> Transformer:
     return model
 
 
+def switch_off(model: Transformer, adapter: str) -> Transformer:
+    """A copy without an adapter: the base, or what else is attached to it.
+
+    Raises:
+      ValueError: nothing of that name is attached.
+    """
+    model = jax.tree.map(lambda leaf: leaf, model)
+    if not list(_taken(model, adapter)):
+        attached = sorted({name for _, module in places(model, *PLACES) for name in module.site})
+        raise ValueError(f"no adapter named {adapter!r} is attached; there are: {attached}")
+    model.methods.pop(adapter, None)
+    return model
+
+
 def check_untied(name: str, shares: bool) -> None:
     """Refuses to merge into a table that embedding and head share.
 
@@ -213,7 +225,7 @@ def check_untied(name: str, shares: bool) -> None:
 
 def merge_sites(
     part: Any, adapter: str, shared: Mapping[str, Any], weight: Callable[[Any], Weight | None]
-) -> int:
+) -> dict[str, Any]:
     """Merges an adapter into the weights of a model or a part of it, in place.
 
     Args:
@@ -221,23 +233,53 @@ def merge_sites(
       weight: the weight of a place.
 
     Returns:
-      How many places had it.
+      For each place that had it, what unmerging needs beside the adapter: arrays by name.
 
     Raises:
       ValueError: a delta cannot be merged.
     """
-    merged = 0
-    for name, module in places(part, *PLACES):
-        delta = module.site.pop(adapter, None)
-        if delta is None:
-            continue
+    kept = {}
+    for name, module, delta in _taken(part, adapter):
         if not hasattr(delta, "merged"):
             raise ValueError(f"{name}: {type(delta).__name__} cannot be merged into a weight")
-        run = lambda delta, weight: delta.merged(weight, shared)  # noqa: E731
-        made = (jax.vmap(run) if tree.is_stacked(name) else run)(delta, weight(module))
-        axes = module.kernel.get_metadata()["axes"]
-        module.kernel = nnx.Param(made.kernel, axes=axes)
-        if made.bias is not None:
-            module.bias = nnx.Param(made.bias, axes=axes[1:])
-        merged += 1
-    return merged
+
+        def run(delta, weight):
+            keeps = delta.keeps(weight, shared) if hasattr(delta, "keeps") else {}
+            return delta.merged(weight, shared), keeps
+
+        made, kept[name] = _over_layers(name, run)(delta, weight(module))
+        _put(module, made)
+    return kept
+
+
+def unmerge_sites(
+    part: Any,
+    adapter: str,
+    shared: Mapping[str, Any],
+    weight: Callable[[Any], Weight | None],
+    kept: Mapping[str, Any],
+) -> None:
+    """The inverse of `merge_sites`, of weights in which the adapter is merged; `kept` is what
+    that gave."""
+    for name, module, delta in _taken(part, adapter):
+        run = lambda delta, weight, kept: delta.unmerged(weight, shared, kept)  # noqa: E731
+        _put(module, _over_layers(name, run)(delta, weight(module), kept.get(name, {})))
+
+
+def _taken(part: Any, adapter: str) -> Iterator[tuple[str, Any, Any]]:
+    """The places that have an adapter, which is taken out of them."""
+    for name, module in places(part, *PLACES):
+        delta = module.site.pop(adapter, None)
+        if delta is not None:
+            yield name, module, delta
+
+
+def _over_layers(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.vmap(run) if tree.is_stacked(name) else run
+
+
+def _put(module: Any, weight: Weight) -> None:
+    axes = _AXES[type(module)] or module.axes
+    module.kernel = nnx.Param(weight.kernel, axes=axes)
+    if weight.bias is not None:
+        module.bias = nnx.Param(weight.bias, axes=axes[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -44,6 +45,18 @@ class Bottleneck:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf".*/site/{re.escape(self.adapter)}/(down|up)(_bias)?", True),)
 
+    def summed(self, others: Sequence[Bottleneck]) -> Bottleneck:
+        """The adapter that a weighted sum of this and others is: their units side by side.
+
+        Raises:
+          ValueError: they act on different places or in different ways.
+        """
+        alike = {dataclasses.replace(m, width=1, scale=1.0, adapter="_") for m in (self, *others)}
+        if len(alike) > 1:
+            raise ValueError("the adapters act on different places, or in different ways")
+        width = self.width + sum(other.width for other in others)
+        return dataclasses.replace(self, width=width, scale=1.0)
+
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         def make(key, weight, *, axes, setting, number):
             return SmallMLP(key, model.config.width, self, number)
@@ -67,6 +80,18 @@ class SmallMLP(nnx.Module):
         self.scale = nnx.Param(scale, axes=())
         self.parallel = method.placement == "parallel"
         self.activation = method.activation
+
+    @staticmethod
+    def summed(parts: Sequence[tuple[float, SmallMLP]]) -> dict[str, jax.Array]:
+        """The leaves of the weighted sum: all units beside each other."""
+        scaled = [(weight * delta.scale[...], delta) for weight, delta in parts]
+        return {
+            "down": jnp.concatenate([delta.down[...] for _, delta in parts], 1),
+            "down_bias": jnp.concatenate([delta.down_bias[...] for _, delta in parts]),
+            "up": jnp.concatenate([scale * delta.up[...] for scale, delta in scaled]),
+            "up_bias": sum(scale * delta.up_bias[...] for scale, delta in scaled),
+            "scale": jnp.float32(1),
+        }
 
     def __call__(self, x, y, weight: None, context: Context) -> jax.Array:
         act = jax.nn.relu if self.activation == "relu" else ACTIVATIONS[self.activation]

@@ -58,12 +58,12 @@ class Decomposed(nnx.Module):
 
     def __init__(self, key, weight: Weight, axes, rank: int, scale: jax.Array):
         self.low = LowRank(key, weight, axes, rank, scale)
-        self.magnitude = nnx.Param(jnp.linalg.norm(weight.kernel, axis=0), axes=axes[1:])
+        self.magnitude = nnx.Param(_norms(weight.kernel.astype(jnp.float32)), axes=axes[1:])
 
     def ratio(self, weight: Weight) -> jax.Array:
         """magnitude over the column norms [O]; no gradient flows through the norms (sec. 4.3)."""
         kernel = self.low.merged(weight, {}).kernel
-        return self.magnitude[...] / jax.lax.stop_gradient(jnp.linalg.norm(kernel, axis=0))
+        return self.magnitude[...] / jax.lax.stop_gradient(_norms(kernel))
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         bias = jnp.zeros((), y.dtype) if weight.bias is None else weight.bias.astype(y.dtype)
@@ -74,3 +74,16 @@ class Decomposed(nnx.Module):
         """The weight that does the same alone."""
         kernel = self.low.merged(weight, shared).kernel * self.ratio(weight)
         return weight._replace(kernel=kernel)
+
+    def keeps(self, weight: Weight, shared: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """What the merged weight no longer tells: the column norms before."""
+        return {"ratio": self.ratio(weight)}
+
+    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+        """The inverse of `merged`, given what it keeps; infinite where a magnitude is zero."""
+        return self.low.unmerged(weight._replace(kernel=weight.kernel / kept["ratio"]), shared, {})
+
+
+def _norms(kernel: jax.Array) -> jax.Array:
+    """The norm of each column: kernel [I,O] -> [O]."""
+    return jnp.linalg.norm(kernel, axis=0)

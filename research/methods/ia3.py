@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -32,6 +32,16 @@ class IA3:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf".*/site/{re.escape(self.adapter)}/factor", True),)
 
+    def summed(self, others: Sequence[IA3]) -> IA3:
+        """The IA3 that a weighted sum of this and others is.
+
+        Raises:
+          ValueError: they act on different places.
+        """
+        if any(other.targets != self.targets for other in others):
+            raise ValueError("the adapters act on different places")
+        return self
+
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         def make(key, weight, *, axes, setting, number):
             return Scaled(weight, axes)
@@ -49,8 +59,22 @@ class Scaled(nnx.Module):
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         return y * self.factor[...].astype(y.dtype)
 
+    @staticmethod
+    def summed(parts: Sequence[tuple[float, Scaled]]) -> dict[str, jax.Array]:
+        """The factor of the weighted sum: each adds (factor - 1) times the output."""
+        one = jnp.ones(())
+        return {"factor": one + sum(weight * (delta.factor[...] - one) for weight, delta in parts)}
+
     def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
-        factor = self.factor[...]
-        bias = None if weight.bias is None else weight.bias * factor
-        return Weight(weight.kernel.astype(jnp.float32) * factor, bias)
+        return _times(weight, self.factor[...])
+
+    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+        """The inverse of `merged`; infinite where a factor is zero."""
+        return _times(weight, 1 / self.factor[...])
+
+
+def _times(weight: Weight, factor: jax.Array) -> Weight:
+    """Each output [O] times its factor."""
+    bias = None if weight.bias is None else weight.bias * factor
+    return Weight(weight.kernel.astype(jnp.float32) * factor, bias)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -67,6 +68,26 @@ class LoRA:
     def numbers(self) -> tuple[tuple[str, float], ...]:
         return (*self.alphas, (".*", self.alpha))
 
+    def summed(self, others: Sequence[LoRA]) -> LoRA:
+        """The LoRA that a weighted sum of this and others is: their ranks side by side.
+
+        Raises:
+          ValueError: they act on different places.
+        """
+        every = (self, *others)
+        places = {(lora.targets, tuple(pattern for pattern, _ in lora.ranks)) for lora in every}
+        if len(places) > 1:
+            raise ValueError(f"the adapters act on different places: {sorted(places)}")
+        # a PiSSA takes its start off, which is a product more
+        times = [2 if lora.start == "pissa" else 1 for lora in every]
+        add = lambda ranks: sum(map(operator.mul, times, ranks))  # noqa: E731
+        rank = add([lora.rank for lora in every])
+        ranks = tuple(
+            (pattern, add([lora.ranks[i][1] for lora in every]))
+            for i, (pattern, _) in enumerate(self.ranks)
+        )
+        return LoRA(self.targets, rank, float(rank), ranks, adapter=self.adapter)
+
     def scale(self, rank: int, alpha: jax.Array) -> jax.Array:
         """[] what the product is multiplied by."""
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
@@ -107,10 +128,31 @@ class LowRank(nnx.Module):
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         return y + self.product(x, y, context)
 
+    def change(self) -> jax.Array:
+        """What it adds to the kernel [I,O]."""
+        return sum(sign * self.scale[...] * a @ b for a, b, sign in self.pairs())
+
+    def pairs(self) -> list[tuple[jax.Array, jax.Array, float]]:
+        """The products a @ b that it adds, each with its sign."""
+        return [(self.a[...], self.b[...], 1.0)]
+
+    @staticmethod
+    def summed(parts: Sequence[tuple[float, LowRank]]) -> dict[str, jax.Array]:
+        """The leaves of the weighted sum: a [I,R+R'], b [R+R',O], scale []."""
+        a, b = [], []
+        for weight, delta in parts:
+            for left, right, sign in delta.pairs():
+                a.append(left)
+                b.append(weight * sign * delta.scale[...] * right)
+        return {"a": jnp.concatenate(a, 1), "b": jnp.concatenate(b), "scale": jnp.float32(1)}
+
     def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
-        kernel = weight.kernel.astype(jnp.float32) + self.scale[...] * self.a[...] @ self.b[...]
-        return weight._replace(kernel=kernel)
+        return weight._replace(kernel=weight.kernel.astype(jnp.float32) + self.change())
+
+    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+        """The inverse of `merged`."""
+        return weight._replace(kernel=weight.kernel - self.change())
 
 
 def low_rank(x, y, a, b, scale, context: Context) -> jax.Array:
@@ -140,8 +182,5 @@ class Principal(LowRank):
         first = low_rank(x, y, self.first_a[...], self.first_b[...], self.scale[...], context)
         return super().product(x, y, context) - first
 
-    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
-        kernel = super().merged(weight, shared).kernel
-        return weight._replace(
-            kernel=kernel - self.scale[...] * self.first_a[...] @ self.first_b[...]
-        )
+    def pairs(self) -> list[tuple[jax.Array, jax.Array, float]]:
+        return [*super().pairs(), (self.first_a[...], self.first_b[...], -1.0)]

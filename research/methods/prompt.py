@@ -76,7 +76,9 @@ class Vectors(nnx.Module):
     def __init__(self, key: jax.Array, weight: Weight, method: Prompt):
         table, length = weight.kernel, method.length
         if method.start == "random":
-            vectors = jnp.std(table) * jax.random.normal(key, (length, table.shape[1]))
+            vectors = jnp.std(table.astype(jnp.float32)) * jax.random.normal(
+                key, (length, table.shape[1])
+            )
         elif method.start == "vocabulary":
             vectors = table[jax.random.choice(key, table.shape[0], (length,))]
         elif method.tokens:

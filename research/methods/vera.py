@@ -86,6 +86,14 @@ class Vectors(nnx.Module):
 
     def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
-        a, b = self.matrices(shared, weight.kernel.shape[0])
-        change = (a * self.inner[...]) @ b * self.outer[...]
+        change = self.change(shared, weight.kernel.shape[0])
         return weight._replace(kernel=weight.kernel.astype(jnp.float32) + change)
+
+    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+        """The inverse of `merged`."""
+        return weight._replace(kernel=weight.kernel - self.change(shared, weight.kernel.shape[0]))
+
+    def change(self, shared: Mapping[str, Any], inputs: int) -> jax.Array:
+        """What it adds to the kernel [I,O]."""
+        a, b = self.matrices(shared, inputs)
+        return (a * self.inner[...]) @ b * self.outer[...]

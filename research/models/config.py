@@ -8,6 +8,8 @@ from typing import Literal
 from research.config import Count, NonNegative, Positive, PositiveNumber
 from research.models.attention import AUTO, BACKENDS
 
+# how a weight is stored
+Storage = Literal["float32", "bfloat16", "int8", "nf4"]
 LinearName = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 
@@ -80,6 +82,9 @@ class ModelConfig:
     tied: bool = True
     # tokens that a query sees back, by layer, repeated cyclically; 0 sees all
     windows: tuple[Count, ...] = (0,)
+    # ordered (pattern over names such as layers/7/mlp/up, embedding and head, type): how weights
+    # are stored; float32 where none matches. Anything less stays frozen
+    storage: tuple[tuple[str, Storage], ...] = ()
     # attention backend: auto (the platform's fastest), plain, blocked (CPU) or cudnn (NVIDIA)
     attention: str = AUTO
     # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
@@ -87,7 +92,7 @@ class ModelConfig:
     # what the backward pass recomputes: nothing, everything but layer inputs, all but products;
     # on CPU it saves memory in scans only (XLA there recomputes an unrolled layer at once)
     remat: Literal["none", "full", "products"] = "none"
-    # type of activations; parameters stay float32
+    # type of activations; parameters are stored in float32, or as `storage` says
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -106,6 +111,11 @@ class ModelConfig:
         if self.attention not in (AUTO, *BACKENDS):
             known = ", ".join((AUTO, *BACKENDS))
             raise ValueError(f"model: unknown attention {self.attention!r}; there are: {known}")
+
+    @property
+    def full_precision(self) -> ModelConfig:
+        """The same model with every weight stored in float32."""
+        return dataclasses.replace(self, storage=())
 
     @property
     def size(self) -> int:

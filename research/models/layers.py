@@ -14,6 +14,7 @@ from research.models import sites
 from research.models.attention import soft_cap
 from research.models.config import ModelConfig
 from research.models.products import matmul, matmul_transposed
+from research.models.quantized import Quantized
 from research.models.sites import Context, Weight
 
 
@@ -32,7 +33,8 @@ class Linear(nnx.Module):
     ):
         deviation = inputs**-0.5 if deviation is None else deviation
         kernel = deviation * jax.random.truncated_normal(key, -3, 3, (inputs, outputs))
-        self.kernel = nnx.Param(kernel, axes=axes)
+        self.axes = axes
+        self.kernel: nnx.Param | Quantized = nnx.data(nnx.Param(kernel, axes=axes))
         self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[1:]) if bias else nnx.data(None)
         self.site = sites.empty()
 
@@ -45,7 +47,8 @@ class Linear(nnx.Module):
         return sites.apply(self.site, x, y, weight, context)
 
     def weight(self) -> Weight:
-        return Weight(self.kernel[...], None if self.bias is None else self.bias[...])
+        kernel = self.kernel if isinstance(self.kernel, Quantized) else self.kernel[...]
+        return Weight(kernel, None if self.bias is None else self.bias[...])
 
 
 class Norm(nnx.Module):

@@ -14,18 +14,23 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from research.models.quantized import Quantized, quantized_product
+
 # what `remat: products` keeps
 PRODUCT = "product"
 ROWS, COLUMNS = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
 
-def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+def matmul(
+    x: jax.Array, kernel: jax.Array | Quantized, dtype: jnp.dtype | None = None
+) -> jax.Array:
     """x [...,I] @ kernel [I,O] -> [...,O] in `dtype`, or in x's type.
 
     Leading axes are flattened first: on CPU the gradients' products of two matrices are half as
     fast again as the same with a batch axis, elsewhere they are no worse.
     """
-    y = _product(x.reshape(-1, x.shape[-1]), kernel, jnp.dtype(dtype or x.dtype))
+    product = quantized_product if isinstance(kernel, Quantized) else _product
+    y = product(x.reshape(-1, x.shape[-1]), kernel, jnp.dtype(dtype or x.dtype))
     return checkpoint_name(y, PRODUCT).reshape(*x.shape[:-1], kernel.shape[-1])
 
 

@@ -20,13 +20,14 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research import tree
 from research.batch import Array
 
 
@@ -75,6 +76,15 @@ class Context:
 def empty() -> OrderedDict[str, nnx.Module]:
     """An empty site. Data, not a static attribute, so that it can be filled later."""
     return nnx.data(OrderedDict())
+
+
+def places(model: Any, *kinds: type) -> Iterator[tuple[str, Any]]:
+    """A model's modules of these kinds with their names, such as `layers/0-23/mlp/up`."""
+    for kind in kinds:  # one after the other: an attention holds linears
+        wanted = lambda node, kind=kind: isinstance(node, kind)  # noqa: E731
+        for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=wanted)[0]:
+            if wanted(node):
+                yield tree.join(path), node
 
 
 def apply(

@@ -20,7 +20,7 @@ from flax import nnx
 
 from research import sharding, tree
 from research.batch import SHARED
-from research.models import rotary, sites
+from research.models import rotary, sites, storage
 from research.models.attention import Mask, attention
 from research.models.config import ModelConfig
 from research.models.layers import MLP, Embedding, Head, Linear, Norm, Positions
@@ -227,6 +227,8 @@ class Transformer(nnx.Module):
         self.final_norm = Norm(config.width, config)
         self.head = Head(keys[2], config)
         self.methods: OrderedDict[str, nnx.Module] = nnx.data(OrderedDict())
+        if config.storage:
+            storage.store(self, config.storage)
 
     def _stack(self, key: jax.Array, name: str) -> Block:
         layers = tree.stack_range(name)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from research import runs
+from research import runs, sharding
 from research.interop import exporting, importing
 from research.interop.families import FAMILIES
 from research.interop.family import parameter_shapes, sources
@@ -49,7 +49,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         _zeros(source, config)
         model = importing.open_model(source)
         with _sampled() as reading:
-            placed = importing.spread(shapes)
+            placed = sharding.spread(shapes)
             arrays = dict(importing.read_parameters(model, placed))
         results |= _say("import", reading, whole, largest)
         del arrays

@@ -1,0 +1,267 @@
+"""Adapters as things to hold: what there is in a folder, sums of them, several side by side.
+
+An adapter is a run that was tuned on a base: its folder holds what was attached, and names the base
+by its fingerprint. Merging and unmerging are in `research.merging`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research import methods, runs, sharding, tree
+from research.methods import Method
+from research.models.transformer import Transformer
+from research.runs import Run
+from research.tree import Arrays
+
+OFF = -1  # a row of `Batch.adapter` that uses none
+
+
+def find(folder: str | os.PathLike[str]) -> list[Run]:
+    """The tuned runs in a folder and the folders in it, by path; what cannot be opened is left
+    out (a base that is gone)."""
+    found = []
+    for path in sorted({path.parent for path in Path(folder).rglob("model") if path.is_dir()}):
+        try:
+            run = runs.open_run(path)
+        except (OSError, ValueError):
+            continue
+        if run.base is not None:
+            found.append(run)
+    return found
+
+
+def open_named(texts: Sequence[str], base: str | None = None) -> dict[str, Run]:
+    """Runs by name, of texts such as `law=runs/law`.
+
+    Raises:
+      ValueError: not such a text, or a name twice.
+      FileNotFoundError: no run there.
+    """
+    named: dict[str, Run] = {}
+    for text in texts:
+        name, found, path = text.partition("=")
+        if not found or not name.isidentifier() or not path:
+            raise ValueError(f"{text!r}: write it as NAME=RUN, such as law=runs/law")
+        if name in named:
+            raise ValueError(f"{text!r}: the name {name} is given twice")
+        named[name] = runs.open_run(path, base)
+    return named
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What an adapter is, in a row of a table."""
+    own = run.saved.checksums("model/")
+    sizes = {name: math.prod(checksum.shape) for name, checksum in own.items()}
+    stored = {name: jnp.dtype(own[name].dtype).itemsize * size for name, size in sizes.items()}
+    assert run.base is not None
+    return {
+        "path": str(run.saved.path.parent.parent),
+        "method": run.method.kind,
+        "adapters": ", ".join(names(run.method)),
+        "parameters": sum(sizes.values()),
+        "bytes": sum(stored.values()),
+        "base": str(run.base.saved.path),
+        "base_fingerprint": run.base.fingerprint[:16],
+    }
+
+
+def names(method: Method) -> list[str]:
+    """The names under which a method's parts stand."""
+    held: Any = method
+    if held.kind == "bank":
+        return list(held.names)
+    parts = getattr(held, "of", (held,))
+    return [part.adapter for part in parts if hasattr(part, "adapter")]
+
+
+def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path:
+    """Writes the weighted sum of adapters of one method on one base; returns the step's folder.
+
+    The sum is exact, not of the factors but of what they do: sum_i w_i (f_i(x) - f(x)).
+
+    Raises:
+      ValueError: other bases or methods, or a method whose sums are none of its kind.
+      FileExistsError: the folder holds a model.
+    """
+    runs.check_free(out)
+    opened = [run for _, run in parts]
+    base = _same_base(opened)
+    first, *others = (run.method for run in opened)
+    if any(other.kind != first.kind for other in others):
+        raise ValueError(f"a sum is of one method, not of {[run.method.kind for run in opened]}")
+    if not hasattr(first, "summed"):
+        raise ValueError(f"a sum of {first.kind} adapters is not linear: it is no adapter")
+    method = first.summed(others)
+    arrays: Arrays = {}
+    each = [(weight, _deltas(run)) for weight, run in parts]
+    for place, delta in each[0][1].items():
+        leaves = type(delta).summed([(weight, deltas[place]) for weight, deltas in each])
+        arrays |= {f"{place}/site/{method.adapter}/{leaf}": a for leaf, a in leaves.items()}
+    shapes = _shapes(method, base)
+    wanted = {name: shape for name, shape in tree.flatten(shapes).items() if _attached(name)}
+    tree.check_names(tree.unstack_shapes(wanted), arrays, "arrays of the sum")
+    said = [[weight, str(run.saved.path)] for weight, run in parts]
+    return runs.write(out, base, arrays, base.model, method=method, base=base, facts={"sum": said})
+
+
+def bank(named: Mapping[str, Run], out: str | os.PathLike[str]) -> Path:
+    """Writes adapters of one form on one base side by side, as a run of method `bank`; returns the
+    step's folder.
+
+    Raises:
+      ValueError: other bases, methods or shapes.
+      FileExistsError: the folder holds a model.
+    """
+    runs.check_free(out)
+    base, arrays = gather(named)
+    method = bank_method(named)
+    return runs.write(out, base, arrays, base.model, method=method, base=base)
+
+
+def bank_method(named: Mapping[str, Run]) -> Any:
+    """The method that holds these runs' adapters.
+
+    Raises:
+      ValueError: one of them is no adapter that a bank can hold, or of another method.
+    """
+    first, *others = ((name, run.method) for name, run in named.items())
+    for name, method in others:
+        if method.kind != first[1].kind:
+            raise ValueError(
+                f"{name} is {method.kind} and {first[0]} is {first[1].kind}: the adapters of a "
+                "bank are of one method"
+            )
+    make: Any = methods.METHODS["bank"]
+    return make(of=first[1], names=tuple(named))
+
+
+def gather(named: Mapping[str, Run]) -> tuple[Run, Arrays]:
+    """The base of these runs, and their arrays [A,...] side by side, named as in a bank.
+
+    Raises:
+      ValueError: other bases, or arrays of other names or shapes.
+    """
+    base, method = _same_base(list(named.values())), bank_method(named)
+    adapter = method.of.adapter
+    columns: dict[str, list[Any]] = {}
+    for name, run in named.items():
+        mine = getattr(run.method, "adapter", adapter)
+        own = [n for n in run.saved.checksums("model/") if _attached(n)]
+        renamed = {_in_bank(n, mine, adapter): n for n in own}
+        if columns:
+            tree.check_names(columns, renamed, f"the adapters {name} and {next(iter(named))}")
+        for new, old in renamed.items():
+            columns.setdefault(new, []).append(run.read(old))
+    for new, arrays in columns.items():
+        shapes = {name: array.shape for name, array in zip(named, arrays, strict=True)}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"the adapters of a bank have one shape; {new}: {shapes}")
+    return base, {name: jnp.stack(arrays) for name, arrays in columns.items()}
+
+
+def load_bank(
+    named: Mapping[str, Run], mesh: jax.sharding.Mesh, rules: sharding.Rules
+) -> Transformer:
+    """The base of these runs with all of their adapters; `Batch.adapter` counts them in order.
+
+    Raises:
+      ValueError: as `gather`.
+    """
+    base, arrays = gather(named)
+    method = bank_method(named)
+    shapes = _shapes(method, base)
+    flat = tree.flatten(shapes)
+    placed = sharding.shardings(tree.parameter_axes(shapes), flat, mesh, rules)
+
+    def read(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
+        mine = {
+            n: jax.device_put(arrays[n], s.sharding) for n, s in abstract.items() if n in arrays
+        }
+        return mine | base.parameters({n: s for n, s in abstract.items() if n not in arrays})
+
+    return tree.unflatten(shapes, runs.restore_stacked(flat, placed, read))
+
+
+def number(method: Method, name: str | None) -> int:
+    """What `Batch.adapter` says for an adapter of a bank; None stands for the base.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name is None:
+        return OFF
+    known = names(method) if method.kind == "bank" else []
+    if name not in known:
+        near = tree.nearest(name, known, 1)
+        raise ValueError(f"there is no adapter {name!r} in the bank; nearest: {near}")
+    return known.index(name)
+
+
+def _attached(name: str) -> bool:
+    return "/site/" in name or name.startswith("methods/")
+
+
+def _in_bank(name: str, mine: str, adapter: str) -> str:
+    """A parameter's name in an adapter of its own -> that in a bank."""
+    name = name.replace(f"/site/{mine}/", f"/site/{adapter}/each/")
+    return name.replace(f"methods/{mine}/", f"methods/{adapter}/")
+
+
+def _same_base(opened: Sequence[Run]) -> Run:
+    """The base of all of them.
+
+    Raises:
+      ValueError: one is no adapter, or of another base.
+    """
+    for run in opened:
+        if run.base is None:
+            raise ValueError(f"{run.saved.path} is a whole model, not an adapter of a base")
+    first = opened[0].base
+    for run in opened[1:]:
+        assert run.base is not None and first is not None
+        if run.base.fingerprint != first.fingerprint:
+            raise ValueError(
+                f"{run.saved.path} was tuned on {run.base.saved.path} with fingerprint "
+                f"{run.base.fingerprint[:16]}, {opened[0].saved.path} on {first.saved.path} with "
+                f"{first.fingerprint[:16]}: adapters of different bases do not go together"
+            )
+    assert first is not None
+    return first
+
+
+def _shapes(method: Method, base: Run) -> Transformer:
+    stacks = methods.derive_stacks(base.model, method)
+
+    def build(key: jax.Array) -> Transformer:
+        return method.attach(Transformer(key, base.model, stacks), key)
+
+    return jax.eval_shape(build, jax.random.key(0))
+
+
+def _deltas(run: Run) -> dict[str, Any]:
+    """An adapter's deltas with their numbers, by place, in single layers."""
+    singles = tuple(tree.stack_key(layer, 1) for layer in range(run.model.layers))
+    method: Any = run.method
+    plain = functools.partial(Transformer, config=run.model, stacks=singles)
+    shapes = jax.eval_shape(lambda key: method.attach(plain(key), key), jax.random.key(0))
+    found = {}
+    for name, module in methods.places(shapes, *methods.PLACES):
+        delta = module.site.get(method.adapter)
+        if delta is None:
+            continue
+        (place,) = tree.layer_names(name)
+        leaves = {
+            leaf: jnp.asarray(run.read(f"{place}/site/{method.adapter}/{leaf}"))
+            for leaf in tree.flatten(delta)
+        }
+        found[place] = tree.unflatten(delta, leaves)
+    return found

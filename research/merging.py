@@ -1,0 +1,313 @@
+"""Weights and what is attached to them folded into one, and taken apart again.
+
+A merged model is a run's folder like any other base, with a certificate: the largest difference of
+its outputs from the attached model's on a probe batch, and the base's fingerprint before and after.
+Merging happens in float32, on the dequantised weights where the base is quantised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research import config as door
+from research import methods, runs, sharding, tree
+from research.models import storage
+from research.models.config import ModelConfig
+from research.models.config import Storage as StorageKind
+from research.models.sites import Weight
+from research.models.transformer import Transformer
+from research.runs import Run
+
+# the largest difference of outputs that a merge may make, relative to the largest output
+TOLERANCE = 1e-4
+PROBE_ROWS, PROBE_LENGTH = 4, 64
+CERTIFICATE = "certificate.json"
+
+
+class Merged:
+    """The parameters of a run as a plain base's in float32, read and merged a layer at a time.
+
+    Given `merged_in`, a run that holds what this one does when merged: the parameters of that,
+    unmerged.
+
+    Raises:
+      ValueError: something is attached that cannot be merged into weights.
+    """
+
+    def __init__(self, run: Run, merged_in: Run | None = None):
+        self._run, self._merged_in = run, merged_in
+        method: Any = run.method
+        if method.kind == "bank":
+            raise ValueError(f"{method.names} stand side by side; one model holds one of them")
+        parts = method.of if method.kind == "several" else (method,)
+        self._adapters = [part.adapter for part in parts if hasattr(part, "adapter")]
+        # what unmerging needs beside the adapter, by name: filled as layers are read
+        self.kept: dict[str, np.ndarray] = {}
+        config = run.model if merged_in is None else merged_in.model
+        singles = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
+        base = functools.partial(Transformer, config=config, stacks=singles)
+
+        def build(key: jax.Array) -> Transformer:
+            return run.method.attach(base(key), key)
+
+        self._shapes = jax.eval_shape(build, jax.random.key(0))
+        for name, module in methods.places(self._shapes, *methods.PLACES):
+            outside = not name.startswith("layers/")
+            for delta in module.site.values():
+                if not hasattr(delta, "merged"):
+                    raise ValueError(
+                        f"{name}: {type(delta).__name__} is no change of a weight and cannot be "
+                        "merged; as an adapter beside the base it can be served"
+                    )
+                methods.check_untied(name, outside and config.tied)
+        self._layer = functools.lru_cache(maxsize=1)(self._read_layer)
+
+    @functools.cached_property
+    def _shared(self) -> Any:
+        """What methods share between layers."""
+        shapes = {f"methods/{n}": s for n, s in tree.flatten(self._shapes.methods).items()}
+        held = {n.removeprefix("methods/"): a for n, a in self._read(shapes).items()}
+        return tree.unflatten(self._shapes.methods, held)
+
+    def __call__(self, name: str) -> np.ndarray:
+        """A parameter by its single-layer name, float32."""
+        if name.startswith("layers/"):
+            return self._layer(int(name.split("/")[1]))[name]
+        self._layer.cache_clear()  # the largest tensors lie outside
+        place = name.split("/")[0]
+        module = getattr(self._shapes, place)
+        if name.endswith("/kernel") and getattr(module, "site", None):
+            return _finite(name, self._folded(module, place)["kernel"])
+        return _finite(name, (self._merged_in or self._run).read(name))
+
+    def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
+        block = self._shapes.layers[tree.stack_key(layer, 1)]
+        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), block)
+        prefix = f"layers/{layer}"
+        read = {f"{prefix}/{name}": a for name, a in self._folded(shapes, prefix).items()}
+        return {name: _finite(name, array) for name, array in read.items()}
+
+    def _folded(self, part: Any, prefix: str) -> dict[str, jax.Array]:
+        """The parameters of a part of the model, its sites merged (or unmerged)."""
+        shapes = {f"{prefix}/{name}": shape for name, shape in tree.flatten(part).items()}
+        held = {n.removeprefix(f"{prefix}/"): a for n, a in self._read(shapes).items()}
+        made = tree.unflatten(part, held)
+        weight = lambda m: m.weight() if hasattr(m, "weight") else Weight(m.kernel[...])  # noqa: E731
+        if self._merged_in is None:
+            for adapter in self._adapters:
+                kept = methods.merge_sites(made, adapter, self._shared, weight)
+                self.kept |= {
+                    f"{prefix}/{place}/{adapter}/{name}": np.asarray(array)
+                    for place, arrays in kept.items()
+                    for name, array in arrays.items()
+                }
+        else:
+            for adapter in reversed(self._adapters):
+                kept = self._read_kept(made, prefix, adapter)
+                methods.unmerge_sites(made, adapter, self._shared, weight, kept)
+        return tree.flatten(storage.plain(made))
+
+    def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
+        """Arrays by name: weights of the merged model where there is one, the rest of the run."""
+        placed = sharding.spread(shapes)
+        if self._merged_in is None:
+            return self._run.parameters(placed)
+        mine = {n: s for n, s in placed.items() if "/site/" in n or n.startswith("methods/")}
+        theirs = {n: s for n, s in placed.items() if n not in mine}
+        return self._run.parameters(mine) | self._merged_in.parameters(theirs)
+
+    def _read_kept(self, part: Any, prefix: str, adapter: str) -> dict[str, dict[str, np.ndarray]]:
+        assert self._merged_in is not None
+        saved, kept = self._merged_in.saved, {}
+        names = saved.checksums(f"kept/{prefix}/")
+        for place, _ in methods.places(part, *methods.PLACES):
+            start = f"{place}/{adapter}/"
+            kept[place] = {
+                name.removeprefix(start): saved.read(f"kept/{prefix}/{name}")
+                for name in names
+                if name.startswith(start)
+            }
+        return kept
+
+
+def _finite(name: str, array: jax.Array | np.ndarray) -> np.ndarray:
+    values = np.asarray(array, np.float32)
+    # a sum is finite only if all are, and needs no second array of the size
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        raise ValueError(f"{name} holds numbers that are not finite; nothing is written")
+    return values
+
+
+def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: None) -> dict:
+    """Writes a run's model, adapters merged, as a base of its own.
+
+    Returns:
+      The certificate, which lies beside the model too.
+
+    Raises:
+      ValueError: nothing is attached or it cannot be merged, numbers that are not finite, or
+        outputs that differ by more than `TOLERANCE`; nothing is written.
+      FileExistsError: the folder holds a model.
+    """
+    runs.check_free(out)
+    if run.base is None:
+        raise ValueError(f"{run.saved.path} is a whole model: nothing is attached to a base")
+    merged = Merged(run)
+    attached = _outputs(runs.load_model(_in_float32(run), *_one_device()))
+    arrays = {}
+    for name in _names(run.model):
+        arrays[name] = jnp.asarray(merged(name))
+        say(name)
+    config = run.model.full_precision
+    difference = np.abs(_outputs(_model(config, arrays)) - attached).max()
+    largest = np.abs(attached).max()
+    if not difference <= TOLERANCE * largest:
+        raise ValueError(
+            f"the merged model's outputs differ by {difference:.3g} of {largest:.3g} from the "
+            "attached model's; nothing is written"
+        )
+    base = {
+        "path": run.base.lasting,
+        "fingerprint_before": run.base.fingerprint,
+        "fingerprint_after": runs.verified_fingerprint(run.base),
+        "stored_as": sorted({kind for _, kind in run.model.storage} or {"float32"}),
+    }
+    certificate = {
+        "adapter": {"path": str(run.saved.path), "fingerprint": run.fingerprint},
+        "method": door.to_dict(run.method),
+        "base": base,
+        "merged_in": "float32, on dequantised weights" if run.model.storage else "float32",
+        "probe": f"{PROBE_ROWS} rows of {PROBE_LENGTH} random tokens",
+        "largest_difference": float(difference),
+        "largest_output": float(largest),
+    }
+    kept = {f"kept/{name}": array for name, array in merged.kept.items()}
+    runs.write(out, run, arrays, config, facts={"merged": certificate}, beside=kept)
+    runs.write_json(Path(out) / CERTIFICATE, certificate)
+    return certificate
+
+
+def unmerge(
+    merged: Run, adapter: Run, out: str | Path, say: Callable[[str], None] = lambda name: None
+) -> dict:
+    """Writes the base that a merged model was made of, to rounding.
+
+    Args:
+      adapter: the run that was merged.
+
+    Returns:
+      How far it is from the base, weight by weight: `largest_difference` and `largest_weight`.
+
+    Raises:
+      ValueError: the model is not merged, or of another adapter, or the adapter lost something
+        (a factor of zero).
+      FileExistsError: the folder holds a model.
+    """
+    runs.check_free(out)
+    certificate = merged.saved.metadata().get("merged")
+    if certificate is None:
+        raise ValueError(f"{merged.saved.path} is no merged model: it has no certificate")
+    if certificate["adapter"]["fingerprint"] != adapter.fingerprint:
+        raise ValueError(
+            f"{merged.saved.path} was merged from {certificate['adapter']['path']} with "
+            f"fingerprint {certificate['adapter']['fingerprint'][:16]}, not from "
+            f"{adapter.saved.path} with {adapter.fingerprint[:16]}"
+        )
+    assert adapter.base is not None
+    apart, whole = Merged(adapter, merged), Merged(adapter.base)
+    arrays, difference, largest = {}, 0.0, 0.0
+    for name in _names(merged.model):
+        weight, expected = apart(name), whole(name)
+        arrays[name] = jnp.asarray(weight)
+        difference = max(difference, float(np.abs(weight - expected).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+        say(name)
+    report = {"largest_difference": difference, "largest_weight": largest}
+    runs.write(out, merged, arrays, merged.model, facts={"unmerged": report})
+    return report
+
+
+def store(
+    run: Run,
+    out: str | Path,
+    rules: tree.Rules[StorageKind],
+    say: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Writes a run's model, adapters merged, with its weights stored as the rules say.
+
+    Returns:
+      kind -> parameters, bytes, and the root mean square error over that of the weights.
+
+    Raises:
+      ValueError: a rule that matches nothing or does not fit, or numbers that are not finite.
+      FileExistsError: the folder holds a model.
+    """
+    runs.check_free(out)
+    config = dataclasses.replace(run.model, storage=tuple(rules))
+    shapes = tree.unstack_shapes(tree.flatten(_abstract(config)))  # the rules are checked here
+    merged = Merged(run)
+    report: dict[str, Any] = {}
+    arrays: dict[str, jax.Array] = {}
+    for name in _names(run.model):
+        wide = merged(name)
+        place = name.removesuffix("/kernel")
+        kind = tree.first_match(rules, place, "float32") if place != name else "float32"
+        parts, read = storage.stored(wide, kind)
+        arrays |= {name + part: array for part, array in parts.items()}
+        line = report.setdefault(kind, {"parameters": 0, "bytes": 0, "error": 0.0, "size": 0.0})
+        line["parameters"] += wide.size
+        line["bytes"] += sum(array.nbytes for array in parts.values())
+        line["error"] += float(np.square(read - wide).sum())
+        line["size"] += float(np.square(wide).sum())
+        say(name)
+    tree.check_names(shapes, arrays, "arrays as they are stored")
+    for line in report.values():
+        line["error"] = (line["error"] / line.pop("size")) ** 0.5
+    source = {"path": str(run.saved.path), "fingerprint": run.fingerprint}
+    runs.write(out, run, arrays, config, facts={"stored": {"from": source, "as": report}})
+    return report
+
+
+def _abstract(config: ModelConfig) -> Transformer:
+    return jax.eval_shape(functools.partial(Transformer, config=config), jax.random.key(0))
+
+
+def _names(config: ModelConfig) -> list[str]:
+    """A plain base's parameters by single-layer name, layer after layer."""
+    return list(tree.unstack_shapes(tree.flatten(_abstract(config.full_precision))))
+
+
+def _model(config: ModelConfig, arrays: Mapping[str, Any]) -> Transformer:
+    config = dataclasses.replace(config, compute_dtype="float32")
+    shapes = _abstract(config)
+    return tree.unflatten(shapes, tree.restack(arrays, tree.flatten(shapes)))
+
+
+def _in_float32(run: Run) -> Run:
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, compute_dtype="float32"))
+
+
+def _one_device() -> tuple[jax.sharding.Mesh, sharding.Rules]:
+    return sharding.MeshConfig().make(jax.local_devices()[:1]), sharding.RULES
+
+
+def _outputs(model: Transformer) -> np.ndarray:
+    """Logits [B,S,V] of the probe: random tokens, the same for every model of a vocabulary."""
+    return np.asarray(_probe(model))
+
+
+@jax.jit
+def _probe(model: Transformer) -> jax.Array:
+    size = PROBE_ROWS, PROBE_LENGTH
+    tokens = jax.random.randint(jax.random.key(0), size, 0, model.config.vocabulary)
+    positions = jnp.broadcast_to(jnp.arange(PROBE_LENGTH), size)
+    hidden, _ = model.hidden(tokens, jnp.ones(size, jnp.int32), positions)
+    return model.logits(hidden)

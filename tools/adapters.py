@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Adapters in the hand: list, merge, take out again, add up, put side by side.
+
+    tools/adapters.py list runs                                   every adapter in a folder
+    tools/adapters.py merge --from runs/law --out runs/law_whole  a base with the adapter in it
+    tools/adapters.py unmerge --from runs/law_whole --adapter runs/law --out runs/base_again
+    tools/adapters.py add --from 0.7=runs/law --from 0.3=runs/style --out runs/both
+    tools/adapters.py bank --from law=runs/law --from style=runs/style --out runs/bank
+
+An adapter is the folder of a run that was tuned on a base. Merging happens in float32, on the
+dequantised weights if the base is quantised, and leaves a certificate (certificate.json): the
+largest difference of outputs on a probe, and the base's fingerprint before and after. A sum of
+adapters is exact and an adapter itself; a bank holds several, and each row of a batch says which
+it uses (`research.generate --run runs/bank` answers with each). To switch one off, use its base.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / ".venv"
+
+
+def main() -> None:
+    python = ENVIRONMENT / "bin" / "python"
+    if Path(sys.prefix) != ENVIRONMENT and python.exists():
+        os.execv(python, [str(python), *sys.argv])
+    if importlib.util.find_spec("jax") is None:
+        raise SystemExit("jax is not there: run tools/setup")
+    sys.path.insert(0, str(ROOT))
+    arguments = _parser().parse_args()
+    from research import config as door
+
+    verbs = {"list": show, "merge": merge, "unmerge": unmerge, "add": add, "bank": bank}
+    with door.clear_errors():
+        verbs[arguments.verb](arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    look = verbs.add_parser("list", help="every adapter in a folder and the folders in it")
+    look.add_argument("folder", nargs="?", default="runs")
+
+    def command(verb: str, help_text: str, source: str, several: bool = False):
+        made = verbs.add_parser(verb, help=help_text)
+        action = "append" if several else "store"
+        made.add_argument("--from", dest="source", required=True, action=action, help=source)
+        made.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        return made
+
+    where = "where its base is, if it moved"
+    command("merge", "a base with the adapter in it", "the adapter's run").add_argument(
+        "--base", metavar="RUN", help=where
+    )
+    apart = command("unmerge", "the base that a merged model was made of", "the merged run")
+    apart.add_argument("--adapter", required=True, metavar="RUN", help="the run that was merged")
+    apart.add_argument("--base", metavar="RUN", help=where)
+    command("add", "the weighted sum of adapters", "WEIGHT=RUN, several times", several=True)
+    command("bank", "adapters side by side", "NAME=RUN, several times", several=True)
+    return parser
+
+
+def show(arguments: argparse.Namespace) -> None:
+    """Prints a table of adapters."""
+    from research import adapters, report
+    from research.report import Column
+
+    if not Path(arguments.folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {arguments.folder}")
+    rows = [adapters.describe(run) for run in adapters.find(arguments.folder)]
+    if not rows:
+        print(f"no adapters in {arguments.folder}")
+        return
+    columns = [
+        Column("path", "adapter"),
+        Column("method", "method"),
+        Column("adapters", "name"),
+        Column("parameters", "parameters", format="si"),
+        Column("bytes", "stored", "bytes", format="si"),
+        Column("base", "base"),
+        Column("base_fingerprint", "its fingerprint"),
+    ]
+    print(report.text_table(rows, columns))
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """Merges an adapter into its base."""
+    from research import merging, runs
+
+    run = runs.open_run(arguments.source, arguments.base)
+    with _bar("parameter") as bar:
+        made = merging.merge(run, arguments.out, lambda name: bar.update())
+    base = made["base"]
+    same = base["fingerprint_before"] == base["fingerprint_after"]
+    print(
+        f"written to {arguments.out}, merged in {made['merged_in']}\n"
+        f"outputs    differ by at most {made['largest_difference']:.2g} of "
+        f"{made['largest_output']:.3g} ({made['probe']})\n"
+        f"base       {base['path']}, fingerprint {base['fingerprint_before'][:16]} before and "
+        f"{'after' if same else base['fingerprint_after'][:16] + ' after'}"
+    )
+
+
+def unmerge(arguments: argparse.Namespace) -> None:
+    """Takes an adapter out of a merged model."""
+    from research import merging, runs
+
+    run = runs.open_run(arguments.adapter, arguments.base)
+    with _bar("parameter") as bar:
+        made = merging.unmerge(
+            runs.open_run(arguments.source), run, arguments.out, lambda name: bar.update()
+        )
+    print(
+        f"written to {arguments.out}: weights differ from the base's by at most "
+        f"{made['largest_difference']:.2g} of {made['largest_weight']:.3g}"
+    )
+
+
+def add(arguments: argparse.Namespace) -> None:
+    """Adds adapters up."""
+    from research import adapters, runs
+
+    parts = []
+    for text in arguments.source:
+        weight, found, path = text.partition("=")
+        try:
+            number = float(weight)
+        except ValueError:
+            raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law") from None
+        if not found or number != number or abs(number) == float("inf"):
+            raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
+        parts.append((number, runs.open_run(path)))
+    print(f"written to {adapters.add(parts, arguments.out)}")
+
+
+def bank(arguments: argparse.Namespace) -> None:
+    """Puts adapters side by side."""
+    from research import adapters
+
+    print(f"written to {adapters.bank(adapters.open_named(arguments.source), arguments.out)}")
+
+
+def _bar(unit: str):
+    from tqdm import tqdm
+
+    return tqdm(unit=unit, disable=None, leave=False)
+
+
+if __name__ == "__main__":
+    main()
