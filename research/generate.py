@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from research import config as door
+
+if TYPE_CHECKING:
+    from research.runs import Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,8 +127,9 @@ def _answer(arguments: argparse.Namespace) -> None:
         if voices:
             while prompts := arguments.prompt or [p for p in [_ask()] if p is not None]:
                 texts = answers(prompts)
-                for _, (name, text) in itertools.product(prompts, zip(voices, texts, strict=False)):
-                    print(f"{name}: {text}", flush=True)
+                for _ in prompts:
+                    for name in voices:
+                        print(f"{name}: {next(texts)}", flush=True)
                 if arguments.prompt:
                     break
         elif len(arguments.prompt) > 1:

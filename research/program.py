@@ -184,6 +184,7 @@ def make_program(experiment: Experiment, base: Run | None) -> Program:
         tree.check_names(wanted, base.checksums(), what)
     model_shapes = jax.eval_shape(method.attach, base_shapes, attach_key)
     names = methods.trainable(model_shapes, method)
+    methods.check_full_precision(model_shapes, names)
     every = tree.flatten(model_shapes)
     plan = stepping.Plan(
         names,

@@ -97,7 +97,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     program = make_program(experiment, base)
 
     # --- data ---
-    data = Pipeline(experiment.data, words, tokens.default_cache(), program.shape.vocabulary)
+    vocabulary, bank = program.shape.vocabulary, methods.bank_names(method)
+    data = Pipeline(experiment.data, words, tokens.default_cache(), vocabulary, bank)
     heldout = open_heldout(data, experiment.evaluate_split, experiment.evaluate_tokens)
     reading = data.statistics(experiment.steps)
     host = (jax.process_index(), jax.process_count())
@@ -277,10 +278,11 @@ def describe(
         f"{source['trained']:.1%} trained on, {source['truncated']:,} cut"
         for name, source in reading.items()
     )
-    flops = program.flops_per_token
+    flops, stacks = program.flops_per_token, program.stacks
+    layers = ", ".join(stacks) if len(stacks) < 8 else f"{len(stacks)} of them"
     return (
         f"model      {total:,} parameters, {trains:,} train ({trains / total:.2%}), method "
-        f"{program.experiment.method.kind}, stacks {', '.join(program.stacks)}\n"
+        f"{program.experiment.method.kind}, stacks {layers}\n"
         f"start      {start or 'random weights'}\n"
         f"data       {sources}\n"
         f"cost       {flops:.3g} FLOPs a token, {flops * tokens_per_step * steps:.3g} in "

@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from research import config as door
+from research import runs, tree
 from research.checkpoint import open_checkpoint
 from research.data import tokenizer
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig
+from research.models.transformer import Transformer
 from research.schedules import ScheduleConfig
 from research.train import train
 
@@ -84,6 +88,25 @@ def world(temporary: Path) -> World:
     _write(folder / "questions-heldout.jsonl", asked[24:])
     tokenizer.train(prose, MODEL.vocabulary).save(folder / "tokenizer.json")
     return World(folder)
+
+
+def adapter(base: Path, method: Any, out: Path, seed: int = 0) -> Path:
+    """An adapter with random numbers, saved as if it had been tuned on the base; its folder."""
+    run = runs.open_run(base)
+    stacks = tuple(tree.stack_key(layer, 1) for layer in range(run.model.layers))
+
+    def build(key):
+        return method.attach(Transformer(key, run.model, stacks), key)
+
+    key = jax.random.key(seed)
+    arrays = {}
+    for name, leaf in tree.unstack(tree.flatten(jax.jit(build)(key))).items():
+        if "/site/" in name or name.startswith("methods/"):
+            key = jax.random.fold_in(key, 1)
+            moves = not name.endswith("/scale")
+            arrays[name] = leaf + moves * 0.1 * jax.random.normal(key, leaf.shape)
+    runs.write(out, run, arrays, run.model, method=method, base=run)
+    return out
 
 
 def _write(path: Path, lines: list[dict[str, str]]) -> None:

@@ -132,7 +132,9 @@ def add(arguments: argparse.Namespace) -> None:
         try:
             number = float(weight)
         except ValueError:
-            raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law") from None
+            raise ValueError(
+                f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law"
+            ) from None
         if not found or number != number or abs(number) == float("inf"):
             raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
         parts.append((number, runs.open_run(path)))

@@ -4,6 +4,7 @@
     tools/convert.py inspect FOLDER                           what is in it, what maps to what
     tools/convert.py import --from FOLDER --out runs/base     a base that runs start from
     tools/convert.py import --from ADAPTER --base runs/base --out runs/theirs
+    tools/convert.py quantize --from runs/base --to nf4 --out runs/small     a base in 4 bits
     tools/convert.py export --from runs/lora --out FOLDER     adapters merged, for transformers
     tools/convert.py export --from runs/lora --format peft --out FOLDER
     tools/convert.py export --from runs/lora --format gguf --out FILE.gguf
@@ -35,7 +36,8 @@ def main() -> None:
     from research import config as door
 
     with door.clear_errors():
-        {"inspect": inspect, "import": bring_in, "export": take_out}[arguments.verb](arguments)
+        verbs = {"inspect": inspect, "import": bring_in, "quantize": shrink, "export": take_out}
+        verbs[arguments.verb](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +60,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--base", metavar="RUN", help=where)
         command.add_argument("--out", required=True, metavar="DIR", help="a new folder, or file")
         command.add_argument("--dry-run", action="store_true", help="check all, write nothing")
+    smaller = verbs.add_parser("quantize", help="a base whose frozen weights take fewer bits")
+    smaller.add_argument("--from", dest="source", required=True, metavar="RUN", help="its folder")
+    smaller.add_argument("--base", metavar="RUN", help="where a tuned run's base is, if it moved")
+    kinds = (
+        "nf4 (4 bits, QLoRA's, scales in 8) or int8 (one scale a column) for linears, with tables "
+        "in bfloat16; bfloat16 for all"
+    )
+    smaller.add_argument("--to", choices=("nf4", "int8", "bfloat16"), required=True, help=kinds)
+    smaller.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     formats = "hf, gguf: a whole model, adapters merged; peft: the adapter alone"
     command.add_argument("--format", choices=("hf", "gguf", "peft"), default="hf", help=formats)
     command.add_argument("--evaluation", metavar="FILE", help="of research.evaluate, for the card")
@@ -119,6 +130,26 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
         return
     path = peft.import_adapter(arguments.source, base, arguments.out)
     print(f"written to {path}: python -m research.generate --run {arguments.out}")
+
+
+def shrink(arguments: argparse.Namespace) -> None:
+    """Stores a base's weights in fewer bits."""
+    from research import merging, runs
+    from research.models.storage import PRESETS
+
+    run = runs.open_run(arguments.source, arguments.base)
+    with _bar(len(run.checksums())) as bar:
+        report = merging.store(run, arguments.out, PRESETS[arguments.to], lambda name: bar.update())
+    for kind, line in report.items():
+        print(
+            f"{kind:9} {line['parameters']:>15,} parameters, {line['bytes']:>15,} bytes, "
+            f"{line['bytes'] / line['parameters']:.4f} each, error {line['error']:.2%}"
+        )
+    count, size = (sum(line[what] for line in report.values()) for what in ("parameters", "bytes"))
+    print(f"{'total':9} {count:>15,} parameters, {size:>15,} bytes, {size / count:.4f} each")
+    print(
+        f"written to {arguments.out}: tune adapters on it with --config.init_from={arguments.out}"
+    )
 
 
 def take_out(arguments: argparse.Namespace) -> None:

@@ -3,10 +3,14 @@ compares.
 
     tools/convert.py import --from smollm2 --out runs/smollm2
     python -m research.train --config configs/methods/smollm2.py:dora --workdir runs/dora
+    tools/convert.py quantize --from runs/smollm2 --to nf4 --out runs/smollm2_nf4
+    python -m research.train --config configs/methods/smollm2.py:qlora_nf4 --workdir runs/qlora
 
 Every form has the same data, steps and optimizer. Its first rates are those that its study begins
 from (experiments/methods/README.md says which was best, and what each form reaches).
 """
+
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -17,56 +21,55 @@ LABELS = (
 )
 LORA = dict(kind="lora", rank=16, alpha=32.0)
 
-# name -> (method, the rates that a sweep begins with, what else the form sets)
-FORMS: dict[str, tuple[dict, tuple[float, ...], dict]] = {
-    "full": (dict(kind="full"), (3e-5, 1e-4, 3e-4), {}),
-    "last_layers": (
+
+class Form(NamedTuple):
+    """One line of the study."""
+
+    method: dict
+    # the rates that a sweep begins with
+    rates: tuple[float, ...]
+    # what else it sets
+    more: dict = {}
+    # how the base is stored: nf4, int8; None: float32
+    stored: str | None = None
+
+
+FORMS = {
+    "full": Form(dict(kind="full"), (3e-5, 1e-4, 3e-4)),
+    "last_layers": Form(
         dict(kind="partial", patterns=(r"layers/2[6-9]/.*", "final_norm/scale")),
-        (1e-4, 3e-4, 1e-3),
-        {},
-    ),
-    "norms": (dict(kind="partial", patterns=(r".*norm/scale",)), (1e-3, 3e-3, 1e-2), {}),
-    "lora": (LORA, (3e-4, 1e-3, 3e-3), {}),
-    "lora_rank_1": (LORA | dict(rank=1, alpha=2.0), (3e-4, 1e-3, 3e-3), {}),
-    "lora_attention": (
-        LORA | dict(targets=(r"layers/\d+/attention/\w+",)),
         (3e-4, 1e-3, 3e-3),
-        {},
     ),
-    "lora_plus": (LORA, (1e-4, 3e-4, 1e-3), dict(rate_rules=((r".*/site/lora/b", 16.0),))),
-    "rslora": (LORA | dict(rank=64, rank_stabilized=True), (1e-4, 3e-4, 1e-3), {}),
-    "pissa": (LORA | dict(alpha=16.0, start="pissa"), (1e-4, 3e-4, 1e-3), {}),
-    "dora": (dict(kind="dora", rank=16, alpha=32.0), (3e-4, 1e-3, 3e-3), {}),
-    "ia3": (dict(kind="ia3"), (3e-3, 1e-2, 3e-2), {}),
-    "vera": (dict(kind="vera", rank=256), (3e-3, 1e-2, 3e-2), {}),
-    "houlsby": (dict(kind="bottleneck", width=64), (3e-4, 1e-3, 3e-3), {}),
-    "pfeiffer": (
+    "norms": Form(dict(kind="partial", patterns=(r".*norm/scale",)), (1e-3, 3e-3, 1e-2)),
+    "lora": Form(LORA, (3e-4, 1e-3, 3e-3)),
+    "lora_plus": Form(LORA, (1e-4, 3e-4, 1e-3), dict(rate_rules=((r".*/site/lora/b", 16.0),))),
+    "rslora": Form(LORA | dict(rank=64, rank_stabilized=True), (1e-4, 3e-4, 1e-3)),
+    "pissa": Form(LORA | dict(alpha=16.0, start="pissa"), (1e-4, 3e-4, 1e-3)),
+    "qlora_nf4": Form(LORA, (3e-4, 1e-3, 3e-3), stored="nf4"),
+    "qlora_int8": Form(LORA, (3e-4, 1e-3, 3e-3), stored="int8"),
+    "dora": Form(dict(kind="dora", rank=16, alpha=32.0), (3e-4, 1e-3, 3e-3)),
+    "ia3": Form(dict(kind="ia3"), (3e-3, 1e-2, 3e-2)),
+    "vera": Form(dict(kind="vera", rank=256), (3e-3, 1e-2, 3e-2)),
+    "houlsby": Form(dict(kind="bottleneck", width=64), (3e-4, 1e-3, 3e-3)),
+    "pfeiffer": Form(
         dict(kind="bottleneck", width=64, targets=(r"layers/\d+/mlp_output",)),
         (3e-4, 1e-3, 3e-3),
-        {},
     ),
-    "parallel": (
+    "parallel": Form(
         dict(kind="bottleneck", width=64, placement="parallel", scale=4.0),
         (3e-4, 1e-3, 3e-3),
-        {},
     ),
-    "prompt": (dict(kind="prompt", length=20, start="vocabulary"), (3e-3, 1e-2, 3e-2), {}),
-    "prompt_random": (dict(kind="prompt", length=20, start="random"), (3e-3, 1e-2, 3e-2), {}),
-    "prompt_labels": (
-        dict(kind="prompt", length=40, start="text", text=LABELS),
-        (3e-3, 1e-2, 3e-2),
-        {},
+    "prompt": Form(dict(kind="prompt", length=20, start="vocabulary"), (3e-3, 1e-2, 3e-2)),
+    "prompt_random": Form(dict(kind="prompt", length=20, start="random"), (3e-3, 1e-2, 3e-2)),
+    "prompt_labels": Form(
+        dict(kind="prompt", length=40, start="text", text=LABELS), (3e-3, 1e-2, 3e-2)
     ),
-    "prefix": (dict(kind="prefix", length=20), (3e-3, 1e-2, 3e-2), {}),
-    "prefix_mlp": (
-        dict(kind="prefix", length=20, reparameterized=True, hidden=256),
-        (3e-4, 1e-3, 3e-3),
-        {},
+    "prefix": Form(dict(kind="prefix", length=20), (3e-3, 1e-2, 3e-2)),
+    "prefix_mlp": Form(
+        dict(kind="prefix", length=20, reparameterized=True, hidden=256), (3e-4, 1e-3, 3e-3)
     ),
-    "lora_and_prompt": (
-        dict(kind="several", of=(LORA, dict(kind="prompt", length=20))),
-        (3e-4, 1e-3, 3e-3),
-        {},
+    "lora_and_prompt": Form(
+        dict(kind="several", of=(LORA, dict(kind="prompt", length=20))), (3e-4, 1e-3, 3e-3)
     ),
 }
 
@@ -74,16 +77,18 @@ FORMS: dict[str, tuple[dict, tuple[float, ...], dict]] = {
 def get_config(form: str = "lora") -> ConfigDict:
     if form not in FORMS:
         raise ValueError(f"smollm2.py:{form}: there are {', '.join(FORMS)}")
-    method, rates, more = FORMS[form]
+    chosen = FORMS[form]
     config = smollm2_lora.get_config()
-    config.steps = 60
-    config.method = method
-    config.schedule.rate = rates[1]
+    config.steps = 40
+    if chosen.stored:
+        config.init_from = f"{smollm2_lora.BASE}_{chosen.stored}"
+    config.method = chosen.method
+    config.schedule.rate = chosen.rates[1]
     config.schedule.warmup = 5
     config.compute.compute_dtype = "bfloat16"
     config.data.batch_size = 4
     # what rates are chosen by
     config.evaluate_split = "validation"
     config.evaluate_tokens = 6_000
-    config.update(more)
+    config.update(chosen.more)
     return config

@@ -24,7 +24,7 @@ from configs.methods.smollm2 import FORMS
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 SCREEN_STEPS, SCREEN_SEED, SEEDS = 20, 0, (1, 2, 3)
-EXTENSIONS = 2  # most rates that are added to a grid
+EXTENSIONS = 1  # most rates that are added to a grid
 
 
 def main() -> None:
@@ -47,10 +47,23 @@ class Study:
         self.folder, self.dry_run = folder, dry_run
         self.base = folder / "base"
 
+    def start(self, form: str) -> Path:
+        """The base that a form is tuned from."""
+        kind = FORMS[form].stored
+        if kind is None:
+            return self.base
+        small = self.folder / f"base_{kind}"
+        if not small.exists():
+            self.command(
+                "tools.convert", "quantize", "--from", self.base, "--to", kind, "--out", small
+            )
+        return small
+
     def run(self, forms: list[str], seeds: tuple[int, ...]) -> None:
         if not self.base.exists():
             self.command("tools.convert", "import", "--from", "smollm2", "--out", self.base)
-        self.evaluate(self.base)
+        for start in dict.fromkeys([self.base, *map(self.start, forms)]):
+            self.evaluate(start)
         chosen = {form: self.sweep(form) for form in forms}
         for seed in seeds:  # one seed of all before the next: what is there can be compared
             for form, rate in chosen.items():
@@ -60,7 +73,7 @@ class Study:
 
     def sweep(self, form: str) -> float:
         """The rate of the lowest held-out loss; the grid grows while an edge of it is best."""
-        rates = sorted(FORMS[form][1])
+        rates = sorted(FORMS[form].rates)
         losses: dict[float, float] = {}
         for _ in range(1 + EXTENSIONS):
             for rate in rates:
@@ -84,7 +97,7 @@ class Study:
             / (f"{rate:g}" if screen else f"{seed}")
         )
         settings = [f"schedule.rate={rate!r}", f"seed={seed}", f"data.seed={seed}"]
-        settings += [f"init_from={self.base}"]
+        settings += [f"init_from={self.start(form)}"]
         if screen:
             settings += [f"steps={SCREEN_STEPS}"]
         if not (run / "summary.json").exists():

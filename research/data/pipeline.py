@@ -102,6 +102,7 @@ class Pipeline:
         tokenizer: Tokenizer,
         cache: str | os.PathLike[str],
         model_vocabulary: int | None = None,
+        adapters: Sequence[str] = (),
     ):
         """Reads, tokenises and plans all sources.
 
@@ -110,6 +111,8 @@ class Pipeline:
           tokenizer: the model's.
           cache: folder for tokenised sources, shared by all runs of this machine.
           model_vocabulary: V of the model, to check the tokenizer against.
+          adapters: names of a bank's adapters; every source then says which its rows use, and
+            `Batch.adapter` counts them.
 
         Raises:
             ValueError: anything that `data.checks` finds.
@@ -121,6 +124,7 @@ class Pipeline:
         self.config = config
         self.tokenizer = tokenizer
         self._cache = cache
+        self._adapters = _number_adapters(config, adapters)
         self.rows: dict[str, packing.PackedRows] = {}
         # what identifies the content of each source
         self.fingerprints: dict[str, str] = {}
@@ -132,7 +136,9 @@ class Pipeline:
             seed = _seed(config.seed, source.name)
             rows = _plan_rows(config, examples, examples.lengths, tokenizer, seed)
             self.rows[source.name] = rows
-            parts.append(grain.MapDataset.source(rows).seed(seed).shuffle().repeat())
+            part = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+            number = self._adapters.get(source.name)
+            parts.append(part if number is None else part.map(_Uses(number)))
         weights = [source.weight for source in config.sources]
         self._mixed = grain.MapDataset.mix(parts, weights=weights)
         checks.check_batch(self.batch(0), tokenizer.vocabulary_size, "the first batch")
@@ -175,7 +181,9 @@ class Pipeline:
 
     def heldout(self, source: str, split: str, max_tokens: int | None = None) -> "HeldOut":
         """Batches once through `split` of the source of this name; see `HeldOut`."""
-        return HeldOut(self.config, self.tokenizer, self._cache, source, split, max_tokens)
+        found = HeldOut(self.config, self.tokenizer, self._cache, source, split, max_tokens)
+        found.adapter = self._adapters.get(source)
+        return found
 
     @property
     def tokens_per_step(self) -> float:
@@ -275,6 +283,8 @@ class HeldOut:
         self.bytes = int(examples.bytes[chosen].sum())
         self.truncated = int(examples.truncated[chosen].sum())
         self.rows = _plan_rows(config, examples, lengths, tokenizer, _seed(config.seed, source))
+        # which of a bank's adapters its rows use
+        self.adapter: int | None = None
         self._config = config
         self._pad_id = tokenizer.pad_id
 
@@ -289,12 +299,11 @@ class HeldOut:
         first, last = _slice(self._config.batch_size, process_index, process_count)
         start = index * self._config.batch_size
         empty = packing.empty_row(self._config.sequence_length, self._pad_id)
-        return _collate(
-            [
-                self.rows[start + i] if start + i < len(self.rows) else empty
-                for i in range(first, last)
-            ]
-        )
+        rows = [
+            self.rows[start + i] if start + i < len(self.rows) else empty
+            for i in range(first, last)
+        ]
+        return _collate(rows if self.adapter is None else list(map(_Uses(self.adapter), rows)))
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """All batches in order."""
@@ -313,6 +322,42 @@ def _plan_rows(
         seed=seed,
     )
     return packing.PackedRows(examples, plan, tokenizer.pad_id)
+
+
+def _number_adapters(config: DataConfig, adapters: Sequence[str]) -> dict[str, int]:
+    """The number of each source's adapter, by the source's name; none without a bank.
+
+    Raises:
+        ValueError: a source that names none of a bank's adapters, or one where there is no bank.
+    """
+    numbers = {}
+    for source in config.sources:
+        if adapters and source.adapter not in adapters:
+            raise ValueError(
+                f"Source {source.name!r}: `adapter` must name one of the bank's adapters "
+                f"({', '.join(adapters)}), not {source.adapter!r}."
+            )
+        if source.adapter is not None and not adapters:
+            raise ValueError(
+                f"Source {source.name!r} names the adapter {source.adapter!r}, but the method is "
+                "no bank of adapters."
+            )
+        if source.adapter is not None:
+            numbers[source.name] = list(adapters).index(source.adapter)
+    unused = sorted(set(adapters) - {source.adapter for source in config.sources})
+    if unused:
+        raise ValueError(f"No source trains the adapters {unused}: give each a source, or drop it.")
+    return numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Uses:
+    """Says in a row which adapter it uses."""
+
+    number: int
+
+    def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**row, "adapter": np.asarray(self.number, np.int32)}
 
 
 def _seed(seed: int, name: str) -> int:

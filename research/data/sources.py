@@ -38,6 +38,8 @@ class SourceConfig:
     weight: float = 1.0
     # Wanted field -> field in the file, such as {"text": "content"}; unnamed fields keep theirs.
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Of a bank of adapters: the one that this source's rows use and train.
+    adapter: str | None = None
 
 
 class Source(Protocol):

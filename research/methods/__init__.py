@@ -5,12 +5,13 @@ and `attach(model, key) -> model`, which returns a copy with filled sites. Addin
 file and one line here.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from research.methods import bank, several
 from research.methods.attaching import (
     PLACES,
     Method,
+    check_full_precision,
     check_untied,
     derive_stacks,
     linears,
@@ -20,6 +21,7 @@ from research.methods.attaching import (
     switch_off,
     trainable,
     unmerge_sites,
+    weight_of,
 )
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
@@ -50,6 +52,12 @@ METHODS |= {"several": several.make(_single), "bank": bank.make(_single)}
 Several, Bank = METHODS["several"], METHODS["bank"]
 
 
+def bank_names(method: Method) -> tuple[str, ...]:
+    """The names of the adapters that rows choose among; none of other methods."""
+    held: Any = method
+    return tuple(held.names) if held.kind == "bank" else ()
+
+
 def bind(method: Method, words: "Tokenizer") -> Method:
     """The method with what it takes of the tokenizer, such as the tokens of a prompt's text."""
     return method.bind(words) if hasattr(method, "bind") else method
@@ -70,7 +78,9 @@ __all__ = [
     "Prompt",
     "Several",
     "VeRA",
+    "bank_names",
     "bind",
+    "check_full_precision",
     "check_untied",
     "derive_stacks",
     "linears",
@@ -80,4 +90,5 @@ __all__ = [
     "switch_off",
     "trainable",
     "unmerge_sites",
+    "weight_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -141,16 +141,24 @@ def trainable(model: Transformer, method: Method) -> tuple[str, ...]:
     names = list(tree.flatten(model))
     tree.check_patterns([pattern for pattern, _ in method.trains], names, "method: trains")
     chosen = tuple(name for name in names if tree.match(method.trains, name, False))
+    if not chosen:
+        raise ValueError(f"method: the rules {method.trains} leave nothing to train")
+    return chosen
+
+
+def check_full_precision(model: Transformer, names: Iterable[str]) -> None:
+    """Refuses to train what a base stores in less than float32.
+
+    Raises:
+      ValueError: naming the first of them.
+    """
     leaves = tree.flatten(model)
-    for name in chosen:
+    for name in names:
         if leaves[name].dtype != jnp.float32:
             raise ValueError(
                 f"method: {name} would train, but the base stores it in {leaves[name].dtype}, "
                 "which loses small changes; attach something to it, or take the base in float32"
             )
-    if not chosen:
-        raise ValueError(f"method: the rules {method.trains} leave nothing to train")
-    return chosen
 
 
 def derive_stacks(config: ModelConfig, method: Method) -> tuple[str, ...]:

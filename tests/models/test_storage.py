@@ -112,10 +112,10 @@ def test_a_rule_that_does_not_fit_is_refused(changes, message):
 @pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
 def test_what_is_stored_in_less_than_float32_does_not_train(method, kind):
     shape = tiny.config(storage=storage.PRESETS[kind])
-    with pytest.raises(ValueError, match=r"would train, but the base stores it in \w+8|16"):
-        methods.derive_stacks(shape, method)
-    norms = Partial((r".*norm/scale",))
-    assert methods.derive_stacks(shape, norms) == ("0-2",)
+    model, norms = tiny.abstract(method, shape), Partial((r".*norm/scale",))
+    with pytest.raises(ValueError, match=r"would train, but the base stores it in \w+(8|16)"):
+        methods.check_full_precision(model, methods.trainable(model, method))
+    methods.check_full_precision(model, methods.trainable(model, norms))
 
 
 def steps(method, shape, mesh=None):

@@ -1,0 +1,196 @@
+"""Adapters on the shelf: what a saved one holds, sums, banks, and rows of data that choose."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from research import adapters, evaluate, methods, runs, sharding, tree
+from research.data import tokens
+from research.data.pipeline import Pipeline
+from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Prompt, VeRA
+from research.models.sites import Context
+from research.sharding import MeshConfig
+from research.train import train
+from tests import tiny, tiny_run
+from tests.methods.cases import CASES
+
+SUMMED = {
+    "lora": (LoRA(rank=2), LoRA(rank=4, alpha=3.0)),
+    "lora-ranks": (LoRA(rank=2, ranks=((r".*/up", 1),)), LoRA(rank=2, ranks=((r".*/up", 3),))),
+    "pissa": (LoRA(rank=2, start="pissa"), LoRA(rank=2)),
+    "ia3": (IA3(), IA3()),
+    "bottleneck": (Bottleneck(width=2), Bottleneck(width=4, scale=2.0)),
+}
+forward = jax.jit(tiny.logits)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+def load(run):
+    mesh = MeshConfig(data=1).make(jax.devices()[:1])
+    return runs.load_model(run, mesh, sharding.RULES)
+
+
+def saved(world, tmp_path, *chosen):
+    """Runs with random adapters on the base."""
+    paths = [
+        tiny_run.adapter(world.base, method, tmp_path / f"adapter{seed}", seed)
+        for seed, method in enumerate(chosen)
+    ]
+    return [runs.open_run(path) for path in paths]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_saved_adapter_holds_no_base_weights_and_loads_whatever_the_start(world, case, tmp_path):
+    (run,) = saved(world, tmp_path, CASES[case])
+    own, below = set(run.saved.checksums("model/")), set(run.base.checksums())
+    assert own and not own & below
+    loaded = tree.unstack(tree.flatten(load(run)))  # its start was drawn with another seed
+    assert set(loaded) == own | below
+    for name in own:
+        assert np.array_equal(loaded[name], run.read(name)), name
+
+
+@pytest.mark.parametrize("case", ["lora", "dora", "ia3", "houlsby", "vera", "prompt", "prefix-mlp"])
+def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
+    (run,) = saved(world, tmp_path, CASES[case])
+    arrays = {n: run.read(n) for n in run.saved.checksums("model/")}
+    first = sorted(arrays)[0]
+    torn = {f"{first}x" if n == first else n: a for n, a in arrays.items()}
+    runs.write(tmp_path / "torn", run, torn, run.model, method=run.method, base=run.base)
+    with pytest.raises(ValueError, match=rf"(?s)do not fit.*{first}"):
+        load(runs.open_run(tmp_path / "torn"))
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
+    first, second = saved(world, tmp_path, *SUMMED[name])
+    adapters.add([(0.7, first), (-0.4, second)], tmp_path / "sum")
+    added = load(runs.open_run(tmp_path / "sum"))
+    models = [load(run) for run in (first, second)]
+    key = jax.random.key(5)
+    checked = 0
+    modules = [dict(methods.places(model, *methods.PLACES)) for model in (added, *models)]
+    for place, module in modules[0].items():
+        delta = module.site.get(added_name := SUMMED[name][0].adapter)
+        if delta is None:
+            continue
+        weight = methods.weight_of(added, module)
+        inputs = 16 if weight is None else weight.kernel.shape[-2]
+        outputs = 16 if weight is None else weight.kernel.shape[-1]
+        x = jax.random.normal(jax.random.fold_in(key, checked), (1, 3, inputs))
+        y = jax.random.normal(jax.random.fold_in(key, 99), (1, 3, outputs))
+
+        def does(delta, x=x, y=y):
+            one = jax.tree.map(lambda leaf: leaf[0], delta)
+            return one(x, y, None, Context()) - y
+
+        parts = [m[place].site[added_name] for m in modules[1:]]
+        expected = 0.7 * does(parts[0]) - 0.4 * does(parts[1])
+        np.testing.assert_allclose(does(delta), expected, atol=1e-4)
+        checked += 1
+    assert checked
+
+
+def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
+    chosen = (LoRA(rank=2), LoRA(rank=2, alpha=5.0, adapter="other"))
+    named = dict(zip(("law", "style"), saved(world, tmp_path, *chosen), strict=True))
+    adapters.bank(named, tmp_path / "bank")
+    run, batch = runs.open_run(tmp_path / "bank"), tiny.batch()
+    mesh = MeshConfig(data=1).make(jax.devices()[:1])
+    chosen = np.asarray([1, -1, 0, 0, 0, 0, 0, 0], np.int32)
+    for model in (load(run), adapters.load_bank(named, mesh, sharding.RULES)):
+        found = forward(model, batch, Context(adapter=chosen))
+        alone = (named["style"], runs.open_run(world.base), named["law"])
+        for row, one in enumerate(alone):
+            np.testing.assert_allclose(found[row], forward(load(one), batch)[row], atol=1e-4)
+    with evaluate.scorer(run, "style") as score:
+        nll = score(batch)
+    with evaluate.scorer(named["style"]) as score:
+        np.testing.assert_allclose(nll, score(batch), atol=1e-4)
+
+
+def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
+    lora, vera, dora, wide, prompt = saved(
+        world, tmp_path, LoRA(rank=2), VeRA(rank=4), DoRA(rank=2), LoRA(rank=4), Prompt(length=2)
+    )
+    out, base = tmp_path / "out", runs.open_run(world.base)
+    other = tmp_path / "other"
+    train(world.experiment(1, seed=1), other)
+    far = runs.open_run(tiny_run.adapter(other, LoRA(rank=2), tmp_path / "far"))
+    checks = [
+        (lambda: adapters.add([(1, lora), (1, vera)], out), "a sum is of one method"),
+        (lambda: adapters.add([(1, dora), (1, dora)], out), "sum of dora adapters is not linear"),
+        (lambda: adapters.add([(1, prompt)], out), "sum of prompt adapters is not linear"),
+        (lambda: adapters.add([(1, lora), (1, far)], out), "adapters of different bases do not"),
+        (lambda: adapters.bank({"a": lora, "b": far}, out), "adapters of different bases do not"),
+        (lambda: adapters.bank({"a": lora, "b": vera}, out), "b is vera and a is lora"),
+        (lambda: adapters.bank({"a": lora, "b": wide}, out), "adapters of a bank have one shape"),
+        (lambda: adapters.bank({"a": lora, "b": base}, out), "is a whole model, not an adapter"),
+        (lambda: adapters.open_named(["law"]), "write it as NAME=RUN"),
+        (lambda: adapters.number(Bank(of=LoRA(), names=("law",)), "lax"), "no adapter 'lax'.*law"),
+    ]
+    for act, message in checks:
+        with pytest.raises(ValueError, match=message):
+            act()
+    assert not out.exists()
+
+
+def two_sources(world):
+    """The same sentences under two names, each for an adapter of its own."""
+    data = world.data()
+    first = dataclasses.replace(data.sources[0], adapter="prose")
+    second = dataclasses.replace(first, name="roofs", adapter="roofs")
+    return dataclasses.replace(data, sources=(first, second))
+
+
+def test_rows_of_the_data_say_which_adapter_they_train_on_any_number_of_hosts(world):
+    words = runs.open_run(world.base).tokenizer
+    names = ("roofs", "prose")
+    data = Pipeline(two_sources(world), words, tokens.default_cache(), adapters=names)
+    seen = set()
+    for step in range(3):
+        whole = data.batch(step)
+        assert whole.adapter.dtype == np.int32 and whole.adapter.shape == (8,)
+        for hosts in (2, 4):
+            parts = [data.batch(step, host, hosts) for host in range(hosts)]
+            assert np.array_equal(np.concatenate([p.adapter for p in parts]), whole.adapter)
+        seen |= set(whole.adapter.tolist())
+    assert seen == {0, 1}
+    held = data.heldout("roofs", "heldout").batch(0)
+    assert held.adapter.tolist() == [0] * 8
+
+
+def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
+    bank = Bank(of=LoRA(rank=2), names=("prose", "roofs"))
+    changes = {"data": two_sources(world), "method": bank, "evaluate_split": "heldout"}
+    experiment = world.tuning(4, **changes)
+    summary = train(experiment, tmp_path / "run")
+    assert np.isfinite(summary["heldout_loss"])
+    run = runs.open_run(tmp_path / "run")
+    moved = np.abs(run.read("layers/0/mlp/up/site/lora/each/b")).max(axis=(1, 2))
+    assert (moved > 0).all() and moved[0] != moved[1]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "method", "message"),
+    [
+        ("lax", Bank(of=LoRA(), names=("law",)), r"must name one of .*\(law\), not 'lax'"),
+        (None, Bank(of=LoRA(), names=("law",)), r"must name one of .*\(law\), not None"),
+        ("law", LoRA(), "names the adapter 'law', but the method is no bank"),
+        ("law", Bank(of=LoRA(), names=("law", "style")), r"No source trains .*\['style'\]"),
+    ],
+    ids=["unknown", "none", "no-bank", "unused"],
+)
+def test_sources_and_banks_that_do_not_fit_are_refused(world, chosen, method, message, tmp_path):
+    data = world.data()
+    source = dataclasses.replace(data.sources[0], adapter=chosen)
+    experiment = world.tuning(1, data=dataclasses.replace(data, sources=(source,)), method=method)
+    with pytest.raises(ValueError, match=message):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,149 @@
+"""Merging, with its certificate, and what undoes it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import merging, methods, runs, sharding, tree
+from research.methods import IA3, Bottleneck, DoRA, LoRA, Several, VeRA
+from research.models import storage
+from research.sharding import MeshConfig
+from tests import tiny_run
+
+METHODS = {
+    "lora": LoRA(rank=2),
+    "pissa": LoRA(rank=2, start="pissa"),
+    "dora": DoRA(rank=2),
+    "ia3": IA3(),
+    "vera": VeRA(rank=4),
+    "several": Several(of=(LoRA(rank=2), IA3())),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_run.world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def bases(world, tmp_path_factory):
+    """Runs of the base as it is, and quantised."""
+    folder = tmp_path_factory.mktemp("bases")
+    merging.store(runs.open_run(world.base), folder / "nf4", storage.PRESETS["nf4"])
+    return {"float32": world.base, "nf4": folder / "nf4"}
+
+
+def weights(path):
+    run = runs.open_run(path)
+    return {name: run.read(name) for name in run.checksums()}
+
+
+@pytest.mark.parametrize("base", ["float32", "nf4"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
+    bases, name, base, tmp_path
+):
+    source = runs.open_run(bases[base])
+    adapter = runs.open_run(tiny_run.adapter(bases[base], METHODS[name], tmp_path / "adapter"))
+    before = weights(bases[base])
+    made = merging.merge(adapter, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == made
+    assert made["largest_difference"] <= 1e-4 * made["largest_output"]
+    assert made["base"]["fingerprint_before"] == made["base"]["fingerprint_after"]
+    assert made["base"]["fingerprint_before"] == source.fingerprint
+    assert ("dequantised" in made["merged_in"]) == (base == "nf4")
+    after = weights(bases[base])
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+
+    merged = runs.open_run(tmp_path / "merged")
+    assert merged.base is None and merged.model == source.model.full_precision
+    plain = {n: merging.Merged(source)(n) for n in merged.checksums()}
+    moved = max(np.abs(merged.read(n) - plain[n]).max() for n in plain)
+    assert moved > 1e-2
+    merging.unmerge(merged, adapter, tmp_path / "apart")
+    apart = weights(tmp_path / "apart")
+    assert apart.keys() == plain.keys()
+    for n in plain:
+        np.testing.assert_allclose(apart[n], plain[n], atol=1e-4)
+
+
+def broken(world, tmp_path, value, name="layers/1/mlp/up/site/lora/b", method=None):
+    """An adapter with one number replaced."""
+    path = tiny_run.adapter(world.base, method or LoRA(rank=2), tmp_path / "whole")
+    run = runs.open_run(path)
+    own = run.saved.checksums("model/")
+    arrays = {n: jnp.asarray(run.read(n)) for n in own}
+    arrays[name] = arrays[name].at[(0,) * arrays[name].ndim].set(value)
+    runs.write(tmp_path / "broken", run, arrays, run.model, method=run.method, base=run.base)
+    return runs.open_run(tmp_path / "broken")
+
+
+def test_numbers_that_are_not_finite_are_not_merged(world, tmp_path):
+    with pytest.raises(ValueError, match=r"not finite|differ by nan"):
+        merging.merge(broken(world, tmp_path, np.nan), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_factor_of_zero_cannot_be_taken_out_again(world, tmp_path):
+    adapter = broken(world, tmp_path, 0.0, "layers/1/mlp/up/site/ia3/factor", IA3())
+    merging.merge(adapter, tmp_path / "merged")
+    with pytest.raises(ValueError, match="layers/1/mlp/up/kernel holds numbers that are not fin"):
+        merging.unmerge(runs.open_run(tmp_path / "merged"), adapter, tmp_path / "apart")
+    assert not (tmp_path / "apart").exists()
+
+
+def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):
+    adapter = runs.open_run(tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / "a"))
+    other = runs.open_run(tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / "b", seed=1))
+    merging.merge(adapter, tmp_path / "merged")
+    merged, base = runs.open_run(tmp_path / "merged"), runs.open_run(world.base)
+    with pytest.raises(ValueError, match="is a whole model: nothing is attached"):
+        merging.merge(base, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"was merged from \S+/a/\S+ with fingerprint .* not from"):
+        merging.unmerge(merged, other, tmp_path / "out")
+    with pytest.raises(ValueError, match="is no merged model"):
+        merging.unmerge(base, adapter, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="holds a model already"):
+        merging.merge(adapter, tmp_path / "merged")
+    serial = runs.open_run(tiny_run.adapter(world.base, Bottleneck(width=2), tmp_path / "c"))
+    with pytest.raises(ValueError, match="SmallMLP is no change of a weight"):
+        merging.merge(serial, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", storage.PRESETS)
+def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
+    source = runs.open_run(world.base)
+    report = merging.store(source, tmp_path / "small", storage.PRESETS[kind])
+    small = runs.open_run(tmp_path / "small")
+    assert small.fingerprint != source.fingerprint
+    count = sum(line["parameters"] for line in report.values())
+    stored = sum(line["bytes"] for line in report.values())
+    sizes = {n: small.read(n).nbytes for n in small.checksums()}
+    assert stored == sum(sizes.values()) and count == sum(
+        a.size for a in weights(world.base).values()
+    )
+    assert 0 < report[kind]["error"] < {"nf4": 0.12, "int8": 0.01, "bfloat16": 0.003}[kind]
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).make()
+    with sharding.use(mesh, sharding.RULES):
+        model = runs.load_model(small, mesh, sharding.RULES)
+    for name, leaf in tree.unstack(tree.flatten(model)).items():
+        assert np.array_equal(leaf, small.read(name)), name
+
+
+def test_switching_an_adapter_off_gives_the_base():
+    from tests import tiny
+
+    method = Several(of=(LoRA(rank=2), VeRA(rank=4)))
+    model = tiny.shaken(tiny.attached(method))
+    off = methods.switch_off(methods.switch_off(model, "lora"), "vera")
+    bare = {n for n in tree.flatten(model) if "/site/" not in n and not n.startswith("methods/")}
+    left = tree.flatten(off)
+    assert set(left) == bare
+    assert all(np.array_equal(left[n], tree.flatten(model)[n]) for n in bare)
+    with pytest.raises(ValueError, match=r"no adapter named 'dora' .* \['lora', 'vera'\]"):
+        methods.switch_off(model, "dora")
+    assert len(jax.tree.leaves(methods.switch_off(model, "vera"))) > len(left)
