@@ -115,10 +115,13 @@ def attach_at(
             key, weight, axes=axes, setting=setting, number=number
         )
         weight = weight_of(model, module)
-        if tree.is_stacked(name):
-            module.site[adapter] = jax.vmap(delta)(keys, weight, each)
-        else:
-            module.site[adapter] = delta(keys[0], weight, each[0])
+        try:
+            if tree.is_stacked(name):
+                module.site[adapter] = jax.vmap(delta)(keys, weight, each)
+            else:
+                module.site[adapter] = delta(keys[0], weight, each[0])
+        except ValueError as error:
+            raise ValueError(f"{adapter} at {name}: {error}") from error
     return model
 
 

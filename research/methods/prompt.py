@@ -26,31 +26,39 @@ class Prompt:
 
     # vectors P
     length: Positive = 20
-    # random: as large as the table's vectors; vocabulary: tokens drawn from it; text: of `text`
-    start: Literal["random", "vocabulary", "text"] = "vocabulary"
-    # a text, such as an instruction or the class labels; repeated or cut to P tokens
+    # random: as large as the table's vectors; vocabulary: tokens drawn from it; text: the tokens of
+    # `text`; labels: one vector a label, the mean of its tokens'
+    start: Literal["random", "vocabulary", "text", "labels"] = "vocabulary"
+    # a text, such as an instruction
     text: str = ""
-    # the tokens of `text`, which training fills in
-    tokens: tuple[int, ...] = ()
+    # class labels
+    labels: tuple[str, ...] = ()
+    # the tokens of each vector, which training fills in; repeated or cut to P
+    tokens: tuple[tuple[int, ...], ...] = ()
     # the adapter's name
     adapter: Name = "prompt"
     kind: Literal["prompt"] = "prompt"
 
     def __post_init__(self):
-        if (self.start == "text") != bool(self.text):
-            raise ValueError('method: start "text" and a `text` belong together')
+        for start, given in (("text", self.text), ("labels", self.labels)):
+            if (self.start == start) != bool(given):
+                raise ValueError(f'method: start "{start}" and `{start}` belong together')
 
     def bind(self, words: Tokenizer) -> Prompt:
-        """The method with the tokens of its text.
+        """The method with the tokens of its text or labels.
 
         Raises:
-          ValueError: the text has no token.
+          ValueError: one of them has no token.
         """
-        if self.start != "text":
+        tokens: tuple[tuple[int, ...], ...]
+        if self.start == "text":
+            tokens = tuple((token,) for token in words.encode(self.text))
+        elif self.start == "labels":
+            tokens = tuple(tuple(words.encode(label)) for label in self.labels)
+        else:
             return self
-        tokens = tuple(words.encode(self.text))
-        if not tokens:
-            raise ValueError(f"method: the text {self.text!r} has no token to start from")
+        if not tokens or not all(tokens):
+            raise ValueError(f"method: {self.text or self.labels!r} has no token to start from")
         return dataclasses.replace(self, tokens=tokens)
 
     @property
@@ -82,10 +90,11 @@ class Vectors(nnx.Module):
         elif method.start == "vocabulary":
             vectors = table[jax.random.choice(key, table.shape[0], (length,))]
         elif method.tokens:
-            rounds = -(-length // len(method.tokens))
-            vectors = table[jnp.asarray((method.tokens * rounds)[:length])]
+            given = [table[jnp.asarray(one)].astype(jnp.float32) for one in method.tokens]
+            means = [jnp.mean(vectors, axis=0) for vectors in given]
+            vectors = jnp.stack([means[i % len(means)] for i in range(length)])
         else:
-            raise ValueError("method: the tokens of `text` are not known; `bind` gives them")
+            raise ValueError(f"method: tokens of `{method.start}` are not known; `bind` gives them")
         self.vectors = nnx.Param(vectors.astype(jnp.float32), axes=(None, "embed"))
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:

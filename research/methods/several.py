@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -34,6 +35,13 @@ class _Several:
             raise ValueError(f"method: `of` holds two methods or more by different names: {names}")
         if any(method.kind == "full" for method in self.of):
             raise ValueError("method: full trains everything, and so goes with no other method")
+
+        for before, method in itertools.pairwise(self.of):
+            if method.kind == "dora":
+                raise ValueError(
+                    f"method: dora turns the base's own weight, so it acts before {before.kind}: "
+                    "put it first in `of`, and only once"
+                )
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

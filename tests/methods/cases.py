@@ -25,7 +25,8 @@ CASES: dict[str, Method] = {
     "vera": VeRA(rank=8),
     "prompt": Prompt(length=3),
     "prompt-random": Prompt(length=3, start="random"),
-    "prompt-text": Prompt(length=3, start="text", text="ab", tokens=(5, 9)),
+    "prompt-text": Prompt(length=3, start="text", text="ab", tokens=((5,), (9,))),
+    "prompt-labels": Prompt(length=3, start="labels", labels=("a", "bc"), tokens=((5,), (9, 4))),
     "prefix": Prefix(length=3),
     "prefix-mlp": Prefix(length=3, reparameterized=True, hidden=8),
 }

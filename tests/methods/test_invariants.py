@@ -1,5 +1,6 @@
 """What every method must pass, whatever it attaches and wherever."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,6 +10,7 @@ import pytest
 
 from research import methods, sharding, tree
 from research import step as stepping
+from research.loss import LossConfig
 from research.methods import LoRA
 from research.models.sites import Context
 from research.optimizers import OptimizerConfig
@@ -157,12 +159,37 @@ def test_trained_parameters_are_as_many_as_arithmetic_says(case):
         "prompt": 3 * d,
         "prompt-random": 3 * d,
         "prompt-text": 3 * d,
+        "prompt-labels": 3 * d,
         "prefix": layers * 2 * 3 * k,
         "prefix-mlp": 3 * d + d * 8 + 8 + layers * (8 + 1) * 2 * k,
     }
     model = tiny.abstract(CASES[case], SHAPE)
     sizes = {name: math.prod(leaf.shape) for name, leaf in tree.flatten(model).items()}
     assert sum(sizes[name] for name in methods.trainable(model, CASES[case])) == expected[case]
+
+
+@pytest.mark.heavy
+@every_case
+def test_recomputing_leaves_the_gradients_as_they_are(case):
+    plain, again = gradients(case, "none"), gradients(case, "full")
+    moving = {name for name, leaf in plain.items() if np.abs(leaf).max() > 0}
+    assert moving == {name for name, leaf in again.items() if np.abs(leaf).max() > 0} != set()
+    for name, leaf in plain.items():
+        np.testing.assert_allclose(again[name], leaf, atol=1e-5 * np.abs(leaf).max(), err_msg=name)
+
+
+def gradients(case, remat):
+    """Of the trained leaves, away from their start."""
+    method, shape = CASES[case], dataclasses.replace(SHAPE, remat=remat)
+    model = tiny.shaken(tiny.attached(method, shape))
+    trainable, frozen = tree.partition(model, methods.trainable(model, method))
+    batch = tiny.batch()
+
+    def loss(trainable):
+        losses = stepping.forward(tree.merge(model, trainable, frozen), batch, None, LossConfig())
+        return (losses.nll * batch.weights).sum()
+
+    return jax.jit(jax.grad(loss))(trainable)
 
 
 def test_dropout_inside_a_method_is_the_same_for_both_halves_of_pissa():

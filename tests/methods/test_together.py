@@ -114,6 +114,11 @@ def test_prompt_and_prefix_are_read_once_and_then_from_the_cache():
         ({"kind": "bank", "of": {"kind": "full"}, "names": ["a"]}, "full attaches nothing"),
         ({"kind": "bank", "of": {"kind": "lora"}, "names": ["a", "a"]}, "are different ones"),
         ({"kind": "prompt", "start": "text"}, "belong together"),
+        ({"kind": "prompt", "labels": ["a"]}, "belong together"),
+        (
+            {"kind": "several", "of": [{"kind": "lora"}, {"kind": "dora"}]},
+            "it acts before lora: put it first",
+        ),
         ({"kind": "lora", "ranks": [["(", 4]]}, "is no regular expression"),
         ({"kind": "lora", "ranks": [["layers/9/.*", 4]]}, "matches nothing"),
         ({"kind": "bottleneck", "targets": ["layers/0/mlp"]}, "matches nothing"),
@@ -139,9 +144,14 @@ def test_a_prompts_text_becomes_its_tokens():
             return [ord(letter) for letter in text]
 
     bound = methods.bind(Prompt(length=5, start="text", text="ab"), Words())
-    assert bound.tokens == (97, 98)
+    assert bound.tokens == ((97,), (98,))
     rows = tiny.model(tiny.config(vocabulary=128)).embedding.kernel[...]
     made = tiny.attached(bound, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
     np.testing.assert_allclose(made[...], rows[np.array([97, 98, 97, 98, 97])], atol=1e-7)
+    labels = methods.bind(Prompt(length=2, start="labels", labels=("ab", "c")), Words())
+    assert labels.tokens == ((97, 98), (99,))
+    made = tiny.attached(labels, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
+    np.testing.assert_allclose(made[0], rows[97:99].mean(0), atol=1e-7)
+    np.testing.assert_allclose(made[1], rows[99], atol=1e-7)
     with pytest.raises(ValueError, match="of 5 tokens does not fit a window of 4"):
         methods.derive_stacks(tiny.config(windows=(4, 0)), Prompt(length=5))

@@ -1,0 +1,87 @@
+"""tools/adapters.py and the programs that take several adapters, as a user calls them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from research.methods import LoRA
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """A folder with a base and two adapters of it."""
+    world = tiny_run.world(tmp_path_factory.getbasetemp())
+    folder = tmp_path_factory.mktemp("shelf")
+    for seed, name in enumerate(("law", "style")):
+        tiny_run.adapter(world.base, LoRA(rank=2), folder / name, seed)
+    return folder, world.base
+
+
+def call(*arguments, fails=False):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, arguments)],
+        cwd=tiny_run.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr if fails else done.stdout
+
+
+@pytest.mark.heavy
+def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(shelf, tmp_path):
+    folder, base = shelf
+    tool = "tools/adapters.py"
+    listed = call(tool, "list", folder)
+    assert listed.count("lora") == 4 and str(folder / "law") in listed
+    said = call(tool, "merge", "--from", folder / "law", "--out", tmp_path / "whole")
+    assert "differ by at most" in said and "before and after" in said
+    said = call(
+        tool, "unmerge", "--from", tmp_path / "whole", "--adapter", folder / "law",
+        "--out", tmp_path / "apart",
+    )  # fmt: skip
+    assert "weights differ from the base's by at most" in said
+    both = [f"--from=0.5={folder / name}" for name in ("law", "style")]
+    call(tool, "add", *both, "--out", tmp_path / "sum")
+    named = [f"{name}={folder / name}" for name in ("law", "style")]
+    call(tool, "bank", *(f"--from={text}" for text in named), "--out", tmp_path / "bank")
+    program = ("-m", "research.generate", "--tokens", 4, "--prompt", "red", "--prompt", "blue")
+    apart = call(*program, "--run", base, *(f"--adapter={text}" for text in named))
+    stored = call(*program, "--run", tmp_path / "bank")
+    lines = [line.split(":")[0] for line in stored.splitlines() if ":" in line]
+    assert lines == ["law", "style", "law", "style"] and apart == stored
+    off = call(*program, "--run", folder / "law", "--switch-off", "lora")
+    assert off == call(*program, "--run", base)
+
+
+@pytest.mark.heavy
+def test_mistakes_end_in_one_line(shelf, tmp_path):
+    folder, base = shelf
+    out = ("--out", tmp_path / "out")
+    tool = "tools/adapters.py"
+    for arguments, message in [
+        ((tool, "merge", "--from", base, *out), "is a whole model"),
+        ((tool, "merge", "--from", folder / "nothing", *out), "no checkpoint"),
+        ((tool, "add", "--from", f"half={folder / 'law'}", *out), "write it as WEIGHT=RUN"),
+        ((tool, "bank", "--from", folder / "law", *out), "write it as NAME=RUN"),
+        ((tool, "list", folder / "nothing"), "there is no folder"),
+        (
+            ("-m", "research.generate", "--run", folder / "law", "--switch-off", "x"),
+            "no adapter named 'x'",
+        ),
+    ]:
+        assert message in call(*arguments, fails=True)
+    content = {"text": None, "choice": None}
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"def get_config():\n    return {json.dumps(content).replace('null', 'None')}\n"
+    )
+    said = call(
+        "-m", "research.evaluate", "--config", config, "--run", folder / "law",
+        "--adapter", "law", fails=True,
+    )  # fmt: skip
+    assert "--adapter names one of a bank's adapters" in said
