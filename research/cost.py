@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
 
-from research import tree
-from research.models import storage
+from research import methods, tree
+from research.models import sites, storage
 from research.models.config import ModelConfig
+from research.models.sites import Chain, Weight, Work
 from research.models.transformer import Transformer
 
 
@@ -28,57 +30,125 @@ def parameter_count(config: ModelConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """FLOPs for one token of a sequence."""
+    """FLOPs for one token of a row's text, and of a pass however many tokens it has."""
 
     forward: float
     backward: float
+    once: float = 0.0
 
-    @property
-    def train(self) -> float:
-        return self.forward + self.backward
+    def train(self, tokens: float) -> float:
+        """FLOPs of forward and backward passes over so many tokens at once."""
+        return (self.forward + self.backward) * tokens + self.once
 
 
 def flops_per_token(
     config: ModelConfig, model: Any, trainable: Collection[str], length: int
 ) -> Flops:
-    """FLOPs a token of a model (abstract will do) with what trains, in sequences of `length`.
+    """FLOPs a token of a model (abstract will do) with what trains, in rows of `length`.
 
-    A product of x with W costs 2|W| forward, 2|W| for the gradient of x where something below it
-    trains, and 2|W| for the gradient of W where W trains.
+    A product of x with W costs 2|W| forward, 2|W| for the gradient of x where something before it
+    trains, and 2|W| for the gradient of W where W trains. Deltas say which products they add
+    (`sites.work`); for tokens that they put in front of a row those of its text pay.
     """
-    chosen = set(trainable)
-    shapes = tree.unstack_shapes(tree.flatten(jax.eval_shape(storage.plain, model)))
-    trains = {layer for name in chosen for layer in tree.layer_names(name)}
-    lowest = min((_depth(name, config.layers) for name in trains), default=config.layers + 1)
-    forward = backward = 0.0
-    for name, shape in shapes.items():
-        if len(shape.shape) != 2:
-            continue
-        size, depth = math.prod(shape.shape), _depth(name, config.layers)
-        if name == "positions/kernel":
-            continue  # a look-up
-        if name == "embedding/kernel":
-            if not config.tied:
-                continue
-            depth = config.layers  # the head's product with the same table
-        forward += 2 * size
-        # the gradient of x is needed above the lowest trained layer and inside it
-        backward += 2 * size * ((depth >= lowest) + (name in trains))
+    model = jax.eval_shape(storage.plain, model)
+    trains = {layer for name in trainable for layer in tree.layer_names(name)}
+    works = list(_works(model))
+    rows = length + sum(work.tokens for _, work in works)
+    lowest = min((_order(name, config.layers) for name in _acting(works, trains)), default=_END)
+    forward = backward = once = 0.0
+    for name, work in works:
+        share = rows / length if name.startswith("layers/") else 1.0
+        for chain in work.chains:
+            below = lowest < _order(name, config.layers)
+            ahead, back = _products(chain, below, trains, looked_up=name == "embedding")
+            times = chain.rows * {"token": share, "row": 1 / length, "pass": 0.0}[chain.each]
+            forward, backward = forward + times * ahead, backward + times * back
+            once += chain.rows * (chain.each == "pass") * (ahead + back)
     for layer in range(config.layers):
-        window = config.window(layer)
-        seen = (length + 1) / 2 if not window or window >= length else window
-        attention = 4 * seen * config.heads * config.size
+        place, window = f"layers/{layer}/attention", config.window(layer)
+        # a row's tokens see what is in front of it from anywhere
+        most = min(window + rows - length, rows) if window else rows
+        seen = most - most * (most - 1) / (2 * rows)
+        seen += sum(work.keys for name, work in works if name == place)
+        attention = 4 * seen * config.heads * config.size * rows / length
         forward += attention
-        backward += 2 * attention * (layer >= lowest)
-    return Flops(forward, backward)
+        backward += 2 * attention * (lowest <= _order(place, config.layers))
+    return Flops(forward, backward, once)
 
 
-def _depth(name: str, layers: int) -> int:
-    """Where in the stack a parameter stands: -1 embedding, layer number, then norm and head."""
-    match = re.match(r"layers/(\d+)/", name)
-    if match:
-        return int(match.group(1))
-    return -1 if name.startswith("embedding") else layers
+def _works(model: Any) -> Iterator[tuple[str, Work]]:
+    """The work of every layer's places: of their own weights, then of each delta."""
+    for name, module in methods.places(model, *methods.PLACES):
+        if tree.is_stacked(name):
+            module = tree.one_of(module)
+        weight = None
+        tied = name == "head" and module.kernel is None
+        if tied:
+            table = model.embedding.kernel
+            weight = Weight(jax.ShapeDtypeStruct(table.shape[::-1], table.dtype))
+        elif hasattr(module, "kernel"):
+            weight = Weight(module.kernel)
+        for layer in tree.layer_names(name):
+            if weight is not None:
+                own = "embedding/kernel" if tied else f"{layer}/kernel"
+                yield layer, Work((Chain(((own, weight.kernel.shape),)),))
+            for adapter, delta in module.site.items():
+                work = sites.work(delta, weight, model.methods)
+                yield layer, work.inside(f"{layer}/site/{adapter}")
+
+
+def _products(
+    chain: Chain, below: bool, trains: Collection[str], looked_up: bool
+) -> tuple[float, float]:
+    """FLOPs of a row that passes a chain, forward and backward.
+
+    Args:
+      below: whether something before the chain trains.
+      looked_up: rows are tokens, which pick rows of the first factor.
+    """
+    forward = backward = 0.0
+    for number, (name, shape) in enumerate(chain.factors):
+        product = len(shape) > 1 and not (looked_up and number == 0)
+        size = 2.0 * math.prod(shape) * product
+        forward += size
+        backward += size * (below + (name in trains))
+        below |= name in trains
+    return forward, backward
+
+
+# What a token passes in a layer, in this order; patterns over places and parameters.
+_IN_A_LAYER = (
+    r"attention_norm/.*",
+    r"attention/(query|key|value)(/.*)?",
+    r"attention/(query|key)_norm/.*",
+    r"attention(/site/.*)?",
+    r"attention/output(/.*)?",
+    r"attention_output(/.*)?",
+    r"mlp_norm/.*",
+    r"mlp/(gate|up)(/.*)?",
+    r"mlp/down(/.*)?",
+    r"mlp_output(/.*)?",
+)
+_END = (sys.maxsize, 0)
+
+
+def _order(name: str, layers: int) -> tuple[int, int]:
+    """When a token comes to a place or a parameter; those with the same do not wait for another."""
+    if match := re.match(r"layers/(\d+)/(.*)", name):
+        numbered = enumerate(_IN_A_LAYER)
+        found = (number for number, pattern in numbered if re.fullmatch(pattern, match.group(2)))
+        return int(match.group(1)), next(found, 0)
+    if name.startswith(("embedding", "positions")):
+        return -1, 0
+    return layers, int(name.startswith("head"))
+
+
+def _acting(works: Iterable[tuple[str, Work]], trains: Collection[str]) -> Iterator[str]:
+    """Where something trains: parameters in their places, and places that use a shared one."""
+    yield from (name for name in trains if not name.startswith("methods/"))
+    for place, work in works:
+        if any(name in trains for chain in work.chains for name, _ in chain.factors):
+            yield place
 
 
 def count(model: Any, names: Collection[str] | None = None) -> int:

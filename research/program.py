@@ -63,10 +63,12 @@ class Program:
     @property
     def flops_per_token(self) -> float:
         """Model FLOPs of training on one token."""
-        length = self.experiment.data.sequence_length
-        return cost.flops_per_token(
-            self.shape, self.model_shapes, self.plan.trainable, length
-        ).train
+        data = self.experiment.data
+        flops = cost.flops_per_token(
+            self.shape, self.model_shapes, self.plan.trainable, data.sequence_length
+        )
+        tokens = data.batch_size * data.sequence_length / self.experiment.accumulate
+        return flops.train(tokens) / tokens
 
     @property
     def trainable_parameters(self) -> int:

@@ -135,6 +135,12 @@ def unstack_shapes(shapes: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]
     return jax.eval_shape(unstack, dict(shapes))
 
 
+def one_of(stacked: Any) -> Any:
+    """One of what lies along the leaves' first axis, abstractly."""
+    inner = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)  # noqa: E731
+    return jax.tree.map(inner, stacked)
+
+
 def group(count: int, alike: Callable[[int, int], bool], longest: int) -> tuple[str, ...]:
     """Cuts layers 0..count-1 into stacks of consecutive layers that are alike.
 

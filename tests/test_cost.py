@@ -1,28 +1,44 @@
 """Closed forms against what JAX and XLA count."""
 
+import dataclasses
+import functools
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import cost, methods
+from research import cost, methods, tree
 from research import step as stepping
-from research.methods import Full, LoRA, Partial
+from research.batch import SHARED
+from research.methods import Bank, Full, LoRA, Partial, Prefix, Prompt, Several
+from research.models.attention import Mask
 from tests import tiny
+from tests.methods.cases import CASES
+
+# Wide, so that products dominate, and unrolled, because XLA counts a scan's body once.
+WIDE = tiny.config(width=256, hidden=768, layers=2, longest_stack=1, vocabulary=512)
+ROWS, LENGTH = 8, 64
+FORMS = CASES | {
+    "full": Full(),
+    "norms": Partial(),
+    "last": Partial((r"layers/1/.*",)),
+    "several": Several(of=(LoRA(rank=8), Prompt(length=20))),
+    "prefix-mlp-wide": Prefix(length=20, reparameterized=True, hidden=128),
+    "bank": Bank(of=LoRA(rank=8), names=("a", "b")),
+    "bank-prefix": Bank(of=Prefix(length=3, reparameterized=True), names=("a", "b")),
+}
 
 
-@pytest.mark.parametrize(
-    "method", [Full(), LoRA(rank=8), Partial((r"layers/2/.*",))], ids=lambda m: m.kind
-)
-def test_flops_of_a_step_equal_xlas_count(method):
-    """XLA counts elementwise work too, so products must dominate: a wide model, unrolled.
-
-    Attention is counted in full by XLA (plain backend) and over the causal half by us, so the
-    sequence is short.
-    """
-    shape = tiny.config(width=256, hidden=768, longest_stack=1, vocabulary=512)
-    rows, length = 8, 64
-    batch = tiny.batch(rows, length, documents=1)
-    model = tiny.abstract(method, shape)
+@functools.cache
+def both_counts(form: str) -> tuple[float, float]:
+    """FLOPs of a step by the closed form and by XLA."""
+    method = FORMS[form]
+    batch = tiny.batch(ROWS, LENGTH, documents=1)
+    if method.kind == "bank":
+        batch = dataclasses.replace(batch, adapter=np.arange(ROWS, dtype=np.int32) % 2)
+    model = tiny.abstract(method, WIDE)
     names = methods.trainable(model, method)
     plan = stepping.Plan(names)
     state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
@@ -32,8 +48,44 @@ def test_flops_of_a_step_equal_xlas_count(method):
         .compile()
     )
     counted = compiled.cost_analysis()["flops"]
-    ours = cost.flops_per_token(shape, model, names, length).train * rows * length
-    np.testing.assert_allclose(ours, counted, rtol=0.06)
+    return cost.flops_per_token(WIDE, model, names, LENGTH).train(ROWS * LENGTH), counted
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_flops_of_a_step_equal_xlas_count(form):
+    """XLA counts elementwise work too, and attention over its whole square: 3 to 4.5% more here.
+
+    So the closed form is never above, and a product too many or too few in every layer shows.
+    """
+    ours, counted = both_counts(form)
+    assert 0.95 < ours / counted < 0.975
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "full"])
+def test_what_is_frozen_costs_no_gradient(form):
+    """The gradient of one 256 x 256 kernel in both layers would be 0.013 of full's step."""
+    (ours, counted), (ours_full, counted_full) = both_counts(form), both_counts("full")
+    np.testing.assert_allclose(counted / counted_full, ours / ours_full, atol=0.01)
+
+
+@pytest.mark.parametrize("window", [0, 6, 40])
+def test_attention_is_counted_over_the_keys_that_are_seen(window):
+    """Whole rows of one document, with and without a prompt and a prefix, against the mask."""
+    shape, length = tiny.config(windows=(window,), layers=1), 16
+    for prompts, keys in ((0, 0), (3, 0), (0, 3)):
+        method = {(3, 0): Prompt(length=3), (0, 3): Prefix(length=3)}.get((prompts, keys), Full())
+        model = tiny.abstract(method, shape)
+        found = cost.flops_per_token(shape, model, (), length).forward * length
+        rows = prompts + length
+        segments = jnp.where(jnp.arange(rows) < prompts, SHARED, 1)[None]
+        places = jnp.arange(rows)[None]
+        mask = Mask(segments, places, segments, places, window=window)
+        pairs = mask.allowed()[0].sum() + rows * keys
+        head = 2 * shape.width * shape.vocabulary * length
+        in_layers = [name for name in tree.flatten(model) if re.search("layers.*kernel", name)]
+        products = 2 * cost.count(model, in_layers) * rows
+        scores = 4 * pairs * shape.heads * shape.size
+        np.testing.assert_allclose(found, head + products + scores, rtol=1e-6)
 
 
 def test_lora_parameters_equal_the_closed_form():

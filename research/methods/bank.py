@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research import tree
 from research.config import Name, one_of
 from research.methods.attaching import PLACES, places
-from research.models.sites import Context
+from research.models import sites
+from research.models.sites import Context, Weight, Work
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -105,11 +108,11 @@ class Rows(nnx.Module):
                 "of them each row uses"
             )
         ids = jnp.asarray(context.adapter)
-        pick = lambda tree: jax.tree.map(lambda leaf: leaf[jnp.maximum(ids, 0)], tree)  # noqa: E731
+        pick = lambda node: jax.tree.map(lambda leaf: leaf[jnp.maximum(ids, 0)], node)  # noqa: E731
         shared = {n: pick(m) for n, m in context.shared.items() if n == self.adapter}
 
         def row(delta, shared, x, y, key):
-            one = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)  # noqa: E731
+            one = lambda node: jax.tree.map(lambda leaf: leaf[None], node)  # noqa: E731
             inner = dataclasses.replace(context, adapter=None, keys=one(key), shared=shared)
             return jax.tree.map(lambda leaf: leaf[0], delta(one(x), one(y), weight, inner))
 
@@ -121,3 +124,10 @@ class Rows(nnx.Module):
             return jnp.where((ids >= 0).reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
         return jax.tree.map(choose, made, y)
+
+    def work(self, weight: Weight | None, shared: Mapping[str, Any]) -> Work:
+        """Each row does what one adapter does, and what that does in each pass."""
+        mine = {n: tree.one_of(module) for n, module in shared.items() if n == self.adapter}
+        alone = sites.work(tree.one_of(self.each), weight, mine).inside("each")
+        rows = [c._replace(each="row") if c.each == "pass" else c for c in alone.chains]
+        return alone._replace(chains=tuple(rows))

@@ -15,7 +15,7 @@ from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_at
 from research.methods.lora import EVERY_LINEAR, LoRA, LowRank
 from research.models.layers import Linear
-from research.models.sites import Context, Weight
+from research.models.sites import Chain, Context, Weight, Work, chain
 from research.models.transformer import Transformer
 
 
@@ -69,6 +69,13 @@ class Decomposed(nnx.Module):
         bias = jnp.zeros((), y.dtype) if weight.bias is None else weight.bias.astype(y.dtype)
         ratio = self.ratio(weight).astype(y.dtype)
         return (y - bias + self.low.product(x, y, context)) * ratio + bias
+
+    def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
+        low = chain(self, "low/a", "low/b")
+        (_, (inputs, _)), (_, after) = low.factors
+        # the norms' product of a and b, through which no gradient flows
+        norms = Chain(((None, after),), rows=inputs, each="pass")
+        return Work((low._replace(factors=(*low.factors, ("magnitude", ()))), norms))
 
     def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""

@@ -15,7 +15,7 @@ from flax import nnx
 from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_at
 from research.models.products import matmul
-from research.models.sites import Context, Weight
+from research.models.sites import Context, Weight, Work, chain
 from research.models.transformer import Transformer
 
 EVERY_LINEAR = r"layers/\d+/(attention|mlp)/\w+"
@@ -181,6 +181,9 @@ class Principal(LowRank):
     def product(self, x: jax.Array, y: jax.Array, context: Context) -> jax.Array:
         first = low_rank(x, y, self.first_a[...], self.first_b[...], self.scale[...], context)
         return super().product(x, y, context) - first
+
+    def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
+        return Work((chain(self, "a", "b"), chain(self, "first_a", "first_b")))
 
     def pairs(self) -> list[tuple[jax.Array, jax.Array, float]]:
         return [*super().pairs(), (self.first_a[...], self.first_b[...], -1.0)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import nnx
 from research.config import Name, Positive
 from research.methods.attaching import attach_at
 from research.models.config import ModelConfig
-from research.models.sites import Context
+from research.models.sites import Chain, Context, Work
 from research.models.transformer import Attention, Transformer
 
 
@@ -77,6 +78,9 @@ class KeysAndValues(nnx.Module):
         keys, values = self.made(context)
         return front(keys, y[0]), front(values, y[1])
 
+    def work(self, weight: None, shared: Mapping[str, Any]) -> Work:
+        return Work(keys=self.keys.shape[0])
+
 
 class Vectors(nnx.Module):
     """tanh(vectors [P,D] @ into [D,M] + bias), which all layers share."""
@@ -107,3 +111,10 @@ class FromVectors(KeysAndValues):
         both = jnp.einsum("pm,mcw->cpw", context.shared[self.name](), self.out[...])
         keys, values = both + self.out_bias[...][:, None]
         return keys, values
+
+    def work(self, weight: None, shared: Mapping[str, Any]) -> Work:
+        both, front = shared[self.name], f"methods/{self.name}"
+        length = both.vectors.shape[0]
+        first = (f"{front}/vectors", ()), (f"{front}/into", both.into.shape)
+        made = Chain((*first, ("out", self.out.shape)), rows=length, each="pass")
+        return Work((made,), keys=length)

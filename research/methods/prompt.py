@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 from research.config import Name, Positive
 from research.methods.attaching import attach_at
 from research.models.layers import Embedding
-from research.models.sites import Context, Weight
+from research.models.sites import Context, Weight, Work
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -101,3 +102,6 @@ class Vectors(nnx.Module):
         vectors = self.vectors[...].astype(y.dtype)
         front = jnp.broadcast_to(vectors, (y.shape[0], *vectors.shape))
         return jnp.concatenate([front, y], axis=1)
+
+    def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
+        return Work(tokens=self.vectors.shape[0])

@@ -16,7 +16,7 @@ from research.config import Name, Positive
 from research.methods.attaching import attach_at, linears
 from research.methods.lora import EVERY_LINEAR, low_rank
 from research.models.layers import Linear
-from research.models.sites import Context, Weight
+from research.models.sites import Chain, Context, Weight, Work
 from research.models.transformer import Transformer
 
 
@@ -83,6 +83,12 @@ class Vectors(nnx.Module):
     def matrices(self, shared: Mapping[str, Any], inputs: int) -> tuple[jax.Array, jax.Array]:
         both = shared[self.name]
         return both.a[...][:inputs], both.b[...][:, : self.outer.shape[0]]
+
+    def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
+        (inputs, outputs), rank = weight.kernel.shape, self.inner.shape[0]
+        a = f"methods/{self.name}/a", (inputs, rank)
+        b = f"methods/{self.name}/b", (rank, outputs)
+        return Work((Chain((a, ("inner", ()), b, ("outer", ()))),))
 
     def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""

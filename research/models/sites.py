@@ -12,7 +12,8 @@ weight (kernel and bias). The places, by the path of the module that owns them:
   `head`                         x [B,S,D], y logits [B,S,V], kernel [D,V]
 
 So a base parameter's path and value are the same before and after tuning, a model without
-attachments is the base, and a new method needs no edit of the model.
+attachments is the base, and a new method needs no edit of the model. A delta that does more than
+pass its input through its matrices in turn says so in `work(weight, shared)`, for `research.cost`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import dataclasses
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,3 +95,57 @@ def apply(
     for name, delta in site.items():
         y = delta(x, y, weight, context.at(name))
     return y
+
+
+class Chain(NamedTuple):
+    """Factors that rows pass one after the other, as x does in `(x @ a) @ b`.
+
+    Attributes:
+      factors: (name, shape) of each: two axes or more are a matrix product, others cost nothing.
+        A name is that of the delta's own leaf, or `methods/...`; None where no gradient goes.
+      rows: how many rows pass it ...
+      each: ... for each token, for each row of the batch, or in each pass of the model.
+    """
+
+    factors: tuple[tuple[str | None, tuple[int, ...]], ...]
+    rows: int = 1
+    each: Literal["token", "row", "pass"] = "token"
+
+
+class Work(NamedTuple):
+    """What a delta adds to the work of its place.
+
+    Attributes:
+      chains: its matrix products.
+      tokens: how many tokens it puts in front of every row.
+      keys: how many keys and values it puts in front of every row's.
+    """
+
+    chains: tuple[Chain, ...] = ()
+    tokens: int = 0
+    keys: int = 0
+
+    def inside(self, owner: str) -> Work:
+        """The same with the names of leaves as the owner of the delta has them."""
+
+        def named(name: str | None) -> str | None:
+            return name if name is None or name.startswith("methods/") else f"{owner}/{name}"
+
+        chains = [
+            chain._replace(factors=tuple((named(name), shape) for name, shape in chain.factors))
+            for chain in self.chains
+        ]
+        return self._replace(chains=tuple(chains))
+
+
+def work(delta: Any, weight: Weight | None, shared: Mapping[str, Any]) -> Work:
+    """The work of one layer's delta (abstract will do): what it says, or its leaves in turn."""
+    if hasattr(delta, "work"):
+        return delta.work(weight, shared)
+    return Work((chain(delta, *tree.flatten(delta)),))
+
+
+def chain(delta: Any, *names: str) -> Chain:
+    """The chain of a delta's own leaves, which each token passes."""
+    leaves = tree.flatten(delta)
+    return Chain(tuple((name, leaves[name].shape) for name in names))
