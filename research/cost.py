@@ -30,11 +30,14 @@ def parameter_count(config: ModelConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """FLOPs for one token of a row's text, and of a pass however many tokens it has."""
+    """FLOPs for one token of a row's text."""
 
     forward: float
     backward: float
+    # what a pass costs however many tokens it has
     once: float = 0.0
+    # what `remat: full` computes again for a token: its layers forward but for each one's end
+    recomputed: float = 0.0
 
     def train(self, tokens: float) -> float:
         """FLOPs of forward and backward passes over so many tokens at once."""
@@ -55,14 +58,19 @@ def flops_per_token(
     works = list(_works(model))
     rows = length + sum(work.tokens for _, work in works)
     lowest = min((_order(name, config.layers) for name in _acting(works, trains)), default=_END)
-    forward = backward = once = 0.0
+    orders = [_order(name, config.layers) for name, work in works if work.chains]
+    ends = {layer: (layer, last) for layer, last in sorted(orders)}
+    forward = backward = once = recomputed = 0.0
     for name, work in works:
+        order = _order(name, config.layers)
         share = rows / length if name.startswith("layers/") else 1.0
+        again = name.startswith("layers/") and order[0] >= lowest[0] and order < ends[order[0]]
         for chain in work.chains:
-            below = lowest < _order(name, config.layers)
+            below = lowest < order
             ahead, back = _products(chain, below, trains, looked_up=name == "embedding")
             times = chain.rows * {"token": share, "row": 1 / length, "pass": 0.0}[chain.each]
             forward, backward = forward + times * ahead, backward + times * back
+            recomputed += times * ahead * again
             once += chain.rows * (chain.each == "pass") * (ahead + back)
     for layer in range(config.layers):
         place, window = f"layers/{layer}/attention", config.window(layer)
@@ -73,7 +81,8 @@ def flops_per_token(
         attention = 4 * seen * config.heads * config.size * rows / length
         forward += attention
         backward += 2 * attention * (lowest <= _order(place, config.layers))
-    return Flops(forward, backward, once)
+        recomputed += attention * (layer >= lowest[0])
+    return Flops(forward, backward, once, recomputed)
 
 
 def _works(model: Any) -> Iterator[tuple[str, Work]]:

@@ -61,14 +61,17 @@ class Program:
         return {"path": self.base.lasting, "fingerprint": self.base.fingerprint}
 
     @property
+    def flops(self) -> cost.Flops:
+        """What a token costs, in closed form."""
+        length = self.experiment.data.sequence_length
+        return cost.flops_per_token(self.shape, self.model_shapes, self.plan.trainable, length)
+
+    @property
     def flops_per_token(self) -> float:
         """Model FLOPs of training on one token."""
         data = self.experiment.data
-        flops = cost.flops_per_token(
-            self.shape, self.model_shapes, self.plan.trainable, data.sequence_length
-        )
         tokens = data.batch_size * data.sequence_length / self.experiment.accumulate
-        return flops.train(tokens) / tokens
+        return self.flops.train(tokens) / tokens
 
     @property
     def trainable_parameters(self) -> int:

@@ -32,13 +32,13 @@ FORMS = CASES | {
 
 
 @functools.cache
-def both_counts(form: str) -> tuple[float, float]:
+def both_counts(form: str, remat: str = "none") -> tuple[float, float]:
     """FLOPs of a step by the closed form and by XLA."""
-    method = FORMS[form]
+    method, shape = FORMS[form], dataclasses.replace(WIDE, remat=remat)
     batch = tiny.batch(ROWS, LENGTH, documents=1)
     if method.kind == "bank":
         batch = dataclasses.replace(batch, adapter=np.arange(ROWS, dtype=np.int32) % 2)
-    model = tiny.abstract(method, WIDE)
+    model = tiny.abstract(method, shape)
     names = methods.trainable(model, method)
     plan = stepping.Plan(names)
     state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
@@ -48,7 +48,8 @@ def both_counts(form: str) -> tuple[float, float]:
         .compile()
     )
     counted = compiled.cost_analysis()["flops"]
-    return cost.flops_per_token(WIDE, model, names, LENGTH).train(ROWS * LENGTH), counted
+    flops, tokens = cost.flops_per_token(shape, model, names, LENGTH), ROWS * LENGTH
+    return flops.train(tokens) + (remat == "full") * flops.recomputed * tokens, counted
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -66,6 +67,12 @@ def test_what_is_frozen_costs_no_gradient(form):
     """The gradient of one 256 x 256 kernel in both layers would be 0.013 of full's step."""
     (ours, counted), (ours_full, counted_full) = both_counts(form), both_counts("full")
     np.testing.assert_allclose(counted / counted_full, ours / ours_full, atol=0.01)
+
+
+@pytest.mark.parametrize("form", ["full", "lora", "houlsby"])
+def test_what_remat_computes_again_is_known(form):
+    (ours, counted), (ours_kept, counted_kept) = both_counts(form, "full"), both_counts(form)
+    np.testing.assert_allclose(ours - ours_kept, counted - counted_kept, rtol=0.06)
 
 
 @pytest.mark.parametrize("window", [0, 6, 40])
