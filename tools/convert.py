@@ -19,20 +19,21 @@ import argparse
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     python = ENVIRONMENT / "bin" / "python"
-    if Path(sys.prefix) != ENVIRONMENT and python.exists():
+    if argv is None and Path(sys.prefix) != ENVIRONMENT and python.exists():
         os.execv(python, [str(python), *sys.argv])
     if importlib.util.find_spec("jax") is None:
         raise SystemExit("jax is not there: run tools/setup")
     sys.path.insert(0, str(ROOT))
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_args(argv)
     from research import config as door
 
     with door.clear_errors():

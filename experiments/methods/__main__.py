@@ -13,10 +13,11 @@ again, so the study can be stopped at any time. Results: WORKDIR/results.json, f
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -151,14 +152,12 @@ class Study:
         (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
     def command(self, module: str, *arguments: object) -> None:
-        """Runs one program of the project and ends with its exit status if it fails."""
-        words = [module, *map(str, arguments)]
-        print(f"\n$ python -m {shlex.join(words)}", flush=True)
-        if self.dry_run:
-            return
-        status = subprocess.run([sys.executable, "-m", *words]).returncode
-        if status:
-            sys.exit(f"methods: {module} ended with status {status}; what it printed says why")
+        """Runs one program of the project, in this process: a start takes as long as ten steps."""
+        words = list(map(str, arguments))
+        print(f"\n$ python -m {shlex.join([module, *words])}", flush=True)
+        if not self.dry_run:
+            importlib.import_module(module).main(words)
+            gc.collect()
 
 
 def one(summary: dict, answers: dict) -> dict:
