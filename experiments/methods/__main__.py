@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 from configs.methods.smollm2 import FORMS
+from research.checkpoint import library_versions
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 SCREEN_STEPS, SCREEN_SEED, SEEDS = 20, 0, (1, 2, 3)
@@ -143,10 +144,12 @@ class Study:
                 "method": config_of(done[0][0].parent)["method"],
                 "bytes": stored_bytes(done[0][0].parent / "model"),
             }
-        base = read(self.folder / "answers" / "base.json")
+        bases = sorted((self.folder / "answers").glob("base*.json"))
+        measured = ("bits_per_byte", "quality", "fingerprint")
         results = {
             "command": shlex.join(["python", "-m", "experiments.methods", *sys.argv[1:]]),
-            "base": {name: base[name] for name in ("bits_per_byte", "quality", "fingerprint")},
+            "versions": library_versions(),
+            "bases": {path.stem: {what: read(path)[what] for what in measured} for path in bases},
             "forms": forms,
         }
         (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,149 @@
+"""The study's table and plot, from its numbers.
+
+    python -m experiments.methods.table [--results runs/methods/results.json] [--write]
+
+Prints the table; `--write` also writes results.json, table.md and plot.svg beside this file, which
+are committed. Intervals are Student's t over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from research import report
+from research.evaluation.statistics import Estimate, mean_interval
+from research.plots import standalone
+from research.report import Column, Point
+
+HERE = Path(__file__).parent
+COLUMNS = [
+    Column("form", "form"),
+    Column("rate", "rate", format=".0e", tip="the best of its own sweep, by held-out loss"),
+    Column("trainable", "trained", format="si", tip="parameters"),
+    Column("bytes", "on disk", "MB", 1e-6, ".2f", tip="what is kept beside the base"),
+    Column("step", "a step", "s", format=".2f", tip="median over the runs"),
+    Column("memory", "peak memory", "GiB", 2**-30, ".2f", tip="of the compiled program"),
+    Column("right", "right answers", "%", 100, ".1f", tip="of the test questions, over seeds"),
+    Column("heldout", "held-out loss", "nats", format=".3f"),
+    Column("forgetting", "forgetting", "bits/byte", format="+.3f", tip="after minus before"),
+]
+# what a form is, for the plot's colours
+KINDS = {
+    "full": "weights",
+    "last_layers": "weights",
+    "norms": "weights",
+    **dict.fromkeys(("houlsby", "pfeiffer", "parallel"), "small MLPs"),
+    **dict.fromkeys(("prompt", "prompt_random", "prompt_labels"), "tokens in front"),
+    **dict.fromkeys(("prefix", "prefix_mlp"), "tokens in front"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results.json", metavar="FILE")
+    parser.add_argument("--write", action="store_true", help="write the committed files")
+    arguments = parser.parse_args()
+    results = json.loads(arguments.results.read_text(encoding="utf-8"))
+    text = table(results)
+    print(text)
+    if arguments.write:
+        kept = json.dumps(without_answers(results), indent=1) + "\n"
+        (HERE / "results.json").write_text(kept, encoding="utf-8")
+        (HERE / "table.md").write_text(text + "\n", encoding="utf-8")
+        (HERE / "plot.svg").write_text(plot(results), encoding="utf-8")
+
+
+def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The bases, which nothing was trained of, then the forms, the best first."""
+    before = mean_bits(results["bases"]["base"])
+    lines: list[dict[str, Any]] = []
+    for name, read in results["bases"].items():
+        quality = read["quality"]
+        right = Estimate(quality["value"], quality["low"], quality["high"], quality["n"])
+        moved = mean_bits(read) - before if name != "base" else None
+        lines.append({"form": name, "right": right, "forgetting": moved})
+    tuned = []
+    for name, form in results["forms"].items():
+        runs = list(form["runs"].values())
+        pick = lambda what, runs=runs: [run[what] for run in runs]  # noqa: E731
+        tuned.append(
+            {
+                "form": name,
+                "rate": form["rate"],
+                "trainable": runs[0]["trainable_parameters"],
+                "bytes": form["bytes"],
+                "step": sorted(pick("step_seconds"))[len(runs) // 2],
+                "memory": runs[0]["program_bytes"],
+                "right": over_seeds([run["quality"]["value"] for run in runs]),
+                "heldout": over_seeds(pick("heldout_loss")),
+                "forgetting": over_seeds([mean_bits(run) - before for run in runs]),
+            }
+        )
+    return lines + sorted(tuned, key=lambda line: -line["right"].value)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    return report.text_table(rows(results), COLUMNS)
+
+
+def plot(results: Mapping[str, Any]) -> str:
+    """Right answers against trained parameters."""
+    lines = rows(results)
+    points = [
+        Point(
+            line["form"],
+            line["trainable"],
+            line["right"].scaled(100),
+            KINDS.get(line["form"], "changes of weights"),
+        )
+        for line in lines
+        if "trainable" in line
+    ]
+    return standalone(
+        report.scatter_plot(
+            points,
+            "trained parameters",
+            "right answers (%)",
+            "Means and 95% intervals over seeds.",
+            references={line["form"]: 100 * line["right"].value for line in lines[:1]},
+        )
+    )
+
+
+def over_seeds(values: list[float]) -> Estimate:
+    """The mean with Student's t interval; of one run, the value alone."""
+    if len(values) < 2:
+        return Estimate(values[0], math.nan, math.nan, 1)
+    return mean_interval(values)
+
+
+def mean_bits(read: Mapping[str, Any]) -> float:
+    """Bits a byte, mean over the kinds of held-out text."""
+    bits = read["bits_per_byte"]
+    return sum(bits.values()) / len(bits)
+
+
+def without_answers(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results without every single answer."""
+    forms = {
+        name: form
+        | {
+            "runs": {
+                seed: {what: value for what, value in run.items() if what != "answers"}
+                for seed, run in form["runs"].items()
+            }
+        }
+        for name, form in results["forms"].items()
+    }
+    return {**results, "forms": forms}
+
+
+if __name__ == "__main__":
+    main()
