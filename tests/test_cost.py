@@ -52,24 +52,32 @@ def both_counts(form: str, remat: str = "none") -> tuple[float, float]:
     return flops.train(tokens) + (remat == "full") * flops.recomputed * tokens, counted
 
 
-@pytest.mark.parametrize("form", FORMS)
+# the others compile for minutes together
+QUICK = ("full", "norms", "lora", "dora", "prompt", "bank")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [form if form in QUICK else pytest.param(form, marks=pytest.mark.heavy) for form in FORMS],
+)
 def test_flops_of_a_step_equal_xlas_count(form):
-    """XLA counts elementwise work too, and attention over its whole square: 3 to 4.5% more here.
+    """XLA counts elementwise work too, and attention over its whole square: 2 to 4.5% of full's
+    step here, whatever the method.
 
-    So the closed form is never above, and a product too many or too few in every layer shows.
+    So the closed form is never above, and a product too many or too few in every layer shows: the
+    gradient of one frozen 256 x 256 kernel in both layers would be 1.3%.
     """
-    ours, counted = both_counts(form)
-    assert 0.95 < ours / counted < 0.975
+    assert 0.02 < elementwise(form) < 0.045
+    np.testing.assert_allclose(elementwise(form), elementwise("lora"), atol=0.01)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form != "full"])
-def test_what_is_frozen_costs_no_gradient(form):
-    """The gradient of one 256 x 256 kernel in both layers would be 0.013 of full's step."""
-    (ours, counted), (ours_full, counted_full) = both_counts(form), both_counts("full")
-    np.testing.assert_allclose(counted / counted_full, ours / ours_full, atol=0.01)
+def elementwise(form):
+    """What XLA counts beyond the closed form, over full's step."""
+    (ours, counted), (ours_full, _) = both_counts(form), both_counts("full")
+    return (counted - ours) / ours_full
 
 
-@pytest.mark.parametrize("form", ["full", "lora", "houlsby"])
+@pytest.mark.parametrize("form", ["full", "lora", pytest.param("houlsby", marks=pytest.mark.heavy)])
 def test_what_remat_computes_again_is_known(form):
     (ours, counted), (ours_kept, counted_kept) = both_counts(form, "full"), both_counts(form)
     np.testing.assert_allclose(ours - ours_kept, counted - counted_kept, rtol=0.06)

@@ -5,6 +5,7 @@
     tools/bench.py step --no-peer --shape quickstart
     tools/bench.py step --json FILE          the same numbers for a program
     tools/bench.py profile                   where the time of a step goes
+    tools/bench.py methods                   tuning methods beside full tuning: time, memory, FLOPs
     tools/bench.py remat                     memory against time, by policy
     tools/bench.py overhead                  start, data, host work and checkpoints of a run
 
@@ -29,10 +30,11 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     if importlib.util.find_spec("jax") is None:
         raise SystemExit("jax is not there: run tools/setup")
-    from tools.benchmarks import harness, interop, overhead, profile, remat, step
+    from tools.benchmarks import harness, interop, methods, overhead, profile, remat, step
 
     verbs = {
         "step": step,
+        "methods": methods,
         "profile": profile,
         "remat": remat,
         "overhead": overhead,

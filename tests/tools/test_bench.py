@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--shape", "tiny", "--rounds", "1", "--seconds", "0.05")
 
 
-def bench(tmp_path, *arguments):
-    """Runs `tools/bench.py step` on the smallest shape; gives what it prints and writes."""
+def bench(tmp_path, *arguments, verb="step"):
+    """Runs a benchmark on the smallest shape; gives what it prints and writes."""
     file = tmp_path / "results.json"
-    command = [sys.executable, "tools/bench.py", "step", *QUICK, "--json", str(file), *arguments]
+    command = [sys.executable, "tools/bench.py", verb, *QUICK, "--json", str(file), *arguments]
     one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -35,6 +35,23 @@ def test_graft_alone_is_measured_against_the_machines_limit(tmp_path):
     assert 0 < results["utilisation"] < 1
     assert results["lora.float32.graft.tokens_per_second"] > 0
     assert "tokens/s" in text and "ratio" not in results
+
+
+def test_methods_are_measured_beside_full_and_a_bank_beside_one_adapter(tmp_path):
+    text, results = bench(tmp_path, "--methods", "ia3", "bank8", "--remat", "ia3", verb="methods")
+    for key, other in (("ia3", "full"), ("ia3.remat", "full"), ("bank8", "lora-8-rows")):
+        for number in ("ratio", "ratio.analytic"):
+            low, high = (results[f"{key}.{number}.{end}"] for end in ("low", "high"))
+            assert 0 < low <= results[f"{key}.{number}"] <= high
+        assert f"  {other}\n" in text
+    assert results["bank8.ratio_to_lora"] == pytest.approx(1 / results["bank8.ratio"])
+    # AdamW's two moments of what trains: 2 layers' factors of 16 + 16 + 48, and a count a leaf
+    assert results["ia3.trainable_parameters"] == 160
+    assert 8 * 160 <= results["ia3.optimizer_bytes"] < 8 * 160 + 100
+    # a tiny model does much that is no product, but no third of it for frozen weights
+    shares = results["ia3.counted_flops_share"], results["ia3.counted_flops.closed_form_share"]
+    assert shares[0] == pytest.approx(shares[1], abs=0.1) and shares[0] < 0.7
+    assert results["ia3.memory_share"] < 0.6 and results["bank8.flops_share"] == 1
 
 
 @pytest.mark.heavy

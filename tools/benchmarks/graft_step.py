@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,20 +15,40 @@ from research.batch import Batch
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
-from research.methods import Full, LoRA
+from research.loss import LossConfig
+from research.methods import IA3, Bank, Bottleneck, DoRA, Full, LoRA, Partial, Prefix, Prompt, VeRA
 from research.models.config import ModelConfig
 from research.optimizers import OptimizerConfig
 from research.schedules import ScheduleConfig
-from tools.benchmarks.shapes import DECAY, RATE, SHAPES
+from tools.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
 
-METHODS = {"full": Full(), "lora": LoRA(rank=16, alpha=32.0)}
+METHODS = {
+    "full": Full(),
+    "lora": LoRA(rank=16, alpha=32.0),
+    "dora": DoRA(rank=16, alpha=32.0),
+    "ia3": IA3(),
+    "houlsby": Bottleneck(width=64),
+    "parallel": Bottleneck(width=64, placement="parallel", activation="relu", scale=4.0),
+    "vera": VeRA(rank=256),
+    "prompt": Prompt(length=20),
+    "prefix": Prefix(length=20),
+    "norms": Partial(),
+    "bank8": Bank(of=LoRA(rank=16, alpha=32.0), names=tuple(f"adapter{i}" for i in range(8))),
+}
 
 peak_memory = metrics.peak_memory_bytes
 
 
+def shape_of(settings: Mapping[str, Any]) -> Shape:
+    """The shape; with `rows` the same tokens in so many rows."""
+    shape = SHAPES[settings["shape"]]
+    rows = settings.get("rows", shape.rows)
+    return dataclasses.replace(shape, rows=rows, length=shape.tokens // rows)
+
+
 def experiment(settings: Mapping[str, Any]) -> Experiment:
     """The experiment of a shape."""
-    shape = SHAPES[settings["shape"]]
+    shape = shape_of(settings)
     cpu = jax.default_backend() == "cpu"
     model = shape.model | dict(
         longest_stack=1 if cpu else 0,
@@ -42,28 +63,32 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
         tokenizer="none",
         method=METHODS[settings["method"]],
         optimizer=OptimizerConfig(settings.get("optimizer", "adamw")),
+        loss=LossConfig(chunk=settings.get("chunk", LossConfig.chunk)),
         schedule=ScheduleConfig(rate=RATE, kind="constant"),
         decay=DECAY,
     )
 
 
-def batch(shape_name: str) -> Batch:
-    """Random tokens, one document a row, every token trained on."""
-    shape = SHAPES[shape_name]
+def batch(settings: Mapping[str, Any]) -> Batch:
+    """Random tokens, one document a row, every token trained on; a bank's adapters in turn."""
+    shape, method = shape_of(settings), METHODS[settings["method"]]
     size, text = (shape.rows, shape.length), shape.text()
     positions = np.broadcast_to(np.arange(shape.length, dtype=np.int32), size)
+    adapters = len(method.names) if method.kind == "bank" else 0
     return Batch(
         tokens=text[:, :-1].astype(np.int32),
         targets=text[:, 1:].astype(np.int32),
         weights=np.ones(size, np.float32),
         segments=np.ones(size, np.int32),
         positions=np.ascontiguousarray(positions),
+        adapter=np.arange(shape.rows, dtype=np.int32) % adapters if adapters else None,
     )
 
 
 def prepare(settings: Mapping[str, Any]):
     """A contender, see `tools.benchmarks.harness`; `settings` are shape, method and dtype, and
-    where wanted optimizer, fields of the model, and a file to write the weights to."""
+    where wanted optimizer, rows, fields of the model, columns of the loss's chunk, and a file to
+    write the weights to."""
     return build(settings)[1:]
 
 
@@ -74,9 +99,9 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
         state = plan.fresh_state()
         if settings.get("weights"):
             np.savez(settings["weights"], **transformers_weights(state.model))
-        hyper, rows = plan.place_numbers(), plan.place(batch(settings["shape"]))
+        hyper, rows = plan.place_numbers(), plan.place(batch(settings))
         start = time.perf_counter()
-        step = plan.compile(batch(settings["shape"]))
+        step = plan.compile(batch(settings))
         compiled = time.perf_counter() - start
     needed = memory.Memory.of(step)
 
@@ -95,13 +120,22 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
     info = {
         "losses": losses,
         "flops_per_token": plan.flops_per_token,
+        "recomputed_flops_per_token": plan.flops.recomputed * (plan.shape.remat == "full"),
         "trainable_parameters": plan.trainable_parameters,
+        "optimizer_bytes": optimizer_bytes(plan),
         "argument_bytes": needed.arguments,
         "temporary_bytes": needed.temporaries,
         "compile_seconds": compiled,
         "jax": jax.__version__,
     }
     return step, info, run
+
+
+def optimizer_bytes(plan: program.Program) -> int:
+    """Bytes of the optimizer's state."""
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.state_shapes.optimizer)
+    )
 
 
 _NAMES = {

@@ -1,0 +1,307 @@
+"""Tuning methods beside full tuning: time, memory, optimizer state, FLOPs, and the closed forms.
+
+The first table is read off compiled programs and needs no clock: FLOPs of some layers in a row (XLA
+counts a scan's body once) beside the closed form, which shows that nothing is computed for frozen
+leaves; memory of all layers in one scan with `remat: full`. The second is time, everyone in turn:
+how many times as fast as full tuning, beside what the closed form says. That is matrix products at
+the rate of the fastest one, and the update's bytes at the rate of a pass over memory, both measured
+in the same round; what else a step does is in neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research import memory, program, sharding
+from tools.benchmarks import graft_step, harness
+from tools.benchmarks.shapes import SHAPES
+
+MIB, GIB = 2**20, 2**30
+COUNTED_LAYERS = 4  # whose FLOPs XLA counts
+COUNTED = ("counted_flops.closed_form", "counted_flops")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Something to measure.
+
+    Attributes:
+      settings: graft_step's, beside the shape and type; a quantised base is one more of them.
+      beside: the entry that it is compared to.
+    """
+
+    settings: Mapping[str, Any]
+    beside: str = "full"
+
+
+EIGHT_ROWS = {"rows": 8}  # one for each adapter of the bank
+REFERENCES = {
+    "full": Entry({"method": "full"}),
+    "lora-8-rows": Entry({"method": "lora"} | EIGHT_ROWS),
+}
+SINGLE = [name for name in graft_step.METHODS if name not in ("full", "bank8")]
+ENTRIES = {name: Entry({"method": name}) for name in SINGLE} | {
+    "bank8": Entry({"method": "bank8"} | EIGHT_ROWS, "lora-8-rows"),
+}
+# What the project wants of SmolLM2-135M: (number, least, most).
+MARKS = (
+    ("lora.ratio", 1.42, None),
+    ("lora.remat.ratio", 1.29, None),
+    ("lora.ratio.to_analytic", 0.9, 1.1),
+    ("lora.remat.ratio.to_analytic", 0.9, 1.1),
+    ("lora.memory_share", None, 0.55),
+    ("bank8.ratio_to_lora", None, 1.25),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2")
+    parser.add_argument("--methods", nargs="+", choices=ENTRIES, default=list(ENTRIES))
+    parser.add_argument(
+        "--remat",
+        nargs="*",
+        choices=SINGLE,
+        default=["lora"],
+        metavar="METHOD",
+        help="those of --methods that are timed with remat=full too",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--rounds", type=harness.positive, default=5, help="turns that everyone takes"
+    )
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn at least")
+    parser.add_argument(
+        "--together", type=harness.positive, default=2, help="methods beside full at a time"
+    )
+    parser.add_argument("--no-time", action="store_true", help="the first table alone")
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    shape = SHAPES[arguments.shape]
+    results: dict[str, Any] = {
+        "shape": arguments.shape,
+        "dtype": arguments.dtype,
+        **harness.machine(),
+    }
+    print(f"{arguments.shape}: {shape.rows} rows of {shape.length} tokens, {shape.model}")
+    results |= _programs(arguments)
+    if not arguments.no_time:
+        results |= _times(arguments)
+    if arguments.shape == "smollm2":
+        _say_marks(results)
+    return results
+
+
+# --- what compiled programs say -------------------------------------------------------------
+
+
+def _programs(arguments: argparse.Namespace) -> dict[str, Any]:
+    entries = {name: ENTRIES[name] for name in arguments.methods}
+    names = dict.fromkeys(entry.beside for entry in entries.values()) | entries
+    settings = {name: dict(_entry(name).settings) | _common(arguments) for name in names}
+    with harness.contenders({"compiled programs": (__spec__.name, settings)}) as ready:
+        info = ready[0].info
+    results: dict[str, Any] = {}
+    rows = [
+        ["", "trained", "optimizer", "GFLOP", f"{COUNTED_LAYERS} layers", "XLA /", "GiB,"],
+        ["", "parameters", "MiB", "a step", "GFLOP", "closed", "remat=full"],
+    ]
+    rows[0] += ["of other's:", "FLOPs", "by XLA", "memory", "optimizer", "the"]
+    rows[1] += ["FLOPs", f"{COUNTED_LAYERS} layers", "the same", "", "state", "other"]
+    for name in names:
+        facts, other = info[name], _entry(name).beside
+        share = {
+            f"{key}_share": facts[key] / info[other][key]
+            for key in (*COUNTED, "flops", "memory", "optimizer_bytes")
+        }
+        results |= {f"{name}.{key}": value for key, value in (facts | share).items()}
+        closed, counted = (facts[key] for key in COUNTED)
+        rows.append(
+            [
+                name,
+                f"{facts['trainable_parameters']:,}",
+                f"{facts['optimizer_bytes'] / MIB:,.2f}",
+                f"{facts['flops'] / 1e9:,.1f}",
+                f"{closed / 1e9:,.1f}",
+                f"{counted / closed:.3f}",
+                f"{facts['memory'] / GIB:.2f}",
+                f"{share['flops_share']:.3f}",
+                *(f"{share[f'{key}_share']:.3f}" for key in COUNTED),
+                f"{share['memory_share']:.1%}",
+                f"{share['optimizer_bytes_share']:.2%}",
+                other,
+            ]
+        )
+    _print_table(rows)
+    return results
+
+
+def prepare(settings: Mapping[str, Any]):
+    """A contender that compiles and runs nothing; `info` holds facts of each entry's programs."""
+    info = {}
+    for name, each in settings.items():
+        print(f" {name}", end="", file=sys.stderr, flush=True)
+        info[name] = _facts(each)
+    return info, lambda: 0.0
+
+
+def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    shape = graft_step.shape_of(settings)
+    layers = min(COUNTED_LAYERS, shape.model["layers"])
+    few = {"layers": layers, "longest_stack": 1, "remat": "none"}
+    few_plan, unrolled = _compiled(settings | {"model": few, "chunk": shape.length})
+    plan, scanned = _compiled(settings | {"model": {"longest_stack": 0, "remat": "full"}})
+    needed = memory.Memory.of(scanned)
+    return {
+        "trainable_parameters": plan.trainable_parameters,
+        "optimizer_bytes": graft_step.optimizer_bytes(plan),
+        "flops": plan.flops_per_token * shape.tokens,
+        "counted_flops.closed_form": few_plan.flops_per_token * shape.tokens,
+        "counted_flops": unrolled.cost_analysis()["flops"],
+        "memory": needed.peak,
+        "memory.arguments": needed.arguments,
+        "memory.temporaries": needed.temporaries,
+    }
+
+
+def _compiled(settings: Mapping[str, Any]) -> tuple[program.Program, Any]:
+    plan = program.make_program(graft_step.experiment(settings), None)
+    with sharding.use(plan.mesh, plan.experiment.sharding_rules):
+        return plan, plan.compile(graft_step.batch(settings))
+
+
+# --- time -----------------------------------------------------------------------------------
+
+
+def _times(arguments: argparse.Namespace) -> dict[str, Any]:
+    cases = [("none", name) for name in arguments.methods]
+    cases += [("full", name) for name in arguments.methods if name in arguments.remat]
+    groups = itertools.groupby(cases, key=lambda case: (case[0], ENTRIES[case[1]].beside))
+    results: dict[str, Any] = {}
+    rows = [
+        ["", "", "seconds", "other's", "times as fast", "in closed form", "off by", "the"],
+        ["", "remat", "a step", "seconds", "as the other", "", "", "other"],
+    ]
+    for (remat, beside), members in groups:
+        names = [name for _, name in members]
+        # few at a time: too many models in memory leave no huge pages for their work
+        for first in range(0, len(names), arguments.together):
+            some = names[first : first + arguments.together]
+            found, said = _together(arguments, remat, beside, some)
+            results |= found
+            rows += said
+    _print_table(rows)
+    return results
+
+
+def _together(
+    arguments: argparse.Namespace, remat: str, beside: str, names: Sequence[str]
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """Some methods, what they are compared to, and the machine's limits, in turns: numbers, and
+    lines of the table."""
+    modules: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "limit": ("tools.benchmarks.matmul_peak", {"dtype": arguments.dtype}),
+        "memory": ("tools.benchmarks.memory_rate", {}),
+    }
+    for name in (beside, *names):
+        settings = dict(_entry(name).settings) | _common(arguments) | {"model": {"remat": remat}}
+        modules[name] = ("tools.benchmarks.graft_step", settings)
+    with harness.contenders(modules) as ready:
+        info = {contender.name: contender.info for contender in ready}
+        times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
+    tokens = SHAPES[arguments.shape].tokens
+    limits = [
+        [statistics.median(runs) for runs in each]
+        for each in zip(times["limit"], times["memory"], strict=True)
+    ]
+    expected = {name: _expected(info[name], tokens, limits) for name in (beside, *names)}
+    results: dict[str, Any] = {}
+    rows = []
+    for name in names:
+        key = name if remat == "none" else f"{name}.remat"
+        faster = harness.ratio(times[name], times[beside])
+        analytic = harness.ratio(expected[name], expected[beside])
+        off = faster.middle / analytic.middle
+        seconds, other = (harness.Spread.of(_medians(times[one])) for one in (name, beside))
+        results |= faster.keys(f"{key}.ratio") | analytic.keys(f"{key}.ratio.analytic")
+        results |= seconds.keys(f"{key}.seconds") | other.keys(f"{key}.seconds_of_other")
+        results[f"{key}.ratio.to_analytic"] = off
+        results[f"{key}.update_bytes"] = _update_bytes(info[name])
+        if beside != "full":
+            results |= faster.inverse().keys(f"{key}.ratio_to_{beside.partition('-')[0]}")
+        rows.append(
+            [
+                name,
+                remat,
+                f"{seconds.middle:.3f}",
+                f"{other.middle:.3f}",
+                f"{faster:.3f}",
+                f"{analytic:.3f}",
+                f"{off - 1:+.1%}",
+                beside,
+            ]
+        )
+    return results, rows
+
+
+def _expected(
+    info: Mapping[str, Any], tokens: int, limits: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """Seconds of a step at the machine's limits, in each round: products, then the update.
+
+    Args:
+      limits: seconds for 10^12 FLOPs of products and for 10^9 bytes, by round.
+    """
+    flops = (info["flops_per_token"] + info["recomputed_flops_per_token"]) * tokens
+    moved = _update_bytes(info)
+    return [[flops / 1e12 * product + moved / 1e9 * passing] for product, passing in limits]
+
+
+def _update_bytes(info: Mapping[str, Any]) -> int:
+    """What clipping, the optimizer and the update read and write, as `train_step` is written.
+
+    Arrays of the trained leaves: the norm reads gradients; the optimizer reads them and writes its
+    steps; the check reads those; the update reads steps and weights and writes weights. Of the
+    optimizer's state: read and written new, then old and new are read and one of them is kept.
+    """
+    return 7 * 4 * info["trainable_parameters"] + 5 * info["optimizer_bytes"]
+
+
+def _medians(rounds: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.median(runs) for runs in rounds]
+
+
+def _say_marks(results: Mapping[str, Any]) -> None:
+    print("\nthe project's marks")
+    for key, least, most in MARKS:
+        if key in results:
+            value = results[key]
+            wanted = " and ".join(
+                f"{word} {bound}"
+                for word, bound in (("at least", least), ("at most", most))
+                if bound is not None
+            )
+            reached = (least is None or value >= least) and (most is None or value <= most)
+            print(f"  {key:30} {value:6.3f}  {wanted}: {'reached' if reached else 'missed'}")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]), flush=True)
+
+
+def _entry(name: str) -> Entry:
+    return (REFERENCES | ENTRIES)[name]
+
+
+def _common(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"shape": arguments.shape, "dtype": arguments.dtype}
