@@ -26,6 +26,7 @@ from research.methods.attaching import (
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
 from research.methods.full import Full
+from research.methods.hadamard import LoHa
 from research.methods.ia3 import IA3
 from research.methods.lora import LoRA
 from research.methods.partial import Partial
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "prompt": Prompt,
     "prefix": Prefix,
     "vera": VeRA,
+    "loha": LoHa,
 }
 _single = tuple(METHODS.values())
 METHODS |= {"several": several.make(_single), "bank": bank.make(_single)}

@@ -2,6 +2,7 @@
 
 from research.methods import IA3, Bottleneck, DoRA, LoRA, Method, Prefix, Prompt, VeRA
 from research.methods.bottleneck import PFEIFFER
+from research.methods.hadamard import LoHa
 from research.methods.lora import EVERY_LINEAR
 from tests import tiny
 
@@ -23,6 +24,7 @@ CASES: dict[str, Method] = {
     "pfeiffer": Bottleneck(targets=(PFEIFFER,), width=8),
     "parallel": Bottleneck(width=8, placement="parallel", activation="relu", scale=4.0),
     "vera": VeRA(rank=8),
+    "loha": LoHa(rank=4),
     "prompt": Prompt(length=3),
     "prompt-random": Prompt(length=3, start="random"),
     "prompt-text": Prompt(length=3, start="text", text="ab", tokens=((5,), (9,))),
@@ -31,7 +33,8 @@ CASES: dict[str, Method] = {
     "prefix-mlp": Prefix(length=3, reparameterized=True, hidden=8),
 }
 # these begin as the base: to the bit, but for rounding, and not at all
-EXACT = ("lora", "lora-patterns", "lora-ends", "ia3", "houlsby", "pfeiffer", "parallel", "vera")
+SERIAL = ("houlsby", "pfeiffer", "parallel")
+EXACT = ("lora", "lora-patterns", "lora-ends", "ia3", *SERIAL, "vera", "loha")
 ROUNDED = {"dora": 1e-6, "pissa": 1e-5}
 OTHER = tuple(name for name in CASES if name not in (*EXACT, *ROUNDED))
-MERGED = ("lora", "lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera")
+MERGED = ("lora", "lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera", "loha")

@@ -156,6 +156,7 @@ def test_trained_parameters_are_as_many_as_arithmetic_says(case):
         "pfeiffer": layers * houlsby,
         "parallel": layers * 2 * houlsby,
         "vera": layers * (7 * 8 + outputs),
+        "loha": 2 * layers * every,
         "prompt": 3 * d,
         "prompt-random": 3 * d,
         "prompt-text": 3 * d,
