@@ -178,7 +178,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
         "path": run.base.lasting,
         "fingerprint_before": run.base.fingerprint,
         "fingerprint_after": runs.verified_fingerprint(run.base),
-        "stored_as": sorted({kind for _, kind in run.model.storage} or {"float32"}),
+        "stored_as": run.model.stored_as,
     }
     certificate = {
         "adapter": {"path": str(run.saved.path), "fingerprint": run.fingerprint},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from research import merging, methods, runs, sharding, tree
+from research.interop import exporting, importing, model_card
 from research.methods import IA3, Bottleneck, DoRA, LoRA, Several, VeRA
 from research.models import storage
 from research.sharding import MeshConfig
@@ -132,6 +133,17 @@ def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
         model = runs.load_model(small, mesh, sharding.RULES)
     for name, leaf in tree.unstack(tree.flatten(model)).items():
         assert np.array_equal(leaf, small.read(name)), name
+
+
+def test_an_export_of_a_stored_base_is_what_it_reads_as(bases, tmp_path):
+    adapter = runs.open_run(tiny_run.adapter(bases["nf4"], LoRA(rank=2), tmp_path / "adapter"))
+    card = model_card.write(adapter, "hf")
+    assert "its weights were stored as bfloat16, nf4; those here are what that reads as" in card
+    exporting.export_huggingface(adapter, tmp_path / "theirs", card=card)
+    importing.import_model(importing.open_model(tmp_path / "theirs"), tmp_path / "back")
+    expected = merging.Merged(adapter)
+    for name, value in weights(tmp_path / "back").items():
+        assert np.array_equal(value, expected(name)), name
 
 
 def test_switching_an_adapter_off_gives_the_base():

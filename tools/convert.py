@@ -186,6 +186,10 @@ def take_out(arguments: argparse.Namespace) -> None:
         kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
         name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
     print(f"{run.saved.path}: method {run.method.kind} -> {name} in {dtype}")
+    if run.model.storage:
+        print(
+            f"the base is stored as {', '.join(run.model.stored_as)}: what it reads as is written"
+        )
     if arguments.dry_run:
         _print_sources(sources)
         merging.Merged(run)

@@ -184,7 +184,7 @@ def architecture(config: ModelConfig) -> ModelConfig:
     how: dict[str, Any] = {name: plain[name] for name in computed}
     own_size = config.size * config.heads != config.width
     return dataclasses.replace(
-        config,
+        config.full_precision,
         head_size=config.size if own_size else 0,
         score_size=0 if config.score_size == config.size else config.score_size,
         windows=shortest_cycle(tuple(config.window(layer) for layer in range(config.layers))),

@@ -51,6 +51,9 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
             lines += [f"- the weights were quantised before: {imported['quantised']}"]
     else:
         lines += ["- none: trained from random weights"]
+    if run.model.storage:
+        kinds = ", ".join(run.model.stored_as)
+        lines += [f"- its weights were stored as {kinds}; those here are what that reads as"]
     lines += ["", "## Data", "", *_data(run), "", "## Training", "", *_training(run, summary)]
     lines += ["", "## Evaluation", "", *_evaluation(summary, evaluation)]
     lines += ["", "## Use", "", _USE[form], "", *_template(run)]

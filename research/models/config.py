@@ -113,6 +113,11 @@ class ModelConfig:
             raise ValueError(f"model: unknown attention {self.attention!r}; there are: {known}")
 
     @property
+    def stored_as(self) -> list[str]:
+        """The types in which its weights are stored."""
+        return sorted({kind for _, kind in self.storage}) or ["float32"]
+
+    @property
     def full_precision(self) -> ModelConfig:
         """The same model with every weight stored in float32."""
         return dataclasses.replace(self, storage=())
