@@ -61,13 +61,13 @@ QUICK = ("full", "norms", "lora", "dora", "prompt", "bank")
     [form if form in QUICK else pytest.param(form, marks=pytest.mark.heavy) for form in FORMS],
 )
 def test_flops_of_a_step_equal_xlas_count(form):
-    """XLA counts elementwise work too, and attention over its whole square: 2 to 4.5% of full's
+    """XLA counts elementwise work too, and attention over its whole square: 1.5 to 4.5% of full's
     step here, whatever the method.
 
     So the closed form is never above, and a product too many or too few in every layer shows: the
     gradient of one frozen 256 x 256 kernel in both layers would be 1.3%.
     """
-    assert 0.02 < elementwise(form) < 0.045
+    assert 0.015 < elementwise(form) < 0.045
     np.testing.assert_allclose(elementwise(form), elementwise("lora"), atol=0.01)
 
 
