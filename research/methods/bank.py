@@ -62,43 +62,57 @@ class _Bank:
         return dataclasses.replace(self, of=bound)  # type: ignore[type-var]
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        made = [self.of.attach(model, jax.random.fold_in(key, i)) for i in range(len(self.names))]
-        return stack(made, self.of)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(self.names)))
+        # mapped, so that a bank compiles as fast as one adapter
+        alone = lambda key: _attached(self.of.attach(model, key), self.adapter)  # noqa: E731
+        return _filled(model, jax.vmap(alone)(keys), self.adapter)
 
 
 def stack(models: list[Transformer], method: Method) -> Transformer:
     """Models with one adapter each, on one base -> one model with all of them."""
     adapter: str = method.adapter  # type: ignore[attr-defined]
-    whole = jax.tree.map(lambda leaf: leaf, models[0])
-    others = [dict(places(model, *PLACES)) for model in models]
+    each = [_attached(model, adapter) for model in models]
+    return _filled(models[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), adapter)
+
+
+def _attached(model: Transformer, adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The deltas of an adapter by their places, and what they share."""
+    filled = {name: module.site for name, module in places(model, *PLACES)}
+    deltas = {name: site[adapter] for name, site in filled.items() if adapter in site}
+    return deltas, {name: module for name, module in model.methods.items() if name == adapter}
+
+
+def _filled(
+    model: Transformer, each: tuple[dict[str, Any], dict[str, Any]], adapter: str
+) -> Transformer:
+    """A copy of the model with deltas, whose first axis is that of adapters, in their places."""
+    whole, (deltas, shared) = jax.tree.map(lambda leaf: leaf, (model, each))
     for name, module in places(whole, *PLACES):
-        if adapter not in module.site:
-            continue
-        # behind the axis of layers, where there is one
-        axis = 1 if name.startswith("layers/") else 0
-        module.site[adapter] = Rows([other[name].site[adapter] for other in others], adapter, axis)
-    if adapter in whole.methods:
-        shared = [model.methods[adapter] for model in models]
-        whole.methods[adapter] = _stacked(shared, 0)
+        if name in deltas:
+            # behind the axis of layers, where there is one
+            axis = int(tree.is_stacked(name))
+            module.site[adapter] = Rows(_with_axis(deltas[name], axis), adapter)
+    for name, module in shared.items():
+        whole.methods[name] = _with_axis(module, 0)
     return whole
 
 
-def _stacked(modules: list[nnx.Module], axis: int) -> Any:
-    """Modules alike -> one whose parameters have an axis of adapters."""
+def _with_axis(module: Any, axis: int) -> Any:
+    """A module whose first axis is that of adapters -> the same with that axis in its place."""
 
-    def join(*parameters: nnx.Param) -> nnx.Param:
-        axes = tuple(parameters[0].get_metadata()["axes"])
-        return nnx.Param(jnp.stack([p[...] for p in parameters], axis), axes=(None, *axes))
+    def place(parameter: nnx.Param) -> nnx.Param:
+        axes = tuple(parameter.get_metadata()["axes"])
+        return nnx.Param(jnp.moveaxis(parameter[...], 0, axis), axes=(None, *axes))
 
     is_parameter = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-    return jax.tree.map(join, *modules, is_leaf=is_parameter)
+    return jax.tree.map(place, module, is_leaf=is_parameter)
 
 
 class Rows(nnx.Module):
     """Passes each row through its own delta; a row of adapter -1 is the base's."""
 
-    def __init__(self, deltas: list[Any], adapter: str, axis: int):
-        self.each = nnx.data(_stacked(deltas, axis))
+    def __init__(self, each: Any, adapter: str):
+        self.each = nnx.data(each)
         self.adapter = adapter
 
     def __call__(self, x, y, weight, context: Context) -> Any:
