@@ -38,8 +38,8 @@ def test_graft_alone_is_measured_against_the_machines_limit(tmp_path):
 
 
 def test_methods_are_measured_beside_full_and_a_bank_beside_one_adapter(tmp_path):
-    text, results = bench(tmp_path, "--methods", "ia3", "bank8", "--remat", "ia3", verb="methods")
-    for key, other in (("ia3", "full"), ("ia3.remat", "full"), ("bank8", "lora-8-rows")):
+    text, results = bench(tmp_path, "--methods", "ia3", "bank8", verb="methods")
+    for key, other in (("ia3", "full"), ("bank8", "lora-8-rows")):
         for number in ("ratio", "ratio.analytic"):
             low, high = (results[f"{key}.{number}.{end}"] for end in ("low", "high"))
             assert 0 < low <= results[f"{key}.{number}"] <= high

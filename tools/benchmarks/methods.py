@@ -49,6 +49,11 @@ SINGLE = [name for name in graft_step.METHODS if name not in ("full", "bank8")]
 ENTRIES = {name: Entry({"method": name}) for name in SINGLE} | {
     "bank8": Entry({"method": "bank8"} | EIGHT_ROWS, "lora-8-rows"),
 }
+TIME_HEADER = (
+    ("", "", "seconds", "other's", "times as fast", "in closed form", "off by", "the"),
+    ("", "remat", "a step", "seconds", "as the other", "", "", "other"),
+)
+TIME_WIDTHS = (11, 5, 7, 7, 20, 20, 7, 11)
 # What the project wants of SmolLM2-135M: (number, least, most).
 MARKS = (
     ("lora.ratio", 1.42, None),
@@ -107,6 +112,7 @@ def _programs(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {name: dict(_entry(name).settings) | _common(arguments) for name in names}
     with harness.contenders({"compiled programs": (__spec__.name, settings)}) as ready:
         info = ready[0].info
+    print()
     results: dict[str, Any] = {}
     rows = [
         ["", "trained", "optimizer", "GFLOP", f"{COUNTED_LAYERS} layers", "XLA /", "GiB,"],
@@ -184,19 +190,21 @@ def _times(arguments: argparse.Namespace) -> dict[str, Any]:
     cases += [("full", name) for name in arguments.methods if name in arguments.remat]
     groups = itertools.groupby(cases, key=lambda case: (case[0], ENTRIES[case[1]].beside))
     results: dict[str, Any] = {}
-    rows = [
-        ["", "", "seconds", "other's", "times as fast", "in closed form", "off by", "the"],
-        ["", "remat", "a step", "seconds", "as the other", "", "", "other"],
-    ]
+    print()
+    _print_table(TIME_HEADER, TIME_WIDTHS)
     for (remat, beside), members in groups:
         names = [name for _, name in members]
         # few at a time: too many models in memory leave no huge pages for their work
         for first in range(0, len(names), arguments.together):
             some = names[first : first + arguments.together]
-            found, said = _together(arguments, remat, beside, some)
+            try:
+                found, rows = _together(arguments, remat, beside, some)
+            except RuntimeError as error:  # a group that does not fit takes no other with it
+                print(f"{', '.join(some)}: no result: {error}", flush=True)
+                results |= {f"{name}.error": str(error) for name in some}
+                continue
             results |= found
-            rows += said
-    _print_table(rows)
+            _print_table(rows, TIME_WIDTHS)
     return results
 
 
@@ -291,9 +299,8 @@ def _say_marks(results: Mapping[str, Any]) -> None:
             print(f"  {key:30} {value:6.3f}  {wanted}: {'reached' if reached else 'missed'}")
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
+def _print_table(rows: Sequence[Sequence[str]], widths: Sequence[int] = ()) -> None:
+    widths = widths or [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         print("  ".join([first.ljust(widths[0]), *cells]), flush=True)
