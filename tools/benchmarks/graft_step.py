@@ -18,6 +18,7 @@ from research.experiment import Experiment
 from research.loss import LossConfig
 from research.methods import IA3, Bank, Bottleneck, DoRA, Full, LoRA, Partial, Prefix, Prompt, VeRA
 from research.models.config import ModelConfig
+from research.models.storage import PRESETS
 from research.optimizers import OptimizerConfig
 from research.schedules import ScheduleConfig
 from tools.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
@@ -50,6 +51,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     """The experiment of a shape."""
     shape = shape_of(settings)
     cpu = jax.default_backend() == "cpu"
+    stored = {"storage": PRESETS[settings["stored"]]} if "stored" in settings else {}
     model = shape.model | dict(
         longest_stack=1 if cpu else 0,
         remat=shape.remat,
@@ -59,7 +61,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     return Experiment(
         steps=1000,
         data=DataConfig((nothing,), sequence_length=shape.length, batch_size=shape.rows),
-        model=ModelConfig(**model | settings.get("model", {})),
+        model=ModelConfig(**model | stored | settings.get("model", {})),
         tokenizer="none",
         method=METHODS[settings["method"]],
         optimizer=OptimizerConfig(settings.get("optimizer", "adamw")),
@@ -87,8 +89,8 @@ def batch(settings: Mapping[str, Any]) -> Batch:
 
 def prepare(settings: Mapping[str, Any]):
     """A contender, see `tools.benchmarks.harness`; `settings` are shape, method and dtype, and
-    where wanted optimizer, rows, fields of the model, columns of the loss's chunk, and a file to
-    write the weights to."""
+    where wanted optimizer, rows, how the base is stored, fields of the model, columns of the loss's
+    chunk, and a file to write the weights to."""
     return build(settings)[1:]
 
 

@@ -13,12 +13,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from research import memory, program, sharding
+from research.models.layers import Linear
+from research.models.quantized import Quantized
+from research.models.sites import places
 from tools.benchmarks import graft_step, harness
 from tools.benchmarks.shapes import SHAPES
 
@@ -48,6 +54,8 @@ REFERENCES = {
 SINGLE = [name for name in graft_step.METHODS if name not in ("full", "bank8")]
 ENTRIES = {name: Entry({"method": name}) for name in SINGLE} | {
     "bank8": Entry({"method": "bank8"} | EIGHT_ROWS, "lora-8-rows"),
+    "qlora-nf4": Entry({"method": "lora", "stored": "nf4"}),
+    "qlora-int8": Entry({"method": "lora", "stored": "int8"}),
 }
 TIME_HEADER = (
     ("", "", "seconds", "other's", "times as fast", "in closed form", "off by", "the"),
@@ -62,6 +70,7 @@ MARKS = (
     ("lora.remat.ratio.to_analytic", 0.9, 1.1),
     ("lora.memory_share", None, 0.55),
     ("bank8.ratio_to_lora", None, 1.25),
+    ("qlora-nf4.bytes_per_quantised_parameter", None, 0.53),
 )
 
 
@@ -145,6 +154,10 @@ def _programs(arguments: argparse.Namespace) -> dict[str, Any]:
             ]
         )
     _print_table(rows)
+    for name in names:
+        if each := info[name]["bytes_per_quantised_parameter"]:
+            size = info[name]["base_bytes"] / MIB
+            print(f"{name}: {each:.4f} bytes a quantised parameter, the whole base {size:,.1f} MiB")
     return results
 
 
@@ -164,7 +177,12 @@ def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
     few_plan, unrolled = _compiled(settings | {"model": few, "chunk": shape.length})
     plan, scanned = _compiled(settings | {"model": {"longest_stack": 0, "remat": "full"}})
     needed = memory.Memory.of(scanned)
+    base = plan.base_shapes
+    few_bits = [m.kernel for _, m in places(base, Linear) if isinstance(m.kernel, Quantized)]
+    quantised = sum(math.prod(kernel.shape) for kernel in few_bits)
     return {
+        "base_bytes": _bytes(base),
+        "bytes_per_quantised_parameter": _bytes(few_bits) / quantised if quantised else None,
         "trainable_parameters": plan.trainable_parameters,
         "optimizer_bytes": graft_step.optimizer_bytes(plan),
         "flops": plan.flops_per_token * shape.tokens,
@@ -174,6 +192,10 @@ def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
         "memory.arguments": needed.arguments,
         "memory.temporaries": needed.temporaries,
     }
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
 def _compiled(settings: Mapping[str, Any]) -> tuple[program.Program, Any]:
