@@ -50,6 +50,7 @@ FORMS = {
     "dora": Form(dict(kind="dora", rank=16, alpha=32.0), (3e-4, 1e-3, 3e-3)),
     "ia3": Form(dict(kind="ia3"), (3e-3, 1e-2, 3e-2)),
     "vera": Form(dict(kind="vera", rank=256), (3e-3, 1e-2, 3e-2)),
+    "loha": Form(dict(kind="loha", rank=16, alpha=16.0), (3e-4, 1e-3, 3e-3)),
     "houlsby": Form(dict(kind="bottleneck", width=64), (3e-4, 1e-3, 3e-3)),
     "pfeiffer": Form(
         dict(kind="bottleneck", width=64, targets=(r"layers/\d+/mlp_output",)),
@@ -79,7 +80,7 @@ def get_config(form: str = "lora") -> ConfigDict:
         raise ValueError(f"smollm2.py:{form}: there are {', '.join(FORMS)}")
     chosen = FORMS[form]
     config = smollm2_lora.get_config()
-    config.steps = 40
+    config.steps = 32
     if chosen.stored:
         config.init_from = f"{smollm2_lora.BASE}_{chosen.stored}"
     config.method = chosen.method

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from research import cost, methods, sharding, tree
 from research import step as stepping
-from research.methods import DoRA, Full, LoRA, Partial
+from research.methods import Full, LoRA, Partial
 from research.models import storage
 from research.models.quantized import Quantized, quantized_product
 from research.sharding import MeshConfig
 from tests import tiny
+from tests.methods.cases import CASES
 
 forward = jax.jit(tiny.logits)
 quantize = jax.jit(lambda matrix, kind: Quantized(matrix, ("embed", "mlp"), kind), static_argnums=1)
@@ -139,10 +140,16 @@ def steps(method, shape, mesh=None):
     return losses, tree.flatten(state)
 
 
-@pytest.mark.parametrize("method", [LoRA(rank=4), DoRA(rank=4)], ids=lambda m: m.kind)
-@pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
-def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(method, kind):
-    shape = tiny.config(storage=storage.PRESETS[kind])
+ON_STORED = [("lora", kind) for kind in (*KINDS, "bfloat16")]
+ON_STORED += [
+    pytest.param(case, "nf4", marks=pytest.mark.heavy) for case in CASES if case != "lora"
+]
+
+
+@pytest.mark.parametrize(("case", "kind"), ON_STORED)
+def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(case, kind):
+    method = CASES[case]
+    shape = tiny.config(tied=False, storage=storage.PRESETS[kind])
     before = tree.flatten(tiny.attached(method, shape))
     losses, after = steps(method, shape)
     assert losses[2] < losses[0]
