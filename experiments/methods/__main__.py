@@ -102,12 +102,15 @@ class Study:
         settings += [f"init_from={self.start(form)}"]
         if screen:
             settings += [f"steps={SCREEN_STEPS}"]
-        if not (run / "summary.json").exists():
+        done = (run / "summary.json").exists() and read(run / "summary.json")["finished"]
+        if not done:
             overrides = [f"--config.{setting}" for setting in settings]
             self.command(
                 "research.train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides
             )
             if not self.dry_run:  # what has been read is not needed again
+                if not read(run / "summary.json")["finished"]:
+                    sys.exit(f"methods: {run} was stopped; the same command goes on")
                 for part in ("checkpoints", "model") if screen else ("checkpoints",):
                     shutil.rmtree(run / part)
         return run

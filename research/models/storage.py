@@ -76,7 +76,7 @@ def plain(model: Any) -> Any:
     """A copy with every quantised matrix as float32; of abstract models, shapes will do."""
     is_quantized = lambda node: isinstance(node, Quantized)  # noqa: E731
 
-    def read(path: tuple[Any, ...], node: Any) -> Any:
+    def read(node: Any) -> Any:
         if not is_quantized(node):
             return node
         whole = lambda node: node.astype(jnp.float32)  # noqa: E731
@@ -84,4 +84,4 @@ def plain(model: Any) -> Any:
         matrix = (jax.vmap(whole) if stacked else whole)(node)
         return nnx.Param(matrix, axes=node.axes)
 
-    return jax.tree_util.tree_map_with_path(read, model, is_leaf=is_quantized)
+    return jax.tree.map(read, model, is_leaf=is_quantized)
