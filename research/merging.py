@@ -99,21 +99,13 @@ class Merged:
         """The parameters of a part of the model, its sites merged (or unmerged)."""
         shapes = {f"{prefix}/{name}": shape for name, shape in tree.flatten(part).items()}
         held = {n.removeprefix(f"{prefix}/"): a for n, a in self._read(shapes).items()}
-        made = tree.unflatten(part, held)
-        weight = lambda m: m.weight() if hasattr(m, "weight") else Weight(m.kernel[...])  # noqa: E731
+        made, shared = tree.unflatten(part, held), self._shared
         if self._merged_in is None:
-            for adapter in self._adapters:
-                kept = methods.merge_sites(made, adapter, self._shared, weight)
-                self.kept |= {
-                    f"{prefix}/{place}/{adapter}/{name}": np.asarray(array)
-                    for place, arrays in kept.items()
-                    for name, array in arrays.items()
-                }
-        else:
-            for adapter in reversed(self._adapters):
-                kept = self._read_kept(made, prefix, adapter)
-                methods.unmerge_sites(made, adapter, self._shared, weight, kept)
-        return tree.flatten(storage.plain(made))
+            arrays, kept = _fold(made, shared, tuple(self._adapters))
+            self.kept |= {f"{prefix}/{name}": np.asarray(array) for name, array in kept.items()}
+            return arrays
+        taken = {adapter: self._read_kept(made, prefix, adapter) for adapter in self._adapters}
+        return _unfold(made, shared, taken, tuple(self._adapters))
 
     def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
         """Arrays by name: weights of the merged model where there is one, the rest of the run."""
@@ -136,6 +128,28 @@ class Merged:
                 if name.startswith(start)
             }
         return kept
+
+
+@functools.partial(jax.jit, static_argnames="adapters")
+def _fold(part: Any, shared: Any, adapters: tuple[str, ...]) -> tuple[tree.Arrays, tree.Arrays]:
+    """A part's plain parameters with its sites merged, and what unmerging needs beside them."""
+    kept: tree.Arrays = {}
+    for adapter in adapters:
+        for place, arrays in methods.merge_sites(part, adapter, shared, _weight).items():
+            kept |= {f"{place}/{adapter}/{name}": array for name, array in arrays.items()}
+    return tree.flatten(storage.plain(part)), kept
+
+
+@functools.partial(jax.jit, static_argnames="adapters")
+def _unfold(part: Any, shared: Any, kept: Any, adapters: tuple[str, ...]) -> tree.Arrays:
+    """The inverse of `_fold`; `kept` by adapter and place."""
+    for adapter in reversed(adapters):
+        methods.unmerge_sites(part, adapter, shared, _weight, kept[adapter])
+    return tree.flatten(storage.plain(part))
+
+
+def _weight(module: Any) -> Weight:
+    return module.weight() if hasattr(module, "weight") else Weight(module.kernel[...])
 
 
 def _finite(name: str, array: jax.Array | np.ndarray) -> np.ndarray:

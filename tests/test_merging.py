@@ -42,8 +42,12 @@ def weights(path):
     return {name: run.read(name) for name in run.checksums()}
 
 
-@pytest.mark.parametrize("base", ["float32", "nf4"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [(name, "float32") for name in METHODS]
+    + [("lora", "nf4")]
+    + [pytest.param(name, "nf4", marks=pytest.mark.heavy) for name in METHODS if name != "lora"],
+)
 def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     bases, name, base, tmp_path
 ):

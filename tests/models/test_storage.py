@@ -40,7 +40,7 @@ def test_bytes_and_error_of_a_parameter(kind, error, share):
 
 
 @given(st.integers(1, 4), st.integers(1, 40), st.floats(1e-6, 1e6), st.integers(0, 9))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 def test_nf4_reads_as_qwix_reads_it_up_to_the_scales_eight_bits(tiles, columns, size, seed):
     matrix = size * normal(16 * tiles, columns, seed)
     ours = np.asarray(Quantized(jnp.asarray(matrix), (None, None), "nf4").astype(jnp.float32))

@@ -37,6 +37,7 @@ def test_graft_alone_is_measured_against_the_machines_limit(tmp_path):
     assert "tokens/s" in text and "ratio" not in results
 
 
+@pytest.mark.heavy
 def test_methods_are_measured_beside_full_and_a_bank_beside_one_adapter(tmp_path):
     text, results = bench(tmp_path, "--methods", "ia3", "bank8", verb="methods")
     for key, other in (("ia3", "full"), ("bank8", "lora-8-rows")):
