@@ -3,9 +3,11 @@
 The file format is the library's own JSON, so that a tokenizer of another project loads as well.
 """
 
+import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
+# SentencePiece's sign for a space, and how it writes a byte that no piece covers.
+_SPACE, _BYTE = "\u2581", re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
@@ -61,6 +65,40 @@ class Tokenizer:
         self.begin_id, self.end_id, self.pad_id = ids
         # The largest id counts: a vocabulary may have holes.
         self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that no text is tokenised to."""
+        added = self._plain.get_added_tokens_decoder()
+        return frozenset(id for id, token in added.items() if token.special)
+
+    @functools.cached_property
+    def text_ids(self) -> np.ndarray:
+        """All other ids of the vocabulary, in order; it may have holes."""
+        known = self._plain.get_vocab(with_added_tokens=True).values()
+        return np.asarray(sorted(set(known) - self.special_ids), np.int32)
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """[V] int32 UTF-8 bytes that each token adds to a text; special tokens add none.
+
+        For byte-level and SentencePiece vocabularies, where a text's tokens join to its bytes.
+        """
+        added = self._plain.get_added_tokens_decoder()
+        # In a byte-level vocabulary each character of a token's name stands for one byte.
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(self.to_json())["decoder"])
+        lengths = np.zeros(self.vocabulary_size, np.int32)
+        for id in self.text_ids.tolist():
+            name = str(self._plain.id_to_token(id))
+            if id in added:
+                lengths[id] = len(name.encode())
+            elif byte_level:
+                lengths[id] = len(name)
+            elif _BYTE.fullmatch(name):
+                lengths[id] = 1
+            else:
+                lengths[id] = len(name.replace(_SPACE, " ").encode())
+        return lengths
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`; names of special tokens in it are honoured only if `special`."""

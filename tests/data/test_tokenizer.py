@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from research.data import tokenizer as tokenizer_lib
 from research.data.tokenizer import BEGIN, END, PAD, Tokenizer
@@ -41,6 +41,31 @@ def test_only_the_experimenters_text_may_name_special_tokens(tokenizer):
     ids = [tokenizer.begin_id, *tokenizer.encode("a b"), tokenizer.end_id]
     assert tokenizer.decode(ids) == "a b"
     assert tokenizer.decode(ids, special=True) == f"{BEGIN}a b{END}"
+
+
+@given(TEXT)
+def test_the_bytes_of_tokens_add_up_to_those_of_the_text(tokenizer, text):
+    ids = [tokenizer.begin_id, *tokenizer.encode(text), tokenizer.end_id]
+    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+
+
+def test_sentencepiece_tokens_know_their_bytes_and_holes_are_no_tokens():
+    names = [PAD, BEGIN, END, "\u2581", "a", "\u2581a", "\u2581\u2581", *_byte_tokens()]
+    vocabulary = {name: id + (id > 4) for id, name in enumerate(names)}
+    model = models.BPE(vocabulary, [("\u2581", "a"), ("\u2581", "\u2581")], byte_fallback=True)
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
+    backend.add_special_tokens([PAD, BEGIN, END])
+    wrapped = Tokenizer(backend)
+    for text in ("a a   a", "aé a", "😀"):
+        assert wrapped.byte_lengths[wrapped.encode(text)].sum() == len(text.encode())
+    assert wrapped.special_ids == {0, 1, 2}
+    assert wrapped.text_ids.tolist() == [3, 4, *range(6, wrapped.vocabulary_size)]
+
+
+def _byte_tokens():
+    return [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def test_special_tokens_come_first_and_all_bytes_are_in_the_vocabulary(tokenizer):
