@@ -21,12 +21,13 @@ SHARED = -1
 class Batch:
     """Rows of packed documents. A pytree; on the host its leaves are numpy arrays.
 
-    `targets[b, s]` is the token that follows `tokens[b, s]` in its document: already shifted, so
-    the loss never shifts again. `data.checks.check_batch` says whether a batch makes sense.
+    `targets[b, s]` is what place s says: as a rule the token that follows `tokens[b, s]` in its
+    document, and in masked data the token that belongs at place s itself. Nothing shifts again.
+    `data.checks.check_batch` says whether a batch makes sense.
     """
 
     tokens: Array  # [B, S] int32: what the model reads.
-    targets: Array  # [B, S] int32: what it should say next.
+    targets: Array  # [B, S] int32: what it should say there.
     weights: Array  # [B, S] float32: 0 = not trained on.
     segments: Array  # [B, S] int32: 0 padding, 1.. which document, -1 seen by all of them.
     positions: Array  # [B, S] int32: 0, 1, 2 .. along every document (fast attention relies on it).

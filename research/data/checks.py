@@ -30,29 +30,34 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
     """Looks at a sample of examples as the model will see them.
 
     Raises:
-        ValueError: no token is trained on, end-of-text never is, or the begin token comes twice
-          in a row.
+        ValueError: no token is trained on, end-of-text never is (where the objective promises
+          it), or the begin token comes twice in a row.
     """
     name = examples.name
     check_not_empty(name, len(examples))
-    if not examples.bytes.sum():
+    if examples.bytes is not None and not examples.bytes.sum():
         raise ValueError(f"Source {name!r} has only empty texts: there is nothing to learn from.")
     if not examples.trained.sum():
         raise ValueError(f"Source {name!r} has no token to train on: all of its text is masked.")
     ends = False
     filled = np.flatnonzero(examples.lengths)
-    for index in filled[:: max(1, len(filled) // _SAMPLE)].tolist():
+    sample = filled[:: max(1, len(filled) // _SAMPLE)]
+    if examples.rows is not None:  # Only the last example of a row ends as the row does.
+        final = np.searchsorted(examples.rows, examples.rows[sample], side="right") - 1
+        sample = np.union1d(sample, final[examples.lengths[final] > 0])
+    for index in sample.tolist():
         length = int(examples.lengths[index])
         first = examples.piece(index, 0, min(length, window))
         last = examples.piece(index, max(0, length - window), length)
         begin = first.tokens == tokenizer.begin_id
         if np.any(begin[:-1] & begin[1:]):
             raise ValueError(
-                f"Source {name!r}, row {index} has the begin token twice in a row. The objective "
-                "adds it: remove it from the template, or name another token as begin."
+                f"Source {name!r}, row {examples.row_of(index)} has the begin token twice in a "
+                "row. The objective adds it: remove it from the template, or name another token "
+                "as begin."
             )
         ends = ends or bool(last.targets[-1] == tokenizer.end_id and last.weights[-1] > 0)
-    if not ends:
+    if examples.ends and not ends:
         raise ValueError(
             f"Source {name!r} never trains end-of-text (id {tokenizer.end_id}), as seen in a "
             "sample of it: a model trained on it would never stop writing."

@@ -195,7 +195,7 @@ class Pipeline:
     @property
     def bytes_per_source(self) -> dict[str, int]:
         """UTF-8 bytes of the text behind the trained tokens, once through each source."""
-        return {name: int(rows.examples.bytes.sum()) for name, rows in self.rows.items()}
+        return {name: rows.examples.text_bytes() for name, rows in self.rows.items()}
 
     def statistics(self, steps: int) -> dict[str, dict[str, float]]:
         """By source, what `steps` steps will read; logs a warning for more than 4 epochs.
@@ -214,9 +214,9 @@ class Pipeline:
             epochs = steps * self.config.batch_size * share / len(rows)
             tokens = int(examples.lengths.sum())
             result[source.name] = {
-                "documents": len(examples),
+                "documents": examples.documents,
                 "tokens": tokens,
-                "bytes": int(examples.bytes.sum()),
+                "bytes": examples.text_bytes(),
                 "rows": len(rows),
                 "fill": rows.plan.fill,
                 "trained": float(examples.trained.sum() / tokens),
@@ -276,11 +276,12 @@ class HeldOut:
         lengths = np.where(chosen, examples.lengths, 0)
         self.name = examples.name
         # which rows of the split are read
-        self.chosen = np.flatnonzero(chosen)
+        self.chosen = np.unique(examples.row_of(np.flatnonzero(chosen)))
         self.documents = len(self.chosen)
-        # Places that are trained on, and the UTF-8 bytes of the text that they spell.
+        # Places that are trained on, and the UTF-8 bytes of the text that they spell (0 where an
+        # objective has no bits per byte).
         self.tokens = int(examples.trained[chosen].sum())
-        self.bytes = int(examples.bytes[chosen].sum())
+        self.bytes = examples.text_bytes(chosen)
         self.truncated = int(examples.truncated[chosen].sum())
         self.rows = _plan_rows(config, examples, lengths, tokenizer, _seed(config.seed, source))
         # which of a bank's adapters its rows use

@@ -39,10 +39,9 @@ def open_heldout(data: Pipeline, split: str | None, most_tokens: int | None) -> 
 
 
 def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:
-    """`heldout_loss` in nats a trained token and `heldout_bits_per_byte`, over all sources."""
+    """`heldout_loss` in nats a trained token, over all sources, and `heldout_bits_per_byte` where
+    the objective's nats are a code for text."""
     nats = float(sum(scoring.row_nats(score, part.batches()).sum() for part in parts))
     tokens, size = (sum(getattr(part, what) for part in parts) for what in ("tokens", "bytes"))
-    return {
-        "heldout_loss": nats / tokens,
-        "heldout_bits_per_byte": scoring.bits_per_byte(nats, size),
-    }
+    bits = {"heldout_bits_per_byte": scoring.bits_per_byte(nats, size)} if size else {}
+    return {"heldout_loss": nats / tokens, **bits}
