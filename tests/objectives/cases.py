@@ -1,0 +1,98 @@
+"""Documents for the objectives that cut them, and their examples as a batch's rows hold them."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import tokenizers
+from hypothesis import strategies as st
+
+from research.batch import Batch
+from research.data import checks, packing
+from research.data import tokenizer as tokenizer_lib
+from research.data.tokenizer import Tokenizer
+from research.data.tokens import Ragged, TokenTable
+from research.objectives.base import Examples
+
+SPECIAL = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|mask|>"]
+SPECIAL += [f"<extra_id_{number}>" for number in range(12)]
+# a few short ones, and some of many windows
+TEXTS = st.lists(
+    st.one_of(st.text("some words. 😀", max_size=12), st.text("some words. ü", max_size=150)),
+    min_size=1,
+    max_size=5,
+).filter(lambda texts: any(len(text) > 3 for text in texts))
+
+
+@functools.cache
+def tokenizer(special: bool = True) -> Tokenizer:
+    """With special tokens for markers, or without."""
+    trained = tokenizer_lib.train(["some words. are words some"], 270)
+    backend = tokenizers.Tokenizer.from_str(trained.to_json())
+    if special:
+        backend.add_special_tokens(SPECIAL)
+    return Tokenizer(backend)
+
+
+def table(texts: list[str], words: Tokenizer) -> TokenTable:
+    ids = [[*words.encode(text), words.end_id] for text in texts]
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids])])
+    values = np.asarray([token for each in ids for token in each], np.uint16)
+    sizes = np.asarray([len(text.encode()) for text in texts], np.int64)
+    return TokenTable("made", {"text": Ragged(values, offsets)}, {"text": sizes})
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """One example as its place in a batch holds it."""
+
+    tokens: list[int]
+    targets: list[int]
+    weights: list[float]
+    prefix: list[bool]
+
+
+def batch(examples: Examples, words: Tokenizer, length: int) -> tuple[Batch, packing.Plan]:
+    """All examples packed into one batch that may be trained on."""
+    plan = packing.plan(examples.lengths, length, splittable=False, pack=True, seed=1)
+    packed = packing.PackedRows(examples, plan, words.pad_id)
+    rows = [{"prefix": np.zeros(length, bool)} | packed[i] for i in range(len(packed))]
+    made = Batch(**{field: np.stack([row[field] for row in rows]) for field in rows[0]})
+    checks.check_batch(made, words.vocabulary_size)
+    return made, plan
+
+
+def read_back(examples: Examples, words: Tokenizer, length: int) -> dict[int, Read]:
+    """Example -> what the rows of a batch hold of it; no example is cut or missing."""
+    made, plan = batch(examples, words, length)
+    found = {}
+    for row in range(len(plan)):
+        numbers = range(plan.offsets[row], plan.offsets[row + 1])
+        for segment, number in enumerate(numbers, start=1):
+            here = made.segments[row] == segment
+            fields = (made.tokens, made.targets, made.weights, made.prefix)
+            index = int(plan.examples[number])
+            found[index] = Read(*(field[row][here].tolist() for field in fields))
+            assert len(found[index].tokens) == examples.lengths[index] <= length
+            assert sum(found[index].weights) == examples.trained[index]
+            assert set(found[index].weights) <= {0.0, 1.0}
+            assert made.positions[row][here].tolist() == list(range(examples.lengths[index]))
+    assert sorted(found) == np.flatnonzero(examples.lengths).tolist()
+    return found
+
+
+def documents(texts: dict[int, list[int]], examples: Examples, count: int) -> list[list[int]]:
+    """Tokens of whole documents, from those of examples."""
+    joined: list[list[int]] = [[] for _ in range(count)]
+    for index in sorted(texts):
+        joined[int(examples.rows[index])] += texts[index]
+    return joined
+
+
+def find(part: np.ndarray, tokens: list[int], start: int = 0) -> int:
+    """Where `part` first stands in `tokens`."""
+    size = len(part)
+    for place in range(start, len(tokens) - size + 1):
+        if tokens[place : place + size] == list(part):
+            return place
+    raise AssertionError(f"{part} is not in {tokens}")
