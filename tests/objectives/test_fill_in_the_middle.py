@@ -1,0 +1,109 @@
+"""Fill in the middle: the text comes back from either order, and everything is trained on."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from research.objectives import markers
+from research.objectives.fill_in_the_middle import FillInTheMiddle
+from tests.objectives import cases
+
+SPELT = {"prefix": "<1>", "suffix": "<2>", "middle": "\x03"}
+
+
+def _text(read, ids, words):
+    """(tokens of the text, "psm", "spm" or None) of an example."""
+    prefix, suffix, middle = (part.tolist() for part in ids)
+    assert read.weights == [1.0] * len(read.tokens) and not any(read.prefix)
+    assert read.targets[:-1] == read.tokens[1:]
+    whole = [*read.tokens, read.targets[-1]]
+    if whole[1 : 1 + len(prefix)] != prefix:
+        ends = whole[-1] == words.end_id
+        return whole[1 : len(whole) - ends], None
+    assert whole[0] == words.begin_id and whole[-1] == words.end_id
+    whole = whole[1 + len(prefix) : -1]
+    first = cases.find(suffix, whole)
+    second = cases.find(middle, whole, first + len(suffix))
+    before, after = whole[:first], whole[first + len(suffix) : second]
+    spm = "psm" if before else "spm"
+    return before + whole[second + len(middle) :] + after, spm
+
+
+@given(
+    cases.TEXTS,
+    st.integers(12, 60),
+    st.sampled_from([0.3, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+@settings(max_examples=100)
+def test_the_text_comes_back_from_the_rows(texts, window, share, suffix_first, special, seed):
+    words = cases.tokenizer(special)
+    names = {} if special else SPELT
+    objective = FillInTheMiddle(share, suffix_first, seed=seed, **names)
+    examples = objective.prepare(cases.table(texts, words), words, window)
+    ids = markers.encode((objective.prefix, objective.suffix, objective.middle), words)
+    found = {
+        index: _text(read, ids, words)
+        for index, read in cases.read_back(examples, words, window).items()
+    }
+    tokens = {index: text for index, (text, _) in found.items()}
+    assert cases.documents(tokens, examples, len(texts)) == [words.encode(text) for text in texts]
+    assert np.array_equal(examples.trained, examples.lengths)
+    assert examples.bytes.sum() == sum(len(text.encode()) for text in texts)
+    orders = {order for text, order in found.values() if text}
+    if share == 1:
+        assert None not in orders
+    if suffix_first == 1:
+        assert "psm" not in orders
+
+
+def test_the_configured_shares_are_reordered_at_even_places():
+    words = cases.tokenizer()
+    texts = ["some words. " * 3] * 2000
+    objective = FillInTheMiddle(0.6, 0.25)
+    examples = objective.prepare(cases.table(texts, words), words, 64)
+    size = len(words.encode(texts[0]))
+    prefix, suffix, middle = (words.encode(name, special=True)[0] for name in cases.SPECIAL[:3])
+    wholes = [examples.piece(i, 0, int(n)).tokens.tolist() for i, n in enumerate(examples.lengths)]
+    moved = [whole for whole in wholes if whole[1] == prefix]
+    spm = [whole for whole in moved if whole[2] == suffix]
+    assert len(moved) / 2000 == pytest.approx(0.6, abs=0.03)
+    # a PSM without a prefix looks like an SPM
+    empty = 1 - (size / (size + 1)) ** 2
+    assert len(spm) / len(moved) == pytest.approx(0.25 + 0.75 * empty, abs=0.03)
+    psm = [whole for whole in moved if whole[2] != suffix]
+    lengths = [len(whole) - 1 - whole.index(middle) for whole in psm]
+    # of three parts that two even cuts leave, each is a third of the text on average
+    assert np.mean(lengths) == pytest.approx(size / 3, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings_, window, message",
+    [
+        ({"share": 0.0}, 64, "share must be above 0 and at most 1, not 0.0"),
+        ({"share": float("nan")}, 64, "share must be"),
+        ({"suffix_first": 1.5}, 64, "suffix_first must be from 0 to 1, not 1.5"),
+        ({"middle": ""}, 64, "The marker '' has no token"),
+        ({"middle": "<|fim_suffix|>"}, 64, "cannot be told apart"),
+        ({"prefix": "ab", "suffix": "abc"}, 64, "'ab' and 'abc' cannot be told apart"),
+        ({"suffix": "wor"}, 64, "made, row 1: the text holds the marker 'wor'"),
+        ({}, 4, r"A window of 4 tokens has no room for text .* markers \(4 tokens\)"),
+    ],
+)
+def test_what_cannot_be_is_named(settings_, window, message):
+    words = cases.tokenizer()
+    table = cases.table(["some", "awor"], words)
+    with pytest.raises(ValueError, match=message):
+        FillInTheMiddle(**settings_).prepare(table, words, window)
+
+
+def test_a_marker_is_found_wherever_the_search_is_cut(monkeypatch):
+    words = cases.tokenizer(False)
+    table = cases.table(["some words", "some <1> words"], words)
+    for chunk in range(1, 12):
+        monkeypatch.setattr(markers, "_CHUNK", chunk)
+        with pytest.raises(ValueError, match="row 1: the text holds the marker '<1>'"):
+            FillInTheMiddle(**SPELT).prepare(table, words, 64)

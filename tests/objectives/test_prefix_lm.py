@@ -1,0 +1,47 @@
+"""Prefix-LM: a prefix is read both ways, and all that follows is trained on."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from research.objectives.prefix_lm import PrefixLM
+from tests.objectives import cases
+
+SHARES = st.sampled_from([(0.0, 1.0), (0.0, 0.0), (1.0, 1.0), (0.4, 0.6)])
+
+
+@given(cases.TEXTS, st.integers(1, 60), SHARES, st.integers(0, 99))
+@settings(max_examples=80)
+def test_the_text_comes_back_from_the_rows(texts, window, shares, seed):
+    words = cases.tokenizer()
+    table = cases.table(texts, words)
+    examples = PrefixLM(*shares, seed=seed).prepare(table, words, window)
+    tokens = {}
+    for index, read in cases.read_back(examples, words, window).items():
+        seen = sum(read.prefix)
+        places = len(read.tokens)
+        assert 1 <= seen <= places and all(read.prefix[:seen])
+        # the last place of the prefix says the first token after it
+        assert read.weights == [0.0] * (seen - 1) + [1.0] * (places - seen + 1)
+        assert shares[0] * places - 1 <= seen - 1 <= shares[1] * places
+        assert read.targets[:-1] == read.tokens[1:]
+        tokens[index] = read.targets
+        said = np.asarray(read.targets)[seen - 1 :]
+        assert examples.bytes[index] == words.byte_lengths[said].sum()
+    want = [[*words.encode(text), words.end_id] for text in texts]
+    assert cases.documents(tokens, examples, len(texts)) == want
+
+
+def test_prefixes_end_at_even_places():
+    words = cases.tokenizer()
+    table = cases.table(["some words. " * 20] * 1000, words)
+    examples = PrefixLM().prepare(table, words, 512)
+    assert (examples.trained / examples.lengths).mean() == pytest.approx(0.5, abs=0.03)
+    assert (examples.bytes / table.bytes["text"]).mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
+def test_shares_that_cannot_be_are_named(shares):
+    with pytest.raises(ValueError, match="shares from 0 to 1 in this order"):
+        PrefixLM(*shares)

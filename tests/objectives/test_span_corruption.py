@@ -1,0 +1,120 @@
+"""Span corruption: what is read and what is said join to the text."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from research.objectives import markers
+from research.objectives.span_corruption import SpanCorruption
+from tests.objectives import cases
+
+
+def _text(read, objective, words):
+    """(kept spans, hidden spans) of an example."""
+    seen = sum(read.prefix)
+    assert all(read.prefix[:seen]) and read.tokens[0] == words.begin_id
+    # trained is exactly what follows the prefix, whose last place says the first of it
+    assert read.weights == [0.0] * (seen - 1) + [1.0] * (len(read.tokens) - seen + 1)
+    assert read.targets[:-1] == read.tokens[1:] and read.targets[-1] == words.end_id
+    corrupted, said = read.tokens[1:seen], read.targets[seen - 1 : -1]
+    kept, hidden, number = [], [], 0
+    while corrupted:
+        sentinel = words.encode(objective.sentinel.format(number=number), special=True)
+        place = cases.find(sentinel, corrupted)
+        kept.append(corrupted[:place])
+        corrupted = corrupted[place + len(sentinel) :]
+        assert said[: len(sentinel)] == sentinel
+        said = said[len(sentinel) :]
+        following = words.encode(objective.sentinel.format(number=number + 1), special=True)
+        size = cases.find(following, said) if corrupted else len(said)
+        hidden.append(said[:size])
+        said = said[size:]
+        number += 1
+    assert all(kept) and all(hidden) and not said
+    return kept, hidden
+
+
+@given(
+    cases.TEXTS,
+    st.integers(16, 60),
+    st.sampled_from([0.05, 0.15, 0.5, 0.9]),
+    st.sampled_from([1.0, 3.0, 8.5]),
+    st.integers(0, 99),
+)
+@settings(max_examples=100)
+def test_the_text_comes_back_from_the_rows(texts, window, rate, mean_span, seed):
+    words = cases.tokenizer(False)
+    objective = SpanCorruption(rate, mean_span, "<{number}>", seed)
+    examples = objective.prepare(cases.table(texts, words), words, window)
+    assert examples.bytes is None
+    tokens = {}
+    for index, read in cases.read_back(examples, words, window).items():
+        kept, hidden = _text(read, objective, words)
+        size = sum(map(len, kept)) + sum(map(len, hidden))
+        wanted = objective.spans(np.asarray([size]))
+        assert (sum(map(len, hidden)), len(hidden)) == (wanted[0][0], wanted[1][0])
+        tokens[index] = [t for pair in zip(kept, hidden, strict=True) for p in pair for t in p]
+    # a text's last window may hold one token, which is left out
+    for text, found in zip(texts, cases.documents(tokens, examples, len(texts)), strict=True):
+        ids = words.encode(text)
+        assert found == ids[: len(found)] and len(ids) - len(found) < 2
+
+
+def test_special_tokens_serve_as_sentinels_as_in_t5():
+    words = cases.tokenizer()
+    texts = ["some words. are words some"]
+    objective = SpanCorruption(0.3, 2.0)
+    examples = objective.prepare(cases.table(texts, words), words, 64)
+    kept, hidden = _text(cases.read_back(examples, words, 64)[0], objective, words)
+    size = len(words.encode(texts[0]))
+    spans = round(round(size * 0.3) / 2)
+    assert len(hidden) == spans and examples.lengths[0] == 1 + size + 2 * spans
+    assert examples.trained[0] == sum(map(len, hidden)) + spans + 1
+
+
+def test_hidden_tokens_are_the_configured_share_everywhere_in_the_text():
+    words = cases.tokenizer(False)
+    objective = SpanCorruption(sentinel="<{number}>")
+    text = "o" * 100
+    examples = objective.prepare(cases.table([text] * 600, words), words, 256)
+    places, sizes = np.zeros(100), []
+    for read in cases.read_back(examples, words, 256).values():
+        kept, hidden = _text(read, objective, words)
+        lengths = [len(part) for pair in zip(kept, hidden, strict=True) for part in pair]
+        ends = np.cumsum(lengths)
+        for first, last in zip(ends[0::2], ends[1::2], strict=True):
+            places[first:last] += 1
+        sizes += lengths[1::2]
+    assert places.sum() / 600 == 15 and np.mean(sizes) == 3
+    assert np.unique(sizes).tolist() == list(range(1, 12))
+    # the last span is hidden, as in T5; before it each token is hidden alike
+    assert places[-1] == 600 and np.std(places[5:60]) < 0.35 * np.mean(places[5:60])
+
+
+@pytest.mark.parametrize(
+    "settings_, window, message",
+    [
+        ({"rate": 0.0}, 64, "rate must be between 0 and 1, not 0.0"),
+        ({"rate": 1.0}, 64, "rate must be between 0 and 1, not 1.0"),
+        ({"rate": float("nan")}, 64, "rate must be between 0 and 1"),
+        ({"mean_span": 0.5}, 64, "mean_span must be at least 1, not 0.5"),
+        ({"sentinel": "<x>"}, 64, r"hold \{number\} exactly once, not 0 times: '<x>'"),
+        ({"sentinel": "{number}", "rate": 0.5}, 200, "'1' and '10' cannot be told apart"),
+        ({"sentinel": "<{number}>"}, 64, "made, row 1: the text holds the marker '<1>'"),
+        ({"rate": 0.5, "mean_span": 1.0}, 64, "has only 12 sentinels .*'<extra_id_11>'.* needs 15"),
+        ({}, 4, "A window of 4 tokens has no room for two tokens of text"),
+    ],
+)
+def test_what_cannot_be_is_named(settings_, window, message):
+    words = cases.tokenizer()
+    table = cases.table(["some", "some <1> words"], words)
+    with pytest.raises(ValueError, match=message):
+        SpanCorruption(**settings_).prepare(table, words, window)
+
+
+def test_a_sentinel_that_no_window_needs_may_stand_in_the_text():
+    words = cases.tokenizer()
+    table = cases.table(["some", "some <9> words"], words)
+    assert len(SpanCorruption(sentinel="<{number}>").prepare(table, words, 64)) == 2
+    assert markers.is_special(np.asarray(words.encode("<|mask|>", special=True)), words)
