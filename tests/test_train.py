@@ -101,7 +101,7 @@ def test_an_empty_corpus_is_refused(refused, tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked(Causal):
+class Untrained(Causal):
     """An objective that trains on nothing, and says so or not."""
 
     honest: bool = True
@@ -122,9 +122,9 @@ class Masked(Causal):
     [(True, "has no token to train on: all of its text is masked"), (False, "never trains end-of")],
 )
 def test_data_that_is_all_masked_is_refused(refused, monkeypatch, honest, message):
-    monkeypatch.setitem(OBJECTIVES, "masked", Masked)
+    monkeypatch.setitem(OBJECTIVES, "untrained", Untrained)
     settings = f"data.objective_settings={{'honest': {honest}}}"
-    assert f"Source 'prose:train' {message}" in refused("data.objective=masked", settings)
+    assert f"Source 'prose:train' {message}" in refused("data.objective=untrained", settings)
 
 
 def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
@@ -187,6 +187,28 @@ def test_every_method_learns(world, tmp_path, method, rate):
     # a base of two thin layers leaves less to vectors in front of it
     share = 2 if method.kind in ("prompt", "prefix") else 3
     assert len(losses) == 20 and np.mean(losses[-4:]) < losses[0] / share
+
+
+LEARNT = {
+    "fill_in_the_middle": {"prefix": "\x01", "suffix": "\x02", "middle": "\x03"},
+    "masked": {"mask": "\x01"},
+    "prefix_lm": {},
+    "span_corruption": {"sentinel": "<{number}>", "rate": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_every_objective_learns(world, tmp_path, name):
+    train(
+        world.experiment(30, data=world.data(objective=name, objective_settings=LEARNT[name])),
+        tmp_path,
+    )
+    losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]
+    assert len(losses) == 30 and np.mean(losses[-4:]) < losses[0] / 4
+
+
+def test_every_objective_is_trained_somewhere():
+    assert set(OBJECTIVES) == {"causal", "supervised", *LEARNT}  # the base and its tunes
 
 
 def test_summary_counts_the_whole_run(world):
