@@ -80,13 +80,14 @@ class Masked:
         words = tokenizer.text_ids
 
         def piece(index: int, start: int, stop: int) -> Piece:
-            text = windows.text(index)
-            order, kind, word = uniform(self.seed, index, np.arange(3 * len(text)).reshape(3, -1))
-            picked = np.argsort(order)[: chosen[index]]
-            kind, word = kind[picked], (word[picked] * len(words)).astype(np.int64)
+            text, count = windows.text(index), int(chosen[index])
+            chance = uniform(self.seed, index, np.arange(len(text) + 2 * count))
+            picked = np.argsort(chance[: len(text)])[:count]
+            kind, word = np.split(chance[len(text) :], 2)
             read = text.copy()
             is_random = kind < self.masked + self.random
-            read[picked] = np.where(is_random, words[word], text[picked])
+            word = words[(word * len(words)).astype(np.int64)]
+            read[picked] = np.where(is_random, word, text[picked])
             read[picked[kind < self.masked]] = ids[0]
             weights = np.zeros(1 + len(text), np.float32)
             weights[1 + picked] = 1

@@ -89,12 +89,13 @@ class SpanCorruption:
             sizes = np.zeros(2 * count, np.int64)  # Kept and hidden in turn.
             sizes[0::2] = _divide(len(text) - said, count, chance[said:])
             sizes[1::2] = _divide(said, count, chance[:said])
-            parts = np.split(text, np.cumsum(sizes)[:-1])
+            edges = [0, *np.cumsum(sizes).tolist()]
             begin, end = np.asarray([[tokenizer.begin_id], [tokenizer.end_id]], np.int32)
             read, asked = [begin], []
-            for number in range(count):
-                read += [parts[2 * number], ids[number]]
-                asked += [ids[number], parts[2 * number + 1]]
+            for number, sentinel in enumerate(ids[:count]):
+                first, middle, last = edges[2 * number : 2 * number + 3]
+                read += [text[first:middle], sentinel]
+                asked += [sentinel, text[middle:last]]
             before = sum(map(len, read))
             whole = np.concatenate([*read, *asked, end])
             places = np.arange(len(whole) - 1)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Tokens that are looked up at one time.
 _CHUNK = 2**22
+# What the state of SplitMix64 grows by.
+_STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,18 +95,17 @@ class Windows:
 def uniform(seed: int, examples: np.ndarray | int, draws: np.ndarray | int) -> np.ndarray:
     """Evenly distributed numbers in [0, 1), one for each pair of example and draw (broadcast).
 
-    They are hashes (the mixer of SplitMix64, Steele et al. 2014), so there is no state to keep,
-    and every host and version of numpy gives the same.
+    Draw d is the d-th number of a SplitMix64 generator (Steele et al. 2014) that starts at a hash
+    of seed and example: no state is kept, and every host and version of numpy gives the same.
     """
     with np.errstate(over="ignore"):  # Arithmetic modulo 2^64 is meant.
-        mixed = _mix(np.uint64(seed % 2**64))
-        for number in (examples, draws):
-            mixed = _mix(mixed ^ _mix(np.asarray(number, np.uint64)))
+        start = _mix(_mix(np.uint64(seed % 2**64)) ^ _mix(np.asarray(examples, np.uint64)))
+        mixed = _mix(start + np.asarray(draws, np.uint64) * _STEP)
     return (mixed >> np.uint64(11)) * 2.0**-53
 
 
 def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = x + _STEP
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))

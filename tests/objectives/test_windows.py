@@ -70,4 +70,4 @@ def test_chance_depends_on_seed_example_and_draw_alone():
         assert abs(np.corrcoef(numbers[:-1].ravel(), other.ravel())[0, 1]) < 0.02
     assert 0 <= float(uniform(-1, 0, 0)) < 1
     # pinned: runs that resume must read what they would have read
-    assert float(uniform(0, 1, 2)).hex() == "0x1.4cebdcceab80fp-1"
+    assert float(uniform(0, 1, 2)).hex() == "0x1.bdcc0eb431558p-2"
