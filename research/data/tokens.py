@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from research.data.sources import Source
+from research.data.sources.files import cache_folder
 from research.data.tokenizer import Tokenizer
 
 # Part of every key: raise it when the files or their meaning change.
@@ -29,7 +30,7 @@ _CHUNK = 2**21
 
 def default_cache() -> Path:
     """Where tokenised sources are kept: `$GRAFT_CACHE/tokens`, or ~/.cache/graft/tokens."""
-    return Path(os.environ.get("GRAFT_CACHE") or Path.home() / ".cache" / "graft") / "tokens"
+    return cache_folder("tokens")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where examples come from: TFDS builders, JSONL files, folders of text. One file a kind.
+"""Where examples come from: TFDS builders, JSONL, Parquet, folders of text. One file a kind.
 
 A source has `len()` and `source[i] -> dict`, gives text as `str`, knows its `name`, and has a
 `fingerprint` that changes when its content does. A new kind is one file and one line in `KINDS`.
@@ -6,7 +6,7 @@ A source has `len()` and `source[i] -> dict`, gives text as `str`, knows its `na
 
 from collections.abc import Callable
 
-from research.data.sources import jsonl, text, tfds
+from research.data.sources import jsonl, parquet, text, tfds
 from research.data.sources.base import Source, SourceConfig, decode_text, nearest
 
 __all__ = ["KINDS", "Source", "SourceConfig", "decode_text", "open_source"]
@@ -15,6 +15,7 @@ __all__ = ["KINDS", "Source", "SourceConfig", "decode_text", "open_source"]
 KINDS: dict[str, Callable[[SourceConfig, str], Source]] = {
     "tfds": tfds.open_tfds,
     "jsonl": jsonl.open_jsonl,
+    "parquet": parquet.open_parquet,
     "text": text.open_text,
 }
 

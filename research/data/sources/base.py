@@ -4,14 +4,10 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
-_BLOCK = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +18,9 @@ class SourceConfig:
     name: str
     # One of `research.data.sources.KINDS`.
     kind: str = "tfds"
-    # jsonl: a file; text: a folder; tfds: the data folder (None: the default one).
-    # `{split}` in it is replaced by the name of the split.
+    # jsonl, parquet: a file or a pattern (`part-*.jsonl`); text: a folder; each on a disk or in a
+    # bucket (`gs://`, `s3://`). tfds: the data folder (None: the default one). `{split}` in it is
+    # replaced by the name of the split.
     path: str | None = None
     # Split that is trained on.
     split: str = "train"
@@ -58,6 +55,7 @@ def decode_text(value: Any) -> Any:
 
 
 def nearest(word: str, known: Any) -> str:
+    """The end of an error about an unknown name."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return (f"; did you mean {near[0]!r}?" if near else ";") + f" Known: {sorted(known)}."
 
@@ -103,31 +101,3 @@ class Records:
                 )
         renamed = {wanted: example[there] for wanted, there in self._fields.items()}
         return {**{k: v for k, v in example.items() if k not in self._fields.values()}, **renamed}
-
-
-def local_path(config: SourceConfig, split: str) -> Path:
-    if not config.path:
-        raise ValueError(f"Source {config.name!r} of kind {config.kind!r} needs a `path`.")
-    if "{split}" not in config.path and split != config.split:
-        raise ValueError(
-            f"Source {config.name!r} has only the split {config.split!r}, not {split!r}: "
-            f"write '{{split}}' in its path, {config.path!r}, where the split's name belongs."
-        )
-    return Path(os.path.expanduser(config.path.replace("{split}", split)))
-
-
-def file_digest(path: Any, whole: int | None) -> str:
-    """sha256 of size and content; of size, first and last MiB if larger than `whole` bytes.
-
-    Uses only open, seek and read, so that `path` may be an `epath.Path` in a bucket.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(f"{size} ".encode())
-        file.seek(0)
-        if whole is not None and size > whole:
-            digest.update(file.read(_BLOCK))
-            file.seek(size - _BLOCK)
-        while block := file.read(_BLOCK):
-            digest.update(block)
-        return digest.hexdigest()

@@ -5,7 +5,8 @@ import json
 import os
 from typing import Any
 
-from research.data.sources.base import Records, Source, SourceConfig, file_digest
+from research.data.sources.base import Records, Source, SourceConfig
+from research.data.sources.files import digest
 
 # Files of a prepared dataset up to this size are hashed whole.
 _WHOLE_FILE = 64 * 2**20
@@ -22,7 +23,10 @@ def open_tfds(config: SourceConfig, split: str) -> Source:
         """Name, version, split and the size and digest of its files (large ones: their ends)."""
         info = records.dataset_info
         files = sorted(info.splits[split].filepaths, key=os.fspath)
-        digests = [(p.name, file_digest(p, _WHOLE_FILE)) for p in files]
+        digests = []
+        for path in files:
+            with path.open("rb") as file:
+                digests.append((path.name, digest(file, _WHOLE_FILE)))
         parts = [info.name, str(info.version), split, len(records), digests]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
