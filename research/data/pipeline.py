@@ -76,21 +76,33 @@ def make_objective(config: DataConfig) -> Objective:
     return config_lib.build(cls, dict(config.objective_settings), where="objective_settings")
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What is said of a source beside its examples."""
+
+    # Identifies the content.
+    fingerprint: str
+    # One of `research.data.formats.FORMATS`.
+    format: str
+    # Records that could not be read and were left out.
+    bad_lines: int
+
+
 def read_examples(
     config: DataConfig,
     source: SourceConfig,
     split: str,
     tokenizer: Tokenizer,
     cache: str | os.PathLike[str],
-) -> tuple[Examples, str]:
-    """Opens, tokenises (once) and checks one split of one source; also its fingerprint."""
+) -> tuple[Examples, Origin]:
+    """Opens, tokenises (once) and checks one split of one source."""
     objective = make_objective(config)
     opened = open_source(source, split)
     checks.check_not_empty(opened.name, len(opened))
     table = tokenise(opened, tokenizer, objective.fields, cache)
     examples = objective.prepare(table, tokenizer, config.sequence_length)
     checks.check_examples(examples, tokenizer, config.sequence_length)
-    return examples, opened.fingerprint
+    return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines)
 
 
 class Pipeline:
@@ -126,12 +138,11 @@ class Pipeline:
         self._cache = cache
         self._adapters = _number_adapters(config, adapters)
         self.rows: dict[str, packing.PackedRows] = {}
-        # what identifies the content of each source
-        self.fingerprints: dict[str, str] = {}
+        self.origins: dict[str, Origin] = {}
         parts = []
         for source in config.sources:
-            examples, fingerprint = read_examples(config, source, source.split, tokenizer, cache)
-            self.fingerprints[source.name] = fingerprint
+            examples, origin = read_examples(config, source, source.split, tokenizer, cache)
+            self.origins[source.name] = origin
             # Of its own name, so that another source in the list changes nothing here.
             seed = _seed(config.seed, source.name)
             rows = _plan_rows(config, examples, examples.lengths, tokenizer, seed)
@@ -193,17 +204,23 @@ class Pipeline:
         return self.config.batch_size * self.config.sequence_length * full
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the content of each source."""
+        return {name: origin.fingerprint for name, origin in self.origins.items()}
+
+    @property
     def bytes_per_source(self) -> dict[str, int]:
         """UTF-8 bytes of the text behind the trained tokens, once through each source."""
         return {name: int(rows.examples.bytes.sum()) for name, rows in self.rows.items()}
 
-    def statistics(self, steps: int) -> dict[str, dict[str, float]]:
+    def statistics(self, steps: int) -> dict[str, dict[str, Any]]:
         """By source, what `steps` steps will read; logs a warning for more than 4 epochs.
 
         Returns:
-          name -> documents, tokens, bytes (once through the source); rows; fill (share of places
-          that hold a token); trained (share of tokens that are trained on); truncated (examples
-          whose prompt was cut); share (of the mixture's rows); epochs (over `steps`).
+          name -> format (of its records); bad_lines (records left out); documents, tokens, bytes
+          (once through the source); rows; fill (share of places that hold a token); trained (share
+          of tokens that are trained on); truncated (examples whose prompt was cut); share (of the
+          mixture's rows); epochs (over `steps`).
         """
         total = sum(source.weight for source in self.config.sources)
         result = {}
@@ -214,6 +231,8 @@ class Pipeline:
             epochs = steps * self.config.batch_size * share / len(rows)
             tokens = int(examples.lengths.sum())
             result[source.name] = {
+                "format": self.origins[source.name].format,
+                "bad_lines": self.origins[source.name].bad_lines,
                 "documents": len(examples),
                 "tokens": tokens,
                 "bytes": int(examples.bytes.sum()),

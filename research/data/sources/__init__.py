@@ -1,7 +1,8 @@
 """Where examples come from: TFDS builders, JSONL, Parquet, folders of text. One file a kind.
 
-A source has `len()` and `source[i] -> dict`, gives text as `str`, knows its `name`, and has a
-`fingerprint` that changes when its content does. A new kind is one file and one line in `KINDS`.
+A source has `len()` and `source[i] -> dict`, gives text as `str`, knows its `name` and `format`,
+and has a `fingerprint` that changes when its content does. A new kind is one file and one line in
+`KINDS`.
 """
 
 from collections.abc import Callable
