@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _answer(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from research import adapters, methods, runs, sharding
+    from research import adapters, chat, methods, runs, sharding
     from research.compilation_cache import enable_compilation_cache
     from research.data.pipeline import make_objective
-    from research.generation import chat, decode
+    from research.generation import decode
     from research.generation.sampling import Sampling
     from research.objectives.supervised import Supervised
 
