@@ -148,7 +148,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             only_one(workdir)
             runs.write_json(workdir / "config.json", door.to_dict(experiment))
             words.save(workdir / runs.TOKENIZER)
-        companions = base.companions if base else {}
+        companions = (base.companions if base else {}) | data.companions
         metadata = {
             "experiment": door.to_dict(experiment),
             "model": door.to_dict(program.shape),

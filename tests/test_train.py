@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -134,6 +135,24 @@ def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
     assert "9,808 parameters, 9,808 train (100.00%), method full" in plan
     assert "prose: 48 documents" in plan and "GiB a device" in plan and "random weights" in plan
     assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_says_each_sources_format_and_the_lines_left_out():
+    experiment = types.SimpleNamespace(steps=3, init_from=None, method=Full())
+    plan = types.SimpleNamespace(
+        experiment=experiment,
+        mesh=types.SimpleNamespace(shape={"data": 1}),
+        trainable_parameters=1,
+        parameters=2,
+        flops_per_token=6.0,
+        stacks=("layers/0",),
+    )
+    source = {"format": "alpaca", "documents": 9, "tokens": 99, "epochs": 1.0, "fill": 1.0}
+    source |= {"trained": 0.5, "truncated": 0}
+    reading = {"good": source | {"bad_lines": 0}, "torn": source | {"bad_lines": 1234}}
+    said = program.describe(plan, reading, 99.0, 0)
+    assert "data       good: alpaca, 9 documents, 99 tokens, " in said
+    assert "torn: alpaca, 9 documents, 1,234 bad lines left out, 99 tokens, " in said
 
 
 def test_a_tune_says_how_its_base_is_computed_and_a_run_lends_its_tokenizer(world, tmp_path):

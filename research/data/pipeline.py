@@ -21,9 +21,9 @@ from research.config import Positive
 from research.data import checks, packing
 from research.data.sources import SourceConfig, open_source
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import tokenise
+from research.data.tokens import encode, tokenise
 from research.objectives import OBJECTIVES
-from research.objectives.base import Examples, Objective
+from research.objectives.base import Encodes, Examples, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,10 @@ def read_examples(
     objective = make_objective(config)
     opened = open_source(source, split)
     checks.check_not_empty(opened.name, len(opened))
-    table = tokenise(opened, tokenizer, objective.fields, cache)
+    if isinstance(objective, Encodes):
+        table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
+    else:
+        table = tokenise(opened, tokenizer, objective.fields, cache)
     examples = objective.prepare(table, tokenizer, config.sequence_length)
     checks.check_examples(examples, tokenizer, config.sequence_length)
     return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines)
@@ -209,6 +212,14 @@ class Pipeline:
         return {name: origin.fingerprint for name, origin in self.origins.items()}
 
     @property
+    def companions(self) -> dict[str, bytes]:
+        """Files that a model trained on this needs beside its tokenizer."""
+        files: dict[str, bytes] = {}
+        for rows in self.rows.values():
+            files |= {name: text.encode() for name, text in rows.examples.companions.items()}
+        return files
+
+    @property
     def bytes_per_source(self) -> dict[str, int]:
         """UTF-8 bytes of the text behind the trained tokens, once through each source."""
         return {name: int(rows.examples.bytes.sum()) for name, rows in self.rows.items()}
@@ -217,22 +228,22 @@ class Pipeline:
         """By source, what `steps` steps will read; logs a warning for more than 4 epochs.
 
         Returns:
-          name -> format (of its records); bad_lines (records left out); documents, tokens, bytes
-          (once through the source); rows; fill (share of places that hold a token); trained (share
-          of tokens that are trained on); truncated (examples whose prompt was cut); share (of the
-          mixture's rows); epochs (over `steps`).
+          name -> format (of its records, and how they are written); bad_lines (records left out);
+          documents, tokens, bytes (once through the source); rows; fill (share of places that hold
+          a token); trained (share of tokens that are trained on); truncated (examples of which
+          something was cut); share (of the mixture's rows); epochs (over `steps`).
         """
         total = sum(source.weight for source in self.config.sources)
         result = {}
         for source in self.config.sources:
             rows = self.rows[source.name]
-            examples = rows.examples
+            examples, origin = rows.examples, self.origins[source.name]
             share = source.weight / total
             epochs = steps * self.config.batch_size * share / len(rows)
             tokens = int(examples.lengths.sum())
             result[source.name] = {
-                "format": self.origins[source.name].format,
-                "bad_lines": self.origins[source.name].bad_lines,
+                "format": ", ".join(filter(None, (origin.format, examples.note))),
+                "bad_lines": origin.bad_lines,
                 "documents": len(examples),
                 "tokens": tokens,
                 "bytes": int(examples.bytes.sum()),

@@ -118,6 +118,11 @@ class Tokenizer:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
+    def token_type(self) -> np.dtype:
+        """The smallest type that holds every token."""
+        return np.dtype(np.uint16 if self.vocabulary_size <= 2**16 else np.uint32)
+
+    @property
     def opening(self) -> list[int]:
         """What a bare prompt starts with."""
         return [self.begin_id] if self.roles["opens"] else []

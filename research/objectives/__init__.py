@@ -2,9 +2,11 @@
 
 from research.objectives.base import Objective
 from research.objectives.causal import Causal
+from research.objectives.chat import Chat
 from research.objectives.supervised import Supervised
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "causal": Causal,
+    "chat": Chat,
     "supervised": Supervised,
 }
