@@ -153,7 +153,7 @@ def _answer(arguments: argparse.Namespace) -> None:
 
 def _objective(run: Run) -> Objective | None:
     """What the run was trained with; None: the model was imported."""
-    from research.data.pipeline import make_objective
+    from research.data.reading import make_objective
 
     return make_objective(run.experiment.data) if run.experiment else None
 

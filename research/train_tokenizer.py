@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = door.parse(parser, argv)
 
     from research.data import tokenizer
-    from research.data.pipeline import make_objective
+    from research.data.reading import make_objective
     from research.data.sources import open_source
     from research.experiment import Experiment
 

@@ -39,7 +39,7 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
         raise ValueError(f"Source {name!r} has only empty texts: there is nothing to learn from.")
     if not examples.trained.sum():
         raise ValueError(f"Source {name!r} has no token to train on: all of its text is masked.")
-    stops = examples.ends or (tokenizer.end_id,)
+    stops = examples.stops or (tokenizer.end_id,)
     ends = False
     filled = np.flatnonzero(examples.lengths)
     for index in filled[:: max(1, len(filled) // _SAMPLE)].tolist():

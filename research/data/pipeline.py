@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from research import config as config_lib
 from research.batch import Batch
 from research.config import Positive
 from research.data import checks, packing
-from research.data.sources import SourceConfig, open_source
+from research.data.reading import Origin, read_examples
+from research.data.sources import SourceConfig
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import encode, tokenise
-from research.objectives import OBJECTIVES
-from research.objectives.base import Encodes, Examples, Objective
+from research.objectives.base import Examples
 
 logger = logging.getLogger(__name__)
 
@@ -64,48 +62,6 @@ class DataConfig:
                     f"The weight of source {source.name!r} must be positive, not {source.weight}: "
                     "leave a source out to not read it."
                 )
-
-
-def make_objective(config: DataConfig) -> Objective:
-    """The configured objective. Raises ValueError for unknown names and settings."""
-    if config.objective not in OBJECTIVES:
-        raise ValueError(
-            f"There is no objective {config.objective!r}. Known: {sorted(OBJECTIVES)}."
-        )
-    cls = OBJECTIVES[config.objective]
-    return config_lib.build(cls, dict(config.objective_settings), where="objective_settings")
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What is said of a source beside its examples."""
-
-    # Identifies the content.
-    fingerprint: str
-    # One of `research.data.formats.FORMATS`.
-    format: str
-    # Records that could not be read and were left out.
-    bad_lines: int
-
-
-def read_examples(
-    config: DataConfig,
-    source: SourceConfig,
-    split: str,
-    tokenizer: Tokenizer,
-    cache: str | os.PathLike[str],
-) -> tuple[Examples, Origin]:
-    """Opens, tokenises (once) and checks one split of one source."""
-    objective = make_objective(config)
-    opened = open_source(source, split)
-    checks.check_not_empty(opened.name, len(opened))
-    if isinstance(objective, Encodes):
-        table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
-    else:
-        table = tokenise(opened, tokenizer, objective.fields, cache)
-    examples = objective.prepare(table, tokenizer, config.sequence_length)
-    checks.check_examples(examples, tokenizer, config.sequence_length)
-    return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines)
 
 
 class Pipeline:

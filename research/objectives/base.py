@@ -48,7 +48,7 @@ class Examples:
     # (example, start, stop) -> its tokens start .. stop - 1.
     piece: Callable[[int, int, int], Piece]
     # Tokens that end what is trained on, where that is not the tokenizer's end-of-text.
-    ends: tuple[int, ...] = ()
+    stops: tuple[int, ...] = ()
     # What a run's plan says of how they were made.
     note: str = ""
     # Files that a model trained on them needs beside its tokenizer, such as the chat template.

@@ -108,7 +108,7 @@ class Chat:
             truncated=table["cut"].values > 0,
             splittable=False,
             piece=piece,
-            ends=tuple(np.unique(tokens.values[tokens.offsets[1:] - 1]).tolist()),
+            stops=tuple(np.unique(tokens.values[tokens.offsets[1:] - 1]).tolist()),
             note=f"the {'plain' if template == PLAIN else given} chat template",
             companions={chat.TEMPLATE: template},
         )

@@ -121,7 +121,7 @@ def test_what_is_trained_is_what_the_assistant_says_and_its_ends(
     assert _trained(piece, tokenizer) == expected
     ends = piece.targets[piece.weights > 0] == tokenizer.encode(end.strip(), special=True)[0]
     assert ends.sum() == len(said), "no message can end a turn by writing the token's name"
-    assert piece.targets[-1] == examples.ends[0] and len(examples.ends) == 1
+    assert piece.targets[-1] == examples.stops[0] and len(examples.stops) == 1
     assert examples.trained[0] == piece.weights.sum() and not examples.splittable
     texts = [text.removesuffix(end.strip()) for text in expected]
     assert examples.bytes[0] == sum(len(text.encode()) for text in texts)
@@ -241,6 +241,6 @@ def test_the_tokenizers_own_template_is_taken_and_its_end_is_known(tokenizer, tm
     own.chat_template, end = TEMPLATES["chatml"]
     examples = _prepare([_talk(2)], own, tmp_path)
     assert examples.note == "the tokenizer's chat template"
-    assert examples.ends == (Chat().end_id(own),) == tuple(own.encode(end, special=True))
+    assert examples.stops == (Chat().end_id(own),) == tuple(own.encode(end, special=True))
     checks.check_examples(examples, own, 64)
     assert Chat().end_id(tokenizer) == tokenizer.end_id
