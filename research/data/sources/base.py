@@ -88,7 +88,9 @@ def decode_text(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, np.ndarray) and value.dtype == object:
-        return [decode_text(item) for item in value.tolist()]
+        value = value.tolist()
+    if isinstance(value, list):
+        return [decode_text(item) for item in value]
     if isinstance(value, dict):
         return {key: decode_text(item) for key, item in value.items()}
     return value.item() if isinstance(value, np.generic) else value
