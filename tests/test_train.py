@@ -1,6 +1,7 @@
 """The training program: what it refuses, what it prints, and that every method learns."""
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -10,9 +11,11 @@ import types
 import numpy as np
 import pytest
 
-from research import runs
+from research import chat, runs
 from research import train as program
 from research.data import tokenizer
+from research.data.pipeline import DataConfig
+from research.data.sources import SourceConfig
 from research.methods import (
     IA3,
     Bottleneck,
@@ -27,6 +30,7 @@ from research.methods import (
 )
 from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal
+from research.objectives.chat import PLAIN
 from research.schedules import ScheduleConfig
 from research.train import train
 from tests import tiny_run
@@ -206,6 +210,23 @@ def test_every_method_learns(world, tmp_path, method, rate):
     # a base of two thin layers leaves less to vectors in front of it
     share = 2 if method.kind in ("prompt", "prefix") else 3
     assert len(losses) == 20 and np.mean(losses[-4:]) < losses[0] / share
+
+
+def test_conversations_are_learnt_and_their_template_follows_the_model(world, tmp_path):
+    turns = [
+        [{"role": "user", "content": "roof"}, {"role": "assistant", "content": colour}]
+        for colour in tiny_run.COLOURS * 4
+    ]
+    talks = [first + second for first, second in itertools.pairwise(turns)]
+    lines = "".join(json.dumps({"messages": talk}) + "\n" for talk in talks)
+    (tmp_path / "talks.jsonl").write_text(lines)
+    source = SourceConfig("talks", "jsonl", str(tmp_path / "talks.jsonl"))
+    data = DataConfig((source,), sequence_length=96, batch_size=8, objective="chat")
+    train(world.experiment(30, data=data), tmp_path / "run")
+    losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path / "run")]
+    assert len(losses) == 30 and np.mean(losses[-4:]) < losses[0] / 2
+    run = runs.open_run(tmp_path / "run")
+    assert run.companions[chat.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
 
 
 def test_summary_counts_the_whole_run(world):
