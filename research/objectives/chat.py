@@ -256,8 +256,10 @@ class Conversations:
             parts = self._writer.write(messages)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        if not parts[0].text:
-            raise ValueError(f"{where}: the chat template writes nothing before the first answer.")
+        if not parts or not parts[0].text:
+            raise ValueError(
+                f"{where}: there is no answer, or the chat template writes nothing before it."
+            )
         self._waiting.append((where, messages, parts))
         return sum(len(part.text) for part in parts)
 

@@ -186,6 +186,11 @@ def test_prompt_and_completion_are_a_conversation_of_two_turns(tokenizer, tmp_pa
         _prepare([{"text": "a"}], tokenizer, tmp_path)
 
 
+def test_a_conversation_without_an_answer_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="row 0: there is no answer"):
+        _prepare([_talk(1)[:2]], tokenizer, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("template", "match"),
     [
