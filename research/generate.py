@@ -6,9 +6,9 @@
     python -m research.generate --run BASE --adapter law=DIR --adapter style=DIR --prompt "..."
 
 A run that was tuned on prompts and completions wraps each prompt in the template that it was tuned
-with, and an imported model in its chat template, in which a conversation goes on; `--raw` leaves
-templates out. Text appears as it is made; several prompts are answered in one batch and printed in
-order.
+with; one that was tuned on conversations, and an imported model, in their chat template, in which a
+conversation goes on; `--raw` leaves templates out. Text appears as it is made; several prompts are
+answered in one batch and printed in order.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from research import config as door
 
 if TYPE_CHECKING:
+    from research.objectives.base import Objective
     from research.runs import Run
 
 
@@ -57,12 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _answer(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from research import adapters, methods, runs, sharding
+    from research import adapters, chat, methods, runs, sharding
     from research.compilation_cache import enable_compilation_cache
-    from research.data.pipeline import make_objective
-    from research.generation import chat, decode
+    from research.generation import decode
     from research.generation.sampling import Sampling
-    from research.objectives.supervised import Supervised
+    from research.objectives import Chat, Supervised
 
     enable_compilation_cache()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
@@ -74,6 +74,9 @@ def _answer(arguments: argparse.Namespace) -> None:
     if not named and run.method.kind == "bank":
         voices = {name: run for name in adapters.names(run.method)}
     words, stops = run.tokenizer, chat.find_stops(run.companions)
+    for voice in voices.values() or [run]:
+        if isinstance(tuned := _objective(voice), Chat):
+            stops += (tuned.end_id(voice.tokenizer),)
     said: list[dict[str, str]] = []
     with sharding.use(mesh, rules):
         if named:
@@ -84,14 +87,16 @@ def _answer(arguments: argparse.Namespace) -> None:
             model = methods.switch_off(model, name)
 
         def ids(prompt: str, voice: Run = run) -> list[int]:
-            data = voice.experiment.data if voice.experiment else None
-            objective = make_objective(data) if data else None
+            data, objective = voice.experiment and voice.experiment.data, _objective(voice)
             template = None if data else chat.find_template(run.companions)
             if template is not None and not arguments.raw:
                 roles = words.roles
                 turns = [*said, {"role": "user", "content": prompt}]
                 text = chat.render(template, turns, begin=roles["begin"], end=roles["end"])
                 return words.encode(text, special=True)
+            if isinstance(objective, Chat) and not arguments.raw:
+                turns = [*said, {"role": "user", "content": prompt}]
+                return objective.prompt_ids(voice.tokenizer, turns)
             if data and isinstance(objective, Supervised) and not arguments.raw:
                 found, cut = objective.prompt_ids(words, prompt, data.sequence_length)
                 if cut:
@@ -144,6 +149,13 @@ def _answer(arguments: argparse.Namespace) -> None:
                     {"role": "user", "content": prompt},
                     {"role": "assistant", "content": answer},
                 ]
+
+
+def _objective(run: Run) -> Objective | None:
+    """What the run was trained with; None: the model was imported."""
+    from research.data.reading import make_objective
+
+    return make_objective(run.experiment.data) if run.experiment else None
 
 
 def _ask() -> str | None:

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from research import chat, fingerprint, methods, sharding, tree
 from research import config as door
-from research import fingerprint, methods, sharding, tree
 from research.checkpoint import Checkpointer, library_versions, open_checkpoint
 from research.data import tokenizer as tokenizers
 from research.experiment import Experiment, MethodConfig
@@ -130,6 +130,7 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
         method = door.build(MethodConfig, metadata["method"], f"{where}.method")
     text, name = saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}"
     words = tokenizers.from_json(text, name, **metadata.get("roles", {}))
+    words.chat_template = chat.find_template(saved.files())
     return Run(saved, experiment, model, words, below, method, metadata.get("imported"))
 
 

@@ -148,7 +148,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             only_one(workdir)
             runs.write_json(workdir / "config.json", door.to_dict(experiment))
             words.save(workdir / runs.TOKENIZER)
-        companions = base.companions if base else {}
+        companions = (base.companions if base else {}) | data.companions
         metadata = {
             "experiment": door.to_dict(experiment),
             "model": door.to_dict(program.shape),
@@ -273,7 +273,9 @@ def describe(
     trains, total = program.trainable_parameters, program.parameters
     start = f"step {first_step}" if first_step else program.experiment.init_from
     sources = "\n           ".join(
-        f"{name}: {source['documents']:,} documents, {source['tokens']:,} tokens, "
+        f"{name}: {source['format']}, {source['documents']:,} documents, "
+        + (f"{source['bad_lines']:,} bad lines left out, " if source["bad_lines"] else "")
+        + f"{source['tokens']:,} tokens, "
         f"{source['epochs']:.2g} epochs, {source['fill']:.1%} full, "
         f"{source['trained']:.1%} trained on, {source['truncated']:,} cut"
         for name, source in reading.items()

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from research import config as door
+
+if TYPE_CHECKING:
+    from research.objectives.base import Objective
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,15 +29,15 @@ def main(argv: list[str] | None = None) -> None:
     arguments = door.parse(parser, argv)
 
     from research.data import tokenizer
-    from research.data.pipeline import make_objective
+    from research.data.reading import make_objective
     from research.data.sources import open_source
     from research.experiment import Experiment
 
     with door.clear_errors():
         data = door.load(Experiment, arguments.config, arguments.overrides).data
-        fields = sorted(make_objective(data).fields)
+        objective = make_objective(data)
         sources = [open_source(source) for source in data.sources]
-        texts = (text for source in sources for text in sample(source, fields, arguments.bytes))
+        texts = (text for source in sources for text in sample(source, objective, arguments.bytes))
         words = tokenizer.train(texts, arguments.vocabulary)
         words.save(Path(arguments.out))
     print(f"{arguments.out}: {words.vocabulary_size} tokens, {words.fingerprint()[:16]}")
@@ -42,10 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"(the text has no more pairs that occur twice; {arguments.vocabulary} were asked)")
 
 
-def sample(source: Any, fields: list[str], limit: int) -> Iterator[str]:
+def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:
     """Documents spread evenly over a source, about `limit` bytes in all."""
-    from research.data.tokens import text_of
-
     total, stride = 0, 1
     while stride * 7 < len(source) // 64:  # a stride that is no period of a sorted source
         stride = stride * 2 + 1
@@ -53,10 +54,20 @@ def sample(source: Any, fields: list[str], limit: int) -> Iterator[str]:
         for index in range(start, len(source), stride):
             if total >= limit:
                 return
-            for field in fields:
-                text = text_of(source, index, field)
+            for text in read(source, objective, index):
                 total += len(text.encode())
                 yield text
+
+
+def read(source: Any, objective: Objective, index: int) -> list[str]:
+    """What the objective reads of one example."""
+    from research.data.tokens import text_of
+    from research.objectives.chat import Chat, read_messages
+
+    if isinstance(objective, Chat):
+        messages = read_messages(source[index], f"{source.name}, row {index}")
+        return [message["content"] for message in messages]
+    return [text_of(source, index, field) for field in sorted(objective.fields)]
 
 
 if __name__ == "__main__":

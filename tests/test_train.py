@@ -1,17 +1,21 @@
 """The training program: what it refuses, what it prints, and that every method learns."""
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from research import runs
+from research import chat, runs
 from research import train as program
 from research.data import tokenizer
+from research.data.pipeline import DataConfig
+from research.data.sources import SourceConfig
 from research.methods import (
     IA3,
     Bottleneck,
@@ -26,6 +30,7 @@ from research.methods import (
 )
 from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal
+from research.objectives.chat import PLAIN
 from research.schedules import ScheduleConfig
 from research.train import train
 from tests import tiny_run
@@ -132,8 +137,28 @@ def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
     program.main(["--config", str(file), "--workdir", str(tmp_path / "run"), "--dry-run"])
     plan = capsys.readouterr().out
     assert "9,808 parameters, 9,808 train (100.00%), method full" in plan
-    assert "prose: 48 documents" in plan and "GiB a device" in plan and "random weights" in plan
+    assert (
+        "prose: text, 48 documents" in plan and "GiB a device" in plan and "random weights" in plan
+    )
     assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_says_each_sources_format_and_the_lines_left_out():
+    experiment = types.SimpleNamespace(steps=3, init_from=None, method=Full())
+    plan = types.SimpleNamespace(
+        experiment=experiment,
+        mesh=types.SimpleNamespace(shape={"data": 1}),
+        trainable_parameters=1,
+        parameters=2,
+        flops_per_token=6.0,
+        stacks=("layers/0",),
+    )
+    source = {"format": "alpaca", "documents": 9, "tokens": 99, "epochs": 1.0, "fill": 1.0}
+    source |= {"trained": 0.5, "truncated": 0}
+    reading = {"good": source | {"bad_lines": 0}, "torn": source | {"bad_lines": 1234}}
+    said = program.describe(plan, reading, 99.0, 0)
+    assert "data       good: alpaca, 9 documents, 99 tokens, " in said
+    assert "torn: alpaca, 9 documents, 1,234 bad lines left out, 99 tokens, " in said
 
 
 def test_a_tune_says_how_its_base_is_computed_and_a_run_lends_its_tokenizer(world, tmp_path):
@@ -208,7 +233,24 @@ def test_every_objective_learns(world, tmp_path, name):
 
 
 def test_every_objective_is_trained_somewhere():
-    assert set(OBJECTIVES) == {"causal", "supervised", *LEARNT}  # the base and its tunes
+    assert set(OBJECTIVES) == {"causal", "supervised", "chat", *LEARNT}  # the base and its tunes
+
+
+def test_conversations_are_learnt_and_their_template_follows_the_model(world, tmp_path):
+    turns = [
+        [{"role": "user", "content": "roof"}, {"role": "assistant", "content": colour}]
+        for colour in tiny_run.COLOURS * 4
+    ]
+    talks = [first + second for first, second in itertools.pairwise(turns)]
+    lines = "".join(json.dumps({"messages": talk}) + "\n" for talk in talks)
+    (tmp_path / "talks.jsonl").write_text(lines)
+    source = SourceConfig("talks", "jsonl", str(tmp_path / "talks.jsonl"))
+    data = DataConfig((source,), sequence_length=96, batch_size=8, objective="chat")
+    train(world.experiment(30, data=data), tmp_path / "run")
+    losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path / "run")]
+    assert len(losses) == 30 and np.mean(losses[-4:]) < losses[0] / 2
+    run = runs.open_run(tmp_path / "run")
+    assert run.companions[chat.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
 
 
 def test_summary_counts_the_whole_run(world):

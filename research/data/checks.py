@@ -39,6 +39,7 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
         raise ValueError(f"Source {name!r} has only empty texts: there is nothing to learn from.")
     if not examples.trained.sum():
         raise ValueError(f"Source {name!r} has no token to train on: all of its text is masked.")
+    stops = examples.stops or (tokenizer.end_id,)
     ends = False
     filled = np.flatnonzero(examples.lengths)
     sample = filled[:: max(1, len(filled) // _SAMPLE)]
@@ -56,10 +57,10 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
                 "row. The objective adds it: remove it from the template, or name another token "
                 "as begin."
             )
-        ends = ends or bool(last.targets[-1] == tokenizer.end_id and last.weights[-1] > 0)
+        ends = ends or bool(last.targets[-1] in stops and last.weights[-1] > 0)
     if examples.ends and not ends:
         raise ValueError(
-            f"Source {name!r} never trains end-of-text (id {tokenizer.end_id}), as seen in a "
+            f"Source {name!r} never trains end-of-text (id {stops[0]}), as seen in a "
             "sample of it: a model trained on it would never stop writing."
         )
 

@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from research import config as config_lib
 from research.batch import Batch
 from research.config import Positive
 from research.data import checks, packing
-from research.data.sources import SourceConfig, open_source
+from research.data.reading import Origin, read_examples
+from research.data.sources import SourceConfig
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import tokenise
-from research.objectives import OBJECTIVES
-from research.objectives.base import Examples, Objective
+from research.objectives.base import Examples
 
 logger = logging.getLogger(__name__)
 
@@ -66,33 +64,6 @@ class DataConfig:
                 )
 
 
-def make_objective(config: DataConfig) -> Objective:
-    """The configured objective. Raises ValueError for unknown names and settings."""
-    if config.objective not in OBJECTIVES:
-        raise ValueError(
-            f"There is no objective {config.objective!r}. Known: {sorted(OBJECTIVES)}."
-        )
-    cls = OBJECTIVES[config.objective]
-    return config_lib.build(cls, dict(config.objective_settings), where="objective_settings")
-
-
-def read_examples(
-    config: DataConfig,
-    source: SourceConfig,
-    split: str,
-    tokenizer: Tokenizer,
-    cache: str | os.PathLike[str],
-) -> tuple[Examples, str]:
-    """Opens, tokenises (once) and checks one split of one source; also its fingerprint."""
-    objective = make_objective(config)
-    opened = open_source(source, split)
-    checks.check_not_empty(opened.name, len(opened))
-    table = tokenise(opened, tokenizer, objective.fields, cache)
-    examples = objective.prepare(table, tokenizer, config.sequence_length)
-    checks.check_examples(examples, tokenizer, config.sequence_length)
-    return examples, opened.fingerprint
-
-
 class Pipeline:
     """`batch(step)` for training; `heldout(name, split)` for evaluation."""
 
@@ -126,12 +97,11 @@ class Pipeline:
         self._cache = cache
         self._adapters = _number_adapters(config, adapters)
         self.rows: dict[str, packing.PackedRows] = {}
-        # what identifies the content of each source
-        self.fingerprints: dict[str, str] = {}
+        self.origins: dict[str, Origin] = {}
         parts = []
         for source in config.sources:
-            examples, fingerprint = read_examples(config, source, source.split, tokenizer, cache)
-            self.fingerprints[source.name] = fingerprint
+            examples, origin = read_examples(config, source, source.split, tokenizer, cache)
+            self.origins[source.name] = origin
             # Of its own name, so that another source in the list changes nothing here.
             seed = _seed(config.seed, source.name)
             rows = _plan_rows(config, examples, examples.lengths, tokenizer, seed)
@@ -193,27 +163,43 @@ class Pipeline:
         return self.config.batch_size * self.config.sequence_length * full
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the content of each source."""
+        return {name: origin.fingerprint for name, origin in self.origins.items()}
+
+    @property
+    def companions(self) -> dict[str, bytes]:
+        """Files that a model trained on this needs beside its tokenizer."""
+        files: dict[str, bytes] = {}
+        for rows in self.rows.values():
+            files |= {name: text.encode() for name, text in rows.examples.companions.items()}
+        return files
+
+    @property
     def bytes_per_source(self) -> dict[str, int]:
         """UTF-8 bytes of the text behind the trained tokens, once through each source."""
         return {name: rows.examples.text_bytes() for name, rows in self.rows.items()}
 
-    def statistics(self, steps: int) -> dict[str, dict[str, float]]:
+    def statistics(self, steps: int) -> dict[str, dict[str, Any]]:
         """By source, what `steps` steps will read; logs a warning for more than 4 epochs.
 
         Returns:
-          name -> documents, tokens, bytes (once through the source); rows; fill (share of places
-          that hold a token); trained (share of tokens that are trained on); truncated (examples
-          whose prompt was cut); share (of the mixture's rows); epochs (over `steps`).
+          name -> format (of its records, and how they are written); bad_lines (records left out);
+          documents, tokens, bytes (once through the source); rows; fill (share of places that hold
+          a token); trained (share of tokens that are trained on); truncated (examples of which
+          something was cut); share (of the mixture's rows); epochs (over `steps`).
         """
         total = sum(source.weight for source in self.config.sources)
         result = {}
         for source in self.config.sources:
             rows = self.rows[source.name]
-            examples = rows.examples
+            examples, origin = rows.examples, self.origins[source.name]
             share = source.weight / total
             epochs = steps * self.config.batch_size * share / len(rows)
             tokens = int(examples.lengths.sum())
             result[source.name] = {
+                "format": ", ".join(filter(None, (origin.format, examples.note))),
+                "bad_lines": origin.bad_lines,
                 "documents": examples.documents,
                 "tokens": tokens,
                 "bytes": examples.text_bytes(),

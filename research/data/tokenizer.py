@@ -63,6 +63,12 @@ class Tokenizer:
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
         self.begin_id, self.end_id, self.pad_id = ids
+        added = backend.get_added_tokens_decoder().values()
+        # Every token that has a name of its own in a template, and which of them no text can spell.
+        self.named: frozenset[str] = frozenset(str(token.content) for token in added)
+        self.special: frozenset[str] = frozenset(str(t.content) for t in added if t.special)
+        # How a conversation is written for the model of this tokenizer, if its makers say so.
+        self.chat_template: str | None = None
         # The largest id counts: a vocabulary may have holes.
         self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -105,14 +111,15 @@ class Tokenizer:
         backend = self._special if special else self._plain
         return backend.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of every text, in parallel; nothing is added at either end.
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Token ids of every text as `encode` gives them, in parallel.
 
         Raises:
             ValueError: a text has a lone surrogate and so is no Unicode text.
         """
+        backend = self._special if special else self._plain
         try:
-            encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             for i, text in enumerate(texts):
                 try:
@@ -147,6 +154,11 @@ class Tokenizer:
         content = {"tokenizer": json.loads(self._special.to_str()), "roles": self.roles}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def token_type(self) -> np.dtype:
+        """The smallest type that holds every token."""
+        return np.dtype(np.uint16 if self.vocabulary_size <= 2**16 else np.uint32)
 
     @property
     def opening(self) -> list[int]:

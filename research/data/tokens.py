@@ -19,7 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from research.data.sources import Source
+from research.data.sources.files import cache_folder
 from research.data.tokenizer import Tokenizer
+from research.objectives.base import Encoded, Encoder
 
 # Part of every key: raise it when the files or their meaning change.
 SCHEMA = 1
@@ -29,7 +31,7 @@ _CHUNK = 2**21
 
 def default_cache() -> Path:
     """Where tokenised sources are kept: `$GRAFT_CACHE/tokens`, or ~/.cache/graft/tokens."""
-    return Path(os.environ.get("GRAFT_CACHE") or Path.home() / ".cache" / "graft") / "tokens"
+    return cache_folder("tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +70,68 @@ class TokenTable:
         return self.tokens[field]
 
 
+class TextEncoder:
+    """Tokens of text fields, each tokenised apart."""
+
+    def __init__(self, tokenizer: Tokenizer, fields: Mapping[str, bool]):
+        """`fields`: field -> whether end-of-text is appended to it."""
+        self._tokenizer = tokenizer
+        self._ends = dict(fields)
+        self._texts: dict[str, list[str]] = {field: [] for field in fields}
+        names = sorted(fields)
+        self.types = dict.fromkeys(names, tokenizer.token_type)
+        self.key = {
+            "tokenizer": tokenizer.fingerprint(),
+            "fields": {name: bool(fields[name]) for name in names},
+        }
+
+    def add(self, example: Mapping[str, Any], where: str) -> int:
+        """Takes the text of every field."""
+        texts = [(field, _text(example, field, where)) for field in self._texts]
+        for field, text in texts:
+            self._texts[field].append(text)
+        return sum(len(text) for _, text in texts)
+
+    def take(self) -> dict[str, Encoded]:
+        """The tokens of what was added."""
+        result = {}
+        for field, texts in self._texts.items():
+            try:
+                encoded = self._tokenizer.encode_batch(texts)
+            except ValueError as error:
+                raise ValueError(f"field {field!r}: {error}") from error
+            if self._ends[field]:
+                for ids in encoded:
+                    ids.append(self._tokenizer.end_id)
+            sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+            result[field] = Encoded(encoded, sizes)
+            texts.clear()
+        return result
+
+
 def tokenise(
     source: Source,
     tokenizer: Tokenizer,
     fields: Mapping[str, bool],
     cache: str | os.PathLike[str],
 ) -> TokenTable:
-    """The tokens of `source`, from `cache` if it has been tokenised before.
+    """The tokens of the text fields of `source`; see `encode`.
 
     Args:
       source: examples with the text of every field.
       tokenizer: its fingerprint is part of the cache's key.
       fields: field -> whether end-of-text is appended to it.
+      cache: as for `encode`.
+    """
+    return encode(source, TextEncoder(tokenizer, fields), cache)
+
+
+def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> TokenTable:
+    """What `encoder` makes of `source`, from `cache` if it has been made before.
+
+    Args:
+      source: examples.
+      encoder: its key is part of the cache's key.
       cache: folder for the results of all sources. Written whole or not at all: several
         processes may tokenise the same source into it at the same time.
 
@@ -87,20 +139,14 @@ def tokenise(
         ValueError: an example lacks a field, or it is not text (names source and row), or the
           cached folder is damaged.
     """
-    names = sorted(fields)
-    content = {
-        "schema": SCHEMA,
-        "source": source.fingerprint,
-        "tokenizer": tokenizer.fingerprint(),
-        "fields": {name: bool(fields[name]) for name in names},
-    }
+    content = {"schema": SCHEMA, "source": source.fingerprint, **encoder.key}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / key
     if not folder.is_dir():
         Path(cache).mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
         try:
-            _write(partial, source, tokenizer, fields)
+            _write(partial, source, encoder)
             about = {"name": source.name, "examples": len(source), **content}
             (partial / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             try:
@@ -110,7 +156,7 @@ def tokenise(
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return _read(folder, source.name, names)
+    return _read(folder, source.name, sorted(encoder.types))
 
 
 def _read(folder: Path, name: str, fields: Sequence[str]) -> TokenTable:
@@ -131,50 +177,40 @@ def _read(folder: Path, name: str, fields: Sequence[str]) -> TokenTable:
     return TokenTable(name, tokens, sizes)
 
 
-def _write(folder: Path, source: Source, tokenizer: Tokenizer, fields: Mapping[str, bool]) -> None:
+def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     """Streams all examples to `folder`; holds one chunk of text in memory."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32)
-    lengths: dict[str, list[np.ndarray]] = {field: [] for field in fields}
-    sizes: dict[str, list[int]] = {field: [] for field in fields}
-    files = {field: (folder / f"{field}.tokens.npy").open("wb") for field in fields}
-    texts: dict[str, list[str]] = {field: [] for field in fields}
+    lengths: dict[str, list[np.ndarray]] = {field: [] for field in encoder.types}
+    sizes: dict[str, list[int]] = {field: [] for field in encoder.types}
+    files = {field: (folder / f"{field}.tokens.npy").open("wb") for field in encoder.types}
     pending, first = 0, 0
 
     def flush(until: int) -> None:
-        for field, ends in fields.items():
-            try:
-                encoded = tokenizer.encode_batch(texts[field])
-            except ValueError as error:
-                where = f"{source.name}, rows {first} to {until - 1}, field {field!r}"
-                raise ValueError(f"{where}: {error}") from error
-            if ends:
-                for ids in encoded:
-                    ids.append(tokenizer.end_id)
-            counts = np.asarray([len(ids) for ids in encoded], np.int64)
-            flat = np.fromiter(itertools.chain.from_iterable(encoded), dtype, int(counts.sum()))
-            files[field].write(flat.tobytes())
+        try:
+            taken = encoder.take()
+        except ValueError as error:
+            raise ValueError(f"{source.name}, rows {first} to {until - 1}, {error}") from error
+        for field, dtype in encoder.types.items():
+            encoded = taken[field]
+            counts = np.asarray([len(ids) for ids in encoded.values], np.int64)
+            flat = itertools.chain.from_iterable(encoded.values)
+            files[field].write(np.fromiter(flat, dtype, int(counts.sum())).tobytes())
             lengths[field].append(counts)
-            texts[field].clear()
+            sizes[field].extend(encoded.bytes)
 
     try:
-        for field in fields:
+        for field, dtype in encoder.types.items():
             _header(files[field], dtype, 0)
         rows = range(len(source))
         for row in tqdm(rows, f"tokenise {source.name}", unit="row", leave=False, disable=None):
-            example = source[row]
-            for field in fields:
-                text = _text(example, field, f"{source.name}, row {row}")
-                texts[field].append(text)
-                sizes[field].append(len(text.encode("utf-8", "surrogatepass")))
-                pending += len(text)
+            pending += encoder.add(source[row], f"{source.name}, row {row}")
             if pending >= _CHUNK:
                 flush(row + 1)
                 pending, first = 0, row + 1
         flush(len(source))
-        for field, file in files.items():
+        for field, dtype in encoder.types.items():
             counts = np.concatenate([np.zeros(1, np.int64), *lengths[field]])
             offsets = np.cumsum(counts)
-            _header(file, dtype, int(offsets[-1]))
+            _header(files[field], dtype, int(offsets[-1]))
             np.save(folder / f"{field}.offsets.npy", offsets)
             np.save(folder / f"{field}.bytes.npy", np.asarray(sizes[field], np.int64))
     finally:
@@ -194,7 +230,8 @@ def _text(example: Mapping[str, Any], field: str, where: str) -> str:
     if field not in example:
         raise ValueError(
             f"{where}: there is no field {field!r}, only {sorted(example)}. Name the right one in "
-            f"the source's `fields`, such as fields={{{field!r}: 'content'}}."
+            f"the source's `fields`, such as fields={{{field!r}: 'content'}} (numbers as labels: "
+            "give `label_words`)."
         )
     if not isinstance(example[field], str):
         raise ValueError(

@@ -11,8 +11,8 @@ import gguf
 import ml_dtypes
 import numpy as np
 
+from research import chat
 from research.data.tokenizer import Tokenizer
-from research.generation import chat
 from research.interop import gguf_tokenizer, sentencepiece_tokenizer
 from research.interop.exporting import whole_file
 from research.interop.families import FAMILIES

@@ -16,11 +16,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from research import chat, runs, sharding
 from research import config as door
-from research import runs, sharding
 from research.checkpoint import Checkpointer, library_versions
 from research.data import tokenizer
-from research.generation import chat
 from research.interop import gguf_files, huggingface
 from research.interop.family import Family, Source, parameter_shapes
 from research.interop.fields import UnsupportedModel, malformed

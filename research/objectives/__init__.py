@@ -2,6 +2,7 @@
 
 from research.objectives.base import Objective
 from research.objectives.causal import Causal
+from research.objectives.chat import Chat
 from research.objectives.fill_in_the_middle import FillInTheMiddle
 from research.objectives.masked import Masked
 from research.objectives.prefix_lm import PrefixLM
@@ -14,5 +15,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked": Masked,
     "prefix_lm": PrefixLM,
     "span_corruption": SpanCorruption,
+    "chat": Chat,
     "supervised": Supervised,
 }

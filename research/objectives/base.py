@@ -3,13 +3,14 @@
 An objective is a frozen dataclass with
   fields: ClassVar, field of the source -> whether end-of-text is appended when it is tokenised;
   prepare(table, tokenizer, window) -> Examples.
+What reads more than the text of fields has an `encoder` beside them: see `Encodes`.
 Its own fields are the settings that a config may give. A new objective is one file and one line
 in `research.objectives.OBJECTIVES`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -58,6 +59,12 @@ class Examples:
     rows: np.ndarray | None = None
     # Whether the last example of a row ends with end-of-text and is trained on it.
     ends: bool = True
+    # Tokens that end what is trained on, where that is not the tokenizer's end-of-text.
+    stops: tuple[int, ...] = ()
+    # What a run's plan says of how they were made.
+    note: str = ""
+    # Files that a model trained on them needs beside its tokenizer, such as the chat template.
+    companions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -83,4 +90,45 @@ class Objective(Protocol):
 
     def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
         """Examples of `table`, none longer than `window` unless they may be split."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One field of a run of examples."""
+
+    # Its token ids (or numbers of another meaning), for each example.
+    values: Sequence[Sequence[int]]
+    # The UTF-8 bytes of its text.
+    bytes: Sequence[int]
+
+
+class Encoder(Protocol):
+    """Turns examples into arrays, many at once: what `add` took is what `take` returns."""
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """What the arrays depend on beside the source, as JSON."""
+        ...
+
+    @property
+    def types(self) -> Mapping[str, np.dtype]:
+        """Field -> type of its values."""
+        ...
+
+    def add(self, example: Mapping[str, Any], where: str) -> int:
+        """Takes an example; returns its characters. ValueError says `where` it is."""
+        ...
+
+    def take(self) -> Mapping[str, Encoded]:
+        """Every field of the examples that were added since the last call."""
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """An objective whose tokens are not those of text fields alone."""
+
+    def encoder(self, tokenizer: "Tokenizer", window: int) -> Encoder:
+        """Makes the table that `prepare` takes."""
         ...

@@ -222,6 +222,17 @@ def test_statistics_say_what_the_steps_will_read(data, caplog):
     assert "'code' is read" in caplog.text and "'prose'" not in caplog.text
 
 
+def test_statistics_say_the_format_and_the_lines_left_out(data, tmp_path):
+    rows = [{"instruction": text, "output": "yes"} for text in _documents(3, 9, 6)]
+    lines = [*map(json.dumps, rows), "{broken"]
+    (tmp_path / "alpaca.jsonl").write_text("\n".join(lines))
+    source = SourceConfig("alpaca", "jsonl", str(tmp_path / "alpaca.jsonl"), bad_lines=0.1)
+    pipeline = Pipeline(DataConfig((source,), 64, 4, "supervised"), data[1], tmp_path / "cache")
+    said = pipeline.statistics(1)["alpaca"]
+    assert (said["format"], said["bad_lines"], said["documents"]) == ("alpaca", 1, 9)
+    assert _pipeline(data).statistics(1)["prose"]["format"] == "text"
+
+
 def test_supervised_batches_hold_whole_examples_and_train_only_the_answers(data):
     pipeline = _labelled(data, template="Q:\n{prompt}\nA:\n")
     rows, tokenizer = pipeline.rows["labelled"], data[1]

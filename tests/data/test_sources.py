@@ -166,3 +166,21 @@ def test_the_fingerprint_follows_the_content(tmp_path, kind):
     assert open_source(config).fingerprint == first
     path.write_text('{"text": "b"}')
     assert open_source(config).fingerprint != first
+
+
+def test_fingerprints_stay_what_they_were(tmp_path):
+    """A change would tokenise every corpus again, and refuse to resume every run."""
+    _write(tmp_path / "x.jsonl", ['{"text":"a"}', "", '{"text":"b","n":1}'])
+    (tmp_path / "t" / "a").mkdir(parents=True)
+    (tmp_path / "t" / "a" / "b.txt").write_text("x")
+    (tmp_path / "t" / "a.txt").write_text("y")
+    fields = {"prompt": "text"}
+    path = str(tmp_path / "x.jsonl")
+    assert [
+        open_source(config).fingerprint[:8]
+        for config in (
+            SourceConfig("a", "jsonl", path),
+            SourceConfig("a", "jsonl", path, fields=fields),
+            SourceConfig("a", "text", str(tmp_path / "t")),
+        )
+    ] == ["50f34b07", "dd16a982", "7303fce4"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from configs.finetune.smollm2_lora import get_config
+from research import chat, runs, sharding
 from research import config as door
-from research import runs, sharding
 from research.data import assets
 from research.experiment import Experiment
-from research.generation import chat, decode
+from research.generation import decode
 from research.interop import exporting, gguf_writer, importing, peft
 from research.train import train
 from tests.interop.test_gguf import llama_cpp

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from research.generation import chat, decode
+from research import chat
+from research.generation import decode
 from tests import tiny
 
 TEMPLATE = (

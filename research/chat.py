@@ -7,6 +7,7 @@ in transformers, and can read nothing but the conversation.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,18 +52,29 @@ def check(template: str) -> None:
         raise ValueError(f"no template of Jinja: {error}") from None
 
 
+@functools.cache
 def _environment() -> sandbox.ImmutableSandboxedEnvironment:
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
 def render(
-    template: str, messages: Sequence[Message], *, begin: str = "", end: str = "", ask: bool = True
+    template: str,
+    messages: Sequence[Message],
+    *,
+    begin: str = "",
+    end: str = "",
+    ask: bool = True,
+    today: datetime.date | None = None,
 ) -> str:
     """A conversation as text.
 
@@ -70,17 +82,18 @@ def render(
       messages: `{"role": "user", "content": ...}`, oldest first.
       begin, end: the names of the tokenizer's special tokens, which templates write out.
       ask: whether the text ends where the model is to answer.
+      today: what a template that writes the date takes for it; None: the date.
 
     Raises:
       ValueError: the template is broken, or refuses this conversation.
     """
     try:
-        return (
-            _environment()
-            .from_string(template)
-            .render(
-                messages=list(messages), bos_token=begin, eos_token=end, add_generation_prompt=ask
-            )
+        return _compiled(template).render(
+            messages=list(messages),
+            bos_token=begin,
+            eos_token=end,
+            add_generation_prompt=ask,
+            strftime_now=(today or datetime.datetime.now()).strftime,
         )
     except (jinja2.TemplateError, TypeError, RecursionError) as error:
         raise ValueError(f"the chat template does not take this conversation: {error}") from None

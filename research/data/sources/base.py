@@ -1,0 +1,220 @@
+"""What a source is, and the part that all kinds share."""
+
+import array
+import contextlib
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from research.config import Share
+from research.data import formats
+
+# Records that are looked at to tell the format.
+_LOOK = 64
+# Bad lines that an error names.
+_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source and its share of the mixture."""
+
+    # Name in statistics and metrics; for kind "tfds" also the name of the dataset.
+    name: str
+    # One of `research.data.sources.KINDS`.
+    kind: str = "tfds"
+    # jsonl, parquet: a file or a pattern (`part-*.jsonl`); text: a folder; each on a disk or in a
+    # bucket (`gs://`, `s3://`). tfds: the data folder (None: the default one). `{split}` in it is
+    # replaced by the name of the split.
+    path: str | None = None
+    # Split that is trained on.
+    split: str = "train"
+    # Share of the rows of every batch, relative to the other sources.
+    weight: float = 1.0
+    # Wanted field -> field in the file, such as {"text": "content"}; unnamed fields keep theirs.
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # One of `research.data.formats.FORMATS`; None: what the first records look like.
+    format: str | None = None
+    # Classification with numbers as labels: the word that is said for label 0, 1, ...
+    label_words: tuple[str, ...] = ()
+    # Share of the records that may be unreadable, or not of the format; they are left out and
+    # counted.
+    bad_lines: Share = 0.0
+    # Of a bank of adapters: the one that this source's rows use and train.
+    adapter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in formats.FORMATS:
+            raise ValueError(
+                f"Source {self.name!r} has the unknown format {self.format!r}"
+                f"{nearest(self.format, formats.FORMATS)}"
+            )
+
+
+class Source(Protocol):
+    """Random access to examples."""
+
+    name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the content."""
+        ...
+
+    @property
+    def format(self) -> str:
+        """One of `research.data.formats.FORMATS`."""
+        ...
+
+    @property
+    def bad_lines(self) -> int:
+        """How many records were left out."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def decode_text(value: Any) -> Any:
+    """Bytes (as TFDS gives text) and numpy scalars become `str` and Python numbers."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        value = value.tolist()
+    if isinstance(value, list):
+        return [decode_text(item) for item in value]
+    if isinstance(value, dict):
+        return {key: decode_text(item) for key, item in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def nearest(word: str, known: Any) -> str:
+    """The end of an error about an unknown name."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return (f"; did you mean {near[0]!r}?" if near else ";") + f" Known: {sorted(known)}."
+
+
+class Records:
+    """Common part: the field map, decoding, the format, bad lines, and errors that name a place."""
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        split: str,
+        records: Any,  # len() and [i] -> mapping
+        fingerprint: Callable[[], str],
+        place: Callable[[int], str],
+    ):
+        self.name = f"{config.name}:{split}"
+        self._config = config
+        self._records = records
+        self._compute_fingerprint = fingerprint
+        self._place = place
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        config = self._config
+        content = f"{self._compute_fingerprint()} {json.dumps(dict(config.fields), sort_keys=True)}"
+        if config.format or config.label_words:
+            content += f" {json.dumps([config.format, config.label_words])}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @functools.cached_property
+    def format(self) -> str:
+        """As configured, or what the first records look like.
+
+        Raises:
+            ValueError: they differ (unless bad lines are tolerated: then most decide), or there
+              are label words and nothing to label.
+        """
+        found = self._config.format or self._detect()
+        if self._config.label_words and found != "classification":
+            raise ValueError(
+                f"Source {self.name!r} has label_words, but its records are of the format "
+                f"{found!r}, without the fields 'text' and 'label': name them in `fields`."
+            )
+        return found
+
+    def _detect(self) -> str:
+        seen: dict[str, list[int]] = {}
+        for index in range(min(_LOOK, len(self._records))):
+            with contextlib.suppress(ValueError):  # Said when the record is read.
+                seen.setdefault(formats.name_format(self._read(index)), []).append(index)
+        if len(seen) > 1 and not self._config.bad_lines:
+            places = [f"{self._place(rows[0])} is {name!r}" for name, rows in seen.items()]
+            raise ValueError(
+                f"Source {self.name!r} has records of several formats: {', '.join(places)}. Set "
+                "its `format`, or leave one kind of them out."
+            )
+        return max(seen, key=lambda name: len(seen[name]), default="other")
+
+    @functools.cached_property
+    def _good(self) -> np.ndarray | None:
+        """Which records can be read, if bad ones are tolerated."""
+        if not self._config.bad_lines:
+            return None
+        good, errors = array.array("q"), list[str]()
+        rows = range(len(self._records))
+        for row in tqdm(rows, f"check {self.name}", unit="row", leave=False, disable=None):
+            try:
+                self._example(row)
+            except ValueError as error:
+                errors.append(str(error) if len(errors) < _NAMED else "")
+            else:
+                good.append(row)
+        share = len(errors) / max(1, len(rows))
+        if share > self._config.bad_lines:
+            first = "\n  ".join(errors[:_NAMED])
+            raise ValueError(
+                f"Source {self.name!r}: {len(errors)} of {len(rows)} records cannot be read, "
+                f"{share:.2%}; bad_lines allows {self._config.bad_lines:.2%}. The first:\n  {first}"
+            )
+        return np.frombuffer(good, np.int64)
+
+    @property
+    def bad_lines(self) -> int:
+        return len(self._records) - len(self)
+
+    def __len__(self) -> int:
+        return len(self._records) if self._good is None else len(self._good)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._good is not None:
+            return self._example(int(self._good[index]))
+        try:
+            return self._example(index)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Mend it, or leave a share of such records out: `bad_lines`."
+            ) from error
+
+    def _example(self, index: int) -> dict[str, Any]:
+        example = self._read(index)
+        try:
+            added = formats.FORMATS[self.format].convert(example, self._config.label_words)
+        except ValueError as error:
+            raise ValueError(f"{self._place(index)}: {error} (format {self.format})") from error
+        return {**example, **added}
+
+    def _read(self, index: int) -> dict[str, Any]:
+        """A record with its fields renamed."""
+        record, fields = self._records[index], self._config.fields
+        try:
+            example = {key: decode_text(value) for key, value in record.items()}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._place(index)}: not UTF-8 text: {error}") from error
+        for there in fields.values():
+            if there not in example:
+                raise ValueError(
+                    f"{self._place(index)}: there is no field {there!r}{nearest(there, example)}"
+                )
+        renamed = {wanted: example[there] for wanted, there in fields.items()}
+        return {**{k: v for k, v in example.items() if k not in fields.values()}, **renamed}

@@ -1,0 +1,186 @@
+"""Opens files on a disk or in a bucket (`gs://`, `s3://`, ...) alike, on `fsspec`.
+
+    for file in files.find(config, split): ...
+
+What must be read at any place, but is compressed or in a bucket, is written once as a plain file
+into `cache_folder("files")`: `local_copy`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow
+from fsspec.implementations.local import LocalFileSystem
+
+from research.data.sources.base import SourceConfig
+
+# Endings of compressed files, and pyarrow's names of how.
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+_BLOCK = 2**20
+_MAGIC = "*?["
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One file, wherever it is."""
+
+    system: fsspec.AbstractFileSystem
+    # As the file system knows it.
+    path: str
+    # As it is called in errors.
+    name: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a disk of this machine."""
+        return isinstance(self.system, LocalFileSystem)
+
+    def open(self) -> BinaryIO:
+        """For reading bytes, at any place."""
+        return self.system.open(self.path, "rb")
+
+    def digest(self) -> str:
+        """sha256 of size and content."""
+        with self.open() as file:
+            return digest(file)
+
+
+def cache_folder(name: str) -> Path:
+    """Where files of one sort are kept: `$GRAFT_CACHE/name`, or ~/.cache/graft/name."""
+    return Path(os.environ.get("GRAFT_CACHE") or Path.home() / ".cache" / "graft") / name
+
+
+def digest(file: BinaryIO, whole: int | None = None) -> str:
+    """sha256 of size and content; of size, first and last MiB if larger than `whole` bytes."""
+    size = file.seek(0, os.SEEK_END)
+    found = hashlib.sha256(f"{size} ".encode())
+    file.seek(0)
+    if whole is not None and size > whole:
+        found.update(file.read(_BLOCK))
+        file.seek(size - _BLOCK)
+    while block := file.read(_BLOCK):
+        found.update(block)
+    return found.hexdigest()
+
+
+def joint_digest(digests: Sequence[str]) -> str:
+    """One digest of several files in their order; of a single file its own."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def find(config: SourceConfig, split: str) -> list[File]:
+    """The file at the source's path, or all that fit it as a pattern (`part-*.jsonl`), by name.
+
+    Raises:
+        ValueError: the source has no path or no such split, or its bucket cannot be opened.
+        FileNotFoundError: there is none.
+    """
+    system, path, name = _locate(config, split)
+    if system.isfile(path):
+        return [File(system, path, name)]
+    if not any(sign in path for sign in _MAGIC):
+        raise FileNotFoundError(f"Source {config.name!r}: there is no file {name}.")
+    found = [p for p in sorted(system.glob(path)) if system.isfile(p)]
+    if not found:
+        raise FileNotFoundError(f"Source {config.name!r}: no file fits the pattern {name}.")
+    return [File(system, p, _name(system, p, name)) for p in found]
+
+
+def under(config: SourceConfig, split: str, endings: Collection[str]) -> dict[str, File]:
+    """Path below the source's folder -> file, of all files with one of the endings, by name.
+
+    Raises:
+        ValueError: the source has no path or no such split, or its bucket cannot be opened.
+        FileNotFoundError: there is no such folder, or no such file in it.
+    """
+    system, folder, name = _locate(config, split)
+    if not system.isdir(folder):
+        raise FileNotFoundError(f"Source {config.name!r}: there is no folder {name}.")
+    found = {}
+    for path, about in system.find(folder, detail=True).items():
+        below = PurePosixPath(path).relative_to(PurePosixPath(folder))
+        if below.suffix in endings and about["type"] == "file":
+            found[below] = File(system, path, _name(system, path, name))
+    if not found:
+        wanted = " or ".join(endings)
+        raise FileNotFoundError(f"Source {config.name!r}: no {wanted} file under {name}.")
+    return {below.as_posix(): found[below] for below in sorted(found)}
+
+
+def local_copy(file: File) -> Path:
+    """The file itself if it is plain and on a disk; otherwise a plain copy, made once.
+
+    A compressed file's copy is found again by its digest; one in a bucket by what the bucket says
+    of it (size, time, checksum), so that it is not fetched to be compared. Copies stay until the
+    folder is removed.
+
+    Raises:
+        ValueError: a compressed file is cut short or damaged.
+    """
+    codec = CODECS.get(PurePosixPath(file.path).suffix)
+    if file.is_local and codec is None:
+        return Path(file.path)
+    key = file.digest()[:32] if file.is_local else _remote_key(file)
+    copy = cache_folder("files") / key
+    if copy.is_file():
+        return copy
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=copy.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as out, file.open() as raw:
+            stream: Any = pyarrow.CompressedInputStream(raw, codec) if codec else raw
+            try:
+                while block := stream.read(_BLOCK):
+                    out.write(block)
+            except OSError as error:
+                if codec is None:
+                    raise
+                raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
+        os.replace(partial, copy)  # whole or not at all: several processes may make it at once
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return copy
+
+
+def _remote_key(file: File) -> str:
+    about = sorted((name, repr(value)) for name, value in file.system.info(file.path).items())
+    return hashlib.sha256(json.dumps([file.name, about]).encode()).hexdigest()[:32]
+
+
+def _locate(config: SourceConfig, split: str) -> tuple[fsspec.AbstractFileSystem, str, str]:
+    """File system, path in it, and path as it is called in errors."""
+    if not config.path:
+        raise ValueError(f"Source {config.name!r} of kind {config.kind!r} needs a `path`.")
+    if "{split}" not in config.path and split != config.split:
+        raise ValueError(
+            f"Source {config.name!r} has only the split {config.split!r}, not {split!r}: "
+            f"write '{{split}}' in its path, {config.path!r}, where the split's name belongs."
+        )
+    path = config.path.replace("{split}", split)
+    if "://" not in path:
+        name = str(Path(os.path.expanduser(path)))
+        return fsspec.filesystem("file"), os.path.abspath(name), name
+    try:
+        system, inside = fsspec.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"Source {config.name!r}: {path} cannot be opened: {error}. Buckets need a package of "
+            "their own: gcsfs for gs://, s3fs for s3://."
+        ) from error
+    return system, inside, path
+
+
+def _name(system: fsspec.AbstractFileSystem, path: str, asked: str) -> str:
+    """What to call a file that was found by a pattern or in a folder."""
+    if not isinstance(system, LocalFileSystem):
+        return str(system.unstrip_protocol(path))
+    return path if os.path.isabs(asked) else os.path.relpath(path)

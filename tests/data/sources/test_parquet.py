@@ -1,0 +1,59 @@
+"""Rows of Parquet files, exact at any place."""
+
+import fsspec
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from research.data.sources import SourceConfig, open_source
+
+
+def _write(path, rows, group=3):
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=group)
+
+
+def _source(path):
+    return open_source(SourceConfig("a", "parquet", str(path)))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(1, 4), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_row_of_any_file_is_found_in_any_order(tmp_path, monkeypatch, sizes, group, data):
+    monkeypatch.setattr("research.data.sources.parquet._ROWS", 2)
+    for old in tmp_path.iterdir():
+        old.unlink()
+    rows = [{"text": f"ü {i}", "turns": [{"role": "user", "n": i}]} for i in range(sum(sizes))]
+    for number, size in enumerate(sizes):
+        start = sum(sizes[:number])
+        _write(tmp_path / f"{number}.parquet", rows[start : start + size], group)
+    source = _source(tmp_path / "*.parquet")
+    assert len(source) == len(rows)
+    for index in data.draw(st.permutations(range(len(rows)))):
+        assert source[index] == rows[index] and source[index - len(rows)] == rows[index]
+    with pytest.raises(IndexError):
+        source[len(rows)]
+
+
+def test_parquet_in_a_bucket_has_the_fingerprint_of_its_content(tmp_path):
+    rows = [{"text": f"words {i}"} for i in range(5)]
+    _write(tmp_path / "a.parquet", rows)
+    system = fsspec.filesystem("memory")
+    system.pipe("/bucket/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    here, there = _source(tmp_path / "a.parquet"), _source("memory://bucket/a.parquet")
+    assert [there[i] for i in range(5)] == rows
+    assert here.fingerprint == there.fingerprint
+    _write(tmp_path / "a.parquet", rows[:4])
+    assert _source(tmp_path / "a.parquet").fingerprint != here.fingerprint
+
+
+def test_a_wrong_row_or_file_is_named(tmp_path):
+    _write(tmp_path / "1.parquet", [{"text": "a"}] * 4)
+    table = pyarrow.table({"text": pyarrow.array([b"a"] * 4 + [b"\xff"], pyarrow.binary())})
+    parquet.write_table(table, tmp_path / "2.parquet", row_group_size=2)
+    with pytest.raises(ValueError, match=r"2\.parquet, row 4: not UTF-8"):
+        _source(tmp_path / "*.parquet")[8]
+    (tmp_path / "3.parquet").write_bytes((tmp_path / "1.parquet").read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"3\.parquet: damaged, or no Parquet file"):
+        _source(tmp_path / "3.parquet")

@@ -1,0 +1,63 @@
+"""A dataset that TFDS prepared is read by its name, without its builder's code."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+
+from research.data.sources import SourceConfig, open_source
+
+TALK = [{"role": "user", "content": "Hi ü"}, {"role": "assistant", "content": "Yes?"}]
+
+
+class Talks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    name = "prepared_elsewhere"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        text = tfds.features.Text()
+        features = {
+            "messages": tfds.features.Sequence({"role": text, "content": text}),
+            "sentence": text,
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for number in range(5):
+            yield number, {"messages": TALK, "sentence": f"words {number}"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    tfds.disable_progress_bar()
+    Talks(data_dir=folder, file_format="array_record").download_and_prepare()
+    return str(folder)
+
+
+def test_a_prepared_dataset_is_read_with_a_map_of_its_fields(folder):
+    config = SourceConfig("prepared_elsewhere", path=folder, fields={"text": "sentence"})
+    source = open_source(config)
+    assert source.format == "messages"
+    assert all(source[i]["messages"] == TALK for i in range(5))
+    assert sorted(source[i]["text"] for i in range(5)) == [f"words {i}" for i in range(5)]
+    assert open_source(config).fingerprint == source.fingerprint
+
+
+def test_an_unknown_dataset_or_split_is_named(folder):
+    with pytest.raises(ValueError, match="no split 'test', only train"):
+        open_source(SourceConfig("prepared_elsewhere", path=folder), "test")
+    with pytest.raises(ValueError, match="no dataset 'graft_book'.*did you mean 'graft_books'"):
+        open_source(SourceConfig("graft_book", path=folder))
+
+
+def test_a_dataset_without_random_access_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (file,) = Path(tmp_path / "copy").rglob("dataset_info.json")
+    file.write_text(file.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match="no random access: prepare it again"):
+        open_source(SourceConfig("prepared_elsewhere", path=str(tmp_path / "copy")))

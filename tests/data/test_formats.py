@@ -1,0 +1,144 @@
+"""Labelled formats: told apart, read, and refused where they are broken."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research.data import formats
+from research.data.sources import SourceConfig, decode_text, open_source
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+]
+SHARE = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
+ALPACA = {"instruction": "Add.", "input": "1 1", "output": "2"}
+
+RECORDS = {
+    "messages": ({"messages": TALK}, {"messages": TALK}),
+    "sharegpt": (
+        {"id": "x", "conversations": SHARE, "system": "Be brief."},
+        {"messages": TALK},
+    ),
+    "prompt+completion": ({"prompt": "a", "completion": "b", "text": "c"}, {}),
+    "alpaca": (ALPACA, {"prompt": "Add.\n\n1 1", "completion": "2"}),
+    "classification": ({"text": "good", "label": "yes"}, {"prompt": "good", "completion": "yes"}),
+    "text": ({"text": "a", "label": 0.5}, {}),
+    "other": ({"question": "a"}, {}),
+}
+
+
+def _open(tmp_path, records, **settings):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" if r else "{broken\n" for r in records))
+    return open_source(SourceConfig("a", "jsonl", str(path), **settings))
+
+
+def test_every_format_has_a_record_here():
+    assert list(RECORDS) == list(formats.FORMATS)
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_format_is_told_and_read(tmp_path, name):
+    record, added = RECORDS[name]
+    source = _open(tmp_path, [record, record])
+    assert source.format == name
+    assert source[1] == record | added
+
+
+@pytest.mark.parametrize("missing", [{}, {"input": ""}, {"input": None}])
+def test_alpaca_without_input_asks_the_instruction_alone(tmp_path, missing):
+    record = {"instruction": "Add.", "output": "2"} | missing
+    assert _open(tmp_path, [record])[0]["prompt"] == "Add."
+
+
+def test_label_words_are_said_for_numbers(tmp_path):
+    records = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    source = _open(tmp_path, records, label_words=("bad", "good"))
+    assert [source[i]["completion"] for i in range(2)] == ["good", "bad"]
+    other = _open(tmp_path, records, label_words=("good", "bad"))
+    assert other.fingerprint != source.fingerprint
+    assert _open(tmp_path, records)[0] == records[0]
+    for label in (2, -1):
+        with pytest.raises(ValueError, match=rf"a\.jsonl:1: label {label} has no word"):
+            _open(tmp_path, [{"text": "a", "label": label}], label_words=("bad", "good"))[0]
+    with pytest.raises(ValueError, match="has label_words, but its records .* 'alpaca'"):
+        _open(tmp_path, [ALPACA], label_words=("bad",))[0]
+
+
+def test_fields_are_renamed_before_the_format_is_told(tmp_path):
+    source = _open(tmp_path, [{"sentence": "a", "label": "b"}], fields={"text": "sentence"})
+    assert source.format == "classification" and source[0]["prompt"] == "a"
+
+
+def test_messages_of_parts_and_of_tfds_are_lists_of_texts(tmp_path):
+    parts = [{"type": "text", "text": "Y"}, {"type": "text", "text": "es?"}]
+    talk = [*TALK[:2], {"role": "assistant", "content": parts}]
+    assert _open(tmp_path, [{"messages": talk}])[0]["messages"] == TALK
+    columns = {
+        name: np.asarray([turn[name].encode() for turn in TALK], object)
+        for name in ("role", "content")
+    }
+    record = {"messages": decode_text(columns)}
+    added = formats.FORMATS[formats.name_format(record)].convert(record, ())
+    assert added == {"messages": TALK}
+
+
+BROKEN = [
+    ({"messages": []}, "the assistant says nothing"),
+    ({"messages": TALK[:2]}, "the assistant says nothing"),
+    ({"messages": [TALK[0], TALK[2]]}, "speaks before it is asked"),
+    ({"messages": [*TALK[:2], {"role": "assistant", "content": " "}]}, r"messages\[2\]: the assi"),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, r"messages\[0\] has the unknown role"),
+    ({"messages": [{"role": ["user"], "content": "x"}]}, r"messages\[0\] has the unknown role"),
+    ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\] must be text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content that is no text"),
+    ({"messages": [TALK[1], TALK[2] | {"weight": 0}]}, r"messages\[1\] has 'weight'"),
+    ({"messages": ["hi"]}, r"messages\[0\] must be a message"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, "no Unicode"),
+    ({"conversations": [{"from": "gpt", "value": "x"}]}, "speaks before it is asked"),
+    (ALPACA | {"history": [["a", "b"]]}, "'history' is not part"),
+    (ALPACA | {"output": None}, "field 'output' must be text"),
+    ({"prompt": "a", "completion": 3}, "field 'completion' must be text, not int"),
+    ({"text": ["a"]}, "field 'text' must be text, not list"),
+]
+
+
+@pytest.mark.parametrize(("record", "match"), BROKEN)
+def test_a_record_that_breaks_its_format_names_its_line(tmp_path, record, match):
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*{match}"):
+        _open(tmp_path, [record])[0]
+
+
+def test_records_of_several_formats_are_refused_unless_one_is_chosen(tmp_path):
+    records = [ALPACA, {"text": "a"}, ALPACA]
+    with pytest.raises(ValueError, match=r"a\.jsonl:1 is 'alpaca', .*a\.jsonl:2 is 'text'"):
+        _open(tmp_path, records)[0]
+    chosen = _open(tmp_path, records, format="alpaca")
+    assert chosen[2]["completion"] == "2"
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: there is no field 'instruction'"):
+        chosen[1]
+    with pytest.raises(ValueError, match="unknown format 'alpacca'; did you mean 'alpaca'"):
+        _open(tmp_path, records, format="alpacca")
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.data())
+def test_a_tolerated_share_of_bad_lines_is_left_out_and_counted(tmp_path_factory, good, data):
+    folder = tmp_path_factory.mktemp("lines")
+    bad = data.draw(st.lists(st.sampled_from([None, {"text": 3}]), min_size=len(good)))
+    records = [{"text": f"{i}"} if fine else bad[i] for i, fine in enumerate(good)]
+    share = good.count(False) / len(good)
+    if good.count(True) > good.count(False):
+        source = _open(folder, records, bad_lines=share)
+        wanted = [{"text": f"{i}"} for i, fine in enumerate(good) if fine]
+        assert [source[i] for i in range(len(source))] == wanted
+        assert source.bad_lines == good.count(False)
+    if share:
+        named = [rf"a\.jsonl:{i + 1}: " for i, fine in enumerate(good) if not fine][:5]
+        message = f"{good.count(False)} of {len(good)} records.*" + ".*".join(named)
+        with pytest.raises(ValueError, match=rf"(?s){message}"):
+            len(_open(folder, records, bad_lines=share * 0.99))
