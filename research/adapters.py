@@ -6,7 +6,6 @@ by its fingerprint. Merging and unmerging are in `research.merging`.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from research import methods, runs, sharding, tree
+from research.experiment import Experiment
 from research.methods import Method
 from research.models.transformer import Transformer
 from research.runs import Run
@@ -66,21 +66,12 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "path": str(run.saved.path.parent.parent),
         "method": run.method.kind,
-        "adapters": ", ".join(names(run.method)),
+        "adapters": ", ".join(methods.bank_names(run.method) or methods.adapter_names(run.method)),
         "parameters": sum(sizes.values()),
         "bytes": sum(stored.values()),
         "base": str(run.base.saved.path),
         "base_fingerprint": run.base.fingerprint[:16],
     }
-
-
-def names(method: Method) -> list[str]:
-    """The names under which a method's parts stand."""
-    held: Any = method
-    if held.kind == "bank":
-        return list(held.names)
-    parts = getattr(held, "of", (held,))
-    return [part.adapter for part in parts if hasattr(part, "adapter")]
 
 
 def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path:
@@ -106,7 +97,7 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
     for place, delta in each[0][1].items():
         leaves = type(delta).summed([(weight, deltas[place]) for weight, deltas in each])
         arrays |= {f"{place}/site/{method.adapter}/{leaf}": a for leaf, a in leaves.items()}
-    shapes = _shapes(method, base)
+    shapes = methods.abstract(base.model, method)
     wanted = {name: shape for name, shape in tree.flatten(shapes).items() if _attached(name)}
     tree.check_names(tree.unstack_shapes(wanted), arrays, "arrays of the sum")
     said = [[weight, str(run.saved.path)] for weight, run in parts]
@@ -124,7 +115,8 @@ def bank(named: Mapping[str, Run], out: str | os.PathLike[str]) -> Path:
     runs.check_free(out)
     base, arrays = gather(named)
     method = bank_method(named)
-    return runs.write(out, base, arrays, base.model, method=method, base=base)
+    told = _told_alike(list(named.values()))
+    return runs.write(out, base, arrays, base.model, method=method, base=base, experiment=told)
 
 
 def bank_method(named: Mapping[str, Run]) -> Any:
@@ -178,9 +170,6 @@ def load_bank(
     """
     base, arrays = gather(named)
     method = bank_method(named)
-    shapes = _shapes(method, base)
-    flat = tree.flatten(shapes)
-    placed = sharding.shardings(tree.parameter_axes(shapes), flat, mesh, rules)
 
     def read(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
         mine = {
@@ -188,7 +177,7 @@ def load_bank(
         }
         return mine | base.parameters({n: s for n, s in abstract.items() if n not in arrays})
 
-    return tree.unflatten(shapes, runs.restore_stacked(flat, placed, read))
+    return runs.read_model(methods.abstract(base.model, method), read, mesh, rules)
 
 
 def number(method: Method, name: str | None) -> int:
@@ -199,7 +188,7 @@ def number(method: Method, name: str | None) -> int:
     """
     if name is None:
         return OFF
-    known = names(method) if method.kind == "bank" else []
+    known = methods.bank_names(method)
     if name not in known:
         near = tree.nearest(name, known, 1)
         raise ValueError(f"there is no adapter {name!r} in the bank; nearest: {near}")
@@ -238,21 +227,26 @@ def _same_base(opened: Sequence[Run]) -> Run:
     return first
 
 
-def _shapes(method: Method, base: Run) -> Transformer:
-    stacks = methods.derive_stacks(base.model, method)
-
-    def build(key: jax.Array) -> Transformer:
-        return method.attach(Transformer(key, base.model, stacks), key)
-
-    return jax.eval_shape(build, jax.random.key(0))
+def _told_alike(opened: Sequence[Run]) -> Experiment | None:
+    """The first run's experiment, if all of them write their examples in the same way; so what is
+    made of them is asked as they were."""
+    first = opened[0].experiment
+    for run in opened:
+        if run.experiment is None or first is None:
+            return None
+        ours, theirs = first.data, run.experiment.data
+        if (ours.objective, ours.objective_settings) != (
+            theirs.objective,
+            theirs.objective_settings,
+        ):
+            return None
+    return first
 
 
 def _deltas(run: Run) -> dict[str, Any]:
     """An adapter's deltas with their numbers, by place, in single layers."""
-    singles = tuple(tree.stack_key(layer, 1) for layer in range(run.model.layers))
     method: Any = run.method
-    plain = functools.partial(Transformer, config=run.model, stacks=singles)
-    shapes = jax.eval_shape(lambda key: method.attach(plain(key), key), jax.random.key(0))
+    shapes = methods.abstract(run.model, method, methods.single_layers(run.model))
     found = {}
     for name, module in methods.places(shapes, *methods.PLACES):
         delta = module.site.get(method.adapter)

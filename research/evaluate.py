@@ -79,12 +79,12 @@ def scorer(run: Run, adapter: str | None = None) -> Iterator[Score]:
     """
     import numpy as np
 
-    from research import adapters, runs, sharding
+    from research import adapters, methods, runs, sharding
     from research.evaluation.heldout import make_score
 
-    bank = run.method.kind == "bank"
-    if bank != (adapter is not None):
-        known = ", ".join(adapters.names(run.method)) if bank else "none"
+    bank = methods.bank_names(run.method)
+    if bool(bank) != (adapter is not None):
+        known = ", ".join(bank) or "none"
         raise ValueError(f"--adapter names one of a bank's adapters; {run.saved.path} has {known}")
     used = adapters.number(run.method, adapter)
 

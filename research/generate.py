@@ -71,8 +71,8 @@ def _answer(arguments: argparse.Namespace) -> None:
     named = adapters.open_named(arguments.adapter, arguments.run)
     # who answers: its name, and the run whose template wraps the prompt
     voices = dict(named)
-    if not named and run.method.kind == "bank":
-        voices = {name: run for name in adapters.names(run.method)}
+    if not named:
+        voices = {name: run for name in methods.bank_names(run.method)}
     words, stops = run.tokenizer, chat.find_stops(run.companions)
     for voice in voices.values() or [run]:
         if isinstance(tuned := _objective(voice), Chat):

@@ -44,21 +44,13 @@ class Merged:
 
     def __init__(self, run: Run, merged_in: Run | None = None):
         self._run, self._merged_in = run, merged_in
-        method: Any = run.method
-        if method.kind == "bank":
-            raise ValueError(f"{method.names} stand side by side; one model holds one of them")
-        parts = method.of if method.kind == "several" else (method,)
-        self._adapters = [part.adapter for part in parts if hasattr(part, "adapter")]
+        if names := methods.bank_names(run.method):
+            raise ValueError(f"{names} stand side by side; one model holds one of them")
+        self._adapters = methods.adapter_names(run.method)
         # what unmerging needs beside the adapter, by name: filled as layers are read
         self.kept: dict[str, np.ndarray] = {}
         config = run.model if merged_in is None else merged_in.model
-        singles = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
-        base = functools.partial(Transformer, config=config, stacks=singles)
-
-        def build(key: jax.Array) -> Transformer:
-            return run.method.attach(base(key), key)
-
-        self._shapes = jax.eval_shape(build, jax.random.key(0))
+        self._shapes = methods.abstract(config, run.method, methods.single_layers(config))
         for name, module in methods.places(self._shapes, *methods.PLACES):
             outside = not name.startswith("layers/")
             for delta in module.site.values():
@@ -101,11 +93,11 @@ class Merged:
         held = {n.removeprefix(f"{prefix}/"): a for n, a in self._read(shapes).items()}
         made, shared = tree.unflatten(part, held), self._shared
         if self._merged_in is None:
-            arrays, kept = _fold(made, shared, tuple(self._adapters))
+            arrays, kept = _fold(made, shared, self._adapters)
             self.kept |= {f"{prefix}/{name}": np.asarray(array) for name, array in kept.items()}
             return arrays
         taken = {adapter: self._read_kept(made, prefix, adapter) for adapter in self._adapters}
-        return _unfold(made, shared, taken, tuple(self._adapters))
+        return _unfold(made, shared, taken, self._adapters)
 
     def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
         """Arrays by name: weights of the merged model where there is one, the rest of the run."""
@@ -204,7 +196,8 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
         "largest_output": float(largest),
     }
     kept = {f"kept/{name}": array for name, array in merged.kept.items()}
-    runs.write(out, run, arrays, config, facts={"merged": certificate}, beside=kept)
+    facts = {"merged": certificate}
+    runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts, beside=kept)
     runs.write_json(Path(out) / CERTIFICATE, certificate)
     return certificate
 
@@ -245,7 +238,8 @@ def unmerge(
         largest = max(largest, float(np.abs(expected).max()))
         say(name)
     report = {"largest_difference": difference, "largest_weight": largest}
-    runs.write(out, merged, arrays, merged.model, facts={"unmerged": report})
+    base, facts = adapter.base, {"unmerged": report}
+    runs.write(out, base, arrays, merged.model, experiment=base.experiment, facts=facts)
     return report
 
 
@@ -286,7 +280,8 @@ def store(
     for line in report.values():
         line["error"] = (line["error"] / line.pop("size")) ** 0.5
     source = {"path": str(run.saved.path), "fingerprint": run.fingerprint}
-    runs.write(out, run, arrays, config, facts={"stored": {"from": source, "as": report}})
+    facts = {"stored": {"from": source, "as": report}}
+    runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts)
     return report
 
 

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from research.saved_step import SavedStep
 from research.tree import Arrays
 
 TOKENIZER = "tokenizer.json"
+# abstract single layers by name, with shardings -> their arrays
+Read = Callable[[Mapping[str, jax.ShapeDtypeStruct]], Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +144,7 @@ def write(
     *,
     method: Method | None = None,
     base: Run | None = None,
+    experiment: Experiment | None = None,
     facts: Mapping[str, Any] | None = None,
     beside: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -151,6 +154,8 @@ def write(
       like: the run whose tokenizer and companions it keeps.
       arrays: its own parameters, by single-layer name.
       method, base: what the parameters are attached by, and to; neither for a whole model.
+      experiment: what `like` was tuned by, if this is that model in another form: its template
+        and its data are said by it.
       facts: what the metadata says beside that.
       beside: arrays that are no parameters.
 
@@ -162,9 +167,9 @@ def write(
     """
     check_free(out)
     metadata = {
-        "experiment": None,
+        "experiment": None if experiment is None else door.to_dict(experiment),
         "model": door.to_dict(model),
-        "method": None if method is None else door.to_dict(method),
+        "method": door.to_dict(method or methods.Full()),
         "base": None if base is None else {"path": base.lasting, "fingerprint": base.fingerprint},
         "tokenizer": like.tokenizer.fingerprint(),
         "roles": like.tokenizer.roles,
@@ -175,8 +180,9 @@ def write(
     files = {**like.companions, TOKENIZER: like.tokenizer.to_json().encode()}
     with Checkpointer(Path(out) / "model", keep_last=1, asynchronous=False) as shelf:
         saved = {f"model/{name}": array for name, array in arrays.items()}
-        shelf.save(0, {**saved, **(beside or {})}, metadata, files=files)
-    return Path(out) / "model" / "0"
+        step = like.saved.step if experiment else 0
+        shelf.save(step, {**saved, **(beside or {})}, metadata, files=files)
+    return Path(out) / "model" / str(step)
 
 
 def check_free(out: str | os.PathLike[str]) -> None:
@@ -203,23 +209,19 @@ def verified_fingerprint(run: Run) -> str:
 
 def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Transformer:
     """The run's model with everything attached, sharded over the mesh."""
-    stacks = methods.derive_stacks(run.model, run.method)
-
-    def build(key: jax.Array) -> Transformer:
-        return run.method.attach(Transformer(key, run.model, stacks), key)
-
-    shapes = jax.eval_shape(build, jax.random.key(0))
-    return tree.unflatten(shapes, read_model(run, shapes, mesh, rules))
+    return read_model(methods.abstract(run.model, run.method), run.parameters, mesh, rules)
 
 
-def read_model(run: Run, shapes: Any, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Arrays:
-    """Arrays under the (stacked) names of an abstract model, read from the run."""
+def read_model(
+    shapes: Transformer, read: Read, mesh: jax.sharding.Mesh, rules: sharding.Rules
+) -> Transformer:
+    """An abstract model with arrays, sharded over the mesh; `read` gives single layers."""
     flat = tree.flatten(shapes)
     placed = sharding.shardings(tree.parameter_axes(shapes), flat, mesh, rules)
-    return restore_stacked(flat, placed, run.parameters)
+    return tree.unflatten(shapes, restore_stacked(flat, placed, read))
 
 
-def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: Any) -> Arrays:
+def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: Read) -> Arrays:
     """Reads single layers with `read(abstract) -> arrays` and stacks them under `flat`'s names."""
     singles = single_layers(flat, placed)
     stack = functools.partial(tree.restack, names=tuple(flat))

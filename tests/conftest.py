@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,3 +24,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 settings.register_profile("graft", deadline=None, derandomize=True, max_examples=20, database=None)
 settings.load_profile("graft")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A corpus, a tokenizer and a base, made once for a test process."""
+    from tests import tiny_run  # it imports JAX
+
+    return tiny_run.world(tmp_path_factory.getbasetemp())

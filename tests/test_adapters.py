@@ -26,11 +26,6 @@ SUMMED = {
 forward = jax.jit(tiny.logits)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
-
-
 def load(run):
     mesh = MeshConfig(data=1).make(jax.devices()[:1])
     return runs.load_model(run, mesh, sharding.RULES)

@@ -9,12 +9,7 @@ from research.data.pipeline import Pipeline
 from research.memory import Memory
 from research.program import make_program
 from research.train import train
-from tests import tiny, tiny_run
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
+from tests import tiny
 
 
 def test_arguments_are_the_state_the_batch_and_the_numbers(world):

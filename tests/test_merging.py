@@ -9,9 +9,10 @@ import pytest
 
 from research import merging, methods, runs, sharding, tree
 from research.interop import exporting, importing, model_card
-from research.methods import IA3, Bottleneck, DoRA, LoRA, Several, VeRA
+from research.methods import IA3, Bottleneck, DoRA, Full, LoRA, Several, VeRA
 from research.models import storage
 from research.sharding import MeshConfig
+from research.train import train
 from tests import tiny_run
 
 METHODS = {
@@ -22,11 +23,6 @@ METHODS = {
     "vera": VeRA(rank=4),
     "several": Several(of=(LoRA(rank=2), IA3())),
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +69,16 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     assert apart.keys() == plain.keys()
     for n in plain:
         np.testing.assert_allclose(apart[n], plain[n], atol=1e-4)
+
+
+def test_a_merged_model_is_asked_and_described_as_what_was_merged(world, tmp_path):
+    train(world.tuning(2, method=LoRA(rank=2)), tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    merging.merge(run, tmp_path / "merged")
+    merged = runs.open_run(tmp_path / "merged")
+    assert merged.method == Full() and merged.experiment == run.experiment
+    card = model_card.write(merged, "hf")
+    assert "Method: lora" in card and "2 of 2 steps" in card and '`"Q: {prompt}' in card
 
 
 def broken(world, tmp_path, value, name="layers/1/mlp/up/site/lora/b", method=None):

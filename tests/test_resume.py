@@ -27,11 +27,6 @@ ENDLESS = 1_000_000  # steps of a run that is not meant to reach its end
 late_callbacks = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
-
-
 def full(world, steps):
     """Everything that a step can depend on: a mesh of three axes, dropout, two micro-batches."""
     return world.experiment(

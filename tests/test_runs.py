@@ -22,11 +22,6 @@ LORA = LoRA(targets=(r"layers/\d+/mlp/\w+",), rank=2)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def tuned(world, tmp_path_factory):
     """(a run with an adapter, its base, its summary)."""
     folder = tmp_path_factory.mktemp("tuned")

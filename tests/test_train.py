@@ -36,11 +36,6 @@ from research.train import train
 from tests import tiny_run
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
-
-
 @pytest.fixture
 def refused(world, tmp_path):
     """Runs the program, which must end with an error; gives the message. Nothing is written."""

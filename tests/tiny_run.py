@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from research import config as door
-from research import runs, tree
+from research import methods, runs, tree
 from research.checkpoint import open_checkpoint
 from research.data import tokenizer
 from research.data.pipeline import DataConfig
@@ -93,7 +93,7 @@ def world(temporary: Path) -> World:
 def adapter(base: Path, method: Any, out: Path, seed: int = 0) -> Path:
     """An adapter with random numbers, saved as if it had been tuned on the base; its folder."""
     run = runs.open_run(base)
-    stacks = tuple(tree.stack_key(layer, 1) for layer in range(run.model.layers))
+    stacks = methods.single_layers(run.model)
 
     def build(key):
         return method.attach(Transformer(key, run.model, stacks), key)

@@ -61,9 +61,11 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
 
 
 def _method(run: Run) -> str:
-    settings = {k: v for k, v in vars(run.method).items() if k not in ("kind", "adapter")}
+    # of a merged model: that which tuned it
+    method = run.experiment.method if run.experiment else run.method
+    settings = {k: v for k, v in vars(method).items() if k not in ("kind", "adapter")}
     said = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return f"{run.method.kind} ({said})" if said else run.method.kind
+    return f"{method.kind} ({said})" if said else method.kind
 
 
 def _data(run: Run) -> list[str]:

@@ -22,7 +22,18 @@ from research.interop.family import Family, for_model, module_names
 from research.interop.fields import UnsupportedModel, malformed
 from research.interop.huggingface import read_json
 from research.interop.tensor_files import SafeTensors
-from research.methods import DoRA, LoRA, Method, Prefix, Prompt, VeRA, places
+from research.methods import (
+    DoRA,
+    Full,
+    LoRA,
+    Method,
+    Prefix,
+    Prompt,
+    VeRA,
+    abstract,
+    places,
+    single_layers,
+)
 from research.methods.attaching import WEIGHTED
 from research.models.transformer import Transformer
 from research.runs import Run
@@ -268,8 +279,7 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
 
 def _linears(base: Run) -> tuple[Transformer, dict[str, str]]:
     """The base in single layers, abstractly, and its linears by transformers' names."""
-    singles = tuple(tree.stack_key(layer, 1) for layer in range(base.model.layers))
-    plain = jax.eval_shape(lambda key: Transformer(key, base.model, singles), jax.random.key(0))
+    plain = abstract(base.model, Full(), single_layers(base.model))
     family, _ = for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
     together = {form for group in family.joined.values() for form in group}
     every = [name for name, _ in places(plain, *WEIGHTED)]

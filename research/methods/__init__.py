@@ -11,6 +11,7 @@ from research.methods import bank, several
 from research.methods.attaching import (
     PLACES,
     Method,
+    abstract,
     check_full_precision,
     check_untied,
     derive_stacks,
@@ -18,6 +19,7 @@ from research.methods.attaching import (
     merge,
     merge_sites,
     places,
+    single_layers,
     switch_off,
     trainable,
     unmerge_sites,
@@ -54,6 +56,13 @@ METHODS |= {"several": several.make(_single), "bank": bank.make(_single)}
 Several, Bank = METHODS["several"], METHODS["bank"]
 
 
+def adapter_names(method: Method) -> tuple[str, ...]:
+    """The names under which its parts stand in sites, in the order in which they act."""
+    held: Any = method
+    parts = held.of if held.kind == "several" else (getattr(held, "of", held),)
+    return tuple(part.adapter for part in parts if hasattr(part, "adapter"))
+
+
 def bank_names(method: Method) -> tuple[str, ...]:
     """The names of the adapters that rows choose among; none of other methods."""
     held: Any = method
@@ -80,6 +89,8 @@ __all__ = [
     "Prompt",
     "Several",
     "VeRA",
+    "abstract",
+    "adapter_names",
     "bank_names",
     "bind",
     "check_full_precision",
@@ -89,6 +100,7 @@ __all__ = [
     "merge",
     "merge_sites",
     "places",
+    "single_layers",
     "switch_off",
     "trainable",
     "unmerge_sites",

@@ -164,6 +164,27 @@ def check_full_precision(model: Transformer, names: Iterable[str]) -> None:
             )
 
 
+def single_layers(config: ModelConfig) -> tuple[str, ...]:
+    """Stacks of one layer each, whose names are those of rules and files."""
+    return tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
+
+
+def abstract(
+    config: ModelConfig, method: Method, stacks: tuple[str, ...] | None = None
+) -> Transformer:
+    """The shapes of a model with a method attached; nothing is computed.
+
+    Args:
+      stacks: None: the fewest that the layers can form.
+    """
+    stacks = derive_stacks(config, method) if stacks is None else stacks
+
+    def build(key: jax.Array) -> Transformer:
+        return method.attach(Transformer(key, config, stacks), key)
+
+    return jax.eval_shape(build, jax.random.key(0))
+
+
 def derive_stacks(config: ModelConfig, method: Method) -> tuple[str, ...]:
     """The fewest stacks that the layers can form with this method, such as `("0-21", "22-23")`.
 
@@ -173,12 +194,8 @@ def derive_stacks(config: ModelConfig, method: Method) -> tuple[str, ...]:
     Raises:
       ValueError: from the method, when it does not fit the model; nothing is computed before.
     """
-    single = tuple(tree.stack_key(layer, 1) for layer in range(config.layers))
-
-    def build(key: jax.Array) -> Transformer:
-        return method.attach(Transformer(key, config, single), key)
-
-    probe = jax.eval_shape(build, jax.random.key(0))
+    single = single_layers(config)
+    probe = abstract(config, method, single)
     chosen = set(trainable(probe, method))
 
     def kind(name: str) -> Any:

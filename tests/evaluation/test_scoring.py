@@ -26,11 +26,6 @@ def rows():
     return sharding.batch_sharding(MeshConfig().make(), sharding.RULES)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
-
-
 def likelihoods(model, questions, answers):
     """[N,C] nats: a row of its own for each question with each answer, plain positions."""
     pairs = [(q, a) for q in questions for a in answers]

@@ -84,11 +84,6 @@ def test_prompts_without_a_token_are_refused(model):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def tuned(world, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("tuned") / "run"
     train(world.tuning(20, method=LoRA(rank=4)), workdir)

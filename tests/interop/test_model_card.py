@@ -1,17 +1,10 @@
 """A card says what the run knows, and says what nobody stated."""
 
-import pytest
 
 from research import runs
 from research.interop import model_card
 from research.methods import LoRA
 from research.train import train
-from tests import tiny_run
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
 
 
 def test_a_tunes_card_has_base_data_method_cost_and_use(world, tmp_path):

@@ -12,7 +12,6 @@ from research.interop import exporting, importing, peft
 from research.interop.fields import UnsupportedModel
 from research.methods import DoRA, LoRA, Prefix, Prompt
 from research.train import train
-from tests import tiny_run
 from tests.methods.cases import CASES
 
 METHODS = {
@@ -24,11 +23,6 @@ METHODS = {
     },
     **{name: CASES[name] for name in ("prompt", "prefix", "prefix-mlp")},
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return tiny_run.world(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
