@@ -1,6 +1,5 @@
 """A card says what the run knows, and says what nobody stated."""
 
-
 from research import runs
 from research.interop import model_card
 from research.methods import LoRA
