@@ -42,12 +42,13 @@ def assign(sizes: np.ndarray, limit: int) -> np.ndarray:
     used, volume = int(rows.max()) + 1, int(sizes.sum())
     if volume >= _FULL * used * limit or used <= _NEAR * -(-volume // limit):
         return rows
-    better = _by_patterns(sizes, limit)
+    better = _by_patterns(sizes.astype(np.int64), limit)
     return better if better.max() < rows.max() else rows
 
 
 def fewest_rows(sizes: np.ndarray, limit: int) -> int:
     """A number of rows that no plan without cuts can be below, from the dual of the program."""
+    sizes = sizes.astype(np.int64)
     volume = -(-int(sizes.sum()) // limit)
     unit = -(-limit // _LEVELS)
     down = sizes // unit  # Shorter pieces only need fewer rows.

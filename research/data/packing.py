@@ -103,13 +103,15 @@ def _cut(lengths: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.nd
     starts *= limit
     sizes = lengths[examples].astype(kind, copy=False)
     sizes -= starts
-    return examples, starts, np.minimum(sizes, limit, out=sizes)
+    np.minimum(sizes, limit, out=sizes)
+    return examples, starts, sizes.astype(np.uint16) if limit < 2**16 else sizes
 
 
 def _chop(
     examples: np.ndarray, starts: np.ndarray, sizes: np.ndarray, limit: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Lays pieces end to end and cuts at every `limit`: (example, start, length, row) of each."""
+    kind, sizes = sizes.dtype, sizes.astype(np.int64)
     ends = np.cumsum(sizes)
     edges = np.unique(np.concatenate([ends - sizes, np.arange(0, ends[-1], limit)]))
     piece = np.searchsorted(ends, edges, side="right")
@@ -117,7 +119,7 @@ def _chop(
     return (
         examples[piece],
         starts[piece] + edges - (ends - sizes)[piece],
-        lengths,
+        lengths.astype(kind),
         edges // limit,
     )
 
