@@ -7,6 +7,7 @@
     tools/bench.py profile                   where the time of a step goes
     tools/bench.py methods                   tuning methods beside full tuning: time, memory, FLOPs
     tools/bench.py remat                     memory against time, by policy
+    tools/bench.py data                      reading batches, tokenising, the index of a corpus
     tools/bench.py overhead                  start, data, host work and checkpoints of a run
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
@@ -30,13 +31,14 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     if importlib.util.find_spec("jax") is None:
         raise SystemExit("jax is not there: run tools/setup")
-    from tools.benchmarks import harness, interop, methods, overhead, profile, remat, step
+    from tools.benchmarks import data, harness, interop, methods, overhead, profile, remat, step
 
     verbs = {
         "step": step,
         "methods": methods,
         "profile": profile,
         "remat": remat,
+        "data": data,
         "overhead": overhead,
         "interop": interop,
     }

@@ -100,7 +100,8 @@ class Pipeline:
         self._adapters = _number_adapters(config, adapters)
         self.rows: dict[str, packing.PackedRows] = {}
         self.origins: dict[str, Origin] = {}
-        parts = []
+        # for each source: (how many rows it gave before) -> row
+        self._orders: list[Any] = []
         for source in config.sources:
             examples, origin = read_examples(config, source, source.split, tokenizer, cache)
             self.origins[source.name] = origin
@@ -108,12 +109,9 @@ class Pipeline:
             seed = _seed(config.seed, source.name)
             rows = _plan_rows(config, examples, examples.lengths, tokenizer, seed)
             self.rows[source.name] = rows
-            part = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
-            number = self._adapters.get(source.name)
-            parts.append(part if number is None else part.map(_Uses(number)))
+            self._orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
         sizes = [len(rows) for rows in self.rows.values()]
         self.mixture = Mixture(config.mixture, config.sources, sizes, config.batch_size)
-        self._mixed = grain.MapDataset.select_from_datasets(parts, self.mixture)
         checks.check_batch(self.batch(0), tokenizer.vocabulary_size, "the first batch")
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
@@ -130,8 +128,24 @@ class Pipeline:
         if step < 0:
             raise ValueError(f"step must not be negative, not {step}.")
         first, last = _slice(self.config.batch_size, process_index, process_count)
+        made = packing.empty_rows(last - first, self.config.sequence_length, self.tokenizer.pad_id)
+        if self._adapters:
+            made["adapter"] = np.zeros(last - first, np.int32)
+        found = self.rows_of(step, first, last)
+        for name in dict(found):
+            places = [place for place, (source, _) in enumerate(found) if source == name]
+            self.rows[name].write(made, places, [found[place][1] for place in places])
+            if self._adapters:
+                made["adapter"][places] = self._adapters[name]
+        return Batch(**made)
+
+    def rows_of(self, step: int, first: int = 0, last: int | None = None) -> list[tuple[str, int]]:
+        """Where rows `first` to `last - 1` of a global batch are from: a source's name and row."""
+        names = [source.name for source in self.config.sources]
         start = step * self.config.batch_size
-        return _collate([self._mixed[start + i] for i in range(first, last)])
+        stop = self.config.batch_size if last is None else last
+        chosen = [self.mixture[start + row] for row in range(first, stop)]
+        return [(names[source], int(self._orders[source][number])) for source, number in chosen]
 
     def batches(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1
@@ -302,13 +316,14 @@ class HeldOut:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         first, last = _slice(self._config.batch_size, process_index, process_count)
-        start = index * self._config.batch_size
-        empty = packing.empty_row(self._config.sequence_length, self._pad_id)
-        rows = [
-            self.rows[start + i] if start + i < len(self.rows) else empty
-            for i in range(first, last)
-        ]
-        return _collate(rows if self.adapter is None else list(map(_Uses(self.adapter), rows)))
+        made = packing.empty_rows(last - first, self._config.sequence_length, self._pad_id)
+        start = index * self._config.batch_size + first
+        rows = list(range(start, min(start + last - first, len(self.rows))))
+        if rows:
+            self.rows.write(made, list(range(len(rows))), rows)
+        if self.adapter is not None:
+            made["adapter"] = np.full(last - first, self.adapter, np.int32)
+        return Batch(**made)
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """All batches in order."""
@@ -355,16 +370,6 @@ def _number_adapters(config: DataConfig, adapters: Sequence[str]) -> dict[str, i
     return numbers
 
 
-@dataclasses.dataclass(frozen=True)
-class _Uses:
-    """Says in a row which adapter it uses."""
-
-    number: int
-
-    def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {**row, "adapter": np.asarray(self.number, np.int32)}
-
-
 def _seed(seed: int, name: str) -> int:
     """32 bits that are the same in every process (Python's own hash is not)."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
@@ -380,13 +385,3 @@ def _slice(batch_size: int, process_index: int, process_count: int) -> tuple[int
         )
     size = batch_size // process_count
     return process_index * size, (process_index + 1) * size
-
-
-def _collate(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
-    fields = {
-        field: np.stack([row[field] for row in rows]) for field in rows[0] if field != "prefix"
-    }
-    if any("prefix" in row for row in rows):
-        none = np.zeros(rows[0]["tokens"].shape, bool)
-        fields["prefix"] = np.stack([row.get("prefix", none) for row in rows])
-    return Batch(**fields)
