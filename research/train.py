@@ -18,6 +18,7 @@ import fcntl
 import itertools
 import json
 import signal
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -180,6 +181,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 elif "loss" in row:
                     last = row
         waiting: collections.deque[tuple[int, Any]] = collections.deque()
+        ended: list[float] = []  # when each step was seen to be over
 
         def report(behind: int) -> None:
             """Fetches metrics of steps that are over; `behind` steps may still be running."""
@@ -188,6 +190,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 done, metrics = waiting.popleft()
                 with timing("step"):
                     last = {name: float(value) for name, value in metrics.items()}
+                ended.append(time.perf_counter())
                 skipped = skipped + 1 if last["skipped"] else 0
                 total_skipped += int(last["skipped"])
                 progress.update(done, last["loss"], int(tokens_to_read / experiment.steps))
@@ -239,6 +242,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 with timing("export"), Checkpointer(workdir / "model", keep_last=ALL) as shelf:
                     save(shelf, [name for name in program.owned if name.startswith("model/")])
 
+    lasted = [after - before for before, after in itertools.pairwise(ended)]
     # the whole run's numbers after the last step's, whose `tokens` are one batch's
     summary = {
         **last,
@@ -257,6 +261,9 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         "parameters": program.parameters,
         "program_bytes": needed.peak,
         "peak_memory_bytes": peak_memory_bytes(),
+        # of this process: the middle one, and the quickest, which a shared machine blurs least
+        "step_seconds": statistics.median(lasted) if lasted else None,
+        "quickest_step_seconds": min(lasted, default=None),
         "timing": timing.seconds,  # of this process; `seconds` counts those before a restart too
     }
     if host[0] == 0:
