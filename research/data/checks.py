@@ -220,9 +220,7 @@ def check_batch(batch: Batch, vocabulary: int, where: str = "batch") -> None:
         raise ValueError(f"{where}: segment {segments.min()} has no meaning.")
     padded = np.flatnonzero((weights * (segments == 0)).any(axis=1))
     if len(padded):
-        refuse(
-            f"{where}: padding has weight in {name_rows(padded)}, so it would be trained on."
-        )
+        refuse(f"{where}: padding has weight in {name_rows(padded)}, so it would be trained on.")
     if not weights.any():
         refuse(
             f"{where}: no token is trained on (all {weights.size} weights are 0): every completion "

@@ -1,0 +1,259 @@
+"""Examples and their summary on a terminal; readable without colour, where marks stand for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from research import report
+from research.data.inspection import Opened, Row, Segment, spell
+from research.data.inspection_summary import NEAR
+from research.report import Column
+
+if TYPE_CHECKING:
+    from research.data.tokenizer import Tokenizer
+
+_BARS = "▁▂▃▄▅▆▇█"
+_GREEN, _MAGENTA, _DIM, _BOLD, _UNDERLINE = "1;32", "35", "2", "1", "4"
+COLUMNS = [
+    Column("name", "source:split"),
+    Column("rows", "rows", tip="rows of the source that are read"),
+    Column("examples", "examples", tip="what is placed in a row: whole rows, or windows of them"),
+    Column("tokens", "tokens", format="si"),
+    Column("median", "length", "median", format=",.0f", tip="tokens of an example"),
+    Column("middle", "length", "5% to 95%"),
+    Column("largest", "length", "largest", format=",.0f"),
+    Column("truncated_share", "cut", "%", 100, ".1f", tip="examples of which something was cut"),
+    Column("fill", "full", "%", 100, ".1f", tip="places of packed rows that hold a token"),
+    Column("trained", "trained", "%", 100, ".1f", tip="tokens that are trained on"),
+    Column("epochs", "epochs", format=".2g", tip="how often the planned steps read it"),
+    Column("repeated", "repeated", "rows", tip="equal to an earlier row of it"),
+    Column("near_repeated", "and nearly", "rows", tip="like an earlier one of those compared"),
+    Column("shared", "in training", "rows", tip="equal to a row that is trained on"),
+    Column("near_shared", "and nearly", "rows", tip="like one that is trained on"),
+]
+LABEL_COLUMNS = [
+    Column("text", "completion"),
+    Column("count", "examples"),
+    Column("share", "share", "%", 100, ".1f"),
+    Column("ids", "token ids"),
+]
+
+
+def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The summaries as rows of a table with `COLUMNS`."""
+    return [
+        {column.key: None for column in COLUMNS}
+        | {column.key: one[column.key] for column in COLUMNS if column.key in one}
+        | {
+            "name": f"{one['source']}:{one['split']}",
+            "median": one["lengths"].get("median"),
+            "largest": one["lengths"].get("largest"),
+            "middle": "{5%:,.0f} to {95%:,.0f}".format(**one["lengths"])
+            if one["lengths"]
+            else None,
+        }
+        for one in summaries
+    ]
+
+
+def findings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is worth a sentence beside the tables, and no reason to refuse."""
+    found = []
+    for one in summaries:
+        name = f"{one['source']}:{one['split']}"
+        if one["repeated"]:
+            pairs = ", ".join(f"{row} (is {first})" for row, first in one["repeated_rows"])
+            found.append(
+                f"{name}: {one['repeated']:,} rows ({one['repeated_share']:.1%}) are equal to an "
+                f"earlier one: rows {pairs}{' ...' if one['repeated'] > 5 else ''}"
+            )
+        if one.get("shared"):
+            pairs = ", ".join(f"{row} (is {at} of {where})" for row, where, at in one["shared_rows"])
+            found.append(
+                f"{name}: {one['shared']:,} rows ({one['shared_share']:.1%}) are trained on: rows "
+                f"{pairs}{' ...' if one['shared'] > 5 else ''}"
+            )
+        if one.get("near_shared"):
+            pairs = ", ".join(
+                f"{row} ({likeness:.0%} like {at} of {where})"
+                for row, where, at, likeness in one["nearest"]
+                if likeness >= NEAR
+            )
+            found.append(
+                f"{name}: {one['near_shared']:,} rows ({one['near_shared_share']:.1%} of those "
+                f"compared) are nearly equal to one that is trained on: rows {pairs}"
+                f"{' ...' if one['near_shared'] > 5 else ''}"
+            )
+        if one.get("completions") == 1 and one["examples"] > 1:
+            found.append(f"{name}: every completion is the same, so nothing is learnt from prompts")
+        if one["trains"] and one["epochs"] > 4:
+            found.append(f"{name}: is read {one['epochs']:.1f} times; beyond 4, little is learnt")
+        if one["empty"]:
+            found.append(f"{name}: {one['empty']:,} examples without a token are left out")
+    return found
+
+
+def show_summary(opened: Opened, summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Tables, histograms of lengths, labels, and what the checks before training say."""
+    data = opened.experiment.data
+    blocks = [
+        f"objective {data.objective}, {data.batch_size} rows of {data.sequence_length} tokens, "
+        f"{opened.experiment.steps:,} steps",
+        report.text_table(table_rows(summaries), _used(table_rows(summaries))),
+    ]
+    lines = []
+    width = max(len(f"{one['source']}:{one['split']}") for one in summaries)
+    for one in summaries:
+        counts, edges = one["histogram"]["counts"], one["histogram"]["edges"]
+        if counts:
+            name = f"{one['source']}:{one['split']}"
+            lines.append(f"  {name:{width}}  {edges[0]:>6,} {bars(counts)} {edges[-1] - 1:,}")
+    blocks.append("lengths in tokens, examples of each\n" + "\n".join(lines))
+    for one in summaries:
+        if "labels" in one:
+            labels = [{**label, "ids": str(label["ids"])} for label in one["labels"]]
+            title = f"completions of {one['source']}:{one['split']}"
+            blocks.append(f"{title}\n{report.text_table(labels, LABEL_COLUMNS)}")
+    if said := findings(summaries):
+        blocks.append("worth a look\n" + "\n".join(f"  {line}" for line in said))
+    blocks.append(verdict(opened.faults))
+    return "\n\n".join(blocks)
+
+
+def _used(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """The columns in which some row has a value."""
+    return [column for column in COLUMNS if any(row[column.key] is not None for row in rows)]
+
+
+def verdict(faults: Sequence[str]) -> str:
+    """What training would say of the data."""
+    if not faults:
+        return "checks: training would begin with this data"
+    said = "\n".join(f"  - {clean(fault, mark=False)}" for fault in faults)
+    return f"checks: training would refuse this data\n{said}"
+
+
+def bars(counts: Sequence[float]) -> str:
+    """A histogram in one line; only 0 is blank."""
+    most = max(counts)
+    return "".join(
+        _BARS[min(7, int(8 * count / most))] if count else " " for count in counts
+    )
+
+
+def clean(text: str, mark: bool = True) -> str:
+    """Text that moves no cursor: control characters are spelt out, the end of a line shown."""
+    shown = "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+    return shown.replace("\n", "↵\n" if mark else "\n")
+
+
+def wants_colour(stream: TextIO) -> bool:
+    """Whether the stream is a terminal with colours, and nobody asked for none (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def legend(colour: bool) -> str:
+    """How trained tokens, special tokens and prefixes are shown."""
+    pen = Pen(colour)
+    return (
+        f"{pen.trained('trained on')}  {pen.special('special token')}  "
+        f"{pen.prefix('sees both ways')}{'' if colour else '‖'}  ↵ end of a line"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pen:
+    """Writes with colours, or with marks in their place."""
+
+    colour: bool
+
+    def _paint(self, codes: str, text: str) -> str:
+        return f"\x1b[{codes}m{text}\x1b[0m" if self.colour and text else text
+
+    def trained(self, text: str) -> str:
+        return self._paint(_GREEN, text) if self.colour else f"⟦{text}⟧"
+
+    def special(self, text: str, trained: bool = False) -> str:
+        codes = f"{_GREEN};7" if trained else f"{_MAGENTA};7"
+        return self._paint(codes, text) if self.colour else f"«{text}»"
+
+    def prefix(self, text: str) -> str:
+        return self._paint(_UNDERLINE, text)
+
+    def quiet(self, text: str) -> str:
+        return self._paint(_DIM, text)
+
+    def strong(self, text: str) -> str:
+        return self._paint(_BOLD, text)
+
+
+def show_row(row: Row, words: Tokenizer, colour: bool = False, boundaries: bool = False) -> str:
+    """A row of a batch, segment by segment."""
+    pen = Pen(colour)
+    adapter = f", adapter {row.adapter!r}" if row.adapter is not None else ""
+    trained = sum(segment.trained for segment in row.segments)
+    lines = [
+        pen.strong(f"step {row.step}, row {row.number}")
+        + f": {row.filled} of {row.length} places hold a token, {trained} are trained on{adapter}"
+    ]
+    for segment in row.segments:
+        lines.append("  " + pen.quiet(describe(segment)))
+        text = show_segment(segment, words, pen, boundaries)
+        lines += [f"    {line}" for line in text.split("\n")]
+    if row.length > row.filled:
+        lines.append("  " + pen.quiet(f"padding: {row.length - row.filled} places"))
+    return "\n".join(lines)
+
+
+def describe(segment: Segment) -> str:
+    """A segment's source, and what of it is trained on and seen."""
+    of = "source not known" if segment.source is None else f"{segment.source}, row {segment.row}"
+    start = f" from its token {segment.start}" if segment.start else ""
+    positions = [unit.position for unit in segment.units if unit.position is not None]
+    prefix = ""
+    if segment.prefix == segment.read:
+        prefix = ", all see both ways"
+    elif segment.prefix:
+        prefix = f", the first {segment.prefix} see both ways"
+    return (
+        f"segment {segment.number}: {of}{start}; {segment.read} tokens, positions "
+        f"{positions[0]} to {positions[-1]}, {segment.trained} trained on{prefix}"
+    )
+
+
+def show_segment(segment: Segment, words: Tokenizer, pen: Pen, boundaries: bool) -> str:
+    """The tokens of a segment as text. Tokens that share a character are one piece of text."""
+    units, shown, opened = segment.units, "", False
+    special = words.special_ids
+    ends = segment.prefix if 0 < segment.prefix < segment.read else 0
+    for number, (first, last, text) in enumerate(spell([u.id for u in units], words)):
+        trained = any(unit.trained for unit in units[first:last])
+        if trained != opened and not pen.colour:
+            shown += "⟦" if trained else "⟧"
+            opened = trained
+        if boundaries and number:
+            shown += pen.quiet("│")
+        shown += _piece(text, units[first].id in special, trained, units[first].prefix, pen)
+        if trained and segment.in_place:
+            said = words.decode([u.said for u in units[first:last]], special=True)  # type: ignore[misc]
+            shown += pen.quiet("→") + _piece(said, units[first].said in special, True, False, pen)
+        if first < ends <= last and not pen.colour:
+            shown += "‖"
+    return shown + ("⟧" if opened else "")
+
+
+def _piece(text: str, special: bool, trained: bool, prefix: bool, pen: Pen) -> str:
+    text = clean(text)
+    if special:
+        return pen.special(text, trained)
+    if not pen.colour:
+        return text
+    # A colour ends with its line, so that it does not run into the margin.
+    paint = pen.trained if trained else pen.prefix if prefix else str
+    return "\n".join(paint(line) for line in text.split("\n"))
