@@ -283,9 +283,7 @@ def choose_rows(
             segment.source in names and row in (None, segment.row) for segment in found.segments
         )
         anywhere = source is None and row is None
-        return (anywhere or places) and (
-            text is None or _holds(found, opened.tokenizer, text)
-        )
+        return (anywhere or places) and (text is None or _holds(found, opened.tokenizer, text))
 
     found: list[Row] = []
     for step in tqdm(range(first, steps), "look", unit="step", leave=False, disable=None):

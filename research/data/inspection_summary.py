@@ -49,16 +49,20 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
     trained = [overlap.hash_rows(s, s.split, objective, cache) for s in sources]
     share = _CHARACTERS // len(sources)
     texts = [_texts(s, s.split, objective, share) if near else None for s in sources]
-    found = []
+    found, prompts = [], list[Prompts]()
     for source, hashes, sample in zip(sources, trained, texts, strict=True):
         rows, numbers = data.rows[source.name], planned[source.name]
-        summary = _describe(rows.examples, rows.plan, words)
+        answers, read = _answers(rows.examples, words)
+        prompts.append(read)
+        summary = _describe(rows.examples, rows.plan) | answers
         summary |= {key: numbers[key] for key in ("format", "bad_lines", "share", "epochs")}
         summary |= _repeated(hashes, sample)
         found.append({"source": source.name, "split": source.split, "trains": True, **summary})
     by_name = {source.name: source for source in sources}
     for (name, split), held in opened.heldout.items():
-        summary = _describe(held.rows.examples, held.rows.plan, words)
+        answers, read = _answers(held.rows.examples, words)
+        summary = _describe(held.rows.examples, held.rows.plan) | answers
+        summary |= _read_alike(read, prompts, names)
         hashes = overlap.hash_rows(by_name[name], split, objective, cache)
         sample = _texts(by_name[name], split, objective, share) if near else None
         summary |= _repeated(hashes, sample) | _shared(hashes, trained, names, sample, texts)
@@ -66,7 +70,7 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def _describe(examples: Examples, plan: Plan, words: Tokenizer) -> dict[str, Any]:
+def _describe(examples: Examples, plan: Plan) -> dict[str, Any]:
     filled = examples.lengths > 0
     lengths = examples.lengths[filled]
     return {
@@ -83,7 +87,6 @@ def _describe(examples: Examples, plan: Plan, words: Tokenizer) -> dict[str, Any
         "packed_rows": len(plan),
         "trained": float(examples.trained.sum() / max(1, lengths.sum())),
         "trained_lengths": _quantiles(examples.trained[filled]),
-        **_labels(examples, np.flatnonzero(filled), words),
     }
 
 
@@ -106,28 +109,57 @@ def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": np.histogram(lengths, edges)[0].tolist()}
 
 
-def _labels(examples: Examples, filled: np.ndarray, words: Tokenizer) -> dict[str, Any]:
-    """Distinct completions where they are few: text, ids, how often."""
-    labelled = not examples.splittable and examples.rows is None
-    if not labelled or not len(filled):
-        return {}
+# What the model reads before its first answer -> the example that was first read so.
+Prompts = dict[bytes, int]
+
+
+def _answers(examples: Examples, words: Tokenizer) -> tuple[dict[str, Any], Prompts]:
+    """Of labelled examples: distinct completions where they are few, and how prompts repeat.
+
+    Prompts are compared as the model reads them: two that were cut may have become one.
+    """
+    filled = np.flatnonzero(examples.lengths)
+    prompts: Prompts = {}
+    if examples.splittable or examples.rows is not None or not len(filled):
+        return {}, prompts
     counts: collections.Counter[bytes] = collections.Counter()
+    answer_of: dict[int, bytes] = {}
+    against = []
     looked = filled[:: -(-len(filled) // _COUNTED)]
     for index in looked.tolist():
         piece = examples.piece(index, 0, int(examples.lengths[index]))
-        counts[np.asarray(piece.targets[piece.weights > 0], np.int32).tobytes()] += 1
+        said = piece.weights > 0
+        answer = np.asarray(piece.targets[said], np.int32).tobytes()
+        counts[answer] += 1
+        prompt = np.asarray(piece.tokens[: 1 + int(np.argmax(said))], np.int32).tobytes()
+        first = prompts.setdefault(prompt, index)
+        if answer_of.setdefault(first, answer) != answer:
+            against.append([index, first])
     found: dict[str, Any] = {"completions": len(counts)}
     if len(counts) <= min(_LABELS, len(looked) // 2):
+        found["contradictions"] = len(against)
+        found["contradicting_rows"] = against[:_NAMED]
         found["labels"] = [
             {
-                "text": words.decode(ids := np.frombuffer(key, np.int32), special=True),
+                "text": words.decode(ids := np.frombuffer(key, np.int32)),
                 "ids": ids.tolist(),
                 "count": count,
                 "share": count / len(looked),
             }
             for key, count in counts.most_common()
         ]
-    return found
+    return found, prompts
+
+
+def _read_alike(prompts: Prompts, trained: Sequence[Prompts], names: Sequence[str]) -> dict:
+    """Held-out prompts that the model reads exactly as one that it is trained on."""
+    alike = [
+        [row, name, other[prompt]]
+        for prompt, row in prompts.items()
+        for name, other in zip(names, trained, strict=True)
+        if prompt in other
+    ]
+    return {"read_alike": len(alike), "read_alike_rows": alike[:_NAMED]} if prompts else {}
 
 
 def _texts(

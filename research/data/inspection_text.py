@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from research import report
@@ -18,82 +18,141 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _GREEN, _MAGENTA, _DIM, _BOLD, _UNDERLINE = "1;32", "35", "2", "1", "4"
 COLUMNS = [
-    Column("name", "source:split"),
-    Column("rows", "rows", tip="rows of the source that are read"),
-    Column("examples", "examples", tip="what is placed in a row: whole rows, or windows of them"),
+    Column("name", "split"),
+    Column("rows", "rows", tip="rows of the source"),
+    Column("examples", "examples", tip="what is placed in a batch's row: rows, or windows of them"),
     Column("tokens", "tokens", format="si"),
-    Column("median", "length", "median", format=",.0f", tip="tokens of an example"),
-    Column("middle", "length", "5% to 95%"),
-    Column("largest", "length", "largest", format=",.0f"),
-    Column("truncated_share", "cut", "%", 100, ".1f", tip="examples of which something was cut"),
+    Column("lengths", "length", "5%, median, 95%, most", tip="tokens of an example"),
+    Column("cut", "cut", "%", 100, ".1f", tip="examples of which something was cut off"),
     Column("fill", "full", "%", 100, ".1f", tip="places of packed rows that hold a token"),
     Column("trained", "trained", "%", 100, ".1f", tip="tokens that are trained on"),
     Column("epochs", "epochs", format=".2g", tip="how often the planned steps read it"),
-    Column("repeated", "repeated", "rows", tip="equal to an earlier row of it"),
-    Column("near_repeated", "and nearly", "rows", tip="like an earlier one of those compared"),
-    Column("shared", "in training", "rows", tip="equal to a row that is trained on"),
-    Column("near_shared", "and nearly", "rows", tip="like one that is trained on"),
-]
-LABEL_COLUMNS = [
-    Column("text", "completion"),
-    Column("count", "examples"),
-    Column("share", "share", "%", 100, ".1f"),
-    Column("ids", "token ids"),
+    Column("repeated", "repeated", "+ nearly", tip="rows that are equal to an earlier one"),
+    Column("shared", "in training", "+ nearly", tip="held-out rows that are trained on too"),
 ]
 
 
-def table_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The summaries as rows of a table with `COLUMNS`."""
-    return [
-        {column.key: None for column in COLUMNS}
-        | {column.key: one[column.key] for column in COLUMNS if column.key in one}
-        | {
-            "name": f"{one['source']}:{one['split']}",
-            "median": one["lengths"].get("median"),
-            "largest": one["lengths"].get("largest"),
-            "middle": "{5%:,.0f} to {95%:,.0f}".format(**one["lengths"])
-            if one["lengths"]
-            else None,
-        }
-        for one in summaries
-    ]
+def name(summary: Mapping[str, Any]) -> str:
+    """A summary's source and split."""
+    return f"{summary['source']}:{summary['split']}"
+
+
+def table(summaries: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Column]]:
+    """The summaries as a table: its rows, and those of `COLUMNS` in which there is a value."""
+    rows = []
+    for one in summaries:
+        lengths = one["lengths"]
+        shown = ", ".join(f"{lengths[at]:,.0f}" for at in ("5%", "median", "95%", "largest"))
+        rows.append(
+            {
+                "name": name(one),
+                "rows": one["rows"],
+                "examples": one["examples"] if one["examples"] != one["rows"] else None,
+                "tokens": one["tokens"],
+                "lengths": shown,
+                "cut": one["truncated_share"],
+                "fill": one["fill"],
+                "trained": one["trained"],
+                "epochs": one.get("epochs"),
+                "repeated": _with_near(one, "repeated"),
+                "shared": _with_near(one, "shared"),
+            }
+        )
+    used = [c for c in COLUMNS if any(row[c.key] is not None for row in rows)]
+    return rows, used
+
+
+def _with_near(summary: Mapping[str, Any], key: str) -> str | None:
+    if key not in summary:
+        return None
+    near = summary.get(f"near_{key}")
+    return f"{summary[key]:,}" + ("" if near is None else f" + {max(0, near - summary[key]):,}")
+
+
+def label_table(
+    summaries: Sequence[Mapping[str, Any]],
+) -> dict[str, tuple[list[dict[str, Any]], list[Column]]]:
+    """Source -> its completions where they are few: how often each is in every split."""
+    found: dict[str, tuple[list[dict[str, Any]], list[Column]]] = {}
+    for one in summaries:
+        if "labels" not in one:
+            continue
+        rows, columns = found.setdefault(one["source"], ([], [Column("text", "completion")]))
+        split = one["split"]
+        columns.append(Column(f"{split} count", split, "examples"))
+        columns.append(Column(f"{split} share", split, "%", 100, ".1f"))
+        by_ids = {row["ids"]: row for row in rows}
+        for label in one["labels"]:
+            ids = " ".join(map(str, label["ids"]))
+            row = by_ids.get(ids)
+            if row is None:
+                row = {"text": label["text"], "ids": ids}
+                rows.append(row)
+            row |= {f"{split} count": label["count"], f"{split} share": label["share"]}
+    return {
+        source: (rows, [*columns, Column("ids", "token ids")])
+        for source, (rows, columns) in found.items()
+    }
 
 
 def findings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is worth a sentence beside the tables, and no reason to refuse."""
     found = []
     for one in summaries:
-        name = f"{one['source']}:{one['split']}"
         if one["repeated"]:
-            pairs = ", ".join(f"{row} (is {first})" for row, first in one["repeated_rows"])
+            pairs = (f"{row} (is {first})" for row, first in one["repeated_rows"])
             found.append(
-                f"{name}: {one['repeated']:,} rows ({one['repeated_share']:.1%}) are equal to an "
-                f"earlier one: rows {pairs}{' ...' if one['repeated'] > 5 else ''}"
+                f"{name(one)}: {one['repeated']:,} rows ({one['repeated_share']:.1%}) are equal to "
+                f"an earlier one: {_rows(pairs, one['repeated'])}"
             )
         if one.get("shared"):
-            pairs = ", ".join(f"{row} (is {at} of {where})" for row, where, at in one["shared_rows"])
+            pairs = (f"{row} (is {at} of {where})" for row, where, at in one["shared_rows"])
             found.append(
-                f"{name}: {one['shared']:,} rows ({one['shared_share']:.1%}) are trained on: rows "
-                f"{pairs}{' ...' if one['shared'] > 5 else ''}"
+                f"{name(one)}: {one['shared']:,} rows ({one['shared_share']:.1%}) are trained on: "
+                f"{_rows(pairs, one['shared'])}"
             )
-        if one.get("near_shared"):
-            pairs = ", ".join(
-                f"{row} ({likeness:.0%} like {at} of {where})"
-                for row, where, at, likeness in one["nearest"]
-                if likeness >= NEAR
-            )
+        if one.get("near_shared", 0) > one.get("shared", 0):
+            near = [each for each in one["nearest"] if each[-1] >= NEAR]
+            pairs = (f"{row} ({like:.0%} like {at} of {where})" for row, where, at, like in near)
             found.append(
-                f"{name}: {one['near_shared']:,} rows ({one['near_shared_share']:.1%} of those "
-                f"compared) are nearly equal to one that is trained on: rows {pairs}"
-                f"{' ...' if one['near_shared'] > 5 else ''}"
+                f"{name(one)}: {one['near_shared']:,} rows ({one['near_shared_share']:.1%} of "
+                "those compared) are equal or nearly equal to one that is trained on: "
+                f"{_rows(pairs, one['near_shared'])}"
+            )
+        if one.get("contradictions"):
+            pairs = (f"{row} (like {first})" for row, first in one["contradicting_rows"])
+            found.append(
+                f"{name(one)}: {one['contradictions']:,} prompts are read exactly like an earlier "
+                f"one with another completion: {_rows(pairs, one['contradictions'])}"
+            )
+        if one.get("read_alike"):
+            pairs = (f"{row} (like {at} of {where})" for row, where, at in one["read_alike_rows"])
+            found.append(
+                f"{name(one)}: {one['read_alike']:,} prompts are read, once cut, exactly like one "
+                f"that is trained on: {_rows(pairs, one['read_alike'])}"
             )
         if one.get("completions") == 1 and one["examples"] > 1:
-            found.append(f"{name}: every completion is the same, so nothing is learnt from prompts")
+            found.append(
+                f"{name(one)}: every completion is the same, so nothing is learnt from prompts"
+            )
         if one["trains"] and one["epochs"] > 4:
-            found.append(f"{name}: is read {one['epochs']:.1f} times; beyond 4, little is learnt")
+            found.append(f"{name(one)}: read {one['epochs']:.1f} times; beyond 4, little is learnt")
+        if one["truncated_share"] > 0.1:
+            found.append(f"{name(one)}: {one['truncated_share']:.0%} of the examples are cut")
         if one["empty"]:
-            found.append(f"{name}: {one['empty']:,} examples without a token are left out")
+            found.append(f"{name(one)}: {one['empty']:,} examples without a token are left out")
+    for source, (labels, _) in label_table(summaries).items():
+        splits = [one["split"] for one in summaries if one["source"] == source]
+        unknown = [row["text"] for row in labels if f"{splits[0]} count" not in row]
+        if unknown:
+            found.append(f"{source}: held-out completions that are never trained: {unknown}")
     return found
+
+
+def _rows(pairs: Iterable[str], count: int) -> str:
+    named = list(pairs)
+    more = f" and {count - len(named):,} more" if count > len(named) else ""
+    return f"rows {', '.join(named)}{more}"
 
 
 def show_summary(opened: Opened, summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -102,30 +161,21 @@ def show_summary(opened: Opened, summaries: Sequence[Mapping[str, Any]]) -> str:
     blocks = [
         f"objective {data.objective}, {data.batch_size} rows of {data.sequence_length} tokens, "
         f"{opened.experiment.steps:,} steps",
-        report.text_table(table_rows(summaries), _used(table_rows(summaries))),
+        report.text_table(*table(summaries)),
     ]
     lines = []
-    width = max(len(f"{one['source']}:{one['split']}") for one in summaries)
+    width = max(len(name(one)) for one in summaries)
     for one in summaries:
         counts, edges = one["histogram"]["counts"], one["histogram"]["edges"]
         if counts:
-            name = f"{one['source']}:{one['split']}"
-            lines.append(f"  {name:{width}}  {edges[0]:>6,} {bars(counts)} {edges[-1] - 1:,}")
+            lines.append(f"  {name(one):{width}}  {edges[0]:>6,} {bars(counts)} {edges[-1] - 1:,}")
     blocks.append("lengths in tokens, examples of each\n" + "\n".join(lines))
-    for one in summaries:
-        if "labels" in one:
-            labels = [{**label, "ids": str(label["ids"])} for label in one["labels"]]
-            title = f"completions of {one['source']}:{one['split']}"
-            blocks.append(f"{title}\n{report.text_table(labels, LABEL_COLUMNS)}")
+    for source, labels in label_table(summaries).items():
+        blocks.append(f"completions of {source}\n{report.text_table(*labels)}")
     if said := findings(summaries):
-        blocks.append("worth a look\n" + "\n".join(f"  {line}" for line in said))
+        blocks.append("worth a look\n" + "\n".join(f"  - {line}" for line in said))
     blocks.append(verdict(opened.faults))
     return "\n\n".join(blocks)
-
-
-def _used(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """The columns in which some row has a value."""
-    return [column for column in COLUMNS if any(row[column.key] is not None for row in rows)]
 
 
 def verdict(faults: Sequence[str]) -> str:
@@ -139,9 +189,7 @@ def verdict(faults: Sequence[str]) -> str:
 def bars(counts: Sequence[float]) -> str:
     """A histogram in one line; only 0 is blank."""
     most = max(counts)
-    return "".join(
-        _BARS[min(7, int(8 * count / most))] if count else " " for count in counts
-    )
+    return "".join(_BARS[min(7, int(8 * count / most))] if count else " " for count in counts)
 
 
 def clean(text: str, mark: bool = True) -> str:
