@@ -60,7 +60,8 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
         found.append({"source": source.name, "split": source.split, "trains": True, **summary})
     by_name = {source.name: source for source in sources}
     for (name, split), held in opened.heldout.items():
-        answers, read = _answers(held.rows.examples, words)
+        labelled = any("labels" in one for one in found if one["source"] == name)
+        answers, read = _answers(held.rows.examples, words, labelled)
         summary = _describe(held.rows.examples, held.rows.plan) | answers
         summary |= _read_alike(read, prompts, names)
         hashes = overlap.hash_rows(by_name[name], split, objective, cache)
@@ -113,9 +114,12 @@ def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
 Prompts = dict[bytes, int]
 
 
-def _answers(examples: Examples, words: Tokenizer) -> tuple[dict[str, Any], Prompts]:
+def _answers(
+    examples: Examples, words: Tokenizer, labelled: bool = False
+) -> tuple[dict[str, Any], Prompts]:
     """Of labelled examples: distinct completions where they are few, and how prompts repeat.
 
+    `labelled`: they are known to be labels, so a few examples may each have another.
     Prompts are compared as the model reads them: two that were cut may have become one.
     """
     filled = np.flatnonzero(examples.lengths)
@@ -136,7 +140,7 @@ def _answers(examples: Examples, words: Tokenizer) -> tuple[dict[str, Any], Prom
         if answer_of.setdefault(first, answer) != answer:
             against.append([index, first])
     found: dict[str, Any] = {"completions": len(counts)}
-    if len(counts) <= min(_LABELS, len(looked) // 2):
+    if len(counts) <= (_LABELS if labelled else min(_LABELS, len(looked) // 2)):
         found["contradictions"] = len(against)
         found["contradicting_rows"] = against[:_NAMED]
         found["labels"] = [
@@ -165,13 +169,17 @@ def _read_alike(prompts: Prompts, trained: Sequence[Prompts], names: Sequence[st
 def _texts(
     source: SourceConfig, split: str, objective: Objective, most: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Rows that are compared, in order, and their texts of about `most` characters in all."""
+    """Rows that are compared, in order, and their texts of about `most` characters in all.
+
+    Of equal rows one is compared.
+    """
     opened = open_source(source, split)
-    found, size = {}, 0
+    found, seen, size = {}, set(), 0
     for row in np.random.default_rng(0).permutation(len(opened))[:_COMPARED].tolist():
         text = "\n".join(read_texts(opened[row], objective, f"{opened.name}, row {row}"))
-        if text.strip():
+        if (normal := overlap.normalise(text)) and normal not in seen:
             found[row] = text
+            seen.add(normal)
             size += len(text)
         if size >= most:
             break
@@ -180,7 +188,7 @@ def _texts(
 
 
 def _repeated(hashes: np.ndarray, sample: tuple[np.ndarray, list[str]] | None) -> dict[str, Any]:
-    """Rows that are equal, or nearly, to an earlier one."""
+    """Rows that are equal to an earlier one; and those that are not, but nearly."""
     again = overlap.find_repeated(hashes)
     pairs = zip(again.rows[:_NAMED].tolist(), again.others[:_NAMED].tolist(), strict=True)
     found: dict[str, Any] = {
@@ -203,7 +211,7 @@ def _shared(
     sample: tuple[np.ndarray, list[str]] | None,
     others: Sequence[tuple[np.ndarray, list[str]] | None],
 ) -> dict[str, Any]:
-    """Rows that are equal, or nearly, to one that is trained on."""
+    """Rows that are equal to one that is trained on; and those that are not, but nearly."""
     pairs = overlap.find_shared(hashes, trained)
     found: dict[str, Any] = {
         "shared": len(pairs),
@@ -216,13 +224,14 @@ def _shared(
     read = [(name, *other) for name, other in zip(names, others, strict=True) if other is not None]
     if sample is None or not sample[1] or not read:
         return found
+    alone = np.flatnonzero(~np.isin(sample[0], pairs.rows))
+    held = [sample[1][i] for i in alone]
     references = [text for _, _, texts in read for text in texts]
     whose = [(name, int(row)) for name, rows, _ in read for row in rows]
-    best, index = near_duplicates.nearest_similarity(sample[1], references)
-    order = np.argsort(-best, kind="stable")[:_NAMED]
+    best, index = near_duplicates.nearest_similarity(held, references)
+    order = np.argsort(-best, kind="stable")[:_NAMED].tolist()
     found["near_shared"] = int((best >= NEAR).sum())
-    found["near_shared_share"] = float((best >= NEAR).mean())
     found["nearest"] = [
-        [int(sample[0][i]), *whose[index[i]], float(best[i])] for i in order if index[i] >= 0
+        [int(sample[0][alone[i]]), *whose[index[i]], float(best[i])] for i in order if index[i] >= 0
     ]
     return found

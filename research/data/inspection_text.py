@@ -66,7 +66,7 @@ def _with_near(summary: Mapping[str, Any], key: str) -> str | None:
     if key not in summary:
         return None
     near = summary.get(f"near_{key}")
-    return f"{summary[key]:,}" + ("" if near is None else f" + {max(0, near - summary[key]):,}")
+    return f"{summary[key]:,}" + ("" if near is None else f" + {near:,}")
 
 
 def label_table(
@@ -111,12 +111,12 @@ def findings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{name(one)}: {one['shared']:,} rows ({one['shared_share']:.1%}) are trained on: "
                 f"{_rows(pairs, one['shared'])}"
             )
-        if one.get("near_shared", 0) > one.get("shared", 0):
+        if one.get("near_shared"):
             near = [each for each in one["nearest"] if each[-1] >= NEAR]
             pairs = (f"{row} ({like:.0%} like {at} of {where})" for row, where, at, like in near)
             found.append(
-                f"{name(one)}: {one['near_shared']:,} rows ({one['near_shared_share']:.1%} of "
-                "those compared) are equal or nearly equal to one that is trained on: "
+                f"{name(one)}: {one['near_shared']:,} more rows are nearly equal to one that is "
+                f"trained on (of word 5-grams, {NEAR:.0%} or more shared): "
                 f"{_rows(pairs, one['near_shared'])}"
             )
         if one.get("contradictions"):
