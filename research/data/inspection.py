@@ -14,6 +14,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -326,6 +327,39 @@ def spell(ids: Sequence[int], words: Tokenizer) -> list[tuple[int, int, str]]:
     if first < len(ids):  # Tokens that spell nothing, such as a lone space sign.
         parts.append((first, len(ids), ""))
     return parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Tokens of a segment that are shown as one: whole characters, all alike."""
+
+    units: tuple[Unit, ...]
+    text: str
+    special: bool
+    # What is said in their place, where that is asked for.
+    said: str | None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the model is trained to say it."""
+        return self.units[0].trained
+
+
+def parts(segment: Segment, words: Tokenizer) -> Iterator[Part]:
+    """A segment as text. A character of tokens that are not all trained on is shown in pieces."""
+    special = words.special_ids
+
+    def kind(unit: Unit) -> tuple[bool, bool, bool]:
+        return unit.id in special, unit.trained, unit.prefix
+
+    for first, last, text in spell([unit.id for unit in segment.units], words):
+        runs = [tuple(run) for _, run in itertools.groupby(segment.units[first:last], kind)]
+        for units in runs:
+            alone = words.decode([unit.id for unit in units], special=True)
+            said = None
+            if segment.in_place and units[0].trained:
+                said = words.decode([unit.said or 0 for unit in units], special=True)
+            yield Part(units, text if len(runs) == 1 else alone, units[0].id in special, said)
 
 
 def to_json(row: Row, words: Tokenizer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from research import config as door
 from research import report
 from research.data import inspection_text as text
-from research.data.inspection import Opened, Row, Segment, spell
+from research.data.inspection import Opened, Row, Segment, parts
 from research.report import Html
 
 if TYPE_CHECKING:
@@ -129,22 +129,17 @@ def _strip(row: Row) -> str:
 
 def _segment(segment: Segment, words: Tokenizer) -> str:
     """Tokens as spans; those that share a character are one."""
-    units, special, shown = segment.units, words.special_ids, ""
-    for first, last, spelt in spell([unit.id for unit in units], words):
-        unit = units[first]
-        trained = any(each.trained for each in units[first:last])
-        kinds = (("t", trained), ("s", unit.id in special), ("p", unit.prefix))
+    shown = ""
+    for part in parts(segment, words):
+        first = part.units[0]
+        kinds = (("t", part.trained), ("s", part.special), ("p", first.prefix))
         kind = " ".join(name for name, holds in kinds if holds)
-        ids = " ".join(str(each.id) for each in units[first:last])
-        where = "not read" if unit.position is None else f"position {unit.position}"
-        said = ""
-        if segment.in_place and trained:
-            target = words.decode([int(each.said or 0) for each in units[first:last]], special=True)
-            said = f"<i>{_escaped(target)}</i>"
-        shown += (
-            f'<span{f" class={chr(34)}{kind}{chr(34)}" if kind else ""} title="id {ids}, {where}">'
-            f"{_escaped(spelt)}{said}</span>"
-        )
+        named = f' class="{kind}"' if kind else ""
+        ids = " ".join(str(unit.id) for unit in part.units)
+        where = "not read" if first.position is None else f"position {first.position}"
+        shown += f'<span{named} title="id {ids}, {where}">{_escaped(part.text)}</span>'
+        if part.said is not None:
+            shown += f"<i class=t>{_escaped(part.said)}</i>"
     return shown
 
 
@@ -204,7 +199,7 @@ h4{font-weight:400;color:var(--muted);font-size:.76rem;margin:.8rem 0 .25rem}
 .seen pre{max-height:none;font-size:.78rem;line-height:1.65}
 .seen pre span:hover{background:var(--rule)}
 .seen b{all:unset;color:var(--muted);opacity:.6}
-.t{background:color-mix(in srgb,var(--good) 22%,transparent);font-weight:650;
+.t{background:color-mix(in srgb,var(--good) 22%,transparent);
 border-bottom:2px solid var(--good)}
 .s{color:var(--series3);border:1px solid currentColor;border-radius:3px}
 .s.t{border-bottom:2px solid var(--good)}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from research import report
-from research.data.inspection import Opened, Row, Segment, spell
+from research.data.inspection import Opened, Part, Row, Segment, parts
 from research.data.inspection_summary import NEAR
 from research.report import Column
 
@@ -209,25 +209,31 @@ def wants_colour(stream: TextIO) -> bool:
 def legend(colour: bool) -> str:
     """How trained tokens, special tokens and prefixes are shown."""
     pen = Pen(colour)
+    trained = pen.trained_text("trained on") if colour else "⟦trained on⟧"
     return (
-        f"{pen.trained('trained on')}  {pen.special('special token')}  "
-        f"{pen.prefix('sees both ways')}{'' if colour else '‖'}  ↵ end of a line"
+        f"{trained}  {pen.special('special token')}  {pen.prefix('sees both ways')}"
+        f"{'' if colour else '‖'}  ↵ end of a line"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Pen:
-    """Writes with colours, or with marks in their place."""
+    """Writes with colours, or leaves text as it is, for marks around it."""
 
     colour: bool
 
     def _paint(self, codes: str, text: str) -> str:
-        return f"\x1b[{codes}m{text}\x1b[0m" if self.colour and text else text
+        if not self.colour:
+            return text
+        # A colour ends with its line, so that it does not run into the margin.
+        lines = (f"\x1b[{codes}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
+        return "\n".join(lines)
 
-    def trained(self, text: str) -> str:
-        return self._paint(_GREEN, text) if self.colour else f"⟦{text}⟧"
+    def trained_text(self, text: str) -> str:
+        return self._paint(_GREEN, text)
 
     def special(self, text: str, trained: bool = False) -> str:
+        """A special token; its name alone could be text that spells it."""
         codes = f"{_GREEN};7" if trained else f"{_MAGENTA};7"
         return self._paint(codes, text) if self.colour else f"«{text}»"
 
@@ -276,32 +282,32 @@ def describe(segment: Segment) -> str:
 
 
 def show_segment(segment: Segment, words: Tokenizer, pen: Pen, boundaries: bool) -> str:
-    """The tokens of a segment as text. Tokens that share a character are one piece of text."""
-    units, shown, opened = segment.units, "", False
-    special = words.special_ids
+    """The tokens of a segment as text."""
+    shown, opened, read = "", False, 0
     ends = segment.prefix if 0 < segment.prefix < segment.read else 0
-    for number, (first, last, text) in enumerate(spell([u.id for u in units], words)):
-        trained = any(unit.trained for unit in units[first:last])
-        if trained != opened and not pen.colour:
-            shown += "⟦" if trained else "⟧"
-            opened = trained
-        if boundaries and number:
+    for part in parts(segment, words):
+        # What is said in place is marked token by token: each is read as another.
+        if opened and not (part.trained and part.said is None):
+            shown, opened = shown + "⟧", False
+        if boundaries and read:
             shown += pen.quiet("│")
-        shown += _piece(text, units[first].id in special, trained, units[first].prefix, pen)
-        if trained and segment.in_place:
-            said = words.decode([u.said for u in units[first:last]], special=True)  # type: ignore[misc]
-            shown += pen.quiet("→") + _piece(said, units[first].said in special, True, False, pen)
-        if first < ends <= last and not pen.colour:
+        if part.trained and not opened and not pen.colour:
+            shown, opened = shown + "⟦", True
+        shown += _piece(part, pen)
+        if part.said is not None:
+            shown += pen.quiet("→") + pen.trained_text(clean(part.said))
+            if opened:
+                shown, opened = shown + "⟧", False
+        read += len(part.units)
+        if read == ends and not pen.colour:
             shown += "‖"
     return shown + ("⟧" if opened else "")
 
 
-def _piece(text: str, special: bool, trained: bool, prefix: bool, pen: Pen) -> str:
-    text = clean(text)
-    if special:
-        return pen.special(text, trained)
-    if not pen.colour:
-        return text
-    # A colour ends with its line, so that it does not run into the margin.
-    paint = pen.trained if trained else pen.prefix if prefix else str
-    return "\n".join(paint(line) for line in text.split("\n"))
+def _piece(part: Part, pen: Pen) -> str:
+    text = clean(part.text)
+    if part.special:
+        return pen.special(text, part.trained)
+    if part.trained:
+        return pen.trained_text(text)
+    return pen.prefix(text) if part.units[0].prefix else text

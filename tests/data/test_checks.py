@@ -247,4 +247,5 @@ def test_rows_of_a_held_out_split_that_are_trained_on_are_named_in_pairs(words, 
     assert "row 4 is row 8 of made:train." in said
     _refused("are trained on too", tmp_path, words, splits=("test",), overlap=0.09)
     _check(tmp_path, words, splits=("test",), overlap=0.1)
+    _check(tmp_path, words, splits=("nowhere",), overlap=1.0)
     _refused("its split 'train' is held out and trained on", tmp_path, words, splits=("train",))

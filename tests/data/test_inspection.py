@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from research.data import checks, inspection, inspection_page, inspection_summary, inspection_text
-from research.data.inspection import choose_rows, open_data, read_rows, spell
+from research.data.inspection import choose_rows, open_data, parts, read_rows, spell
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig
 from research.methods import METHODS
@@ -78,10 +78,18 @@ def test_what_is_shown_is_what_the_batch_holds(tmp_path_factory, objective, text
             for segment in row.segments:
                 ids = [unit.id for unit in segment.units]
                 assert segment.source == "made:train"
-                parts = spell(ids, words)
-                assert "".join(text for *_, text in parts) == words.decode(ids, special=True)
-                edges = [first for first, *_ in parts] + [len(ids)]
-                assert edges == [0, *(last for _, last, _ in parts)]
+                spelt = spell(ids, words)
+                assert "".join(text for *_, text in spelt) == words.decode(ids, special=True)
+                edges = [first for first, *_ in spelt] + [len(ids)]
+                assert edges == [0, *(last for _, last, _ in spelt)]
+                shown = list(parts(segment, words))
+                assert tuple(unit for part in shown for unit in part.units) == segment.units
+                for part in shown:
+                    assert {unit.trained for unit in part.units} == {part.trained}
+                    special = {unit.id in words.special_ids for unit in part.units}
+                    assert special == {part.special}
+                text = "".join(part.text for part in shown)
+                assert "\ufffd" in text or text == words.decode(ids, special=True)
 
 
 def _marks(shown):
@@ -140,8 +148,8 @@ def test_without_colour_marks_stand_around_what_is_trained_and_special(tmp_path)
     bare = re.sub("\x1b\\[[0-9;]*m", "", coloured)
     assert re.sub("[⟦⟧«»‖]", "", shown[0]) == bare
     edges = inspection_text.show_row(rows[0], words, boundaries=True)
-    parts = sum(len(spell([u.id for u in s.units], words)) - 1 for s in rows[0].segments)
-    assert edges.count("│") == parts and edges.replace("│", "") == shown[0]
+    count = sum(len(list(parts(s, words))) - 1 for s in rows[0].segments)
+    assert edges.count("│") == count and edges.replace("│", "") == shown[0]
 
 
 def test_a_prefix_and_what_is_said_in_place_are_shown(tmp_path):
@@ -273,12 +281,8 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing(opened, tmp_path):
     assert shown.count(SCRIPT) >= 3, "in the title, the heading and the row"
     for segment in rows[0].segments:
         assert inspection_text.describe(segment) in shown
-    ids = [u.id for s in rows[0].segments for u in s.units]
-    assert (
-        text.count('title="id ')
-        == sum(len(spell([u.id for u in s.units], opened.tokenizer)) for s in rows[0].segments)
-        <= len(ids)
-    )
+    spans = sum(len(list(parts(s, opened.tokenizer))) for s in rows[0].segments)
+    assert text.count('title="id ') == spans
     assert "Training would refuse this data, for one reason." in shown
 
 
