@@ -33,8 +33,10 @@ def main() -> None:
 
     parser = door.program_parser(__doc__, config_required=False)
     parser.add_argument("--run", metavar="DIR", help="a run's folder, in place of a config")
-    parser.add_argument("--rows", type=int, default=2, metavar="N", help="rows shown (default 2)")
-    parser.add_argument("--step", type=int, default=0, help="of which batch on (default 0)")
+    parser.add_argument("--rows", type=int, metavar="N", help="rows shown (default 2; 1 of --row)")
+    parser.add_argument(
+        "--step", type=int, default=0, metavar="T", help="from which batch on (default 0)"
+    )
     parser.add_argument("--row", type=int, metavar="I", help="show where row I of a source is")
     parser.add_argument("--source", metavar="NAME", help="of which source --row is, or all are")
     parser.add_argument("--find", metavar="TEXT", help="show rows that hold this text")
@@ -68,7 +70,7 @@ def inspect(arguments) -> int:
     opened = inspection.open_data(experiment, arguments.split)
     rows = inspection.choose_rows(
         opened,
-        arguments.rows,
+        (2 if arguments.row is None else 1) if arguments.rows is None else arguments.rows,
         first=arguments.step,
         source=arguments.source,
         row=arguments.row,
