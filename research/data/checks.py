@@ -67,11 +67,13 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
     """
     name = examples.name
     check_not_empty(name, len(examples))
-    if not examples.trained.sum():
-        refuse(
-            f"Source {name!r} has no token to train on: all of its text is masked, or too long "
-            "and left out."
+    if not examples.lengths.any():  # Not even to be looked at.
+        raise ValueError(
+            f"Source {name!r} has no token to train on: all of its examples are empty, or too "
+            "long and left out."
         )
+    if not examples.trained.sum():
+        refuse(f"Source {name!r} has no token to train on: all of its text is masked.")
         return
     if examples.bytes is not None and not examples.bytes.sum():
         refuse(f"Source {name!r} has only empty texts: there is nothing to learn from.")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,7 @@ def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": np.histogram(lengths, edges)[0].tolist()}
 
 
-# What the model reads before its first answer -> the example that was first read so.
+# Digest of what the model reads before its first answer -> the example that was first read so.
 Prompts = dict[bytes, int]
 
 
@@ -136,7 +137,8 @@ def _answers(
         answer = np.asarray(piece.targets[said], np.int32).tobytes()
         counts[answer] += 1
         prompt = np.asarray(piece.tokens[: 1 + int(np.argmax(said))], np.int32).tobytes()
-        first = prompts.setdefault(prompt, index)
+        digest = hashlib.blake2b(prompt, digest_size=16).digest()
+        first = prompts.setdefault(digest, index)
         if answer_of.setdefault(first, answer) != answer:
             against.append([index, first])
     found: dict[str, Any] = {"completions": len(counts)}

@@ -27,8 +27,10 @@ COLUMNS = [
     Column("fill", "full", "%", 100, ".1f", tip="places of packed rows that hold a token"),
     Column("trained", "trained", "%", 100, ".1f", tip="tokens that are trained on"),
     Column("epochs", "epochs", format=".2g", tip="how often the planned steps read it"),
+    Column("share", "mixture", "%", 100, ".1f", tip="of the rows of every batch"),
     Column("repeated", "repeated", "+ nearly", tip="rows that are equal to an earlier one"),
     Column("shared", "in training", "+ nearly", tip="held-out rows that are trained on too"),
+    Column("format", "format", tip="of the records, and how they are written"),
 ]
 
 
@@ -40,6 +42,7 @@ def name(summary: Mapping[str, Any]) -> str:
 def table(summaries: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Column]]:
     """The summaries as a table: its rows, and those of `COLUMNS` in which there is a value."""
     rows = []
+    several = sum(one["trains"] for one in summaries) > 1
     for one in summaries:
         lengths = one["lengths"]
         shown = ", ".join(f"{lengths[at]:,.0f}" for at in ("5%", "median", "95%", "largest"))
@@ -54,6 +57,8 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]],
                 "fill": one["fill"],
                 "trained": one["trained"],
                 "epochs": one.get("epochs"),
+                "share": one.get("share") if several else None,
+                "format": one.get("format"),
                 "repeated": _with_near(one, "repeated"),
                 "shared": _with_near(one, "shared"),
             }
@@ -139,6 +144,10 @@ def findings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
             found.append(f"{name(one)}: read {one['epochs']:.1f} times; beyond 4, little is learnt")
         if one["truncated_share"] > 0.1:
             found.append(f"{name(one)}: {one['truncated_share']:.0%} of the examples are cut")
+        if one.get("bad_lines"):
+            found.append(
+                f"{name(one)}: {one['bad_lines']:,} records that cannot be read are left out"
+            )
         if one["empty"]:
             found.append(f"{name(one)}: {one['empty']:,} examples without a token are left out")
     for source, (labels, _) in label_table(summaries).items():
@@ -182,7 +191,8 @@ def verdict(faults: Sequence[str]) -> str:
     """What training would say of the data."""
     if not faults:
         return "checks: training would begin with this data"
-    said = "\n".join(f"  - {clean(fault, mark=False)}" for fault in faults)
+    texts = (clean(fault, mark=False).replace("\n", "\n    ") for fault in faults)
+    said = "\n".join(f"  - {text}" for text in texts)
     return f"checks: training would refuse this data\n{said}"
 
 
