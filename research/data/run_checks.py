@@ -14,7 +14,7 @@ from research.config import Share
 from research.data import overlap
 from research.data.checks import refuse
 from research.data.reading import make_objective
-from research.objectives.base import Objective, name_rows
+from research.objectives.base import Examples, Objective, name_rows
 from research.objectives.chat import Chat
 from research.objectives.supervised import Supervised
 
@@ -73,7 +73,7 @@ def held_out(split: str | None, others: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*([split] if split else []), *others]))
 
 
-def check_answers(examples, objective: Objective, allowed: float) -> None:
+def check_answers(examples: Examples, objective: Objective, allowed: float) -> None:
     """Refuses more empty completions than the share that is allowed."""
     if not isinstance(objective, Chat | Supervised):
         return
@@ -139,7 +139,10 @@ def check_overlap(
     for split in splits:
         for source in config.sources:
             if split == source.split:
-                refuse(f"Source {source.name!r}: its split {split!r} is held out and trained on.")
+                refuse(
+                    f"Source {source.name!r}: its split {split!r} is held out and trained on; "
+                    "checks.overlap=1 goes on with that."
+                )
                 continue
             held = overlap.hash_rows(source, split, objective, cache)
             pairs = overlap.find_shared(held, trained)
