@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from research.data.tokenizer import Tokenizer
 
 _BARS = "▁▂▃▄▅▆▇█"
+# The end of a colour where the same begins again.
+_AGAIN = re.compile("(\x1b\\[[0-9;]+m)([^\x1b]*)\x1b\\[0m\\1")
 _GREEN, _MAGENTA, _DIM, _BOLD, _UNDERLINE = "1;32", "35", "2", "1", "4"
 COLUMNS = [
     Column("name", "split"),
@@ -311,6 +314,8 @@ def show_segment(segment: Segment, words: Tokenizer, pen: Pen, boundaries: bool)
         read += len(part.units)
         if read == ends and not pen.colour:
             shown += "‖"
+    while shown != (shorter := _AGAIN.sub(r"\1\2", shown)):
+        shown = shorter
     return shown + ("⟧" if opened else "")
 
 
