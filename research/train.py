@@ -18,8 +18,9 @@ import fcntl
 import itertools
 import json
 import signal
+import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     run_checks.check_run(data, experiment.checks, split, tokens.default_cache())
     heldout = open_heldout(data, split, experiment.evaluate_tokens)
     reading = data.statistics(experiment.steps)
+    tokens_to_read = data.tokens(experiment.steps)
+    shares = data.mixture.describe(experiment.data.batch_size, experiment.steps)
     host = (jax.process_index(), jax.process_count())
 
     # --- where the run stands: resume > init from > scratch ---
@@ -113,7 +116,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             print(f"{workdir} is finished: {first_step} of {experiment.steps} steps")
             return json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
     if host[0] == 0:
-        print(describe(program, reading, data.tokens_per_step, first_step), flush=True)
+        print(describe(program, reading, tokens_to_read, shares, first_step), flush=True)
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
     with sharding.use(program.mesh, experiment.sharding_rules):
@@ -170,6 +173,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 elif "loss" in row:
                     last = row
         waiting: collections.deque[tuple[int, Any]] = collections.deque()
+        ended: list[float] = []  # when each step was seen to be over
 
         def report(behind: int) -> None:
             """Fetches metrics of steps that are over; `behind` steps may still be running."""
@@ -178,9 +182,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 done, metrics = waiting.popleft()
                 with timing("step"):
                     last = {name: float(value) for name, value in metrics.items()}
+                ended.append(time.perf_counter())
                 skipped = skipped + 1 if last["skipped"] else 0
                 total_skipped += int(last["skipped"])
-                progress.update(done, last["loss"], int(data.tokens_per_step))
+                progress.update(done, last["loss"], int(tokens_to_read / experiment.steps))
                 if _due(done, experiment.log_every, experiment.steps) or skipped:
                     with timing("logging"):
                         writer.write(done, last)
@@ -229,6 +234,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 with timing("export"), Checkpointer(workdir / "model", keep_last=ALL) as shelf:
                     save(shelf, [name for name in program.owned if name.startswith("model/")])
 
+    lasted = [after - before for before, after in itertools.pairwise(ended)]
     # the whole run's numbers after the last step's, whose `tokens` are one batch's
     summary = {
         **last,
@@ -237,16 +243,19 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         "skipped": total_skipped,
         "finished": step >= experiment.steps,
         "seconds": spent + time.perf_counter() - started,
-        "tokens": data.tokens_per_step * step,
+        "tokens": data.tokens(step),
         "examples": sum(source["epochs"] * source["documents"] for source in reading.values())
         * (step / experiment.steps),
         "documents": sum(source["documents"] for source in reading.values()),
         "truncated": sum(source["truncated"] for source in reading.values()),
-        "flops": program.flops_per_token * data.tokens_per_step * step,
+        "flops": program.flops_per_token * data.tokens(step),
         "trainable_parameters": program.trainable_parameters,
         "parameters": program.parameters,
         "program_bytes": needed.peak,
         "peak_memory_bytes": peak_memory_bytes(),
+        # of this process: the middle one, and the quickest, which a shared machine blurs least
+        "step_seconds": statistics.median(lasted) if lasted else None,
+        "quickest_step_seconds": min(lasted, default=None),
         "timing": timing.seconds,  # of this process; `seconds` counts those before a restart too
     }
     if host[0] == 0:
@@ -258,7 +267,11 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
 
 def describe(
-    program: Program, reading: Mapping[str, Any], tokens_per_step: float, first_step: int
+    program: Program,
+    reading: Mapping[str, Any],
+    tokens_to_read: float,
+    shares: Sequence[str],
+    first_step: int,
 ) -> str:
     """The plan of a run: model, start, what it will read, what that costs, and where."""
     steps, shape = program.experiment.steps, program.mesh.shape
@@ -267,11 +280,13 @@ def describe(
     sources = "\n           ".join(
         f"{name}: {source['format']}, {source['documents']:,} documents, "
         + (f"{source['bad_lines']:,} bad lines left out, " if source["bad_lines"] else "")
-        + f"{source['tokens']:,} tokens, "
-        f"{source['epochs']:.2g} epochs, {source['fill']:.1%} full, "
+        + f"{source['tokens']:,} tokens, reads {source['read']:,.0f} of them "
+        f"({source['epochs']:.2g} epochs), {source['fill']:.1%} full, "
         f"{source['trained']:.1%} trained on, {source['truncated']:,} cut"
         for name, source in reading.items()
     )
+    if len(shares) > 1 or len(reading) > 1:
+        sources += "\n           mixture " + "\n           mixture ".join(shares)
     flops, stacks = program.flops_per_token, program.stacks
     layers = ", ".join(stacks) if len(stacks) < 8 else f"{len(stacks)} of them"
     return (
@@ -279,7 +294,7 @@ def describe(
         f"{program.experiment.method.kind}, stacks {layers}\n"
         f"start      {start or 'random weights'}\n"
         f"data       {sources}\n"
-        f"cost       {flops:.3g} FLOPs a token, {flops * tokens_per_step * steps:.3g} in "
+        f"cost       {flops:.3g} FLOPs a token, {flops * tokens_to_read:.3g} in "
         f"{steps} steps\n"
         f"mesh       {' x '.join(f'{axis} {size}' for axis, size in shape.items())}"
     )

@@ -7,6 +7,7 @@
     tools/bench.py profile                   where the time of a step goes
     tools/bench.py methods                   tuning methods beside full tuning: time, memory, FLOPs
     tools/bench.py remat                     memory against time, by policy
+    tools/bench.py data                      reading batches, tokenising, the index of a corpus
     tools/bench.py overhead                  start, data, host work and checkpoints of a run
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
@@ -23,13 +24,14 @@ from tools import environment  # noqa: E402
 
 def main() -> None:
     environment.enter()
-    from tools.benchmarks import harness, interop, methods, overhead, profile, remat, step
+    from tools.benchmarks import data, harness, interop, methods, overhead, profile, remat, step
 
     verbs = {
         "step": step,
         "methods": methods,
         "profile": profile,
         "remat": remat,
+        "data": data,
         "overhead": overhead,
         "interop": interop,
     }

@@ -168,10 +168,12 @@ class Study:
 
 def one(summary: dict, answers: dict) -> dict:
     """What one run shows."""
-    kept = ("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss", "seconds")
-    timing = {"step_seconds": summary["timing"]["step"] / summary["steps"]}
+    kept = (
+        *("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss", "seconds"),
+        "quickest_step_seconds",
+    )
     measured = {name: answers[name] for name in ("quality", "bits_per_byte", "answers")}
-    return {name: summary[name] for name in kept} | timing | measured
+    return {name: summary[name] for name in kept} | measured
 
 
 def read(path: Path) -> dict:

@@ -10,10 +10,7 @@ Rows come from the run's own `Pipeline.batch(step)`; nothing is made again. `ins
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,12 +20,12 @@ from tqdm import tqdm
 
 from research.batch import PADDING, Batch
 from research.data import checks, run_checks, tokens
+from research.data.packing import PackedRows
 from research.data.pipeline import HeldOut, Pipeline
 
 if TYPE_CHECKING:
     from research.data.tokenizer import Tokenizer
     from research.experiment import Experiment
-    from research.objectives.base import Examples, Piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +98,9 @@ class Segment:
 
     # As `Batch.segments` has it.
     number: int
-    # Source and split, such as `notes:train`, and the row of it. None: not known.
-    source: str | None
-    row: int | None
+    # Source and split, such as `notes:train`, and the row of it.
+    source: str
+    row: int
     # The first of its tokens, counted in its example.
     start: int
     units: tuple[Unit, ...]
@@ -145,44 +142,6 @@ class Row:
         return sum(segment.read for segment in self.segments)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Given:
-    """A piece that a source's examples gave to a row."""
-
-    source: str
-    row: int
-    start: int
-
-
-_Key = tuple[bytes, bytes]
-
-
-@contextlib.contextmanager
-def _watched(pipeline: Pipeline) -> Iterator[dict[_Key, list[_Given]]]:
-    """Notes every piece that batches are made of in the block, by what it reads and says."""
-    given: dict[_Key, list[_Given]] = collections.defaultdict(list)
-
-    def note(examples: Examples, index: int, start: int, stop: int) -> Piece:
-        piece = examples.piece(index, start, stop)
-        place = _Given(examples.name, int(examples.row_of(index)), start)
-        given[_key(piece.tokens, piece.targets)].append(place)
-        return piece
-
-    before = {name: rows.examples for name, rows in pipeline.rows.items()}
-    try:
-        for name, examples in before.items():
-            watched = dataclasses.replace(examples, piece=functools.partial(note, examples))
-            pipeline.rows[name].examples = watched
-        yield given
-    finally:
-        for name, examples in before.items():
-            pipeline.rows[name].examples = examples
-
-
-def _key(read: np.ndarray, said: np.ndarray) -> _Key:
-    return np.asarray(read, np.int32).tobytes(), np.asarray(said, np.int32).tobytes()
-
-
 def read_rows(pipeline: Pipeline, step: int, adapters: Sequence[str] = ()) -> list[Row]:
     """The rows of `pipeline.batch(step)`, with the row of the source behind each segment.
 
@@ -191,34 +150,34 @@ def read_rows(pipeline: Pipeline, step: int, adapters: Sequence[str] = ()) -> li
       step: from 0.
       adapters: names of a bank's adapters.
     """
-    with _watched(pipeline) as given:
-        batch = pipeline.batch(step)
+    batch = pipeline.batch(step)
     rows = []
-    for number in range(len(batch.tokens)):
+    for number, (source, packed) in enumerate(pipeline.rows_of(step)):
         adapter = None if batch.adapter is None else adapters[int(batch.adapter[number])]
-        segments = tuple(_segments(batch, number, given))
+        segments = tuple(_segments(batch, number, pipeline.rows[source], packed))
         rows.append(Row(step, number, batch.tokens.shape[1], segments, adapter))
     return rows
 
 
-def _segments(batch: Batch, row: int, given: Mapping[_Key, list[_Given]]) -> Iterator[Segment]:
+def _segments(batch: Batch, row: int, rows: PackedRows, packed: int) -> Iterator[Segment]:
+    """The segments of a batch's row, which is row `packed` of a source's."""
     fields = {
         field.name: np.asarray(array[row])
         for field in dataclasses.fields(batch)
         if (array := getattr(batch, field.name)) is not None
     }
-    numbers = fields["segments"]
+    numbers, first = fields["segments"], int(rows.plan.offsets[packed])
     for segment in np.unique(numbers[numbers != PADDING]).tolist():
         here = np.flatnonzero(numbers == segment)
         read, said = fields["tokens"][here], fields["targets"][here]
-        found = given.get(_key(read, said))
-        place = found.pop(0) if found else None
         in_place = not np.array_equal(read[1:], said[:-1])
+        # Segments count the pieces of a row from 1.
+        piece = first + segment - 1
         yield Segment(
             number=segment,
-            source=place.source if place else None,
-            row=place.row if place else None,
-            start=place.start if place else 0,
+            source=rows.examples.name,
+            row=int(rows.examples.row_of(int(rows.plan.examples[piece]))),
+            start=int(rows.plan.starts[piece]),
             units=_units(fields, here, in_place),
             in_place=in_place,
         )
@@ -277,20 +236,22 @@ def choose_rows(
     longest = max(rows.examples.documents for rows in data.rows.values())
     if row is not None and not 0 <= row < longest:
         raise ValueError(f"There is no row {row}: the longest source has {longest}, from 0.")
-    names = {rows.examples.name for name, rows in data.rows.items() if source in (None, name)}
-
-    def wanted(found: Row) -> bool:
-        places = any(
-            segment.source in names and row in (None, segment.row) for segment in found.segments
-        )
-        anywhere = source is None and row is None
-        return (anywhere or places) and (text is None or _holds(found, opened.tokenizer, text))
-
+    holding = {
+        name: _packed_rows(rows, row) for name, rows in data.rows.items() if source in (None, name)
+    }
     found: list[Row] = []
     for step in tqdm(range(first, steps), "look", unit="step", leave=False, disable=None):
         if len(found) >= most:
             break
-        found += filter(wanted, read_rows(data, step, opened.adapters))
+        places = [name in holding and holding[name][at] for name, at in data.rows_of(step)]
+        if not any(places):
+            continue
+        read = zip(places, read_rows(data, step, opened.adapters), strict=True)
+        found += [
+            one
+            for holds, one in read
+            if holds and (text is None or _holds(one, opened.tokenizer, text))
+        ]
     if not found and most > 0:
         what = f"row {row}" if row is not None else f"the text {text!r}" if text else "it"
         raise ValueError(
@@ -298,6 +259,15 @@ def choose_rows(
             "later, or was left out."
         )
     return found[:most]
+
+
+def _packed_rows(rows: PackedRows, row: int | None) -> np.ndarray:
+    """[rows of the plan] bool: which hold something of a row of the source, or of any."""
+    if row is None:
+        return np.ones(len(rows), bool)
+    pieces = np.asarray(rows.examples.row_of(rows.plan.examples)) == row
+    counts = np.concatenate([[0], np.cumsum(pieces)])
+    return np.diff(counts[rows.plan.offsets]) > 0
 
 
 def _holds(row: Row, words: Tokenizer, text: str) -> bool:

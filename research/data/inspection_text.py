@@ -280,7 +280,6 @@ def show_row(row: Row, words: Tokenizer, colour: bool = False, boundaries: bool 
 
 def describe(segment: Segment) -> str:
     """A segment's source, and what of it is trained on and seen."""
-    of = "source not known" if segment.source is None else f"{segment.source}, row {segment.row}"
     start = f" from its token {segment.start}" if segment.start else ""
     positions = [unit.position for unit in segment.units if unit.position is not None]
     prefix = ""
@@ -289,8 +288,9 @@ def describe(segment: Segment) -> str:
     elif segment.prefix:
         prefix = f", the first {segment.prefix} see both ways"
     return (
-        f"segment {segment.number}: {of}{start}; {segment.read} tokens, positions "
-        f"{positions[0]} to {positions[-1]}, {segment.trained} trained on{prefix}"
+        f"segment {segment.number}: {segment.source}, row {segment.row}{start}; "
+        f"{segment.read} tokens, positions {positions[0]} to {positions[-1]}, "
+        f"{segment.trained} trained on{prefix}"
     )
 
 

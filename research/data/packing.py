@@ -1,19 +1,23 @@
 """Puts pieces of documents into rows of S tokens. The plan is made ahead, with numpy.
 
-Best-fit decreasing ("Fewer Truncations Improve Language Modeling", Ding et al. 2024): documents
-are cut only where they are longer than a row, and what remains is packed without a cut. Where
-that leaves gaps and documents may be split, the emptiest rows are cut to fill up.
+"Fewer Truncations Improve Language Modeling" (Ding et al. 2024): documents are cut only where they
+are longer than a row, and what remains is packed without a cut. Where that leaves gaps and
+documents may be split, the emptiest rows are cut to fill up.
+
+A plan is the index of a whole corpus, so its numbers have 32 bits wherever these hold them.
 """
 
-import bisect
 import dataclasses
 
 import numpy as np
 
+from research.data import bin_packing
 from research.objectives.base import Examples
 
 # Rows emptier than this are repacked with cuts, if the objective allows cuts.
 _FULL = 0.99
+# Pieces that are counted at one time.
+_CHUNK = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +25,9 @@ class Plan:
     """Which piece lies where. Row r holds pieces `offsets[r]` to `offsets[r + 1] - 1`."""
 
     offsets: np.ndarray  # [rows + 1] int64
-    examples: np.ndarray  # [pieces] int64
-    starts: np.ndarray  # [pieces] int64: first token of the example in this piece
-    lengths: np.ndarray  # [pieces] int64
+    examples: np.ndarray  # [pieces] whole numbers, as below
+    starts: np.ndarray  # [pieces]: first token of the example in this piece
+    lengths: np.ndarray  # [pieces]
     sequence_length: int
 
     def __len__(self) -> int:
@@ -50,7 +54,7 @@ def plan(
     Raises:
         ValueError: an example that may not be split is longer than a row (names it).
     """
-    lengths = np.asarray(lengths, np.int64)
+    lengths = np.asarray(lengths) if len(lengths) else np.zeros(0, np.int64)
     if sequence_length < 1:
         raise ValueError(f"sequence_length must be positive, not {sequence_length}.")
     if not splittable and len(lengths) and lengths.max() > sequence_length:
@@ -62,85 +66,52 @@ def plan(
     examples, starts, sizes = _cut(lengths, sequence_length)
     if not pack:
         return _arrange(np.arange(len(sizes)), examples, starts, sizes, sequence_length)
-    order = np.random.default_rng(seed).permutation(len(sizes))
+    order = np.random.default_rng(seed).permutation(np.arange(len(sizes), dtype=examples.dtype))
     examples, starts, sizes = examples[order], starts[order], sizes[order]
-    rows = _best_fit(sizes, sequence_length)
-    if splittable:
-        used = np.bincount(rows, weights=sizes).astype(np.int64)
-        loose = (used < _FULL * sequence_length)[rows]
-        # One such row alone cannot be filled further.
-        if len(np.unique(rows[loose])) > 1:
-            kept = ~loose
-            _, rows_kept = np.unique(rows[kept], return_inverse=True)
-            more = _chop(examples[loose], starts[loose], sizes[loose], sequence_length)
-            examples = np.concatenate([examples[kept], more[0]])
-            starts = np.concatenate([starts[kept], more[1]])
-            sizes = np.concatenate([sizes[kept], more[2]])
-            rows = np.concatenate([rows_kept, more[3] + (rows_kept.max(initial=-1) + 1)])
+    del order
+    if not splittable:
+        rows = bin_packing.assign(sizes, sequence_length)
+        return _arrange(rows, examples, starts, sizes, sequence_length)
+    rows = bin_packing.best_fit(sizes, sequence_length)
+    used = _totals(rows, sizes)
+    loose_rows = used < _FULL * sequence_length
+    if loose_rows.sum() > 1:  # One such row alone cannot be filled further.
+        loose = loose_rows[rows]
+        kept = ~loose
+        renumbered = np.cumsum(~loose_rows, dtype=rows.dtype) - 1
+        more = _chop(examples[loose], starts[loose], sizes[loose], sequence_length)
+        kept_rows = renumbered[rows[kept]]
+        del rows
+        examples = np.concatenate([examples[kept], more[0]], dtype=examples.dtype)
+        starts = np.concatenate([starts[kept], more[1]], dtype=starts.dtype)
+        sizes = np.concatenate([sizes[kept], more[2]], dtype=sizes.dtype)
+        rows = np.concatenate([kept_rows, more[3] + (~loose_rows).sum()], dtype=kept_rows.dtype)
     return _arrange(rows, examples, starts, sizes, sequence_length)
 
 
 def _cut(lengths: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts every example into pieces of `limit` and a rest: (example, start, length) of each."""
     counts = -(-lengths // limit)
-    examples = np.repeat(np.arange(len(lengths)), counts)
-    nth = np.arange(len(examples)) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = nth * limit
-    return examples, starts, np.minimum(limit, lengths[examples] - starts)
-
-
-def _best_fit(sizes: np.ndarray, limit: int) -> np.ndarray:
-    """Row of each piece: longest piece first, each into the fullest row that has room for it.
-
-    Exactly best-fit decreasing, but all pieces of one length and all rows with the same room are
-    moved together, so that the time goes with the number of lengths and not of pieces.
-    """
-    order = np.argsort(-sizes, kind="stable")
-    row_of = np.empty(len(sizes), np.int64)
-    # Room left -> the rows that have it; `rooms` are its keys in order.
-    rows_with: dict[int, list[np.ndarray]] = {}
-    rooms: list[int] = []
-    opened = 0
-
-    def put(room: int, rows: np.ndarray) -> None:
-        if room and len(rows):
-            if room not in rows_with:
-                rows_with[room] = []
-                bisect.insort(rooms, room)
-            rows_with[room].append(rows)
-
-    values, counts = np.unique(sizes, return_counts=True)
-    at = 0
-    for size, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        pieces = order[at : at + count]
-        at += count
-        while len(pieces):
-            where = bisect.bisect_left(rooms, size)
-            if where < len(rooms):
-                room = rooms.pop(where)
-                rows = np.concatenate(rows_with.pop(room))
-            else:
-                room = limit
-                needed = -(-len(pieces) // (limit // size))
-                rows = np.arange(opened, opened + needed)
-                opened += needed
-            # The fullest row stays the fullest until it is full, so it takes `each` pieces.
-            each = room // size
-            taken = min(len(rows), -(-len(pieces) // each))
-            now = min(len(pieces), taken * each)
-            row_of[pieces[:now]] = np.repeat(rows[:taken], each)[:now]
-            last = now - (taken - 1) * each
-            put(room - each * size, rows[: taken - 1])
-            put(room - last * size, rows[taken - 1 : taken])
-            put(room, rows[taken:])
-            pieces = pieces[now:]
-    return row_of
+    total = int(counts.sum())
+    small = total < 2**31 and int(lengths.max(initial=0)) < 2**31
+    kind = np.dtype(np.int32 if small else np.int64)
+    examples = np.repeat(np.arange(len(lengths), dtype=kind), counts)
+    first = (np.cumsum(counts) - counts).astype(kind)
+    starts = np.arange(total, dtype=kind)
+    starts -= np.repeat(first, counts)
+    del counts, first
+    starts *= limit
+    sizes = lengths[examples].astype(kind, copy=False)
+    sizes -= starts
+    np.minimum(sizes, limit, out=sizes)
+    return examples, starts, sizes.astype(np.uint16) if limit < 2**16 else sizes
 
 
 def _chop(
     examples: np.ndarray, starts: np.ndarray, sizes: np.ndarray, limit: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Lays pieces end to end and cuts at every `limit`: (example, start, length, row) of each."""
+    kind, sizes = sizes.dtype, sizes.astype(np.int64)
     ends = np.cumsum(sizes)
     edges = np.unique(np.concatenate([ends - sizes, np.arange(0, ends[-1], limit)]))
     piece = np.searchsorted(ends, edges, side="right")
@@ -148,16 +119,26 @@ def _chop(
     return (
         examples[piece],
         starts[piece] + edges - (ends - sizes)[piece],
-        lengths,
+        lengths.astype(kind),
         edges // limit,
     )
+
+
+def _totals(rows: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
+    """[rows] int64: what lies in each row, its number (None) or its tokens."""
+    totals = np.zeros(int(rows.max(initial=-1)) + 1, np.int64)
+    for at in range(0, len(rows), _CHUNK):  # bincount makes copies of 8 bytes
+        here = slice(at, at + _CHUNK)
+        weights = None if sizes is None else sizes[here]
+        totals += np.bincount(rows[here], weights, len(totals)).astype(np.int64)
+    return totals
 
 
 def _arrange(
     rows: np.ndarray, examples: np.ndarray, starts: np.ndarray, sizes: np.ndarray, limit: int
 ) -> Plan:
-    order = np.argsort(rows, kind="stable")
-    counts = np.bincount(rows) if len(rows) else np.zeros(0, np.int64)
+    order = np.argsort(rows, kind="stable").astype(examples.dtype)
+    counts = _totals(rows, None)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     return Plan(offsets, examples[order], starts[order], sizes[order], limit)
 
@@ -174,31 +155,49 @@ class PackedRows:
         return len(self.plan)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        length = self.plan.sequence_length
-        row = empty_row(length, self._pad_id)
-        at = 0
-        pieces = range(int(self.plan.offsets[index]), int(self.plan.offsets[index + 1]))
-        for segment, number in enumerate(pieces, start=1):
-            start, size = int(self.plan.starts[number]), int(self.plan.lengths[number])
-            piece = self.examples.piece(int(self.plan.examples[number]), start, start + size)
-            here = slice(at, at + size)
-            row["tokens"][here] = piece.tokens
-            row["targets"][here] = piece.targets
-            row["weights"][here] = piece.weights
-            row["segments"][here] = segment
-            row["positions"][here] = np.arange(size)
-            if piece.prefix is not None:
-                row.setdefault("prefix", np.zeros(length, bool))[here] = piece.prefix
-            at += size
-        return row
+        row = empty_rows(1, self.plan.sequence_length, self._pad_id)
+        self.write(row, [0], [index])
+        return {field: values[0] for field, values in row.items()}
+
+    def write(self, into: dict[str, np.ndarray], places: list[int], rows: list[int]) -> None:
+        """Writes rows into the places of a batch; adds the field `prefix` if they have one.
+
+        Args:
+          into: fields [n, S], as `empty_rows` makes them.
+          places: below n.
+          rows: the row for each of them.
+        """
+        plan = self.plan
+        first, last = plan.offsets[rows], plan.offsets[np.add(rows, 1)]
+        counts = last - first
+        numbers = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        sizes = plan.lengths[numbers].astype(np.int64)
+        starts = plan.starts[numbers].astype(np.int64)
+        piece = self.examples.pieces(plan.examples[numbers], starts, starts + sizes)
+        ends = np.cumsum(sizes)
+        made = {
+            "tokens": piece.tokens,
+            "targets": piece.targets,
+            "weights": piece.weights,
+            "segments": np.repeat(numbers - np.repeat(first, counts) + 1, sizes),
+            "positions": np.arange(sizes.sum()) - np.repeat(ends - sizes, sizes),
+        }
+        if piece.prefix is not None:
+            into.setdefault("prefix", np.zeros(into["tokens"].shape, bool))
+            made["prefix"] = piece.prefix
+        edges = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])].tolist()
+        for field, values in made.items():
+            for place, start, stop in zip(places, edges, edges[1:], strict=False):
+                into[field][place, : stop - start] = values[start:stop]
 
 
-def empty_row(length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """A row of padding: nothing in it is trained on."""
+def empty_rows(count: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
+    """[count, length] of padding: nothing in it is trained on."""
+    shape = (count, length)
     return {
-        "tokens": np.full(length, pad_id, np.int32),
-        "targets": np.full(length, pad_id, np.int32),
-        "weights": np.zeros(length, np.float32),
-        "segments": np.zeros(length, np.int32),
-        "positions": np.zeros(length, np.int32),
+        "tokens": np.full(shape, pad_id, np.int32),
+        "targets": np.full(shape, pad_id, np.int32),
+        "weights": np.zeros(shape, np.float32),
+        "segments": np.zeros(shape, np.int32),
+        "positions": np.zeros(shape, np.int32),
     }

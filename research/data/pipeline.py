@@ -5,7 +5,6 @@ reads what it would have read.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import logging
@@ -18,6 +17,7 @@ import numpy as np
 from research.batch import Batch
 from research.config import Positive
 from research.data import checks, packing
+from research.data.mixture import Mixture, MixtureConfig
 from research.data.reading import Origin, read_examples
 from research.data.sources import SourceConfig
 from research.data.tokenizer import Tokenizer
@@ -47,6 +47,8 @@ class DataConfig:
     objective_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # Whether a row may hold several documents; if not, each piece has a row of its own.
     pack: bool = True
+    # How the sources' weights become shares of the rows, and when these change.
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     # Decides packing and order.
     seed: int = 0
 
@@ -98,7 +100,8 @@ class Pipeline:
         self._adapters = _number_adapters(config, adapters)
         self.rows: dict[str, packing.PackedRows] = {}
         self.origins: dict[str, Origin] = {}
-        parts = []
+        # for each source: (how many rows it gave before) -> row
+        self._orders: list[Any] = []
         for source in config.sources:
             examples, origin = read_examples(config, source, source.split, tokenizer, cache)
             self.origins[source.name] = origin
@@ -106,11 +109,9 @@ class Pipeline:
             seed = _seed(config.seed, source.name)
             rows = _plan_rows(config, examples, examples.lengths, tokenizer, seed)
             self.rows[source.name] = rows
-            part = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
-            number = self._adapters.get(source.name)
-            parts.append(part if number is None else part.map(_Uses(number)))
-        weights = [source.weight for source in config.sources]
-        self._mixed = grain.MapDataset.mix(parts, weights=weights)
+            self._orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
+        sizes = [len(rows) for rows in self.rows.values()]
+        self.mixture = Mixture(config.mixture, config.sources, sizes, config.batch_size)
         checks.check_batch(self.batch(0), tokenizer.vocabulary_size, "the first batch")
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
@@ -127,27 +128,41 @@ class Pipeline:
         if step < 0:
             raise ValueError(f"step must not be negative, not {step}.")
         first, last = _slice(self.config.batch_size, process_index, process_count)
+        made = packing.empty_rows(last - first, self.config.sequence_length, self.tokenizer.pad_id)
+        if self._adapters:
+            made["adapter"] = np.zeros(last - first, np.int32)
+        found = self.rows_of(step, first, last)
+        for name in dict(found):
+            places = [place for place, (source, _) in enumerate(found) if source == name]
+            self.rows[name].write(made, places, [found[place][1] for place in places])
+            if self._adapters:
+                made["adapter"][places] = self._adapters[name]
+        return Batch(**made)
+
+    def rows_of(self, step: int, first: int = 0, last: int | None = None) -> list[tuple[str, int]]:
+        """Where rows `first` to `last - 1` of a global batch are from: a source's name and row."""
+        names = [source.name for source in self.config.sources]
         start = step * self.config.batch_size
-        return _collate([self._mixed[start + i] for i in range(first, last)])
+        stop = self.config.batch_size if last is None else last
+        chosen = [self.mixture[start + row] for row in range(first, stop)]
+        return [(names[source], int(self._orders[source][number])) for source, number in chosen]
 
     def batches(
         self, start_step: int = 0, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
-        """`batch(start_step)`, the next one, and so on without end, made ahead in threads.
+        """`batch(start_step)`, the next one, and so on, made ahead in Grain's threads.
 
         Closing the generator (or leaving it) stops the threads.
         """
-        threads = concurrent.futures.ThreadPoolExecutor(_AHEAD, thread_name_prefix="batches")
-        waiting: collections.deque[concurrent.futures.Future[Batch]] = collections.deque()
-        step = start_step
+        import grain.python as grain
+
+        made = _Batches(self, process_index, process_count)
+        options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
+        batches = iter(grain.MapDataset.source(made)[start_step:].to_iter_dataset(options))
         try:
-            while True:
-                while len(waiting) < _AHEAD:
-                    waiting.append(threads.submit(self.batch, step, process_index, process_count))
-                    step += 1
-                yield waiting.popleft().result()
+            yield from batches
         finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+            batches.close()
 
     def heldout(self, source: str, split: str, max_tokens: int | None = None) -> "HeldOut":
         """Batches once through `split` of the source of this name; see `HeldOut`."""
@@ -155,12 +170,11 @@ class Pipeline:
         found.adapter = self._adapters.get(source)
         return found
 
-    @property
-    def tokens_per_step(self) -> float:
-        """Places of a global batch that hold a token, on average."""
-        total = sum(source.weight for source in self.config.sources)
-        full = sum(s.weight / total * self.rows[s.name].plan.fill for s in self.config.sources)
-        return self.config.batch_size * self.config.sequence_length * full
+    def tokens(self, steps: int) -> float:
+        """Places that hold a token in the first `steps` batches, on average over orders."""
+        counts = self.mixture.counts(steps * self.config.batch_size)
+        full = (rows.plan.fill for rows in self.rows.values())
+        return self.config.sequence_length * sum(n * f for n, f in zip(counts, full, strict=True))
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -187,15 +201,17 @@ class Pipeline:
           name -> format (of its records, and how they are written); bad_lines (records left out);
           documents, tokens, bytes (once through the source); rows; fill (share of places that hold
           a token); trained (share of tokens that are trained on); truncated (examples of which
-          something was cut); share (of the mixture's rows); epochs (over `steps`).
+          something was cut); share (of the run's rows); epochs and read (tokens, over `steps`).
+
+        Raises:
+            ValueError: the sources' capped epochs are fewer than `steps` need.
         """
-        total = sum(source.weight for source in self.config.sources)
+        counts = self.mixture.counts(steps * self.config.batch_size)
         result = {}
-        for source in self.config.sources:
+        for source, count in zip(self.config.sources, counts, strict=True):
             rows = self.rows[source.name]
             examples, origin = rows.examples, self.origins[source.name]
-            share = source.weight / total
-            epochs = steps * self.config.batch_size * share / len(rows)
+            epochs = count / len(rows)
             tokens = int(examples.lengths.sum())
             result[source.name] = {
                 "format": ", ".join(filter(None, (origin.format, examples.note))),
@@ -207,8 +223,9 @@ class Pipeline:
                 "fill": rows.plan.fill,
                 "trained": float(examples.trained.sum() / tokens),
                 "truncated": int(examples.truncated.sum()),
-                "share": share,
+                "share": count / max(1, steps * self.config.batch_size),
                 "epochs": epochs,
+                "read": epochs * tokens,
             }
             if epochs > _EPOCHS_WORTH:
                 logger.warning(
@@ -219,6 +236,21 @@ class Pipeline:
                     _EPOCHS_WORTH,
                 )
         return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """One host's batches by their step, as Grain takes a source."""
+
+    pipeline: Pipeline
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return len(self.pipeline.mixture) // self.pipeline.config.batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.pipeline.batch(step, self.process_index, self.process_count)
 
 
 class HeldOut:
@@ -284,13 +316,14 @@ class HeldOut:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         first, last = _slice(self._config.batch_size, process_index, process_count)
-        start = index * self._config.batch_size
-        empty = packing.empty_row(self._config.sequence_length, self._pad_id)
-        rows = [
-            self.rows[start + i] if start + i < len(self.rows) else empty
-            for i in range(first, last)
-        ]
-        return _collate(rows if self.adapter is None else list(map(_Uses(self.adapter), rows)))
+        made = packing.empty_rows(last - first, self._config.sequence_length, self._pad_id)
+        start = index * self._config.batch_size + first
+        rows = list(range(start, min(start + last - first, len(self.rows))))
+        if rows:
+            self.rows.write(made, list(range(len(rows))), rows)
+        if self.adapter is not None:
+            made["adapter"] = np.full(last - first, self.adapter, np.int32)
+        return Batch(**made)
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """All batches in order."""
@@ -337,16 +370,6 @@ def _number_adapters(config: DataConfig, adapters: Sequence[str]) -> dict[str, i
     return numbers
 
 
-@dataclasses.dataclass(frozen=True)
-class _Uses:
-    """Says in a row which adapter it uses."""
-
-    number: int
-
-    def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {**row, "adapter": np.asarray(self.number, np.int32)}
-
-
 def _seed(seed: int, name: str) -> int:
     """32 bits that are the same in every process (Python's own hash is not)."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
@@ -362,13 +385,3 @@ def _slice(batch_size: int, process_index: int, process_count: int) -> tuple[int
         )
     size = batch_size // process_count
     return process_index * size, (process_index + 1) * size
-
-
-def _collate(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
-    fields = {
-        field: np.stack([row[field] for row in rows]) for field in rows[0] if field != "prefix"
-    }
-    if any("prefix" in row for row in rows):
-        none = np.zeros(rows[0]["tokens"].shape, bool)
-        fields["prefix"] = np.stack([row.get("prefix", none) for row in rows])
-    return Batch(**fields)

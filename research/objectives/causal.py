@@ -36,6 +36,18 @@ class Causal:
             tokens = np.concatenate([before.astype(np.int32), targets[:-1]])
             return Piece(tokens, targets, np.ones(len(targets), np.float32))
 
+        def join(examples: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> Piece:
+            first = documents.offsets[examples]
+            spans = zip((first + starts).tolist(), (first + stops).tolist(), strict=True)
+            joined = np.concatenate([documents.values[start:stop] for start, stop in spans])
+            targets = joined.astype(np.int32)
+            tokens = np.empty_like(targets)
+            tokens[1:] = targets[:-1]
+            ends = np.cumsum(stops - starts)
+            before = documents.values[np.maximum(first + starts - 1, 0)]
+            tokens[ends - (stops - starts)] = np.where(starts > 0, before, tokenizer.begin_id)
+            return Piece(tokens, targets, np.ones(len(targets), np.float32))
+
         return Examples(
             name=table.name,
             lengths=lengths,
@@ -44,4 +56,5 @@ class Causal:
             truncated=np.zeros(len(lengths), bool),
             splittable=True,
             piece=piece,
+            join=join,
         )

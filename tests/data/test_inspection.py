@@ -124,13 +124,6 @@ def test_a_later_piece_of_a_document_says_where_it_begins(tmp_path):
     assert len(starts) > 1
 
 
-def test_reading_rows_leaves_the_pipeline_as_it_was(tmp_path):
-    pipeline = _pipeline(tmp_path, "causal", ["some words", "other"])
-    before = pipeline.rows["made"].examples
-    read_rows(pipeline, 0)
-    assert pipeline.rows["made"].examples is before
-
-
 def test_without_colour_marks_stand_around_what_is_trained_and_special(tmp_path):
     pipeline = _pipeline(
         tmp_path, "supervised", ["some words <|end|> x\x1b[31m", "b"], template="Q: {prompt}\nA: "

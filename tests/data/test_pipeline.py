@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
 import jax
@@ -202,6 +203,9 @@ def test_batches_made_ahead_are_the_same_and_their_threads_stop(data):
     for step in range(4, 9):
         _assert_equal(next(stream), pipeline.batch(step))
     stream.close()
+    until = time.monotonic() + 10  # they end with the batch that they are making
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
     assert threading.active_count() == before
 
 

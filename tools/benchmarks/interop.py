@@ -10,12 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +43,14 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         source = Path(folder) / "source"
         _zeros(source, config)
         model = importing.open_model(source)
-        with _sampled() as reading:
+        with harness.sampled_memory() as reading:
             placed = sharding.spread(shapes)
             arrays = dict(importing.read_parameters(model, placed))
         results |= _say("import", reading, whole, largest)
         del arrays
         importing.import_model(model, Path(folder) / "run")
         run = runs.open_run(Path(folder) / "run")
-        with _sampled() as writing:
+        with harness.sampled_memory() as writing:
             exporting.export_huggingface(run, Path(folder) / "out", "bfloat16")
         # nothing of the model stays in memory: all of it is beyond
         results |= _say("export", writing, 0, largest)
@@ -73,31 +68,6 @@ def _say(what: str, sample: dict[str, float], kept: int, largest: int) -> dict[s
         f"{what}.beyond_bytes": beyond,
         f"{what}.beyond_largest": beyond / largest,
     }
-
-
-@contextmanager
-def _sampled() -> Iterator[dict[str, float]]:
-    """The most anonymous memory that the block added, and its seconds."""
-    before, start = _anonymous(), time.perf_counter()
-    found, done = {"bytes": 0.0, "seconds": 0.0}, threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            found["bytes"] = max(found["bytes"], _anonymous() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
-        found["seconds"] = time.perf_counter() - start
-
-
-def _anonymous() -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return sum(int(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s*(\d+) kB", status))
 
 
 def _zeros(folder: Path, config: ModelConfig) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from research.config import Share
+from research.config import PositiveNumber, Share
 from research.data import formats
 
 # Records that are looked at to tell the format.
@@ -36,8 +36,10 @@ class SourceConfig:
     path: str | None = None
     # Split that is trained on.
     split: str = "train"
-    # Share of the rows of every batch, relative to the other sources.
+    # Share of the rows of every batch, relative to the other sources (see `mixture`).
     weight: float = 1.0
+    # Times that it is read at most; None: as often as the mixture says.
+    most_epochs: PositiveNumber | None = None
     # Wanted field -> field in the file, such as {"text": "content"}; unnamed fields keep theirs.
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # One of `research.data.formats.FORMATS`; None: what the first records look like.

@@ -1,0 +1,42 @@
+"""One host of several, as a process: prints the digest of each of its rows, a line a batch.
+
+python -m tests.data.reader '{"config": {...}, "tokenizer": ..., "cache": ..., "start": 0,
+    "stop": 9, "host": 0, "hosts": 2}'
+"""
+
+import hashlib
+import itertools
+import json
+import sys
+
+import numpy as np
+
+from research import config as door
+from research.batch import Batch
+from research.data import tokenizer
+from research.data.pipeline import DataConfig, Pipeline
+
+FIELDS = ("tokens", "targets", "weights", "segments", "positions")
+
+
+def digests(batch: Batch) -> list[str]:
+    """One a row, of everything that it holds."""
+    fields = [np.ascontiguousarray(getattr(batch, field)) for field in FIELDS]
+    return [
+        hashlib.sha256(b"".join(field[row].tobytes() for field in fields)).hexdigest()
+        for row in range(len(batch.tokens))
+    ]
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    pipeline = Pipeline(
+        door.build(DataConfig, given["config"]), tokenizer.load(given["tokenizer"]), given["cache"]
+    )
+    batches = pipeline.batches(given["start"], given["host"], given["hosts"])
+    for batch in itertools.islice(batches, given["stop"] - given["start"]):
+        print(json.dumps(digests(batch)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

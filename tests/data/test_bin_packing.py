@@ -1,0 +1,102 @@
+"""Rows for pieces that must not be cut: as few as there can be, or nearly."""
+
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from research.data import bin_packing
+
+# Lengths as data have them, in rows of 1: short notices, chats, answers of a third of a row, ...
+NATURAL = {
+    "short": lambda draw, n: draw.lognormal(np.log(1 / 20), 0.6, n),
+    "chats": lambda draw, n: draw.lognormal(np.log(1 / 4), 0.8, n),
+    "thirds": lambda draw, n: draw.normal(1 / 3, 1 / 30, n),
+    "about a third": lambda draw, n: draw.lognormal(np.log(1 / 3), 0.3, n),
+    "about a half": lambda draw, n: draw.lognormal(np.log(1 / 2), 0.3, n),
+    "a quarter to a half": lambda draw, n: draw.uniform(1 / 4, 1 / 2, n),
+    "a few lengths": lambda draw, n: draw.choice([0.34, 0.32, 0.5, 0.14], n),
+}
+
+
+def _sizes(kind: str, seed: int, count: int, limit: int) -> np.ndarray:
+    drawn = NATURAL[kind](np.random.default_rng(seed), count) * limit
+    return np.clip(drawn, 1, limit).astype(np.int64)
+
+
+def _rows(sizes: np.ndarray, limit: int, rows: np.ndarray) -> int:
+    """Number of rows; every piece is in one, and none holds more than it may."""
+    assert len(rows) == len(sizes) and rows.min() == 0
+    used = np.bincount(rows, weights=sizes)
+    assert 0 < used.min() and used.max() <= limit
+    return len(used)
+
+
+@functools.cache
+def _exactly(sizes: tuple[int, ...], limit: int) -> int:
+    """The fewest rows, by trying everything."""
+    best = len(sizes)
+
+    def place(at: int, rooms: tuple[int, ...]) -> None:
+        nonlocal best
+        if len(rooms) >= best:
+            return
+        if at == len(sizes):
+            best = len(rooms)
+            return
+        for k, room in enumerate(rooms):
+            if room >= sizes[at] and room not in rooms[:k]:
+                place(at + 1, (*rooms[:k], room - sizes[at], *rooms[k + 1 :]))
+        place(at + 1, (*rooms, limit - sizes[at]))
+
+    place(0, ())
+    return best
+
+
+@pytest.mark.parametrize("kind", NATURAL)
+@pytest.mark.parametrize(("limit", "count"), [(128, 40), (1000, 400), (2048, 20_000)])
+def test_rows_are_98_percent_full_or_within_1_percent_of_the_fewest(kind, limit, count):
+    sizes = _sizes(kind, 0, count, limit)
+    used = _rows(sizes, limit, bin_packing.assign(sizes, limit))
+    fewest = bin_packing.fewest_rows(sizes, limit)
+    assert fewest <= used
+    assert sizes.sum() >= 0.98 * used * limit or used <= max(1.01 * fewest, fewest + 1)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(30, 40))
+@settings(max_examples=150, deadline=None)
+def test_the_bound_is_below_every_plan_and_plans_are_near_the_best(sizes, limit):
+    best = _exactly(tuple(sorted(sizes, reverse=True)), limit)
+    pieces = np.asarray(sizes)
+    assert bin_packing.fewest_rows(pieces, limit) <= best
+    assert best <= _rows(pieces, limit, bin_packing.assign(pieces, limit)) <= best + 1
+
+
+@given(st.lists(st.integers(1, 1500), min_size=1, max_size=60), st.integers(1500, 2100))
+@settings(max_examples=30, deadline=None)
+def test_rounded_lengths_still_fit_their_rows(sizes, limit):
+    pieces = np.asarray([*sizes, limit])
+    rows = bin_packing._by_patterns(pieces, limit)
+    assert _rows(pieces, limit, rows) >= bin_packing.fewest_rows(pieces, limit)
+
+
+def test_patterns_save_5_percent_of_the_rows_where_lengths_are_a_third_of_one():
+    sizes = _sizes("thirds", 1, 5000, 512)
+    fitted = _rows(sizes, 512, bin_packing.best_fit(sizes, 512))
+    assert _rows(sizes, 512, bin_packing.assign(sizes, 512)) < 0.96 * fitted
+
+
+def test_the_same_pieces_get_the_same_rows():
+    sizes = _sizes("about a third", 2, 3000, 128)
+    assert np.array_equal(bin_packing.assign(sizes, 128), bin_packing.assign(sizes.copy(), 128))
+
+
+def test_best_fit_fills_rows_that_are_begun():
+    rows = bin_packing.best_fit(np.asarray([5, 3, 9]), 10, rooms=np.asarray([3, 6, 0]))
+    assert rows.tolist() == [1, 0, 3]
+
+
+def test_no_pieces_need_no_rows():
+    assert len(bin_packing.assign(np.zeros(0, np.int64), 8)) == 0

@@ -1,0 +1,137 @@
+"""Reading packed batches, tokenising, and the index of a corpus of many billions of tokens.
+
+`reading`: a run's own batches from the five built-in kinds of text, by one process, beside Grain
+alone, which only stacks rows of one array. `tokenising`: a source into the cache, beside the
+`tokenizers` library's own call on the same texts in memory. `index`: the plan of a corpus whose
+lengths are drawn (a few hundred tokens a document, as web pages have), made for real, and read
+from; its tokens are a file with holes, which takes no disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.data import packing
+from research.data.tokens import Ragged, TokenTable
+from research.objectives.causal import Causal
+from tools.benchmarks import harness
+
+PARTS = ("reading", "tokenising", "index")
+OBJECTIVES = ("causal", "fill_in_the_middle", "prefix_lm", "span_corruption", "masked")
+CONTENDER = "tools.benchmarks.data_contender"
+GIB = 2**30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--length", type=harness.positive, default=2048, help="tokens in a row")
+    parser.add_argument("--batch", type=harness.positive, default=64, help="rows in a batch")
+    parser.add_argument("--billions", type=float, default=10.0, help="tokens of the index")
+    parser.add_argument("--rounds", type=harness.positive, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each in a round")
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    results: dict[str, Any] = dict(harness.machine())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = str(Path(folder) / "tokenizer.json")
+        if set(arguments.parts) & {"reading", "tokenising"}:
+            from tools.benchmarks.data_contender import words
+
+            words().save(Path(tokenizer))
+        if "reading" in arguments.parts:
+            results |= _reading(arguments, tokenizer)
+        if "tokenising" in arguments.parts:
+            results |= _tokenising(arguments, tokenizer)
+        if "index" in arguments.parts:
+            results |= _index(arguments, Path(folder))
+    return results
+
+
+def _reading(arguments: argparse.Namespace, tokenizer: str) -> dict[str, Any]:
+    shape = {"sequence_length": arguments.length, "batch_size": arguments.batch, "steps": 8}
+    who = {"Grain alone": (CONTENDER, shape | {"what": "grain"})}
+    for objective in arguments.objectives:
+        settings = {"what": "batches", "objective": objective, "tokenizer": tokenizer}
+        who[objective] = (CONTENDER, shape | settings)
+    with harness.contenders(who) as ready:
+        times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
+        memory = {one.name: one.peak_memory() for one in ready}
+    results: dict[str, Any] = {}
+    print(f"\nreading {arguments.batch} rows of {arguments.length}, million tokens/s in a process")
+    for one in ready:
+        speed = harness.rate(one.info["tokens"], times[one.name]) / 1e6
+        pieces = f", {one.info['pieces']:.1f} pieces a row" if "pieces" in one.info else ""
+        print(f"  {one.name:20} {speed:.1f}   {memory[one.name] / GIB:.2f} GiB{pieces}")
+        results |= speed.keys(f"reading.{one.name}.million_tokens_per_second")
+        results[f"reading.{one.name}.peak_bytes"] = memory[one.name]
+    return results
+
+
+def _tokenising(arguments: argparse.Namespace, tokenizer: str) -> dict[str, Any]:
+    who = {
+        what: (CONTENDER, {"what": what, "tokenizer": tokenizer})
+        for what in ("tokenise", "library")
+    }
+    with harness.contenders(who) as ready:
+        times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
+    results: dict[str, Any] = {}
+    print("\ntokenising, million bytes/s")
+    for one in ready:
+        speed = harness.rate(one.info["bytes"], times[one.name]) / 1e6
+        print(f"  {one.name:20} {speed:.2f}")
+        results |= speed.keys(f"tokenising.{one.name}.million_bytes_per_second")
+    share = harness.ratio(times["tokenise"], times["library"])
+    print(f"  of the library's own rate: {share:.3f}")
+    return results | share.keys("tokenising.ratio")
+
+
+def _index(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Makes a table, its examples, and their plan; then reads rows."""
+    lengths = np.random.default_rng(0).lognormal(6, 1, int(arguments.billions * 1e9 / 665))
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.maximum(lengths, 2).astype(np.int64), out=offsets[1:])
+    np.save(folder / "offsets.npy", offsets)
+    total, documents = int(offsets[-1]), len(lengths)
+    del lengths, offsets
+    np.lib.format.open_memmap(folder / "tokens.npy", "w+", np.uint32, (total,))
+    values = np.load(folder / "tokens.npy", mmap_mode="r")
+
+    with harness.sampled_memory() as sample:
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+        documents_ = Ragged(values, offsets)
+        table = TokenTable("made", {"text": documents_}, {"text": np.diff(offsets)})
+        examples = Causal().prepare(table, _NoWords(), arguments.length)
+        plan = packing.plan(examples.lengths, arguments.length, splittable=True, pack=True, seed=0)
+        rows = packing.PackedRows(examples, plan, 0)
+    start = time.perf_counter()
+    for row in np.random.default_rng(1).integers(0, len(rows), 2000).tolist():
+        rows[row]
+    seconds = (time.perf_counter() - start) / 2000
+    print(
+        f"\nindex of {total / 1e9:.2f} billion tokens in {documents:,} documents\n"
+        f"  rows of {arguments.length}, {plan.fill:.2%} full: {sample['seconds']:.1f} s, at most "
+        f"{sample['bytes'] / GIB:.2f} GiB, kept {sample['after'] / GIB:.2f} GiB; a row is read in "
+        f"{seconds * 1e6:.0f} us"
+    )
+    return {
+        "index.tokens": total,
+        "index.documents": documents,
+        "index.seconds": sample["seconds"],
+        "index.peak_bytes": sample["bytes"],
+        "index.kept_bytes": sample["after"],
+        "index.fill": plan.fill,
+    }
+
+
+class _NoWords:
+    """All that planning asks of a tokenizer."""
+
+    begin_id = 0
