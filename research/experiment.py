@@ -8,6 +8,7 @@ from typing import Any
 from research import sharding
 from research.config import BelowOne, Count, NonNegative, Positive, PositiveNumber, one_of
 from research.data.pipeline import DataConfig
+from research.data.run_checks import CheckConfig
 from research.loss import LossConfig
 from research.methods import METHODS, Full
 from research.models.config import ComputeConfig, ModelConfig
@@ -83,6 +84,8 @@ class Experiment:
     evaluate_split: str | None = None
     # most tokens of each source to measure it on, whole documents drawn by the data's seed
     evaluate_tokens: Positive | None = None
+    # what of the data is looked at before the first step, and what of it is tolerated
+    checks: CheckConfig = CheckConfig()
     # write metrics every so many steps
     log_every: Positive = 10
     checkpoint: CheckpointConfig = CheckpointConfig()

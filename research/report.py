@@ -161,12 +161,14 @@ def write(
     *sections: str,
     finding: str = "",
     provenance: Mapping[str, Any] | None = None,
+    style: str = "",
 ) -> Path:
     """Write the page, replacing an older one only when the new one is complete.
 
     finding: the result in one sentence, printed under the title.
     provenance: name -> text, a mapping of texts (versions), or anything that prints as JSON
       (config); what takes several lines folds away.
+    style: rules for parts of this page alone, after `STYLE`.
     """
     entries = ""
     for name, value in (provenance or {}).items():
@@ -186,7 +188,7 @@ def write(
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><main><header><h1>{html.escape(title)}</h1>{lead}"
+        f"<style>{STYLE}{style}</style></head><body><main><header><h1>{html.escape(title)}</h1>{lead}"
         f"</header>{''.join(map(_block, sections))}{footer}</main></body></html>\n"
     )
     path = Path(path)

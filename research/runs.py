@@ -136,6 +136,29 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
     return Run(saved, experiment, model, words, below, method, metadata.get("imported"))
 
 
+def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer]:
+    """The base that an experiment starts from, if there is one, and the tokenizer of its data.
+
+    Raises:
+      FileNotFoundError: one of them is not there.
+      ValueError: the tokenizer is not the base's.
+    """
+    base = open_run(experiment.init_from) if experiment.init_from else None
+    if not experiment.tokenizer:
+        assert base is not None  # Experiment checks that one of the two is given
+        return base, base.tokenizer
+    whose = Path(experiment.tokenizer)
+    words = open_run(whose).tokenizer if whose.is_dir() else tokenizers.load(whose)
+    if base is None:
+        return None, words
+    if words.fingerprint() != base.tokenizer.fingerprint():
+        raise ValueError(
+            f"{experiment.tokenizer} is not the tokenizer of {experiment.init_from}: the "
+            "base would read other words; leave `tokenizer` out"
+        )
+    return base, base.tokenizer  # it knows the base's chat template, which no tokenizer file does
+
+
 def write(
     out: str | os.PathLike[str],
     like: Run,

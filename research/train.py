@@ -65,7 +65,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
     from research import methods, runs, sharding, tree
     from research.checkpoint import Checkpointer, library_versions
-    from research.data import tokenizer, tokens
+    from research.data import run_checks, tokens
     from research.data.pipeline import Pipeline
     from research.evaluation.heldout import heldout_loss, make_score, open_heldout
     from research.memory import Memory, free_bytes
@@ -82,17 +82,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     started, workdir, timing = time.perf_counter(), Path(workdir), Timing()
 
     # --- program: everything abstract, so that what does not fit is said before compute ---
-    base = runs.open_run(experiment.init_from) if experiment.init_from else None
-    if experiment.tokenizer:
-        whose = Path(experiment.tokenizer)
-        words = runs.open_run(whose).tokenizer if whose.is_dir() else tokenizer.load(whose)
-        if base is not None and words.fingerprint() != base.tokenizer.fingerprint():
-            raise ValueError(
-                f"{experiment.tokenizer} is not the tokenizer of {experiment.init_from}: the "
-                "base would read other words; leave `tokenizer` out"
-            )
-    else:
-        words = base.tokenizer  # type: ignore[union-attr]  # Experiment checks that one is given
+    base, words = runs.open_start(experiment)
     method = methods.bind(experiment.method, words)
     experiment = dataclasses.replace(experiment, method=method)
     program = make_program(experiment, base)
@@ -100,7 +90,9 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     # --- data ---
     vocabulary, bank = program.shape.vocabulary, methods.bank_names(method)
     data = Pipeline(experiment.data, words, tokens.default_cache(), vocabulary, bank)
-    heldout = open_heldout(data, experiment.evaluate_split, experiment.evaluate_tokens)
+    split = experiment.evaluate_split
+    run_checks.check_run(data, experiment.checks, split, tokens.default_cache())
+    heldout = open_heldout(data, split, experiment.evaluate_tokens)
     reading = data.statistics(experiment.steps)
     tokens_to_read = data.tokens(experiment.steps)
     shares = data.mixture.describe(experiment.data.batch_size, experiment.steps)
@@ -335,6 +327,7 @@ def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:
         "checkpoint",
         "log_every",
         "most_skipped",
+        "checks",
     }
     free |= {"evaluate_every", "evaluate_split", "evaluate_tokens"}
     changed = [

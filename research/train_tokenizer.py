@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:
     """Documents spread evenly over a source, about `limit` bytes in all."""
+    from research.data.reading import read_texts
+
     total, stride = 0, 1
     while stride * 7 < len(source) // 64:  # a stride that is no period of a sorted source
         stride = stride * 2 + 1
@@ -54,20 +56,9 @@ def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:
         for index in range(start, len(source), stride):
             if total >= limit:
                 return
-            for text in read(source, objective, index):
+            for text in read_texts(source[index], objective, f"{source.name}, row {index}"):
                 total += len(text.encode())
                 yield text
-
-
-def read(source: Any, objective: Objective, index: int) -> list[str]:
-    """What the objective reads of one example."""
-    from research.data.tokens import text_of
-    from research.objectives.chat import Chat, read_messages
-
-    if isinstance(objective, Chat):
-        messages = read_messages(source[index], f"{source.name}, row {index}")
-        return [message["content"] for message in messages]
-    return [text_of(source, index, field) for field in sorted(objective.fields)]
 
 
 if __name__ == "__main__":

@@ -186,12 +186,13 @@ def test_training_a_base_further_leaves_its_adapters_their_base(world, tmp_path)
 
 def test_other_content_behind_the_same_config_is_refused_on_resume(world, tmp_path):
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text('{"text": "red leaves fall"}\n' * 40)
+    lines = "".join(f'{{"text": "{n} red leaves fall"}}\n' for n in range(40))
+    corpus.write_text(lines)
     experiment = world.experiment(2)
     source = dataclasses.replace(experiment.data.sources[0], path=str(corpus))
     data = dataclasses.replace(experiment.data, sources=(source,))
     experiment = dataclasses.replace(experiment, data=data, evaluate_split=None)
     train(experiment, tmp_path / "run")
-    corpus.write_text('{"text": "blue leaves fall"}\n' * 40)
+    corpus.write_text(lines.replace("red", "blue"))
     with pytest.raises(ValueError, match=f"was trained on other content of {source.name}"):
         train(dataclasses.replace(experiment, steps=3), tmp_path / "run")

@@ -15,6 +15,7 @@ from research import chat, runs
 from research import train as program
 from research.data import tokenizer
 from research.data.pipeline import DataConfig
+from research.data.run_checks import CheckConfig
 from research.data.sources import SourceConfig
 from research.methods import (
     IA3,
@@ -81,6 +82,9 @@ def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tm
         (["data.sources[0].path=nowhere.jsonl"], "Source 'prose': there is no file nowhere.jsonl"),
         (["data.sources[0].fields={'text': 'txt'}"], r"jsonl:1: there is no field 'txt'.*text"),
         (["evaluate_split=test"], "there is no file .*prose-test.jsonl"),
+        (["evaluate_split=train"], "'prose': its split 'train' is held out and trained on"),
+        (["checks.splits=['test']"], "there is no file .*prose-test.jsonl"),
+        (["checks.overlap=2"], "config.checks.overlap: .* less than or equal to 1"),
         (["schedule.warmup=4"], "warm-up of 4 steps in a run of 4"),
         (["method={'kind': 'lora', 'rank': 99}"], "rank 99 does not fit a weight of 16 x 16"),
         (["method={'kind': 'partial', 'patterns': ['layer/.*']}"], "'layer/.*' matches nothing"),
@@ -247,6 +251,13 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
     assert len(losses) == 30 and np.mean(losses[-4:]) < losses[0] / 2
     run = runs.open_run(tmp_path / "run")
     assert run.companions[chat.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
+    # so it does where the tokenizer's file is given too, and tunes are held to it
+    started = {"model": None, "init_from": str(tmp_path / "run")}
+    again = world.experiment(1, data=world.questions(), **started)
+    assert again.tokenizer and runs.open_start(again)[1].chat_template == PLAIN
+    with pytest.raises(ValueError, match=r"unlike the chat template(?s:.*)Q: What is red"):
+        train(again, tmp_path / "tuned")
+    train(dataclasses.replace(again, checks=CheckConfig(other_template=True)), tmp_path / "tuned")
 
 
 def test_summary_counts_the_whole_run(world):

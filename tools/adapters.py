@@ -15,22 +15,15 @@ it uses (`research.generate --run runs/bank` answers with each). To switch one o
 """
 
 import argparse
-import importlib.util
-import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / ".venv"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import environment  # noqa: E402
 
 
 def main() -> None:
-    python = ENVIRONMENT / "bin" / "python"
-    if Path(sys.prefix) != ENVIRONMENT and python.exists():
-        os.execv(python, [str(python), *sys.argv])
-    if importlib.util.find_spec("jax") is None:
-        raise SystemExit("jax is not there: run tools/setup")
-    sys.path.insert(0, str(ROOT))
+    environment.enter()
     arguments = _parser().parse_args()
     from research import config as door
 

@@ -15,22 +15,15 @@ are taken within a round, because machines drift. The peer needs `tools/setup in
 """
 
 import argparse
-import importlib.util
-import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / ".venv"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import environment  # noqa: E402
 
 
 def main() -> None:
-    python = ENVIRONMENT / "bin" / "python"
-    if Path(sys.prefix) != ENVIRONMENT and python.exists():
-        os.execv(python, [str(python), *sys.argv])
-    sys.path.insert(0, str(ROOT))
-    if importlib.util.find_spec("jax") is None:
-        raise SystemExit("jax is not there: run tools/setup")
+    environment.enter()
     from tools.benchmarks import data, harness, interop, methods, overhead, profile, remat, step
 
     verbs = {

@@ -16,23 +16,17 @@ from a folder. `--dry-run` checks all, writes nothing.
 """
 
 import argparse
-import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / ".venv"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import environment  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    python = ENVIRONMENT / "bin" / "python"
-    if argv is None and Path(sys.prefix) != ENVIRONMENT and python.exists():
-        os.execv(python, [str(python), *sys.argv])
-    if importlib.util.find_spec("jax") is None:
-        raise SystemExit("jax is not there: run tools/setup")
-    sys.path.insert(0, str(ROOT))
+    if argv is None:
+        environment.enter()
     arguments = _parser().parse_args(argv)
     from research import config as door
 

@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
         sequence_length=128,
         batch_size=8,
     )
+    # refuses to train on a notice that is asked for; prompts are knowingly not the base's own kind
+    config.checks = dict(splits=("validation", "test"), other_template=True)
     config.optimizer = dict(name="adamw")
     # best held-out loss of 1e-3 and 2e-3 (0.129, 0.147 nats a token; bfloat16, one seed)
     config.schedule = dict(rate=1e-3, kind="cosine", warmup=10, final_share=0.0)

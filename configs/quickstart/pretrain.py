@@ -35,6 +35,9 @@ def get_config() -> ConfigDict:
         batch_size=16,
     )
 
+    # refuses to train on a text that evaluate.py holds out
+    config.checks = dict(splits=("heldout",))
+
     # Muon for the matrices of layers, Adam for the rest
     config.optimizer = dict(name="muon")
     config.schedule = dict(kind="wsd", rate=8e-3, warmup=20, final_share=0.0, decay_share=0.4)

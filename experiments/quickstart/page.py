@@ -77,8 +77,8 @@ def finding(results: Mapping[str, Any]) -> str:
         ("base, zero-shot", "base, few-shot"), key=lambda name: rows[name]["quality"]["value"]
     )
     return (
-        f"On {results['task']['questions']} licence notices that resemble nothing in training, "
-        f"the best way is {best} with {share(best)} right; pretraining first turns "
+        f"On {results['task']['questions']} licence notices that (uncut) resemble nothing in "
+        f"training, the best way is {best} with {share(best)} right; pretraining first turns "
         f"{share('from scratch')} into {share('tuned, full')}, LoRA reaches "
         f"{share('tuned, LoRA')} with {rows['tuned, LoRA']['trainable_share']:.1%} of the "
         f"parameters trained, and prompting the base alone {share(prompted)}."

@@ -1,13 +1,44 @@
-"""What can be wrong with data, said before any compute is spent on it."""
+"""What can be wrong with examples and batches, said before any compute is spent on them.
+
+`research.data.run_checks` has what only a whole run shows: its template, its held-out splits.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from research.batch import SHARED, Batch
 from research.data.tokenizer import Tokenizer
-from research.objectives.base import Examples
+from research.objectives.base import Examples, name_rows
 
-# Examples of a source that are looked at, evenly spread.
-_SAMPLE = 64
+# Examples of a source that are looked at, evenly spread: all of a labelled set of a usual size, in
+# a few tenths of a second.
+_SAMPLE = 8192
+
+_faults: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("faults", default=None)
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[str]]:
+    """What checks find in the block, as a list and not as an error: to look at such data."""
+    faults: list[str] = []
+    token = _faults.set(faults)
+    try:
+        yield faults
+    finally:
+        _faults.reset(token)
+
+
+def refuse(message: str) -> None:
+    """Raises ValueError; within `collected` it only notes the message."""
+    faults = _faults.get()
+    if faults is None:
+        raise ValueError(message)
+    if message not in faults:
+        faults.append(message)
 
 
 def check_vocabulary(tokenizer: Tokenizer, model_vocabulary: int) -> None:
@@ -27,42 +58,123 @@ def check_not_empty(name: str, examples: int) -> None:
 
 
 def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> None:
-    """Looks at a sample of examples as the model will see them.
+    """Looks at examples as the model will see them; at most `_SAMPLE` of them, evenly spread.
 
     Raises:
-        ValueError: no token is trained on, end-of-text never is (where the objective promises
-          it), or the begin token comes twice in a row.
+        ValueError: names the rows in which no token is trained on, end-of-text is not (where the
+          objective promises it), an answer is cut off, padding is trained on, the begin token
+          comes twice in a row, or an id is outside the vocabulary; or all texts are equal.
     """
     name = examples.name
     check_not_empty(name, len(examples))
-    if examples.bytes is not None and not examples.bytes.sum():
-        raise ValueError(f"Source {name!r} has only empty texts: there is nothing to learn from.")
+    if not examples.lengths.any():  # Not even to be looked at.
+        raise ValueError(
+            f"Source {name!r} has no token to train on: all of its examples are empty, or too "
+            "long and left out."
+        )
     if not examples.trained.sum():
-        raise ValueError(f"Source {name!r} has no token to train on: all of its text is masked.")
-    stops = examples.stops or (tokenizer.end_id,)
-    ends = False
+        refuse(f"Source {name!r} has no token to train on: all of its text is masked.")
+        return
+    if examples.bytes is not None and not examples.bytes.sum():
+        refuse(f"Source {name!r} has only empty texts: there is nothing to learn from.")
     filled = np.flatnonzero(examples.lengths)
-    sample = filled[:: max(1, len(filled) // _SAMPLE)]
+    idle = filled[examples.trained[filled] == 0]
+    if len(idle):
+        refuse(
+            f"{_name(examples, idle)} no token to train on, though the model would read it. The "
+            "objective masks all of it: remove these rows, or change the objective's settings."
+        )
+    looked = filled[:: -(-len(filled) // _SAMPLE)]
+    last = np.ones(len(examples), bool)
     if examples.rows is not None:  # Only the last example of a row ends as the row does.
-        final = np.searchsorted(examples.rows, examples.rows[sample], side="right") - 1
-        sample = np.union1d(sample, final[examples.lengths[final] > 0])
-    for index in sample.tolist():
+        last = np.append(np.diff(examples.rows) > 0, True)
+        final = np.searchsorted(examples.rows, examples.rows[looked], side="right") - 1
+        looked = np.union1d(looked, final[examples.lengths[final] > 0])
+    wrong = _look(examples, looked, last, tokenizer, window)
+    if wrong.doubled:
+        refuse(
+            f"{_name(examples, wrong.doubled)} the begin token twice in a row. The objective adds "
+            "it: remove it from the template, or name another token as begin."
+        )
+    if wrong.padded:
+        refuse(
+            f"{_name(examples, wrong.padded)} padding (id {tokenizer.pad_id}) that is trained on: "
+            "the model would learn to write it. Remove it from the template."
+        )
+    if wrong.outside:
+        refuse(
+            f"{_name(examples, wrong.outside)} ids outside the vocabulary of "
+            f"{tokenizer.vocabulary_size}."
+        )
+    stop = (examples.stops or (tokenizer.end_id,))[0]
+    if examples.ends and wrong.endless and not wrong.ended:
+        refuse(
+            f"Source {name!r} never trains end-of-text (id {stop}), as seen in "
+            f"{len(looked):,} of its examples: a model trained on it would never stop writing."
+        )
+    elif examples.ends and wrong.endless:
+        refuse(
+            f"{_name(examples, wrong.endless)} an answer that is cut off: its end (id {stop}) is "
+            "not trained on, so the model would learn to stop in mid-sentence. Use a longer "
+            "sequence_length, or remove these rows."
+        )
+    if wrong.alike:
+        refuse(
+            f"Source {name!r}: all of its {len(filled):,} texts are equal, as seen in "
+            f"{len(looked):,} of them. Name other `fields`, or keep one row."
+        )
+
+
+@dataclasses.dataclass
+class _Found:
+    """Numbers of examples that are wrong, by how."""
+
+    doubled: list[int] = dataclasses.field(default_factory=list)
+    padded: list[int] = dataclasses.field(default_factory=list)
+    outside: list[int] = dataclasses.field(default_factory=list)
+    endless: list[int] = dataclasses.field(default_factory=list)
+    ended: int = 0
+    alike: bool = False
+
+
+def _look(
+    examples: Examples, looked: np.ndarray, last: np.ndarray, tokenizer: Tokenizer, window: int
+) -> _Found:
+    """Reads the beginning and the end of examples; `last` [N] says which end a row."""
+    found = _Found(alike=len(np.unique(examples.row_of(looked))) > 1)
+    stops = examples.stops or (tokenizer.end_id,)
+    # A tokenizer may pad with what ends a text.
+    pads = tokenizer.pad_id not in (*stops, tokenizer.end_id)
+    before = None
+    for index in looked.tolist():
         length = int(examples.lengths[index])
-        first = examples.piece(index, 0, min(length, window))
-        last = examples.piece(index, max(0, length - window), length)
+        first = end = examples.piece(index, 0, min(length, window))
+        if length > window:
+            end = examples.piece(index, length - window, length)
         begin = first.tokens == tokenizer.begin_id
         if np.any(begin[:-1] & begin[1:]):
-            raise ValueError(
-                f"Source {name!r}, row {examples.row_of(index)} has the begin token twice in a "
-                "row. The objective adds it: remove it from the template, or name another token "
-                "as begin."
-            )
-        ends = ends or bool(last.targets[-1] in stops and last.weights[-1] > 0)
-    if examples.ends and not ends:
-        raise ValueError(
-            f"Source {name!r} never trains end-of-text (id {stops[0]}), as seen in a "
-            "sample of it: a model trained on it would never stop writing."
-        )
+            found.doubled.append(index)
+        said = end.targets[end.weights > 0]
+        if pads and np.any(said == tokenizer.pad_id):
+            found.padded.append(index)
+        for ids in (first.tokens, end.targets):
+            if ids.min() < 0 or ids.max() >= tokenizer.vocabulary_size:
+                found.outside.append(index)
+        if last[index] and end.weights[-1] > 0 and end.targets[-1] in stops:
+            found.ended += 1
+        elif last[index]:
+            found.endless.append(index)
+        if found.alike:
+            found.alike = before is None or np.array_equal(before, first.targets)
+            before = first.targets
+    return found
+
+
+def _name(examples: Examples, wrong: Sequence[int] | np.ndarray) -> str:
+    """The beginning of a sentence about examples, by their rows: `Source 's', rows 3, 8 have`."""
+    rows = np.unique(examples.row_of(np.asarray(wrong)))
+    have = "has" if len(rows) == 1 else "have"
+    return f"Source {examples.name!r}, {name_rows(rows)} {have}"
 
 
 def check_batch(batch: Batch, vocabulary: int, where: str = "batch") -> None:
@@ -108,10 +220,11 @@ def check_batch(batch: Batch, vocabulary: int, where: str = "batch") -> None:
         raise ValueError(f"{where}: weights must be finite and not negative.")
     if segments.min() < SHARED:
         raise ValueError(f"{where}: segment {segments.min()} has no meaning.")
-    if weights[segments == 0].any():
-        raise ValueError(f"{where}: padding has weight, so it would be trained on.")
+    padded = np.flatnonzero((weights * (segments == 0)).any(axis=1))
+    if len(padded):
+        refuse(f"{where}: padding has weight in {name_rows(padded)}, so it would be trained on.")
     if not weights.any():
-        raise ValueError(
+        refuse(
             f"{where}: no token is trained on (all {weights.size} weights are 0): every completion "
             "is empty or cut off, or the objective masks everything."
         )

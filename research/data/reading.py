@@ -2,15 +2,17 @@
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from research import config as config_lib
 from research.data import checks
 from research.data.sources import SourceConfig, open_source
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import encode, tokenise
+from research.data.tokens import encode, field_text, tokenise
 from research.objectives import OBJECTIVES
 from research.objectives.base import Encodes, Examples, Objective
+from research.objectives.chat import Chat, read_messages
 
 if TYPE_CHECKING:
     from research.data.pipeline import DataConfig
@@ -36,6 +38,17 @@ def make_objective(config: "DataConfig") -> Objective:
         )
     cls = OBJECTIVES[config.objective]
     return config_lib.build(cls, dict(config.objective_settings), where="objective_settings")
+
+
+def read_texts(example: Mapping[str, Any], objective: Objective, where: str) -> list[str]:
+    """What an objective reads of an example: one text a field, by name, or one a message.
+
+    Raises:
+        ValueError: says `where` a field is missing, or no text.
+    """
+    if isinstance(objective, Chat):
+        return [message["content"] for message in read_messages(example, where)]
+    return [field_text(example, field, where) for field in sorted(objective.fields)]
 
 
 def read_examples(

@@ -87,7 +87,7 @@ class TextEncoder:
 
     def add(self, example: Mapping[str, Any], where: str) -> int:
         """Takes the text of every field."""
-        texts = [(field, _text(example, field, where)) for field in self._texts]
+        texts = [(field, field_text(example, field, where)) for field in self._texts]
         for field, text in texts:
             self._texts[field].append(text)
         return sum(len(text) for _, text in texts)
@@ -226,7 +226,8 @@ def _header(file: BinaryIO, dtype: np.dtype, count: int) -> None:
     np.lib.format.write_array_header_1_0(file, {**about, "shape": (count,)})
 
 
-def _text(example: Mapping[str, Any], field: str, where: str) -> str:
+def field_text(example: Mapping[str, Any], field: str, where: str) -> str:
+    """The text of one field; ValueError says `where` there is none."""
     if field not in example:
         raise ValueError(
             f"{where}: there is no field {field!r}, only {sorted(example)}. Name the right one in "
@@ -242,4 +243,4 @@ def _text(example: Mapping[str, Any], field: str, where: str) -> str:
 
 def text_of(source: Source, row: int, field: str) -> str:
     """The text of one field; ValueError names source, row and field where there is none."""
-    return _text(source[row], field, f"{source.name}, row {row}")
+    return field_text(source[row], field, f"{source.name}, row {row}")

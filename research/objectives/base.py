@@ -35,6 +35,14 @@ class Piece:
         return Piece(self.tokens[here], self.targets[here], self.weights[here], prefix)
 
 
+def name_rows(rows: np.ndarray, most: int = 5) -> str:
+    """Rows of a source as errors name them: `rows 3, 8 and 2 more`."""
+    rows = np.unique(rows)
+    first = ", ".join(map(str, rows[:most].tolist()))
+    more = f" and {len(rows) - most:,} more" if len(rows) > most else ""
+    return f"row{'' if len(rows) == 1 else 's'} {first}{more}"
+
+
 def joined(pieces: Sequence[Piece]) -> Piece:
     """Pieces one after the other; a prefix that only some have is False in the others."""
     prefix = None

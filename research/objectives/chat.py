@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from research import chat
-from research.objectives.base import Encoded, Examples, Piece
+from research.config import Share
+from research.objectives.base import Encoded, Examples, Piece, name_rows
 
 if TYPE_CHECKING:
     from research.data.tokenizer import Tokenizer
@@ -60,6 +61,9 @@ class Chat:
     # A conversation longer than a row loses whole turns from its beginning (never the system's
     # message, never a part of an answer), or is refused.
     too_long: Literal["cut", "refuse"] = "cut"
+    # Share of a source's conversations that may be refused so. They are left out; more of them
+    # are an error.
+    over_long: Share = 0.0
 
     fields: ClassVar[Mapping[str, bool]] = {}
 
@@ -90,8 +94,29 @@ class Chat:
         return tokenizer.encode(end, special=True)[0]
 
     def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
-        """Conversations of `table`, which `encoder` wrote."""
-        tokens, said = table["tokens"], table["said"]
+        """Conversations of `table`, which `encoder` wrote.
+
+        Raises:
+            ValueError: more conversations than `over_long` do not fit a row (names the rows).
+        """
+        tokens, said, sizes = table["tokens"], table["said"], table["over"].values
+        long = np.flatnonzero(sizes)
+        if len(long) > self.over_long * len(table):
+            alone = "; its last exchange alone does not fit" if self.too_long == "cut" else ""
+            raise ValueError(
+                f"{table.name}, row {long[0]}: the conversation has {sizes[long[0]]} tokens, and a "
+                f"row {window}{alone}. So are {len(long)} of {len(table)} conversations "
+                f"({name_rows(long)}), and over_long allows {self.over_long:.2%}. Answers are "
+                "never cut: use a longer sequence_length, remove these rows, or leave them out "
+                "with objective_settings.over_long."
+            )
+        # What is left out has no tokens.
+        filled = tokens.lengths > 0
+        trained = np.zeros(len(tokens), np.int64)
+        if filled.any():
+            starts = said.offsets[:-1][filled]
+            trained[filled] = np.add.reduceat(said.values, starts, dtype=np.int64)
+        last = tokens.values[tokens.offsets[1:][filled] - 1]
 
         def piece(index: int, start: int, stop: int) -> Piece:
             ids = tokens[index].astype(np.int32)
@@ -100,16 +125,17 @@ class Chat:
 
         template = self.writer(tokenizer).template
         given = "tokenizer's" if template == tokenizer.chat_template else "configured"
+        note = f"the {'plain' if template == PLAIN else given} chat template"
         return Examples(
             name=table.name,
-            lengths=tokens.lengths - 1,
-            trained=np.add.reduceat(said.values, said.offsets[:-1], dtype=np.int64),
+            lengths=np.maximum(tokens.lengths - 1, 0),
+            trained=trained,
             bytes=table.bytes["said"],
             truncated=table["cut"].values > 0,
             splittable=False,
             piece=piece,
-            stops=tuple(np.unique(tokens.values[tokens.offsets[1:] - 1]).tolist()),
-            note=f"the {'plain' if template == PLAIN else given} chat template",
+            stops=tuple(np.unique(last).tolist()),
+            note=f"{note}, {len(long):,} over-long left out" if len(long) else note,
             companions={chat.TEMPLATE: template},
         )
 
@@ -231,22 +257,25 @@ class Conversations:
     """The objective's `Encoder`; a row holds `window` tokens.
 
     Its fields: `tokens`; `said`, 1 for the tokens that are trained on; `cut`, how many messages of
-    the conversation were left out.
+    the conversation were left out; `over`, the tokens of a conversation that does not fit a row,
+    which then has none of the others.
     """
 
     def __init__(self, writer: Writer, tokenizer: "Tokenizer", window: int, too_long: str):
         self._writer = writer
         self._window = window
         self._too_long = too_long
-        self._waiting: list[tuple[str, list[Message], list[Part]]] = []
+        self._waiting: list[tuple[list[Message], list[Part]]] = []
         self.types = {
             "tokens": tokenizer.token_type,
             "said": np.dtype(np.uint8),
             "cut": np.dtype(np.uint32),
+            "over": np.dtype(np.uint32),
         }
         self.key = {
             "tokenizer": tokenizer.fingerprint(),
             "chat": {"template": writer.template, "window": window, "too_long": too_long},
+            "fields": sorted(self.types),
         }
 
     def add(self, example: Mapping[str, Any], where: str) -> int:
@@ -260,18 +289,22 @@ class Conversations:
             raise ValueError(
                 f"{where}: there is no answer, or the chat template writes nothing before it."
             )
-        self._waiting.append((where, messages, parts))
+        self._waiting.append((messages, parts))
         return sum(len(part.text) for part in parts)
 
     def take(self) -> dict[str, Encoded]:
         """The tokens of what was added."""
         waiting, self._waiting = self._waiting, []
-        encoded = self._writer.encode([parts for _, _, parts in waiting])
-        tokens, said, cut, sizes = [], [], [], []
-        for (where, messages, parts), ids in zip(waiting, encoded, strict=True):
-            missing = 0
-            if not self._fits(ids):
-                missing, parts, ids = self._shorten(where, messages, ids)
+        encoded = self._writer.encode([parts for _, parts in waiting])
+        tokens, said, cut, over, sizes = [], [], [], [], []
+        for (messages, parts), ids in zip(waiting, encoded, strict=True):
+            missing, size = 0, sum(map(len, ids))
+            fits = self._fits(ids)
+            if not fits and (shorter := self._shorten(messages)):
+                fits, (missing, parts, ids) = True, shorter
+            if not fits:
+                parts, ids = [], []
+            over.append([0 if fits else size])
             tokens.append([token for part in ids for token in part])
             marks = [[int(part.said)] * len(i) for part, i in zip(parts, ids, strict=True)]
             said.append([mark for part in marks for mark in part])
@@ -283,6 +316,7 @@ class Conversations:
             "tokens": Encoded(tokens, none),
             "said": Encoded(said, sizes),
             "cut": Encoded(cut, none),
+            "over": Encoded(over, none),
         }
 
     def _fits(self, ids: Sequence[Sequence[int]]) -> bool:
@@ -290,9 +324,14 @@ class Conversations:
         return sum(map(len, ids)) - 1 <= self._window
 
     def _shorten(
-        self, where: str, messages: Sequence[Message], ids: Sequence[Sequence[int]]
-    ) -> tuple[int, list[Part], list[list[int]]]:
-        """The longest end of a conversation that fits: number of lost messages, parts, tokens."""
+        self, messages: Sequence[Message]
+    ) -> tuple[int, list[Part], list[list[int]]] | None:
+        """The longest end of a conversation that fits: number of lost messages, parts, tokens.
+
+        None where even the last exchange does not fit, or nothing may be lost.
+        """
+        if self._too_long == "refuse":
+            return None
         system = [*itertools.takewhile(lambda m: m["role"] in ("system", "developer"), messages)]
         turns = messages[len(system) :]
         starts = [
@@ -306,18 +345,8 @@ class Conversations:
             parts = self._writer.write([*system, *turns[start:]])
             return parts, self._writer.encode([parts])[0]
 
-        if self._too_long == "cut":
-            first = bisect.bisect_left(
-                starts, True, key=lambda start: self._fits(written(start)[1])
-            )
-            if first < len(starts):
-                return starts[first], *written(starts[first])
-        raise ValueError(
-            f"{where}: the conversation has {sum(map(len, ids))} tokens, and a row "
-            f"{self._window}"
-            + ("; so has its last exchange alone too many" if self._too_long == "cut" else "")
-            + ". Answers are never cut: use a longer sequence_length or remove this row."
-        )
+        first = bisect.bisect_left(starts, True, key=lambda start: self._fits(written(start)[1]))
+        return (starts[first], *written(starts[first])) if first < len(starts) else None
 
 
 def read_messages(example: Mapping[str, Any], where: str) -> list[Message]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from research.objectives.base import Examples, Piece
+from research.config import Share
+from research.objectives.base import Examples, Piece, name_rows
 
 if TYPE_CHECKING:
     from research.data.tokenizer import Tokenizer
@@ -35,6 +36,9 @@ class Supervised:
     # Whether the tokens before the completion see each other both ways (prefix LM, Raffel et al.
     # 2020).
     bidirectional: bool = False
+    # Share of a source's examples whose completion may be too long for a row. They are left out;
+    # more of them are refused.
+    over_long: Share = 0.0
 
     fields: ClassVar[Mapping[str, bool]] = {"prompt": False, "completion": True}
 
@@ -107,22 +111,24 @@ class Supervised:
         """Labelled examples of `table`, prompts cut to `window` tokens.
 
         Raises:
-            ValueError: a completion does not fit into the window (names the row).
+            ValueError: more completions than `over_long` do not fit the window (names the rows).
         """
         prompts, completions = table["prompt"], table["completion"]
         head, tail = (np.asarray(part, np.int32) for part in self.fixed(tokenizer))
         begin = np.asarray([tokenizer.begin_id], np.int32)
         answers = completions.lengths  # With end-of-text, which is a target but never read.
         space = window - len(head) - len(tail) - np.maximum(answers, self.answer_tokens)
-        short = np.flatnonzero(space < np.minimum(1, prompts.lengths))
-        if len(short):
+        fits = space >= np.minimum(1, prompts.lengths)
+        short = np.flatnonzero(~fits)
+        if len(short) > self.over_long * len(fits):
             row = int(short[0])
             raise ValueError(
                 f"{table.name}, row {row}: the completion has {answers[row]} tokens with its end "
                 f"(at least {self.answer_tokens} are kept free) and the template "
-                f"{len(head) + len(tail)}: no room for the prompt in a window of {window} "
-                f"({len(short)} such rows). Answers are never cut: use a longer sequence_length "
-                "or remove these rows."
+                f"{len(head) + len(tail)}: no room for the prompt in a window of {window}. So are "
+                f"{len(short)} of {len(fits)} examples ({name_rows(short)}), and over_long allows "
+                f"{self.over_long:.2%}. Answers are never cut: use a longer sequence_length, "
+                "remove these rows, or leave them out with objective_settings.over_long."
             )
         kept = np.minimum(prompts.lengths, space)
 
@@ -143,10 +149,11 @@ class Supervised:
 
         return Examples(
             name=table.name,
-            lengths=len(head) + len(tail) + kept + answers,
-            trained=answers,
-            bytes=table.bytes["completion"],
-            truncated=kept < prompts.lengths,
+            lengths=np.where(fits, len(head) + len(tail) + kept + answers, 0),
+            trained=np.where(fits, answers, 0),
+            bytes=np.where(fits, table.bytes["completion"], 0),
+            truncated=fits & (kept < prompts.lengths),
             splittable=False,
             piece=piece,
+            note=f"{len(short):,} over-long left out" if len(short) else "",
         )

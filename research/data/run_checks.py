@@ -1,0 +1,165 @@
+"""What can be wrong with the data of a run as a whole: how prompts are written, what is held out.
+
+`research.data.checks` has what can be wrong with each source's examples.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from research.config import Share
+from research.data import overlap
+from research.data.checks import refuse
+from research.data.reading import make_objective
+from research.objectives.base import Examples, Objective, name_rows
+from research.objectives.chat import Chat
+from research.objectives.supervised import Supervised
+
+if TYPE_CHECKING:
+    from research.data.pipeline import DataConfig, Pipeline
+    from research.data.tokenizer import Tokenizer
+
+# Pairs of equal rows that an error names.
+_NAMED = 5
+# Conversations that two templates must write alike; what one of them refuses is not compared.
+_SAID = {"system": "Be brief.", "user": "What is red?", "assistant": "A rose is red."}
+_PROBES = (("user",), ("user", "assistant", "user"), ("system", "user"))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckConfig:
+    """What a run goes on with knowingly. Nothing of it changes what is learnt."""
+
+    # Splits of every source that must share no row with what is trained on, beside
+    # `evaluate_split`, such as ("test",).
+    splits: tuple[str, ...] = ()
+    # Share of the rows of such a split that may be in the training split of any source; 1 looks
+    # for none, and so reads no source for it.
+    overlap: Share = 0.0
+    # Share of a source's examples whose completion may be empty.
+    empty_answers: Share = 0.0
+    # Whether prompts may be written unlike the chat template that came with the model.
+    other_template: bool = False
+
+
+def check_run(
+    data: "Pipeline", config: CheckConfig, split: str | None, cache: str | os.PathLike[str]
+) -> None:
+    """Whether a run may begin; its examples and its first batch have been checked before.
+
+    Args:
+      data: the run's.
+      config: what is tolerated.
+      split: the one that the run is measured on.
+      cache: folder for tokenised sources, which keeps the hashes of rows too.
+
+    Raises:
+        ValueError: completions are empty, prompts are written unlike the model's chat template,
+          or rows of a held-out split are trained on; names the rows.
+    """
+    objective = make_objective(data.config)
+    for rows in data.rows.values():
+        check_answers(rows.examples, objective, config.empty_answers)
+    if not config.other_template:
+        check_template(objective, data.tokenizer)
+    check_overlap(data.config, held_out(split, config.splits), config.overlap, cache)
+
+
+def held_out(split: str | None, others: Sequence[str]) -> list[str]:
+    """The splits that nothing may be trained on, each once."""
+    return list(dict.fromkeys([*([split] if split else []), *others]))
+
+
+def check_answers(examples: Examples, objective: Objective, allowed: float) -> None:
+    """Refuses more empty completions than the share that is allowed."""
+    if not isinstance(objective, Chat | Supervised):
+        return
+    answered = examples.lengths > 0
+    empty = np.flatnonzero(answered & (examples.bytes == 0))
+    if len(empty) > allowed * answered.sum():
+        refuse(
+            f"Source {examples.name!r}: the completion is empty in {len(empty):,} of "
+            f"{answered.sum():,} examples ({name_rows(empty)}), which teaches the model to say "
+            "nothing. Mend or remove these rows; checks.empty_answers allows a share of them, "
+            f"now {allowed:.2%}."
+        )
+
+
+def check_template(objective: Objective, tokenizer: "Tokenizer") -> None:
+    """Refuses a template that writes prompts unlike the one that came with the model."""
+    if tokenizer.chat_template is None or not isinstance(objective, Chat | Supervised):
+        return
+    for mine, theirs in _written(objective, tokenizer):
+        if mine != theirs:
+            given = "chat template" if isinstance(objective, Chat) else "template"
+            refuse(
+                f"The configured {given} writes a prompt unlike the chat template that came with "
+                f"the tokenizer.\n  configured {mine!r}\n  its own    {theirs!r}\n"
+                'Use objective="chat" without a template to write it as the model knows it, or '
+                "say that another one is meant: --config.checks.other_template=true"
+            )
+            return
+
+
+def _written(objective: Objective, tokenizer: "Tokenizer") -> Iterator[tuple[str, str]]:
+    """Prompts as the objective writes them, and as the model's own chat template does."""
+    for roles in _PROBES:
+        talk = [{"role": role, "content": _SAID[role]} for role in roles]
+        try:
+            theirs = Chat().prompt_ids(tokenizer, talk)
+            if isinstance(objective, Chat):
+                mine = objective.prompt_ids(tokenizer, talk)
+            elif isinstance(objective, Supervised) and len(talk) == 1:
+                head, tail = objective.fixed(tokenizer)
+                asked = tokenizer.encode(_SAID["user"])
+                mine = [tokenizer.begin_id, *head, *asked, *tail]
+            else:
+                return
+        except ValueError:
+            continue
+        yield tokenizer.decode(mine, special=True), tokenizer.decode(theirs, special=True)
+
+
+def check_overlap(
+    config: "DataConfig", splits: Sequence[str], allowed: float, cache: str | os.PathLike[str]
+) -> None:
+    """Refuses held-out splits of which more than the share that is allowed is trained on.
+
+    Equal rows only, of any two sources (`research.data.overlap` says what is equal and what it
+    costs); tools/inspect_data.py finds what is nearly equal, too.
+    """
+    if not splits or allowed == 1:
+        return
+    objective = make_objective(config)
+    trained = [overlap.hash_rows(s, s.split, objective, cache) for s in config.sources]
+    names = [f"{source.name}:{source.split}" for source in config.sources]
+    for split in splits:
+        for source in config.sources:
+            if split == source.split:
+                refuse(
+                    f"Source {source.name!r}: its split {split!r} is held out and trained on; "
+                    "checks.overlap=1 goes on with that."
+                )
+                continue
+            held = overlap.hash_rows(source, split, objective, cache)
+            pairs = overlap.find_shared(held, trained)
+            if len(pairs) > allowed * len(held):
+                refuse(
+                    f"Source {source.name!r}: {len(pairs):,} of {len(held):,} rows "
+                    f"({len(pairs) / len(held):.2%}) of its split {split!r} are trained on too: "
+                    f"{name_pairs(pairs, names)}. Remove them from one of the two; "
+                    f"checks.overlap allows a share of them, now {allowed:.2%}."
+                )
+
+
+def name_pairs(pairs: overlap.Pairs, names: Sequence[str]) -> str:
+    """Equal rows as errors name them: `row 3 is row 8 of notes:train, and 2 more`."""
+    first = [
+        f"row {row} is row {other} of {names[place]}"
+        for row, place, other in zip(pairs.rows, pairs.places, pairs.others, strict=True)
+    ][:_NAMED]
+    more = f", and {len(pairs) - _NAMED:,} more" if len(pairs) > _NAMED else ""
+    return ", ".join(first) + more

@@ -1,0 +1,59 @@
+"""tools/inspect_data.py as a user calls it."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from research.data.sources import SourceConfig
+from tests import tiny_run
+
+TOOL = tiny_run.ROOT / "tools" / "inspect_data.py"
+
+
+def call(*arguments, status=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(TOOL), *map(str, arguments)],
+        cwd=tiny_run.ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == status, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout if status in (0, 1) and done.stdout else done.stderr
+
+
+def test_a_config_is_shown_written_as_a_page_and_refused_where_training_would(world, tmp_path):
+    config = tiny_run.config_file(tmp_path, world.tuning(3))
+    page, content = tmp_path / "page.html", tmp_path / "content.json"
+    options = ("--rows", 3, "--split", "heldout", "--html", page, "--json", content)
+    said = call("--config", config, *options)
+    assert said.count("step 0, row ") == 3 and "⟦" in said and "\x1b" not in said
+    assert "checks: training would begin with this data" in said
+    assert page.read_text().startswith("<!doctype html>")
+    written = json.loads(content.read_text())
+    assert [one["split"] for one in written["sources"]] == ["train", "heldout"]
+    assert len(written["rows"]) == 3 and written["faults"] == []
+
+    lines = (world.folder / "questions-train.jsonl").read_text()
+    (tmp_path / "made-train.jsonl").write_text(lines)
+    (tmp_path / "made-heldout.jsonl").write_text(lines.splitlines()[5])
+    source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
+    data = dataclasses.replace(world.questions(), sources=(source,))
+    config = tiny_run.config_file(tmp_path, world.tuning(3, data=data))
+    said = call("--config", config, "--row", 4, "--split", "heldout", status=1)
+    assert "made:train, row 4;" in said and "row 0 is row 5 of made:train" in said
+    said = call("--config", config, "--config.data.sources[0].path=nowhere.jsonl", status=1)
+    assert said.startswith("error: Source 'made': there is no file nowhere.jsonl")
+
+
+@pytest.mark.heavy
+def test_a_runs_folder_serves_as_its_config(world):
+    said = call("--run", world.base, "--find", "leaves fall", "--rows", 1, "--tokens", "--no-near")
+    assert "leaves fall" in said.replace("│", "") and "objective causal" in said
+    assert "give one of --config and --run" in call(status=2)
+    assert "nothing of it can be set" in call("--run", world.base, "--config.steps=3", status=2)

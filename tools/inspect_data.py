@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Shows what a run reads, exactly as its model sees it, and what is wrong with it.
+
+    tools/inspect_data.py --config configs/quickstart/tune.py:lora
+        two rows of the first batch, a summary of every source, and what the checks before
+        training say; ends with 1 where training would refuse
+    tools/inspect_data.py --config configs/quickstart/tune.py:lora --html look.html --rows 20
+        the same as one page, with more rows
+    tools/inspect_data.py --config FILE --row 17 --source notes
+        the row of a batch in which row 17 of the source `notes` is trained on
+    tools/inspect_data.py --config FILE --find "GNU General Public" --rows 5 --tokens
+        rows that hold a text, with a line between tokens
+    tools/inspect_data.py --config FILE --split test --split validation
+        are rows of these splits, or nearly equal ones, in the training split?
+    tools/inspect_data.py --run runs/quickstart/lora
+        what a run has read, by the config in its folder
+
+Rows come from the run's own batches. On a terminal, trained tokens are green, special tokens
+inverse, and what sees both ways is underlined; without colours (a pipe, NO_COLOR) they stand in
+⟦ ⟧, in « » and before ‖.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import environment  # noqa: E402
+
+
+def main() -> None:
+    environment.enter()
+    from research import config as door
+
+    parser = door.program_parser(__doc__, config_required=False)
+    parser.add_argument("--run", metavar="DIR", help="a run's folder, in place of a config")
+    parser.add_argument("--rows", type=int, metavar="N", help="rows shown (default 2; 1 of --row)")
+    parser.add_argument(
+        "--step", type=int, default=0, metavar="T", help="from which batch on (default 0)"
+    )
+    parser.add_argument("--row", type=int, metavar="I", help="show where row I of a source is")
+    parser.add_argument("--source", metavar="NAME", help="of which source --row is, or all are")
+    parser.add_argument("--find", metavar="TEXT", help="show rows that hold this text")
+    parser.add_argument(
+        "--split", action="append", default=[], metavar="NAME", help="a held-out split to compare"
+    )
+    parser.add_argument("--tokens", action="store_true", help="show where tokens begin")
+    parser.add_argument("--no-near", action="store_true", help="compare no nearly equal rows")
+    parser.add_argument("--html", metavar="FILE", help="write a page")
+    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    arguments = door.parse(parser)
+    if bool(arguments.run) == bool(arguments.config):
+        parser.error("give one of --config and --run")
+    if arguments.run and arguments.overrides:
+        parser.error("--run takes the run's own config: nothing of it can be set")
+    with door.clear_errors():
+        sys.exit(inspect(arguments))
+
+
+def inspect(arguments) -> int:
+    """Shows what is asked for; 1 where training would refuse the data."""
+    from research import config as door
+    from research.data import inspection, inspection_page, inspection_summary, inspection_text
+    from research.experiment import Experiment
+    from research.runs import write_json
+
+    if arguments.run:
+        experiment = door.load_json(Experiment, Path(arguments.run) / "config.json")
+    else:
+        experiment = door.load(Experiment, arguments.config, arguments.overrides)
+    opened = inspection.open_data(experiment, arguments.split)
+    rows = inspection.choose_rows(
+        opened,
+        (2 if arguments.row is None else 1) if arguments.rows is None else arguments.rows,
+        first=arguments.step,
+        source=arguments.source,
+        row=arguments.row,
+        text=arguments.find,
+    )
+    colour = inspection_text.wants_colour(sys.stdout)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    print(f"{inspection_text.legend(colour)}\n")
+    for row in rows:
+        print(inspection_text.show_row(row, opened.tokenizer, colour, arguments.tokens) + "\n")
+    summaries = inspection_summary.summarise(opened, near=not arguments.no_near)
+    print(inspection_text.show_summary(opened, summaries))
+    if arguments.html:
+        title = arguments.config or arguments.run
+        path = inspection_page.write(arguments.html, opened, rows, summaries, title)
+        print(f"written to {path}")
+    if arguments.json:
+        shown = [inspection.to_json(row, opened.tokenizer) for row in rows]
+        content = {"faults": opened.faults, "sources": summaries, "rows": shown}
+        write_json(Path(arguments.json), content)
+        print(f"written to {arguments.json}")
+    return 1 if opened.faults else 0
+
+
+if __name__ == "__main__":
+    main()
