@@ -32,7 +32,7 @@ class SourceConfig:
     kind: str = "tfds"
     # jsonl, parquet: a file or a pattern (`part-*.jsonl`); text: a folder; each on a disk or in a
     # bucket (`gs://`, `s3://`). tfds: the data folder (None: the default one). `{split}` in it is
-    # replaced by the name of the split.
+    # replaced by the name of the split. prepared: the folder that `tools/prepare_data.py` wrote.
     path: str | None = None
     # Split that is trained on.
     split: str = "train"
@@ -47,6 +47,9 @@ class SourceConfig:
     # Share of the records that may be unreadable, or not of the format; they are left out and
     # counted.
     bad_lines: Share = 0.0
+    # prepared: only documents of these kinds, the names of the sources that were prepared. Empty:
+    # all of them.
+    kinds: tuple[str, ...] = ()
     # Of a bank of adapters: the one that this source's rows use and train.
     adapter: str | None = None
 
