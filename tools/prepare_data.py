@@ -40,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with door.clear_errors():
         from research.data.preparation import pipeline
         from research.data.preparation.config import PreparationConfig
+        from research.data.preparation.running import Runner
 
         config = door.load(PreparationConfig, arguments.config, arguments.overrides)
         if arguments.dry_run:
             print(pipeline.describe(pipeline.plan(config, arguments.out)))
             return
-        pipeline.prepare(config, arguments.out, words[split + 1 :])
+        pipeline.prepare(config, arguments.out, Runner(words[split + 1 :]))
 
 
 if __name__ == "__main__":

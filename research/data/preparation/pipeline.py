@@ -136,7 +136,7 @@ def describe(planned: Plan) -> str:
 def prepare(
     config: PreparationConfig,
     root: str | os.PathLike[str],
-    options: Sequence[str] = (),
+    run: Runner,
     say: Say = print,
 ) -> dict[str, Any]:
     """Runs every stage that is not done yet, and points `root` at the result.
@@ -144,7 +144,7 @@ def prepare(
     Args:
       config: what is prepared.
       root: a folder on a disk or in a bucket; every worker reads and writes it.
-      options: Beam's own, see `running.Runner`.
+      run: runs the stages' pipelines.
       say: gets a line for each stage, and the table at the end.
 
     Returns:
@@ -154,7 +154,6 @@ def prepare(
         ValueError: a source, a record or the folder is not as it must be; says where.
         FileNotFoundError: a source or the tokenizer is not there.
     """
-    run = Runner(options)
     planned = plan(config, root)
     with _only_one(planned.root):
         made = [name for name in planned.stages if _bring_about(planned, name, run, say)]
