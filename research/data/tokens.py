@@ -251,7 +251,7 @@ class RecordTokens:
     """[T] tokens of all documents of a prepared source, each read when it is asked for.
 
     Stands where `Ragged` has a flat array: an integer, a slice without step, or an array of places
-    gives what it would give there. The document that was read last is kept, for pieces in a row.
+    (not below 0) gives what it would give there. The document that was read last is kept, for pieces in a row.
     """
 
     def __init__(self, source: Prepared, offsets: np.ndarray):
@@ -270,7 +270,8 @@ class RecordTokens:
             return self._between(start, max(start, stop))[::step]
         wanted = np.asarray(places)
         if not wanted.ndim:
-            return self[int(wanted) : int(wanted) + 1][0]
+            place = range(len(self))[int(wanted)]
+            return self._between(place, place + 1)[0]
         found = np.zeros(wanted.shape, self.dtype)
         documents = self._document(wanted)
         for document in np.unique(documents):

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from research import config as door
-from research.data import checks
 from research.data.preparation import stages
 from research.data.preparation.stages import Stage
 from research.data.sources import Source, SourceConfig, open_source
@@ -65,6 +64,8 @@ def open_part(source: SourceConfig, split: str) -> Part:
     Raises:
         ValueError, FileNotFoundError: as the source says; or it is empty.
     """
+    from research.data import checks  # Here: workers need not import JAX.
+
     opened = open_source(source, split)
     checks.check_not_empty(opened.name, len(opened))
     return Part(source, split, opened.fingerprint, len(opened), opened.bad_lines)
