@@ -250,8 +250,8 @@ def text_of(source: Source, row: int, field: str) -> str:
 class RecordTokens:
     """[T] tokens of all documents of a prepared source, each read when it is asked for.
 
-    Stands where `Ragged` has a flat array: an integer, a slice without step, or an array of places
-    (not below 0) gives what it would give there. The document that was read last is kept, for pieces in a row.
+    Stands where `Ragged` has a flat array: an integer, a slice, or an array of places (not below 0)
+    gives what it would give there. The document that was read last is kept, for pieces in a row.
     """
 
     def __init__(self, source: Prepared, offsets: np.ndarray):

@@ -2,20 +2,23 @@
 
 The corpus is the built-in text with edited copies of some documents among it: words replaced,
 dropped or put in, up to a sixth of them. Each size runs in a process of its own, on one worker, so
-that its peak of memory is its own: that of Beam's local runner, which keeps in memory what other
-runners put on disks, and of the worker. Truth is the exact Jaccard similarity of all pairs
+that its memory is its own: that of Beam's local runner, which keeps what other runners put on
+disks, and of the worker. Truth is the exact Jaccard similarity of all pairs
 (research/data/near_duplicates.py), computed at the smallest size. Needs `tools/setup prepare`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +76,10 @@ def _line(size: int, found: dict[str, Any]) -> str:
         f"MiB at the start, {found['removed']:,} removed"
     )
     if "recall" in found:
-        return f"{line}; recall {found['recall']:.4f}, precision {found['precision']:.4f}"
+        return (
+            f"{line}; recall {found['recall']:.4f}, precision {found['precision']:.4f} "
+            f"(lowest similarity {found['lowest_similarity']:.2f})"
+        )
     return f"{line}; {found['seconds_of_half']:.2f} times the seconds of half as many"
 
 
@@ -146,21 +152,39 @@ def _run(folder: Path, threshold: float) -> None:
     stage = Stage("near", str(folder), {})
     run = Runner(["--direct_num_workers=1"])
     run.each([0], int)  # Beam itself is loaded, and not measured
-    start = _peak()
-    began = time.perf_counter()
-    stage.make(lambda: run(lambda root: minhash.near(root, stage, config, [], ranges)))
-    seconds = time.perf_counter() - began
-    peak = _peak()
+    with _sampled() as found:
+        stage.make(lambda: run(lambda root: minhash.near(root, stage, config, [], ranges)))
     marks = np.concatenate([stages.load(stage.file(each.number)) for each in ranges])
     np.save(folder / "marks.npy", marks)
-    print(json.dumps({"seconds": seconds, "start": start, "beyond": peak - start}))
+    print(json.dumps(found))
 
 
-def _peak() -> int:
-    """The most bytes that this process has held so far."""
+@contextlib.contextmanager
+def _sampled() -> Iterator[dict[str, float]]:
+    """Seconds of the block, anonymous memory before it, and the most that it added.
+
+    Pages of mapped files are not counted: they go when somebody needs them.
+    """
+    found, done = {"start": _anonymous(), "beyond": 0.0, "seconds": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            found["beyond"] = max(found["beyond"], _anonymous() - found["start"])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    began = time.perf_counter()
+    try:
+        yield found
+    finally:
+        found["seconds"] = time.perf_counter() - began
+        done.set()
+        thread.join()
+
+
+def _anonymous() -> float:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
-    return int(found[1]) * 1024 if found else 0
+    return sum(float(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s*(\d+) kB", status))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,9 @@ class Stage:
         start = time.perf_counter()
         work()
         seconds = time.perf_counter() - start
+        for name in _files(self.folder):  # of a worker that died while it wrote
+            if name.rpartition("/")[2].startswith("."):
+                (self.folder / name).unlink()
         about = {
             "stage": self.name,
             "depends": dict(self.depends),

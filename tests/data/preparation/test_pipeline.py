@@ -1,6 +1,7 @@
 """Stages are made once, made anew when what they depend on changes, and never trusted blindly."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 from research import config as door
 from research.data.preparation import pipeline, statistics
 from research.data.preparation.config import PreparationConfig, Quality
+from research.data.preparation.running import Runner
 from research.data.sources import SourceConfig
 from tests.data.preparation import corpus
 
@@ -176,6 +178,12 @@ def test_rules_do_not_judge_what_is_exempt(config, tmp_path):
     exempt = corpus.changed(config, quality=Quality(exempt=("prose",)))
     corpus.prepare(exempt, tmp_path / "out")
     assert len(corpus.kept(tmp_path / "out")) == 29
+
+
+def test_without_beam_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(ValueError, match="apache_beam is not there: run `tools/setup prepare`"):
+        Runner()
 
 
 def test_wrong_configs_are_refused():
