@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.tokenizer = "runs/quickstart/tokenizer.json"
     # the rules are made for prose: source code, verse and chat are none
     config.quality = dict(exempt=["graft_code", "graft_books", "graft_forum"])
+    # small corpora: enough ranges for every core
+    config.rows = 1024
     # nobody shall be tuned and tested on notices that were in the pretraining text
     licences = dict(name="graft_licences")
     config.contamination = dict(evaluations=[dict(source=licences, splits=["test"])])

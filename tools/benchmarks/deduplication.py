@@ -147,7 +147,7 @@ def _run(folder: Path, threshold: float) -> None:
     from research.data.sources import SourceConfig
 
     source = SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl"))
-    ranges = documents.cut([documents.open_part(source, "train")], 1024)
+    ranges = documents.Ranges((documents.open_part(source, "train"),), 1024)
     config = NearDuplicates(threshold=threshold)
     stage = Stage("near", str(folder), {})
     run = Runner(["--direct_num_workers=1"])

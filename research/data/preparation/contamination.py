@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from research.data.preparation import documents, ngrams, stages
+from research.data.preparation import documents, ngrams, running, stages
 from research.data.preparation.config import Contamination
-from research.data.preparation.documents import InputError, Part, Range
+from research.data.preparation.documents import InputError, Part, Range, Ranges
 from research.data.preparation.duplicates import gather, ordered
 from research.data.preparation.stages import Stage
 
@@ -49,7 +49,7 @@ def index(stage: Stage) -> epath.Path:
     return stage.folder / "ngrams.npy"
 
 
-def collect(root: "Pipeline", stage: Stage, config: Contamination, ranges: Sequence[Range]) -> None:
+def collect(root: "Pipeline", stage: Stage, config: Contamination, ranges: Ranges) -> None:
     """Builds the stage that holds the n-grams of all evaluation examples.
 
     Args:
@@ -61,9 +61,7 @@ def collect(root: "Pipeline", stage: Stage, config: Contamination, ranges: Seque
     import apache_beam as beam
 
     (
-        root
-        | "Ranges" >> beam.Create(list(ranges))
-        | "Spread" >> beam.Reshuffle()
+        running.spread(root, ranges)
         | "Find" >> beam.Map(functools.partial(_collect, config)).with_output_types(bytes)
         | "One key" >> beam.Map(lambda part: (0, part)).with_output_types(tuple[int, bytes])
         | "Together" >> beam.GroupByKey()

@@ -71,21 +71,44 @@ def open_part(source: SourceConfig, split: str) -> Part:
     return Part(source, split, opened.fingerprint, len(opened), opened.bad_lines)
 
 
-def cut(parts: Sequence[Part], rows: int) -> list[Range]:
-    """The ranges of all parts, of at most `rows` rows each."""
-    ranges: list[Range] = []
-    first = 0
-    for part in parts:
-        for start in range(0, part.rows, rows):
-            stop = min(part.rows, start + rows)
-            ranges.append(Range(len(ranges), part, start, stop, first + start))
-        first += part.rows
-    return ranges
+@dataclasses.dataclass(frozen=True)
+class Ranges(Sequence[Range]):
+    """All parts cut into ranges of at most `rows` rows; small, however many there are."""
 
+    parts: tuple[Part, ...]
+    rows: int
 
-def firsts(ranges: Sequence[Range]) -> np.ndarray:
-    """[ranges] int64: the number of each range's first document."""
-    return np.asarray([each.first for each in ranges], np.int64)
+    @functools.cached_property
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """[parts + 1] int64 each: the first range of every part, and its first document."""
+        rows = np.asarray([part.rows for part in self.parts], np.int64)
+        ranges = -(-rows // self.rows)
+        return np.cumsum([0, *ranges.tolist()]), np.cumsum([0, *rows.tolist()])
+
+    def __len__(self) -> int:
+        return int(self._edges[0][-1])
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(f"range {number} of {len(self)}")
+        of_ranges, of_documents = self._edges
+        place = int(np.searchsorted(of_ranges, number, side="right")) - 1
+        part, start = self.parts[place], (number - int(of_ranges[place])) * self.rows
+        stop = min(part.rows, start + self.rows)
+        return Range(number, part, start, stop, int(of_documents[place]) + start)
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return int(self._edges[1][-1])
+
+    @functools.cached_property
+    def firsts(self) -> np.ndarray:
+        """[ranges] int64: the number of each range's first document."""
+        of_ranges, of_documents = self._edges
+        counts = np.diff(of_ranges)
+        within = np.arange(len(self)) - np.repeat(of_ranges[:-1], counts)
+        return np.repeat(of_documents[:-1], counts) + within * self.rows
 
 
 def opened(part: Part) -> Source:

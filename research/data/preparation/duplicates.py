@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research.data.preparation import documents, stages
-from research.data.preparation.documents import Range
+from research.data.preparation import running, stages
+from research.data.preparation.documents import Range, Ranges
 from research.data.preparation.stages import Stage
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def exact(
     stage: Stage,
     measured: Stage,
     before: Sequence[Stage],
-    ranges: Sequence[Range],
+    ranges: Ranges,
 ) -> None:
     """Builds the stage: -1 for a document that stays, else the number of the one that it repeats.
 
@@ -73,24 +73,23 @@ def exact(
     """
     import apache_beam as beam
 
-    firsts = documents.firsts(ranges)
-    count = partitions(sum(map(len, ranges)))
+    count = partitions(ranges.documents)
     found = (
-        root
-        | "Ranges" >> beam.Create(list(ranges))
-        | "Spread" >> beam.Reshuffle()
+        running.spread(root, ranges)
         | "Hashes"
         >> beam.FlatMap(
             functools.partial(_hashes, measured, list(before), count)
         ).with_output_types(tuple[int, bytes])
         | "By hash" >> beam.GroupByKey()
         | "Repeats"
-        >> beam.FlatMap(functools.partial(_repeats, firsts)).with_output_types(tuple[int, bytes])
+        >> beam.FlatMap(functools.partial(_repeats, ranges.firsts)).with_output_types(
+            tuple[int, bytes]
+        )
     )
     write_by_range(root, found, functools.partial(_mark, stage), ranges)
 
 
-def write_by_range(root: "Pipeline", found, write, ranges: Sequence[Range]) -> None:
+def write_by_range(root: "Pipeline", found, write, ranges: Ranges) -> None:
     """Calls `write(range, parts)` once for every range, also those of which nothing was found.
 
     Args:
@@ -103,18 +102,21 @@ def write_by_range(root: "Pipeline", found, write, ranges: Sequence[Range]) -> N
 
     every = (
         root
-        | "Every range" >> beam.Create([(each.number, b"") for each in ranges])
-        | "Typed" >> beam.Map(lambda pair: pair).with_output_types(tuple[int, bytes])
+        | "Count ranges" >> beam.Create([len(ranges)])
+        | "Every range"
+        >> beam.FlatMap(lambda count: ((number, b"") for number in range(count))).with_output_types(
+            tuple[int, bytes]
+        )
     )
     (
         (found, every)
         | "All" >> beam.Flatten()
         | "By range" >> beam.GroupByKey()
-        | "Write" >> beam.MapTuple(functools.partial(_write, list(ranges), write))
+        | "Write" >> beam.MapTuple(functools.partial(_write, ranges, write))
     )
 
 
-def _write(ranges: Sequence[Range], write, number: int, parts: Iterable[bytes]) -> None:
+def _write(ranges: Ranges, write, number: int, parts: Iterable[bytes]) -> None:
     write(ranges[number], parts)
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from research.data.preparation import documents, ngrams, stages
+from research.data.preparation import documents, ngrams, running, stages
 from research.data.preparation.config import NearDuplicates
-from research.data.preparation.documents import Range
+from research.data.preparation.documents import Range, Ranges
 from research.data.preparation.duplicates import (
     PAIR,
     gather,
@@ -78,7 +78,7 @@ def near(
     stage: Stage,
     config: NearDuplicates,
     before: Sequence[Stage],
-    ranges: Sequence[Range],
+    ranges: Ranges,
 ) -> None:
     """Builds the stage: -1 for a document that stays, else the first number that it is like.
 
@@ -91,15 +91,13 @@ def near(
     """
     import apache_beam as beam
 
-    firsts = documents.firsts(ranges)
+    firsts = ranges.firsts
     shape = bands(config)
-    count = partitions(shape[0] * sum(map(len, ranges)))
+    count = partitions(shape[0] * ranges.documents)
     sign = functools.partial(_sign, stage, config, shape, count, list(before))
     records = tuple[int, bytes]
     found = (
-        root
-        | "Ranges" >> beam.Create(list(ranges))
-        | "Spread" >> beam.Reshuffle()
+        running.spread(root, ranges)
         | "Bands" >> beam.FlatMap(sign).with_output_types(records)
         | "By band" >> beam.GroupByKey()
         | "Pairs" >> beam.FlatMap(functools.partial(_pairs, firsts)).with_output_types(records)

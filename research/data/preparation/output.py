@@ -26,7 +26,7 @@ from etils import epath
 
 from research.data import tokenizer as tokenizers
 from research.data.preparation import documents, stages
-from research.data.preparation.documents import InputError, Range
+from research.data.preparation.documents import InputError, Range, Ranges
 from research.data.preparation.running import Runner
 from research.data.preparation.stages import Stage
 from research.data.tokenizer import Tokenizer
@@ -76,20 +76,35 @@ def _tokenizer(words: Words) -> Tokenizer:
     return tokenizers.from_json(words.text, "the tokenizer", **dict(words.roles))
 
 
-def shards(ranges: Sequence[Range], kept: np.ndarray) -> list[Shard]:
-    """The files of the dataset: a range of which nothing is kept ([ranges] counts) has none."""
-    splits: dict[str, list[Range]] = {}
-    for each in ranges:
-        if kept[each.number]:
-            splits.setdefault(each.part.split, []).append(each)
-    found = []
-    for members in splits.values():
-        first = 0
-        for index, each in enumerate(members):
-            documents = int(kept[each.number])
-            found.append(Shard(each, index, len(members), first, documents))
-            first += documents
-    return found
+class Shards(Sequence[Shard]):
+    """The files of the dataset; small, however many there are."""
+
+    def __init__(self, ranges: Ranges, kept: np.ndarray):
+        """`kept`: [ranges] documents that stay of each; a range of which none stays has no file."""
+        self._ranges = ranges
+        self._numbers = np.flatnonzero(kept)
+        self._documents = kept[self._numbers]
+        splits = [ranges[number].part.split for number in self._numbers.tolist()]
+        # Where the files of each split start; splits lie one after another.
+        opens = [i for i in range(len(splits)) if not i or splits[i] != splits[i - 1]]
+        self._opens = np.asarray([*opens, len(splits)])
+        self._before = np.concatenate([[0], np.cumsum(self._documents)])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if not 0 <= place < len(self):
+            raise IndexError(f"file {place} of {len(self)}")
+        split = int(np.searchsorted(self._opens, place, side="right")) - 1
+        start, stop = self._opens[split : split + 2].tolist()
+        return Shard(
+            self._ranges[int(self._numbers[place])],
+            place - start,
+            stop - start,
+            int(self._before[place] - self._before[start]),
+            int(self._documents[place]),
+        )
 
 
 def write(
@@ -97,7 +112,7 @@ def write(
     stage: Stage,
     tokenizer: Tokenizer,
     before: Sequence[Stage],
-    chosen: Sequence[Shard],
+    chosen: Shards,
 ) -> None:
     """Fills the stage's folder with the dataset.
 
@@ -106,7 +121,7 @@ def write(
       stage: gets the dataset.
       tokenizer: makes the tokens.
       before: the stages that remove documents.
-      chosen: as `shards` gives them.
+      chosen: its files.
     """
     (stage.folder / "index").mkdir(parents=True, exist_ok=True)
     run.each(

@@ -33,7 +33,7 @@ from research.data.preparation import (
     statistics,
 )
 from research.data.preparation.config import PreparationConfig
-from research.data.preparation.documents import Part, Range
+from research.data.preparation.documents import Part, Ranges
 from research.data.preparation.running import Runner
 from research.data.preparation.stages import Stage
 from research.data.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ class Plan:
     config: PreparationConfig
     root: str
     parts: tuple[Part, ...]
-    ranges: tuple[Range, ...]
+    ranges: Ranges
     evaluations: tuple[Part, ...]
     tokenizer: Tokenizer
     # Name -> stage, in order.
@@ -110,8 +110,8 @@ def plan(config: PreparationConfig, root: str | os.PathLike[str]) -> Plan:
         settings = door.to_dict(config.near_duplicates)
         add("near", "documents", "quality", "contamination", "exact", near=settings)
     add("tokens", *found, tokenizer=tokenizer.fingerprint())
-    ranges = documents.cut(parts, config.rows)
-    return Plan(config, folder, tuple(parts), tuple(ranges), tuple(evaluations), tokenizer, found)
+    ranges = Ranges(tuple(parts), config.rows)
+    return Plan(config, folder, tuple(parts), ranges, tuple(evaluations), tokenizer, found)
 
 
 def describe(planned: Plan) -> str:
@@ -121,8 +121,7 @@ def describe(planned: Plan) -> str:
         for part in parts:
             bad = f", {part.bad_lines:,} bad lines left out" if part.bad_lines else ""
             lines.append(f"  {part.kind}, {part.split}: {part.rows:,} rows{bad}{use}")
-    total = sum(part.rows for part in planned.parts)
-    lines.append(f"{total:,} documents in {len(planned.ranges):,} ranges")
+    lines.append(f"{planned.ranges.documents:,} documents in {len(planned.ranges):,} ranges")
     lines.append("stages:")
     for stage in planned.stages.values():
         state = stage.state()
@@ -192,7 +191,7 @@ def _work(planned: Plan, name: str, run: Runner) -> None:
     elif name == "quality" and config.quality:
         run.each(ranges, functools.partial(quality.mark, stage, config.quality))
     elif name == "evaluations" and (wanted := config.contamination):
-        looked_for = documents.cut(planned.evaluations, config.rows)
+        looked_for = Ranges(planned.evaluations, config.rows)
         run(lambda root: contamination.collect(root, stage, wanted, looked_for))
         contamination.check_found(stage, wanted)
     elif name == "contamination":
@@ -214,7 +213,7 @@ def _write_tokens(planned: Plan, stage: Stage, run: Runner) -> None:
     for split in planned.config.splits:
         if not sum(kept[each.number] for each in planned.ranges if each.part.split == split):
             raise ValueError(f"No document of the split {split!r} is left: look at {numbers}.")
-    chosen = output.shards(planned.ranges, kept)
+    chosen = output.Shards(planned.ranges, kept)
     output.write(run, stage, planned.tokenizer, [each for each, _ in removing], chosen)
     content = json.loads((stage.folder / "content.json").read_text())
     statistics.add_output(numbers, content, stage)

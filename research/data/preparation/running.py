@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +85,11 @@ class Runner:
         if str(state) != "DONE":
             raise RuntimeError(f"The pipeline ended as {state}; the runner's log says why.")
 
-    def each(self, items: Iterable[Any], work: Callable[[Any], object]) -> None:
-        """Runs `work` on every item, on all workers."""
+    def each(self, items: Sequence[Any], work: Callable[[Any], object]) -> None:
+        """Runs `work` on every item, on all workers; as `spread`."""
         import apache_beam
 
-        chosen = list(items)
-        self(
-            lambda root: (
-                root
-                | "Items" >> apache_beam.Create(chosen)
-                | "Spread" >> apache_beam.Reshuffle()
-                | "Work" >> apache_beam.Map(work)
-            )
-        )
+        self(lambda root: spread(root, items) | "Work" >> apache_beam.Map(work))
 
     def _make(self) -> Any:
         """The local runner; None for the one that the options name."""
@@ -110,6 +102,23 @@ class Runner:
             return FnApiRunner()
         command = f"{shlex.quote(sys.executable)} -m {_WORKER}"
         return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def spread(root: Any, items: Sequence[Any]) -> Any:
+    """A collection of the items, on all workers.
+
+    `items` as a whole is part of the pipeline, which some runners limit to a few megabytes: many
+    items must be a sequence that is small itself.
+    """
+    import apache_beam
+
+    return (
+        root
+        | "Count" >> apache_beam.Create([len(items)])
+        | "Numbers" >> apache_beam.FlatMap(lambda count: iter(range(count)))
+        | "Spread" >> apache_beam.Reshuffle()
+        | "Items" >> apache_beam.Map(items.__getitem__)
+    )
 
 
 def _input_error(message: str) -> str:

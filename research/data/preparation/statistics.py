@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from research.data.preparation import stages
-from research.data.preparation.documents import Range
+from research.data.preparation.documents import Ranges
 from research.data.preparation.stages import Stage
 
 _QUANTILES = (0, 10, 50, 90, 100)
@@ -14,7 +14,7 @@ _BLOCK = 2**22
 
 
 def count(
-    ranges: Sequence[Range], measured: Stage, rules: Sequence[tuple[Stage, Sequence[str]]]
+    ranges: Ranges, measured: Stage, rules: Sequence[tuple[Stage, Sequence[str]]]
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], np.ndarray]:
     """Counts documents by kind, split, and what removed them; reads one range after another.
 

@@ -54,6 +54,11 @@ class SourceConfig:
     adapter: str | None = None
 
     def __post_init__(self) -> None:
+        if self.kinds and self.kind != "prepared":
+            raise ValueError(
+                f"Source {self.name!r} of kind {self.kind!r} has `kinds`, which only what was "
+                "prepared has: leave them out."
+            )
         if self.format is not None and self.format not in formats.FORMATS:
             raise ValueError(
                 f"Source {self.name!r} has the unknown format {self.format!r}"

@@ -6,10 +6,14 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
 
 from research import config as door
 from research.data.preparation import pipeline, statistics
 from research.data.preparation.config import PreparationConfig, Quality
+from research.data.preparation.documents import Part, Ranges
+from research.data.preparation.output import Shards
 from research.data.preparation.running import Runner
 from research.data.sources import SourceConfig
 from tests.data.preparation import corpus
@@ -94,6 +98,30 @@ def test_how_rows_are_cut_changes_nothing_but_the_files(config, tmp_path, rows):
         for each, dataset in zip(("out", "other"), opened, strict=True)
     ]
     assert contents[0] == contents[1] and opened[0] != opened[1]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=1), st.integers(1, 40))
+def test_ranges_and_files_hold_every_document_once_in_order(sizes, rows):
+    source = SourceConfig("made", "jsonl", "made.jsonl")
+    sizes = sorted(sizes)  # the parts of a split lie together
+    parts = tuple(Part(source, "ab"[split], "", size) for split, size in sizes)
+    ranges = Ranges(parts, rows)
+    found = [
+        (each.first + i, each.part, each.start + i) for each in ranges for i in range(len(each))
+    ]
+    wanted = [(part, row) for part in parts for row in range(part.rows)]
+    assert found == [(number, *place) for number, place in enumerate(wanted)]
+    assert ranges.documents == len(found) and all(len(each) <= rows for each in ranges)
+    assert ranges.firsts.tolist() == [each.first for each in ranges]
+    kept = np.asarray([len(each) // 2 for each in ranges])
+    shards = Shards(ranges, kept)
+    assert [shard.range.number for shard in shards] == np.flatnonzero(kept).tolist()
+    for split in "ab":
+        own = [shard for shard in shards if shard.range.part.split == split]
+        assert [shard.index for shard in own] == list(range(len(own)))
+        assert all(shard.count == len(own) for shard in own)
+        before = np.cumsum([0, *(shard.documents for shard in own)])
+        assert [shard.first for shard in own] == before[:-1].tolist()
 
 
 def test_splits_keep_their_names_and_the_first_one_is_first(tmp_path):
@@ -194,6 +222,7 @@ def test_wrong_configs_are_refused():
         return door.build(PreparationConfig, made)
 
     for changes, message in (
+        ({"sources": [{"name": "code", "kinds": ["c"]}]}, "only what was prepared has"),
         ({"sources": []}, "At least one source"),
         ({"sources": [door.to_dict(source)] * 2}, "'prose' is listed twice"),
         ({"splits": ["train", "train"]}, "'train' is listed twice"),
