@@ -14,20 +14,25 @@ depends on the change. A run trains on the result with a source of kind "prepare
 DIR. Needs `tools/setup prepare`; docs/data_preparation.md tells more.
 """
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Beam needs older versions of some packages: they lie on top of the others, for it alone.
-ENVIRONMENT = ROOT / ".venv" / "prepare"
+# Beam needs older versions of some packages: they lie on top of the others, for it alone. Help and
+# plans need none of it.
+ENVIRONMENTS = (ROOT / ".venv" / "prepare", ROOT / ".venv")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    python = ENVIRONMENT / "bin" / "python"
-    if argv is None and Path(sys.prefix) != ENVIRONMENT and python.exists():
-        os.execv(python, [str(python), *sys.argv])
+    found = [folder for folder in ENVIRONMENTS if (folder / "bin" / "python").exists()]
+    if argv is None and found and Path(sys.prefix) != found[0]:
+        python = str(found[0] / "bin" / "python")
+        os.execv(python, [python, *sys.argv])
+    if importlib.util.find_spec("ml_collections") is None:
+        raise SystemExit("ml_collections is not there: run tools/setup prepare")
     sys.path.insert(0, str(ROOT))
     from research import config as door
 

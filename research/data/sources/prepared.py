@@ -84,7 +84,7 @@ class Prepared:
         """Raises ValueError if a file of the split is lost or torn: not of the index's number."""
         ours = [name for name in files if name.startswith(f"prepared-{self._split}.")]
         lost = [name for name in ours if not (self._folder / name).exists()]
-        held = sum(self._index("tokens").shape)
+        held = len(self._index("tokens"))
         if lost or held != self._total or len(self._index("bytes")) != held:
             what = f"{lost[0]} is lost" if lost else "its index is torn"
             raise ValueError(

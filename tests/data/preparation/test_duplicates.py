@@ -73,6 +73,28 @@ def test_the_order_of_documents_does_not_matter_to_what_is_left(tmp_path):
         assert left == sorted(shuffled.index(family) for family in set(families))
 
 
+def test_what_is_found_is_what_the_exact_similarity_says(tmp_path):
+    random = np.random.default_rng(0)
+    texts = [corpus.prose(seed, 100) for seed in range(150)]
+    for seed in range(150):
+        texts.append(corpus.edited(texts[random.integers(150)], seed, int(random.integers(0, 9))))
+    config, _, _ = _prepare(tmp_path, texts, near_duplicates=NearDuplicates(), rows=64)
+    marks = _marks(tmp_path, config, "near")
+    sets = [near_duplicates.shingles(text) for text in texts]
+    exact = np.asarray([[len(a & b) / len(a | b) for b in sets] for a in sets])
+    found = np.flatnonzero(marks >= 0)
+    pairs = exact[found, marks[found]]
+    # Three standard deviations of the estimate below the threshold.
+    assert (marks[found] < found).all() and pairs.min() > 0.8 - 3 * 0.035
+    assert (pairs >= 0.8).mean() > 0.85
+    has_earlier = (np.tril(exact, -1) >= 0.8).any(axis=1)
+    clear = (np.tril(exact, -1) >= 0.8 + 3 * 0.035).any(axis=1)
+    assert (marks[has_earlier] >= 0).mean() > 0.8 and (marks[clear] >= 0).all()
+    # No two that stay share a bucket and are alike.
+    left = np.flatnonzero(marks < 0)
+    assert (np.tril(exact[np.ix_(left, left)], -1) >= 0.8 + 3 * 0.035).sum() == 0
+
+
 def test_documents_without_words_are_like_no_other(tmp_path):
     texts = ["!!!", "???", "one", "two", "one two three", "one two three four"]
     _, _, left = _prepare(tmp_path, texts, near_duplicates=NearDuplicates())

@@ -82,35 +82,29 @@ def test_all_kinds_together_are_read_in_order(made):
         source[len(texts)]
 
 
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """The tokens of one kind in a flat array, and as they are read from records."""
+    folder = tmp_path_factory.mktemp("flat")
+    corpus.prepare(corpus.config(folder, TEXTS), folder / "out")
+    source = open_source(SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",)))
+    direct = open_source(corpus.source(folder, "made"))
+    text = tokenise(direct, corpus.tokenizer(), {"text": True}, folder / "cache")["text"]
+    return text.values, RecordTokens(source, text.offsets)
+
+
 @given(st.data())
-def test_tokens_are_taken_as_from_a_flat_array(tmp_path_factory, data):
-    made = _flat(tmp_path_factory)
-    flat, lazy = made
-    assert len(lazy) == len(flat) and lazy.dtype == flat.dtype
-    places = st.integers(-len(flat), len(flat) + 3)
+def test_tokens_are_taken_as_from_a_flat_array(flat, data):
+    array, lazy = flat
+    assert len(lazy) == len(array) and lazy.dtype == array.dtype
+    places = st.integers(-len(array), len(array) + 3)
     start, stop = data.draw(places), data.draw(places)
-    assert np.array_equal(lazy[start:stop], flat[start:stop])
-    some = data.draw(st.lists(st.integers(0, len(flat) - 1), max_size=9))
-    assert np.array_equal(lazy[np.asarray(some, int)], flat[np.asarray(some, int)])
-    assert lazy[-1] == flat[-1] and lazy[np.int64(3)] == flat[3]
-
-
-_KEPT: list = []
-
-
-def _flat(tmp_path_factory):
-    if not _KEPT:
-        folder = tmp_path_factory.mktemp("flat")
-        corpus.prepare(corpus.config(folder, TEXTS), folder / "out")
-        source = open_source(SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",)))
-        text = tokenise(
-            open_source(corpus.source(folder, "made")),
-            corpus.tokenizer(),
-            {"text": True},
-            folder / "cache",
-        )["text"]
-        _KEPT.append((text.values, RecordTokens(source, text.offsets)))
-    return _KEPT[0]
+    assert np.array_equal(lazy[start:stop], array[start:stop])
+    some = np.asarray(data.draw(st.lists(st.integers(0, len(array) - 1), max_size=9)), int)
+    assert np.array_equal(lazy[some], array[some])
+    assert lazy[-1] == array[-1] and lazy[np.int64(3)] == array[3]
+    with pytest.raises(IndexError):
+        lazy[len(array)]
 
 
 def test_another_tokenizer_and_other_objectives_are_refused(made):
