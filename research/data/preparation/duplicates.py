@@ -5,7 +5,7 @@ document costs its 24 bytes and not a Python object.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ from research.data.preparation.documents import Range, Ranges
 from research.data.preparation.stages import Stage
 
 if TYPE_CHECKING:
-    from apache_beam import Pipeline
+    from apache_beam import PCollection, Pipeline
 
 # A partition that one worker sorts in memory holds about this many hashes ..
 _PER_PARTITION = 2**22
@@ -89,7 +89,12 @@ def exact(
     write_by_range(root, found, functools.partial(_mark, stage), ranges)
 
 
-def write_by_range(root: "Pipeline", found, write, ranges: Ranges) -> None:
+def write_by_range(
+    root: "Pipeline",
+    found: "PCollection",
+    write: Callable[[Range, Iterable[bytes]], None],
+    ranges: Ranges,
+) -> None:
     """Calls `write(range, parts)` once for every range, also those of which nothing was found.
 
     Args:
@@ -116,7 +121,12 @@ def write_by_range(root: "Pipeline", found, write, ranges: Ranges) -> None:
     )
 
 
-def _write(ranges: Ranges, write, number: int, parts: Iterable[bytes]) -> None:
+def _write(
+    ranges: Ranges,
+    write: Callable[[Range, Iterable[bytes]], None],
+    number: int,
+    parts: Iterable[bytes],
+) -> None:
     write(ranges[number], parts)
 
 

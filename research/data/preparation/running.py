@@ -70,7 +70,8 @@ class Runner:
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         if str(ROOT) not in paths:
             os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if self._own_workers:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if self._is_local:  # The error below says all.
             logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         pipeline = apache_beam.Pipeline(runner=self._make(), options=self._options)
