@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from research import config as config_lib
 from research.data import checks
 from research.data.sources import SourceConfig, open_source
+from research.data.sources.prepared import Prepared
 from research.data.tokenizer import Tokenizer
-from research.data.tokens import encode, field_text, tokenise
+from research.data.tokens import encode, field_text, read_prepared, tokenise
 from research.objectives import OBJECTIVES
 from research.objectives.base import Encodes, Examples, Objective
 from research.objectives.chat import Chat, read_messages
@@ -58,11 +59,13 @@ def read_examples(
     tokenizer: Tokenizer,
     cache: str | os.PathLike[str],
 ) -> tuple[Examples, Origin]:
-    """Opens, tokenises (once) and checks one split of one source."""
+    """Opens, tokenises (once, if it is no prepared source) and checks one split of one source."""
     objective = make_objective(config)
     opened = open_source(source, split)
     checks.check_not_empty(opened.name, len(opened))
-    if isinstance(objective, Encodes):
+    if isinstance(opened, Prepared):
+        table = read_prepared(opened, tokenizer, objective.fields)
+    elif isinstance(objective, Encodes):
         table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
     else:
         table = tokenise(opened, tokenizer, objective.fields, cache)

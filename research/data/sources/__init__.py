@@ -1,4 +1,5 @@
-"""Where examples come from: TFDS builders, JSONL, Parquet, folders of text. One file a kind.
+"""Where examples come from: TFDS builders, JSONL, Parquet, folders of text, and what
+`tools/prepare_data.py` prepared. One file a kind.
 
 A source has `len()` and `source[i] -> dict`, gives text as `str`, knows its `name` and `format`,
 and has a `fingerprint` that changes when its content does. A new kind is one file and one line in
@@ -7,7 +8,7 @@ and has a `fingerprint` that changes when its content does. A new kind is one fi
 
 from collections.abc import Callable
 
-from research.data.sources import jsonl, parquet, text, tfds
+from research.data.sources import jsonl, parquet, prepared, text, tfds
 from research.data.sources.base import Source, SourceConfig, decode_text, nearest
 
 __all__ = ["KINDS", "Source", "SourceConfig", "decode_text", "open_source"]
@@ -18,6 +19,7 @@ KINDS: dict[str, Callable[[SourceConfig, str], Source]] = {
     "jsonl": jsonl.open_jsonl,
     "parquet": parquet.open_parquet,
     "text": text.open_text,
+    "prepared": prepared.open_prepared,
 }
 
 

@@ -32,7 +32,7 @@ class SourceConfig:
     kind: str = "tfds"
     # jsonl, parquet: a file or a pattern (`part-*.jsonl`); text: a folder; each on a disk or in a
     # bucket (`gs://`, `s3://`). tfds: the data folder (None: the default one). `{split}` in it is
-    # replaced by the name of the split.
+    # replaced by the name of the split. prepared: the folder that `tools/prepare_data.py` wrote.
     path: str | None = None
     # Split that is trained on.
     split: str = "train"
@@ -49,10 +49,18 @@ class SourceConfig:
     # Share of the records that may be unreadable, or not of the format; they are left out and
     # counted.
     bad_lines: Share = 0.0
+    # prepared: only documents of these kinds, the names of the sources that were prepared. Empty:
+    # all of them.
+    kinds: tuple[str, ...] = ()
     # Of a bank of adapters: the one that this source's rows use and train.
     adapter: str | None = None
 
     def __post_init__(self) -> None:
+        if self.kinds and self.kind != "prepared":
+            raise ValueError(
+                f"Source {self.name!r} of kind {self.kind!r} has `kinds`, which only what was "
+                "prepared has: leave them out."
+            )
         if self.format is not None and self.format not in formats.FORMATS:
             raise ValueError(
                 f"Source {self.name!r} has the unknown format {self.format!r}"

@@ -1,0 +1,138 @@
+"""The quality rules of Gopher (Rae et al. 2021, arXiv:2112.11446, appendix A.1.1 and table A1).
+
+Where the paper leaves a choice: words are what white space parts; shares of characters count the
+characters of words, lines or paragraphs themselves, not the space between them; and a line,
+paragraph or n-gram is repeated if it stood before, so the first of several alike is not counted.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from research.data.preparation import documents, stages
+from research.data.preparation.config import Quality
+from research.data.preparation.documents import Range
+from research.data.preparation.ngrams import ngram_hashes, word_hashes
+from research.data.preparation.stages import Stage
+
+_BULLETS = ("•", "‣", "▪", "●", "◦", "-", "*", "–")
+_ELLIPSES = ("...", "…")
+_BLANK_LINE = re.compile(r"\n\s*\n")
+
+
+def rule_names(config: Quality) -> tuple[str, ...]:
+    """Names of all rules, in the order in which they are tried."""
+    return (
+        "words",
+        "mean_word",
+        "hash_signs",
+        "ellipses",
+        "bullet_lines",
+        "ellipsis_lines",
+        "letter_words",
+        "stop_words",
+        "repeated_lines",
+        "repeated_paragraphs",
+        "repeated_line_characters",
+        "repeated_paragraph_characters",
+        *(f"common_{size}gram" for size, _ in config.most_common_ngram),
+        *(f"repeated_{size}grams" for size, _ in config.most_repeated_ngrams),
+    )
+
+
+def broken_rules(text: str, config: Quality) -> Iterator[str]:
+    """Names of the rules that the text breaks, in their order; the rest is not computed."""
+    words = text.split()
+    count = max(1, len(words))
+    if not config.fewest_words <= len(words) <= config.most_words:
+        yield "words"
+    sizes = np.fromiter(map(len, words), np.int64, len(words))
+    characters = int(sizes.sum())
+    if not config.shortest_mean_word <= characters / count <= config.longest_mean_word:
+        yield "mean_word"
+    if text.count("#") / count > config.most_symbols:
+        yield "hash_signs"
+    if sum(map(text.count, _ELLIPSES)) / count > config.most_symbols:
+        yield "ellipses"
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    if _share([line.startswith(_BULLETS) for line in lines]) > config.most_bullet_lines:
+        yield "bullet_lines"
+    if _share([line.endswith(_ELLIPSES) for line in lines]) > config.most_ellipsis_lines:
+        yield "ellipsis_lines"
+    if sum(any(map(str.isalpha, word)) for word in words) / count < config.fewest_letter_words:
+        yield "letter_words"
+    found = set(config.stop_words).intersection(word.lower() for word in words)
+    if len(found) < config.fewest_stop_words:
+        yield "stop_words"
+    paragraphs = [part for part in map(str.strip, _BLANK_LINE.split(text)) if part]
+    of_lines, of_paragraphs = _repeated(lines), _repeated(paragraphs)
+    if of_lines[0] > config.most_repeated_lines:
+        yield "repeated_lines"
+    if of_paragraphs[0] > config.most_repeated_paragraphs:
+        yield "repeated_paragraphs"
+    if of_lines[1] > config.most_repeated_line_characters:
+        yield "repeated_line_characters"
+    if of_paragraphs[1] > config.most_repeated_paragraph_characters:
+        yield "repeated_paragraph_characters"
+    hashes = word_hashes(words)
+    for size, most in config.most_common_ngram:
+        if _common_ngram(hashes, sizes, size) > most * characters:
+            yield f"common_{size}gram"
+    for size, most in config.most_repeated_ngrams:
+        if _repeated_ngrams(hashes, sizes, size) > most * characters:
+            yield f"repeated_{size}grams"
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / max(1, len(flags))
+
+
+def _repeated(parts: Sequence[str]) -> tuple[float, float]:
+    """Share of the parts that stood before: in number, and in characters."""
+    seen: set[str] = set()
+    number = size = 0
+    for part in parts:
+        if part in seen:
+            number += 1
+            size += len(part)
+        seen.add(part)
+    return number / max(1, len(parts)), size / max(1, sum(map(len, parts)))
+
+
+def _common_ngram(hashes: np.ndarray, sizes: np.ndarray, size: int) -> int:
+    """Characters that the most common n-gram covers; 0 if none stands twice."""
+    grams = ngram_hashes(hashes, size)
+    if not len(grams):
+        return 0
+    _, first, counts = np.unique(grams, return_index=True, return_counts=True)
+    if counts.max() < 2:
+        return 0
+    running = np.concatenate([[0], np.cumsum(sizes)])
+    lengths = running[first + size] - running[first]
+    # Of several that are as common, the longest.
+    return int((counts * lengths)[counts == counts.max()].max())
+
+
+def _repeated_ngrams(hashes: np.ndarray, sizes: np.ndarray, size: int) -> int:
+    """Characters of words within an n-gram that stood before, each counted once."""
+    grams = ngram_hashes(hashes, size)
+    _, first = np.unique(grams, return_index=True)
+    again = np.ones(len(grams), bool)
+    again[first] = False
+    covered = np.zeros(len(hashes), bool)
+    for offset in range(size):
+        covered[offset : offset + len(grams)] |= again
+    return int(sizes[covered].sum())
+
+
+def mark(stage: Stage, config: Quality, chosen: Range) -> None:
+    """Writes for each document of a range -1, or the number of the first rule that it breaks."""
+    marks = np.full(len(chosen), -1, np.int64)
+    if chosen.part.kind not in config.exempt:
+        numbers = {name: number for number, name in enumerate(rule_names(config))}
+        for place, text in documents.texts(chosen):
+            broken = next(broken_rules(text, config), None)
+            if broken is not None:
+                marks[place] = numbers[broken]
+    stages.save(stage.file(chosen.number), marks)

@@ -1,0 +1,128 @@
+"""Runs a pipeline on the runner that Beam's own options name; without one, on this machine.
+
+On this machine it is Beam's FnApiRunner with as many processes as cores. It is what DirectRunner
+comes down to for such pipelines, without first looking for a Prism server to download. What is
+grouped by a key waits in the memory of the starting process, which is why stages send hashes and
+numbers, and never text.
+"""
+
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+_LOCAL = ("DirectRunner", "FnApiRunner")
+_WORKER = f"{__package__}.worker"
+
+
+def check_installed() -> None:
+    """Raises ValueError with the command to install what is missing."""
+    logging.disable(logging.WARNING)  # Beam says at once what it could do with more packages.
+    try:
+        import apache_beam  # noqa: F401
+        import datasketch  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"The package {error.name} is not there: run `tools/setup prepare`; "
+            "tools/prepare_data.py then finds it by itself."
+        ) from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class Runner:
+    """`runner(build)` runs the pipeline that `build(root)` makes, to its end."""
+
+    def __init__(self, options: Sequence[str] = ()):
+        """`options`: Beam's own, such as `--runner=FlinkRunner` or `--direct_num_workers=4`.
+
+        Raises:
+            ValueError: Beam is not installed.
+        """
+        check_installed()
+        from apache_beam.options import pipeline_options
+
+        given = {option.partition("=")[0] for option in options}
+        self._options = pipeline_options.PipelineOptions(list(options))
+        name = self._options.view_as(pipeline_options.StandardOptions).runner
+        self._is_local = name is None or name in _LOCAL
+        direct = self._options.view_as(pipeline_options.DirectOptions)
+        if self._is_local and "--direct_num_workers" not in given:
+            direct.direct_num_workers = os.cpu_count() or 1
+        # With a mode of Beam's, the workers are as it makes them.
+        self._own_workers = "--direct_running_mode" not in given and direct.direct_num_workers != 1
+
+    def __call__(self, build: Callable[[Any], object]) -> None:
+        """Builds on a pipeline's root, runs, waits.
+
+        Raises:
+            ValueError: a worker met a record that it could not read; says which.
+            RuntimeError: anything else that ended it.
+        """
+        import apache_beam
+
+        # Worker processes must find this package, and leave the cores to each other.
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if str(ROOT) not in paths:
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
+        if self._own_workers:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if self._is_local:  # The error below says all.
+            logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        pipeline = apache_beam.Pipeline(runner=self._make(), options=self._options)
+        build(pipeline)
+        try:
+            state = pipeline.run().wait_until_finish()
+        except Exception as error:
+            # A worker in another process sends its traceback as text.
+            if found := _input_error(f"{type(error).__name__}: {error}"):
+                raise ValueError(found) from None
+            raise
+        if str(state) != "DONE":
+            raise RuntimeError(f"The pipeline ended as {state}; the runner's log says why.")
+
+    def each(self, items: Sequence[Any], work: Callable[[Any], object]) -> None:
+        """Runs `work` on every item, on all workers; as `spread`."""
+        import apache_beam
+
+        self(lambda root: spread(root, items) | "Work" >> apache_beam.Map(work))
+
+    def _make(self) -> Any:
+        """The local runner; None for the one that the options name."""
+        if not self._is_local:
+            return None
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+        from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+        if not self._own_workers:
+            return FnApiRunner()
+        command = f"{shlex.quote(sys.executable)} -m {_WORKER}"
+        return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def spread(root: Any, items: Sequence[Any]) -> Any:
+    """A collection of the items, on all workers.
+
+    `items` as a whole is part of the pipeline, which some runners limit to a few megabytes: many
+    items must be a sequence that is small itself.
+    """
+    import apache_beam
+
+    return (
+        root
+        | "Count" >> apache_beam.Create([len(items)])
+        | "Numbers" >> apache_beam.FlatMap(lambda count: iter(range(count)))
+        | "Spread" >> apache_beam.Reshuffle()
+        | "Items" >> apache_beam.Map(items.__getitem__)
+    )
+
+
+def _input_error(message: str) -> str:
+    """What a worker said of a record that it could not read; "" for other errors."""
+    found = re.findall(r"InputError: (.*?)(?=\n\n|\s*\[while running|\Z)", message, re.DOTALL)
+    return found[-1].strip() if found else ""

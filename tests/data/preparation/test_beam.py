@@ -1,0 +1,127 @@
+"""The program itself, on Beam: killed and run again, on one worker and on two."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.data.preparation import corpus
+
+pytest.importorskip("apache_beam", reason="tools/setup prepare")
+
+pytestmark = pytest.mark.heavy
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = """
+def get_config():
+    return dict(
+        sources=[
+            dict(name="graft_web"),
+            dict(name="graft_code"),
+            dict(name="planted", kind="jsonl", path={folder!r} + "/planted.{{split}}.jsonl"),
+        ],
+        splits=["heldout"],
+        tokenizer={folder!r} + "/tokenizer.json",
+        quality=dict(exempt=["graft_code"]),
+        contamination=dict(evaluations=[
+            dict(source=dict(name="asked", kind="jsonl", path={folder!r} + "/asked.jsonl")),
+        ]),
+        rows=9,
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Real documents beside planted copies, a tokenizer and a config."""
+    folder = tmp_path_factory.mktemp("beam")
+    texts = [corpus.prose(seed) for seed in range(20)]
+    texts += [corpus.edited(text, 1, 1) for text in texts[:5]] + texts[5:8] + ["short"]
+    corpus.write(folder / "planted.heldout.jsonl", texts)
+    asked = " ".join(texts[9].split()[20:40])
+    (folder / "asked.jsonl").write_text(json.dumps({"text": asked}) + "\n")
+    corpus.tokenizer().save(folder / "tokenizer.json")
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    return folder
+
+
+# What works on every worker alike needs no second look on two of them.
+FEWER = ("--config.contamination=None", "--config.quality=None")
+
+
+def _start(folder, out, workers, *overrides):
+    program = [sys.executable, str(ROOT / "tools" / "prepare_data.py")]
+    line = [*program, "--config", str(folder / "config.py"), "--out", str(out), *overrides]
+    line += ["--", f"--direct_num_workers={workers}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(line, cwd=folder, **pipes)
+
+
+def _run(folder, out, workers, *overrides):
+    process = _start(folder, out, workers, *overrides)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """What an undisturbed run of one worker writes, and says."""
+    said = _run(folder, folder / "whole", 1)
+    return corpus.content(folder / "whole"), said
+
+
+def test_planted_documents_go_by_stage_and_rule(folder, whole):
+    dataset = json.loads((folder / "whole" / "prepared.json").read_text())["dataset"]
+    numbers = json.loads((folder / "whole" / dataset / "statistics.json").read_text())["heldout"]
+    removed = numbers["planted"]["removed"]
+    assert removed["quality"]["words"] == sum(removed["quality"].values()) == 1
+    assert removed["contamination"] == {"asked": 1}
+    assert (removed["exact"], removed["near"]) == ({"exact": 3}, {"near": 5})
+    left = [name for name in corpus.kept(folder / "whole", split="heldout") if "planted" in name]
+    assert left == [f"planted/d{i}" for i in range(20) if i != 9]
+    assert "near 5" in whole[1] and whole[1].rstrip().endswith("prepared.")
+
+
+def test_two_worker_processes_write_the_same_bits_as_one(folder):
+    _run(folder, folder / "one", 1, *FEWER)
+    _run(folder, folder / "two", 2, *FEWER)
+    assert corpus.content(folder / "two") == corpus.content(folder / "one")
+
+
+def test_a_killed_run_goes_on_and_writes_the_same_bits(folder, whole):
+    out = folder / "killed"
+    process = _start(folder, out, 1)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("stages/contamination-*/done.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list(out.glob("stages/tokens-*/done.json")) and not (out / "prepared.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("stages/*/done.json")}
+    said = _run(folder, out, 1)
+    assert said.count("there already") == len(done) >= 4
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert corpus.content(out) == whole[0]
+    again = _run(folder, out, 1)
+    assert again.count("there already") == 7 and "nothing to do" in again
+
+
+def test_a_worker_process_says_which_line_is_broken(folder, tmp_path):
+    broken = (folder / "planted.heldout.jsonl").read_text() + "{broken\n"
+    (tmp_path / "planted.heldout.jsonl").write_text(broken)
+    config = (folder / "config.py").read_text()
+    config = config.replace(
+        f'path={str(folder)!r} + "/planted', f'path={str(tmp_path)!r} + "/planted'
+    )
+    (tmp_path / "config.py").write_text(config)
+    process = _start(tmp_path, tmp_path / "out", 2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"{tmp_path}/planted.heldout.jsonl:30: not a line of JSON" in said
+    assert "Traceback" not in said

@@ -1,0 +1,182 @@
+"""A prepared source gives the batches of the text it was made of, bit for bit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research.data import tokenizer as tokenizers
+from research.data.pipeline import DataConfig, Pipeline
+from research.data.sources import SourceConfig, open_source
+from research.data.tokens import RecordTokens, read_prepared, tokenise
+from tests.data.preparation import corpus
+from tests.objectives import cases
+
+# Some as long as many rows, some empty or of one token.
+TEXTS = {
+    "made": ["some words. " * n + "are 😀" for n in (1, 9, 2, 40, 3, 1, 5, 70, 4, 2)] + ["", "so"],
+    "more": [f"words {n} " * n for n in range(1, 30)],
+}
+OBJECTIVES = ["causal", "fill_in_the_middle", "prefix_lm", "span_corruption", "masked"]
+# Without special tokens for them, markers are spelt, and all tokens are searched for them.
+SPELT = {
+    "fill_in_the_middle": {"prefix": "\x01", "suffix": "\x02", "middle": "\x03"},
+    "span_corruption": {"sentinel": "\x01{number}"},
+    "masked": {"mask": "\x01"},
+}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["special", "spelt"])
+def made(request, tmp_path_factory):
+    """(folder, tokenizer, whether it has special tokens for markers)"""
+    folder = tmp_path_factory.mktemp("made")
+    words = cases.tokenizer(request.param)
+    config = corpus.config(folder, TEXTS)
+    words.save(folder / "tokenizer.json")
+    corpus.prepare(config, folder / "out")
+    return folder, words, request.param
+
+
+def _pipeline(made, kind, objective, kinds=tuple(TEXTS)):
+    folder, words, special = made
+    if kind == "prepared":
+        sources = [
+            SourceConfig(name, kind, str(folder / "out"), kinds=(name,), weight=i + 1)
+            for i, name in enumerate(kinds)
+        ]
+    else:
+        sources = [corpus.source(folder, name, weight=i + 1) for i, name in enumerate(kinds)]
+    settings = {} if special else SPELT.get(objective, {})
+    config = DataConfig(tuple(sources), 48, 8, objective, settings)
+    return Pipeline(config, words, folder / "cache")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_batches_are_those_of_the_text(made, objective):
+    prepared, direct = (_pipeline(made, kind, objective) for kind in ("prepared", "jsonl"))
+    for step in (0, 1, 5, 40):
+        same = jax.tree.map(np.array_equal, prepared.batch(step), direct.batch(step))
+        assert jax.tree.all(same)
+    both = [pipeline.statistics(9) for pipeline in (prepared, direct)]
+    for name in TEXTS:
+        assert both[0][name] == both[1][name] | {"format": "other"}
+    heldout = [pipeline.heldout("more", "train") for pipeline in (prepared, direct)]
+    assert heldout[0].bytes == heldout[1].bytes and heldout[0].documents == 29
+
+
+def test_all_kinds_together_are_read_in_order(made):
+    folder, words, _ = made
+    source = open_source(SourceConfig("all", "prepared", str(folder / "out")))
+    table = read_prepared(source, words, {"text": True})
+    texts = [text for texts in TEXTS.values() for text in texts]
+    assert len(table) == len(source) == len(texts)
+    for i, text in enumerate(texts):
+        assert table["text"][i].tolist() == [*words.encode(text), words.end_id]
+    assert table.bytes["text"].tolist() == [len(text.encode()) for text in texts]
+    assert source[len(TEXTS["made"])]["kind"] == "more" and source[-1]["id"] == "d28"
+    with pytest.raises(IndexError):
+        source[len(texts)]
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """The tokens of one kind in a flat array, and as they are read from records."""
+    folder = tmp_path_factory.mktemp("flat")
+    corpus.prepare(corpus.config(folder, TEXTS), folder / "out")
+    source = open_source(SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",)))
+    direct = open_source(corpus.source(folder, "made"))
+    text = tokenise(direct, corpus.tokenizer(), {"text": True}, folder / "cache")["text"]
+    return text.values, RecordTokens(source, text.offsets)
+
+
+@given(st.data())
+def test_tokens_are_taken_as_from_a_flat_array(flat, data):
+    array, lazy = flat
+    assert len(lazy) == len(array) and lazy.dtype == array.dtype
+    places = st.integers(-len(array), len(array) + 3)
+    start, stop = data.draw(places), data.draw(places)
+    assert np.array_equal(lazy[start:stop], array[start:stop])
+    some = np.asarray(data.draw(st.lists(st.integers(0, len(array) - 1), max_size=9)), int)
+    assert np.array_equal(lazy[some], array[some])
+    assert lazy[-1] == array[-1] and lazy[np.int64(3)] == array[3]
+    with pytest.raises(IndexError):
+        lazy[len(array)]
+
+
+def test_another_tokenizer_and_other_objectives_are_refused(made):
+    folder, words, _ = made
+    source = SourceConfig("made", "prepared", str(folder / "out"))
+    other = tokenizers.train(["other words"], 262)
+    with pytest.raises(ValueError, match="prepared with another tokenizer"):
+        Pipeline(DataConfig((source,), 48, 8), other, folder / "cache")
+    with pytest.raises(ValueError, match=r"not the fields \['completion', 'prompt'\]"):
+        Pipeline(DataConfig((source,), 48, 8, "supervised"), words, folder / "cache")
+    with pytest.raises(ValueError, match="it has documents that end with end-of-text"):
+        Pipeline(DataConfig((source,), 48, 8, "chat"), words, folder / "cache")
+
+
+def test_what_is_not_there_is_said(made, tmp_path):
+    folder, _, _ = made
+    source = SourceConfig("made", "prepared", str(folder / "out"))
+
+    def opened(split="train", **changes):
+        return open_source(dataclasses.replace(source, **changes), split)
+
+    with pytest.raises(ValueError, match="no split 'test', only train"):
+        opened("test")
+    with pytest.raises(ValueError, match="no kind 'mades'; did you mean 'made'"):
+        opened(kinds=("mades",))
+    with pytest.raises(ValueError, match="has no label_words"):
+        opened(label_words=("a",))
+    with pytest.raises(FileNotFoundError, match="nothing is prepared in"):
+        opened(path=str(tmp_path))
+    with pytest.raises(ValueError, match="needs a `path`"):
+        opened(path=None)
+
+
+@pytest.mark.parametrize("damage", ["shard", "index", "cut index", "content"])
+def test_damaged_data_is_refused(tmp_path, damage):
+    corpus.prepare(corpus.config(tmp_path, TEXTS), tmp_path / "out")
+    dataset = json.loads((tmp_path / "out" / "prepared.json").read_text())["dataset"]
+    folder = tmp_path / "out" / dataset
+    index = folder / "index" / "train.tokens.npy"
+    if damage == "shard":
+        next(folder.glob("*.array_record-00001-*")).unlink()
+    elif damage == "index":
+        np.save(index, np.load(index)[:-1])
+    elif damage == "cut index":
+        index.write_bytes(index.read_bytes()[:-3])
+    else:
+        (folder / "content.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged.*run tools/prepare_data.py again"):
+        open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
+
+
+def test_an_index_of_other_lengths_is_found_when_a_document_is_read(tmp_path):
+    corpus.prepare(corpus.config(tmp_path, TEXTS), tmp_path / "out")
+    dataset = json.loads((tmp_path / "out" / "prepared.json").read_text())["dataset"]
+    index = tmp_path / "out" / dataset / "index" / "train.tokens.npy"
+    np.save(index, np.load(index)[::-1])
+    source = open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
+    table = read_prepared(source, corpus.tokenizer(), {"text": True})
+    with pytest.raises(ValueError, match="row 3: .* tokens, but the index says another number"):
+        table["text"][3]
+
+
+def test_the_fingerprint_follows_the_content_and_the_kinds(tmp_path):
+    config = corpus.config(tmp_path, TEXTS)
+    corpus.prepare(config, tmp_path / "one")
+    corpus.prepare(corpus.changed(config, rows=3), tmp_path / "two")
+    other = corpus.changed(config, sources=config.sources[::-1])
+    corpus.prepare(other, tmp_path / "three")
+
+    def fingerprint(folder, *kinds):
+        source = SourceConfig("x", "prepared", str(tmp_path / folder), kinds=kinds)
+        return open_source(source).fingerprint
+
+    assert fingerprint("one") == fingerprint("two") != fingerprint("three")
+    assert len({fingerprint("one"), fingerprint("one", "made"), fingerprint("one", "more")}) == 3

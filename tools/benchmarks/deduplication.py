@@ -1,0 +1,191 @@
+"""Near-duplicate removal as the corpus doubles: documents a second, memory, recall, precision.
+
+The corpus is the built-in text with edited copies of some documents among it: words replaced,
+dropped or put in, up to a sixth of them. Each size runs in a process of its own, on one worker, so
+that its memory is its own: that of Beam's local runner, which keeps what other runners put on
+disks, and of the worker. Truth is the exact Jaccard similarity of all pairs
+(research/data/near_duplicates.py), computed at the smallest size. Needs `tools/setup prepare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.benchmarks import harness
+
+SOURCES = ("graft_books", "graft_code", "graft_encyclopedia", "graft_forum", "graft_web")
+ENVIRONMENT = harness.ROOT / ".venv" / "prepare"
+# Characters of a passage, and share of the documents that are edited copies.
+PASSAGE, COPIES = 1500, 0.3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--documents", type=harness.positive, default=5000, help="to start with")
+    parser.add_argument("--doublings", type=int, default=3)
+    parser.add_argument("--threshold", type=float, default=0.8)
+
+
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    python = ENVIRONMENT / "bin" / "python"
+    if not python.exists():
+        python = Path(sys.executable)
+    results: dict[str, Any] = dict(harness.machine())
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [arguments.documents * 2**i for i in range(arguments.doublings + 1)]
+        texts = _corpus(max(sizes))
+        before = None
+        for size in sizes:
+            place = Path(folder) / str(size)
+            place.mkdir()
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[:size])
+            (place / "made.train.jsonl").write_text(lines, encoding="utf-8")
+            command = [str(python), "-m", __name__, str(place), str(arguments.threshold)]
+            ended = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
+            if ended.returncode:
+                raise RuntimeError(f"{size} documents: {ended.stderr[-2000:]}")
+            found = json.loads(ended.stdout.splitlines()[-1])
+            marks = np.load(place / "marks.npy")
+            found["removed"] = int((marks >= 0).sum())
+            if before is None:
+                found |= _judge(texts[:size], marks, arguments.threshold)
+            else:
+                found["seconds_of_half"] = found["seconds"] / before["seconds"]
+            before = found
+            results |= {f"{size}.{name}": value for name, value in found.items()}
+            print(_line(size, found), flush=True)
+    return results
+
+
+def _line(size: int, found: dict[str, Any]) -> str:
+    line = (
+        f"{size:,} documents: {size / found['seconds']:,.0f} documents/s, "
+        f"{found['beyond'] / size / 2**10:.2f} KiB a document beyond {found['start'] / 2**20:.0f} "
+        f"MiB at the start, {found['removed']:,} removed"
+    )
+    if "recall" in found:
+        return (
+            f"{line}; recall {found['recall']:.4f}, precision {found['precision']:.4f} "
+            f"(lowest similarity {found['lowest_similarity']:.2f})"
+        )
+    return f"{line}; {found['seconds_of_half']:.2f} times the seconds of half as many"
+
+
+def _corpus(size: int) -> list[str]:
+    """Passages of the built-in text, `COPIES` of them edited; the first n are a corpus as well."""
+    from research.data import builders
+
+    passages = []
+    for name in SOURCES:
+        source = builders.load(name, "train")
+        for row in range(len(source)):
+            text = source[row]["text"].decode()
+            passages += [text[at : at + PASSAGE] for at in range(0, len(text), PASSAGE)]
+    random = np.random.default_rng(0)
+    passages = [passages[i] for i in random.permutation(len(passages))]
+    needed = int(size * (1 - COPIES)) + 1
+    if len(passages) < needed:
+        raise SystemExit(f"the built-in text has {len(passages):,} passages, not {needed:,}")
+    made: list[str] = []
+    own = iter(passages)
+    while len(made) < size:
+        copy = made and random.random() < COPIES
+        made.append(_edited(made[random.integers(len(made))], random) if copy else next(own))
+    return made
+
+
+def _edited(text: str, random: np.random.Generator) -> str:
+    words = text.split(" ")
+    share = random.uniform(0, 1 / 30) if random.random() < 0.8 else random.uniform(0, 1 / 6)
+    chances = random.random(len(words)) < share
+    edited = []
+    for word, touched in zip(words, chances.tolist(), strict=True):
+        kind = random.integers(3) if touched else 3
+        edited += [["changed"], [], ["put", word], [word]][kind]
+    return " ".join(edited)
+
+
+def _judge(texts: list[str], marks: np.ndarray, threshold: float) -> dict[str, float]:
+    """Recall over documents that have an earlier near duplicate, precision over pairs found."""
+    from research.data import near_duplicates
+
+    matrix = near_duplicates.shingle_matrix(texts)
+    has_earlier = np.zeros(len(texts), bool)
+    for rows, columns, similarity in near_duplicates._similarities(matrix, matrix, "jaccard"):
+        has_earlier[rows[(similarity >= threshold) & (columns < rows)]] = True
+    found = np.flatnonzero(marks >= 0)
+    sets = {i: near_duplicates.shingles(texts[i]) for i in {*found, *marks[found]}}
+    pairs = [(sets[i], sets[j]) for i, j in zip(found, marks[found], strict=True)]
+    exact = np.asarray([len(one & two) / len(one | two) for one, two in pairs])
+    return {
+        "recall": float((marks[has_earlier] >= 0).mean()),
+        "precision": float((exact >= threshold).mean()),
+        # The estimate errs near the threshold: how far below a pair was.
+        "lowest_similarity": float(exact.min()),
+        "near_pairs": float(has_earlier.sum()),
+    }
+
+
+def _run(folder: Path, threshold: float) -> None:
+    """The measured process."""
+    from research.data.preparation import documents, minhash, stages
+    from research.data.preparation.config import NearDuplicates
+    from research.data.preparation.running import Runner
+    from research.data.preparation.stages import Stage
+    from research.data.sources import SourceConfig
+
+    source = SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl"))
+    ranges = documents.Ranges((documents.open_part(source, "train"),), 1024)
+    config = NearDuplicates(threshold=threshold)
+    stage = Stage("near", str(folder), {})
+    run = Runner(["--direct_num_workers=1"])
+    run.each([0], int)  # Beam itself is loaded, and not measured
+    with _sampled() as found:
+        stage.make(lambda: run(lambda root: minhash.near(root, stage, config, [], ranges)))
+    marks = np.concatenate([stages.load(stage.file(each.number)) for each in ranges])
+    np.save(folder / "marks.npy", marks)
+    print(json.dumps(found))
+
+
+@contextlib.contextmanager
+def _sampled() -> Iterator[dict[str, float]]:
+    """Seconds of the block, anonymous memory before it, and the most that it added.
+
+    Pages of mapped files are not counted: they go when somebody needs them.
+    """
+    found, done = {"start": _anonymous(), "beyond": 0.0, "seconds": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            found["beyond"] = max(found["beyond"], _anonymous() - found["start"])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    began = time.perf_counter()
+    try:
+        yield found
+    finally:
+        found["seconds"] = time.perf_counter() - began
+        done.set()
+        thread.join()
+
+
+def _anonymous() -> float:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return sum(float(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s*(\d+) kB", status))
+
+
+if __name__ == "__main__":
+    _run(Path(sys.argv[1]), float(sys.argv[2]))

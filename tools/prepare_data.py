@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Prepares documents for pretraining: filters, removes duplicates, tokenises once.
+
+    tools/prepare_data.py --config configs/data/generic_text.py --out data/generic_text --dry-run
+    tools/prepare_data.py --config configs/data/generic_text.py --out data/generic_text
+    tools/prepare_data.py --config FILE --out DIR --config.near_duplicates.threshold=0.7
+    tools/prepare_data.py --config FILE --out DIR -- --direct_num_workers=4
+    tools/prepare_data.py --config FILE --out gs://BUCKET/DIR -- --runner=DataflowRunner ...
+
+What follows `--` goes to Apache Beam as it is. By default all cores of this machine work. Each
+stage is kept in DIR/stages under the hash of what it depends on: a killed run goes on after the
+last stage that was finished, a second run does nothing, and a changed config makes anew only what
+depends on the change. A run trains on the result with a source of kind "prepared" whose path is
+DIR. Needs `tools/setup prepare`; docs/data_preparation.md tells more.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Beam needs older versions of some packages: they lie on top of the others, for it alone. Help and
+# plans need none of it.
+ENVIRONMENTS = (ROOT / ".venv" / "prepare", ROOT / ".venv")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    found = [folder for folder in ENVIRONMENTS if (folder / "bin" / "python").exists()]
+    if argv is None and found and Path(sys.prefix) != found[0]:
+        python = str(found[0] / "bin" / "python")
+        os.execv(python, [python, *sys.argv])
+    if importlib.util.find_spec("ml_collections") is None:
+        raise SystemExit("ml_collections is not there: run tools/setup prepare")
+    sys.path.insert(0, str(ROOT))
+    from research import config as door
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    parser = door.program_parser(__doc__)
+    parser.add_argument("--out", required=True, metavar="DIR", help="a folder, on a disk or bucket")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
+    arguments = door.parse(parser, words[:split])
+    with door.clear_errors():
+        from research.data.preparation import pipeline
+        from research.data.preparation.config import PreparationConfig
+        from research.data.preparation.running import Runner
+
+        config = door.load(PreparationConfig, arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            print(pipeline.describe(pipeline.plan(config, arguments.out)))
+            return
+        pipeline.prepare(config, arguments.out, Runner(words[split + 1 :]))
+
+
+if __name__ == "__main__":
+    main()
