@@ -53,6 +53,13 @@ class Ragged:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
+    def stretches(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """`values[start:stop]` for each pair, none beyond its document."""
+        if isinstance(self.values, RecordTokens):
+            return self.values.stretches(starts, stops)
+        pairs = zip(starts.tolist(), stops.tolist(), strict=True)
+        return [self.values[start:stop] for start, stop in pairs]
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
@@ -278,6 +285,16 @@ class RecordTokens:
             here = documents == document
             found[here] = self._read(int(document))[wanted[here] - self._offsets[document]]
         return found
+
+    def stretches(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """The tokens start .. stop - 1 of each pair, each in one document, read in one go."""
+        documents, which = np.unique(self._document(starts), return_inverse=True)
+        read = self._source.tokens(documents.tolist())
+        first = self._offsets[documents][which]
+        pairs = zip(
+            which.tolist(), (starts - first).tolist(), (stops - first).tolist(), strict=True
+        )
+        return [read[number][start:stop] for number, start, stop in pairs]
 
     def _document(self, places: np.ndarray | int) -> np.ndarray:
         return np.searchsorted(self._offsets, places, side="right") - 1
