@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.data import overlap
 from research.data import tokenizer as tokenizers
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig, open_source
 from research.data.tokens import RecordTokens, read_prepared, tokenise
+from research.objectives import OBJECTIVES as OBJECTIVES_BY_NAME
 from tests.data.preparation import corpus
 from tests.objectives import cases
 
@@ -66,6 +68,15 @@ def test_batches_are_those_of_the_text(made, objective):
         assert both[0][name] == both[1][name] | {"format": "other"}
     heldout = [pipeline.heldout("more", "train") for pipeline in (prepared, direct)]
     assert heldout[0].bytes == heldout[1].bytes and heldout[0].documents == 29
+
+
+def test_rows_are_compared_by_their_text(made):
+    folder, words, _ = made
+    objective = OBJECTIVES_BY_NAME["causal"]()
+    prepared = SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",))
+    sources = (prepared, corpus.source(folder, "made"))
+    hashes = [overlap.hash_rows(s, "train", objective, words, folder / "cache") for s in sources]
+    assert np.array_equal(*hashes) and len(hashes[0]) == len(TEXTS["made"])
 
 
 def test_all_kinds_together_are_read_in_order(made):
