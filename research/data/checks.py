@@ -15,8 +15,9 @@ from research.data.tokenizer import Tokenizer
 from research.objectives.base import Examples, name_rows
 
 # Examples of a source that are looked at, evenly spread: all of a labelled set of a usual size, in
-# a few tenths of a second.
-_SAMPLE = 8192
+# a few tenths of a second; and fewer of documents, which objectives cut and write alike, and which
+# may be far away.
+_SAMPLE, _DOCUMENTS = 8192, 512
 
 _faults: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("faults", default=None)
 
@@ -58,7 +59,7 @@ def check_not_empty(name: str, examples: int) -> None:
 
 
 def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> None:
-    """Looks at examples as the model will see them; at most `_SAMPLE` of them, evenly spread.
+    """Looks at examples as the model will see them; many of them, evenly spread.
 
     Raises:
         ValueError: names the rows in which no token is trained on, end-of-text is not (where the
@@ -84,7 +85,8 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
             f"{_name(examples, idle)} no token to train on, though the model would read it. The "
             "objective masks all of it: remove these rows, or change the objective's settings."
         )
-    looked = filled[:: -(-len(filled) // _SAMPLE)]
+    labelled = not examples.splittable and examples.rows is None
+    looked = filled[:: -(-len(filled) // (_SAMPLE if labelled else _DOCUMENTS))]
     last = np.ones(len(examples), bool)
     if examples.rows is not None:  # Only the last example of a row ends as the row does.
         last = np.append(np.diff(examples.rows) > 0, True)

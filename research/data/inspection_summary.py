@@ -14,8 +14,8 @@ import numpy as np
 
 from research.data import near_duplicates, overlap, tokens
 from research.data.inspection import Opened
-from research.data.reading import make_objective, read_texts
-from research.data.sources import SourceConfig, open_source
+from research.data.reading import make_objective, open_texts, read_texts
+from research.data.sources import Source
 
 if TYPE_CHECKING:
     from research.data.packing import Plan
@@ -47,9 +47,11 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
     sources = data.config.sources
     planned = data.statistics(opened.experiment.steps)
     names = [f"{source.name}:{source.split}" for source in sources]
-    trained = [overlap.hash_rows(s, s.split, objective, cache) for s in sources]
+    trained = [overlap.hash_rows(s, s.split, objective, words, cache) for s in sources]
     share = _CHARACTERS // len(sources)
-    texts = [_texts(s, s.split, objective, share) if near else None for s in sources]
+    texts = [
+        _texts(open_texts(s, s.split, words), objective, share) if near else None for s in sources
+    ]
     found, prompts = [], list[Prompts]()
     for source, hashes, sample in zip(sources, trained, texts, strict=True):
         rows, numbers = data.rows[source.name], planned[source.name]
@@ -65,8 +67,8 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
         answers, read = _answers(held.rows.examples, words, labelled)
         summary = _describe(held.rows.examples, held.rows.plan) | answers
         summary |= _read_alike(read, prompts, names)
-        hashes = overlap.hash_rows(by_name[name], split, objective, cache)
-        sample = _texts(by_name[name], split, objective, share) if near else None
+        hashes = overlap.hash_rows(by_name[name], split, objective, words, cache)
+        sample = _texts(open_texts(by_name[name], split, words), objective, share) if near else None
         summary |= _repeated(hashes, sample) | _shared(hashes, trained, names, sample, texts)
         found.append({"source": name, "split": split, "trains": False, **summary})
     return found
@@ -168,17 +170,14 @@ def _read_alike(prompts: Prompts, trained: Sequence[Prompts], names: Sequence[st
     return {"read_alike": len(alike), "read_alike_rows": alike[:_NAMED]} if prompts else {}
 
 
-def _texts(
-    source: SourceConfig, split: str, objective: Objective, most: int
-) -> tuple[np.ndarray, list[str]]:
+def _texts(source: Source, objective: Objective, most: int) -> tuple[np.ndarray, list[str]]:
     """Rows that are compared, in order, and their texts of about `most` characters in all.
 
     Of equal rows one is compared.
     """
-    opened = open_source(source, split)
     found, seen, size = {}, set(), 0
-    for row in np.random.default_rng(0).permutation(len(opened))[:_COMPARED].tolist():
-        text = "\n".join(read_texts(opened[row], objective, f"{opened.name}, row {row}"))
+    for row in np.random.default_rng(0).permutation(len(source))[:_COMPARED].tolist():
+        text = "\n".join(read_texts(source[row], objective, f"{source.name}, row {row}"))
         if (normal := overlap.normalise(text)) and normal not in seen:
             found[row] = text
             seen.add(normal)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from research.data.reading import read_texts
-from research.data.sources import SourceConfig, open_source
+from research.data.reading import open_texts, read_texts
+from research.data.sources import SourceConfig
+from research.data.tokenizer import Tokenizer
 from research.data.tokens import encode
 from research.objectives.base import Encoded, Objective
 from research.objectives.chat import Chat
@@ -59,10 +60,14 @@ class RowHashes:
 
 
 def hash_rows(
-    source: SourceConfig, split: str, objective: Objective, cache: str | os.PathLike[str]
+    source: SourceConfig,
+    split: str,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    cache: str | os.PathLike[str],
 ) -> np.ndarray:
     """[N] uint64 of every row of a split; 0 for rows without text."""
-    table = encode(open_source(source, split), RowHashes(objective), cache)
+    table = encode(open_texts(source, split, tokenizer), RowHashes(objective), cache)
     return np.asarray(table["hash"].values)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from research import config as config_lib
 from research.data import checks
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import Source, SourceConfig, open_source
 from research.data.sources.prepared import Prepared
 from research.data.tokenizer import Tokenizer
 from research.data.tokens import encode, field_text, read_prepared, tokenise
@@ -50,6 +50,30 @@ def read_texts(example: Mapping[str, Any], objective: Objective, where: str) -> 
     if isinstance(objective, Chat):
         return [message["content"] for message in read_messages(example, where)]
     return [field_text(example, field, where) for field in sorted(objective.fields)]
+
+
+class _Decoded:
+    """The text of a prepared source's documents."""
+
+    format, bad_lines = "text", 0
+
+    def __init__(self, source: Prepared, tokenizer: Tokenizer):
+        self.name = source.name
+        self.fingerprint = source.fingerprint
+        self._source = source
+        self._tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"text": self._tokenizer.decode(self._source[index]["tokens"])}
+
+
+def open_texts(source: SourceConfig, split: str, tokenizer: Tokenizer) -> Source:
+    """A split whose rows `read_texts` takes, also where it was prepared and has only tokens."""
+    opened = open_source(source, split)
+    return _Decoded(opened, tokenizer) if isinstance(opened, Prepared) else opened
 
 
 def read_examples(

@@ -65,7 +65,8 @@ def check_run(
         check_answers(rows.examples, objective, config.empty_answers)
     if not config.other_template:
         check_template(objective, data.tokenizer)
-    check_overlap(data.config, held_out(split, config.splits), config.overlap, cache)
+    splits = held_out(split, config.splits)
+    check_overlap(data.config, data.tokenizer, splits, config.overlap, cache)
 
 
 def held_out(split: str | None, others: Sequence[str]) -> list[str]:
@@ -124,7 +125,11 @@ def _written(objective: Objective, tokenizer: "Tokenizer") -> Iterator[tuple[str
 
 
 def check_overlap(
-    config: "DataConfig", splits: Sequence[str], allowed: float, cache: str | os.PathLike[str]
+    config: "DataConfig",
+    tokenizer: "Tokenizer",
+    splits: Sequence[str],
+    allowed: float,
+    cache: str | os.PathLike[str],
 ) -> None:
     """Refuses held-out splits of which more than the share that is allowed is trained on.
 
@@ -134,7 +139,7 @@ def check_overlap(
     if not splits or allowed == 1:
         return
     objective = make_objective(config)
-    trained = [overlap.hash_rows(s, s.split, objective, cache) for s in config.sources]
+    trained = [overlap.hash_rows(s, s.split, objective, tokenizer, cache) for s in config.sources]
     names = [f"{source.name}:{source.split}" for source in config.sources]
     for split in splits:
         for source in config.sources:
@@ -144,7 +149,7 @@ def check_overlap(
                     "checks.overlap=1 goes on with that."
                 )
                 continue
-            held = overlap.hash_rows(source, split, objective, cache)
+            held = overlap.hash_rows(source, split, objective, tokenizer, cache)
             pairs = overlap.find_shared(held, trained)
             if len(pairs) > allowed * len(held):
                 refuse(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from research.data import overlap
 from research.data.sources import SourceConfig
 from research.objectives import OBJECTIVES
+from tests.objectives import cases
 
 HASHES = st.lists(st.integers(0, 6), max_size=12).map(lambda x: np.asarray(x, np.uint64))
 
@@ -51,7 +52,10 @@ def test_hashes_are_of_what_the_objective_reads_and_kept(tmp_path, objective):
     path = tmp_path / "made.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = SourceConfig("made", "jsonl", str(path), format="other")
-    made = [overlap.hash_rows(source, "train", OBJECTIVES[objective](), tmp_path) for _ in "12"]
+    made = [
+        overlap.hash_rows(source, "train", OBJECTIVES[objective](), cases.tokenizer(), tmp_path)
+        for _ in "12"
+    ]
     assert np.array_equal(*made)
     assert (made[0][0] == made[0][1]) and (made[0][0] == made[0][2]) == (objective == "causal")
 
@@ -60,5 +64,5 @@ def test_rows_without_text_are_equal_to_none(tmp_path):
     path = tmp_path / "made.jsonl"
     path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "a"}\n')
     source = SourceConfig("made", "jsonl", str(path))
-    hashes = overlap.hash_rows(source, "train", OBJECTIVES["causal"](), tmp_path)
+    hashes = overlap.hash_rows(source, "train", OBJECTIVES["causal"](), cases.tokenizer(), tmp_path)
     assert not hashes[:2].any() and not len(overlap.find_repeated(hashes))

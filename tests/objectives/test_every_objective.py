@@ -75,8 +75,8 @@ def test_the_end_is_looked_for_where_documents_end(name, monkeypatch):
     words, objective = cases.tokenizer(), OBJECTIVES[name]()
     table = cases.table(["some words. " * 6000, "some words"], words)
     examples = objective.prepare(table, words, 32)
-    monkeypatch.setattr(checks, "_SAMPLE", 64)
-    assert len(examples) > 10 * checks._SAMPLE
+    monkeypatch.setattr(checks, "_DOCUMENTS", 64)
+    assert len(examples) > 10 * checks._DOCUMENTS
     checks.check_examples(examples, words, 32)
 
     def endless(index, start, stop):

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.data import inspection, overlap
 from research.data import tokenizer as tokenizers
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig, open_source
 from research.data.tokens import RecordTokens, read_prepared, tokenise
+from research.objectives import OBJECTIVES as OBJECTIVES_BY_NAME
 from tests.data.preparation import corpus
 from tests.objectives import cases
 
@@ -21,6 +23,7 @@ TEXTS = {
     "made": ["some words. " * n + "are 😀" for n in (1, 9, 2, 40, 3, 1, 5, 70, 4, 2)] + ["", "so"],
     "more": [f"words {n} " * n for n in range(1, 30)],
 }
+KINDS = ("prepared", "jsonl")
 OBJECTIVES = ["causal", "fill_in_the_middle", "prefix_lm", "span_corruption", "masked"]
 # Without special tokens for them, markers are spelt, and all tokens are searched for them.
 SPELT = {
@@ -66,6 +69,17 @@ def test_batches_are_those_of_the_text(made, objective):
         assert both[0][name] == both[1][name] | {"format": "other"}
     heldout = [pipeline.heldout("more", "train") for pipeline in (prepared, direct)]
     assert heldout[0].bytes == heldout[1].bytes and heldout[0].documents == 29
+
+
+def test_rows_are_compared_by_their_text(made):
+    folder, words, _ = made
+    objective = OBJECTIVES_BY_NAME["causal"]()
+    prepared = SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",))
+    sources = (prepared, corpus.source(folder, "made"))
+    hashes = [overlap.hash_rows(s, "train", objective, words, folder / "cache") for s in sources]
+    assert np.array_equal(*hashes) and len(hashes[0]) == len(TEXTS["made"])
+    rows = [inspection.read_rows(_pipeline(made, kind, "causal"), 3) for kind in KINDS]
+    assert rows[0] == rows[1] and rows[0][0].segments[0].source.endswith(":train")
 
 
 def test_all_kinds_together_are_read_in_order(made):
