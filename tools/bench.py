@@ -7,7 +7,7 @@
     tools/bench.py profile                   where the time of a step goes
     tools/bench.py methods                   tuning methods beside full tuning: time, memory, FLOPs
     tools/bench.py remat                     memory against time, by policy
-    tools/bench.py data                      reading batches, tokenising, the index of a corpus
+    tools/bench.py data                      reading batches, tokenising, index, near duplicates
     tools/bench.py overhead                  start, data, host work and checkpoints of a run
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios

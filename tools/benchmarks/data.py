@@ -4,7 +4,8 @@
 alone, which only stacks rows of one array. `tokenising`: a source into the cache, beside the
 `tokenizers` library's own call on the same texts in memory. `index`: the plan of a corpus whose
 lengths are drawn (a few hundred tokens a document, as web pages have), made for real, and read
-from; its tokens are a file with holes, which takes no disk.
+from; its tokens are a file with holes, which takes no disk. `deduplication`: near duplicates as a
+corpus doubles, beside the exact similarity of all pairs (needs `tools/setup prepare`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import numpy as np
 from research.data import packing
 from research.data.tokens import Ragged, TokenTable
 from research.objectives.causal import Causal
-from tools.benchmarks import harness
+from tools.benchmarks import deduplication, harness
 
-PARTS = ("reading", "tokenising", "index")
+PARTS = ("reading", "tokenising", "index", "deduplication")
 OBJECTIVES = ("causal", "fill_in_the_middle", "prefix_lm", "span_corruption", "masked")
 CONTENDER = "tools.benchmarks.data_contender"
 GIB = 2**30
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=harness.positive, default=2048, help="tokens in a row")
     parser.add_argument("--batch", type=harness.positive, default=64, help="rows in a batch")
     parser.add_argument("--billions", type=float, default=10.0, help="tokens of the index")
+    deduplication.add_arguments(parser)
     parser.add_argument("--rounds", type=harness.positive, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each in a round")
 
@@ -52,6 +54,10 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             results |= _tokenising(arguments, tokenizer)
         if "index" in arguments.parts:
             results |= _index(arguments, Path(folder))
+    if "deduplication" in arguments.parts:
+        print("\nnear duplicates, one worker")
+        found = deduplication.main(arguments)
+        results |= {f"deduplication.{name}": value for name, value in found.items()}
     return results
 
 

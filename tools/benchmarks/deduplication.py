@@ -10,15 +10,10 @@ disks, and of the worker. Truth is the exact Jaccard similarity of all pairs
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +29,7 @@ PASSAGE, COPIES = 1500, 0.3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--documents", type=harness.positive, default=5000, help="to start with")
-    parser.add_argument("--doublings", type=int, default=3)
+    parser.add_argument("--doublings", type=int, default=3, help="of the documents")
     parser.add_argument("--threshold", type=float, default=0.8)
 
 
@@ -72,7 +67,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 def _line(size: int, found: dict[str, Any]) -> str:
     line = (
         f"{size:,} documents: {size / found['seconds']:,.0f} documents/s, "
-        f"{found['beyond'] / size / 2**10:.2f} KiB a document beyond {found['start'] / 2**20:.0f} "
+        f"{found['bytes'] / size / 2**10:.2f} KiB a document beyond {found['before'] / 2**20:.0f} "
         f"MiB at the start, {found['removed']:,} removed"
     )
     if "recall" in found:
@@ -152,39 +147,11 @@ def _run(folder: Path, threshold: float) -> None:
     stage = Stage("near", str(folder), {})
     run = Runner(["--direct_num_workers=1"])
     run.each([0], int)  # Beam itself is loaded, and not measured
-    with _sampled() as found:
+    with harness.sampled_memory() as found:
         stage.make(lambda: run(lambda root: minhash.near(root, stage, config, [], ranges)))
     marks = np.concatenate([stages.load(stage.file(each.number)) for each in ranges])
     np.save(folder / "marks.npy", marks)
     print(json.dumps(found))
-
-
-@contextlib.contextmanager
-def _sampled() -> Iterator[dict[str, float]]:
-    """Seconds of the block, anonymous memory before it, and the most that it added.
-
-    Pages of mapped files are not counted: they go when somebody needs them.
-    """
-    found, done = {"start": _anonymous(), "beyond": 0.0, "seconds": 0.0}, threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            found["beyond"] = max(found["beyond"], _anonymous() - found["start"])
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    began = time.perf_counter()
-    try:
-        yield found
-    finally:
-        found["seconds"] = time.perf_counter() - began
-        done.set()
-        thread.join()
-
-
-def _anonymous() -> float:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return sum(float(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s*(\d+) kB", status))
 
 
 if __name__ == "__main__":

@@ -157,12 +157,13 @@ def machine() -> dict[str, str]:
 
 @contextlib.contextmanager
 def sampled_memory() -> Iterator[dict[str, float]]:
-    """`bytes`: the most anonymous memory that the block added; `after`: what it left; `seconds`.
+    """The block's `seconds`, and anonymous memory: `before` it, the most `bytes` that it added,
+    and what it left `after`.
 
     The pages of a mapped file belong to the system's cache and go when somebody needs them.
     """
     before, start = _anonymous(), time.perf_counter()
-    found, done = {"bytes": 0.0, "seconds": 0.0}, threading.Event()
+    found, done = {"before": float(before), "bytes": 0.0, "seconds": 0.0}, threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
