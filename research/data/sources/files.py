@@ -174,7 +174,7 @@ def _locate(config: SourceConfig, split: str) -> tuple[fsspec.AbstractFileSystem
     except (ImportError, ValueError) as error:
         raise ValueError(
             f"Source {config.name!r}: {path} cannot be opened: {error}. Buckets need a package of "
-            "their own: gcsfs for gs://, s3fs for s3://."
+            "their own: gcsfs for gs://, s3fs for s3:// (tools/setup buckets)."
         ) from error
     return system, inside, path
 
