@@ -133,7 +133,7 @@ def test_a_run_killed_after_its_last_save_is_finished_with_all_its_numbers(world
     workdir = unfinished(whole, tmp_path)
     summary = train(full(world, 8), workdir)
     expected = json.loads((whole / "summary.json").read_text())
-    measured = {"seconds", "peak_memory_bytes", "timing"}
+    measured = {"seconds", "peak_memory_bytes", "timing", "step_seconds", "quickest_step_seconds"}
     assert summary.keys() == expected.keys()
     for name in expected.keys() - measured:
         assert summary[name] == expected[name], name
