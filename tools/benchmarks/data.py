@@ -3,8 +3,8 @@
 `reading`: a run's own batches from the five built-in kinds of text, by one process, beside Grain
 alone, which only stacks rows of one array. `tokenising`: a source into the cache, beside the
 `tokenizers` library's own call on the same texts in memory. `index`: the plan of a corpus whose
-lengths are drawn (a few hundred tokens a document, as web pages have), made for real, and read
-from; its tokens are a file with holes, which takes no disk. `deduplication`: near duplicates as a
+lengths are drawn (a few hundred tokens a document, as web pages have); its tokens are a file with
+holes, which takes no disk. `deduplication`: near duplicates as a
 corpus doubles, beside the exact similarity of all pairs (needs `tools/setup prepare`).
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def _tokenising(arguments: argparse.Namespace, tokenizer: str) -> dict[str, Any]
 
 
 def _index(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Makes a table, its examples, and their plan; then reads rows."""
+    """Makes a table, its examples, and their plan."""
     lengths = np.random.default_rng(0).lognormal(6, 1, int(arguments.billions * 1e9 / 665))
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.maximum(lengths, 2).astype(np.int64), out=offsets[1:])
@@ -116,16 +115,10 @@ def _index(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         table = TokenTable("made", {"text": documents_}, {"text": np.diff(offsets)})
         examples = Causal().prepare(table, _NoWords(), arguments.length)
         plan = packing.plan(examples.lengths, arguments.length, splittable=True, pack=True, seed=0)
-        rows = packing.PackedRows(examples, plan, 0)
-    start = time.perf_counter()
-    for row in np.random.default_rng(1).integers(0, len(rows), 2000).tolist():
-        rows[row]
-    seconds = (time.perf_counter() - start) / 2000
     print(
         f"\nindex of {total / 1e9:.2f} billion tokens in {documents:,} documents\n"
         f"  rows of {arguments.length}, {plan.fill:.2%} full: {sample['seconds']:.1f} s, at most "
-        f"{sample['bytes'] / GIB:.2f} GiB, kept {sample['after'] / GIB:.2f} GiB; a row is read in "
-        f"{seconds * 1e6:.0f} us"
+        f"{sample['bytes'] / GIB:.2f} GiB, kept {sample['after'] / GIB:.2f} GiB"
     )
     return {
         "index.tokens": total,
