@@ -82,8 +82,10 @@ class Masked:
         def piece(index: int, start: int, stop: int) -> Piece:
             text, count = windows.text(index), int(chosen[index])
             chance = uniform(self.seed, index, np.arange(len(text) + 2 * count))
-            picked = np.argsort(chance[: len(text)])[:count]
-            kind, word = np.split(chance[len(text) :], 2)
+            here, kind = chance[: len(text)], chance[len(text) : len(text) + count]
+            word = chance[len(text) + count :]
+            picked = np.argpartition(here, count - 1)[:count] if count else np.arange(0)
+            picked = picked[np.argsort(here[picked])]
             read = text.copy()
             is_random = kind < self.masked + self.random
             word = words[(word * len(words)).astype(np.int64)]
