@@ -62,7 +62,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     from research.compilation_cache import enable_compilation_cache
     from research.generation import decode
     from research.generation.sampling import Sampling
-    from research.objectives import Chat, Supervised
+    from research.objectives import Chat, Masked, Supervised
 
     enable_compilation_cache()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
@@ -75,8 +75,14 @@ def _answer(arguments: argparse.Namespace) -> None:
         voices = {name: run for name in methods.bank_names(run.method)}
     words, stops = run.tokenizer, chat.find_stops(run.companions)
     for voice in voices.values() or [run]:
-        if isinstance(tuned := _objective(voice), Chat):
+        tuned = _objective(voice)
+        if isinstance(tuned, Chat):
             stops += (tuned.end_id(voice.tokenizer),)
+        if isinstance(tuned, Masked):
+            raise ValueError(
+                f"{arguments.run} was trained to fill in masked tokens (objective masked): it reads "
+                "both ways and does not write text. Tune it with another objective first."
+            )
     said: list[dict[str, str]] = []
     with sharding.use(mesh, rules):
         if named:

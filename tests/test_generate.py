@@ -1,6 +1,7 @@
 """What a run is asked with, and where its answer ends; the model is a stand-in."""
 
 import contextlib
+import dataclasses
 import types
 
 import numpy as np
@@ -52,3 +53,10 @@ def test_a_raw_prompt_is_in_no_template(chatting):
     _, given = chatting
     generate.main(["--run", "there", "--raw", "--prompt", "some"])
     assert given[0][0] == "<|begin|>some"
+
+
+def test_a_model_of_masked_text_does_not_write(chatting):
+    run = runs.open_run("there", None)
+    run.experiment.data = dataclasses.replace(run.experiment.data, objective="masked")
+    with pytest.raises(SystemExit, match="there was trained to fill in masked tokens"):
+        generate.main(["--run", "there", "--prompt", "some"])
