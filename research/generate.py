@@ -80,8 +80,8 @@ def _answer(arguments: argparse.Namespace) -> None:
             stops += (tuned.end_id(voice.tokenizer),)
         if isinstance(tuned, Masked):
             raise ValueError(
-                f"{arguments.run} was trained to fill in masked tokens (objective masked): it reads "
-                "both ways and does not write text. Tune it with another objective first."
+                f"{arguments.run} was trained to fill in masked tokens: it reads both ways and "
+                "does not write text. Tune it with another objective first."
             )
     said: list[dict[str, str]] = []
     with sharding.use(mesh, rules):
