@@ -26,7 +26,7 @@ from research.checkpoint import library_versions
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 SCREEN_STEPS, SCREEN_SEED, SEEDS = 20, 0, (1, 2, 3)
-EXTENSIONS = 1  # most rates that are added to a grid
+EXTENSIONS = 2  # most rates that are added to a grid
 
 
 def main() -> None:
