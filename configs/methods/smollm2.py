@@ -6,8 +6,8 @@ compares.
     tools/convert.py quantize --from runs/smollm2 --to nf4 --out runs/smollm2_nf4
     python -m research.train --config configs/methods/smollm2.py:qlora_nf4 --workdir runs/qlora
 
-Every form has the same data, steps and optimizer. Its first rates are those that its study begins
-from (experiments/methods/README.md says which was best, and what each form reaches).
+Every form has the same data, steps and optimizer. Its rates are those that its study begins from
+(experiments/methods).
 """
 
 from typing import NamedTuple
