@@ -17,9 +17,11 @@ import scipy.sparse
 _FULL = 0.98
 _NEAR = 1.005
 # Lengths that the linear program tells apart at most; between them it rounds up.
-_LEVELS = 512
+_LEVELS = 256
+# Places in a row that it tells apart at most.
+_PLACES = 2**14
 # It ends where its rows are so near to the bound that it proves.
-_GAP = 1e-3
+_GAP = 3e-3
 _MOST_TURNS = 100
 # Of the patterns that are used in part only, one in so many is taken at once.
 _DIVE = 10
@@ -50,11 +52,27 @@ def fewest_rows(sizes: np.ndarray, limit: int) -> int:
     """A number of rows that no plan without cuts can be below, from the dual of the program."""
     sizes = sizes.astype(np.int64)
     volume = -(-int(sizes.sum()) // limit)
-    unit = -(-limit // _LEVELS)
-    down = sizes // unit  # Shorter pieces only need fewer rows.
+    group = _groups(sizes)
+    least = np.full(group.max() + 1, limit)
+    np.minimum.at(least, group, sizes)
+    unit = -(-limit // _PLACES)
+    down = (least // unit)[group]  # Shorter pieces only need fewer rows.
     if not (down > 0).any():
         return volume
     return max(volume, _solve(*np.unique(down[down > 0], return_counts=True), limit // unit).bound)
+
+
+def _groups(sizes: np.ndarray) -> np.ndarray:
+    """[P] int64, number of the group that each piece is counted with: of nearly the same length.
+
+    Groups are as wide as they must be for there to be no more than the program tells apart, so
+    that lengths which lie close together are told apart one by one.
+    """
+    lengths = np.unique(sizes)
+    width = 1
+    while len(np.unique(lengths // width)) > _LEVELS:
+        width += 1
+    return np.unique(sizes // width, return_inverse=True)[1]
 
 
 def best_fit(sizes: np.ndarray, limit: int, rooms: np.ndarray | None = None) -> np.ndarray:
@@ -121,10 +139,13 @@ def best_fit(sizes: np.ndarray, limit: int, rooms: np.ndarray | None = None) -> 
 
 def _by_patterns(sizes: np.ndarray, limit: int) -> np.ndarray:
     """Row of each piece: the program's whole rows, and best fit for what they leave."""
-    unit = -(-limit // _LEVELS)
+    group = _groups(sizes)
+    most = np.zeros(group.max() + 1, np.int64)
+    np.maximum.at(most, group, sizes)
+    unit = -(-limit // _PLACES)
     capacity = limit // unit
     # The longest are alone in their rows, also where rounding makes them longer than a row.
-    up = np.minimum(-(-sizes // unit), capacity)
+    up = np.minimum(-(-most // unit), capacity)[group]
     order = np.argsort(up, kind="stable")
     levels, first, counts = np.unique(up[order], return_index=True, return_counts=True)
     row_of = np.full(len(sizes), -1, np.int64)

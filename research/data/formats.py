@@ -121,6 +121,8 @@ def _read_alpaca(record: Record, words: Sequence[str]) -> dict[str, Any]:
 def _read_classification(record: Record, words: Sequence[str]) -> dict[str, Any]:
     label, text = record.get("label"), _text(record, "text")
     if isinstance(label, str):
+        if words and label not in words:
+            raise ValueError(f"label {label!r} is none of label_words ({', '.join(words)}).")
         return {"prompt": text, "completion": _checked(label, "field 'label'")}
     if type(label) is not int:
         raise ValueError(f"field 'label' must be a number or text, not {type(label).__name__}.")

@@ -111,10 +111,9 @@ class Mixture:
             )
         ]
         weights = {source.name: source.weight for source in sources}
-        scale = [
-            1.0 if config.temperature is None else size ** (1 / config.temperature)
-            for size in sizes
-        ]
+        scale = np.ones(len(sizes))
+        if config.temperature is not None:  # of the largest source 1, so that nothing overflows
+            scale = np.exp(np.log(np.array(sizes) / max(sizes)) / config.temperature)
         phases = [(0, dict(weights))]
         for phase in config.schedule:
             for name in phase.weights:
@@ -131,13 +130,16 @@ class Mixture:
         given, start = [0] * len(sizes), 0
         ends = [row for row, _ in phases[1:]] + [ENDLESS]
         for (_, weights), end in zip(phases, ends, strict=True):
-            scaled = np.array([weights[n] for n in self._names]) * scale
+            wanted = np.array([weights[n] for n in self._names])
+            scaled = wanted * scale
             while start < end:
                 open_ = np.array(given) < caps
-                if not (scaled * open_).any():
+                if not (wanted * open_).any():
                     break
+                if not (scaled * open_).any():  # all that is left has next to no share
+                    scaled = wanted
                 parts = np.rint(scaled * open_ / (scaled * open_).sum() * _WHOLE).astype(int)
-                parts = np.where(scaled * open_ > 0, np.maximum(parts, 1), 0)
+                parts = np.where(wanted * open_ > 0, np.maximum(parts, 1), 0)
                 stretch = Stretch(start, tuple(parts.tolist()), tuple(given))
                 rows = min(end - start, _until_one_is_used_up(stretch, caps))
                 self.stretches.append(stretch)

@@ -30,7 +30,7 @@ def normalise(text: str) -> str:
     """Text without differences of case, white space and compatible characters."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.casefold().split())
+    return " ".join(text.replace("\ufeff", "").casefold().split())
 
 
 class RowHashes:

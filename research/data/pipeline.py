@@ -112,6 +112,7 @@ class Pipeline:
             self._orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
         sizes = [len(rows) for rows in self.rows.values()]
         self.mixture = Mixture(config.mixture, config.sources, sizes, config.batch_size)
+        self.mixture.counts(config.batch_size)  # there is a whole batch
         checks.check_batch(self.batch(0), tokenizer.vocabulary_size, "the first batch")
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:

@@ -17,6 +17,8 @@ NATURAL = {
     "about a third": lambda draw, n: draw.lognormal(np.log(1 / 3), 0.3, n),
     "about a half": lambda draw, n: draw.lognormal(np.log(1 / 2), 0.3, n),
     "a quarter to a half": lambda draw, n: draw.uniform(1 / 4, 1 / 2, n),
+    "a sixth, nearly equal": lambda draw, n: draw.integers(338, 346, n) / 2048,
+    "a fifth, nearly equal": lambda draw, n: draw.normal(1 / 5, 1 / 250, n),
     "a few lengths": lambda draw, n: draw.choice([0.34, 0.32, 0.5, 0.14], n),
 }
 
@@ -100,3 +102,12 @@ def test_best_fit_fills_rows_that_are_begun():
 
 def test_no_pieces_need_no_rows():
     assert len(bin_packing.assign(np.zeros(0, np.int64), 8)) == 0
+
+
+def test_the_bound_knows_lengths_that_are_one_token_apart():
+    sizes = np.repeat([341, 342, 683, 684, 1365, 1366], [3000, 3000, 1500, 1500, 1000, 1000])
+    # 1366 leaves room for 682, and so for 341 twice or a 342: no plan is full
+    volume = -(-int(sizes.sum()) // 2048)
+    rows = _rows(sizes, 2048, bin_packing.assign(sizes, 2048))
+    assert volume < bin_packing.fewest_rows(sizes, 2048) <= rows
+    assert rows <= 1.001 * bin_packing.fewest_rows(sizes, 2048)

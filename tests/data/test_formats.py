@@ -142,3 +142,17 @@ def test_a_tolerated_share_of_bad_lines_is_left_out_and_counted(tmp_path_factory
         message = f"{good.count(False)} of {len(good)} records.*" + ".*".join(named)
         with pytest.raises(ValueError, match=rf"(?s){message}"):
             len(_open(folder, records, bad_lines=share * 0.99))
+
+
+def test_label_words_must_differ_and_hold_labels_that_are_text(tmp_path):
+    with pytest.raises(ValueError, match="the same word for two labels"):
+        _open(tmp_path, [{"text": "a", "label": 0}], label_words=("red", "red"))
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: label 'cat' is none of label_words \(dog\)"):
+        _open(tmp_path, [{"text": "a", "label": "cat"}], label_words=("dog",))[0]
+
+
+def test_a_source_of_bad_lines_alone_says_why(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"none of 2 records can be read. The first:\n  .*a\.jsonl:1"
+    ):
+        len(_open(tmp_path, [{"text": 1}, {"text": 2}], format="text", bad_lines=1.0))

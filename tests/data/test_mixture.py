@@ -107,3 +107,9 @@ def test_wrong_schedules_are_refused():
         _mix([1, 1], schedule=(Phase(3, {"s0": 0.0, "s1": 0.0}),))
     with pytest.raises(ValueError, match="steps must increase"):
         MixtureConfig(schedule=(Phase(3, {}), Phase(3, {})))
+
+
+def test_extreme_temperatures_lose_no_source_and_do_not_overflow():
+    for temperature in (1e-3, 1e6):
+        counts = _mix([1000, 10], temperature=temperature).counts(2**31)
+        assert min(counts) > 0 and sum(counts) == 2**31

@@ -329,3 +329,9 @@ def test_an_objective_that_never_trains_the_end_is_refused(data):
     masked = dataclasses.replace(examples, trained=np.zeros_like(examples.trained))
     with pytest.raises(ValueError, match="no token to train on"):
         checks.check_examples(masked, data[1], 64)
+
+
+def test_a_cap_below_one_batch_is_refused_before_a_batch_is_made(data):
+    sources = (dataclasses.replace(_source(data, "prose"), most_epochs=0.1),)
+    with pytest.raises(ValueError, match="rows to give and not the 8 of this run"):
+        Pipeline(dataclasses.replace(_config(data), sources=sources), data[1], data[0] / "cache")

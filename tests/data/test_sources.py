@@ -116,7 +116,7 @@ def test_a_cached_source_is_not_read_again_and_is_the_same(tmp_path, tokenizer):
         assert all(t["text"][i][-1] == tokenizer.end_id for i in range(3))
         assert t.bytes["text"].tolist() == [len(text.encode()) for text in texts]
         assert t["text"].values.dtype == np.uint16
-    assert isinstance(again["text"].values, np.memmap)
+    assert isinstance(again["text"].values.base, np.memmap), "mapped, not read"
 
 
 def test_another_content_tokenizer_or_field_is_another_cache(tmp_path, tokenizer):
@@ -184,3 +184,12 @@ def test_fingerprints_stay_what_they_were(tmp_path):
             SourceConfig("a", "text", str(tmp_path / "t")),
         )
     ] == ["50f34b07", "dd16a982", "7303fce4"]
+
+
+def test_a_folder_of_text_leaves_out_hidden_files_and_marks_of_byte_order(tmp_path):
+    (tmp_path / "a.TXT").write_bytes("\ufeffmarked".encode())
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "b.txt").write_text("hidden")
+    source = open_source(SourceConfig("made", "text", str(tmp_path)))
+    assert [source[i] for i in range(len(source))] == [{"text": "marked", "id": "a.TXT"}]

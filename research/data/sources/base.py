@@ -66,6 +66,10 @@ class SourceConfig:
                 f"Source {self.name!r} has the unknown format {self.format!r}"
                 f"{nearest(self.format, formats.FORMATS)}"
             )
+        if len(set(self.label_words)) < len(self.label_words):
+            raise ValueError(
+                f"Source {self.name!r} has the same word for two labels: {self.label_words}"
+            )
 
 
 class Source(Protocol):
@@ -149,7 +153,8 @@ class Records:
         if self._config.label_words and found != "classification":
             raise ValueError(
                 f"Source {self.name!r} has label_words, but its records are of the format "
-                f"{found!r}, without the fields 'text' and 'label': name them in `fields`."
+                f"{found!r}, without fields 'text' and 'label' (a whole number or "
+                "text): name them in `fields`."
             )
         return found
 
@@ -186,6 +191,11 @@ class Records:
             raise ValueError(
                 f"Source {self.name!r}: {len(errors)} of {len(rows)} records cannot be read, "
                 f"{share:.2%}; bad_lines allows {self._config.bad_lines:.2%}. The first:\n  {first}"
+            )
+        if not good and errors:  # also where all may be bad
+            raise ValueError(
+                f"Source {self.name!r}: none of {len(rows)} records can be read. The first:\n  "
+                + "\n  ".join(errors[:_NAMED])
             )
         return np.frombuffer(good, np.int64)
 

@@ -98,6 +98,8 @@ def find(config: SourceConfig, split: str) -> list[File]:
 def under(config: SourceConfig, split: str, endings: Collection[str]) -> dict[str, File]:
     """Path below the source's folder -> file, of all files with one of the endings, by name.
 
+    Hidden files, and those in hidden folders, are left out.
+
     Raises:
         ValueError: the source has no path or no such split, or its bucket cannot be opened.
         FileNotFoundError: there is no such folder, or no such file in it.
@@ -108,7 +110,8 @@ def under(config: SourceConfig, split: str, endings: Collection[str]) -> dict[st
     found = {}
     for path, about in system.find(folder, detail=True).items():
         below = PurePosixPath(path).relative_to(PurePosixPath(folder))
-        if below.suffix in endings and about["type"] == "file":
+        hidden = any(part.startswith(".") for part in below.parts)
+        if below.suffix.lower() in endings and about["type"] == "file" and not hidden:
             found[below] = File(system, path, _name(system, path, name))
     if not found:
         wanted = " or ".join(endings)

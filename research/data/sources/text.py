@@ -1,5 +1,6 @@
-"""Folders of text files: every `.txt` or `.md` file, in the order of its name."""
+"""Folders of text files: every `.txt` or `.md` file that is not hidden, in the order of names."""
 
+import codecs
 import hashlib
 import json
 from typing import Any
@@ -25,7 +26,8 @@ class _TextFiles:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         with self._files[index].open() as file:
-            return {"text": file.read(), "id": self._ids[index]}
+            # some editors begin a file with a mark of its byte order
+            return {"text": file.read().removeprefix(codecs.BOM_UTF8), "id": self._ids[index]}
 
 
 def open_text(config: SourceConfig, split: str) -> Source:
