@@ -13,10 +13,13 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from research.batch import Batch
 from research.data import checks
 from research.data import tokenizer as tokenizer_lib
+from research.data.mixture import MixtureConfig
 from research.data.pipeline import DataConfig, HeldOut, Pipeline
 from research.data.sources import SourceConfig
 
@@ -335,3 +338,27 @@ def test_a_cap_below_one_batch_is_refused_before_a_batch_is_made(data):
     sources = (dataclasses.replace(_source(data, "prose"), most_epochs=0.1),)
     with pytest.raises(ValueError, match="rows to give and not the 8 of this run"):
         Pipeline(dataclasses.replace(_config(data), sources=sources), data[1], data[0] / "cache")
+
+
+@given(
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.integers(1, 4),
+    st.integers(17, 90),
+    st.integers(0, 400),
+    st.none() | st.floats(0.5, 4),
+)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_hosts_of_any_number_read_one_stream_at_any_size(
+    data, hosts, rows, length, step, temperature
+):
+    config = dataclasses.replace(
+        _config(data),
+        sequence_length=length,
+        batch_size=hosts * rows,
+        mixture=MixtureConfig(temperature=temperature),
+    )
+    whole, again = (Pipeline(config, data[1], data[0] / "cache") for _ in range(2))
+    again.batch(step + 1)  # what was read before changes nothing
+    parts = [again.batch(step, host, hosts) for host in reversed(range(hosts))][::-1]
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    _assert_equal(joined, whole.batch(step))
