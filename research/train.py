@@ -280,7 +280,7 @@ def describe(
     sources = "\n           ".join(
         f"{name}: {source['format']}, {source['documents']:,} documents, "
         + (f"{source['bad_lines']:,} bad lines left out, " if source["bad_lines"] else "")
-        + f"{source['tokens']:,} tokens, reads {source['read']:,.0f} of them "
+        + f"{source['tokens']:,} tokens, reads {source['read']:,.0f} "
         f"({source['epochs']:.2g} epochs), {source['fill']:.1%} full, "
         f"{source['trained']:.1%} trained on, {source['truncated']:,} cut"
         for name, source in reading.items()

@@ -156,7 +156,7 @@ def test_the_plan_says_each_sources_format_and_the_lines_left_out():
     source |= {"trained": 0.5, "truncated": 0, "read": 198.0}
     reading = {"good": source | {"bad_lines": 0}, "torn": source | {"bad_lines": 1234}}
     said = program.describe(plan, reading, 99.0, ["from step 0: good 100.0%"], 0)
-    assert "data       good: alpaca, 9 documents, 99 tokens, reads 198 of them (2 epochs), " in said
+    assert "data       good: alpaca, 9 documents, 99 tokens, reads 198 (2 epochs), " in said
     assert "mixture from step 0: good 100.0%" in said
     assert "torn: alpaca, 9 documents, 1,234 bad lines left out, 99 tokens, " in said
 
