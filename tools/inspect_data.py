@@ -52,6 +52,11 @@ def main() -> None:
         parser.error("give one of --config and --run")
     if arguments.run and arguments.overrides:
         parser.error("--run takes the run's own config: nothing of it can be set")
+    if arguments.rows is not None and arguments.rows < 0:
+        parser.error(f"--rows is a number of rows from 0 on, not {arguments.rows}")
+    for flag, path in (("--html", arguments.html), ("--json", arguments.json)):
+        if path and Path(path).is_dir():
+            parser.error(f"{flag} {path} is a folder: name a file in it")
     with door.clear_errors():
         sys.exit(inspect(arguments))
 
@@ -90,6 +95,7 @@ def inspect(arguments) -> int:
     if arguments.json:
         shown = [inspection.to_json(row, opened.tokenizer) for row in rows]
         content = {"faults": opened.faults, "sources": summaries, "rows": shown}
+        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(arguments.json), content)
         print(f"written to {arguments.json}")
     return 1 if opened.faults else 0

@@ -113,14 +113,15 @@ def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
     return {"edges": edges.tolist(), "counts": np.histogram(lengths, edges)[0].tolist()}
 
 
-# Digest of what the model reads before its first answer -> the example that was first read so.
-Prompts = dict[bytes, int]
+# Digest of what the model reads before its first answer -> the example that was first read so,
+# and whether it was cut.
+Prompts = dict[bytes, tuple[int, bool]]
 
 
 def _answers(
     examples: Examples, words: Tokenizer, labelled: bool = False
 ) -> tuple[dict[str, Any], Prompts]:
-    """Of labelled examples: distinct completions where they are few, and how prompts repeat.
+    """Distinct completions, by themselves where they are few, and how prompts repeat.
 
     `labelled`: they are known to be labels, so a few examples may each have another.
     Prompts are compared as the model reads them: two that were cut may have become one.
@@ -131,7 +132,7 @@ def _answers(
         return {}, prompts
     counts: collections.Counter[bytes] = collections.Counter()
     answer_of: dict[int, bytes] = {}
-    against = []
+    against, cut = [], 0
     looked = filled[:: -(-len(filled) // _COUNTED)]
     for index in looked.tolist():
         piece = examples.piece(index, 0, int(examples.lengths[index]))
@@ -140,13 +141,18 @@ def _answers(
         counts[answer] += 1
         prompt = np.asarray(piece.tokens[: 1 + int(np.argmax(said))], np.int32).tobytes()
         digest = hashlib.blake2b(prompt, digest_size=16).digest()
-        first = prompts.setdefault(digest, index)
+        shortened = bool(examples.truncated[index])
+        first, first_shortened = prompts.setdefault(digest, (index, shortened))
         if answer_of.setdefault(first, answer) != answer:
             against.append([index, first])
-    found: dict[str, Any] = {"completions": len(counts)}
+            cut += shortened or first_shortened
+    found: dict[str, Any] = {
+        "completions": len(counts),
+        "contradictions": len(against),
+        "contradictions_cut": cut,
+        "contradicting_rows": against[:_NAMED],
+    }
     if len(counts) <= (_LABELS if labelled else min(_LABELS, len(looked) // 2)):
-        found["contradictions"] = len(against)
-        found["contradicting_rows"] = against[:_NAMED]
         found["labels"] = [
             {
                 "text": words.decode(ids := np.frombuffer(key, np.int32)),
@@ -161,13 +167,20 @@ def _answers(
 
 def _read_alike(prompts: Prompts, trained: Sequence[Prompts], names: Sequence[str]) -> dict:
     """Held-out prompts that the model reads exactly as one that it is trained on."""
-    alike = [
-        [row, name, other[prompt]]
-        for prompt, row in prompts.items()
-        for name, other in zip(names, trained, strict=True)
-        if prompt in other
-    ]
-    return {"read_alike": len(alike), "read_alike_rows": alike[:_NAMED]} if prompts else {}
+    if not prompts:
+        return {}
+    alike, cut = [], 0
+    for prompt, (row, shortened) in prompts.items():
+        for name, other in zip(names, trained, strict=True):
+            if prompt in other:
+                at, other_shortened = other[prompt]
+                alike.append([row, name, at])
+                cut += shortened or other_shortened
+    return {
+        "read_alike": len(alike),
+        "read_alike_cut": cut,
+        "read_alike_rows": alike[:_NAMED],
+    }
 
 
 def _texts(source: Source, objective: Objective, most: int) -> tuple[np.ndarray, list[str]]:

@@ -131,13 +131,14 @@ def findings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
             pairs = (f"{row} (like {first})" for row, first in one["contradicting_rows"])
             found.append(
                 f"{name(one)}: {one['contradictions']:,} prompts are read exactly like an earlier "
-                f"one with another completion: {_rows(pairs, one['contradictions'])}"
+                f"one with another completion{_once_cut(one, 'contradictions')}: "
+                f"{_rows(pairs, one['contradictions'])}"
             )
         if one.get("read_alike"):
             pairs = (f"{row} (like {at} of {where})" for row, where, at in one["read_alike_rows"])
             found.append(
-                f"{name(one)}: {one['read_alike']:,} prompts are read, once cut, exactly like one "
-                f"that is trained on: {_rows(pairs, one['read_alike'])}"
+                f"{name(one)}: {one['read_alike']:,} prompts are read exactly like one that is "
+                f"trained on{_once_cut(one, 'read_alike')}: {_rows(pairs, one['read_alike'])}"
             )
         if one.get("completions") == 1 and one["examples"] > 1:
             found.append(
@@ -159,6 +160,14 @@ def findings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
         if unknown:
             found.append(f"{source}: held-out completions that are never trained: {unknown}")
     return found
+
+
+def _once_cut(summary: Mapping[str, Any], key: str) -> str:
+    """How many of these pairs of prompts hold one that was cut."""
+    cut = summary[f"{key}_cut"]
+    if not cut:
+        return ""
+    return ", once cut" if cut == summary[key] else f", {cut:,} of them once cut"
 
 
 def _rows(pairs: Iterable[str], count: int) -> str:

@@ -213,6 +213,28 @@ def test_prompts_that_are_one_after_the_cut_are_found(tmp_path, world):
     train, test = inspection_summary.summarise(open_data(world.experiment(9, data=data), ["test"]))
     assert train["contradictions"] == 1 and train["contradicting_rows"] == [[1, 0]]
     assert test["read_alike_rows"] == [[0, "made:train", 0]] and test["shared"] == 0
+    said = inspection_text.findings([train, test])
+    assert any("another completion, once cut: rows 1 (like 0)" in line for line in said)
+    assert any("trained on, once cut: rows 0 (like 0 of" in line for line in said)
+
+
+def test_equal_prompts_with_other_completions_are_found_among_free_answers(tmp_path, world):
+    long = "so long a beginning that all else of it is cut off "
+    prompts = [f"notice {n}" for n in range(9)] + ["notice 4", "notice 7", long + "1", long + "2"]
+    rows = [{"prompt": p, "completion": f"free {n}"} for n, p in enumerate(prompts)]
+    held = [{"prompt": "notice 3", "completion": "other"}]
+    for split, lines in (("train", rows), ("test", held)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"made-{split}.jsonl").write_text(text)
+    source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
+    data = dataclasses.replace(world.questions(), sources=(source,))
+    found = inspection_summary.summarise(open_data(world.experiment(9, data=data), ["test"]))
+    assert found[0]["contradicting_rows"] == [[9, 4], [10, 7], [12, 11]]
+    assert (found[0]["completions"], found[0]["contradictions_cut"]) == (13, 1)
+    assert "labels" not in found[0] and found[1]["read_alike_cut"] == 0
+    said = "\n".join(inspection_text.findings(found))
+    assert "another completion, 1 of them once cut: rows 9 (like 4), 10 (like 7)" in said
+    assert "1 prompts are read exactly like one that is trained on: rows 0 (like 3 of" in said
 
 
 def test_rows_are_found_by_their_number_and_by_their_text(opened):

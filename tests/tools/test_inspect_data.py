@@ -29,7 +29,7 @@ def call(*arguments, status=0, **environment):
 
 def test_a_config_is_shown_written_as_a_page_and_refused_where_training_would(world, tmp_path):
     config = tiny_run.config_file(tmp_path, world.tuning(3))
-    page, content = tmp_path / "page.html", tmp_path / "content.json"
+    page, content = tmp_path / "new" / "page.html", tmp_path / "other" / "content.json"
     options = ("--rows", 3, "--split", "heldout", "--html", page, "--json", content)
     said = call("--config", config, *options)
     assert said.count("step 0, row ") == 3 and "⟦" in said and "\x1b" not in said
@@ -49,6 +49,18 @@ def test_a_config_is_shown_written_as_a_page_and_refused_where_training_would(wo
     assert "made:train, row 4;" in said and "row 0 is row 5 of made:train" in said
     said = call("--config", config, "--config.data.sources[0].path=nowhere.jsonl", status=1)
     assert said.startswith("error: Source 'made': there is no file nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rows", -3), "--rows is a number of rows from 0 on, not -3"),
+        (("--html", "."), "--html . is a folder: name a file in it"),
+        (("--json", "tests"), "--json tests is a folder: name a file in it"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_read(options, message):
+    assert message in call("--config", "nowhere.py", *options, status=2)
 
 
 @pytest.mark.heavy

@@ -177,7 +177,12 @@ def _write_shard(stage: Stage, words: Words, before: Sequence[Stage], shard: Sha
     with tempfile.TemporaryDirectory() as folder:
         # The library writes only to a disk.
         made = Path(folder) / shard.file
-        file_adapters.ArrayRecordFileAdapter.write_examples(made, records())
+        try:
+            file_adapters.ArrayRecordFileAdapter.write_examples(made, records())
+        except RuntimeError as error:
+            if str(made) not in str(error):
+                raise
+            raise OSError(str(error)) from error  # so the writer says that a disk is full
         target = stage.folder / shard.file
         partial = target.parent / f".{shard.file}.{os.getpid()}"
         epath.Path(made).copy(partial, overwrite=True)

@@ -10,6 +10,7 @@ nothing else: that is its key, and what a changed config makes anew.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import json
@@ -152,9 +153,10 @@ def prepare(
     Raises:
         ValueError: a source, a record or the folder is not as it must be; says where.
         FileNotFoundError: a source or the tokenizer is not there.
+        OSError: a file could not be read or written, such as on a full disk; says what to do.
     """
     planned = plan(config, root)
-    with _only_one(planned.root):
+    with _resumable(planned.root), _only_one(planned.root):
         made = [name for name in planned.stages if _bring_about(planned, name, run, say)]
         last = planned.stages["tokens"]
         numbers = json.loads((last.folder / "statistics.json").read_text())
@@ -212,7 +214,11 @@ def _write_tokens(planned: Plan, stage: Stage, run: Runner) -> None:
     numbers, kept = statistics.count(planned.ranges, planned.stages["documents"], removing)
     for split in planned.config.splits:
         if not sum(kept[each.number] for each in planned.ranges if each.part.split == split):
-            raise ValueError(f"No document of the split {split!r} is left: look at {numbers}.")
+            came = sum(about["documents"] for about in numbers[split].values())
+            raise ValueError(
+                f"No document of the split {split!r} is left. Of {came:,}, these were removed: "
+                f"{statistics.removed({split: numbers[split]})}."
+            )
     chosen = output.Shards(planned.ranges, kept)
     output.write(run, stage, planned.tokenizer, [each for each, _ in removing], chosen)
     content = json.loads((stage.folder / "content.json").read_text())
@@ -227,6 +233,21 @@ def _open_tokenizer(path: str) -> Tokenizer:
 
         return runs.open_run(path).tokenizer
     return tokenizers.load(path)
+
+
+@contextlib.contextmanager
+def _resumable(root: str) -> Iterator[None]:
+    """Says of an error of a file or a disk that the work can go on after it."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever reads what is said has gone
+        raise
+    except OSError as error:
+        full = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+        what = "make room" if full else "mend that"
+        raise OSError(
+            f"{root}: {error}: what is finished is kept; {what} and run the same command."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,9 @@ grouped by a key waits in the memory of the starting process, which is why stage
 numbers, and never text.
 """
 
+import argparse
+import builtins
+import difflib
 import logging
 import os
 import re
@@ -18,6 +21,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 _LOCAL = ("DirectRunner", "FnApiRunner")
 _WORKER = f"{__package__}.worker"
+# As a traceback names errors of files and disks.
+_OS_ERRORS = "|".join(
+    name
+    for name, found in vars(builtins).items()
+    if isinstance(found, type) and issubclass(found, OSError)
+)
 
 
 def check_installed() -> None:
@@ -42,11 +51,12 @@ class Runner:
         """`options`: Beam's own, such as `--runner=FlinkRunner` or `--direct_num_workers=4`.
 
         Raises:
-            ValueError: Beam is not installed.
+            ValueError: Beam is not installed, or knows no such option.
         """
         check_installed()
         from apache_beam.options import pipeline_options
 
+        _check_options(options)
         given = {option.partition("=")[0] for option in options}
         self._options = pipeline_options.PipelineOptions(list(options))
         name = self._options.view_as(pipeline_options.StandardOptions).runner
@@ -62,6 +72,7 @@ class Runner:
 
         Raises:
             ValueError: a worker met a record that it could not read; says which.
+            OSError: a worker could not read or write a file; says why.
             RuntimeError: anything else that ended it.
         """
         import apache_beam
@@ -80,8 +91,11 @@ class Runner:
             state = pipeline.run().wait_until_finish()
         except Exception as error:
             # A worker in another process sends its traceback as text.
-            if found := _input_error(f"{type(error).__name__}: {error}"):
+            said = f"{type(error).__name__}: {error}"
+            if found := _last(said, "InputError", r"\n\n"):
                 raise ValueError(found) from None
+            if found := _last(said, _OS_ERRORS, r"\n"):
+                raise OSError(found) from None
             raise
         if str(state) != "DONE":
             raise RuntimeError(f"The pipeline ended as {state}; the runner's log says why.")
@@ -122,7 +136,30 @@ def spread(root: Any, items: Sequence[Any]) -> Any:
     )
 
 
-def _input_error(message: str) -> str:
-    """What a worker said of a record that it could not read; "" for other errors."""
-    found = re.findall(r"InputError: (.*?)(?=\n\n|\s*\[while running|\Z)", message, re.DOTALL)
+def _check_options(options: Sequence[str]) -> None:
+    """Raises ValueError for what Beam would pass over: an unknown option, or a wrong value."""
+    from apache_beam.options import pipeline_options
+
+    parser = pipeline_options._BeamArgumentParser(allow_abbrev=False, exit_on_error=False)
+    for each in pipeline_options.PipelineOptions.__subclasses__():
+        each._add_argparse_args(parser)
+    try:
+        _, unknown = parser.parse_known_args(list(options))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"Apache Beam, after `--`: {error}") from None
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        known = [name for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"Apache Beam has no option {name!r}"
+            + (f"; did you mean {near[0]!r}?" if near else ".")
+            + " What follows `--` goes to it."
+        )
+
+
+def _last(message: str, errors: str, end: str) -> str:
+    """What the last of these errors said in a traceback, up to `end`; "" if there is none."""
+    pattern = rf"\b(?:{errors}): (.*?)(?={end}|\s*\[while running|\Z)"
+    found = re.findall(pattern, message, re.DOTALL)
     return found[-1].strip() if found else ""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from research.data.sources.files import digest
+from research.data.sources.files import BUCKETS, digest
 
 # Part of every key: raise it when files or their meaning change.
 SCHEMA = 1
@@ -117,11 +117,15 @@ def _digest(path: epath.Path) -> str:
 
 
 def check_own(root: str | os.PathLike[str]) -> None:
-    """Raises ValueError if the folder holds something that is no preparation."""
+    """Raises ValueError if the folder holds something that is no preparation, or has no opener."""
     folder = epath.Path(root)
-    if folder.exists() and not folder.is_dir():
+    try:
+        there = folder.exists()
+    except ImportError as error:
+        raise ValueError(f"{folder} cannot be opened: {error}. {BUCKETS}") from error
+    if there and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "stages").is_dir():
+    if there and any(folder.iterdir()) and not (folder / "stages").is_dir():
         raise ValueError(
             f"{folder} holds other files: name a new folder, or one that was prepared before."
         )

@@ -97,16 +97,11 @@ def quantiles(lengths: np.ndarray) -> dict[str, int]:
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A line for each split and kind, and what each rule removed."""
+    """A line for each split and kind, what each rule removed, and bad lines that were left out."""
     rows = [["split", "kind", "documents", "MB", "removed by", "left", "MB", "tokens", "median"]]
-    rules: dict[str, int] = {}
     for split, kinds in found.items():
         for kind, about in kinds.items():
-            removed = {name: sum(rules.values()) for name, rules in about["removed"].items()}
-            for stage, each in about["removed"].items():
-                for rule, times in each.items():
-                    name = stage if rule == stage else f"{stage}: {rule}"
-                    rules[name] = rules.get(name, 0) + times
+            gone = {name: sum(rules.values()) for name, rules in about["removed"].items()}
             left = about["kept"]
             rows.append(
                 [
@@ -114,8 +109,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
                     kind,
                     f"{about['documents']:,}",
                     f"{about['bytes'] / 1e6:.2f}",
-                    ", ".join(f"{name} {times:,}" for name, times in removed.items() if times)
-                    or "-",
+                    ", ".join(f"{name} {times:,}" for name, times in gone.items() if times) or "-",
                     f"{left['documents']:,}",
                     f"{left['bytes'] / 1e6:.2f}",
                     f"{left['tokens']:,}",
@@ -127,5 +121,23 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    said = ", ".join(f"{name} {times:,}" for name, times in rules.items() if times)
-    return "\n".join([*lines, f"removed: {said or 'nothing'}"])
+    bad = [
+        f"{kind}, {split}: {about['bad_lines']:,}"
+        for split, kinds in found.items()
+        for kind, about in kinds.items()
+        if about["bad_lines"]
+    ]
+    lines.append(f"removed: {removed(found)}")
+    return "\n".join([*lines, *([f"bad lines left out: {'; '.join(bad)}"] if bad else [])])
+
+
+def removed(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """How many documents each rule removed, in words."""
+    rules: dict[str, int] = {}
+    for kinds in found.values():
+        for about in kinds.values():
+            for stage, each in about["removed"].items():
+                for rule, times in each.items():
+                    name = stage if rule == stage else f"{stage}: {rule}"
+                    rules[name] = rules.get(name, 0) + times
+    return ", ".join(f"{name} {times:,}" for name, times in rules.items() if times) or "nothing"

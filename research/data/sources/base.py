@@ -84,7 +84,7 @@ class Source(Protocol):
 
     @property
     def format(self) -> str:
-        """One of `research.data.formats.FORMATS`."""
+        """One of `research.data.formats.FORMATS`, or "prepared"."""
         ...
 
     @property

@@ -21,6 +21,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from research.data.sources.base import SourceConfig
 
+# The end of an error about one that cannot be opened.
+BUCKETS = (
+    "Buckets need a package of their own: gcsfs for gs://, s3fs for s3:// (tools/setup buckets)."
+)
 # Endings of compressed files, and pyarrow's names of how.
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 _BLOCK = 2**20
@@ -176,8 +180,7 @@ def _locate(config: SourceConfig, split: str) -> tuple[fsspec.AbstractFileSystem
         system, inside = fsspec.url_to_fs(path)
     except (ImportError, ValueError) as error:
         raise ValueError(
-            f"Source {config.name!r}: {path} cannot be opened: {error}. Buckets need a package of "
-            "their own: gcsfs for gs://, s3fs for s3:// (tools/setup buckets)."
+            f"Source {config.name!r}: {path} cannot be opened: {error}. {BUCKETS}"
         ) from error
     return system, inside, path
 

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from research.data.sources.base import Source, SourceConfig, nearest
+from research.data.sources.files import BUCKETS
 
 _POINTER = "prepared.json"
 # From so many records on they are read by several threads.
@@ -29,8 +30,8 @@ def open_prepared(config: SourceConfig, split: str) -> Source:
 class Prepared:
     """Random access to the tokens of documents; see `research.data.tokens.read_prepared`."""
 
-    # Its records are no text of any format.
-    format = "other"
+    # Its records are no text of any format: this is what a plan calls them.
+    format = "prepared"
     # They were counted when it was prepared.
     bad_lines = 0
 
@@ -38,8 +39,8 @@ class Prepared:
         """Reads what is said of the data, and its index.
 
         Raises:
-            ValueError: it lacks the split or a kind, is damaged, or the config asks for what only
-              text has.
+            ValueError: it lacks the split or a kind, is damaged or in a bucket that cannot be
+              opened, or the config asks for what only text has.
             FileNotFoundError: nothing is prepared there.
         """
         if not config.path:
@@ -53,7 +54,13 @@ class Prepared:
         self.name = f"{config.name}:{split}"
         self._split = split
         root = epath.Path(os.path.expanduser(config.path))
-        if not (root / _POINTER).exists():
+        try:
+            there = (root / _POINTER).exists()
+        except ImportError as error:
+            raise ValueError(
+                f"Source {config.name!r}: {root} cannot be opened: {error}. {BUCKETS}"
+            ) from error
+        if not there:
             raise FileNotFoundError(
                 f"Source {config.name!r}: nothing is prepared in {root}, or it is not finished: "
                 f"run tools/prepare_data.py --out {root}."
@@ -122,12 +129,48 @@ class Prepared:
 
     @functools.cached_property
     def _records(self) -> Any:
-        """The raw records of the whole split."""
-        import tensorflow_datasets as tfds  # Here: it takes a second.
+        """The raw records of the whole split.
 
-        builder = tfds.builder_from_directory(os.fspath(self._folder))
+        Raises:
+            ValueError: a file is damaged.
+        """
+        import tensorflow_datasets as tfds  # Here: it takes a second.
+        from google.protobuf.json_format import ParseError
+
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        return builder.as_data_source(split=self._split, deserialize_method=raw)
+        try:
+            builder = tfds.builder_from_directory(os.fspath(self._folder))
+            return builder.as_data_source(split=self._split, deserialize_method=raw)
+        except (RuntimeError, ValueError, ParseError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str, row: int | None = None) -> ValueError:
+        """The error about records that cannot be read; `row` is one of the split."""
+        place = self._folder
+        if row is not None:
+            split = self._records.dataset_info.splits[self._split]
+            shard = np.searchsorted(np.cumsum(split.shard_lengths), row, side="right")
+            place /= sorted(split.filenames)[int(shard)]
+        return ValueError(
+            f"Source {self.name!r}: {place} is damaged ({why}): remove {self._folder} and run "
+            "tools/prepare_data.py again."
+        )
+
+    def _feature(self, row: int) -> Any:
+        """The record of a row of the split.
+
+        Raises:
+            ValueError: it is damaged; names the file.
+        """
+        records = self._records
+        try:
+            record = records[row]
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._damaged(str(error), row) from error
+        # Of a file that was cut short records may be read as nothing.
+        if not record:
+            raise self._damaged("it was cut short", row)
+        return _parse(record)
 
     def _row(self, index: int) -> int:
         """The row of the split of document `index`."""
@@ -141,12 +184,25 @@ class Prepared:
         raise AssertionError("the ranges of rows do not add up")
 
     def tokens(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """The tokens of some documents, end-of-text last."""
+        """The tokens of some documents, end-of-text last.
+
+        Raises:
+            ValueError: a record is damaged; names the file.
+        """
         rows = [self._row(index) for index in indices]
         # Reading many at once starts threads, which takes longer than to read a few.
-        many = len(rows) >= _MANY
-        records = self._records.__getitems__(rows) if many else map(self._records.__getitem__, rows)
-        return [self._values(_parse(record)) for record in records]
+        if len(rows) < _MANY:
+            return [self._values(self._feature(row)) for row in rows]
+        records = self._records
+        try:
+            read = records.__getitems__(rows)
+        except (RuntimeError, ValueError, IndexError) as error:
+            for row in rows:  # which of them it is
+                self._feature(row)
+            raise self._damaged(str(error)) from error
+        if not all(read):
+            raise self._damaged("it was cut short", rows[list(map(bool, read)).index(False)])
+        return [self._values(_parse(record)) for record in read]
 
     def _values(self, feature: Any) -> np.ndarray:
         return np.frombuffer(
@@ -154,7 +210,7 @@ class Prepared:
         )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        feature = _parse(self._records[self._row(index)])
+        feature = self._feature(self._row(index))
         return {
             "id": feature["id"].bytes_list.value[0].decode("utf-8"),
             "kind": feature["kind"].bytes_list.value[0].decode("utf-8"),

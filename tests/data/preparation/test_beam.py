@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from research.data.preparation.running import Runner
 from tests.data.preparation import corpus
 
 pytest.importorskip("apache_beam", reason="tools/setup prepare")
@@ -125,3 +126,24 @@ def test_a_worker_process_says_which_line_is_broken(folder, tmp_path):
     assert process.returncode == 1
     assert f"{tmp_path}/planted.heldout.jsonl:30: not a line of JSON" in said
     assert "Traceback" not in said
+
+
+def _fill(path):
+    with open(path, "wb", buffering=0) as file:
+        file.write(b"more")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_of_a_worker_is_one_line(workers):
+    run = Runner([f"--direct_num_workers={workers}"])
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+        run.each(["/dev/full"], _fill)
+
+
+def test_options_that_beam_does_not_know_are_refused():
+    with pytest.raises(ValueError, match="'--direct_num_wrokers'; did you mean '--direct_num_wor"):
+        Runner(["--direct_num_wrokers=2"])
+    with pytest.raises(ValueError, match="no option 'stray'"):
+        Runner(["--runner=FlinkRunner", "--flink_master=host:1", "--parallelism=4", "stray"])
+    with pytest.raises(ValueError, match="--direct_num_workers: invalid int value: 'many'"):
+        Runner(["--direct_num_workers=many"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research import config as door
-from research.data.preparation import pipeline, statistics
+from research.data.preparation import documents, pipeline, statistics
 from research.data.preparation.config import PreparationConfig, Quality
 from research.data.preparation.documents import Part, Ranges
 from research.data.preparation.output import Shards
@@ -168,6 +168,30 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
         corpus.prepare(config, tmp_path / "thesis" / "chapter1.txt")
 
 
+def test_a_bucket_without_its_package_is_refused_and_says_how_to_install_it(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"gs://made/out cannot be opened.*tools/setup buckets"):
+        pipeline.plan(config, "gs://made/out")
+
+
+class _Full(corpus.Serial):
+    """Has room for the first stage only."""
+
+    def each(self, items, work):
+        if work.func is not documents.measure:
+            with open("/dev/full", "wb", buffering=0) as file:
+                file.write(b"more")
+        super().each(items, work)
+
+
+def test_a_full_disk_says_what_to_do_and_what_is_finished_is_kept(config, tmp_path):
+    wanted = "out: .*No space left on device: what is finished is kept; make room and run the same"
+    with pytest.raises(OSError, match=wanted):
+        corpus.prepare(config, tmp_path / "out", _Full())
+    _, said = corpus.prepare(config, tmp_path / "out")
+    assert _made(said) == ["quality", "tokens"]
+
+
 def test_two_processes_do_not_prepare_one_folder(config, tmp_path):
     (tmp_path / "out").mkdir()
     with pipeline._only_one(str(tmp_path / "out")):
@@ -182,14 +206,16 @@ def test_a_broken_line_is_named_and_a_share_of_them_is_left_out(tmp_path):
     with pytest.raises(ValueError, match=r"notes.train.jsonl:10.*'text' must be text, not int"):
         corpus.prepare(config, tmp_path / "out")
     sources = (config.sources[0], corpus.source(tmp_path, "notes", bad_lines=0.2, format="text"))
-    numbers, _ = corpus.prepare(corpus.changed(config, sources=sources), tmp_path / "out")
+    numbers, said = corpus.prepare(corpus.changed(config, sources=sources), tmp_path / "out")
+    assert "bad lines left out: notes, train: 1" in said[-2]
     assert numbers["train"]["notes"]["bad_lines"] == 1
     assert numbers["train"]["notes"]["kept"]["documents"] == 9
 
 
 def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path):
     config = corpus.config(tmp_path, {"prose": ["short"]}, quality=Quality())
-    with pytest.raises(ValueError, match="No document of the split 'train' is left"):
+    wanted = "'train' is left. Of 1, these were removed: quality: words 1.$"
+    with pytest.raises(ValueError, match=wanted):
         corpus.prepare(config, tmp_path / "out")
 
 

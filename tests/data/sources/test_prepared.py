@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -66,7 +67,7 @@ def test_batches_are_those_of_the_text(made, objective):
         assert jax.tree.all(same)
     both = [pipeline.statistics(9) for pipeline in (prepared, direct)]
     for name in TEXTS:
-        assert both[0][name] == both[1][name] | {"format": "other"}
+        assert both[0][name] == both[1][name] | {"format": "prepared"}
     heldout = [pipeline.heldout("more", "train") for pipeline in (prepared, direct)]
     assert heldout[0].bytes == heldout[1].bytes and heldout[0].documents == 29
 
@@ -133,7 +134,7 @@ def test_another_tokenizer_and_other_objectives_are_refused(made):
         Pipeline(DataConfig((source,), 48, 8, "chat"), words, folder / "cache")
 
 
-def test_what_is_not_there_is_said(made, tmp_path):
+def test_what_is_not_there_is_said(made, tmp_path, monkeypatch):
     folder, _, _ = made
     source = SourceConfig("made", "prepared", str(folder / "out"))
 
@@ -148,6 +149,9 @@ def test_what_is_not_there_is_said(made, tmp_path):
         opened(label_words=("a",))
     with pytest.raises(FileNotFoundError, match="nothing is prepared in"):
         opened(path=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"'made': gs://made/out cannot .*tools/setup buckets"):
+        opened(path="gs://made/out")
     with pytest.raises(ValueError, match="needs a `path`"):
         opened(path=None)
 
@@ -168,6 +172,27 @@ def test_damaged_data_is_refused(tmp_path, damage):
         (folder / "content.json").write_text("{")
     with pytest.raises(ValueError, match="damaged.*run tools/prepare_data.py again"):
         open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "emptied", "halved", "info"])
+@pytest.mark.parametrize("rows", [1, 300])
+def test_a_damaged_record_names_its_file_when_it_is_read(tmp_path, damage, rows):
+    texts = [f"words {n} " * 9 for n in range(400)]
+    corpus.prepare(corpus.config(tmp_path, {"made": texts}, rows=250), tmp_path / "out")
+    file = next((tmp_path / "out" / "stages").glob("tokens-*/*.array_record-00000-of-00002"))
+    good = file.read_bytes()
+    middle = good[:9999] + bytes([good[9999] ^ 255]) + good[10000:]
+    half = good[: len(good) // 2]
+    bad = {"flipped": middle, "torn": good[:-3], "emptied": b"", "halved": half, "info": good}
+    file.write_bytes(bad[damage])
+    if damage == "info":
+        (file.parent / "dataset_info.json").write_text("{")
+    source = open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
+    named = "tokens-[0-9a-f]*" if damage == "info" else file.name
+    wanted = rf"'made:train': .*{named} is damaged \(.*run tools/prepare_data.py again"
+    with pytest.raises(ValueError, match=wanted):
+        for start in range(0, 400, rows):
+            source.tokens(range(start, min(400, start + rows)))
 
 
 def test_an_index_of_other_lengths_is_found_when_a_document_is_read(tmp_path):
