@@ -33,8 +33,8 @@ class Sweep(study.Study):
     ("best", "trained"),
     [
         (1e-3, [3e-4, 1e-3, 3e-3]),
-        (1e-2, [3e-4, 1e-3, 3e-3, 9e-3]),
-        (1e-4, [3e-4, 1e-3, 3e-3, 1e-4]),
+        (1e-2, [3e-4, 1e-3, 3e-3, 9e-3, 3e-2]),
+        (1e-4, [3e-4, 1e-3, 3e-3, 1e-4, 3e-5]),
     ],
 )
 def test_a_sweep_goes_on_past_an_edge_that_is_best(best, trained):
