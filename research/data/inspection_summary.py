@@ -16,6 +16,7 @@ from research.data import near_duplicates, overlap, tokens
 from research.data.inspection import Opened
 from research.data.reading import make_objective, open_texts, read_texts
 from research.data.sources import Source
+from research.data.words import normalise
 
 if TYPE_CHECKING:
     from research.data.packing import Plan
@@ -191,7 +192,7 @@ def _texts(source: Source, objective: Objective, most: int) -> tuple[np.ndarray,
     found, seen, size = {}, set(), 0
     for row in np.random.default_rng(0).permutation(len(source))[:_COMPARED].tolist():
         text = "\n".join(read_texts(source[row], objective, f"{source.name}, row {row}"))
-        if (normal := overlap.normalise(text)) and normal not in seen:
+        if (normal := normalise(text)) and normal not in seen:
             found[row] = text
             seen.add(normal)
             size += len(text)

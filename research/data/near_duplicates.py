@@ -12,7 +12,6 @@ Measures, for shingle sets a and b:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -20,14 +19,15 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
 
+from research.data.words import words_of
+
 Measure = Literal["jaccard", "containment"]
 BLOCK_ROWS = 256
-_WORD = re.compile(r"\w+")
 
 
 def shingles(text: str, size: int = 5) -> set[str]:
     """The lower-cased word n-grams of a text; a text of fewer words is one shingle."""
-    words = _WORD.findall(text.lower())
+    words = words_of(text)
     return {" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
 
 

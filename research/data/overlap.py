@@ -12,7 +12,6 @@ each, about 2 GB of English) takes half a minute the first time. After that 8 by
 import dataclasses
 import hashlib
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,15 +21,9 @@ from research.data.reading import open_texts, read_texts
 from research.data.sources import SourceConfig
 from research.data.tokenizer import Tokenizer
 from research.data.tokens import encode
+from research.data.words import normalise
 from research.objectives.base import Encoded, Objective
 from research.objectives.chat import Chat
-
-
-def normalise(text: str) -> str:
-    """Text without differences of case, white space and compatible characters."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.replace("\ufeff", "").casefold().split())
 
 
 class RowHashes:

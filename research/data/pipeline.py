@@ -190,11 +190,6 @@ class Pipeline:
             files |= {name: text.encode() for name, text in rows.examples.companions.items()}
         return files
 
-    @property
-    def bytes_per_source(self) -> dict[str, int]:
-        """UTF-8 bytes of the text behind the trained tokens, once through each source."""
-        return {name: rows.examples.text_bytes() for name, rows in self.rows.items()}
-
     def statistics(self, steps: int) -> dict[str, dict[str, Any]]:
         """By source, what `steps` steps will read; logs a warning for more than 4 epochs.
 

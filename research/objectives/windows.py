@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from research.data.hashing import STEP, splitmix64
 from research.objectives.base import Piece
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 # Tokens that are looked up at one time.
 _CHUNK = 2**22
-# What the state of SplitMix64 grows by.
-_STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +97,9 @@ def uniform(seed: int, examples: np.ndarray | int, draws: np.ndarray | int) -> n
     Draw d is the d-th number of a SplitMix64 generator (Steele et al. 2014) that starts at a hash
     of seed and example: no state is kept, and every host and version of numpy gives the same.
     """
+    of_example = splitmix64(np.asarray(examples, np.uint64))
+    start = splitmix64(splitmix64(np.uint64(seed % 2**64)) ^ of_example)
     with np.errstate(over="ignore"):  # Arithmetic modulo 2^64 is meant.
-        start = _mix(_mix(np.uint64(seed % 2**64)) ^ _mix(np.asarray(examples, np.uint64)))
-        mixed = _mix(start + np.asarray(draws, np.uint64) * _STEP)
+        state = start + np.asarray(draws, np.uint64) * STEP
+    mixed = splitmix64(state)
     return (mixed >> np.uint64(11)) * 2.0**-53
-
-
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
-    x = x + _STEP
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))

@@ -172,7 +172,7 @@ def test_the_text_can_be_read_back_from_the_rows(data, pack):
     pipeline = _pipeline(data, pack=pack)
     texts = _documents(1, 60, 60)
     assert _documents_of(pipeline.rows["prose"], data[1]) == texts
-    assert pipeline.bytes_per_source["prose"] == sum(len(text.encode()) for text in texts)
+    assert pipeline.statistics(1)["prose"]["bytes"] == sum(len(text.encode()) for text in texts)
 
 
 def test_heldout_reads_every_token_once_and_pads_the_last_batch(data):

@@ -119,7 +119,7 @@ class PreparationConfig:
     splits: tuple[str, ...] = ("train",)
     quality: Quality | None = None
     contamination: Contamination | None = None
-    # Whether documents of the same text go (but for case, Unicode form and white space).
+    # Whether documents of the same text go (as `research.data.words.normalise` has it).
     exact_duplicates: bool = True
     near_duplicates: NearDuplicates | None = NearDuplicates()
     # Documents that are one unit of work, and at most one file of the output. It does not change

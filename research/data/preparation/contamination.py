@@ -17,6 +17,7 @@ from research.data.preparation.config import Contamination
 from research.data.preparation.documents import InputError, Part, Range, Ranges
 from research.data.preparation.duplicates import gather, ordered
 from research.data.preparation.stages import Stage
+from research.data.words import words_of
 
 if TYPE_CHECKING:
     from apache_beam import Pipeline
@@ -81,7 +82,7 @@ def _collect(config: Contamination, chosen: Range) -> bytes:
         except ValueError as error:
             raise InputError(f"evaluation {source.name}, row {row}: {error}") from error
         for text in texts:
-            hashes = ngrams.word_hashes(ngrams.words_of(text))
+            hashes = ngrams.word_hashes(words_of(text))
             size = min(config.words, len(hashes))
             if size >= config.fewest_words:
                 grams = ngrams.ngram_hashes(hashes, size)
@@ -144,7 +145,7 @@ def mark(stage: Stage, collected: Stage, chosen: Range) -> None:
     wanted = _by_size(collected)
     marks = np.full(len(chosen), -1, np.int64)
     for place, text in documents.texts(chosen):
-        hashes = ngrams.word_hashes(ngrams.words_of(text))
+        hashes = ngrams.word_hashes(words_of(text))
         for size, (known, evaluations) in wanted.items():
             grams = ngrams.ngram_hashes(hashes, size)
             at = np.minimum(np.searchsorted(known, grams), len(known) - 1)

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from research.data.preparation import stages
 from research.data.preparation.stages import Stage
 from research.data.sources import Source, SourceConfig, open_source
 from research.data.tokens import field_text
+from research.data.words import normalise
 
 # What the first pass leaves of a document: UTF-8 bytes, and a hash of its normalised text.
 RECORD = np.dtype([("bytes", "<i8"), ("digest", "<u8", 2)])
@@ -149,11 +149,6 @@ def texts(chosen: Range, left_out: np.ndarray | None = None) -> Iterator[tuple[i
     """(place in the range, text) of its documents; as `examples`."""
     for place, example in examples(chosen, left_out):
         yield place, example["text"]
-
-
-def normalise(text: str) -> str:
-    """What exact duplicates share: no case, Unicode form NFC, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
 
 
 def measure(stage: Stage, chosen: Range) -> None:

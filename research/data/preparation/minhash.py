@@ -30,6 +30,7 @@ from research.data.preparation.duplicates import (
     write_by_range,
 )
 from research.data.preparation.stages import Stage
+from research.data.words import words_of
 
 if TYPE_CHECKING:
     from apache_beam import Pipeline
@@ -54,7 +55,7 @@ def bands(config: NearDuplicates) -> tuple[int, int]:
 
 def shingle_hashes(text: str, size: int) -> np.ndarray:
     """[N] uint64, distinct: the word n-grams of a text, all of its words if there are fewer."""
-    hashes = ngrams.word_hashes(ngrams.words_of(text))
+    hashes = ngrams.word_hashes(words_of(text))
     return np.unique(ngrams.ngram_hashes(hashes, min(size, max(1, len(hashes)))))
 
 

@@ -1,15 +1,13 @@
-"""Words and hashes of word n-grams, as numpy arrays: what duplicates and overlaps are found by."""
+"""Hashes of words and of word n-grams, as arrays: what duplicates and overlaps are found by."""
 
 import hashlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-_WORD = re.compile(r"\w+")
-# Odd, so that multiplying by it loses nothing.
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+from research.data.hashing import STEP, splitmix64
+
 # Words whose hashes are kept; about 100 bytes each.
 _KEPT = 2**18
 
@@ -26,11 +24,6 @@ class _Hashes(dict[str, int]):
 
 
 _hashes = _Hashes()
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words without punctuation, as in `near_duplicates.shingles`."""
-    return _WORD.findall(text.lower())
 
 
 def word_hashes(words: list[str]) -> np.ndarray:
@@ -54,8 +47,5 @@ def join_hashes(columns: Iterable[np.ndarray]) -> np.ndarray:
     total: Any = np.uint64(0)
     with np.errstate(over="ignore"):  # Arithmetic modulo 2^64 is meant.
         for column in columns:
-            total = total * _FACTOR + column
-        # The finaliser of SplitMix64 (Steele et al. 2014).
-        total = (total ^ (total >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        total = (total ^ (total >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(total ^ (total >> np.uint64(31)))
+            total = total * STEP + column  # odd, so that multiplying by it loses nothing
+    return splitmix64(total)

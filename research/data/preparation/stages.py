@@ -23,7 +23,7 @@ from etils import epath
 from research.data.sources.files import BUCKETS, digest
 
 # Part of every key: raise it when files or their meaning change.
-SCHEMA = 1
+SCHEMA = 2
 _DONE = "done.json"
 # Files up to this size are hashed whole when they are looked at again; larger ones at both ends.
 _WHOLE_FILE = 2**20

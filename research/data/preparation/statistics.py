@@ -5,12 +5,26 @@ from typing import Any
 
 import numpy as np
 
+from research import report
 from research.data.preparation import stages
 from research.data.preparation.documents import Ranges
 from research.data.preparation.stages import Stage
+from research.report import Column
 
 _QUANTILES = (0, 10, 50, 90, 100)
 _BLOCK = 2**22
+
+_COLUMNS = [
+    Column("split", "split"),
+    Column("kind", "kind"),
+    Column("documents", "documents", format=","),
+    Column("bytes", "text", "MB", 1e-6, ".2f"),
+    Column("removed", "removed by"),
+    Column("left", "left", format=","),
+    Column("left_bytes", "text left", "MB", 1e-6, ".2f"),
+    Column("tokens", "tokens", format=","),
+    Column("median", "median", "tokens", format=","),
+]
 
 
 def count(
@@ -98,36 +112,27 @@ def quantiles(lengths: np.ndarray) -> dict[str, int]:
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """A line for each split and kind, what each rule removed, and bad lines that were left out."""
-    rows = [["split", "kind", "documents", "MB", "removed by", "left", "MB", "tokens", "median"]]
+    rows, bad = [], []
     for split, kinds in found.items():
         for kind, about in kinds.items():
             gone = {name: sum(rules.values()) for name, rules in about["removed"].items()}
             left = about["kept"]
             rows.append(
-                [
-                    split,
-                    kind,
-                    f"{about['documents']:,}",
-                    f"{about['bytes'] / 1e6:.2f}",
-                    ", ".join(f"{name} {times:,}" for name, times in gone.items() if times) or "-",
-                    f"{left['documents']:,}",
-                    f"{left['bytes'] / 1e6:.2f}",
-                    f"{left['tokens']:,}",
-                    f"{left.get('tokens_quantiles', {}).get('50%', 0):,}",
-                ]
+                {
+                    "split": split,
+                    "kind": kind,
+                    "documents": about["documents"],
+                    "bytes": about["bytes"],
+                    "removed": ", ".join(f"{name} {n:,}" for name, n in gone.items() if n) or None,
+                    "left": left["documents"],
+                    "left_bytes": left["bytes"],
+                    "tokens": left["tokens"],
+                    "median": left.get("tokens_quantiles", {}).get("50%"),
+                }
             )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    bad = [
-        f"{kind}, {split}: {about['bad_lines']:,}"
-        for split, kinds in found.items()
-        for kind, about in kinds.items()
-        if about["bad_lines"]
-    ]
-    lines.append(f"removed: {removed(found)}")
+            if about["bad_lines"]:
+                bad.append(f"{kind}, {split}: {about['bad_lines']:,}")
+    lines = [report.text_table(rows, _COLUMNS), f"removed: {removed(found)}"]
     return "\n".join([*lines, *([f"bad lines left out: {'; '.join(bad)}"] if bad else [])])
 
 
