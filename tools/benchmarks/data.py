@@ -2,7 +2,8 @@
 
 `reading`: a run's own batches from the five built-in kinds of text, by one process, beside Grain
 alone, which only stacks rows of one array. `tokenising`: a source into the cache, beside the
-`tokenizers` library's own call on the same texts in memory. `index`: the plan of a corpus whose
+`tokenizers` library's own call on the same texts in memory. `packing`: rows that lengths which must
+not be cut take, beside best fit and a proved bound. `index`: the plan of a corpus whose
 lengths are drawn (a few hundred tokens a document, as web pages have); its tokens are a file with
 holes, which takes no disk. `deduplication`: near duplicates as a
 corpus doubles, beside the exact similarity of all pairs (needs `tools/setup prepare`).
@@ -12,20 +13,30 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from research.data import packing
+from research.data import bin_packing, packing
 from research.data.tokens import Ragged, TokenTable
 from research.objectives.causal import Causal
 from tools.benchmarks import deduplication, harness
 
-PARTS = ("reading", "tokenising", "index", "deduplication")
+PARTS = ("reading", "tokenising", "packing", "index", "deduplication")
 OBJECTIVES = ("causal", "fill_in_the_middle", "prefix_lm", "span_corruption", "masked")
 CONTENDER = "tools.benchmarks.data_contender"
 GIB = 2**30
+# Lengths as parts of a row, which best fit alone packs badly.
+LENGTHS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "lognormal around a third": lambda draw, n: draw.lognormal(np.log(1 / 3), 0.3, n),
+    "normal around a third": lambda draw, n: draw.normal(1 / 3, 1 / 30, n),
+    "uniform, 1/4 to 1/2": lambda draw, n: draw.uniform(1 / 4, 1 / 2, n),
+    "uniform, 0.15 to 0.35": lambda draw, n: draw.uniform(0.15, 0.35, n),
+    "uniform, 0.165 to 0.169": lambda draw, n: draw.uniform(0.165, 0.169, n),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +62,8 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             results |= _reading(arguments, tokenizer)
         if "tokenising" in arguments.parts:
             results |= _tokenising(arguments, tokenizer)
+        if "packing" in arguments.parts:
+            results |= _packing(arguments)
         if "index" in arguments.parts:
             results |= _index(arguments, Path(folder))
     if "deduplication" in arguments.parts:
@@ -96,6 +109,29 @@ def _tokenising(arguments: argparse.Namespace, tokenizer: str) -> dict[str, Any]
     share = harness.ratio(times["tokenise"], times["library"])
     print(f"  of the library's own rate: {share:.3f}")
     return results | share.keys("tokenising.ratio")
+
+
+def _packing(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rows that 20,000 examples of each kind of lengths take; the same on every machine."""
+    results: dict[str, Any] = {}
+    print(f"\npacking 20,000 examples into rows of {arguments.length}, none of them cut")
+    for name, draw in LENGTHS.items():
+        parts = draw(np.random.default_rng(0), 20_000)
+        sizes = np.clip(parts * arguments.length, 1, arguments.length).astype(np.int64)
+        start = time.perf_counter()
+        planned = int(bin_packing.assign(sizes, arguments.length).max()) + 1
+        seconds = time.perf_counter() - start
+        simple = int(bin_packing.best_fit(sizes, arguments.length).max()) + 1
+        fewest = bin_packing.fewest_rows(sizes, arguments.length)
+        print(f"  {name:26} best fit {simple:,}, Graft {planned:,} ({seconds:.1f} s), ", end="")
+        print(f"no plan below {fewest:,}")
+        results |= {
+            f"packing.{name}.best_fit_rows": simple,
+            f"packing.{name}.rows": planned,
+            f"packing.{name}.fewest_rows": fewest,
+            f"packing.{name}.seconds": seconds,
+        }
+    return results
 
 
 def _index(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

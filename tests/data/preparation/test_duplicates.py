@@ -63,7 +63,7 @@ def test_the_order_of_documents_does_not_matter_to_what_is_left(tmp_path):
             folder,
             [texts[i] for i in order],
             exact_duplicates=True,
-            # Well below 0.81, which two changed copies of one text have: estimates scatter by 0.035.
+            # Two changed copies of one text have 0.81, and estimates scatter by 0.035.
             near_duplicates=NearDuplicates(threshold=0.7),
             rows=5,
         )
