@@ -16,14 +16,20 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 
 
-def enter() -> None:
+def enter(layer: str = "") -> None:
     """Starts the program again with .venv's Python, where there is one and it is another.
+
+    Args:
+        layer: an environment on top of .venv (`tools/setup LAYER`) that is taken if it is there.
 
     Raises:
         SystemExit: the libraries are not installed; says how to install them.
     """
-    python = ENVIRONMENT / "bin" / "python"
-    if Path(sys.prefix) != ENVIRONMENT and python.exists():
-        os.execv(python, [str(python), *sys.argv])
+    for folder in (ENVIRONMENT / layer, ENVIRONMENT):
+        python = folder / "bin" / "python"
+        if python.exists():
+            if Path(sys.prefix) != folder:
+                os.execv(python, [str(python), *sys.argv])
+            break
     if importlib.util.find_spec("jax") is None:
         raise SystemExit("jax is not there: run tools/setup")

@@ -14,26 +14,17 @@ depends on the change. A run trains on the result with a source of kind "prepare
 DIR. Needs `tools/setup prepare`; docs/data_preparation.md tells more.
 """
 
-import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-# Beam needs older versions of some packages: they lie on top of the others, for it alone. Help and
-# plans need none of it.
-ENVIRONMENTS = (ROOT / ".venv" / "prepare", ROOT / ".venv")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import environment  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    found = [folder for folder in ENVIRONMENTS if (folder / "bin" / "python").exists()]
-    if argv is None and found and Path(sys.prefix) != found[0]:
-        python = str(found[0] / "bin" / "python")
-        os.execv(python, [python, *sys.argv])
-    if importlib.util.find_spec("ml_collections") is None:
-        raise SystemExit("ml_collections is not there: run tools/setup prepare")
-    sys.path.insert(0, str(ROOT))
+    if argv is None:
+        environment.enter("prepare")  # help and plans need none of it
     from research import config as door
 
     words = list(sys.argv[1:] if argv is None else argv)
