@@ -33,3 +33,5 @@ class Batch:
     positions: Array  # [B, S] int32: 0, 1, 2 .. along every document (fast attention relies on it).
     prefix: Array | None = None  # [B, S] bool: region whose tokens see each other both ways.
     adapter: Array | None = None  # [B] int32: which attached adapter a row uses.
+    # Whether some segment may be -1; static, because fast attention has no such segment.
+    shared: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from research import sharding, vocabulary_loss
 from research.batch import Array
-from research.config import BelowOne, NonNegative, Positive
+from research.config import BelowOne, Count, NonNegative, Positive
 from research.models.sites import Context
 
 
@@ -31,6 +32,8 @@ class LossConfig:
     z_loss: NonNegative = 0.0
     # columns of the sequence whose logits exist at one time
     chunk: Positive = 128
+    # cut the vocabulary into so many chunks instead, for large heads that devices share; 0: do not
+    vocabulary_chunks: Count = 0
 
 
 class TokenLosses(NamedTuple):
@@ -51,9 +54,7 @@ def token_losses(
     def one(hidden, targets):
         return None, _losses(project(hidden, context), targets, config)[0]
 
-    s = hidden.shape[1]
-    _, losses = _over_chunks(lambda _, part: one(*part), None, (hidden, targets), config.chunk)
-    return jax.tree.map(lambda x: x[:, :s], losses)
+    return _over_chunks(lambda _, part: one(*part), None, (hidden, targets), config.chunk)[1]
 
 
 def summed_losses(
@@ -64,7 +65,18 @@ def summed_losses(
     context: Context | None,
     config: LossConfig,
 ) -> TokenLosses:
-    """Sums of weights [B,S] times losses. Only `trained` has a gradient: to hidden and model."""
+    """Sums of weights [B,S] times losses. Only `trained` has a gradient: to hidden and model.
+
+    Raises:
+      ValueError: chunks of the vocabulary that do not fit the head.
+    """
+    if config.vocabulary_chunks:
+        head = model.head
+        if head.site:
+            raise ValueError("loss.vocabulary_chunks: the head has a delta, which needs it whole")
+        kernel = model.embedding.kernel[...].T if head.kernel is None else head.kernel[...]
+        sums = vocabulary_loss.summed(hidden, kernel, head.cap, targets, weights, config)
+        return TokenLosses(*sums)
     leaves, structure = jax.tree.flatten(model.projection())
     given = (targets, weights, context)
     sums = _summed((config, structure), leaves, hidden, given)
@@ -114,7 +126,7 @@ def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
     (sums, to_leaves), to_hidden = _over_chunks(one, zeros, parts, config.chunk)
     fill = iter(to_leaves)
     gradients = [next(fill) if does else None for does in trains]
-    return sums, (gradients, to_hidden[:, : hidden.shape[1]])
+    return sums, (gradients, to_hidden)
 
 
 def _summed_backward(static: Any, kept: Any, cotangents: TokenLosses):
@@ -154,17 +166,29 @@ def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[Toke
 def _over_chunks(
     body: Callable[[Any, Any], tuple[Any, Any]], start: Any, parts: Any, chunk: int
 ) -> tuple[Any, Any]:
-    """A scan over columns: parts [B,S,...], padded to whole chunks -> outputs [B,S',...]."""
+    """A scan over columns: parts [B,S,...], padded to whole chunks -> outputs [B,S,...].
+
+    Where P devices share a row's tokens, each chunk takes its columns from all of them.
+    """
     b, s = jax.tree.leaves(parts)[0].shape[:2]
-    chunk = min(chunk, s)
-    count = -(-s // chunk)
+    devices = sharding.parts_of("sequence")
+    own = s // devices  # columns of a device
+    chunk = max(1, min(chunk, s) // devices)
+    count = -(-own // chunk)
     if count == 1:
         return body(start, parts)
 
     def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, count * chunk - s)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(b, count, chunk, *x.shape[2:]).swapaxes(0, 1)
+        x = x.reshape(b, devices, own, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, count * chunk - own)) + ((0, 0),) * (x.ndim - 3))
+        x = jnp.moveaxis(x.reshape(b, devices, count, chunk, *x.shape[3:]), 2, 0)
+        return x.reshape(count, b, devices * chunk, *x.shape[4:])
+
+    def whole(x):
+        x = jnp.moveaxis(x.reshape(count, b, devices, chunk, *x.shape[3:]), 0, 2)
+        return x.reshape(b, devices, count * chunk, *x.shape[4:])[:, :, :own].reshape(
+            b, s, *x.shape[4:]
+        )
 
     end, outputs = jax.lax.scan(body, start, jax.tree.map(cut, parts))
-    whole = lambda x: x.swapaxes(0, 1).reshape(b, count * chunk, *x.shape[3:])  # noqa: E731
     return end, jax.tree.map(whole, outputs)

@@ -1,8 +1,9 @@
 """The mesh, and rules that say on which of its axes each logical axis of an array lies.
 
-Axes of the mesh: `data` (replicas of the model), `fsdp` (batch rows and weights both), `tensor`
-(heads, feed-forward and vocabulary). Every parameter notes its logical axes where it is made;
-`rules` translate them, first match wins, None replicates.
+Axes of the mesh: `data` (replicas of the model, over several slices too), `fsdp` (batch rows and
+weights both), `sequence` (the tokens of a row, and weights), `tensor` (heads, feed-forward and
+vocabulary). Every parameter notes its logical axes where it is made; `rules` translate them, first
+match wins, None replicates.
 """
 
 from __future__ import annotations
@@ -10,58 +11,74 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 RULES: Rules = (
     ("batch", ("data", "fsdp")),
+    ("sequence", "sequence"),
     ("vocabulary", "tensor"),
     ("heads", "tensor"),
     ("key_heads", "tensor"),
     ("mlp", "tensor"),
-    ("embed", "fsdp"),
+    ("embed", ("fsdp", "sequence")),
     ("layers", None),
     ("norm", None),
     ("rank", None),
 )
+# From what changes most seldom to what is said most often: neighbours share heads.
+AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many devices lie along each axis; one of them may be -1, which takes the rest."""
 
-    # replicas that share nothing but gradients
+    # replicas that share nothing but gradients; slices of a cluster are told apart by this axis
     data: int = -1
     # devices that share rows and weights (ZeRO-3)
     fsdp: int = 1
     # devices that share heads and feed-forward width
     tensor: int = 1
+    # devices that share the tokens of a row ("context parallel"), and weights
+    sequence: int = 1
 
-    def make(self, devices: list[jax.Device] | None = None) -> Mesh:
+    def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh over all devices.
 
         Raises:
           ValueError: when the axes do not fit the number of devices.
         """
-        devices = jax.devices() if devices is None else devices
-        sizes = [self.data, self.fsdp, self.tensor]
+        devices = jax.devices() if devices is None else list(devices)
+        sizes = [self.data, self.fsdp, self.sequence, self.tensor]
         asked = f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
+        asked += f" sequence={self.sequence}" if self.sequence != 1 else ""
         if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
             raise ValueError(f"{asked}: sizes are positive; at most one is -1 (all the rest)")
         known = math.prod(size for size in sizes if size != -1)
         if len(devices) % known or (-1 not in sizes and known != len(devices)):
             raise ValueError(f"{asked} does not fit {len(devices)} devices")
         sizes = [len(devices) // known if size == -1 else size for size in sizes]
-        automatic = (AxisType.Auto,) * 3  # XLA places what we do not
-        names = ("data", "fsdp", "tensor")
-        return jax.make_mesh(sizes, names, axis_types=automatic, devices=devices)
+        automatic = (AxisType.Auto,) * len(AXES)  # XLA places what we do not
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        if slices == 1:
+            return jax.make_mesh(sizes, AXES, axis_types=automatic, devices=devices)
+        if sizes[0] % slices:
+            raise ValueError(
+                f"{asked}: {slices} slices are told apart by mesh.data, which they must divide"
+            )
+        inside = [sizes[0] // slices, *sizes[1:]]
+        across = [slices, 1, 1, 1]
+        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+        return Mesh(placed, AXES, axis_types=automatic)
 
 
 def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
@@ -162,9 +179,34 @@ def use(mesh: Mesh, rules: Rules) -> Iterator[None]:
         yield
 
 
+def platform() -> str:
+    """What is compiled for, in JAX's name: that of the mesh in use, else this machine's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def spec_in_use(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """`spec` by the rules that `use` has set."""
+    return spec(axes, linen.get_logical_axis_rules())
+
+
+def axes_of(logical: str) -> tuple[str, ...]:
+    """The mesh axes, of more than one device, that a logical axis lies on; none outside `use`."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), linen.get_logical_axis_rules()
+    if mesh.empty or not rules:
+        return ()
+    return tuple(axis for axis in _parts(spec((logical,), rules)[0]) if mesh.shape[axis] > 1)
+
+
+def parts_of(logical: str) -> int:
+    """In how many parts a logical axis is cut."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes_of(logical))
+
+
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """Pins an activation's sharding; does nothing outside `use`."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    rules = linen.get_logical_axis_rules()
-    return jax.lax.with_sharding_constraint(x, spec(axes, rules)) if rules else x
+    if not linen.get_logical_axis_rules():
+        return x
+    return jax.lax.with_sharding_constraint(x, spec_in_use(axes))

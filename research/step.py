@@ -124,7 +124,7 @@ def forward(model: Any, batch: Batch, context: Context | None, config: LossConfi
 def last_hidden(model: Any, batch: Batch, context: Context | None) -> jax.Array:
     """Hidden states [B,S,D] of a batch, ready for the head."""
     inputs = batch.tokens, batch.segments, batch.positions, batch.prefix
-    return model.hidden(*inputs, context)[0]
+    return model.hidden(*inputs, context, shared=batch.shared)[0]
 
 
 def train_step(

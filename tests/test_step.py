@@ -62,7 +62,9 @@ def assert_same_run(ours, theirs, **tolerance):
 
 
 @pytest.mark.parametrize(
-    "mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)], ids=lambda m: "x".join(map(str, m))
+    "mesh",
+    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 2, 2)],
+    ids=lambda m: "x".join(map(str, m)),
 )
 def test_same_losses_and_weights_on_every_mesh(mesh):
     assert_same_run(run(dropout=0.1, mesh=MeshConfig(*mesh)), on_one_device(), atol=2e-5)

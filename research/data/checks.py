@@ -220,6 +220,10 @@ def check_batch(batch: Batch, vocabulary: int, where: str = "batch") -> None:
     weights, segments = np.asarray(batch.weights), np.asarray(batch.segments)
     if not np.isfinite(weights).all() or weights.min() < 0:
         raise ValueError(f"{where}: weights must be finite and not negative.")
+    if segments.min() == SHARED and not batch.shared:
+        raise ValueError(
+            f"{where}: segment {SHARED} is in a batch that says it has none (`shared`)."
+        )
     if segments.min() < SHARED:
         raise ValueError(f"{where}: segment {segments.min()} has no meaning.")
     padded = np.flatnonzero((weights * (segments == 0)).any(axis=1))

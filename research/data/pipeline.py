@@ -129,7 +129,9 @@ class Pipeline:
         if step < 0:
             raise ValueError(f"step must not be negative, not {step}.")
         first, last = _slice(self.config.batch_size, process_index, process_count)
-        made = packing.empty_rows(last - first, self.config.sequence_length, self.tokenizer.pad_id)
+        made: dict[str, Any] = packing.empty_rows(
+            last - first, self.config.sequence_length, self.tokenizer.pad_id
+        )
         if self._adapters:
             made["adapter"] = np.zeros(last - first, np.int32)
         found = self.rows_of(step, first, last)
@@ -312,7 +314,9 @@ class HeldOut:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         first, last = _slice(self._config.batch_size, process_index, process_count)
-        made = packing.empty_rows(last - first, self._config.sequence_length, self._pad_id)
+        made: dict[str, Any] = packing.empty_rows(
+            last - first, self._config.sequence_length, self._pad_id
+        )
         start = index * self._config.batch_size + first
         rows = list(range(start, min(start + last - first, len(self.rows))))
         if rows:

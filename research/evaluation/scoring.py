@@ -76,7 +76,7 @@ def choose(
     for start in progress(range(0, len(rows), batch_size)):
         part = rows[start : start + batch_size]
         full = part + [part[-1]] * (batch_size - len(part))  # one shape for the last batch too
-        batch = Batch(*(np.stack(column) for column in zip(*full, strict=True)))
+        batch = Batch(*(np.stack(column) for column in zip(*full, strict=True)), shared=True)
         nll = score(batch) * batch.weights
         for row, question in enumerate(range(start, start + len(part))):
             sums = np.bincount(

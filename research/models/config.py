@@ -85,7 +85,8 @@ class ModelConfig:
     # ordered (pattern over names such as layers/7/mlp/up, embedding and head, type): how weights
     # are stored; float32 where none matches. Anything less stays frozen
     storage: tuple[tuple[str, Storage], ...] = ()
-    # attention backend: auto (the platform's fastest), plain, blocked (CPU) or cudnn (NVIDIA)
+    # attention backend: auto (the platform's fastest), plain, blocked (CPU), cudnn (NVIDIA) or
+    # splash (TPU)
     attention: str = AUTO
     # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
     longest_stack: Count = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from research import sharding
 from research.models import sites
@@ -85,10 +86,25 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype, context: Context) -> jax.Array:
         """tokens [B,S] -> [B,S,D], or [B,P+S,D] with P prompt tokens attached."""
-        # whole rows: gathered over `fsdp` as any weight is before its use
-        table = sharding.constrain(self.kernel[...], ("vocabulary", None))
-        y = sites.apply(self.site, tokens, table[tokens].astype(dtype), Weight(table), context)
+        table = self.kernel[...]
+        y = sites.apply(self.site, tokens, _rows(table, tokens, dtype), Weight(table), context)
         return y * jnp.asarray(self.scale, dtype) if self.scale != 1 else y
+
+
+def _rows(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """table [V,D], tokens [B,S] -> [B,S,D]; the table stays where it lies.
+
+    Where devices share its columns, each looks up its own of every token that any of them has, and
+    they exchange what they found: as much as one activation, where whole rows of a large table
+    would be the largest array of a step.
+    """
+    columns = sharding.axes_of("embed")
+    if not columns:
+        return table[tokens].astype(dtype)
+    rows = tuple(axis for axis in sharding.axes_of("batch") if axis not in columns)
+    found = table.astype(dtype)[tokens]
+    found = jax.lax.with_sharding_constraint(found, PartitionSpec(rows, None, columns))
+    return sharding.constrain(found, ("batch", "sequence", None))
 
 
 class Positions(nnx.Module):

@@ -150,6 +150,7 @@ def _with_prefix(mask: Mask, extra: int) -> Mask:
         key_segments=jnp.pad(mask.key_segments, front, constant_values=SHARED),
         key_positions=jnp.pad(mask.key_positions, front, constant_values=-1),
         key_prefix=None if prefix is None else jnp.pad(prefix, front),
+        shared=True,
     )
 
 
@@ -191,7 +192,7 @@ class Block(nnx.Module):
             x = self.mlp_norm(stream)
             y = self.mlp(x, context.at("mlp"))
             stream = self.mlp_output(stream, x, y, context.at("mlp_output"))
-        return sharding.constrain(stream, ("batch", None, None)), cached
+        return sharding.constrain(stream, ("batch", "sequence", None)), cached
 
 
 @jax.tree_util.register_dataclass
@@ -245,6 +246,7 @@ class Transformer(nnx.Module):
         context: Context | None = None,
         cache: Cache | None = None,
         first: bool = True,
+        shared: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
         """The last hidden states, normalised.
 
@@ -254,6 +256,7 @@ class Transformer(nnx.Module):
           context: adapters, dropout; None for plain evaluation.
           cache: keys and values so far; the S new tokens are appended to it.
           first: whether these are a row's first tokens, so that attached prompts go in front.
+          shared: whether some segment may be the one that all documents of a row see.
 
         Returns:
           ([B,S,D] in the compute type, the longer cache or None).
@@ -270,7 +273,8 @@ class Transformer(nnx.Module):
             segments = jnp.pad(segments, front, constant_values=SHARED)
             prefix = None if prefix is None else jnp.pad(prefix, front)
         index = None
-        mask = Mask(segments, positions, segments, positions, prefix)
+        shared = shared or prompts > 0
+        mask = Mask(segments, positions, segments, positions, prefix, shared=shared)
         if cache is not None:
             index, write = cache.index, jax.lax.dynamic_update_slice_in_dim
             cache = dataclasses.replace(
@@ -288,7 +292,7 @@ class Transformer(nnx.Module):
                 config.check_length(x.shape[1])
             x = x + self.positions(positions, x.dtype)
         view = View(mask, angles, index)
-        x = sharding.constrain(x, ("batch", None, None))
+        x = sharding.constrain(x, ("batch", "sequence", None))
         kept = {}
         for layers, block in tree.stacks(self.layers):
             name = tree.stack_key(layers.start, len(layers))

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research import sharding
 from research.batch import SHARED
 from research.models import attention
 from research.models.attention import BACKENDS, Mask
@@ -66,7 +68,10 @@ def equals_plain(name, arguments, close, cap=0.0):
     query, key, _, mask = arguments
     assert BACKENDS[name].refuses(query, key, mask, cap) is None
     attend = lambda b: functools.partial(BACKENDS[b].attention, cap=cap)  # noqa: E731
-    ours, theirs = (gradients(attend(b), *arguments) for b in (name, "plain"))
+    equal(*(gradients(attend(b), *arguments) for b in (name, "plain")), close)
+
+
+def equal(ours, theirs, close):
     widen = lambda x: np.asarray(x, np.float32)  # noqa: E731
     check = lambda a, b: np.testing.assert_allclose(widen(a), widen(b), atol=close)  # noqa: E731
     jax.tree.map(check, ours, theirs)
@@ -107,3 +112,41 @@ def test_auto_takes_the_platforms_fastest(recwarn):
     fastest = BACKENDS["blocked"].attention(*arguments)
     np.testing.assert_array_equal(attention.attention("auto", *arguments), fastest)
     assert not recwarn.list
+
+
+def splash_case(s=256, **changes):
+    """A case of whole lanes in which no key is shared."""
+    query, key, value, mask = case(s=s, **changes)
+    return query, key, value, dataclasses.replace(mask, shared=False)
+
+
+@pytest.mark.parametrize("changes", [{}, {"window": 70}, {"heads": (4, 4, 128)}], ids=str)
+def test_splash_interpreted_equals_plain_in_value_and_gradient(changes):
+    attend = functools.partial(BACKENDS["splash"].attention, interpret=True)
+    arguments = splash_case(**changes)
+    equal(gradients(attend, *arguments), gradients(BACKENDS["plain"].attention, *arguments), 2e-5)
+
+
+@pytest.mark.parametrize("mesh", [(1, 2, 2), (2, 1, 1, 4), (1, 2, 2, 2)], ids=str)
+def test_splash_on_a_mesh_equals_plain(mesh):
+    """Rows over `fsdp`, heads over `tensor`, queries over `sequence`; all keys everywhere."""
+    arguments = splash_case(128 * mesh[-1] if len(mesh) == 4 else 256)
+    attend = functools.partial(BACKENDS["splash"].attention, interpret=True)
+    devices = jax.devices()[: math.prod(mesh)]
+    with sharding.use(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
+        ours = gradients(attend, *arguments)
+    equal(ours, gradients(BACKENDS["plain"].attention, *arguments), 2e-5)
+
+
+def test_splash_says_what_is_not_for_it(monkeypatch):
+    query, key, _, mask = splash_case()
+    refuses = BACKENDS["splash"].refuses
+    assert refuses(query, key, mask, 0.0) == "runs on TPUs, not on cpu"
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    assert refuses(query, key, mask, 0.0) is None
+    assert "keys that all documents share" in refuses(*case(s=256)[:2], case(s=256)[3], 0.0)
+    prefixed = splash_case(prefix=True)[3]
+    assert "bidirectional prefix" in refuses(query, key, prefixed, 0.0)
+    assert "a multiple of 128, not 250" in refuses(query[:, :250], key[:, :250], mask, 0.0)
+    with sharding.use(sharding.MeshConfig(2, 1, 4).make(), sharding.RULES):
+        assert "4 devices (mesh.tensor) divide, not 2" in refuses(query, key, mask, 0.0)

@@ -8,13 +8,14 @@ import warnings
 
 import jax
 
-from research.models.attention import blocked, cudnn, plain
+from research import sharding
+from research.models.attention import blocked, cudnn, plain, splash
 from research.models.attention.mask import Mask
 from research.models.attention.plain import soft_cap
 
-BACKENDS = {"plain": plain, "blocked": blocked, "cudnn": cudnn}
+BACKENDS = {"plain": plain, "blocked": blocked, "cudnn": cudnn, "splash": splash}
 # what "auto" takes, by JAX's name for the platform
-FASTEST = {"cpu": "blocked", "gpu": "cudnn"}
+FASTEST = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}
 AUTO = "auto"
 
 
@@ -32,7 +33,7 @@ def attention(
     computes, and a warning says why.
     """
     if backend == AUTO:
-        backend = FASTEST.get(jax.default_backend(), "plain")
+        backend = FASTEST.get(sharding.platform(), "plain")
     reason = BACKENDS[backend].refuses(query, key, mask, cap)
     if reason:
         warnings.warn(

@@ -9,14 +9,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from research import sharding
 from research.models.attention.mask import Mask
 
 
 def refuses(query: jax.Array, key: jax.Array, mask: Mask, cap: float) -> str | None:
     """Why this call is not for the kernel, or None."""
     s, t, n = query.shape[1], key.shape[1], query.shape[-1]
-    if jax.default_backend() != "gpu":
-        return f"runs on NVIDIA GPUs, not on {jax.default_backend()}"
+    if (platform := sharding.platform()) != "gpu":
+        return f"runs on NVIDIA GPUs, not on {platform}"
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"has no {query.dtype}: set model.compute_dtype to bfloat16"
     if cap:

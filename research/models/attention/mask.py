@@ -13,7 +13,7 @@ from research.batch import PADDING, SHARED
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["segments", "positions", "key_segments", "key_positions", "key_prefix"],
-    meta_fields=["window"],
+    meta_fields=["window", "shared"],
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
@@ -25,6 +25,7 @@ class Mask:
       key_prefix: [B,T] bool or None; keys that their whole document sees (prefix-LM).
       window: how many tokens back a query sees, itself included; 0 for all. Shared keys are seen
         from anywhere.
+      shared: whether some key may be a shared one.
     """
 
     segments: jax.Array
@@ -33,6 +34,7 @@ class Mask:
     key_positions: jax.Array
     key_prefix: jax.Array | None = None
     window: int = 0
+    shared: bool = True
 
     def allowed(self) -> jax.Array:
         """[B,S,T] bool: the same document (or a shared key), not padding, not in the future."""

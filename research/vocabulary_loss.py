@@ -1,0 +1,155 @@
+"""Cross-entropy over the vocabulary in chunks of the vocabulary, for heads that devices share.
+
+`research.loss` computes the logits of a few columns of the sequence at a time and needs the whole
+head for that. Where the head is cut over many devices, and one row is all that a device has, the
+gathered head and its gradient would be the largest arrays of the step (128,256 words of width
+4,096: 1 and 2 GiB). Here each device gathers one chunk of the head at a time, for all of its
+tokens. The price: the logits are computed twice, once for the normaliser, once for the gradient (a
+third more of the head's products).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from research import sharding
+from research.batch import Array
+from research.models.attention import soft_cap
+from research.models.products import matmul
+
+if TYPE_CHECKING:
+    from research.loss import LossConfig
+
+
+def summed(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    cap: float,
+    targets: Array,
+    weights: Array,
+    config: LossConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums of weights [B,S] times (trained, nll, correct), see `research.loss.TokenLosses`.
+
+    Args:
+      hidden: [B,S,D].
+      kernel: [D,V] of the head. Only `trained` has a gradient: to hidden and kernel.
+      cap: soft cap of the logits, 0 for none.
+
+    Raises:
+      ValueError: V does not divide by the chunks, or by those of a device.
+    """
+    sums = _summed((config, cap), hidden, kernel, (targets, weights))
+    return sums[0], jax.lax.stop_gradient(sums[1]), jax.lax.stop_gradient(sums[2])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(static: Any, hidden: jax.Array, kernel: jax.Array, given: Any):
+    return _sums(static, hidden, _cut(kernel, static[0].vocabulary_chunks), *given)[0]
+
+
+def _forward(static: Any, hidden: Any, kernel: Any, given: Any):
+    """The sums, and the gradients of `trained`, to the kernel only where it trains."""
+    trains = kernel.perturbed
+    hidden, kernel, given = jax.tree.map(lambda x: x.value, (hidden, kernel, given))
+    config, cap = static
+    chunks = _cut(kernel, config.vocabulary_chunks)
+    sums, normaliser = _sums(static, hidden, chunks, *given)
+    targets, weights = given
+    vocabulary, smooth = kernel.shape[1], config.label_smoothing
+
+    def one(to_hidden, part):
+        first, chunk = part
+        if trains:
+            logits, pull = jax.vjp(functools.partial(_logits, cap=cap), hidden, chunk)
+        else:
+            logits, pull = jax.vjp(lambda hidden: _logits(hidden, chunk, cap), hidden)
+        share = jnp.exp(logits - normaliser[..., None])
+        if config.z_loss:
+            share *= 1 + 2 * config.z_loss * normaliser[..., None]
+        slope = share - jnp.where(_hit(targets, first, chunk), 1 - smooth, 0.0)
+        slope = (slope - smooth / vocabulary) * weights[..., None]
+        back = pull(slope)
+        to_chunk = sharding.constrain(back[1], ("embed", "vocabulary")) if trains else None
+        return to_hidden + back[0].astype(jnp.float32), to_chunk
+
+    start = sharding.constrain(jnp.zeros(hidden.shape, jnp.float32), ("batch", "sequence", None))
+    to_hidden, to_chunks = jax.lax.scan(one, start, chunks)
+    to_kernel = _whole(to_chunks).astype(kernel.dtype) if trains else None
+    return sums, (to_hidden.astype(hidden.dtype), to_kernel)
+
+
+def _backward(static: Any, kept: Any, cotangents: Any):
+    return *jax.tree.map(lambda x: (cotangents[0] * x).astype(x.dtype), kept), None
+
+
+_summed.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _sums(static: Any, hidden: jax.Array, chunks: Any, targets: Array, weights: Array):
+    """The sums, and the normaliser [B,S]."""
+    config, cap = static
+
+    def one(so_far, part):
+        highest, total, chosen, added = so_far
+        first, chunk = part
+        logits = _logits(hidden, chunk, cap)
+        higher = jnp.maximum(highest, jnp.max(logits, axis=-1))
+        total *= jnp.exp(highest - higher)
+        total += jnp.sum(jnp.exp(logits - higher[..., None]), axis=-1)
+        chosen += jnp.sum(jnp.where(_hit(targets, first, chunk), logits, 0.0), axis=-1)
+        if config.label_smoothing:
+            added += jnp.sum(logits, axis=-1)
+        return (higher, total, chosen, added), None
+
+    zeros = sharding.constrain(jnp.zeros(targets.shape, jnp.float32), ("batch", "sequence"))
+    start = (zeros - jnp.inf, zeros, zeros, zeros)
+    (highest, total, chosen, added), _ = jax.lax.scan(one, start, chunks)
+    normaliser = highest + jnp.log(total)
+    nll = trained = normaliser - chosen
+    if smooth := config.label_smoothing:
+        mean = added / (chunks[1].shape[0] * chunks[1].shape[2])
+        trained = (1 - smooth) * nll + smooth * (normaliser - mean)
+    if config.z_loss:
+        trained += config.z_loss * normaliser**2
+    correct = (chosen >= highest).astype(jnp.float32)
+    return tuple(jnp.sum(x * weights) for x in (trained, nll, correct)), normaliser
+
+
+def _logits(hidden: jax.Array, chunk: jax.Array, cap: float) -> jax.Array:
+    """hidden [B,S,D], chunk [D,C] -> [B,S,C] in float32."""
+    whole = sharding.constrain(chunk.astype(hidden.dtype), (None, "vocabulary"))
+    return soft_cap(matmul(hidden, whole, jnp.float32), cap)
+
+
+def _hit(targets: Array, first: jax.Array, chunk: jax.Array) -> jax.Array:
+    """[B,S,C] bool: the words of a chunk, whose numbers are `first` [C], that are asked for."""
+    return first == targets[..., None]
+
+
+def _cut(kernel: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """kernel [D,V] -> word numbers [count,C] and columns [count,D,C].
+
+    Each chunk has columns of every device that shares the vocabulary.
+    """
+    (width, vocabulary), devices = kernel.shape, sharding.parts_of("vocabulary")
+    if vocabulary % (count * devices):
+        raise ValueError(
+            f"loss.vocabulary_chunks {count}: a vocabulary of {vocabulary} does not divide into so "
+            f"many chunks on each of {devices} devices"
+        )
+    words = jnp.arange(vocabulary).reshape(devices, count, -1).swapaxes(0, 1).reshape(count, -1)
+    chunks = kernel.reshape(width, devices, count, -1).transpose(2, 0, 1, 3)
+    chunks = chunks.reshape(count, width, -1)
+    return words, sharding.constrain(chunks, (None, "embed", "vocabulary"))
+
+
+def _whole(chunks: jax.Array) -> jax.Array:
+    """The inverse of `_cut`: [count,D,C] -> [D,V]."""
+    (count, width, _), devices = chunks.shape, sharding.parts_of("vocabulary")
+    cut = chunks.reshape(count, width, devices, -1).transpose(1, 2, 0, 3)
+    return sharding.constrain(cut.reshape(width, -1), ("embed", "vocabulary"))

@@ -1,0 +1,63 @@
+"""The loss by chunks of the vocabulary is the loss."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import loss, sharding
+from research.loss import LossConfig
+from tests import tiny
+
+SETTINGS = {"label_smoothing": 0.1, "z_loss": 0.01}
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def losses_and_gradients(model, hidden, batch, config):
+    def trained(model, hidden):
+        sums = loss.summed_losses(model, hidden, batch.targets, batch.weights, None, config)
+        return sums.trained, sums
+
+    return jax.value_and_grad(trained, argnums=(0, 1), has_aux=True)(model, hidden)
+
+
+@pytest.mark.parametrize("shape", [{}, {"tied": False}, {"logit_cap": 2.0}], ids=str)
+@pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["plain", "smoothed"])
+@pytest.mark.parametrize("mesh", [None, (1, 2, 2, 2)], ids=["one device", "mesh"])
+def test_chunks_of_the_vocabulary_give_the_sums_and_gradients_of_chunks_of_columns(
+    shape, settings, mesh
+):
+    model, batch = tiny.model(tiny.config(**shape)), tiny.batch()
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16, 32)), jnp.float32)
+    expected = losses_and_gradients(model, hidden, batch, LossConfig(**settings, chunk=5))
+    config = LossConfig(**settings, vocabulary_chunks=4)
+    if mesh is None:
+        found = losses_and_gradients(model, hidden, batch, config)
+    else:
+        with sharding.use(sharding.MeshConfig(*mesh).make(), sharding.RULES):
+            found = losses_and_gradients(model, hidden, batch, config)
+            again = dataclasses.replace(config, vocabulary_chunks=0, chunk=6)
+            columns = losses_and_gradients(model, hidden, batch, again)
+        close(columns, expected)
+    close(found, expected)
+
+
+def close(ours, theirs):
+    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(check, ours, theirs)
+
+
+def test_a_vocabulary_that_does_not_divide_is_refused():
+    model, batch = tiny.model(), tiny.batch()
+    with pytest.raises(ValueError, match="vocabulary of 64 does not divide into so many chunks"):
+        loss.summed_losses(
+            model,
+            jnp.zeros((8, 16, 32)),
+            batch.targets,
+            batch.weights,
+            None,
+            LossConfig(vocabulary_chunks=5),
+        )
