@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -72,6 +73,14 @@ def whole_or_nothing(out: str | Path) -> Iterator[Path]:
     partial.chmod(0o755)
     try:
         yield partial
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"could not write {out}: {error.strerror}. Nothing is left of it; free disk space, or "
+            "choose another place"
+        ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

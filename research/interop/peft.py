@@ -25,6 +25,7 @@ from research.interop.tensor_files import SafeTensors
 from research.methods import (
     DoRA,
     Full,
+    LoHa,
     LoRA,
     Method,
     Prefix,
@@ -50,7 +51,16 @@ _LEAVES: dict[str, dict[str, str]] = {
     },
     "ia3": {"factor": "ia3_l"},
     "vera": {"inner": "vera_lambda_d", "outer": "vera_lambda_b"},
+    "loha": {
+        "first_in": "hada_w1_b",
+        "first_out": "hada_w1_a",
+        "second_in": "hada_w2_b",
+        "second_out": "hada_w2_a",
+    },
 }
+# a delta's leaf that has the rank on its second axis
+_RANKED = {"lora": "a", "dora": "low/a", "loha": "first_in"}
+_BASE = ".base_layer.weight"
 # what VeRA's places share
 _PROJECTIONS = {"a": "base_model.vera_A", "b": "base_model.vera_B"}
 
@@ -92,6 +102,7 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
       UnsupportedModel: the method is none of PEFT's, or the base none of transformers'.
       ValueError: numbers that are not finite.
     """
+    runs.check_parameters(run)
     method = run.method
     if method.kind not in (*_LEAVES, *peft_prompts.KINDS.values()):
         known = ", ".join((*_LEAVES, *peft_prompts.KINDS.values()))
@@ -123,13 +134,13 @@ def tensors_of(
         tensor, content = peft_prompts.write(run.method, arrays, run.model)
         return {peft_prompts.NAME: tensor}, content
     family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
-    return _write_places(run.method, arrays, family, run.model.layers)
+    return _write_places(run.method, arrays, family, set(_linears(run)[1]))
 
 
 def _write_places(
-    method: Method, arrays: Mapping[str, np.ndarray], family: Family, layers: int
+    method: Method, arrays: Mapping[str, np.ndarray], family: Family, modules: set[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and config of a method that attaches to weights."""
+    """Tensors and config of a method that attaches to weights; `modules` are all of the base's."""
     adapter: str = method.adapter  # type: ignore[attr-defined]
     named = sorted({n.partition("/site/")[0] for n in arrays if "/site/" in n}, key=_order)
     theirs = module_names(family, named)
@@ -148,14 +159,14 @@ def _write_places(
             tensors[f"{_PREFIX}{theirs[place]}.{name}"] = value
         low = "low/" if method.kind == "dora" else ""
         if f"{low}scale" in held:
-            rank = held[f"{low}a"].shape[1]
+            rank = held[_RANKED[method.kind]].shape[1]
             scales[theirs[place]] = rank, float(held[f"{low}scale"]) * rank
     if isinstance(method, VeRA):
         for ours, name in _PROJECTIONS.items():
             tensors[name] = arrays[f"methods/{adapter}/{ours}"].T
     short = {name.rpartition(".")[2] for name in theirs.values()}
-    everywhere = len(theirs) == len(short) * layers
-    targets = sorted(short) if everywhere else sorted(theirs.values())
+    everywhere = {name for name in modules if name.rpartition(".")[2] in short}
+    targets = sorted(short if everywhere == set(theirs.values()) else theirs.values())
     return tensors, peft_config.write(method, scales) | {"target_modules": targets}
 
 
@@ -182,7 +193,9 @@ class Adapter:
         if name in self.made:
             return jnp.asarray(self.made[name])
         if name not in self.sources:
-            assert isinstance(self.method, LoRA | DoRA)
+            assert isinstance(self.method, LoRA | DoRA | LoHa)
+            if isinstance(self.method, LoHa):
+                return jnp.full(shape, self.method.alpha / self.method.rank)
             linear = name.partition("/site/")[0]
             rank = tree.first_match(self.method.ranks, linear, self.method.rank)
             alpha = tree.first_match(self.method.alphas, linear, self.method.alpha)
@@ -217,11 +230,18 @@ def _open(path: Path, base: Run) -> Adapter:
     for name in tensors.shapes:
         if name in _PROJECTIONS.values():
             continue
+        if name.endswith(_BASE):
+            _check_unchanged(name, tensors, modules, base, where)
+            continue
         module, leaf = _split(name)
+        if content.get("peft_type") == "IA3":
+            module = _scaled(module, content.get("feedforward_modules"), modules, base, where)
         if module not in modules:
             near = tree.nearest(module, modules, 1)
             raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
-        held.setdefault(modules[module], {})[leaf] = name
+        if leaf in held.setdefault(modules[module], {}):
+            raise UnsupportedModel(f"{where}: {name} scales what another tensor scales too")
+        held[modules[module]][leaf] = name
     named = {ours: theirs for theirs, ours in modules.items() if ours in held}
     method = peft_config.read(content, str(path / CONFIG), named)
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
@@ -272,8 +292,16 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
       UnsupportedModel, FileNotFoundError: as `open_adapter`.
     """
     runs.check_free(out)
+    if base.base is not None:
+        raise UnsupportedModel(
+            f"{base.saved.path} is an adapter itself: --base takes whole models, such as its own "
+            f"base {base.base.saved.path}, or what tools/adapters.py merge makes of it"
+        )
     adapter = open_adapter(path, base)
     arrays = {name: adapter.read(name) for name in adapter.shapes}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UnsupportedModel(f"{path}: {name} holds numbers that are not finite")
     return runs.write(out, base, arrays, base.model, method=adapter.method, base=base)
 
 
@@ -286,6 +314,39 @@ def _linears(base: Run) -> tuple[Transformer, dict[str, str]]:
     names = [n for name in every for n in tree.layer_names(name)]
     names = [name for name in names if re.sub(r"/\d+/", "/*/", name) not in together]
     return plain, {theirs: ours for ours, theirs in module_names(family, names).items()}
+
+
+def _check_unchanged(
+    name: str, tensors: SafeTensors, modules: Mapping[str, str], base: Run, where: str
+) -> None:
+    """PEFT saves the base's table beside an adapter on it: it must be the base's own."""
+    module = name.removeprefix(_PREFIX).removesuffix(_BASE)
+    if module not in modules:
+        near = tree.nearest(module, modules, 1)
+        raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
+    own = np.asarray(base.read(f"{modules[module]}/kernel"), np.float32)
+    own = own if modules[module] == "embedding" else own.T
+    given = tensors.read(name, (slice(None), slice(None)))
+    # it may have been rounded to the type in which the adapter was saved
+    if given.shape != own.shape or not np.allclose(given, own, rtol=1e-2, atol=1e-6):
+        raise UnsupportedModel(f"{where}: {name} is another one than the base's; merge it in PEFT")
+
+
+def _scaled(module: str, inputs: Any, modules: Mapping[str, str], base: Run, where: str) -> str:
+    """The module whose output IA3 scales. PEFT scales the input of `feedforward_modules`: of a
+    gated MLP's last linear that is the output of the one that is not activated."""
+    if not isinstance(inputs or [], list):
+        raise UnsupportedModel(f"{where}: feedforward_modules is {inputs!r}; give names in a list")
+    if not any(module == name or module.endswith(f".{name}") for name in inputs or []):
+        return module
+    place = modules.get(module, "")
+    if not (place.endswith("mlp/down") and base.model.gated):
+        raise UnsupportedModel(
+            f"{where}: the input of {module} is scaled; Graft's IA3 scales outputs, and takes the "
+            "last linear of a gated MLP besides"
+        )
+    up = place.removesuffix("down") + "up"
+    return next(theirs for theirs, ours in modules.items() if ours == up)
 
 
 def _leaves(kind: str, place: str) -> dict[str, str]:

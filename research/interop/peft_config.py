@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from research.interop import peft_prompts
 from research.interop.fields import UnsupportedModel
-from research.methods import IA3, DoRA, LoRA, Method, VeRA
+from research.methods import IA3, DoRA, LoHa, LoRA, Method, VeRA
 
 
 def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
@@ -30,6 +31,8 @@ def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, 
         }
     rank = _commonest([r for r, _ in scales.values()])
     alpha = _commonest([a for _, a in scales.values()])
+    if isinstance(method, LoHa):
+        return {"peft_type": "LOHA", "r": rank, "alpha": alpha}
     return {
         "peft_type": "LORA",
         "r": rank,
@@ -60,17 +63,14 @@ def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Me
     targets = _patterns(list(named))
     kind = content.get("peft_type")
     if kind == "IA3":
-        if content.get("feedforward_modules"):
-            raise UnsupportedModel(
-                f"{where}: feedforward_modules scales inputs; Graft's IA3 scales outputs"
-            )
         return IA3(targets)
-    if kind not in ("LORA", "VERA"):
-        known = ", ".join(("LORA", "IA3", "VERA", *peft_prompts.KINDS))
+    if kind not in ("LORA", "VERA", "LOHA"):
+        known = ", ".join(("LORA", "IA3", "VERA", "LOHA", *peft_prompts.KINDS))
         raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {known}")
-    rank, alpha = content.get("r"), content.get("lora_alpha", 1 if kind == "VERA" else None)
+    called = "alpha" if kind == "LOHA" else "lora_alpha"
+    rank, alpha = content.get("r"), content.get(called, 1 if kind == "VERA" else None)
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
-        raise UnsupportedModel(f"{where}: r is {rank!r} and lora_alpha {alpha!r}")
+        raise UnsupportedModel(f"{where}: r is {rank!r} and {called} {alpha!r}")
     if kind == "VERA":
         return VeRA(targets, rank=rank)
     each: dict[str, tuple[int, float]] = {}
@@ -78,6 +78,13 @@ def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Me
         r = _by_pattern(content.get("rank_pattern"), theirs, rank, f"{where}: rank_pattern")
         a = _by_pattern(content.get("alpha_pattern"), theirs, alpha, f"{where}: alpha_pattern")
         each[ours] = int(r), float(a * r**0.5 if content.get("use_rslora") else a)
+    if kind == "LOHA":
+        if len(set(each.values())) > 1:
+            raise UnsupportedModel(
+                f"{where}: rank_pattern and alpha_pattern; Graft's LoHa has none"
+            )
+        rank, alpha = next(iter(each.values()))
+        return LoHa(targets, rank, alpha)
     # the commonest go without a pattern
     rank = _commonest([r for r, _ in each.values()])
     alpha = _commonest([a for _, a in each.values()])
@@ -88,15 +95,22 @@ def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Me
 
 
 def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
-    """PEFT's number for a module: that of the first key that matches the end of its name."""
+    """PEFT's number for a module: that of the first key that matches the end of its name.
+
+    Keys are regular expressions to PEFT; here they are names in which `.*` stands for anything,
+    because a hostile one could take forever to match.
+    """
     if not isinstance(patterns or {}, Mapping):
         raise UnsupportedModel(f"{where} is no object")
     for pattern, number in (patterns or {}).items():
-        # only plain names: a hostile pattern could take forever to match
-        if not re.fullmatch(r"[\w.\\^$*]*", pattern):
-            raise UnsupportedModel(f"{where}: {pattern!r} is more than a module's name")
-        plain = pattern.strip("^$").replace("\\.", ".")
-        if name == plain or name.endswith(f".{plain}"):
+        plain = pattern.removeprefix("^").removesuffix("$")
+        if not re.fullmatch(r"(\w|\.\*|\\\.|\.)+", plain):
+            raise UnsupportedModel(
+                f"{where}: {pattern!r} is more than a module's name with .* in places; write it out"
+            )
+        plain = plain.replace("\\.", ".").replace(".*", "*")
+        whole = fnmatch.fnmatchcase(name, plain)
+        if whole or (fnmatch.fnmatchcase(name, f"*.{plain}") and not pattern.startswith("^")):
             if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
                 raise UnsupportedModel(f"{where}: {pattern} is {number!r}")
             return number

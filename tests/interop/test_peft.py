@@ -19,7 +19,8 @@ METHODS = {
     "some": LoRA(targets=(r"layers/1/attention/(query|output)",), rank=2),
     "dora-patterns": DoRA(rank=4, ranks=((r"layers/1/.*", 2),)),
     **{
-        name: CASES[name] for name in ("lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera")
+        name: CASES[name]
+        for name in ("lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera", "loha")
     },
     **{name: CASES[name] for name in ("prompt", "prefix", "prefix-mlp")},
 }
@@ -182,12 +183,72 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
             peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "broken")
         (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content))
 
-    broken("peft_type 'LOHA'", peft_type="LOHA")
+    broken("peft_type 'LOKR'", peft_type="LOKR")
+    broken(r"alpha_pattern: '.*more than a module's name", alpha_pattern={r"layers\.\d+": 4})
     broken("shape|not prompt_embeddings", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
     broken("modules_to_save", modules_to_save=["lm_head"])
     broken("r is 0", r=0)
     broken("'pissa', which changed the base's weights", init_lora_weights="pissa")
     assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["patterns", "ia3", "embedding", "loha"])
+def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_path):
+    import peft as their_peft
+    import torch
+    import transformers
+
+    kind = {"task_type": "CAUSAL_LM", "init_weights": False}
+    config = {
+        "patterns": lambda: their_peft.LoraConfig(
+            r=2,
+            target_modules=["q_proj", "up_proj"],
+            rank_pattern={r"^model\.layers\.1\..*": 3},
+            alpha_pattern={r".*layers\.1\..*q_proj": 40, "layers.0.*proj": 5},
+            task_type="CAUSAL_LM",
+        ),
+        "ia3": lambda: their_peft.IA3Config(task_type="CAUSAL_LM"),
+        "embedding": lambda: their_peft.LoraConfig(
+            r=2, target_modules=["embed_tokens", "q_proj"], task_type="CAUSAL_LM"
+        ),
+        "loha": lambda: their_peft.LoHaConfig(
+            r=3, alpha=5, target_modules=["q_proj", "down_proj"], **kind
+        ),
+    }[name]()
+    served = their_peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(theirs), config
+    )
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in served.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    served.save_pretrained(tmp_path / "adapter")
+    peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    expected, plain = their_logits(served), our_logits(runs.open_run(base))
+    np.testing.assert_allclose(our_logits(run), expected, atol=1e-4)
+    assert np.abs(expected - plain).max() > 0.01
+    with pytest.raises(UnsupportedModel, match="is an adapter itself: --base takes whole models"):
+        peft.import_adapter(tmp_path / "adapter", run, tmp_path / "out")
+
+
+def test_an_adapter_on_some_linears_names_no_others_of_the_same_name():
+    """GPT-2 has a c_proj in its attention and one in its MLP."""
+    from research.interop.families import FAMILIES
+
+    family = FAMILIES["gpt2"]
+    places = [f"layers/{i}/{place}" for i in (0, 1) for place in ("attention/output", "mlp/down")]
+    names = peft.module_names(family, places)
+    method = LoRA(targets=(r"layers/\d+/attention/output",), rank=2)
+    arrays = {}
+    for place in places[::2]:
+        site = f"{place}/site/lora/"
+        arrays[f"{site}a"], arrays[f"{site}b"] = np.ones((8, 2)), np.ones((2, 8))
+        arrays[f"{site}scale"] = np.ones(())
+    _, content = peft._write_places(method, arrays, family, set(names.values()))
+    assert content["target_modules"] == sorted(names[place] for place in places[::2])
 
 
 def test_whole_models_export_no_adapter(world, tmp_path):
