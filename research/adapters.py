@@ -6,6 +6,8 @@ by its fingerprint. Merging and unmerging are in `research.merging`.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,28 +16,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from research import config as door
 from research import methods, runs, sharding, tree
+from research.checkpoint import open_checkpoint
 from research.experiment import Experiment
 from research.methods import Method
 from research.models.transformer import Transformer
 from research.runs import Run
+from research.saved_step import SavedStep
 from research.tree import Arrays
+
+log = logging.getLogger(__name__)
 
 OFF = -1  # a row of `Batch.adapter` that uses none
 
 
-def find(folder: str | os.PathLike[str]) -> list[Run]:
-    """The tuned runs in a folder and the folders in it, by path; what cannot be opened is left
-    out (a base that is gone)."""
+def find(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What the tuned runs in a folder and the folders in it are, by path, as rows of a table."""
     found = []
     for path in sorted({path.parent for path in Path(folder).rglob("model") if path.is_dir()}):
         try:
-            run = runs.open_run(path)
-        except (OSError, ValueError):
-            continue
-        if run.base is not None:
-            found.append(run)
+            saved = open_checkpoint(path)
+            if saved.metadata()["base"] is not None:
+                found.append(describe(saved))
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("%s is left out: %s", path, error)
     return found
 
 
@@ -57,20 +64,25 @@ def open_named(texts: Sequence[str], base: str | None = None) -> dict[str, Run]:
     return named
 
 
-def describe(run: Run) -> dict[str, Any]:
-    """What an adapter is, in a row of a table."""
-    own = run.saved.checksums("model/")
+def describe(saved: SavedStep) -> dict[str, Any]:
+    """What an adapter is, in a row of a table; its base need not be there.
+
+    Raises:
+      ValueError: what it says of itself does not fit this version.
+    """
+    metadata, own = saved.metadata(), saved.checksums("model/")
+    method = runs.method_of(metadata, str(saved.path))
     sizes = {name: math.prod(checksum.shape) for name, checksum in own.items()}
     stored = {name: jnp.dtype(own[name].dtype).itemsize * size for name, size in sizes.items()}
-    assert run.base is not None
+    base = metadata["base"]
     return {
-        "path": str(run.saved.path.parent.parent),
-        "method": run.method.kind,
-        "adapters": ", ".join(methods.bank_names(run.method) or methods.adapter_names(run.method)),
+        "path": str(saved.path.parent.parent),
+        "method": method.kind,
+        "adapters": ", ".join(methods.bank_names(method) or methods.adapter_names(method)),
         "parameters": sum(sizes.values()),
         "bytes": sum(stored.values()),
-        "base": str(run.base.saved.path),
-        "base_fingerprint": run.base.fingerprint[:16],
+        "base": base["path"] if Path(base["path"]).exists() else f"{base['path']} (gone)",
+        "base_fingerprint": base["fingerprint"][:16],
     }
 
 
@@ -80,7 +92,8 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
     The sum is exact, not of the factors but of what they do: sum_i w_i (f_i(x) - f(x)).
 
     Raises:
-      ValueError: other bases or methods, or a method whose sums are none of its kind.
+      ValueError: other bases or methods, a method whose sums are none of its kind, or numbers that
+        are not finite.
       FileExistsError: the folder holds a model.
     """
     runs.check_free(out)
@@ -91,25 +104,27 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
         raise ValueError(f"a sum is of one method, not of {[run.method.kind for run in opened]}")
     if not hasattr(first, "summed"):
         raise ValueError(f"a sum of {first.kind} adapters is not linear: it is no adapter")
-    method = first.summed(others)
+    for run in opened:
+        runs.check_parameters(run)
+    method = first.summed(others, _smaller_sides(base))
+    wanted = tree.unstack_shapes(_attached(methods.abstract(base.model, method)))
     arrays: Arrays = {}
     each = [(weight, _deltas(run)) for weight, run in parts]
     for place, delta in each[0][1].items():
         leaves = type(delta).summed([(weight, deltas[place]) for weight, deltas in each])
         arrays |= {f"{place}/site/{method.adapter}/{leaf}": a for leaf, a in leaves.items()}
-    shapes = methods.abstract(base.model, method)
-    wanted = {name: shape for name, shape in tree.flatten(shapes).items() if _attached(name)}
-    tree.check_names(tree.unstack_shapes(wanted), arrays, "arrays of the sum")
+    tree.check_names(wanted, arrays, "arrays of the sum")
+    _check_finite(arrays, "the sum")
     said = [[weight, str(run.saved.path)] for weight, run in parts]
     return runs.write(out, base, arrays, base.model, method=method, base=base, facts={"sum": said})
 
 
 def bank(named: Mapping[str, Run], out: str | os.PathLike[str]) -> Path:
     """Writes adapters of one form on one base side by side, as a run of method `bank`; returns the
-    step's folder.
+    step's folder. Their ranks may differ: a smaller one is filled up with zeros.
 
     Raises:
-      ValueError: other bases, methods or shapes.
+      ValueError: other bases, methods or shapes, or numbers that are not finite.
       FileExistsError: the folder holds a model.
     """
     runs.check_free(out)
@@ -125,15 +140,36 @@ def bank_method(named: Mapping[str, Run]) -> Any:
     Raises:
       ValueError: one of them is no adapter that a bank can hold, or of another method.
     """
-    first, *others = ((name, run.method) for name, run in named.items())
-    for name, method in others:
-        if method.kind != first[1].kind:
-            raise ValueError(
-                f"{name} is {method.kind} and {first[0]} is {first[1].kind}: the adapters of a "
-                "bank are of one method"
+    base = _same_base(list(named.values()))
+    forms, shapes = {}, {}
+    for name, run in named.items():
+        method: Any = run.method
+        if not hasattr(method, "adapter") or methods.bank_names(method):
+            raise ValueError(f"{name} is {method.kind}: a bank holds adapters, one of each name")
+        alone = dataclasses.replace(method, adapter="one")
+        made = methods.abstract(base.model, alone, methods.single_layers(base.model))
+        forms[name] = method.kind, jax.tree.structure(made)
+        shapes[name] = {leaf: shape.shape for leaf, shape in _attached(made).items()}
+    first, *others = named
+    for name in others:
+        if forms[name] != forms[first]:
+            said = " and ".join(
+                f"{n} is {_said(named[n], named[m])}" for n, m in ((name, first), (first, name))
             )
+            raise ValueError(f"{said}: the adapters of a bank do the same, with other numbers")
+    # the form of the bank is that of the one that has the largest ranks
+    most = {
+        leaf: tuple(map(max, *(shapes[name][leaf] for name in named))) if others else shape
+        for leaf, shape in shapes[first].items()
+    }
+    largest = next((name for name in named if shapes[name] == most), None)
+    if largest is None:
+        raise ValueError(
+            f"none of {', '.join(named)} has the largest rank everywhere, so no form holds all: "
+            "ranks by pattern must grow together"
+        )
     make: Any = methods.METHODS["bank"]
-    return make(of=first[1], names=tuple(named))
+    return make(of=named[largest].method, names=tuple(named))
 
 
 def gather(named: Mapping[str, Run]) -> tuple[Run, Arrays]:
@@ -142,22 +178,30 @@ def gather(named: Mapping[str, Run]) -> tuple[Run, Arrays]:
     Raises:
       ValueError: other bases, or arrays of other names or shapes.
     """
+    for run in named.values():
+        runs.check_parameters(run)
     base, method = _same_base(list(named.values())), bank_method(named)
     adapter = method.of.adapter
+    axes = _axes(base, method.of)
     columns: dict[str, list[Any]] = {}
     for name, run in named.items():
         mine = getattr(run.method, "adapter", adapter)
-        own = [n for n in run.saved.checksums("model/") if _attached(n)]
+        own = [n for n in run.saved.checksums("model/") if methods.attached(n)]
         renamed = {_in_bank(n, mine, adapter): n for n in own}
         if columns:
             tree.check_names(columns, renamed, f"the adapters {name} and {next(iter(named))}")
         for new, old in renamed.items():
             columns.setdefault(new, []).append(run.read(old))
+    stacked = {}
     for new, arrays in columns.items():
         shapes = {name: array.shape for name, array in zip(named, arrays, strict=True)}
-        if len(set(shapes.values())) > 1:
-            raise ValueError(f"the adapters of a bank have one shape; {new}: {shapes}")
-    return base, {name: jnp.stack(arrays) for name, arrays in columns.items()}
+        most = tuple(map(max, zip(*shapes.values(), strict=True)))
+        for shape in shapes.values():
+            if any(n < m and axis != "rank" for n, m, axis in zip(shape, most, axes[new])):  # noqa: B905
+                raise ValueError(f"the adapters of a bank have one shape; {new}: {shapes}")
+        stacked[new] = jnp.stack([_filled_up(array, most) for array in arrays])
+    _check_finite(stacked, "the bank")
+    return base, stacked
 
 
 def load_bank(
@@ -195,14 +239,59 @@ def number(method: Method, name: str | None) -> int:
     return known.index(name)
 
 
-def _attached(name: str) -> bool:
-    return "/site/" in name or name.startswith("methods/")
-
-
 def _in_bank(name: str, mine: str, adapter: str) -> str:
     """A parameter's name in an adapter of its own -> that in a bank."""
     name = name.replace(f"/site/{mine}/", f"/site/{adapter}/each/")
     return name.replace(f"methods/{mine}/", f"methods/{adapter}/")
+
+
+def _axes(base: Run, method: Any) -> dict[str, tuple[str | None, ...]]:
+    """The logical axes of what a method attaches, by single-layer name in a bank."""
+    shapes = methods.abstract(base.model, method, methods.single_layers(base.model))
+    found = {}
+    for name, axes in tree.parameter_axes(shapes).items():
+        if methods.attached(name):
+            (single,) = tree.layer_names(name)
+            inner = axes[1:] if tree.is_stacked(name) else axes
+            found[_in_bank(single, method.adapter, method.adapter)] = inner
+    return found
+
+
+def _attached(model: Transformer) -> dict[str, Any]:
+    """What methods attached to an abstract model."""
+    return {name: s for name, s in tree.flatten(model).items() if methods.attached(name)}
+
+
+def _smaller_sides(base: Run) -> dict[str, int]:
+    """The smaller side of every weight that has a site, by place."""
+    plain = methods.abstract(base.model, methods.Full(), methods.single_layers(base.model))
+    found = {}
+    for name, module in methods.places(plain, *methods.WEIGHTED):
+        (place,) = tree.layer_names(name)
+        tied = module.kernel is None
+        found[place] = min((plain.embedding if tied else module).kernel.shape[-2:])
+    return found
+
+
+def _filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An array with zeros behind it, up to a shape."""
+    whole = np.zeros(shape, array.dtype)
+    whole[tuple(map(slice, array.shape))] = array
+    return whole
+
+
+def _said(run: Run, other: Run) -> str:
+    """A method, with what of it is not as in another of its kind, for an error."""
+    given, theirs = door.to_dict(run.method), door.to_dict(other.method)
+    apart = [f"{n} {v}" for n, v in given.items() if v != theirs.get(n) and n != "kind"]
+    kind = given["kind"]
+    return f"{kind} with {', '.join(apart)}" if apart and kind == theirs["kind"] else kind
+
+
+def _check_finite(arrays: Mapping[str, Any], what: str) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(np.asarray(array)).all():
+            raise ValueError(f"{name} of {what} is not finite everywhere; nothing is written")
 
 
 def _same_base(opened: Sequence[Run]) -> Run:

@@ -52,7 +52,8 @@ __all__ = ["CheckpointError", "Checkpointer", "SavedStep", "library_versions", "
 
 log = logging.getLogger(__name__)
 
-_LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+# what a save that was cut short leaves
+LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 
 
 class Checkpointer:
@@ -299,7 +300,7 @@ class Checkpointer:
         if self._cleaned or jax.process_index() != 0 or not self.directory.exists():
             return
         for path in self.directory.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
+            if LEFTOVER.fullmatch(path.name):
                 log.warning("removing %s, left by a save that was cut short", path)
                 path.rmtree()
         self._cleaned = True

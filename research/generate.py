@@ -39,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="an adapter of --run, which is then its base; several answer side by side",
     )
     parser.add_argument(
-        "--switch-off", action="append", default=[], metavar="NAME", help="an attached adapter"
+        "--switch-off",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an attached adapter, or one of several that stand side by side",
     )
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--raw", action="store_true", help="no template, only the prompt's text")
@@ -73,6 +77,14 @@ def _answer(arguments: argparse.Namespace) -> None:
     voices = dict(named)
     if not named:
         voices = {name: run for name in methods.bank_names(run.method)}
+    # the number by which a row says whom it asks
+    numbers = {name: number for number, name in enumerate(voices)}
+    off = [name for name in arguments.switch_off if name in voices]
+    if voices and len(off) < len(arguments.switch_off):
+        raise ValueError(f"--switch-off: the adapters side by side are {', '.join(voices)}")
+    voices = {name: voice for name, voice in voices.items() if name not in off}
+    if off and not voices:
+        voices, numbers = {"base": run.base or run}, {"base": adapters.OFF}
     words, stops = run.tokenizer, chat.find_stops(run.companions)
     for voice in voices.values() or [run]:
         tuned = _objective(voice)
@@ -90,7 +102,8 @@ def _answer(arguments: argparse.Namespace) -> None:
         else:
             model = runs.load_model(run, mesh, rules)
         for name in arguments.switch_off:
-            model = methods.switch_off(model, name)
+            if name not in off:
+                model = methods.switch_off(model, name)
 
         def ids(prompt: str, voice: Run = run) -> list[int]:
             data, objective = voice.experiment and voice.experiment.data, _objective(voice)
@@ -129,7 +142,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         def answers(prompts: Sequence[str]) -> Iterator[str]:
             """Every voice's answer to every prompt, in one batch."""
             asked = [ids(prompt, voice) for prompt in prompts for voice in voices.values() or [run]]
-            rows = np.tile(np.arange(len(voices)), len(prompts)) if voices else None
+            rows = np.tile([numbers[name] for name in voices], len(prompts)) if voices else None
             made = decode.generate(
                 model, asked, arguments.tokens, words.end_id, sampling, rows, stops=stops
             )

@@ -43,6 +43,7 @@ class Merged:
     """
 
     def __init__(self, run: Run, merged_in: Run | None = None):
+        runs.check_parameters(run)
         self._run, self._merged_in = run, merged_in
         if names := methods.bank_names(run.method):
             raise ValueError(f"{names} stand side by side; one model holds one of them")
@@ -77,15 +78,23 @@ class Merged:
         place = name.split("/")[0]
         module = getattr(self._shapes, place)
         if name.endswith("/kernel") and getattr(module, "site", None):
-            return _finite(name, self._folded(module, place)["kernel"])
-        return _finite(name, (self._merged_in or self._run).read(name))
+            return self._finite(name, self._folded(module, place)["kernel"])
+        return self._finite(name, (self._merged_in or self._run).read(name))
+
+    def _finite(self, name: str, array: jax.Array | np.ndarray) -> np.ndarray:
+        values = np.asarray(array, np.float32)
+        # a sum is finite only if all are, and needs no second array of the size
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            why = "" if self._merged_in is None else " (a factor of zero cannot be taken out again)"
+            raise ValueError(f"{name} holds numbers that are not finite{why}; nothing is written")
+        return values
 
     def _read_layer(self, layer: int) -> dict[str, np.ndarray]:
         block = self._shapes.layers[tree.stack_key(layer, 1)]
         shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), block)
         prefix = f"layers/{layer}"
         read = {f"{prefix}/{name}": a for name, a in self._folded(shapes, prefix).items()}
-        return {name: _finite(name, array) for name, array in read.items()}
+        return {name: self._finite(name, array) for name, array in read.items()}
 
     def _folded(self, part: Any, prefix: str) -> dict[str, jax.Array]:
         """The parameters of a part of the model, its sites merged (or unmerged)."""
@@ -144,14 +153,6 @@ def _weight(module: Any) -> Weight:
     return module.weight() if hasattr(module, "weight") else Weight(module.kernel[...])
 
 
-def _finite(name: str, array: jax.Array | np.ndarray) -> np.ndarray:
-    values = np.asarray(array, np.float32)
-    # a sum is finite only if all are, and needs no second array of the size
-    if not np.isfinite(values.sum(dtype=np.float64)):
-        raise ValueError(f"{name} holds numbers that are not finite; nothing is written")
-    return values
-
-
 def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: None) -> dict:
     """Writes a run's model, adapters merged, as a base of its own.
 
@@ -197,8 +198,10 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     }
     kept = {f"kept/{name}": array for name, array in merged.kept.items()}
     facts = {"merged": certificate}
-    runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts, beside=kept)
+    # first, so that no merged model is ever without it
+    Path(out).mkdir(parents=True, exist_ok=True)
     runs.write_json(Path(out) / CERTIFICATE, certificate)
+    runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts, beside=kept)
     return certificate
 
 
@@ -214,8 +217,8 @@ def unmerge(
       How far it is from the base, weight by weight: `largest_difference` and `largest_weight`.
 
     Raises:
-      ValueError: the model is not merged, or of another adapter, or the adapter lost something
-        (a factor of zero).
+      ValueError: the model is not merged, or of another adapter, or it cannot be undone (a factor
+        of zero, weights of the base that trained); nothing is written.
       FileExistsError: the folder holds a model.
     """
     runs.check_free(out)
@@ -237,6 +240,12 @@ def unmerge(
         difference = max(difference, float(np.abs(weight - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
         say(name)
+    if not difference <= TOLERANCE * largest:
+        raise ValueError(
+            f"taken apart, the weights differ by {difference:.3g} of {largest:.3g} from the "
+            f"base's: {adapter.method.kind} changed weights of the base itself, which no adapter "
+            f"holds. The base is still in {adapter.base.saved.path}; nothing is written"
+        )
     report = {"largest_difference": difference, "largest_weight": largest}
     base, facts = adapter.base, {"unmerged": report}
     runs.write(out, base, arrays, merged.model, experiment=base.experiment, facts=facts)

@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from research import chat, fingerprint, methods, sharding, tree
 from research import config as door
-from research.checkpoint import Checkpointer, library_versions, open_checkpoint
+from research.checkpoint import LEFTOVER, Checkpointer, library_versions, open_checkpoint
 from research.data import tokenizer as tokenizers
 from research.experiment import Experiment, MethodConfig
 from research.methods import Method
@@ -127,13 +127,23 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
                 f"{metadata['base']['fingerprint'][:16]}, but {place} has "
                 f"{below.fingerprint[:16]}: it is another model, or another step of it"
             )
-    method: Method = experiment.method if experiment else methods.Full()
-    if metadata.get("method") is not None:
-        method = door.build(MethodConfig, metadata["method"], f"{where}.method")
+    method = method_of(metadata, str(saved.path))
     text, name = saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}"
     words = tokenizers.from_json(text, name, **metadata.get("roles", {}))
     words.chat_template = chat.find_template(saved.files())
     return Run(saved, experiment, model, words, below, method, metadata.get("imported"))
+
+
+def method_of(metadata: Mapping[str, Any], path: str) -> Method:
+    """The method that a checkpoint's metadata speaks of.
+
+    Raises:
+      ValueError: it is none of this version's.
+    """
+    method = metadata.get("method") or (metadata["experiment"] or {}).get("method")
+    if method is None:
+        return methods.Full()
+    return door.build(MethodConfig, method, f"{path}: metadata.method")
 
 
 def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer]:
@@ -209,14 +219,40 @@ def write(
 
 
 def check_free(out: str | os.PathLike[str]) -> None:
-    """Refuses a run's folder that holds a model; what a failed import left does not count.
+    """Refuses a run's folder that holds a model; what a killed program left does not count.
 
     Raises:
       FileExistsError: it does.
     """
     for shelf in (Path(out) / "model", Path(out) / "checkpoints"):
-        if shelf.is_dir() and any(shelf.iterdir()):
+        if shelf.is_dir() and not all(LEFTOVER.fullmatch(path.name) for path in shelf.iterdir()):
             raise FileExistsError(f"{out} holds a model already; choose another folder")
+
+
+def check_parameters(run: Run) -> None:
+    """Refuses a run whose own arrays are not those that its method leaves on its base.
+
+    Raises:
+      ValueError: arrays that are missing or too many, or of other shapes or types, by name.
+    """
+    shapes = methods.abstract(run.model, run.method, methods.single_layers(run.model))
+    trains = set(tree.unstack_shapes(_only(shapes, methods.trainable(shapes, run.method))))
+    below = run.base.checksums() if run.base else {}
+    every = tree.unstack_shapes(tree.flatten(shapes))
+    wanted = {name: s for name, s in every.items() if name not in below or name in trains}
+    own = run.saved.checksums("model/")
+    tree.check_names(wanted, own, f"{run.saved.path}: arrays of {run.method.kind}")
+    for name, shape in wanted.items():
+        if (own[name].shape, own[name].dtype) != (shape.shape, str(shape.dtype)):
+            raise ValueError(
+                f"{run.saved.path}: {name} is {own[name].dtype} {list(own[name].shape)}; "
+                f"{run.method.kind} leaves {shape.dtype} {list(shape.shape)} there"
+            )
+
+
+def _only(shapes: Transformer, names: Iterable[str]) -> dict[str, Any]:
+    flat = tree.flatten(shapes)
+    return {name: flat[name] for name in names}
 
 
 def verified_fingerprint(run: Run) -> str:
@@ -231,7 +267,12 @@ def verified_fingerprint(run: Run) -> str:
 
 
 def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Transformer:
-    """The run's model with everything attached, sharded over the mesh."""
+    """The run's model with everything attached, sharded over the mesh.
+
+    Raises:
+      ValueError: the run's arrays are not those of its method.
+    """
+    check_parameters(run)
     return read_model(methods.abstract(run.model, run.method), run.parameters, mesh, rules)
 
 

@@ -3,25 +3,33 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import adapters, evaluate, methods, runs, sharding, tree
+from research import adapters, evaluate, merging, methods, runs, sharding, tree
 from research.data import tokens
 from research.data.pipeline import Pipeline
-from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Prompt, VeRA
+from research.generation import decode
+from research.interop import peft
+from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Prefix, Prompt, VeRA
 from research.models.sites import Context
 from research.sharding import MeshConfig
 from research.train import train
 from tests import tiny, tiny_run
 from tests.methods.cases import CASES
 
+A = "layers/0/mlp/up/site/lora/a"
 SUMMED = {
     "lora": (LoRA(rank=2), LoRA(rank=4, alpha=3.0)),
     "lora-ranks": (LoRA(rank=2, ranks=((r".*/up", 1),)), LoRA(rank=2, ranks=((r".*/up", 3),))),
     "pissa": (LoRA(rank=2, start="pissa"), LoRA(rank=2)),
     "ia3": (IA3(), IA3()),
     "bottleneck": (Bottleneck(width=2), Bottleneck(width=4, scale=2.0)),
+    "lora-full": (
+        LoRA(rank=12, ranks=((r".*/up", 3),)),
+        LoRA(rank=9, ranks=((r".*/up", 4),)),
+    ),  # the width is 16
 }
 forward = jax.jit(tiny.logits)
 
@@ -62,6 +70,35 @@ def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
         load(runs.open_run(tmp_path / "torn"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays | {"layers/0/mlp/up/site/lora/c": np.ones(3, np.float32)}, "lora/c"),
+        # one of the base's own, which would take its place
+        (lambda arrays: arrays | {"layers/0/mlp/up/kernel": np.ones((16, 32), np.float32)}, "up/k"),
+        (lambda arrays: arrays | {A: arrays[A].T}, r"is float32 \[2, 16\]; lora leaves"),
+        (lambda arrays: arrays | {A: arrays[A].astype(jnp.bfloat16)}, "is bfloat16"),
+        (lambda arrays: {n: a for n, a in arrays.items() if n != A}, "missing " + A),
+    ],
+    ids=["surplus", "of-the-base", "shape", "type", "missing"],
+)
+def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, message, tmp_path):
+    good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
+    arrays = change({n: run.read(n) for n in run.saved.checksums("model/")})
+    runs.write(tmp_path / "torn", run, arrays, run.model, method=run.method, base=run.base)
+    torn, out = runs.open_run(tmp_path / "torn"), tmp_path / "out"
+    for act in (
+        lambda: load(torn),
+        lambda: merging.merge(torn, out),
+        lambda: adapters.add([(1, good), (1, torn)], out),
+        lambda: adapters.bank({"good": good, "torn": torn}, out),
+        lambda: peft.adapter_tensors(torn),
+    ):
+        with pytest.raises(ValueError, match=rf"torn/model/0(?s:.)*{message}"):
+            act()
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("name", SUMMED)
 def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
     first, second = saved(world, tmp_path, *SUMMED[name])
@@ -92,6 +129,37 @@ def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
     assert checked
 
 
+BANKS = {
+    "lora": (LoRA(rank=2), LoRA(rank=4, alpha=5.0, adapter="other")),
+    "dora": (DoRA(rank=4, ranks=((r".*/up", 6),)), DoRA(rank=2, ranks=((r".*/up", 1),))),
+    "houlsby": (Bottleneck(width=2), Bottleneck(width=3)),
+    "vera": (VeRA(rank=4), VeRA(rank=8)),
+    "prompt": (Prompt(length=3), Prompt(length=3, start="random")),
+    "prefix": (Prefix(length=3), Prefix(length=3)),
+}
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
+    world, name, tmp_path
+):
+    """Also with other ranks, and where something stands in front of the text."""
+    named = dict(zip("ab", saved(world, tmp_path, *BANKS[name]), strict=True))
+    adapters.bank(named, tmp_path / "bank")
+    bank, base = runs.open_run(tmp_path / "bank"), runs.open_run(world.base)
+    rows = np.asarray([1, -1, 0, 0, 0, 0, 0, 2], np.int32)
+    batch = tiny.batch()
+    found = forward(load(bank), batch, Context(adapter=rows))
+    for row, one in enumerate((named["b"], base, named["a"])):
+        real = batch.segments[row] > 0  # padding sees nothing, and says anything
+        expected = forward(load(one), batch)[row]
+        np.testing.assert_allclose(found[row][real], expected[real], atol=1e-4)
+    assert np.isnan(found[7]).any(), "there is no third adapter"
+    told = [decode.generate(load(one), [[5, 6, 7]], 6, 1) for one in (named["b"], base)]
+    both = decode.generate(load(bank), [[5, 6, 7]] * 2, 6, 1, adapter=rows[:2])
+    assert both == [told[0][0], told[1][0]]
+
+
 def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
     chosen = (LoRA(rank=2), LoRA(rank=2, alpha=5.0, adapter="other"))
     named = dict(zip(("law", "style"), saved(world, tmp_path, *chosen), strict=True))
@@ -111,9 +179,15 @@ def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
 
 
 def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
-    lora, vera, dora, wide, prompt = saved(
-        world, tmp_path, LoRA(rank=2), VeRA(rank=4), DoRA(rank=2), LoRA(rank=4), Prompt(length=2)
+    lora, vera, dora, wide, prompt, longer, silu, gelu, mixed = saved(
+        world,
+        tmp_path,
+        *(LoRA(rank=2), VeRA(rank=4), DoRA(rank=2), LoRA(rank=4), Prompt(length=2)),
+        *(Prompt(length=3), Bottleneck(width=2, activation="silu"), Bottleneck(width=2)),
+        LoRA(rank=2, ranks=((r".*/up", 6),)),
     )
+    bank = tmp_path / "bank"
+    adapters.bank({"a": lora}, bank)
     out, base = tmp_path / "out", runs.open_run(world.base)
     other = tmp_path / "other"
     train(world.experiment(1, seed=1), other)
@@ -125,7 +199,10 @@ def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
         (lambda: adapters.add([(1, lora), (1, far)], out), "adapters of different bases do not"),
         (lambda: adapters.bank({"a": lora, "b": far}, out), "adapters of different bases do not"),
         (lambda: adapters.bank({"a": lora, "b": vera}, out), "b is vera and a is lora"),
-        (lambda: adapters.bank({"a": lora, "b": wide}, out), "adapters of a bank have one shape"),
+        (lambda: adapters.bank({"a": mixed, "b": wide}, out), "none of a, b has the largest rank"),
+        (lambda: adapters.bank({"a": prompt, "b": longer}, out), "adapters of a bank have one sh"),
+        (lambda: adapters.bank({"a": silu, "b": gelu}, out), "(?s)b is bottleneck .*gelu.*silu"),
+        (lambda: adapters.bank({"a": runs.open_run(bank)}, out), "a is bank: a bank holds"),
         (lambda: adapters.bank({"a": lora, "b": base}, out), "is a whole model, not an adapter"),
         (lambda: adapters.open_named(["law"]), "write it as NAME=RUN"),
         (lambda: adapters.number(Bank(of=LoRA(), names=("law",)), "lax"), "no adapter 'lax'.*law"),
@@ -134,6 +211,34 @@ def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
         with pytest.raises(ValueError, match=message):
             act()
     assert not out.exists()
+
+
+def test_numbers_that_are_not_finite_are_in_no_bank_and_no_sum(world, tmp_path):
+    good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
+    arrays = {n: run.read(n) for n in run.saved.checksums("model/")}
+    arrays[A] = np.full_like(arrays[A], np.nan)
+    runs.write(tmp_path / "nan", run, arrays, run.model, method=run.method, base=run.base)
+    broken, out = runs.open_run(tmp_path / "nan"), tmp_path / "out"
+    for act in (
+        lambda: adapters.add([(1, good), (1, broken)], out),
+        lambda: adapters.add([(1e39, good)], out),
+        lambda: adapters.bank({"a": good, "b": broken}, out),
+    ):
+        with pytest.raises(ValueError, match="is not finite everywhere; nothing is written"):
+            act()
+    assert not out.exists()
+
+
+def test_an_adapter_whose_base_is_gone_is_listed_and_found_again(world, tmp_path):
+    train(world.experiment(1, seed=1), tmp_path / "base")
+    path = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "shelf" / "law")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    (row,) = adapters.find(tmp_path / "shelf")
+    assert row["path"] == str(path) and row["base"].endswith("(gone)") and row["method"] == "lora"
+    with pytest.raises(FileNotFoundError, match="say where it is now with --base"):
+        adapters.open_named([f"law={path}"])
+    named = adapters.open_named([f"law={path}"], str(tmp_path / "moved"))
+    adapters.bank(named, tmp_path / "bank")
 
 
 def two_sources(world):

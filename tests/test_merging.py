@@ -9,7 +9,7 @@ import pytest
 
 from research import merging, methods, runs, sharding, tree
 from research.interop import exporting, importing, model_card
-from research.methods import IA3, Bottleneck, DoRA, Full, LoRA, Several, VeRA
+from research.methods import IA3, Bottleneck, DoRA, Full, LoRA, Partial, Several, VeRA
 from research.models import storage
 from research.sharding import MeshConfig
 from research.train import train
@@ -101,9 +101,28 @@ def test_numbers_that_are_not_finite_are_not_merged(world, tmp_path):
 def test_a_factor_of_zero_cannot_be_taken_out_again(world, tmp_path):
     adapter = broken(world, tmp_path, 0.0, "layers/1/mlp/up/site/ia3/factor", IA3())
     merging.merge(adapter, tmp_path / "merged")
-    with pytest.raises(ValueError, match="layers/1/mlp/up/kernel holds numbers that are not fin"):
+    with pytest.raises(
+        ValueError, match="up/kernel holds numbers that are not finite .a factor of z"
+    ):
         merging.unmerge(runs.open_run(tmp_path / "merged"), adapter, tmp_path / "apart")
     assert not (tmp_path / "apart").exists()
+
+
+def test_weights_of_the_base_that_trained_cannot_be_taken_out(world, tmp_path):
+    train(world.tuning(3, method=Partial((r".*norm/scale",))), tmp_path / "norms")
+    run = runs.open_run(tmp_path / "norms")
+    merging.merge(run, tmp_path / "merged")
+    with pytest.raises(ValueError, match="partial changed weights of the base itself"):
+        merging.unmerge(runs.open_run(tmp_path / "merged"), run, tmp_path / "apart")
+    assert not (tmp_path / "apart").exists()
+
+
+def test_what_a_killed_merge_left_is_in_nobodys_way(world, tmp_path):
+    run = runs.open_run(tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / "a"))
+    left = tmp_path / "merged" / "model" / "30.orbax-checkpoint-tmp" / "state"
+    left.mkdir(parents=True)
+    merging.merge(run, tmp_path / "merged")
+    assert not left.exists() and runs.open_run(tmp_path / "merged").base is None
 
 
 def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):

@@ -54,8 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     apart = command("unmerge", "the base that a merged model was made of", "the merged run")
     apart.add_argument("--adapter", required=True, metavar="RUN", help="the run that was merged")
     apart.add_argument("--base", metavar="RUN", help=where)
-    command("add", "the weighted sum of adapters", "WEIGHT=RUN, several times", several=True)
-    command("bank", "adapters side by side", "NAME=RUN, several times", several=True)
+    weighted = "WEIGHT=RUN, several times; one below zero as --from=-0.5=RUN"
+    command("add", "the weighted sum of adapters", weighted, several=True).add_argument(
+        "--base", metavar="RUN", help=where
+    )
+    side = command("bank", "adapters side by side", "NAME=RUN, several times", several=True)
+    side.add_argument("--base", metavar="RUN", help=where)
     return parser
 
 
@@ -66,7 +70,7 @@ def show(arguments: argparse.Namespace) -> None:
 
     if not Path(arguments.folder).is_dir():
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
-    rows = [adapters.describe(run) for run in adapters.find(arguments.folder)]
+    rows = adapters.find(arguments.folder)
     if not rows:
         print(f"no adapters in {arguments.folder}")
         return
@@ -130,7 +134,7 @@ def add(arguments: argparse.Namespace) -> None:
             ) from None
         if not found or number != number or abs(number) == float("inf"):
             raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
-        parts.append((number, runs.open_run(path)))
+        parts.append((number, runs.open_run(path, arguments.base)))
     print(f"written to {adapters.add(parts, arguments.out)}")
 
 
@@ -138,7 +142,8 @@ def bank(arguments: argparse.Namespace) -> None:
     """Puts adapters side by side."""
     from research import adapters
 
-    print(f"written to {adapters.bank(adapters.open_named(arguments.source), arguments.out)}")
+    named = adapters.open_named(arguments.source, arguments.base)
+    print(f"written to {adapters.bank(named, arguments.out)}")
 
 
 def _bar(unit: str):

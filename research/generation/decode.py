@@ -85,8 +85,8 @@ def stream(
     logits, cache = _prefill(model, tokens, lengths, adapter, slots)
     numbers = (sampling.temperature, sampling.top_k, sampling.top_p)
     done = np.zeros(len(prompts), bool)
-    # a prompt method's own tokens come first: positions restart after them
-    position = lengths + extra
+    # a prompt method's own tokens come first, in rows that use it: positions restart after them
+    position = lengths + (extra if adapter is None else extra * (np.asarray(adapter) >= 0))
     for step in range(new_tokens):
         token = np.where(done, end_id, np.asarray(_draw(logits, sampling.seed, step, *numbers)))
         done |= np.isin(token, (end_id, *stops))
@@ -114,6 +114,6 @@ def generate(
 
 def prompt_length(model: Any) -> int:
     """How many prompt tokens the embedding's site puts in front of a row."""
-    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    run = lambda model, tokens: model.embedding(tokens, jnp.float32, Context())  # noqa: E731
-    return jax.eval_shape(run, model, one).shape[1] - 1
+    one, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), (1,)))
+    run = lambda model, *x: model.embedding(x[0], jnp.float32, Context(adapter=x[1]))  # noqa: E731
+    return jax.eval_shape(run, model, one, row).shape[1] - 1

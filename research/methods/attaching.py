@@ -62,6 +62,11 @@ def linears(model: Transformer) -> Iterator[tuple[str, Linear]]:
     return places(model, Linear)
 
 
+def attached(name: str) -> bool:
+    """Whether a parameter is something that a method attached, by its name."""
+    return "/site/" in name or name.startswith("methods/")
+
+
 def weight_of(model: Transformer, module: Any) -> Weight | None:
     """The weight that a site sees; a tied head's is the embedding's table, turned."""
     if isinstance(module, Linear):
@@ -96,6 +101,8 @@ def attach_at(
     Raises:
       ValueError: when a pattern matches no place.
     """
+    if not targets:
+        raise ValueError(f"{adapter}: `targets` is empty; it holds patterns over names of places")
     model = jax.tree.map(lambda leaf: leaf, model)
     found = dict(places(model, *kinds))
     patterns = [pattern for rules in (targets, numbers) for pattern, _ in rules]
@@ -233,8 +240,8 @@ def switch_off(model: Transformer, adapter: str) -> Transformer:
     """
     model = jax.tree.map(lambda leaf: leaf, model)
     if not list(_taken(model, adapter)):
-        attached = sorted({name for _, module in places(model, *PLACES) for name in module.site})
-        raise ValueError(f"no adapter named {adapter!r} is attached; there are: {attached}")
+        names = sorted({name for _, module in places(model, *PLACES) for name in module.site})
+        raise ValueError(f"no adapter named {adapter!r} is attached; there are: {names}")
     model.methods.pop(adapter, None)
     return model
 

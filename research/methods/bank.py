@@ -42,7 +42,7 @@ class _Bank:
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"method: `names` of a bank are different ones, not {self.names}")
-        if not hasattr(self.of, "adapter"):
+        if not hasattr(self.of, "adapter") or self.of.kind == "bank":
             raise ValueError(f"method: {self.of.kind} attaches nothing that a bank could hold")
 
     @property
@@ -122,7 +122,11 @@ class Rows(nnx.Module):
                 "of them each row uses"
             )
         ids = jnp.asarray(context.adapter)
-        pick = lambda node: jax.tree.map(lambda leaf: leaf[jnp.maximum(ids, 0)], node)  # noqa: E731
+        # not a number, for a row that asks for an adapter that is not there
+        chosen = jnp.maximum(ids, 0)
+        pick = lambda node: jax.tree.map(  # noqa: E731
+            lambda leaf: leaf.at[chosen].get(mode="fill", fill_value=jnp.nan), node
+        )
         shared = {n: pick(m) for n, m in context.shared.items() if n == self.adapter}
 
         def row(delta, shared, x, y, key):
@@ -133,7 +137,7 @@ class Rows(nnx.Module):
         made = jax.vmap(row)(pick(self.each), shared, x, y, context.keys)
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-            if new.shape != old.shape:  # prompts and prefixes are of one length for all rows
+            if new.shape != old.shape:  # hidden in rows of -1 (`Transformer.hidden`)
                 return new
             return jnp.where((ids >= 0).reshape(-1, *[1] * (old.ndim - 1)), new, old)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -45,7 +45,7 @@ class Bottleneck:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf".*/site/{re.escape(self.adapter)}/(down|up)(_bias)?", True),)
 
-    def summed(self, others: Sequence[Bottleneck]) -> Bottleneck:
+    def summed(self, others: Sequence[Bottleneck], sides: Mapping[str, int]) -> Bottleneck:
         """The adapter that a weighted sum of this and others is: their units side by side.
 
         Raises:

@@ -45,7 +45,8 @@ class DoRA:
         )
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        low = self.low
+        low = dataclasses.replace(self.low, adapter=self.adapter)
+        low.check_rules(model, Linear)
 
         def make(key, weight, *, axes, setting, number):
             return Decomposed(key, weight, axes, setting, low.scale(setting, number))

@@ -32,7 +32,7 @@ class IA3:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf".*/site/{re.escape(self.adapter)}/factor", True),)
 
-    def summed(self, others: Sequence[IA3]) -> IA3:
+    def summed(self, others: Sequence[IA3], sides: Mapping[str, int]) -> IA3:
         """The IA3 that a weighted sum of this and others is.
 
         Raises:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research import tree
 from research.config import Name, Positive, PositiveNumber
-from research.methods.attaching import attach_at
+from research.methods.attaching import WEIGHTED, attach_at, places
 from research.models.products import matmul
 from research.models.sites import Context, Weight, Work, chain
 from research.models.transformer import Transformer
@@ -50,12 +51,27 @@ class LoRA:
         return ((rf"(.*/)?site/{re.escape(self.adapter)}/[ab]", True),)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        self.check_rules(model, *WEIGHTED)
         made = {"zero": LowRank, "pissa": Principal}[self.start]
 
         def make(key, weight, *, axes, setting, number):
             return made(key, weight, axes, setting, self.scale(setting, number))
 
         return attach_at(model, key, self.settings, self.adapter, make, numbers=self.numbers)
+
+    def check_rules(self, model: Transformer, *kinds: type) -> None:
+        """Refuses a rule for ranks or alphas that is for no target.
+
+        Raises:
+          ValueError: with the nearest places.
+        """
+        found = [name for name, _ in places(model, *kinds)]
+        tree.check_patterns(self.targets, found, f"{self.adapter}: targets")
+        rules = [(pattern, True) for pattern in self.targets]
+        singles = [layer for name in found for layer in tree.layer_names(name)]
+        targets = [name for name in singles if tree.first_match(rules, name, False)]
+        for what, given in (("ranks", self.ranks), ("alphas", self.alphas)):
+            tree.check_patterns([p for p, _ in given], targets, f"{self.adapter}: {what}")
 
     @property
     def settings(self) -> tuple[tuple[str, int | None], ...]:
@@ -68,8 +84,12 @@ class LoRA:
     def numbers(self) -> tuple[tuple[str, float], ...]:
         return (*self.alphas, (".*", self.alpha))
 
-    def summed(self, others: Sequence[LoRA]) -> LoRA:
-        """The LoRA that a weighted sum of this and others is: their ranks side by side.
+    def summed(self, others: Sequence[LoRA], sides: Mapping[str, int]) -> LoRA:
+        """The LoRA that a weighted sum of this and others is: their ranks side by side, or that of
+        the weight's smaller side where they are more.
+
+        Args:
+          sides: the smaller side of each weight that they act on, by place.
 
         Raises:
           ValueError: they act on different places.
@@ -86,7 +106,13 @@ class LoRA:
             (pattern, add([lora.ranks[i][1] for lora in every]))
             for i, (pattern, _) in enumerate(self.ranks)
         )
-        return LoRA(self.targets, rank, float(rank), ranks, adapter=self.adapter)
+        asked = LoRA(self.targets, rank, float(rank), ranks, adapter=self.adapter)
+        full = tuple(
+            (re.escape(place), side)
+            for place, side in sides.items()
+            if side < (tree.first_match(asked.settings, place, None) or 0)
+        )
+        return dataclasses.replace(asked, ranks=(*full, *ranks))
 
     def scale(self, rank: int, alpha: jax.Array) -> jax.Array:
         """[] what the product is multiplied by."""
@@ -138,13 +164,20 @@ class LowRank(nnx.Module):
 
     @staticmethod
     def summed(parts: Sequence[tuple[float, LowRank]]) -> dict[str, jax.Array]:
-        """The leaves of the weighted sum: a [I,R+R'], b [R+R',O], scale []."""
+        """The leaves of the weighted sum: a [I,R+R'], b [R+R',O], scale []; with more ranks than
+        the smaller side has numbers, the sum itself and an identity."""
         a, b = [], []
         for weight, delta in parts:
             for left, right, sign in delta.pairs():
                 a.append(left)
                 b.append(weight * sign * delta.scale[...] * right)
-        return {"a": jnp.concatenate(a, 1), "b": jnp.concatenate(b), "scale": jnp.float32(1)}
+        left, right = jnp.concatenate(a, 1), jnp.concatenate(b)
+        (inputs, rank), outputs = left.shape, right.shape[1]
+        if rank > min(inputs, outputs):
+            change = left @ right
+            small = jnp.eye(min(inputs, outputs))
+            left, right = (small, change) if inputs <= outputs else (change, small)
+        return {"a": left, "b": right, "scale": jnp.float32(1)}
 
     def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
@@ -166,13 +199,21 @@ def low_rank(x, y, a, b, scale, context: Context) -> jax.Array:
     return matmul(low * scale.astype(low.dtype), b).astype(y.dtype)
 
 
+@jax.custom_batching.sequential_vmap
+def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Layer after layer: several at once wait for each other for ever on a CPU of two cores, where
+    what is read is quantised (jax 0.10.2)."""
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return left, values, right
+
+
 class Principal(LowRank):
     """PiSSA: a and b start as the weight's R largest singular vectors, each with the root of its
     value. Their start stays beside them and is taken off, so that the weight is the base's own."""
 
     def __init__(self, key, weight: Weight, axes, rank: int, scale: jax.Array):
         super().__init__(key, weight, axes, rank, scale)
-        left, values, right = jnp.linalg.svd(weight.kernel.astype(jnp.float32), full_matrices=False)
+        left, values, right = _svd(weight.kernel.astype(jnp.float32))
         root = jnp.sqrt(values[:rank] / self.scale[...])
         a, b = left[:, :rank] * root, root[:, None] * right[:rank]
         self.a, self.first_a = (nnx.Param(a, axes=(axes[0], "rank")) for _ in range(2))

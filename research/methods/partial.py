@@ -7,6 +7,8 @@ from typing import Literal
 
 import jax
 
+from research import tree
+from research.methods.attaching import attached
 from research.models.transformer import Transformer
 
 
@@ -20,7 +22,10 @@ class Partial:
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
-        return tuple((pattern, True) for pattern in self.patterns)
+        # of the base alone: what another method attaches trains as that method says
+        return tuple((rf"(?!(.*/)?site/|methods/)(?:{p})", True) for p in self.patterns)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
+        base = [name for name in tree.flatten(model) if not attached(name)]
+        tree.check_patterns(self.patterns, base, "method: patterns")
         return model

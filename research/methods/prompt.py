@@ -44,6 +44,10 @@ class Prompt:
         for start, given in (("text", self.text), ("labels", self.labels)):
             if (self.start == start) != bool(given):
                 raise ValueError(f'method: start "{start}" and `{start}` belong together')
+        if len(self.labels) > self.length:
+            raise ValueError(
+                f"method: {len(self.labels)} labels do not fit a prompt of length {self.length}"
+            )
 
     def bind(self, words: Tokenizer) -> Prompt:
         """The method with the tokens of its text or labels.
@@ -68,10 +72,10 @@ class Prompt:
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         windows = [window for window in model.config.window_kinds if window]
-        if windows and self.length >= min(windows):
-            raise ValueError(
-                f"a prompt of {self.length} tokens does not fit a window of {min(windows)}"
-            )
+        others = [d for d in model.embedding.site.values() if isinstance(d, Vectors)]
+        length = self.length + sum(delta.vectors.shape[-2] for delta in others)
+        if windows and length >= min(windows):
+            raise ValueError(f"a prompt of {length} tokens does not fit a window of {min(windows)}")
 
         def make(key, weight, *, axes, setting, number):
             return Vectors(key, weight, self)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research import sharding, tree
-from research.batch import SHARED
+from research.batch import PADDING, SHARED
 from research.models import rotary, sites, storage
 from research.models.attention import Mask, attention
 from research.models.config import ModelConfig
@@ -125,7 +125,7 @@ class Attention(nnx.Module):
             key, value = append(cached[0], key), append(cached[1], value)
             cached, backend = (key, value), "plain"
         key, value = sites.apply(self.site, x, (key, value), None, context)
-        mask = _with_prefix(view.mask, key.shape[1] - view.mask.key_segments.shape[1])
+        mask = _with_prefix(view.mask, key.shape[1] - view.mask.key_segments.shape[1], context)
 
         def attend(window: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
             seen = dataclasses.replace(mask, window=window)
@@ -140,14 +140,22 @@ class Attention(nnx.Module):
         return self.output(attended.reshape(*x.shape[:-1], -1), context.at("output")), cached
 
 
-def _with_prefix(mask: Mask, extra: int) -> Mask:
-    """The mask with `extra` keys in front that every row sees."""
+def _in_front(rows: int, extra: int, context: Context) -> jax.Array:
+    """[B,extra] int32, the segment of what methods put in front of rows: seen by all documents of
+    a row, and hidden in a row that uses none of several adapters."""
+    used: Any = True if context.adapter is None else (jnp.asarray(context.adapter) >= 0)[:, None]
+    return jnp.broadcast_to(jnp.where(used, SHARED, PADDING).astype(jnp.int32), (rows, extra))
+
+
+def _with_prefix(mask: Mask, extra: int, context: Context) -> Mask:
+    """The mask with `extra` keys in front that every row sees, as `_in_front` says."""
     if not extra:
         return mask
     front, prefix = ((0, 0), (extra, 0)), mask.key_prefix
+    ahead = _in_front(mask.key_segments.shape[0], extra, context)
     return dataclasses.replace(
         mask,
-        key_segments=jnp.pad(mask.key_segments, front, constant_values=SHARED),
+        key_segments=jnp.concatenate([ahead, mask.key_segments], axis=1),
         key_positions=jnp.pad(mask.key_positions, front, constant_values=-1),
         key_prefix=None if prefix is None else jnp.pad(prefix, front),
         shared=True,
@@ -269,8 +277,10 @@ class Transformer(nnx.Module):
         if prompts:
             front = ((0, 0), (prompts, 0))
             start = jnp.broadcast_to(jnp.arange(prompts), (x.shape[0], prompts))
-            positions = jnp.concatenate([start, positions + prompts], axis=1)
-            segments = jnp.pad(segments, front, constant_values=SHARED)
+            ahead = _in_front(x.shape[0], prompts, context)
+            after = positions + prompts * (ahead[:, :1] == SHARED)
+            positions = jnp.concatenate([start, after], axis=1)
+            segments = jnp.concatenate([ahead, segments], axis=1)
             prefix = None if prefix is None else jnp.pad(prefix, front)
         index = None
         shared = shared or prompts > 0

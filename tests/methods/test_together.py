@@ -121,13 +121,45 @@ def test_prompt_and_prefix_are_read_once_and_then_from_the_cache():
         ),
         ({"kind": "lora", "ranks": [["(", 4]]}, "is no regular expression"),
         ({"kind": "lora", "ranks": [["layers/9/.*", 4]]}, "matches nothing"),
+        ({"kind": "lora", "ranks": [["layers/0/mlp", 4]]}, "pattern 'layers/0/mlp' matches"),
+        (
+            {"kind": "dora", "targets": ["layers/0/mlp/up"], "alphas": [[".*/query", 4.0]]},
+            "dora: alphas: pattern '../query' matches nothing",
+        ),
         ({"kind": "bottleneck", "targets": ["layers/0/mlp"]}, "matches nothing"),
+        ({"kind": "vera", "targets": []}, "vera: `targets` is empty"),
+        ({"kind": "lora", "targets": []}, "lora: `targets` is empty"),
+        ({"kind": "partial", "patterns": [".*/site/lora/a"]}, "method: patterns.*matches nothing"),
+        (
+            {"kind": "prompt", "start": "labels", "labels": ["a", "b", "c"], "length": 2},
+            "3 labels do not fit a prompt of length 2",
+        ),
+        (
+            {"kind": "bank", "of": {"kind": "bank", "of": {"kind": "lora"}}, "names": ["a"]},
+            "config.method.of",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_compute(content, message):
     with pytest.raises(ValueError, match=message):
         method = door.build(MethodConfig, content, "config.method")
         methods.derive_stacks(SHAPE, method)
+
+
+def test_partial_beside_another_method_trains_what_is_the_bases_alone():
+    lora = LoRA(rank=2, start="pissa")
+    several = Several(of=(lora, Partial(("layers/1/.*",))))
+    chosen = set(methods.trainable(tiny.abstract(several), several))
+    alone = {n for m in several.of for n in methods.trainable(tiny.abstract(m), m)}
+    singles = lambda names: {layer for n in names for layer in tree.layer_names(n)}  # noqa: E731
+    assert singles(chosen) == singles(alone)
+    assert not any("/scale" in name and "/site/" in name for name in chosen)
+
+
+def test_prompts_fit_a_window_together():
+    two = Several(of=(Prompt(length=3), Prompt(length=3, adapter="other")))
+    with pytest.raises(ValueError, match="of 6 tokens does not fit a window of 5"):
+        methods.derive_stacks(tiny.config(windows=(5, 0)), two)
 
 
 def test_a_config_builds_what_composes():

@@ -140,6 +140,16 @@ def steps(method, shape, mesh=None):
     return losses, tree.flatten(state)
 
 
+def test_the_principal_parts_of_a_quantised_stack_are_found():
+    """Their decompositions side by side waited for each other for ever."""
+    shape = tiny.config(hidden=64, storage=((storage.LINEARS, "nf4"),))
+    method = LoRA(rank=4, start="pissa")
+    model = tiny.attached(method, shape)
+    batch = tiny.batch()
+    found, expected = (tiny.logits(m, batch) for m in (model, tiny.attached(LoRA(rank=4), shape)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 ON_STORED = [("lora", kind) for kind in (*KINDS, "bfloat16")]
 ON_STORED += [
     pytest.param(case, "nf4", marks=pytest.mark.heavy) for case in CASES if case != "lora"
