@@ -22,19 +22,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-# Peak bfloat16 FLOP/s without sparsity of one JAX device, from the vendors' data sheets. The first
-# pattern that is found in `device_kind` wins. A v7x chip is two devices.
-PEAK_FLOPS = (
-    (r"TPU v4$", 275e12),
-    (r"TPU v5 lite|TPU v5e", 197e12),
-    (r"TPU v5p?$", 459e12),
-    (r"TPU v6 lite|TPU v6e", 918e12),
-    (r"TPU7x", 2307e12 / 2),
-    (r"H100 PCIe", 756e12),
-    (r"H100 NVL", 835e12),
-    (r"H100|H200", 989e12),
-    (r"A100", 312e12),
-)
+from research import accelerators
 
 
 class MetricsWriter:
@@ -267,20 +255,15 @@ class Progress:
 def peak_flops_per_second(devices: Sequence[jax.Device] | None = None) -> float | None:
     """Peak FLOP/s of `devices` (default: all, of every process) together.
 
-    Accelerators: dense bfloat16, from `PEAK_FLOPS`; None for a kind that is not in it. CPU: the
-    fastest float32 product measured here, once (0.3 s), for every process; a process's virtual
-    devices share one machine.
+    Accelerators: dense bfloat16, from `research.accelerators`; None for a kind unknown there.
+    CPU: the fastest float32 product measured here, once (0.3 s), for every process; a process's
+    virtual devices share one machine.
     """
     devices = jax.devices() if devices is None else devices
     if devices[0].platform == "cpu":
         return _measured_cpu_flops() * len({device.process_index for device in devices})
-    peak = accelerator_peak_flops(devices[0].device_kind)
-    return None if peak is None else peak * len(devices)
-
-
-def accelerator_peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device, by JAX's name for its kind; None if unknown."""
-    return next((peak for name, peak in PEAK_FLOPS if re.search(name, device_kind)), None)
+    known = accelerators.of_kind(devices[0].device_kind)
+    return None if known is None else known.flops * len(devices)
 
 
 @functools.cache

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research import cost, methods, runs, sharding, tree
 from research import step as stepping
 from research.batch import Batch
+from research.data.reading import make_objective
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
@@ -33,7 +34,7 @@ class Program:
     experiment: Experiment
     shape: ModelConfig
     base: Run | None
-    mesh: Mesh
+    mesh: Any  # jax.sharding.Mesh; of a plan that is only looked at, an AbstractMesh
     stacks: tuple[str, ...]
     # abstract models: the base alone, with the method attached, and the whole train state
     base_shapes: Transformer
@@ -90,6 +91,31 @@ class Program:
     def everywhere(self) -> NamedSharding:
         """A copy on each device."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def rows_of_device(self) -> int:
+        """Rows that a device, and those that share them with it, work on at one time."""
+        parts = sharding.batch_parts(self.mesh, self.experiment.sharding_rules)
+        return self.experiment.data.batch_size // self.experiment.accumulate // parts
+
+    @property
+    def batch_shapes(self) -> Batch:
+        """A whole batch, abstractly: what the data will give, without reading it."""
+        data = self.experiment.data
+        shape = (data.batch_size, data.sequence_length)
+        shaped: Any = jax.ShapeDtypeStruct
+        tokens = shaped(shape, np.int32)
+        both_ways = getattr(make_objective(data), "bidirectional", False)
+        bank = methods.bank_names(self.experiment.method)
+        return Batch(
+            tokens=tokens,
+            targets=tokens,
+            weights=shaped(shape, np.float32),
+            segments=tokens,
+            positions=tokens,
+            prefix=shaped(shape, np.bool_) if both_ways else None,
+            adapter=shaped(shape[:1], np.int32) if bank else None,
+        )
 
     def place(self, batch: Batch) -> Batch:
         """This host's rows of a batch, on the devices as part of the global one."""
@@ -171,8 +197,17 @@ class Program:
         }
 
 
-def make_program(experiment: Experiment, base: Run | None) -> Program:
+def make_program(
+    experiment: Experiment,
+    base: Run | None,
+    devices: Sequence[jax.Device] | None = None,
+    mesh: sharding.AnyMesh | None = None,
+) -> Program:
     """Derives everything from the experiment and the base that it starts from.
+
+    Args:
+      devices: what to arrange in the mesh, if not this machine's; they need not exist.
+      mesh: in their place, for a plan that is only looked at.
 
     Raises:
       ValueError: method, mesh, rules or batch do not fit the model or each other.
@@ -209,13 +244,18 @@ def make_program(experiment: Experiment, base: Run | None) -> Program:
         dropout=number(experiment.dropout or None),
         site_dropout=number(experiment.site_dropout or None),
     )
-    mesh = experiment.mesh.make()
+    mesh = mesh or experiment.mesh.make(devices)
     parts = sharding.batch_parts(mesh, rules)
     micro = experiment.data.batch_size // experiment.accumulate
     if micro % parts:
         raise ValueError(
             f"a micro-batch of {micro} rows does not divide over {parts} devices; change "
             "data.batch_size, accumulate or mesh"
+        )
+    if experiment.data.sequence_length % mesh.shape["sequence"]:
+        raise ValueError(
+            f"data.sequence_length {experiment.data.sequence_length} does not divide over "
+            f"mesh.sequence={mesh.shape['sequence']}"
         )
     state_shapes = jax.eval_shape(functools.partial(stepping.init_state, plan=plan), model_shapes)
     parameters = sharding.shardings(tree.parameter_axes(model_shapes), every, mesh, rules)

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 from flax import linen
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+AnyMesh = Mesh | AbstractMesh
 
 RULES: Rules = (
     ("batch", ("data", "fsdp")),
@@ -51,34 +52,46 @@ class MeshConfig:
     # devices that share the tokens of a row ("context parallel"), and weights
     sequence: int = 1
 
-    def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh over all devices.
+    def sizes(self, devices: int, slices: int = 1) -> tuple[int, ...]:
+        """How many of so many devices lie along each of `AXES`.
 
         Raises:
-          ValueError: when the axes do not fit the number of devices.
+          ValueError: when the axes do not fit the number of devices, or of slices.
         """
-        devices = jax.devices() if devices is None else list(devices)
         sizes = [self.data, self.fsdp, self.sequence, self.tensor]
         asked = f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
         asked += f" sequence={self.sequence}" if self.sequence != 1 else ""
         if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
             raise ValueError(f"{asked}: sizes are positive; at most one is -1 (all the rest)")
         known = math.prod(size for size in sizes if size != -1)
-        if len(devices) % known or (-1 not in sizes and known != len(devices)):
-            raise ValueError(f"{asked} does not fit {len(devices)} devices")
-        sizes = [len(devices) // known if size == -1 else size for size in sizes]
-        automatic = (AxisType.Auto,) * len(AXES)  # XLA places what we do not
-        slices = len({getattr(device, "slice_index", 0) for device in devices})
-        if slices == 1:
-            return jax.make_mesh(sizes, AXES, axis_types=automatic, devices=devices)
+        if devices % known or (-1 not in sizes and known != devices):
+            raise ValueError(f"{asked} does not fit {devices} devices")
+        sizes = [devices // known if size == -1 else size for size in sizes]
         if sizes[0] % slices:
             raise ValueError(
                 f"{asked}: {slices} slices are told apart by mesh.data, which they must divide"
             )
-        inside = [sizes[0] // slices, *sizes[1:]]
-        across = [slices, 1, 1, 1]
+        return tuple(sizes)
+
+    def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh over all devices.
+
+        Raises:
+          ValueError: when the axes do not fit them.
+        """
+        devices = jax.devices() if devices is None else list(devices)
+        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        sizes = self.sizes(len(devices), slices)
+        automatic = (AxisType.Auto,) * len(AXES)  # XLA places what we do not
+        if slices == 1:
+            return jax.make_mesh(sizes, AXES, axis_types=automatic, devices=devices)
+        inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
         placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
         return Mesh(placed, AXES, axis_types=automatic)
+
+    def abstract(self, devices: int, slices: int = 1) -> AbstractMesh:
+        """The mesh of so many devices, of which nothing else is known: for plans."""
+        return AbstractMesh(self.sizes(devices, slices), AXES)
 
 
 def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
@@ -91,7 +104,10 @@ def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
 
 
 def shardings(
-    axes: Mapping[str, tuple[str | None, ...]], shapes: Mapping[str, Any], mesh: Mesh, rules: Rules
+    axes: Mapping[str, tuple[str | None, ...]],
+    shapes: Mapping[str, Any],
+    mesh: AnyMesh,
+    rules: Rules,
 ) -> dict[str, NamedSharding]:
     """The sharding of each named array.
 
@@ -113,7 +129,7 @@ def shardings(
 
 
 def state_shardings(
-    shapes: Mapping[str, Any], parameters: Mapping[str, NamedSharding], mesh: Mesh
+    shapes: Mapping[str, Any], parameters: Mapping[str, NamedSharding], mesh: AnyMesh
 ) -> dict[str, NamedSharding]:
     """The sharding of every leaf of a train state.
 
@@ -161,12 +177,12 @@ def _parts(parts: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if parts is None else (parts,) if isinstance(parts, str) else tuple(parts)
 
 
-def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh, rules: Rules) -> NamedSharding:
     """Rows over the batch's mesh axes, everything else whole."""
     return NamedSharding(mesh, spec(("batch",), rules))
 
 
-def batch_parts(mesh: Mesh, rules: Rules) -> int:
+def batch_parts(mesh: AnyMesh, rules: Rules) -> int:
     """In how many parts the batch is cut."""
     parts = _parts(batch_sharding(mesh, rules).spec[0])
     return math.prod(mesh.shape[part] for part in parts)

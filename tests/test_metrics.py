@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research import metrics
+from research import accelerators, metrics
 from research.compilation_cache import enable_compilation_cache
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,7 +190,8 @@ def test_on_a_terminal_there_is_one_bar() -> None:
     ],
 )
 def test_peak_flops_by_device_kind(kind: str, peak: float | None) -> None:
-    assert metrics.accelerator_peak_flops(kind) == peak
+    known = accelerators.of_kind(kind)
+    assert (known and known.flops) == peak
 
 
 def test_cpu_peak_is_measured_once_whatever_the_virtual_devices() -> None:

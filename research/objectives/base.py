@@ -3,7 +3,9 @@
 An objective is a frozen dataclass with
   fields: ClassVar, field of the source -> whether end-of-text is appended when it is tokenised;
   prepare(table, tokenizer, window) -> Examples.
-What reads more than the text of fields has an `encoder` beside them: see `Encodes`.
+Where its pieces have a prefix that sees both ways it says `bidirectional`, so that a batch's shape
+is known before data is. What reads more than the text of fields has an `encoder` beside them: see
+`Encodes`.
 Its own fields are the settings that a config may give. A new objective is one file and one line
 in `research.objectives.OBJECTIVES`.
 """

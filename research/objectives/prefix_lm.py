@@ -35,6 +35,7 @@ class PrefixLM:
     seed: int = 0
 
     fields: ClassVar[Mapping[str, bool]] = {"text": True}
+    bidirectional: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.shortest <= self.longest <= 1:

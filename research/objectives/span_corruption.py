@@ -47,6 +47,7 @@ class SpanCorruption:
     seed: int = 0
 
     fields: ClassVar[Mapping[str, bool]] = {"text": True}
+    bidirectional: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:

@@ -1,0 +1,23 @@
+"""Pretrains a model of Llama 3.1 70B's shape (arXiv:2407.21783) on prepared text.
+
+    tools/preflight.py --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8
+    tools/preflight.py --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8 --slices 2 \\
+        --config.mesh.data=2 --config.data.batch_size=1024
+    python -m research.train --config configs/pretrain/llama3_70b.py --workdir gs://BUCKET/llama3_70b
+
+docs/scaling.md has the arithmetic.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.pretrain import llama3_8b
+
+SHAPE = dict(llama3_8b.SHAPE, width=8192, layers=80, heads=64, hidden=28_672)
+
+
+def get_config() -> ConfigDict:
+    config = llama3_8b.get_config()
+    config.model = dict(SHAPE, remat="full")
+    config.data.batch_size = 512
+    config.schedule.rate = 1.5e-4
+    return config

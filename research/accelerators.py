@@ -1,0 +1,158 @@
+"""What chips can do, as their makers publish it: the limits that a plan is held against.
+
+A device is what JAX calls one: a chip, but half of one on TPU7x. Figures of Cloud TPU are those of
+docs.cloud.google.com/tpu/docs (system architecture, one page a version), read in November 2026.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """One device."""
+
+    # JAX's name for its kind, as a pattern
+    kind: str
+    # dense bfloat16 FLOP/s
+    flops: float
+    # bytes/s between memory and chip; None: not needed here
+    memory_rate: float | None = None
+    # bytes/s that it sends over all of its links inside a slice, one way
+    link_rate: float | None = None
+    # bytes/s of its share of its host's network, between slices
+    network_rate: float | None = None
+    # bytes that a program may use of its memory: what the TPU compiler allows
+    memory: int | None = None
+    # devices that are sold as one chip
+    devices_per_chip: int = 1
+    # axes of the torus that links the chips of a slice, and most chips that it links
+    torus: int = 3
+    pod: int = 0
+    # extra arguments for a topology of it
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# By the name that Cloud TPU gives a version. It publishes both directions of the links together.
+TPUS = {
+    "v4": Accelerator(
+        kind="TPU v4$",
+        flops=275e12,
+        memory_rate=1228e9,
+        link_rate=300e9,
+        network_rate=6.25e9,
+        memory=int(30.75 * GIB),
+        pod=4096,
+        options={"chip_config_name": "megacore"},
+    ),
+    "v5e": Accelerator(
+        kind="TPU v5 lite|TPU v5e",
+        flops=197e12,
+        memory_rate=819e9,
+        link_rate=200e9,
+        network_rate=3.125e9,
+        memory=int(15.75 * GIB),
+        torus=2,
+        pod=256,
+    ),
+    "v5p": Accelerator(
+        kind="TPU v5p?$",
+        flops=459e12,
+        memory_rate=2765e9,
+        link_rate=600e9,
+        network_rate=6.25e9,
+        memory=int(95.74 * GIB),
+        pod=6144,
+    ),
+    "v6e": Accelerator(
+        kind="TPU v6 lite|TPU v6e",
+        flops=918e12,
+        memory_rate=1640e9,
+        link_rate=400e9,
+        network_rate=12.5e9,
+        memory=int(31.25 * GIB),
+        torus=2,
+        pod=256,
+    ),
+    "tpu7x": Accelerator(
+        kind="TPU7x",
+        flops=2307e12 / 2,
+        memory_rate=7380e9 / 2,
+        link_rate=600e9 / 2,
+        network_rate=12.5e9 / 2,
+        memory=int(94.75 * GIB),
+        pod=9216,
+        devices_per_chip=2,
+    ),
+}
+GPUS = (
+    Accelerator("H100 PCIe", 756e12),
+    Accelerator("H100 NVL", 835e12),
+    Accelerator("H100|H200", 989e12),
+    Accelerator("A100", 312e12),
+)
+# What `tools/preflight.py --topology all` compiles for: 64 chips of each, or the nearest there is.
+EXAMPLES = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8", "tpu7x:4x4x4")
+
+
+def of_kind(device_kind: str) -> Accelerator | None:
+    """The accelerator that JAX calls so; None if it is in no table here."""
+    every = (*TPUS.values(), *GPUS)
+    return next((one for one in every if re.search(one.kind, device_kind)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips to compile for, which need not be there."""
+
+    name: str  # such as v5e:16x16
+    slices: int
+    accelerator: Accelerator
+    devices: Sequence[jax.Device]
+
+    @property
+    def chips(self) -> int:
+        return len(self.devices) // self.accelerator.devices_per_chip
+
+
+def topology(name: str, slices: int = 1) -> Topology:
+    """The devices of one or several slices, from the TPU compiler's own knowledge of them.
+
+    Raises:
+      ValueError: an unknown version, or a shape that it does not come in.
+      ModuleNotFoundError: libtpu is not installed.
+    """
+    version, _, shape = name.partition(":")
+    axes = [int(axis) for axis in shape.split("x") if axis.isdecimal()]
+    if version not in TPUS or len(axes) != TPUS[version].torus or "x".join(map(str, axes)) != shape:
+        known = ", ".join(EXAMPLES)
+        raise ValueError(
+            f"topology {name!r}: give a version ({', '.join(TPUS)}) and its shape in chips, such "
+            f"as {known}"
+        )
+    if math.prod(axes) > TPUS[version].pod:
+        raise ValueError(f"topology {name!r}: {version} has {TPUS[version].pod} chips at most")
+    from jax.experimental import topologies
+
+    accelerator = TPUS[version]
+    options = dict(accelerator.options) | ({"num_slices": slices} if slices > 1 else {})
+    if math.prod(axes) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from None
+    made = Topology(name, slices, accelerator, found.devices)
+    wanted = slices * math.prod(axes)
+    if made.chips != wanted:
+        raise ValueError(f"topology {name!r}: {made.chips} chips where {wanted} were asked for")
+    return made

@@ -1,0 +1,200 @@
+"""How fast a step can be at best: its work over what the devices can do, in closed form.
+
+Four times, each as if nothing else took any: the products at peak FLOP/s; what must pass between
+memory and chip; what devices of a slice must tell each other; what slices must. A step cannot be
+shorter than the longest. What is counted is what no program of this sharding can leave out, so the
+bound is below any real step; a real one overlaps the four imperfectly (Williams et al. 2009).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from research import tree
+
+if TYPE_CHECKING:
+    from jax.sharding import NamedSharding
+
+    from research.accelerators import Accelerator
+    from research.program import Program
+
+GRADIENT = 4  # bytes of a gradient's number
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device sends in a step, by why; between slices apart."""
+
+    gathered_weights: float = 0.0  # over mesh.fsdp and mesh.sequence, before their use
+    scattered_gradients: float = 0.0  # their sums, over the same
+    replicas: float = 0.0  # gradients over mesh.data, inside a slice
+    activations: float = 0.0  # over mesh.tensor, and of embeddings
+    keys_and_values: float = 0.0  # over mesh.sequence
+    between_slices: float = 0.0  # gradients over mesh.data
+
+    @property
+    def inside(self) -> float:
+        """Bytes over the links of a slice."""
+        every = dataclasses.asdict(self)
+        return sum(every.values()) - self.between_slices
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step, each part alone, and what they come from."""
+
+    model_flops: float  # of a whole step, on all devices
+    hardware_flops: float  # with what is computed twice
+    memory_bytes: float  # of one device
+    traffic: Traffic
+    compute: float
+    memory: float
+    links: float
+    network: float
+    tokens: float  # of a step
+    peak: float  # FLOP/s of all devices
+
+    @property
+    def times(self) -> dict[str, float]:
+        return {n: getattr(self, n) for n in ("compute", "memory", "links", "network")}
+
+    @property
+    def seconds(self) -> float:
+        return max(self.times.values())
+
+    @property
+    def bound_by(self) -> str:
+        return max(self.times, key=self.times.__getitem__)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def utilisation(self) -> float:
+        """Model FLOPs at best over peak FLOPs (PaLM, arXiv:2204.02311, appendix B)."""
+        return self.model_flops / (self.seconds * self.peak)
+
+
+def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roofline:
+    """The limits of a program's step on devices of this kind."""
+    data, shape = program.experiment.data, program.shape
+    tokens = data.batch_size * data.sequence_length
+    passes = program.experiment.accumulate
+    model_flops = passes * program.flops.train(tokens / passes)
+    hardware = model_flops
+    if shape.remat == "full":
+        hardware += program.flops.recomputed * tokens
+    if program.experiment.loss.vocabulary_chunks:
+        hardware += 2 * shape.width * shape.vocabulary * tokens
+    devices = program.mesh.size
+    own = traffic(program, slices)
+    read = memory_bytes(program)
+    rate = lambda count, per: count / per if per else math.nan  # noqa: E731
+    return Roofline(
+        model_flops=model_flops,
+        hardware_flops=hardware,
+        memory_bytes=read,
+        traffic=own,
+        compute=hardware / (devices * accelerator.flops),
+        memory=rate(read, accelerator.memory_rate),
+        links=rate(own.inside, accelerator.link_rate) if own.inside else 0.0,
+        network=rate(own.between_slices, accelerator.network_rate) if own.between_slices else 0.0,
+        tokens=tokens,
+        peak=devices * accelerator.flops,
+    )
+
+
+def traffic(program: Program, slices: int = 1) -> Traffic:
+    """What one device must send in a step.
+
+    Weights travel in the compute type (or as they are stored, if smaller), once forward and once
+    backward for each micro-batch; gradients in float32, summed over micro-batches first where
+    devices hold whole copies, and after each where they hold parts.
+    """
+    mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
+    wide = np.dtype(shape.compute_dtype).itemsize if shape.compute_dtype == "float32" else 2
+    passes = experiment.accumulate
+    replicas = mesh["data"]
+    trained = set(program.plan.trainable)
+    gathered = scattered = copied = 0.0
+    for name, leaf, placed in _parameters(program):
+        shared = _ways(placed, ("fsdp", "sequence"))
+        held = _local(leaf, placed)
+        share = 1 - 1 / shared
+        if name != "embedding/kernel":  # tokens travel to it instead, see below
+            uses = 2 + bool(experiment.loss.vocabulary_chunks and name.startswith("head"))
+            gathered += passes * uses * share * shared * held * min(leaf.dtype.itemsize, wide)
+        if name in trained:
+            scattered += passes * share * shared * held * GRADIENT
+            rest = mesh["fsdp"] * mesh["sequence"] // shared
+            copied += 2 * held * GRADIENT
+            # leaves that lie whole on devices with other tokens: small, so their sums are counted
+            scattered += 2 * (1 - 1 / rest) * held * GRADIENT
+    between = copied * (1 - 1 / slices)
+    inside = copied * (1 - 1 / (replicas // slices))
+    tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
+    activation = tokens * shape.width * wide * passes
+    over = 1 - 1 / mesh["tensor"]
+    again = shape.remat == "full"
+    acts = 2 * over * activation * shape.layers * (2 + 2 + again)
+    acts += 2 * activation * (1 - 1 / (mesh["fsdp"] * mesh["sequence"]))
+    keys = 2 * tokens * mesh["sequence"] * shape.key_heads * shape.size * wide * passes
+    keys *= (1 - 1 / mesh["sequence"]) * shape.layers * (2 + again) / mesh["tensor"]
+    return Traffic(gathered, scattered, inside, acts, keys, between)
+
+
+def memory_bytes(program: Program) -> float:
+    """Bytes between one device's memory and its chip: state read and written once, gathered weights
+    written once and read for each product, and what each product takes and gives."""
+    mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
+    wide = 4 if shape.compute_dtype == "float32" else 2
+    trained, total = set(program.plan.trainable), 0.0
+    for name, leaf in tree.flatten(program.state_shapes).items():
+        own = _local(leaf, program.placed[name]) * leaf.dtype.itemsize
+        inside = name.removeprefix("model/")
+        total += own * (2 if not name.startswith("model/") or inside in trained else 1)
+    tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
+    tokens *= experiment.accumulate
+    again = shape.remat == "full"
+    for name, leaf, placed in _parameters(program):
+        if len(leaf.shape) - tree.is_stacked(name) != 2 or name == "embedding/kernel":
+            continue
+        whole = _local(leaf, placed) * _ways(placed, ("fsdp", "sequence"))
+        uses = 2 + again
+        total += experiment.accumulate * whole * wide * (uses + 1)
+        inputs, outputs = (n / w for n, w in zip(leaf.shape[-2:], _cuts(placed)[-2:], strict=True))
+        layers = leaf.shape[0] if tree.is_stacked(name) else 1
+        ins = inputs * _cuts(placed, ("fsdp", "sequence"))[-2]
+        total += layers * tokens * (ins + outputs) * wide * (uses + (name in trained))
+        if name in trained:
+            total += whole * GRADIENT
+    return total
+
+
+def _parameters(program: Program) -> Iterator[tuple[str, Any, NamedSharding]]:
+    for name, leaf in tree.flatten(program.model_shapes).items():
+        yield name, leaf, program.placed[f"model/{name}"]
+
+
+def _local(leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> int:
+    """Numbers of a leaf that one device holds."""
+    return math.prod(placed.shard_shape(leaf.shape))
+
+
+def _ways(placed: NamedSharding, axes: tuple[str, ...]) -> int:
+    """In how many parts a leaf is cut by these axes of the mesh."""
+    return math.prod(_cuts(placed, axes))
+
+
+def _cuts(placed: NamedSharding, axes: tuple[str, ...] | None = None) -> list[int]:
+    """In how many parts each axis of a leaf is cut, by some axes of the mesh."""
+    sizes: Mapping[str, int] = placed.mesh.shape
+    parts = [() if p is None else (p,) if isinstance(p, str) else p for p in placed.spec]
+    return [math.prod(sizes[a] for a in part if axes is None or a in axes) for part in parts]

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Says what a run needs and what it costs, before there is a device to run it on.
+
+    tools/preflight.py --config configs/pretrain/llama3_8b.py --topology v5p:4x4x4
+    tools/preflight.py --config FILE --topology v5e:16x16 --slices 2 --config.steps=5000
+    tools/preflight.py --config FILE --topology v5e:2x4 --sequences-per-chip 1 --json report.json
+    tools/preflight.py --config FILE --topology all
+
+It compiles the run's own train step with the real TPU compiler (`tools/setup preflight`), for
+devices that need not be there: so "fits" is what that compiler says. The text and the weights need
+not be there either, if the config gives `model`. Speed is a bound: work over what the chips can do
+at most, whichever of products, memory and network takes longest. Where it does not fit, the nearest
+configs that do are looked for (a compilation each; --tries 0 does not). Exits with 3 if it does not
+fit, with 1 if something is wrong with what it was given.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import environment  # noqa: E402
+
+PRICES = Path(__file__).resolve().parent.parent / "configs" / "prices.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    if argv is None:
+        environment.enter("preflight")
+    from research import config as door
+
+    parser = door.program_parser(__doc__)
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="VERSION:SHAPE",
+        help="chips of one slice, such as v5e:16x16 or v5p:4x4x4; `all` makes a table",
+    )
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many such slices")
+    parser.add_argument(
+        "--sequences-per-chip",
+        type=int,
+        metavar="N",
+        help="sets data.batch_size to N for each chip",
+    )
+    parser.add_argument("--prices", type=Path, default=PRICES, metavar="FILE")
+    parser.add_argument(
+        "--tries", type=int, default=6, metavar="N", help="most compilations to find what fits"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+    arguments = door.parse(parser, list(sys.argv[1:] if argv is None else argv))
+    with door.clear_errors():
+        fits = _examine(arguments)
+    raise SystemExit(0 if fits else 3)
+
+
+def _examine(arguments) -> bool:
+    from research import preflight
+
+    preflight.prepare_environment()
+
+    from research import accelerators
+    from research import config as door
+    from research.experiment import Experiment
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("the TPU compiler is not there: run tools/setup preflight")
+    prices = door.load_json(preflight.Prices, arguments.prices)
+    every = arguments.topology == "all"
+    names = accelerators.EXAMPLES if every else [arguments.topology]
+    reports = []
+    for name in names:
+        topology = accelerators.topology(name, arguments.slices)
+        overrides = list(arguments.overrides)
+        if arguments.sequences_per_chip:
+            rows = arguments.sequences_per_chip * topology.chips
+            overrides.append(f"data.batch_size={rows}")
+        experiment = door.load(Experiment, arguments.config, overrides)
+        report = preflight.examine(experiment, topology, prices)
+        reports.append(report)
+        if not every:
+            print(preflight.describe(report), flush=True)
+            if not report["fits"] and arguments.tries:
+                _search(arguments, overrides, topology, prices, report)
+    if every:
+        print(preflight.table(reports))
+    if arguments.json:
+        text = json.dumps(reports if every else reports[0], indent=2)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    return all(report["fits"] for report in reports)
+
+
+def _search(arguments, overrides, topology, prices, report) -> None:
+    from research import preflight
+
+    print("\nlooking for the nearest configs that fit", flush=True)
+    fitting = report["alternatives"] = []
+    given = (arguments.config, overrides, topology, prices, arguments.tries)
+    for changes, found in preflight.nearest(*given):
+        flags = " ".join(f"--config.{change}" for change in changes)
+        if found["fits"]:
+            fitting.append({"changes": changes} | found)
+            print(
+                f"{'fits':10} {flags}\n{'':10} {found['peak_gib']:.2f} GiB, at best "
+                f"{found['tokens_per_second']:,.0f} tokens/s",
+                flush=True,
+            )
+        else:
+            peak = "" if found["peak_gib"] is None else f" {found['peak_gib']:.2f} GiB:"
+            print(f"{'no':10}{peak} {flags}", flush=True)
+    if not fitting:
+        print("none found: take more chips, fewer rows (data.batch_size), or a smaller model")
+
+
+if __name__ == "__main__":
+    main()
