@@ -133,7 +133,8 @@ def topology(name: str, slices: int = 1) -> Topology:
     """
     version, _, shape = name.partition(":")
     axes = [int(axis) for axis in shape.split("x") if axis.isdecimal()]
-    if version not in TPUS or len(axes) != TPUS[version].torus or "x".join(map(str, axes)) != shape:
+    whole = "x".join(map(str, axes)) == shape and all(axes)
+    if version not in TPUS or len(axes) != TPUS[version].torus or not whole:
         known = ", ".join(EXAMPLES)
         raise ValueError(
             f"topology {name!r}: give a version ({', '.join(TPUS)}) and its shape in chips, such "
@@ -149,7 +150,11 @@ def topology(name: str, slices: int = 1) -> Topology:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
+        if "TPU support not installed" in str(error):
+            raise ModuleNotFoundError(
+                "the TPU compiler is not there: run tools/setup preflight"
+            ) from None
         raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from None
     made = Topology(name, slices, accelerator, found.devices)
     wanted = slices * math.prod(axes)

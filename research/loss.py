@@ -139,10 +139,9 @@ _summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
 def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[TokenLosses, jax.Array]:
     """Losses [B,C] of logits [B,C,V], and the slope of `trained` along the logits."""
     highest = jnp.max(logits, axis=-1)
-    # on CPU a sum is slow over what it computes itself, and fast over what lies in memory
-    raised = jax.lax.platform_dependent(
-        jnp.exp(logits - highest[..., None]), cpu=jax.lax.optimization_barrier, default=lambda x: x
-    )
+    raised = jnp.exp(logits - highest[..., None])
+    if sharding.platform() == "cpu":  # a sum is slow over what it computes itself, not over memory
+        raised = jax.lax.optimization_barrier(raised)
     total = jnp.sum(raised, axis=-1)
     normaliser = highest + jnp.log(total)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

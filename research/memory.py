@@ -22,6 +22,8 @@ class Memory:
     temporaries: int
     # outputs that do not take the place of an argument
     outputs: int
+    # the most that is in use at one time, where the compiler says it: less, as buffers leave gaps
+    live: int = 0
 
     @classmethod
     def of(cls, compiled: Any) -> Memory:
@@ -31,6 +33,7 @@ class Memory:
             plan.argument_size_in_bytes,
             plan.temp_size_in_bytes,
             plan.output_size_in_bytes - plan.alias_size_in_bytes,
+            getattr(plan, "peak_memory_in_bytes", 0),
         )
 
     @property

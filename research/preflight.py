@@ -72,6 +72,7 @@ def examine(experiment: Experiment, topology: Topology, prices: Prices | None = 
                 "temp_gib": memory.temporaries / GIB,
                 "output_gib": memory.outputs / GIB,
                 "peak_gib": memory.peak / GIB,
+                "live_gib": memory.live / GIB if memory.live else None,
             }
     return report | {"compile_seconds": time.perf_counter() - start}
 
@@ -170,7 +171,8 @@ def nearest(
       no more.
     """
     limit, found = topology.accelerator.memory or math.inf, 0
-    for changes in candidates(door.load(Experiment, file, overrides), topology):
+    given = abstract_program(door.load(Experiment, file, overrides), topology)
+    for changes in candidates(given, topology):
         try:
             experiment = door.load(Experiment, file, [*overrides, *changes])
             held = held_bytes(abstract_program(experiment, topology))
@@ -186,9 +188,9 @@ def nearest(
         yield changes, report
 
 
-def candidates(experiment: Experiment, topology: Topology) -> Iterator[list[str]]:
+def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
     """Changes, the least first: what costs a little time, then another mesh, then fewer rows."""
-    program = abstract_program(experiment, topology)
+    experiment = program.experiment
     shape, devices = program.shape, len(topology.devices)
     save: list[str] = []
     if shape.remat != "full":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from research import tree
+from research import methods, tree
 
 if TYPE_CHECKING:
     from jax.sharding import NamedSharding
@@ -152,7 +152,7 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
 
 def memory_bytes(program: Program) -> float:
     """Bytes between one device's memory and its chip: state read and written once, gathered weights
-    written once and read for each product, and what each product takes and gives."""
+    written once and read for each product, and what each product gives."""
     mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
     wide = 4 if shape.compute_dtype == "float32" else 2
     trained, total = set(program.plan.trainable), 0.0
@@ -169,10 +169,11 @@ def memory_bytes(program: Program) -> float:
         whole = _local(leaf, placed) * _ways(placed, ("fsdp", "sequence"))
         uses = 2 + again
         total += experiment.accumulate * whole * wide * (uses + 1)
+        # what it gives is written, and its gradient read; inputs are what others give
         inputs, outputs = (n / w for n, w in zip(leaf.shape[-2:], _cuts(placed)[-2:], strict=True))
         layers = leaf.shape[0] if tree.is_stacked(name) else 1
-        ins = inputs * _cuts(placed, ("fsdp", "sequence"))[-2]
-        total += layers * tokens * (ins + outputs) * wide * (uses + (name in trained))
+        gives = min(inputs, outputs) if methods.attached(name) else outputs
+        total += layers * tokens * gives * wide * uses
         if name in trained:
             total += whole * GRADIENT
     return total

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from research import sharding
 from research.batch import Array
 from research.models.attention import soft_cap
-from research.models.products import matmul
+from research.models.products import matmul, outer
 
 if TYPE_CHECKING:
     from research.loss import LossConfig
@@ -64,18 +64,24 @@ def _forward(static: Any, hidden: Any, kernel: Any, given: Any):
 
     def one(to_hidden, part):
         first, chunk = part
-        if trains:
-            logits, pull = jax.vjp(functools.partial(_logits, cap=cap), hidden, chunk)
-        else:
-            logits, pull = jax.vjp(lambda hidden: _logits(hidden, chunk, cap), hidden)
+        logits = _logits(hidden, chunk, cap)
         share = jnp.exp(logits - normaliser[..., None])
         if config.z_loss:
             share *= 1 + 2 * config.z_loss * normaliser[..., None]
         slope = share - jnp.where(_hit(targets, first, chunk), 1 - smooth, 0.0)
         slope = (slope - smooth / vocabulary) * weights[..., None]
-        back = pull(slope)
-        to_chunk = sharding.constrain(back[1], ("embed", "vocabulary")) if trains else None
-        return to_hidden + back[0].astype(jnp.float32), to_chunk
+        if cap:
+            slope *= 1 - (logits / cap) ** 2
+        slope = slope.astype(hidden.dtype)
+        back = jnp.einsum(
+            "bsc,dc->bsd", slope, _gathered(chunk, hidden), preferred_element_type=jnp.float32
+        )
+        if not trains:
+            return to_hidden + back, None
+        flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+        # in float32, and to where it lies: the sum over devices is never whole anywhere
+        to_chunk = sharding.constrain(outer(flat(hidden), flat(slope)), ("embed", "vocabulary"))
+        return to_hidden + back, to_chunk
 
     start = sharding.constrain(jnp.zeros(hidden.shape, jnp.float32), ("batch", "sequence", None))
     to_hidden, to_chunks = jax.lax.scan(one, start, chunks)
@@ -122,8 +128,12 @@ def _sums(static: Any, hidden: jax.Array, chunks: Any, targets: Array, weights: 
 
 def _logits(hidden: jax.Array, chunk: jax.Array, cap: float) -> jax.Array:
     """hidden [B,S,D], chunk [D,C] -> [B,S,C] in float32."""
-    whole = sharding.constrain(chunk.astype(hidden.dtype), (None, "vocabulary"))
-    return soft_cap(matmul(hidden, whole, jnp.float32), cap)
+    return soft_cap(matmul(hidden, _gathered(chunk, hidden), jnp.float32), cap)
+
+
+def _gathered(chunk: jax.Array, like: jax.Array) -> jax.Array:
+    """All rows of a chunk, in the type of the activations."""
+    return sharding.constrain(chunk.astype(like.dtype), (None, "vocabulary"))
 
 
 def _hit(targets: Array, first: jax.Array, chunk: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ from research.data import tokenizer as tokenizer_lib
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.generation import decode
+from research.methods import LoRA
+from tests import tiny_run
 
 
 @pytest.fixture
@@ -60,3 +62,22 @@ def test_a_model_of_masked_text_does_not_write(chatting):
     run.experiment.data = dataclasses.replace(run.experiment.data, objective="masked")
     with pytest.raises(SystemExit, match="there was trained to fill in masked tokens"):
         generate.main(["--run", "there", "--prompt", "some"])
+
+
+def test_one_of_several_side_by_side_is_switched_off(world, tmp_path, capsys):
+    named = []
+    for seed, name in enumerate(("law", "style")):
+        path = tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / name, seed)
+        named += ["--adapter", f"{name}={path}"]
+
+    def said(*off):
+        line = ["--run", str(world.base), *named, "--prompt", "red", "--tokens", "3"]
+        generate.main([*line, *(word for name in off for word in ("--switch-off", name))])
+        return dict(text.split(": ", 1) for text in capsys.readouterr().out.splitlines())
+
+    both = said()
+    assert list(both) == ["law", "style"]
+    assert said("law") == {"style": both["style"]}
+    assert list(said("law", "style")) == ["base"]
+    with pytest.raises(SystemExit, match="side by side are law, style"):
+        said("lax")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from research import sharding
 from research.models.quantized import Quantized, quantized_product
 
 # what `remat: products` keeps
@@ -56,7 +57,7 @@ def _product_backward(dtype, kept, dy):
     dx = jax.lax.dot_general(
         dy, kernel.astype(x.dtype), COLUMNS, preferred_element_type=jnp.float32
     )
-    return dx.astype(x.dtype), _outer(x, dy).astype(kernel.dtype)
+    return dx.astype(x.dtype), outer(x, dy).astype(kernel.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -78,15 +79,16 @@ def _transposed_backward(dtype, kept, dy):
     x, table = kept
     dy = dy.astype(x.dtype)
     dx = jnp.matmul(dy, table.astype(x.dtype), preferred_element_type=jnp.float32)
-    return dx.astype(x.dtype), _outer(dy, x).astype(table.dtype)
+    return dx.astype(x.dtype), outer(dy, x).astype(table.dtype)
 
 
 _transposed_product.defvjp(_transposed_forward, _transposed_backward)
 
 
-def _outer(a: jax.Array, b: jax.Array) -> jax.Array:
+def outer(a: jax.Array, b: jax.Array) -> jax.Array:
     """The sum over rows of outer products: a [T,I], b [T,O] -> a.T @ b [I,O] in float32."""
-    return jax.lax.platform_dependent(a, b, cpu=_outer_on_cpu, default=_plain_outer)
+    # chosen while tracing: no conditional stands between the product and XLA's partitioner
+    return _outer_on_cpu(a, b) if sharding.platform() == "cpu" else _plain_outer(a, b)
 
 
 def _plain_outer(a: jax.Array, b: jax.Array) -> jax.Array:

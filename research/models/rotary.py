@@ -27,8 +27,8 @@ def angles(positions: jax.Array, config: ModelConfig) -> Angles:
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     """Rotates the two halves of each head: x [B,S,H,N], angles [B,S,1,N/2] -> [B,S,H,N]."""
     cosine, sine = angles
-    wide = x.astype(jnp.float32)
-    turned = jnp.roll(wide, x.shape[-1] // 2, axis=-1)  # the other half's number
+    turned = jnp.roll(x, x.shape[-1] // 2, axis=-1)  # the other half's number
+    wide, turned = x.astype(jnp.float32), turned.astype(jnp.float32)
     cosine = jnp.concatenate([cosine, cosine], axis=-1)
     sine = jnp.concatenate([-sine, sine], axis=-1)
     return (wide * cosine + turned * sine).astype(x.dtype)

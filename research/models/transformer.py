@@ -318,6 +318,9 @@ class Transformer(nnx.Module):
 
         def body(x, inputs):
             block, layer, kind, cached = inputs
+            if sharding.platform() == "tpu":
+                # else XLA keeps a copy of all layers' weights in the compute type
+                block = jax.lax.optimization_barrier(block)
             return block(x, view, kind, context.at(layer), cached)
 
         body = REMAT[config.remat](body, len(layers) == 1)

@@ -1,0 +1,135 @@
+"""What a step needs at least, against arithmetic, for devices that are not there."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from research import accelerators, preflight, roofline
+from research import config as door
+from research.accelerators import TPUS, Topology
+from research.experiment import Experiment
+from research.program import make_program
+
+ROOT = Path(__file__).resolve().parent.parent
+LLAMA = str(ROOT / "configs/pretrain/llama3_8b.py")
+# parameters of Llama 3 8B: two tables, and in each layer attention, MLP and two norms
+TABLE, NORMS = 128_256 * 4096, 65 * 4096
+LAYERS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14_336)
+PARAMETERS = 2 * TABLE + LAYERS + NORMS
+
+
+def program(devices=64, slices=1, *overrides):
+    experiment = door.load(Experiment, LLAMA, ["data.batch_size=64", *overrides])
+    return make_program(experiment, None, mesh=experiment.mesh.abstract(devices, slices))
+
+
+def test_flops_of_llama_3_8b():
+    found = roofline.roofline(program(), TPUS["v5p"])
+    tokens = 64 * 4096
+    # 6 for each weight of a product, and attention over the causal half: 4 forward, 8 backward
+    products = 6 * (LAYERS + TABLE) * tokens
+    attention = 12 * 32 * 4096 * (4097 / 2) * tokens
+    assert found.model_flops == pytest.approx(products + attention, rel=1e-6)
+    # rematerialisation: the layers forward again, each but for its last product; and the head
+    again = 2 * (LAYERS - 32 * 4096 * 14_336 + TABLE) * tokens + attention / 3
+    assert found.hardware_flops == pytest.approx(found.model_flops + again, rel=1e-6)
+    assert found.compute == pytest.approx(found.hardware_flops / (64 * 459e12))
+    assert found.utilisation <= found.model_flops / found.hardware_flops
+
+
+def test_fully_sharded_weights_travel_twice_and_their_gradients_once():
+    found = roofline.traffic(program())
+    part = 63 / 64
+    weights = LAYERS + TABLE  # tokens travel to the embedding instead
+    # in bfloat16; the head's chunks once more, for the normaliser
+    assert found.gathered_weights == pytest.approx(part * 2 * (2 * weights + TABLE), rel=1e-3)
+    assert found.scattered_gradients == pytest.approx(4 * part * PARAMETERS, rel=1e-3)
+    assert found.activations == pytest.approx(2 * part * 4096 * 4096 * 2)
+    assert found.replicas == found.keys_and_values == found.between_slices == 0
+
+
+def test_accumulation_gathers_weights_for_each_micro_batch():
+    once, four = (roofline.traffic(program(16, 1, *x)) for x in ([], ["accumulate=4"]))
+    assert four.gathered_weights == pytest.approx(4 * once.gathered_weights)
+    assert four.activations == pytest.approx(once.activations)
+
+
+def test_slices_tell_each_other_gradients_alone():
+    found = roofline.traffic(program(128, 2, "mesh.data=2", "data.batch_size=128"), 2)
+    # an all-reduce of what a device holds, over two
+    assert found.between_slices == pytest.approx(2 * 0.5 * 4 * (PARAMETERS / 64 + NORMS), rel=1e-3)
+    assert found.replicas == 0
+    inside = roofline.traffic(program(128, 1, "mesh.data=2", "data.batch_size=128"))
+    assert inside.replicas == pytest.approx(found.between_slices) and not inside.between_slices
+
+
+def test_tensor_and_sequence_axes_send_activations_and_keys():
+    tensor = roofline.traffic(program(64, 1, "mesh.tensor=4"))
+    tokens = 64 * 4096 / 16
+    sums = 2 * 0.75 * tokens * 4096 * 2 * 32 * 5  # two a pass forward, back, one again
+    assert tensor.activations == pytest.approx(sums + 2 * 15 / 16 * tokens * 4096 * 2)
+    sequence = roofline.traffic(program(64, 1, "mesh.sequence=4"))
+    keys = 2 * 4 * 4096 * 1024 * 2 * 0.75 * 32 * 3  # 4 rows of 16 groups; forward, again, back
+    assert sequence.keys_and_values == pytest.approx(keys)
+    assert tensor.keys_and_values == 0
+
+
+def test_adapters_leave_gradients_of_the_base_at_home():
+    lora = ['method={"kind": "lora", "rank": 16}', 'model.storage=[[".*", "bfloat16"]]']
+    tuned, full = program(8, 1, *lora), program(8)
+    ours, theirs = roofline.traffic(tuned), roofline.traffic(full)
+    assert ours.scattered_gradients < 0.01 * theirs.scattered_gradients
+    held = preflight.held_bytes(tuned)
+    assert held["weights"] == pytest.approx(2 * PARAMETERS / 8, rel=1e-2)
+    assert held["adapters"] + held["optimizer"] < 0.2 * held["weights"]
+    assert roofline.memory_bytes(tuned) < roofline.memory_bytes(full)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e:2x2x2", "give a version .* and its shape in chips"),
+        ("v9:2x2", "give a version"),
+        ("v5p", "give a version"),
+        ("v5e:0x4", "give a version"),
+        ("v5e:32x32", "v5e has 256 chips at most"),
+    ],
+)
+def test_a_topology_that_there_is_not_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        accelerators.topology(name)
+
+
+def test_a_report_prices_its_steps_and_is_json():
+    prices = door.load_json(preflight.Prices, ROOT / "configs/prices.json")
+    made = program()
+    topology = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
+    report = preflight.facts(made, topology, prices)
+    assert report["chip_hours"] == pytest.approx(64 * report["hours"])
+    assert report["money"] == pytest.approx(report["chip_hours"] * prices.chip_hour["v5p"])
+    assert report["hours"] == pytest.approx(1e5 * report["step_seconds"] / 3600)
+    assert json.loads(json.dumps(report)) == report
+    assert math.isclose(max(report["seconds"].values()), report["step_seconds"])
+    said = preflight.describe(report | {"fits": True, "peak_gib": 5.0})
+    assert "90.74 left" in said and "bound by compute" in said and "dollars" in said
+    said = preflight.describe(report | {"fits": False, "peak_gib": 100.0})
+    assert said.startswith("NO") and "4.26 too many" in said
+
+
+def test_prices_of_another_shape_are_refused(tmp_path):
+    (tmp_path / "prices.json").write_text('{"date": "now", "chip_hours": {}}')
+    with pytest.raises(ValueError, match="chip_hours: no such key; did you mean .*chip_hour"):
+        door.load_json(preflight.Prices, tmp_path / "prices.json")
+
+
+def test_the_first_candidates_cost_only_time():
+    experiment = door.load(Experiment, LLAMA, ["model.remat=none", "loss.vocabulary_chunks=0"])
+    topology = Topology("v5e:16x16", 1, TPUS["v5e"], [None] * 256)
+    made = make_program(experiment, None, mesh=experiment.mesh.abstract(256))
+    found = list(preflight.candidates(dataclasses.replace(made), topology))
+    assert found[0] == ["compute.remat=full"]
+    assert found[1] == ["compute.remat=full", "loss.vocabulary_chunks=16"]
+    assert any("mesh.tensor=2" in changes for changes in found)
