@@ -164,7 +164,7 @@ def _segments(batch: Batch, row: int, rows: PackedRows, packed: int) -> Iterator
     fields = {
         field.name: np.asarray(array[row])
         for field in dataclasses.fields(batch)
-        if (array := getattr(batch, field.name)) is not None
+        if not field.metadata.get("static") and (array := getattr(batch, field.name)) is not None
     }
     numbers, first = fields["segments"], int(rows.plan.offsets[packed])
     for segment in np.unique(numbers[numbers != PADDING]).tolist():

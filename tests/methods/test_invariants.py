@@ -117,8 +117,8 @@ def test_what_is_attached_does_not_depend_on_how_layers_are_grouped(case):
     single = tiny.attached(CASES[case], tiny.config(tied=False, longest_stack=1))
     cut = tree.unstack(tree.flatten(single))
     assert set(whole) == set(cut)
-    for name in whole:  # pissa: singular vectors of a batch of matrices and of one
-        np.testing.assert_allclose(np.abs(whole[name]), np.abs(cut[name]), atol=1e-5)
+    for name in whole:  # pissa: singular vectors, which rounding moves, and of either sign
+        np.testing.assert_allclose(np.abs(whole[name]), np.abs(cut[name]), atol=3e-5)
 
 
 @every_case
