@@ -259,7 +259,7 @@ def describe(report: Mapping[str, Any]) -> str:
     slices = f"{report['slices']} x " if report["slices"] > 1 else ""
     lines = [
         f"{'fits' if report['fits'] else 'NO':10} {slices}{report['topology']}, "
-        f"{report['chips']} chips{over}",
+        f"{report['chips']} chip{'s' if report['chips'] > 1 else ''}{over}",
         f"{'memory':10} {memory} GiB",
         f"{'run':10} {report['method']}, {report['parameters'] / 1e9:.2f} billion parameters, "
         f"{trains:.2%} train; {report['batch_size']} rows of {report['sequence_length']}, "
