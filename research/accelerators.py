@@ -1,7 +1,9 @@
 """What chips can do, as their makers publish it: the limits that a plan is held against.
 
 A device is what JAX calls one: a chip, but half of one on TPU7x. Figures of Cloud TPU are those of
-docs.cloud.google.com/tpu/docs (system architecture, one page a version), read in November 2026.
+docs.cloud.google.com/tpu/docs (one page a version, system architecture), read in November 2026. It
+gives both directions of the links together; for v4 only the all-reduce rate of a pod of 4,096 chips
+(1.1 PB/s), and no network rate: that is taken to be v5p's.
 """
 
 from __future__ import annotations
@@ -14,41 +16,42 @@ from typing import Any
 
 import jax
 
-GIB = 2**30
+from research.memory import GIB
 
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One device."""
+    """One device of a TPU."""
 
     # JAX's name for its kind, as a pattern
     kind: str
     # dense bfloat16 FLOP/s
     flops: float
-    # bytes/s between memory and chip; None: not needed here
-    memory_rate: float | None = None
+    # bytes/s between memory and chip
+    memory_rate: float
     # bytes/s that it sends over all of its links inside a slice, one way
-    link_rate: float | None = None
+    link_rate: float
     # bytes/s of its share of its host's network, between slices
-    network_rate: float | None = None
+    network_rate: float
     # bytes that a program may use of its memory: what the TPU compiler allows
-    memory: int | None = None
+    memory: int
+    # most chips of a slice
+    pod: int
+    # axes of the torus that links the chips of a slice
+    torus: int = 3
     # devices that are sold as one chip
     devices_per_chip: int = 1
-    # axes of the torus that links the chips of a slice, and most chips that it links
-    torus: int = 3
-    pod: int = 0
     # extra arguments for a topology of it
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-# By the name that Cloud TPU gives a version. It publishes both directions of the links together.
+# by the name that Cloud TPU gives a version
 TPUS = {
     "v4": Accelerator(
         kind="TPU v4$",
         flops=275e12,
-        memory_rate=1228e9,
-        link_rate=300e9,
+        memory_rate=1200e9,
+        link_rate=268e9,
         network_rate=6.25e9,
         memory=int(30.75 * GIB),
         pod=4096,
@@ -76,7 +79,7 @@ TPUS = {
     "v6e": Accelerator(
         kind="TPU v6 lite|TPU v6e",
         flops=918e12,
-        memory_rate=1640e9,
+        memory_rate=1638e9,
         link_rate=400e9,
         network_rate=12.5e9,
         memory=int(31.25 * GIB),
@@ -94,20 +97,16 @@ TPUS = {
         devices_per_chip=2,
     ),
 }
-GPUS = (
-    Accelerator("H100 PCIe", 756e12),
-    Accelerator("H100 NVL", 835e12),
-    Accelerator("H100|H200", 989e12),
-    Accelerator("A100", 312e12),
-)
+# dense bfloat16 FLOP/s of GPUs, by JAX's name for their kind, as a pattern; the first that is found
+GPUS = (("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100|H200", 989e12), ("A100", 312e12))
 # What `tools/preflight.py --topology all` compiles for: 64 chips of each, or the nearest there is.
 EXAMPLES = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8", "tpu7x:4x4x4")
 
 
-def of_kind(device_kind: str) -> Accelerator | None:
-    """The accelerator that JAX calls so; None if it is in no table here."""
-    every = (*TPUS.values(), *GPUS)
-    return next((one for one in every if re.search(one.kind, device_kind)), None)
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device, by JAX's name for its kind; None if unknown here."""
+    every = (*((one.kind, one.flops) for one in TPUS.values()), *GPUS)
+    return next((flops for kind, flops in every if re.search(kind, device_kind)), None)
 
 
 @dataclasses.dataclass(frozen=True)

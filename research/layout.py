@@ -6,10 +6,8 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from research import tree
-from research.accelerators import GIB
+from research.memory import GIB
 
 if TYPE_CHECKING:
     from jax.sharding import NamedSharding
@@ -35,7 +33,7 @@ def describe(program: Program) -> str:
 def _lines(part: str, leaves: dict[str, tuple[Any, NamedSharding]]) -> list[str]:
     rows, total = [], 0
     for name, (leaf, placed) in leaves.items():
-        here = math.prod(placed.shard_shape(leaf.shape)) * _bytes(leaf)
+        here = math.prod(placed.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         total += here
         parts = [*placed.spec, *(None,) * (len(leaf.shape) - len(placed.spec))]
         axes = ", ".join(
@@ -51,8 +49,3 @@ def _lines(part: str, leaves: dict[str, tuple[Any, NamedSharding]]) -> list[str]
             for name, dtype, axes, size in rows
         ),
     ]
-
-
-def _bytes(leaf: Any) -> int:
-    # a random key has a type of its own
-    return 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize

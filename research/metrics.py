@@ -262,8 +262,8 @@ def peak_flops_per_second(devices: Sequence[jax.Device] | None = None) -> float 
     devices = jax.devices() if devices is None else devices
     if devices[0].platform == "cpu":
         return _measured_cpu_flops() * len({device.process_index for device in devices})
-    known = accelerators.of_kind(devices[0].device_kind)
-    return None if known is None else known.flops * len(devices)
+    peak = accelerators.peak_flops(devices[0].device_kind)
+    return None if peak is None else peak * len(devices)
 
 
 @functools.cache

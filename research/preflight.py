@@ -19,10 +19,10 @@ from typing import Any
 
 from research import config as door
 from research import methods, runs, sharding, tree
-from research.accelerators import GIB, Topology
+from research.accelerators import Topology
 from research.data import tokenizer as tokenizers
 from research.experiment import Experiment
-from research.memory import Memory
+from research.memory import GIB, Memory
 from research.program import Program, make_program
 from research.report import Column, text_table
 from research.roofline import roofline
@@ -67,7 +67,7 @@ def examine(experiment: Experiment, topology: Topology, prices: Prices | None = 
             report |= {"fits": False, "peak_gib": needed and needed / GIB, "why": str(error)}
         else:
             report |= {
-                "fits": limit is None or memory.peak <= limit,
+                "fits": memory.peak <= limit,
                 "argument_gib": memory.arguments / GIB,
                 "temp_gib": memory.temporaries / GIB,
                 "output_gib": memory.outputs / GIB,
@@ -113,7 +113,7 @@ def facts(program: Program, topology: Topology, prices: Prices | None = None) ->
         "accumulate": experiment.accumulate,
         "remat": program.shape.remat,
         "rows_per_device": program.rows_of_device,
-        "limit_gib": None if accelerator.memory is None else accelerator.memory / GIB,
+        "limit_gib": accelerator.memory / GIB,
         **{f"{name}_gib": size / GIB for name, size in held.items()},
         "model_flops": bound.model_flops,
         "hardware_flops": bound.hardware_flops,
@@ -170,7 +170,7 @@ def nearest(
       Overrides on top of the given ones, and the report; after `wanted` that fit, or `tries`,
       no more.
     """
-    limit, found = topology.accelerator.memory or math.inf, 0
+    limit, found = topology.accelerator.memory, 0
     given = abstract_program(door.load(Experiment, file, overrides), topology)
     for changes in candidates(given, topology):
         try:

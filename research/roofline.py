@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from research import methods, tree
 
@@ -96,16 +96,15 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
     devices = program.mesh.size
     own = traffic(program, slices)
     read = memory_bytes(program)
-    rate = lambda count, per: count / per if per else math.nan  # noqa: E731
     return Roofline(
         model_flops=model_flops,
         hardware_flops=hardware,
         memory_bytes=read,
         traffic=own,
         compute=hardware / (devices * accelerator.flops),
-        memory=rate(read, accelerator.memory_rate),
-        links=rate(own.inside, accelerator.link_rate) if own.inside else 0.0,
-        network=rate(own.between_slices, accelerator.network_rate) if own.between_slices else 0.0,
+        memory=read / accelerator.memory_rate,
+        links=own.inside / accelerator.link_rate,
+        network=own.between_slices / accelerator.network_rate,
         tokens=tokens,
         peak=devices * accelerator.flops,
     )
@@ -119,7 +118,7 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     devices hold whole copies, and after each where they hold parts.
     """
     mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
-    wide = np.dtype(shape.compute_dtype).itemsize if shape.compute_dtype == "float32" else 2
+    wide = jnp.dtype(shape.compute_dtype).itemsize
     passes = experiment.accumulate
     replicas = mesh["data"]
     trained = set(program.plan.trainable)
@@ -128,8 +127,8 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
         shared = _ways(placed, ("fsdp", "sequence"))
         held = _local(leaf, placed)
         share = 1 - 1 / shared
-        if name != "embedding/kernel":  # tokens travel to it instead, see below
-            uses = 2 + bool(experiment.loss.vocabulary_chunks and name.startswith("head"))
+        if _is_used_whole(name, program):
+            uses = 2 + bool(experiment.loss.vocabulary_chunks and not name.startswith("layers/"))
             gathered += passes * uses * share * shared * held * min(leaf.dtype.itemsize, wide)
         if name in trained:
             scattered += passes * share * shared * held * GRADIENT
@@ -154,7 +153,7 @@ def memory_bytes(program: Program) -> float:
     """Bytes between one device's memory and its chip: state read and written once, gathered weights
     written once and read for each product, and what each product gives."""
     mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
-    wide = 4 if shape.compute_dtype == "float32" else 2
+    wide = jnp.dtype(shape.compute_dtype).itemsize
     trained, total = set(program.plan.trainable), 0.0
     for name, leaf in tree.flatten(program.state_shapes).items():
         own = _local(leaf, program.placed[name]) * leaf.dtype.itemsize
@@ -164,7 +163,7 @@ def memory_bytes(program: Program) -> float:
     tokens *= experiment.accumulate
     again = shape.remat == "full"
     for name, leaf, placed in _parameters(program):
-        if len(leaf.shape) - tree.is_stacked(name) != 2 or name == "embedding/kernel":
+        if len(leaf.shape) - tree.is_stacked(name) != 2 or not _is_used_whole(name, program):
             continue
         whole = _local(leaf, placed) * _ways(placed, ("fsdp", "sequence"))
         uses = 2 + again
@@ -172,11 +171,19 @@ def memory_bytes(program: Program) -> float:
         # what it gives is written, and its gradient read; inputs are what others give
         inputs, outputs = (n / w for n, w in zip(leaf.shape[-2:], _cuts(placed)[-2:], strict=True))
         layers = leaf.shape[0] if tree.is_stacked(name) else 1
+        if name == "embedding/kernel":  # as the head: turned
+            outputs = inputs
         gives = min(inputs, outputs) if methods.attached(name) else outputs
         total += layers * tokens * gives * wide * uses
         if name in trained:
             total += whole * GRADIENT
     return total
+
+
+def _is_used_whole(name: str, program: Program) -> bool:
+    """Whether a device needs all of a weight that it shares: tokens travel to an embedding that is
+    no head."""
+    return name != "embedding/kernel" or program.shape.tied
 
 
 def _parameters(program: Program) -> Iterator[tuple[str, Any, NamedSharding]]:

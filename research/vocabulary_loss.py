@@ -63,12 +63,12 @@ def _forward(static: Any, hidden: Any, kernel: Any, given: Any):
     vocabulary, smooth = kernel.shape[1], config.label_smoothing
 
     def one(to_hidden, part):
-        first, chunk = part
+        words, chunk = part
         logits = _logits(hidden, chunk, cap)
         share = jnp.exp(logits - normaliser[..., None])
         if config.z_loss:
             share *= 1 + 2 * config.z_loss * normaliser[..., None]
-        slope = share - jnp.where(_hit(targets, first, chunk), 1 - smooth, 0.0)
+        slope = share - jnp.where(_hit(targets, words), 1 - smooth, 0.0)
         slope = (slope - smooth / vocabulary) * weights[..., None]
         if cap:
             slope *= 1 - (logits / cap) ** 2
@@ -102,12 +102,12 @@ def _sums(static: Any, hidden: jax.Array, chunks: Any, targets: Array, weights: 
 
     def one(so_far, part):
         highest, total, chosen, added = so_far
-        first, chunk = part
+        words, chunk = part
         logits = _logits(hidden, chunk, cap)
         higher = jnp.maximum(highest, jnp.max(logits, axis=-1))
         total *= jnp.exp(highest - higher)
         total += jnp.sum(jnp.exp(logits - higher[..., None]), axis=-1)
-        chosen += jnp.sum(jnp.where(_hit(targets, first, chunk), logits, 0.0), axis=-1)
+        chosen += jnp.sum(jnp.where(_hit(targets, words), logits, 0.0), axis=-1)
         if config.label_smoothing:
             added += jnp.sum(logits, axis=-1)
         return (higher, total, chosen, added), None
@@ -136,9 +136,9 @@ def _gathered(chunk: jax.Array, like: jax.Array) -> jax.Array:
     return sharding.constrain(chunk.astype(like.dtype), (None, "vocabulary"))
 
 
-def _hit(targets: Array, first: jax.Array, chunk: jax.Array) -> jax.Array:
-    """[B,S,C] bool: the words of a chunk, whose numbers are `first` [C], that are asked for."""
-    return first == targets[..., None]
+def _hit(targets: Array, words: jax.Array) -> jax.Array:
+    """[B,S,C] bool: which of the words [C] of a chunk are asked for."""
+    return words == targets[..., None]
 
 
 def _cut(kernel: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ configs that do are looked for (a compilation each; --tries 0 does not). Exits w
 fit, with 1 if something is wrong with what it was given.
 """
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -38,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="VERSION:SHAPE",
         help="chips of one slice, such as v5e:16x16 or v5p:4x4x4; `all` makes a table",
     )
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many such slices")
+    parser.add_argument("--slices", type=_count, default=1, metavar="N", help="so many such slices")
     parser.add_argument(
         "--sequences-per-chip",
-        type=int,
+        type=_count,
         metavar="N",
         help="sets data.batch_size to N for each chip",
     )
@@ -56,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     raise SystemExit(0 if fits else 3)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1")
+    return int(text)
+
+
 def _examine(arguments) -> bool:
     from research import preflight
 
@@ -67,6 +74,8 @@ def _examine(arguments) -> bool:
 
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("the TPU compiler is not there: run tools/setup preflight")
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise ValueError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     prices = door.load_json(preflight.Prices, arguments.prices)
     every = arguments.topology == "all"
     names = accelerators.EXAMPLES if every else [arguments.topology]
@@ -82,7 +91,7 @@ def _examine(arguments) -> bool:
         reports.append(report)
         if not every:
             print(preflight.describe(report), flush=True)
-            if not report["fits"] and arguments.tries:
+            if not report["fits"] and arguments.tries > 0:
                 _search(arguments, overrides, topology, prices, report)
     if every:
         print(preflight.table(reports))
