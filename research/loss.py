@@ -8,40 +8,17 @@ of a small model with a large vocabulary.)
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from research import sharding, vocabulary_loss
+from research import cross_entropy, sharding, vocabulary_loss
 from research.batch import Array
-from research.config import BelowOne, Count, NonNegative, Positive
+from research.cross_entropy import LossConfig, TokenLosses
 from research.models.sites import Context
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """What is added to plain cross-entropy, and how much of it is computed at once."""
-
-    # share of the target's probability spread evenly over the vocabulary (Szegedy 2015)
-    label_smoothing: BelowOne = 0.0
-    # weight of log(normaliser)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311)
-    z_loss: NonNegative = 0.0
-    # columns of the sequence whose logits exist at one time
-    chunk: Positive = 128
-    # cut the vocabulary into so many chunks instead, for large heads that devices share; 0: do not
-    vocabulary_chunks: Count = 0
-
-
-class TokenLosses(NamedTuple):
-    """Per-token results, each [B,S], or their sums."""
-
-    trained: jax.Array  # what training minimises
-    nll: jax.Array  # negative log-likelihood in nats
-    correct: jax.Array  # whether no token is likelier than the target, float32
 
 
 def token_losses(
@@ -75,8 +52,7 @@ def summed_losses(
         if head.site:
             raise ValueError("loss.vocabulary_chunks: the head has a delta, which needs it whole")
         kernel = model.embedding.kernel[...].T if head.kernel is None else head.kernel[...]
-        sums = vocabulary_loss.summed(hidden, kernel, head.cap, targets, weights, config)
-        return TokenLosses(*sums)
+        return vocabulary_loss.summed(hidden, kernel, head.cap, targets, weights, config)
     leaves, structure = jax.tree.flatten(model.projection())
     given = (targets, weights, context)
     sums = _summed((config, structure), leaves, hidden, given)
@@ -145,21 +121,13 @@ def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[Toke
     total = jnp.sum(raised, axis=-1)
     normaliser = highest + jnp.log(total)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    smooth, z = config.label_smoothing, config.z_loss
-    trained = nll = normaliser - chosen
-    if smooth:
-        trained = (1 - smooth) * nll + smooth * (normaliser - jnp.mean(logits, axis=-1))
-    if z:
-        trained += z * normaliser**2
+    mean = jnp.mean(logits, axis=-1) if config.label_smoothing else 0.0
+    losses = cross_entropy.losses(highest, normaliser, chosen, mean, config)
     vocabulary = logits.shape[-1]
     places = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
     hit = places == targets[..., None]
     share = raised / total[..., None]
-    if z:
-        share *= 1 + 2 * z * normaliser[..., None]
-    slope = share - jnp.where(hit, 1 - smooth, 0.0) - smooth / vocabulary
-    correct = (chosen >= highest).astype(jnp.float32)
-    return TokenLosses(trained, nll, correct), slope
+    return losses, cross_entropy.slope(share, normaliser, hit, vocabulary, config)
 
 
 def _over_chunks(

@@ -11,18 +11,16 @@ third more of the head's products).
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from research import sharding
+from research import cross_entropy, sharding
 from research.batch import Array
+from research.cross_entropy import LossConfig, TokenLosses
 from research.models.attention import soft_cap
 from research.models.products import matmul, outer
-
-if TYPE_CHECKING:
-    from research.loss import LossConfig
 
 
 def summed(
@@ -32,8 +30,8 @@ def summed(
     targets: Array,
     weights: Array,
     config: LossConfig,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums of weights [B,S] times (trained, nll, correct), see `research.loss.TokenLosses`.
+) -> TokenLosses:
+    """Sums of weights [B,S] times losses.
 
     Args:
       hidden: [B,S,D].
@@ -44,7 +42,7 @@ def summed(
       ValueError: V does not divide by the chunks, or by those of a device.
     """
     sums = _summed((config, cap), hidden, kernel, (targets, weights))
-    return sums[0], jax.lax.stop_gradient(sums[1]), jax.lax.stop_gradient(sums[2])
+    return TokenLosses(sums.trained, *map(jax.lax.stop_gradient, sums[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -60,16 +58,14 @@ def _forward(static: Any, hidden: Any, kernel: Any, given: Any):
     chunks = _cut(kernel, config.vocabulary_chunks)
     sums, normaliser = _sums(static, hidden, chunks, *given)
     targets, weights = given
-    vocabulary, smooth = kernel.shape[1], config.label_smoothing
 
     def one(to_hidden, part):
         words, chunk = part
         logits = _logits(hidden, chunk, cap)
         share = jnp.exp(logits - normaliser[..., None])
-        if config.z_loss:
-            share *= 1 + 2 * config.z_loss * normaliser[..., None]
-        slope = share - jnp.where(_hit(targets, words), 1 - smooth, 0.0)
-        slope = (slope - smooth / vocabulary) * weights[..., None]
+        hit = _hit(targets, words)
+        slope = cross_entropy.slope(share, normaliser, hit, kernel.shape[1], config)
+        slope *= weights[..., None]
         if cap:
             slope *= 1 - (logits / cap) ** 2
         slope = slope.astype(hidden.dtype)
@@ -90,7 +86,7 @@ def _forward(static: Any, hidden: Any, kernel: Any, given: Any):
 
 
 def _backward(static: Any, kept: Any, cotangents: Any):
-    return *jax.tree.map(lambda x: (cotangents[0] * x).astype(x.dtype), kept), None
+    return *jax.tree.map(lambda x: (cotangents.trained * x).astype(x.dtype), kept), None
 
 
 _summed.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -116,14 +112,9 @@ def _sums(static: Any, hidden: jax.Array, chunks: Any, targets: Array, weights: 
     start = (zeros - jnp.inf, zeros, zeros, zeros)
     (highest, total, chosen, added), _ = jax.lax.scan(one, start, chunks)
     normaliser = highest + jnp.log(total)
-    nll = trained = normaliser - chosen
-    if smooth := config.label_smoothing:
-        mean = added / (chunks[1].shape[0] * chunks[1].shape[2])
-        trained = (1 - smooth) * nll + smooth * (normaliser - mean)
-    if config.z_loss:
-        trained += config.z_loss * normaliser**2
-    correct = (chosen >= highest).astype(jnp.float32)
-    return tuple(jnp.sum(x * weights) for x in (trained, nll, correct)), normaliser
+    mean = added / chunks[0].size
+    losses = cross_entropy.losses(highest, normaliser, chosen, mean, config)
+    return jax.tree.map(lambda x: jnp.sum(x * weights), losses), normaliser
 
 
 def _logits(hidden: jax.Array, chunk: jax.Array, cap: float) -> jax.Array:
