@@ -1,6 +1,7 @@
 """Settings that must stand before JAX is imported, and how hypothesis draws."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,23 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 settings.register_profile("graft", deadline=None, derandomize=True, max_examples=20, database=None)
 settings.load_profile("graft")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory():
+    """JAX keeps every program that it compiled: gigabytes in a process that runs all tests."""
+    yield
+    if "jax" in sys.modules and resident() > 2 * 10**9:
+        from research.memory import give_back
+
+        give_back(compiled=True)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    pages = int(statm.read_text().split()[1]) if statm.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="session")

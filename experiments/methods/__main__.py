@@ -13,8 +13,6 @@ again, so the study can be stopped at any time. Results: WORKDIR/results.json, f
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib
 import json
 import shlex
@@ -24,6 +22,7 @@ from pathlib import Path
 
 from configs.methods.smollm2 import FORMS
 from research.checkpoint import library_versions
+from research.memory import give_back
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 SCREEN_STEPS, SCREEN_SEED, SEEDS = 20, 0, (1, 2, 3)
@@ -164,15 +163,7 @@ class Study:
         print(f"\n$ python -m {shlex.join([module, *words])}", flush=True)
         if not self.dry_run:
             importlib.import_module(module).main(words)
-            gc.collect()
-            give_memory_back()
-
-
-def give_memory_back() -> None:
-    """What a run has freed lies scattered, and glibc keeps it: half a gigabyte a run."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+            give_back()  # half a gigabyte a run
 
 
 def one(summary: dict, answers: dict) -> dict:
