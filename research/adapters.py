@@ -128,13 +128,12 @@ def bank(named: Mapping[str, Run], out: str | os.PathLike[str]) -> Path:
       FileExistsError: the folder holds a model.
     """
     runs.check_free(out)
-    base, arrays = gather(named)
-    method = bank_method(named)
+    base, method, arrays = gather(named)
     told = _told_alike(list(named.values()))
     return runs.write(out, base, arrays, base.model, method=method, base=base, experiment=told)
 
 
-def bank_method(named: Mapping[str, Run]) -> Any:
+def _bank_method(named: Mapping[str, Run]) -> Any:
     """The method that holds these runs' adapters.
 
     Raises:
@@ -172,15 +171,15 @@ def bank_method(named: Mapping[str, Run]) -> Any:
     return make(of=named[largest].method, names=tuple(named))
 
 
-def gather(named: Mapping[str, Run]) -> tuple[Run, Arrays]:
-    """The base of these runs, and their arrays [A,...] side by side, named as in a bank.
+def gather(named: Mapping[str, Run]) -> tuple[Run, Any, Arrays]:
+    """The base of these runs, the method that holds them side by side, and their arrays [A,...].
 
     Raises:
       ValueError: other bases, or arrays of other names or shapes.
     """
     for run in named.values():
         runs.check_parameters(run)
-    base, method = _same_base(list(named.values())), bank_method(named)
+    base, method = _same_base(list(named.values())), _bank_method(named)
     adapter = method.of.adapter
     axes = _axes(base, method.of)
     columns: dict[str, list[Any]] = {}
@@ -201,7 +200,7 @@ def gather(named: Mapping[str, Run]) -> tuple[Run, Arrays]:
                 raise ValueError(f"the adapters of a bank have one shape; {new}: {shapes}")
         stacked[new] = jnp.stack([_filled_up(array, most) for array in arrays])
     _check_finite(stacked, "the bank")
-    return base, stacked
+    return base, method, stacked
 
 
 def load_bank(
@@ -212,8 +211,7 @@ def load_bank(
     Raises:
       ValueError: as `gather`.
     """
-    base, arrays = gather(named)
-    method = bank_method(named)
+    base, method, arrays = gather(named)
 
     def read(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
         mine = {

@@ -56,7 +56,7 @@ def flops_per_token(
     model = jax.eval_shape(storage.plain, model)
     trains = {layer for name in trainable for layer in tree.layer_names(name)}
     works = list(_works(model))
-    rows = length + sum(work.tokens for _, work in works)
+    rows = length + _in_front(works)
     lowest = min((_order(name, config.layers) for name in _acting(works, trains)), default=_END)
     orders = [_order(name, config.layers) for name, work in works if work.chains]
     ends = {layer: (layer, last) for layer, last in sorted(orders)}
@@ -83,6 +83,15 @@ def flops_per_token(
         backward += 2 * attention * (lowest <= _order(place, config.layers))
         recomputed += attention * (layer >= lowest[0])
     return Flops(forward, backward, once, recomputed)
+
+
+def tokens_in_front(model: Any) -> int:
+    """How many tokens attached prompts put in front of each row."""
+    return _in_front(_works(jax.eval_shape(storage.plain, model)))
+
+
+def _in_front(works: Iterable[tuple[str, Work]]) -> int:
+    return sum(work.tokens for _, work in works)
 
 
 def _works(model: Any) -> Iterator[tuple[str, Work]]:

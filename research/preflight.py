@@ -201,32 +201,35 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
         if chunks and not program.model_shapes.head.site:
             save.append(f"loss.vocabulary_chunks={chunks}")
             yield list(save)
-    meshes: list[list[str]] = [[]]
+    meshes: list[tuple[int, list[str]]] = [(program.mesh.shape["tensor"], [])]
+    one = [f"mesh.data={topology.slices}", "mesh.fsdp=-1"]
     if program.mesh.shape["fsdp"] * program.mesh.shape["tensor"] < devices // topology.slices:
-        meshes = [[f"mesh.data={topology.slices}", "mesh.fsdp=-1"]]
-        yield [*save, *meshes[0]]
+        meshes = [(program.mesh.shape["tensor"], one)]
+        yield [*save, *one]
     for tensor in (2, 4, 8):
         if shape.key_heads % tensor == 0 and tensor > program.mesh.shape["tensor"]:
-            meshes.append([f"mesh.data={topology.slices}", "mesh.fsdp=-1", f"mesh.tensor={tensor}"])
+            meshes.append((tensor, [*one, f"mesh.tensor={tensor}"]))
+    first = meshes[0][1]
     rows, least = program.rows_of_device, experiment.accumulate
     while rows > 1 and rows % 2 == 0:
         rows, least = rows // 2, least * 2
-        yield [*save, *meshes[0], f"accumulate={least}"]
-    for mesh in meshes[1:]:
+        yield [*save, *first, f"accumulate={least}"]
+    for tensor, mesh in meshes[1:]:
         yield [*save, *mesh]
-        rows = experiment.data.batch_size * int(mesh[-1][-1]) // devices
+        rows = experiment.data.batch_size * tensor // devices
         if rows > 1:
             yield [*save, *mesh, f"accumulate={experiment.accumulate * rows}"]
     fewer = experiment.data.batch_size // 2
     while fewer and fewer * program.mesh.shape["tensor"] >= devices:
-        yield [*save, *meshes[0], f"data.batch_size={fewer}"]
+        yield [*save, *first, f"data.batch_size={fewer}"]
         fewer //= 2
     for sequence in (2, 4, 8):
         if devices % sequence == 0 and experiment.data.sequence_length % (128 * sequence) == 0:
             fewer = max(1, devices // sequence)
             yield [
                 *save,
-                *(f"mesh.data={topology.slices}", "mesh.fsdp=-1", f"mesh.sequence={sequence}"),
+                *one,
+                f"mesh.sequence={sequence}",
                 f"data.batch_size={fewer}",
             ]
 

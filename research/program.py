@@ -252,9 +252,11 @@ def make_program(
             f"a micro-batch of {micro} rows does not divide over {parts} devices; change "
             "data.batch_size, accumulate or mesh"
         )
-    if experiment.data.sequence_length % mesh.shape["sequence"]:
+    length, prompt = experiment.data.sequence_length, cost.tokens_in_front(model_shapes)
+    if (length + prompt) % mesh.shape["sequence"]:
+        attached = f" and {prompt} tokens of prompts" if prompt else ""
         raise ValueError(
-            f"data.sequence_length {experiment.data.sequence_length} does not divide over "
+            f"data.sequence_length {length}{attached} does not divide over "
             f"mesh.sequence={mesh.shape['sequence']}"
         )
     state_shapes = jax.eval_shape(functools.partial(stepping.init_state, plan=plan), model_shapes)

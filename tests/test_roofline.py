@@ -51,6 +51,14 @@ def test_fully_sharded_weights_travel_twice_and_their_gradients_once():
     assert found.replicas == found.keys_and_values == found.between_slices == 0
 
 
+def test_a_tied_table_travels_to_the_head_and_its_gradient_back_once():
+    apart, tied = (roofline.traffic(program(64, 1, f"model.tied={x}")) for x in (False, True))
+    table = 63 / 64 * TABLE
+    # the embedding's own table was not gathered, but its gradient was summed
+    assert tied.gathered_weights == pytest.approx(apart.gathered_weights, rel=1e-6)
+    assert tied.scattered_gradients == pytest.approx(apart.scattered_gradients - 4 * table)
+
+
 def test_accumulation_gathers_weights_for_each_micro_batch():
     once, four = (roofline.traffic(program(16, 1, *x)) for x in ([], ["accumulate=4"]))
     assert four.gathered_weights == pytest.approx(4 * once.gathered_weights)

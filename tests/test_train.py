@@ -75,6 +75,10 @@ def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tm
         (["mesh.data=1", "mesh.tensor=8", "model.hidden=36"], "'mlp' of length 36 does not divide"),
         (["accumulate=3"], "data.batch_size 8 does not divide by accumulate 3"),
         (["accumulate=2"], "a micro-batch of 4 rows does not divide over 8 devices"),
+        (
+            ["mesh.data=4", "mesh.sequence=2", "method={'kind': 'prompt', 'length': 3}"],
+            "and 3 tokens of prompts does not divide over mesh.sequence=2",
+        ),
         (["model.vocabulary=100"], "has 288 tokens, but the model's vocabulary only 100"),
         (["init_from=nowhere"], "no checkpoint in .*/nowhere"),
         (["model=None"], "give `init_from`, or `model` and `tokenizer` to start at random"),

@@ -8,6 +8,8 @@ Small enough for a copy on every 8 devices; more devices are more rows.
 
 from ml_collections import ConfigDict
 
+from configs.pretrain import llama3_8b
+
 SHAPE = dict(
     vocabulary=49_152,
     width=576,
@@ -22,19 +24,12 @@ SHAPE = dict(
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.steps = 100_000
+    config = llama3_8b.get_config()
     config.model = dict(SHAPE, remat="products")
     config.tokenizer = "data/smollm2/tokenizer.json"
-    config.data = dict(
-        sources=[dict(name="web", kind="prepared", path="data/web")],
-        objective="causal",
-        sequence_length=2048,
-        batch_size=512,
-    )
-    config.optimizer = dict(name="adamw")
-    config.decay = 0.1
-    config.schedule = dict(rate=3e-3, kind="cosine", warmup=2000, final_share=0.1)
+    config.data.sequence_length = 2048
+    config.data.batch_size = 512
+    config.schedule.rate = 3e-3
+    config.loss.vocabulary_chunks = 0
     config.mesh = dict(data=-1, fsdp=8)
-    config.checkpoint = dict(every=1000)
     return config

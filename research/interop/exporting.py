@@ -71,19 +71,8 @@ def whole_or_nothing(out: str | Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     partial.chmod(0o755)
-    try:
+    with _nothing_left(out, lambda: shutil.rmtree(partial, ignore_errors=True)):
         yield partial
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            f"could not write {out}: {error.strerror}. Nothing is left of it; free disk space, or "
-            "choose another place"
-        ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     if out.exists():
         out.rmdir()
     partial.rename(out)
@@ -101,12 +90,24 @@ def whole_file(out: str | Path) -> Iterator[Path]:
         raise FileExistsError(f"{out} is there already; choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with _nothing_left(out, lambda: partial.unlink(missing_ok=True)):
         yield partial
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     partial.replace(out)
+
+
+@contextlib.contextmanager
+def _nothing_left(out: Path, remove: Callable[[], None]) -> Iterator[None]:
+    """Removes what was written when the block ends badly, and says so of a full disk."""
+    try:
+        yield
+    except BaseException as error:
+        remove()
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"could not write {out}: {error.strerror}. Nothing is left of it; free disk space, or "
+            "choose another place"
+        ) from error
 
 
 def _tokenizer_files(run: Run) -> dict[str, bytes]:

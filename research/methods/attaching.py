@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -44,6 +46,8 @@ class Method(Protocol):
     @property
     def kind(self) -> str: ...
 
+    def __hash__(self) -> int: ...
+
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
         """Ordered rules over parameter names; what no rule matches stays frozen."""
@@ -62,9 +66,13 @@ def linears(model: Transformer) -> Iterator[tuple[str, Linear]]:
     return places(model, Linear)
 
 
+# before a pattern over names of parameters: of what no method attached
+OF_THE_BASE = "(?!(.*/)?site/|methods/)"
+
+
 def attached(name: str) -> bool:
     """Whether a parameter is something that a method attached, by its name."""
-    return "/site/" in name or name.startswith("methods/")
+    return re.match(OF_THE_BASE, name) is None
 
 
 def weight_of(model: Transformer, module: Any) -> Weight | None:
@@ -185,7 +193,11 @@ def abstract(
       stacks: None: the fewest that the layers can form.
     """
     stacks = derive_stacks(config, method) if stacks is None else stacks
+    return jax.tree.map(lambda leaf: leaf, _traced(config, method, stacks))
 
+
+@functools.lru_cache(maxsize=64)  # a model of many single layers takes long to trace
+def _traced(config: ModelConfig, method: Method, stacks: tuple[str, ...]) -> Transformer:
     def build(key: jax.Array) -> Transformer:
         return method.attach(Transformer(key, config, stacks), key)
 

@@ -40,12 +40,11 @@ class DoRA:
     @property
     def low(self) -> LoRA:
         """What it has of LoRA."""
-        return LoRA(
-            self.targets, self.rank, self.alpha, self.ranks, self.alphas, self.rank_stabilized
-        )
+        settings = dataclasses.asdict(self) | {"kind": "lora"}
+        return LoRA(**settings)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        low = dataclasses.replace(self.low, adapter=self.adapter)
+        low = self.low
         low.check_rules(model, Linear)
 
         def make(key, weight, *, axes, setting, number):

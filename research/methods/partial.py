@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 
 from research import tree
-from research.methods.attaching import attached
+from research.methods.attaching import OF_THE_BASE, attached
 from research.models.transformer import Transformer
 
 
@@ -23,7 +23,7 @@ class Partial:
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
         # of the base alone: what another method attaches trains as that method says
-        return tuple((rf"(?!(.*/)?site/|methods/)(?:{p})", True) for p in self.patterns)
+        return tuple((rf"{OF_THE_BASE}(?:{p})", True) for p in self.patterns)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         base = [name for name in tree.flatten(model) if not attached(name)]
