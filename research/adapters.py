@@ -185,12 +185,16 @@ def gather(named: Mapping[str, Run]) -> tuple[Run, Any, Arrays]:
     columns: dict[str, list[Any]] = {}
     for name, run in named.items():
         mine = getattr(run.method, "adapter", adapter)
-        own = [n for n in run.saved.checksums("model/") if methods.attached(n)]
+        own = {
+            n: array
+            for n, array in run.read(*run.saved.checksums("model/")).items()
+            if methods.attached(n)
+        }
         renamed = {_in_bank(n, mine, adapter): n for n in own}
         if columns:
             tree.check_names(columns, renamed, f"the adapters {name} and {next(iter(named))}")
         for new, old in renamed.items():
-            columns.setdefault(new, []).append(run.read(old))
+            columns.setdefault(new, []).append(own[old])
     stacked = {}
     for new, arrays in columns.items():
         shapes = {name: array.shape for name, array in zip(named, arrays, strict=True)}
@@ -334,14 +338,14 @@ def _deltas(run: Run) -> dict[str, Any]:
     """An adapter's deltas with their numbers, by place, in single layers."""
     method: Any = run.method
     shapes = methods.abstract(run.model, method, methods.single_layers(run.model))
-    found = {}
+    found, own = {}, run.read(*run.saved.checksums("model/"))
     for name, module in methods.places(shapes, *methods.PLACES):
         delta = module.site.get(method.adapter)
         if delta is None:
             continue
         (place,) = tree.layer_names(name)
         leaves = {
-            leaf: jnp.asarray(run.read(f"{place}/site/{method.adapter}/{leaf}"))
+            leaf: jnp.asarray(own[f"{place}/site/{method.adapter}/{leaf}"])
             for leaf in tree.flatten(delta)
         }
         found[place] = tree.unflatten(delta, leaves)

@@ -79,7 +79,7 @@ class Merged:
         module = getattr(self._shapes, place)
         if name.endswith("/kernel") and getattr(module, "site", None):
             return self._finite(name, self._folded(module, place)["kernel"])
-        return self._finite(name, (self._merged_in or self._run).read(name))
+        return self._finite(name, (self._merged_in or self._run).read(name)[name])
 
     def _finite(self, name: str, array: jax.Array | np.ndarray) -> np.ndarray:
         values = np.asarray(array, np.float32)
@@ -120,14 +120,11 @@ class Merged:
     def _read_kept(self, part: Any, prefix: str, adapter: str) -> dict[str, dict[str, np.ndarray]]:
         assert self._merged_in is not None
         saved, kept = self._merged_in.saved, {}
-        names = saved.checksums(f"kept/{prefix}/")
+        names = saved.checksums()
         for place, _ in methods.places(part, *methods.PLACES):
-            start = f"{place}/{adapter}/"
-            kept[place] = {
-                name.removeprefix(start): saved.read(f"kept/{prefix}/{name}")
-                for name in names
-                if name.startswith(start)
-            }
+            start = f"kept/{prefix}/{place}/{adapter}/"
+            arrays = saved.read(*(name for name in names if name.startswith(start)))
+            kept[place] = {name.removeprefix(start): array for name, array in arrays.items()}
         return kept
 
 

@@ -84,14 +84,18 @@ class Run:
         arrays = {name.removeprefix("model/"): array for name, array in read.items()}
         return arrays | (self.base.parameters(rest) if self.base and rest else {})
 
-    def read(self, name: str) -> np.ndarray:
-        """One parameter on the host, by its single-layer name; the base's where it is not tuned.
+    def read(self, *names: str) -> dict[str, np.ndarray]:
+        """Parameters on the host, by their single-layer names; the base's where it is not tuned.
 
         Raises:
           ValueError: no such parameter.
         """
-        mine = f"model/{name}" in self.saved.checksums() or not self.base
-        return self.saved.read(f"model/{name}") if mine else self.base.read(name)  # type: ignore[union-attr]
+        own = self.saved.checksums("model/")
+        mine = [name for name in names if name in own or self.base is None]
+        read = self.saved.read(*(f"model/{name}" for name in mine))
+        arrays = {name.removeprefix("model/"): array for name, array in read.items()}
+        rest = [name for name in names if name not in arrays]
+        return arrays | (self.base.read(*rest) if self.base and rest else {})
 
 
 def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:

@@ -132,30 +132,38 @@ class SavedStep:
             for name, array in arrays.items()
         }
 
-    def read(self, name: str) -> np.ndarray:
-        """One array on the host, with little memory beside it; compared with its checksum.
+    def read(self, *names: str) -> dict[str, np.ndarray]:
+        """Arrays on the host, with little memory beside them; compared with their checksums.
 
         Raises:
           ValueError: no such array.
           CheckpointError: files missing, truncated or changed.
         """
         checksums = self.checksums()
-        if name not in checksums:
-            near = nearest(name, checksums, 1)
-            raise ValueError(f"checkpoint {self.path} has no array {name} (nearest there: {near})")
-        checksum = checksums[name]
+        for name in names:
+            if name not in checksums:
+                near = nearest(name, checksums, 1)
+                raise ValueError(
+                    f"checkpoint {self.path} has no array {name} (nearest there: {near})"
+                )
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         context.memory.read_concurrent_bytes = _READ_AHEAD
-        target = np.empty(checksum.shape, jnp.dtype(checksum.dtype))  # untouched: takes no memory
+        target = {  # untouched: takes no memory
+            name: np.empty(checksums[name].shape, jnp.dtype(checksums[name].dtype))
+            for name in names
+        }
+        if not target:
+            return {}
         try:
             with context:
-                array: np.ndarray = ocp.load(self.path, {name: target})[name]
+                arrays: dict[str, np.ndarray] = ocp.load(self.path, target)
         except Exception as error:  # Orbax and TensorStore raise many kinds, bare Exception too
             raise self._unreadable(error) from error
-        if fingerprint.checksums({name: array})[name] != checksum:
-            raise self._unreadable(f"the content of {name} has changed")
-        return array
+        for name, found in fingerprint.checksums(arrays).items():
+            if found != checksums[name]:
+                raise self._unreadable(f"the content of {name} has changed")
+        return arrays
 
     def _json(self, name: str) -> dict[str, Any]:
         try:

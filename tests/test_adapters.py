@@ -55,14 +55,14 @@ def test_a_saved_adapter_holds_no_base_weights_and_loads_whatever_the_start(worl
     assert own and not own & below
     loaded = tree.unstack(tree.flatten(load(run)))  # its start was drawn with another seed
     assert set(loaded) == own | below
-    for name in own:
-        assert np.array_equal(loaded[name], run.read(name)), name
+    for name, array in run.read(*run.saved.checksums("model/")).items():
+        assert np.array_equal(loaded[name], array), name
 
 
 @pytest.mark.parametrize("case", ["lora", "dora", "ia3", "houlsby", "vera", "prompt", "prefix-mlp"])
 def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
     (run,) = saved(world, tmp_path, CASES[case])
-    arrays = {n: run.read(n) for n in run.saved.checksums("model/")}
+    arrays = run.read(*run.saved.checksums("model/"))
     first = sorted(arrays)[0]
     torn = {f"{first}x" if n == first else n: a for n, a in arrays.items()}
     runs.write(tmp_path / "torn", run, torn, run.model, method=run.method, base=run.base)
@@ -84,7 +84,7 @@ def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
 )
 def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, message, tmp_path):
     good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
-    arrays = change({n: run.read(n) for n in run.saved.checksums("model/")})
+    arrays = change(run.read(*run.saved.checksums("model/")))
     runs.write(tmp_path / "torn", run, arrays, run.model, method=run.method, base=run.base)
     torn, out = runs.open_run(tmp_path / "torn"), tmp_path / "out"
     for act in (
@@ -219,7 +219,7 @@ def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
 
 def test_numbers_that_are_not_finite_are_in_no_bank_and_no_sum(world, tmp_path):
     good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
-    arrays = {n: run.read(n) for n in run.saved.checksums("model/")}
+    arrays = run.read(*run.saved.checksums("model/"))
     arrays[A] = np.full_like(arrays[A], np.nan)
     runs.write(tmp_path / "nan", run, arrays, run.model, method=run.method, base=run.base)
     broken, out = runs.open_run(tmp_path / "nan"), tmp_path / "out"
@@ -277,7 +277,8 @@ def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
     summary = train(experiment, tmp_path / "run")
     assert np.isfinite(summary["heldout_loss"])
     run = runs.open_run(tmp_path / "run")
-    moved = np.abs(run.read("layers/0/mlp/up/site/lora/each/b")).max(axis=(1, 2))
+    b = "layers/0/mlp/up/site/lora/each/b"
+    moved = np.abs(run.read(b)[b]).max(axis=(1, 2))
     assert (moved > 0).all() and moved[0] != moved[1]
 
 

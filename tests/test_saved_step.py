@@ -60,7 +60,7 @@ def test_partial_restore_reads_only_the_names_asked_for(workdir):
 def test_one_array_is_read_on_the_host_and_compared(workdir, tmp_path):
     name = "model/layers/1/query/kernel"
     for step in (1, 2):
-        found = open_checkpoint(workdir, step).read(name)
+        found = open_checkpoint(workdir, step).read(name)[name]
         assert isinstance(found, np.ndarray)
         np.testing.assert_array_equal(found, _arrays(step)[name])
     with pytest.raises(ValueError, match=r"no array model/layers/1/key \(nearest there: model/lay"):

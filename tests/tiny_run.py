@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from research import config as door
 from research import methods, runs, tree
@@ -93,20 +94,27 @@ def world(temporary: Path) -> World:
 def adapter(base: Path, method: Any, out: Path, seed: int = 0) -> Path:
     """An adapter with random numbers, saved as if it had been tuned on the base; its folder."""
     run = runs.open_run(base)
-    stacks = methods.single_layers(run.model)
-
-    def build(key):
-        return method.attach(Transformer(key, run.model, stacks), key)
-
-    key = jax.random.key(seed)
+    random = np.random.default_rng(seed)
     arrays = {}
-    for name, leaf in tree.unstack(tree.flatten(jax.jit(build)(key))).items():
-        if "/site/" in name or name.startswith("methods/"):
-            key = jax.random.fold_in(key, 1)
-            moves = not name.endswith("/scale")
-            arrays[name] = leaf + moves * 0.1 * jax.random.normal(key, leaf.shape)
+    made = _attaching(run.model, method)(jax.random.key(seed))
+    for name, leaf in tree.unstack(jax.tree.map(np.asarray, made)).items():
+        moves = not name.endswith("/scale")
+        noise = moves * 0.1 * random.normal(size=leaf.shape)
+        arrays[name] = np.asarray(leaf + noise, leaf.dtype)
     runs.write(out, run, arrays, run.model, method=method, base=run)
     return out
+
+
+@functools.cache
+def _attaching(shape: ModelConfig, method: Any) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    stacks = methods.derive_stacks(shape, method)
+
+    @jax.jit
+    def build(key):
+        leaves = tree.flatten(method.attach(Transformer(key, shape, stacks), key))
+        return {name: leaf for name, leaf in leaves.items() if methods.attached(name)}
+
+    return build
 
 
 def _write(path: Path, lines: list[dict[str, str]]) -> None:

@@ -324,7 +324,8 @@ def _check_unchanged(
     if module not in modules:
         near = tree.nearest(module, modules, 1)
         raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
-    own = np.asarray(base.read(f"{modules[module]}/kernel"), np.float32)
+    weight = f"{modules[module]}/kernel"
+    own = np.asarray(base.read(weight)[weight], np.float32)
     own = own if modules[module] == "embedding" else own.T
     given = tensors.read(name, (slice(None), slice(None)))
     # it may have been rounded to the type in which the adapter was saved
