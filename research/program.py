@@ -117,32 +117,38 @@ class Program:
             adapter=shaped(shape[:1], np.int32) if bank else None,
         )
 
+    @functools.cached_property
+    def rows_here(self) -> np.ndarray:
+        """The numbers of the rows that this host feeds; hosts whose devices share rows feed the
+        same ones."""
+        return sharding.rows_here(self.rows, self.experiment.data.batch_size)
+
     def place(self, batch: Batch) -> Batch:
         """This host's rows of a batch, on the devices as part of the global one."""
-        make = functools.partial(jax.make_array_from_process_local_data, self.rows)
-        return jax.tree.map(make, batch)
+        size = self.experiment.data.batch_size
+        return sharding.place_rows(batch, self.rows, self.rows_here, size)
 
     def place_numbers(self) -> stepping.Hyper:
         """The run's numbers on every device, so that no step sends them again."""
-        return jax.device_put(self.hyper, self.everywhere)
+        # jit, as device_put refuses devices of other processes
+        return jax.jit(lambda numbers: numbers, out_shardings=self.everywhere)(self.hyper)
 
     def compile(self, batch: Batch) -> Any:
         """The train step as an executable `(state, batch, hyper) -> (state, metrics)`.
 
-        Nothing is made yet: it is compiled from shapes, those of this host's rows of a batch too.
+        Nothing is made yet: it is compiled from shapes, those of (some) rows of a batch too.
 
         Raises:
           ValueError: the compiler finds that it does not fit the devices' memory.
         """
 
-        def shaped(x: Any, placed: NamedSharding, copies: int = 1) -> jax.ShapeDtypeStruct:
-            shape = (copies * x.shape[0], *x.shape[1:]) if copies > 1 else x.shape
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=placed)
+        def shaped(x: Any, placed: NamedSharding, shape: Any = None) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape or x.shape, x.dtype, sharding=placed)
 
         placed = tree.unflatten(self.state_shapes, dict(self.placed))
         state = jax.tree.map(shaped, self.state_shapes, placed)
-        hosts = jax.process_count()
-        rows = jax.tree.map(lambda x: shaped(x, self.rows, hosts), batch)
+        size = self.experiment.data.batch_size
+        rows = jax.tree.map(lambda x: shaped(x, self.rows, (size, *x.shape[1:])), batch)
         numbers = jax.tree.map(lambda x: shaped(x, self.everywhere), self.hyper)
         step = jax.jit(stepping.train_step, static_argnames="plan", donate_argnames="state")
         lowered = step.lower(state, rows, numbers, self.plan)

@@ -188,6 +188,26 @@ def batch_parts(mesh: AnyMesh, rules: Rules) -> int:
     return math.prod(mesh.shape[part] for part in parts)
 
 
+def rows_here(placed: NamedSharding, rows: int) -> np.ndarray:
+    """Which of so many rows the devices of this process hold, ascending."""
+    held = placed.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
+
+
+def place_rows(batch: Any, placed: NamedSharding, here: np.ndarray, rows: int) -> Any:
+    """Global arrays [rows,...] of leaves that hold the rows `here` of them, see `rows_here`."""
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(rows)
+            start = int(np.searchsorted(here, first))  # the rows of a device follow each other
+            return leaf[start : start + last - first]
+
+        return jax.make_array_from_callback((rows, *leaf.shape[1:]), placed, part)
+
+    return jax.tree.map(place, batch)
+
+
 @contextlib.contextmanager
 def use(mesh: Mesh, rules: Rules) -> Iterator[None]:
     """Makes the mesh and the rules those that `constrain` follows while tracing."""

@@ -6,21 +6,22 @@ One program for every phase: the config's `data` says what is learnt (`objective
 is attached and trains, `init_from` where the weights start. Run it again with the same folder and
 it resumes at the last checkpoint, to the same bits. Ctrl-C or SIGTERM saves and exits.
 
+On several hosts each runs this with --distributed: they are one run with one mesh over all devices,
+and a signal to one of them stops all at the same step. They share the folder.
+
 In the folder: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/, summary.json.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import fcntl
 import itertools
 import json
-import signal
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +44,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, train nothing"
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes of the run, as JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID say, or a TPU pod, GKE, Slurm or Open MPI",
+    )
     arguments = door.parse(parser, argv)
 
+    from research import hosts
     from research.compilation_cache import enable_compilation_cache
     from research.experiment import Experiment
 
     enable_compilation_cache()
-    with door.clear_errors():
+    with hosts.end_at_once(), door.clear_errors():
+        if arguments.distributed:
+            hosts.join()
         experiment = door.load(Experiment, arguments.config, arguments.overrides)
         train(experiment, arguments.workdir, dry_run=arguments.dry_run)
 
@@ -63,7 +73,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     """
     import jax
 
-    from research import methods, runs, sharding, tree
+    from research import hosts, methods, runs, sharding, tree
     from research.checkpoint import Checkpointer, library_versions
     from research.data import run_checks, tokens
     from research.data.pipeline import Pipeline
@@ -96,7 +106,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     reading = data.statistics(experiment.steps)
     tokens_to_read = data.tokens(experiment.steps)
     shares = data.mixture.describe(experiment.data.batch_size, experiment.steps)
-    host = (jax.process_index(), jax.process_count())
+    speaks = jax.process_index() == 0
 
     # --- where the run stands: resume > init from > scratch ---
     checkpoints = Checkpointer(
@@ -115,17 +125,25 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         if first_step >= experiment.steps and (workdir / SUMMARY).exists():
             print(f"{workdir} is finished: {first_step} of {experiment.steps} steps")
             return json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
-    if host[0] == 0:
+    hosts.check_alike(
+        config=json.dumps(door.to_dict(experiment), sort_keys=True),
+        data=json.dumps(data.fingerprints),
+        tokenizer=words.fingerprint(),
+        base=base.fingerprint if base else "none",
+        **{f"the last checkpoint in {workdir}": f"step {first_step}"},
+        versions=json.dumps(library_versions()),
+    )
+    if speaks:
         print(describe(program, reading, tokens_to_read, shares, first_step), flush=True)
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
     with sharding.use(program.mesh, experiment.sharding_rules):
         # --- executable, before any array: what cannot fit is said now ---
         with timing("compile"):
-            train_step = program.compile(data.batch(first_step, *host))
+            train_step = program.compile(data.batch(first_step, program.rows_here))
         needed = Memory.of(train_step)
         fits = needed.check(free_bytes())
-        if host[0] == 0:
+        if speaks:
             print(f"memory     {fits}", flush=True)
         if dry_run:
             return {}
@@ -139,7 +157,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             hyper = jax.block_until_ready(program.place_numbers())
 
         # --- loop ---
-        if host[0] == 0:
+        if speaks:
             only_one(workdir)
             runs.write_json(workdir / "config.json", door.to_dict(experiment))
             words.save(workdir / runs.TOKENIZER)
@@ -205,10 +223,11 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 files={**companions, runs.TOKENIZER: words.to_json().encode()},
             )
 
-        with _stop_signals() as stopped, writer, progress, checkpoints:
+        with hosts.stop_signals() as stopped, writer, progress, checkpoints:
             timing.seconds["start"] = time.perf_counter() - started - sum(timing.seconds.values())
             batches = itertools.islice(
-                data.batches(first_step, *host), max(0, experiment.steps - first_step)
+                data.batches(first_step, program.rows_here),
+                max(0, experiment.steps - first_step),
             )
             for batch in timing.each("data", batches):
                 with timing("dispatch"):
@@ -222,7 +241,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                         measured = heldout_loss(make_score(state.model, program.rows), heldout)
                     measured_at = step
                     writer.write(step, measured)
-                stop = bool(stopped)  # read once: a signal may come between the two uses
+                stop = stopped.at(step)  # asked once: a signal may come between the two uses
                 if stop or _due(step, experiment.checkpoint.every, experiment.steps):
                     report(behind=0)
                     with timing("checkpoint"):
@@ -258,7 +277,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         "quickest_step_seconds": min(lasted, default=None),
         "timing": timing.seconds,  # of this process; `seconds` counts those before a restart too
     }
-    if host[0] == 0:
+    if speaks:
         print(f"time       {timing.describe()}")
         runs.write_json(workdir / SUMMARY, summary)
         if not summary["finished"]:
@@ -358,26 +377,6 @@ def check_same_data(
 
 def _due(step: int, every: int, steps: int) -> bool:
     return step == steps or bool(every and step % every == 0)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as ever."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def receive(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
-        with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
-            before[number] = signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from research.models.sites import Context
 from research.sharding import MeshConfig
 from research.train import train
 from tests import tiny, tiny_run
+from tests.data.reader import share
 from tests.methods.cases import CASES
 
 A = "layers/0/mlp/up/site/lora/a"
@@ -262,7 +263,7 @@ def test_rows_of_the_data_say_which_adapter_they_train_on_any_number_of_hosts(wo
         whole = data.batch(step)
         assert whole.adapter.dtype == np.int32 and whole.adapter.shape == (8,)
         for hosts in (2, 4):
-            parts = [data.batch(step, host, hosts) for host in range(hosts)]
+            parts = [data.batch(step, share(host, hosts, 8)) for host in range(hosts)]
             assert np.array_equal(np.concatenate([p.adapter for p in parts]), whole.adapter)
         seen |= set(whole.adapter.tolist())
     assert seen == {0, 1}

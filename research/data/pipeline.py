@@ -1,7 +1,7 @@
 """Batches as a pure function of (config, seed, step): no iterator has a state to save.
 
-Any number of hosts reads the same global batch, each its own slice of rows, and a restarted run
-reads what it would have read.
+Any number of hosts reads the same global batch, each the rows that its devices hold, and a
+restarted run reads what it would have read.
 """
 
 import collections
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # "Scaling Data-Constrained Language Models" (Muennighoff et al. 2023): further repeats of the
 # same text are worth clearly less than new text.
 _EPOCHS_WORTH = 4.0
+Rows = Sequence[int] | np.ndarray  # row numbers of a global batch
 # Batches that are made ahead, by as many threads.
 _AHEAD = 2
 
@@ -115,26 +116,24 @@ class Pipeline:
         self.mixture.counts(config.batch_size)  # there is a whole batch
         checks.check_batch(self.batch(0), tokenizer.vocabulary_size, "the first batch")
 
-    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """Global batch `step`, or the rows of it that host `process_index` feeds.
+    def batch(self, step: int, rows: Rows | None = None) -> Batch:
+        """Global batch `step`, or those rows of it that a host feeds.
 
         Args:
           step: from 0; there is no last one, sources repeat in a new order.
-          process_index: which slice.
-          process_count: into how many equal slices the batch is cut.
+          rows: R row numbers of the global batch; None: all B.
 
         Returns:
-          numpy leaves [B / process_count, S].
+          numpy leaves [R,S].
         """
         if step < 0:
             raise ValueError(f"step must not be negative, not {step}.")
-        first, last = _slice(self.config.batch_size, process_index, process_count)
+        found = self.rows_of(step, rows)
         made: dict[str, Any] = packing.empty_rows(
-            last - first, self.config.sequence_length, self.tokenizer.pad_id
+            len(found), self.config.sequence_length, self.tokenizer.pad_id
         )
         if self._adapters:
-            made["adapter"] = np.zeros(last - first, np.int32)
-        found = self.rows_of(step, first, last)
+            made["adapter"] = np.zeros(len(found), np.int32)
         for name in dict(found):
             places = [place for place, (source, _) in enumerate(found) if source == name]
             self.rows[name].write(made, places, [found[place][1] for place in places])
@@ -142,24 +141,21 @@ class Pipeline:
                 made["adapter"][places] = self._adapters[name]
         return Batch(**made)
 
-    def rows_of(self, step: int, first: int = 0, last: int | None = None) -> list[tuple[str, int]]:
-        """Where rows `first` to `last - 1` of a global batch are from: a source's name and row."""
+    def rows_of(self, step: int, rows: Rows | None = None) -> list[tuple[str, int]]:
+        """Where the (given) rows of a global batch are from: a source's name and row."""
         names = [source.name for source in self.config.sources]
-        start = step * self.config.batch_size
-        stop = self.config.batch_size if last is None else last
-        chosen = [self.mixture[start + row] for row in range(first, stop)]
+        start, every = step * self.config.batch_size, range(self.config.batch_size)
+        chosen = [self.mixture[start + every[row]] for row in (every if rows is None else rows)]
         return [(names[source], int(self._orders[source][number])) for source, number in chosen]
 
-    def batches(
-        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
-    ) -> Iterator[Batch]:
-        """`batch(start_step)`, the next one, and so on, made ahead in Grain's threads.
+    def batches(self, start_step: int = 0, rows: Rows | None = None) -> Iterator[Batch]:
+        """`batch(start_step, rows)`, the next one, and so on, made ahead in Grain's threads.
 
         Closing the generator (or leaving it) stops the threads.
         """
         import grain.python as grain
 
-        made = _Batches(self, process_index, process_count)
+        made = _Batches(self, rows)
         options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
         batches = iter(grain.MapDataset.source(made)[start_step:].to_iter_dataset(options))
         try:
@@ -241,14 +237,13 @@ class _Batches:
     """One host's batches by their step, as Grain takes a source."""
 
     pipeline: Pipeline
-    process_index: int
-    process_count: int
+    rows: Rows | None
 
     def __len__(self) -> int:
         return len(self.pipeline.mixture) // self.pipeline.config.batch_size
 
     def __getitem__(self, step: int) -> Batch:
-        return self.pipeline.batch(step, self.process_index, self.process_count)
+        return self.pipeline.batch(step, self.rows)
 
 
 class HeldOut:
@@ -309,26 +304,23 @@ class HeldOut:
         """Number of batches."""
         return -(-len(self.rows) // self._config.batch_size)
 
-    def batch(self, index: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """Batch `index` of `len(self)`, or one host's rows of it."""
+    def batch(self, index: int) -> Batch:
+        """Batch `index` of `len(self)`, on every host the whole."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
-        first, last = _slice(self._config.batch_size, process_index, process_count)
-        made: dict[str, Any] = packing.empty_rows(
-            last - first, self._config.sequence_length, self._pad_id
-        )
-        start = index * self._config.batch_size + first
-        rows = list(range(start, min(start + last - first, len(self.rows))))
+        size = self._config.batch_size
+        made: dict[str, Any] = packing.empty_rows(size, self._config.sequence_length, self._pad_id)
+        rows = list(range(index * size, min((index + 1) * size, len(self.rows))))
         if rows:
             self.rows.write(made, list(range(len(rows))), rows)
         if self.adapter is not None:
-            made["adapter"] = np.full(last - first, self.adapter, np.int32)
+            made["adapter"] = np.full(size, self.adapter, np.int32)
         return Batch(**made)
 
-    def batches(self, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """All batches in order."""
         for index in range(len(self)):
-            yield self.batch(index, process_index, process_count)
+            yield self.batch(index)
 
 
 def _plan_rows(
@@ -373,15 +365,3 @@ def _number_adapters(config: DataConfig, adapters: Sequence[str]) -> dict[str, i
 def _seed(seed: int, name: str) -> int:
     """32 bits that are the same in every process (Python's own hash is not)."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
-
-
-def _slice(batch_size: int, process_index: int, process_count: int) -> tuple[int, int]:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not one of {process_count} processes.")
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size={batch_size} does not divide among {process_count} processes: make it a "
-            "multiple of their number."
-        )
-    size = batch_size // process_count
-    return process_index * size, (process_index + 1) * size

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from research import sharding
 from research.batch import Batch
 from research.data.pipeline import HeldOut, Pipeline
 from research.evaluation import scoring
@@ -19,13 +20,14 @@ _eval_step = jax.jit(eval_step)
 
 
 def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
-    """Batch (this host's rows) -> negative log-likelihoods [B,S] of all hosts' rows, in nats."""
+    """Batch (on every host the whole) -> negative log-likelihoods [B,S], in nats."""
 
     def score(batch: Batch) -> np.ndarray:
-        placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+        size = batch.tokens.shape[0]
+        placed = sharding.place_rows(batch, rows, np.arange(size), size)
         nll = _eval_step(model, placed).nll
-        if jax.process_count() > 1:
-            return np.asarray(multihost_utils.process_allgather(nll, tiled=True))
+        if not nll.is_fully_addressable:
+            nll = multihost_utils.process_allgather(nll, tiled=True)
         return np.asarray(nll)
 
     return score

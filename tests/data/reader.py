@@ -19,6 +19,11 @@ from research.data.pipeline import DataConfig, Pipeline
 FIELDS = ("tokens", "targets", "weights", "segments", "positions")
 
 
+def share(host: int, hosts: int, rows: int) -> range:
+    """The rows of one of so many hosts, where each feeds as many."""
+    return range(host * rows // hosts, (host + 1) * rows // hosts)
+
+
 def digests(batch: Batch) -> list[str]:
     """One a row, of everything that it holds."""
     fields = [np.ascontiguousarray(getattr(batch, field)) for field in FIELDS]
@@ -33,7 +38,8 @@ def main() -> None:
     pipeline = Pipeline(
         door.build(DataConfig, given["config"]), tokenizer.load(given["tokenizer"]), given["cache"]
     )
-    batches = pipeline.batches(given["start"], given["host"], given["hosts"])
+    rows = share(given["host"], given["hosts"], pipeline.config.batch_size)
+    batches = pipeline.batches(given["start"], rows)
     for batch in itertools.islice(batches, given["stop"] - given["start"]):
         print(json.dumps(digests(batch)), flush=True)
 

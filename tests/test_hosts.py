@@ -1,0 +1,215 @@
+"""Real processes as one run: as one process would, restarted, killed, stopped, on other counts."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from research import hosts, sharding
+from research.checkpoint import open_checkpoint
+from research.experiment import CheckpointConfig
+from research.methods import LoRA
+from research.sharding import MeshConfig
+from research.train import train
+from tests import tiny_run
+
+DEVICES, STEPS = 8, 12
+ENDLESS = 1_000_000
+
+
+def experiment(world, **changes):
+    settings = {
+        "mesh": MeshConfig(data=2, fsdp=2, tensor=2),
+        "dropout": 0.1,
+        "checkpoint": CheckpointConfig(every=4, keep_last=9),
+        "evaluate_split": "heldout",
+        "evaluate_every": 6,
+    }
+    settings |= changes
+    return world.experiment(settings.pop("steps", STEPS), **settings)
+
+
+def start(count, config, workdir):
+    """So many processes that share 8 devices; `config` is one experiment, or one for each."""
+    given = config if isinstance(config, list) else [config] * count
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = re.sub(r"(device_count=)\d+", rf"\g<1>{DEVICES // count}", os.environ["XLA_FLAGS"])
+    started = []
+    for index, one in enumerate(given):
+        folder = workdir.with_name(f"{workdir.name}-{index}")
+        folder.mkdir(exist_ok=True)
+        variables = dict(
+            zip(hosts.VARIABLES, (f"127.0.0.1:{port}", str(count), str(index)), strict=True)
+        )
+        file = tiny_run.config_file(folder, one)
+        line = tiny_run.command("train", "--config", file, "--workdir", workdir, "--distributed")
+        started.append(
+            subprocess.Popen(
+                line,
+                cwd=tiny_run.ROOT,
+                env={**os.environ, **variables, "XLA_FLAGS": flags},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(processes, seconds=240):
+    """Their outputs, after all have ended well."""
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+def weights(workdir, step):
+    saved = open_checkpoint(workdir, step)
+    return saved.read(*(name for name in saved.checksums() if name.startswith("model/")))
+
+
+def assert_same_run(ours, theirs):
+    """To rounding: the same losses, in lines written once, and the same weights."""
+    rows = [[json.loads(line) for line in tiny_run.lines(folder)] for folder in (ours, theirs)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for mine, other in zip(*rows, strict=True):
+        for name in other.keys() & {"loss", "heldout_loss"}:
+            np.testing.assert_allclose(mine[name], other[name], rtol=2e-4)
+    for name, array in weights(theirs, STEPS).items():
+        np.testing.assert_allclose(weights(ours, STEPS)[name], array, atol=2e-4, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(world, tmp_path_factory):
+    """The run in this process, on the same devices."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train(experiment(world), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(world, tmp_path_factory):
+    """The run in two processes."""
+    folder = tmp_path_factory.mktemp("pair") / "run"
+    outputs = finish(start(2, experiment(world), folder))
+    assert "step 12/12" in outputs[0] and "mesh " not in outputs[1]  # one speaks
+    return folder
+
+
+@pytest.mark.heavy
+def test_two_processes_train_as_one(pair, alone):
+    assert_same_run(pair, alone)
+
+
+@pytest.mark.heavy
+def test_what_four_processes_saved_goes_on_on_two_and_on_one(world, alone, tmp_path):
+    # two of them share each row: their devices are those of its tensor axis
+    half = experiment(world, steps=STEPS // 2, mesh=MeshConfig(data=2, fsdp=1, tensor=4))
+    wide = dataclasses.replace(half, model=dataclasses.replace(half.model, heads=4, key_heads=4))
+    finish(start(4, wide, tmp_path / "run"))
+    shutil.copytree(tmp_path / "run", tmp_path / "one")
+    whole = dataclasses.replace(wide, steps=STEPS, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    finish(start(2, whole, tmp_path / "run"))
+    train(whole, tmp_path / "one")
+    assert_same_run(tmp_path / "run", tmp_path / "one")
+    train(whole, tmp_path / "never stopped")
+    assert_same_run(tmp_path / "run", tmp_path / "never stopped")
+
+
+@pytest.mark.heavy
+def test_one_killed_ends_the_others_within_a_minute_and_the_run_goes_on_to_the_same_bits(
+    world, pair, tmp_path
+):
+    run = tmp_path / "run"
+    first, second = start(2, experiment(world), run)
+    tiny_run.wait_for(first, lambda: len(tiny_run.lines(run)) >= 5)
+    second.kill()
+    killed = time.monotonic()
+    output = first.communicate(timeout=60)[0]
+    assert time.monotonic() - killed < 60 and first.returncode != 0
+    assert re.search(r"another process is gone|heartbeat", output), output
+    second.communicate()
+    finish(start(2, experiment(world), run))
+    assert tiny_run.content(run, STEPS) == tiny_run.content(pair, STEPS)
+    steps = [json.loads(line)["step"] for line in tiny_run.lines(run)]
+    assert steps == [json.loads(line)["step"] for line in tiny_run.lines(pair)]
+
+
+@pytest.mark.heavy
+def test_a_signal_to_one_saves_on_all_at_one_step(world, tmp_path):
+    run = tmp_path / "run"
+    tuned = experiment(world, steps=ENDLESS, evaluate_split=None, method=LoRA(rank=2))
+    tuned = dataclasses.replace(
+        tuned, model=None, tokenizer=None, init_from=str(world.base), checkpoint=CheckpointConfig()
+    )
+    processes = start(2, tuned, run)
+    tiny_run.wait_for(processes[0], lambda: len(tiny_run.lines(run)) >= 3)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = finish(processes)
+    (step,) = map(int, re.findall(r"stopped by a signal at step (\d+), saved", outputs[0]))
+    assert open_checkpoint(run).step == step == json.loads(tiny_run.lines(run)[-1])["step"]
+    finish(start(2, dataclasses.replace(tuned, steps=step + 2), run))
+    assert open_checkpoint(run).step == step + 2
+
+
+@pytest.mark.heavy
+def test_processes_that_differ_refuse_to_run_and_say_in_what(world, tmp_path):
+    other = experiment(world, seed=5)
+    processes = start(2, [experiment(world), other], tmp_path / "run")
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert all(process.returncode for process in processes)
+    assert any("config of process 1 is not that of process 0" in output for output in outputs)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("127.0.0.1:1", None, "0"), r"is set, but not \['JAX_NUM_PROCESSES'\]"),
+        (("127.0.0.1:1", "two", "0"), "is none of the numbers from 0 below JAX_NUM_PROCESSES=two"),
+        (("127.0.0.1:1", "2", "2"), "JAX_PROCESS_ID=2 is none of the numbers from 0 below"),
+    ],
+)
+def test_a_process_that_does_not_know_the_others_says_so(monkeypatch, values, message):
+    for name, value in zip(hosts.VARIABLES, values, strict=True):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        hosts.join()
+
+
+def test_a_process_that_nothing_says_its_place_to_says_what_to_do(world, tmp_path):
+    file = tiny_run.config_file(tmp_path, experiment(world))
+    line = tiny_run.command("train", "--config", file, "--workdir", tmp_path / "run")
+    ended = subprocess.run(
+        [*line, "--distributed"], cwd=tiny_run.ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "--distributed: " in ended.stderr and "Set JAX_COORDINATOR_ADDRESS" in ended.stderr
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_a_host_feeds_the_rows_that_its_devices_hold(axes):
+    mesh = MeshConfig(*axes).make()
+    placed = sharding.batch_sharding(mesh, sharding.RULES)
+    here = sharding.rows_here(placed, 16)
+    assert here.tolist() == list(range(16))  # this process has all devices
+    leaf = np.arange(16 * 3).reshape(16, 3)
+    made = sharding.place_rows({"leaf": leaf}, placed, here, 16)["leaf"]
+    assert made.sharding == placed and np.array_equal(np.asarray(made), leaf)
+    for shard in made.addressable_shards:
+        assert np.array_equal(shard.data, leaf[shard.index])
+    assert jax.process_count() == 1
