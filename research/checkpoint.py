@@ -35,6 +35,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from research import __version__, fingerprint
+from research.paths import absolute
 from research.saved_step import (
     MARKERS,
     OWN_FILES,
@@ -42,7 +43,6 @@ from research.saved_step import (
     Arrays,
     CheckpointError,
     SavedStep,
-    absolute,
     open_checkpoint,
     reason,
     scan,

@@ -63,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, bits in report.get("bits_per_byte", {}).items():
         print(f"{name}: {bits:.3f} bits per byte")
     if arguments.out:
-        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(Path(arguments.out), report)
+        runs.write_json(arguments.out, report)
 
 
 @contextlib.contextmanager

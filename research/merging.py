@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import config as door
-from research import methods, runs, sharding, tree
+from research import methods, paths, runs, sharding, tree
 from research.models import storage
 from research.models.config import ModelConfig
 from research.models.config import Storage as StorageKind
@@ -196,8 +196,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     kept = {f"kept/{name}": array for name, array in merged.kept.items()}
     facts = {"merged": certificate}
     # first, so that no merged model is ever without it
-    Path(out).mkdir(parents=True, exist_ok=True)
-    runs.write_json(Path(out) / CERTIFICATE, certificate)
+    runs.write_json(paths.absolute(out) / CERTIFICATE, certificate)
     runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts, beside=kept)
     return certificate
 

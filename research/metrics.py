@@ -8,11 +8,13 @@ import collections
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +24,11 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from research import accelerators
+from research import accelerators, paths
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -30,8 +36,11 @@ class MetricsWriter:
 
     Every line is one JSON object with `step`, flushed at once; a non-finite number is null, as JSON
     knows none. Lines of `start_step` and later, and a line torn by a kill, are dropped first: a run
-    resumed at a step writes them again.
+    resumed at a step writes them again. In a bucket, where nothing can be appended to, they are
+    copies of local files, renewed at each `mirror`, after MIRROR seconds and at the end.
     """
+
+    MIRROR = 30
 
     def __init__(
         self, workdir: str | Path, start_step: int = 0, enabled: bool | None = None
@@ -48,10 +57,19 @@ class MetricsWriter:
             return
         from tensorboardX import SummaryWriter  # here: the other processes need not load it
 
-        path = Path(workdir) / "metrics.jsonl"
+        folder = paths.absolute(workdir)
+        self._remote = folder if paths.is_remote(folder) else None
+        if self._remote:
+            self._local = tempfile.TemporaryDirectory(prefix="graft-metrics-")
+            if (folder / METRICS).exists():
+                whole = (folder / METRICS).read_bytes()
+                (Path(self._local.name) / METRICS).write_bytes(whole)
+            folder = self._local.name
+        path = Path(folder) / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _drop_lines(path, start_step)
+        self._folder, self._mirrored = path.parent, time.monotonic()
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=start_step)
 
@@ -78,9 +96,27 @@ class MetricsWriter:
             self._board.add_scalar(name, number, step)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        if self._remote and time.monotonic() - self._mirrored > self.MIRROR:
+            self.mirror()
+
+    def mirror(self) -> None:
+        """Copies the files to the bucket, if the folder is in one; a failure is only logged, as the
+        next copy is of the whole files."""
+        if not self.enabled or not self._remote:
+            return
+        self._mirrored = time.monotonic()
+        self._board.flush()
+        try:
+            for file in self._folder.rglob("*"):
+                if file.is_file():
+                    copy = self._remote / file.relative_to(self._folder).as_posix()
+                    copy.write_bytes(file.read_bytes())
+        except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
+            log.warning("metrics were not copied to %s: %s", self._remote, error)
 
     def close(self) -> None:
         if self.enabled:
+            self.mirror()
             self._file.close()
             self._board.close()
 
@@ -96,23 +132,22 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
     Raises ValueError that names the line where another line is broken.
     """
-    rows = [row for row, _ in _read_lines(Path(path))]
+    rows = [row for row, _ in _read_lines(paths.absolute(path))]
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                return  # the process died while it wrote this line
-            try:
-                row = json.loads(line)
-                row["step"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(
-                    f"{path}, line {number}: not a JSON object with a step; delete the line"
-                ) from None
-            yield row, line
+def _read_lines(path: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return  # the process died while it wrote this line
+        try:
+            row = json.loads(line)
+            row["step"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path}, line {number}: not a JSON object with a step; delete the line"
+            ) from None
+        yield row, line.decode()
 
 
 def _drop_lines(path: Path, start_step: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research import chat, fingerprint, methods, sharding, tree
+from research import chat, fingerprint, methods, paths, sharding, tree
 from research import config as door
 from research.checkpoint import LEFTOVER, Checkpointer, library_versions, open_checkpoint
 from research.data import tokenizer as tokenizers
@@ -161,7 +161,7 @@ def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer
     if not experiment.tokenizer:
         assert base is not None  # Experiment checks that one of the two is given
         return base, base.tokenizer
-    whose = Path(experiment.tokenizer)
+    whose = paths.absolute(experiment.tokenizer)
     words = open_run(whose).tokenizer if whose.is_dir() else tokenizers.load(whose)
     if base is None:
         return None, words
@@ -215,11 +215,12 @@ def write(
         **(facts or {}),
     }
     files = {**like.companions, TOKENIZER: like.tokenizer.to_json().encode()}
-    with Checkpointer(Path(out) / "model", keep_last=1, asynchronous=False) as shelf:
+    folder = paths.absolute(out) / "model"
+    with Checkpointer(folder, keep_last=1, asynchronous=False) as shelf:
         saved = {f"model/{name}": array for name, array in arrays.items()}
         step = like.saved.step if experiment else 0
         shelf.save(step, {**saved, **(beside or {})}, metadata, files=files)
-    return Path(out) / "model" / str(step)
+    return folder / str(step)
 
 
 def check_free(out: str | os.PathLike[str]) -> None:
@@ -228,7 +229,7 @@ def check_free(out: str | os.PathLike[str]) -> None:
     Raises:
       FileExistsError: it does.
     """
-    for shelf in (Path(out) / "model", Path(out) / "checkpoints"):
+    for shelf in (paths.absolute(out) / "model", paths.absolute(out) / "checkpoints"):
         if shelf.is_dir() and not all(LEFTOVER.fullmatch(path.name) for path in shelf.iterdir()):
             raise FileExistsError(f"{out} holds a model already; choose another folder")
 
@@ -323,12 +324,10 @@ def unstack_for_saving(arrays: Arrays) -> Arrays:
     return jax.jit(tree.unstack, out_shardings=placed)(arrays)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file whole or not at all; numbers that are not finite become null."""
-    partial = path.with_name(f"{path.name}.partial")
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    paths.write_whole(path, text + "\n")
 
 
 def _finite(content: Any) -> Any:

@@ -18,6 +18,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from research import fingerprint
+from research.paths import absolute
 from research.tree import check_names, nearest
 
 Arrays = dict[str, jax.Array]
@@ -255,11 +256,6 @@ def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
 
 def _is_committed(folder: epath.Path) -> bool:
     return all((folder / marker).exists() for marker in MARKERS)
-
-
-def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
 def reason(cause: Exception | str) -> str:

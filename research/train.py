@@ -73,7 +73,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     """
     import jax
 
-    from research import hosts, methods, runs, sharding, tree
+    from research import hosts, methods, paths, runs, sharding, tree
     from research.checkpoint import Checkpointer, library_versions
     from research.data import run_checks, tokens
     from research.data.pipeline import Pipeline
@@ -89,7 +89,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     from research.program import make_program
     from research.timing import Timing
 
-    started, workdir, timing = time.perf_counter(), Path(workdir), Timing()
+    started, folder, timing = time.perf_counter(), paths.absolute(workdir), Timing()
 
     # --- program: everything abstract, so that what does not fit is said before compute ---
     base, words = runs.open_start(experiment)
@@ -110,30 +110,31 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
     # --- where the run stands: resume > init from > scratch ---
     checkpoints = Checkpointer(
-        workdir / "checkpoints",
+        folder / "checkpoints",
         keep_last=experiment.checkpoint.keep_last,
         keep_best=int(experiment.checkpoint.keep_best),
         best_metric="heldout_loss" if experiment.checkpoint.keep_best else None,
     )
     first_step, spent = checkpoints.latest_step() or 0, 0.0
     if first_step:
-        saved = runs.open_run(workdir, experiment.init_from)
+        saved = runs.open_run(folder, experiment.init_from)
         assert saved.experiment is not None  # imported models lie in no run's checkpoints
-        check_same_run(experiment, saved.experiment, workdir)
-        check_same_data(saved.saved.metadata(), data, words, workdir)
+        check_same_run(experiment, saved.experiment, folder)
+        check_same_data(saved.saved.metadata(), data, words, folder)
         spent = saved.saved.metadata()["seconds"]
-        if first_step >= experiment.steps and (workdir / SUMMARY).exists():
-            print(f"{workdir} is finished: {first_step} of {experiment.steps} steps")
-            return json.loads((workdir / SUMMARY).read_text(encoding="utf-8"))
+        if first_step >= experiment.steps and (folder / SUMMARY).exists():
+            print(f"{folder} is finished: {first_step} of {experiment.steps} steps")
+            return json.loads((folder / SUMMARY).read_text())
     hosts.check_alike(
         config=json.dumps(door.to_dict(experiment), sort_keys=True),
         data=json.dumps(data.fingerprints),
         tokenizer=words.fingerprint(),
         base=base.fingerprint if base else "none",
-        **{f"the last checkpoint in {workdir}": f"step {first_step}"},
+        **{f"the last checkpoint in {folder}": f"step {first_step}"},
         versions=json.dumps(library_versions()),
     )
     if speaks:
+        paths.check_writable(folder)
         print(describe(program, reading, tokens_to_read, shares, first_step), flush=True)
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
@@ -158,9 +159,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
         # --- loop ---
         if speaks:
-            only_one(workdir)
-            runs.write_json(workdir / "config.json", door.to_dict(experiment))
-            words.save(workdir / runs.TOKENIZER)
+            if not paths.is_remote(folder):  # there are no locks in a bucket
+                only_one(Path(folder))
+            runs.write_json(folder / "config.json", door.to_dict(experiment))
+            words.save(folder / runs.TOKENIZER)
         companions = (base.companions if base else {}) | data.companions
         metadata = {
             "experiment": door.to_dict(experiment),
@@ -172,7 +174,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             "imported": base.imported if base else None,
             "versions": library_versions(),
         }
-        writer = MetricsWriter(workdir, first_step + 1)  # lines are numbered by steps done
+        writer = MetricsWriter(folder, first_step + 1)  # lines are numbered by steps done
         progress = Progress(
             experiment.steps,
             first_step,
@@ -185,7 +187,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         measured: dict[str, float] = {}
         measured_at = 0
         if first_step >= experiment.steps:  # only the end is missing: its numbers are written
-            for row in read_metrics(workdir / "metrics.jsonl"):
+            for row in read_metrics(folder / "metrics.jsonl"):
                 if row.pop("step") == first_step and "heldout_loss" in row:
                     measured, measured_at = row, first_step
                 elif "loss" in row:
@@ -215,6 +217,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
         def save(to: Checkpointer, names: list[str]) -> None:
             arrays = tree.flatten(state)
+            writer.mirror()  # lines up to a checkpoint are not written again
             to.save(
                 step,
                 runs.unstack_for_saving({name: arrays[name] for name in names}),
@@ -250,7 +253,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                     break
             report(behind=0)
             if step >= experiment.steps:  # what others use: the weights without the optimizer
-                with timing("export"), Checkpointer(workdir / "model", keep_last=ALL) as shelf:
+                with timing("export"), Checkpointer(folder / "model", keep_last=ALL) as shelf:
                     save(shelf, [name for name in program.owned if name.startswith("model/")])
 
     lasted = [after - before for before, after in itertools.pairwise(ended)]
@@ -279,7 +282,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     }
     if speaks:
         print(f"time       {timing.describe()}")
-        runs.write_json(workdir / SUMMARY, summary)
+        runs.write_json(folder / SUMMARY, summary)
         if not summary["finished"]:
             print(f"stopped by a signal at step {step}, saved; run the same command to go on")
     return summary
@@ -332,7 +335,7 @@ def only_one(workdir: Path) -> None:
     _LOCKS[workdir] = lock  # held until this process trains there again, or ends
 
 
-def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:
+def check_same_run(now: Experiment, then: Experiment, workdir: Any) -> None:
     """Refuses to resume a folder with an experiment that would not give the same run.
 
     The number of steps, the mesh, and what is only measured or kept may change. So may the place
@@ -362,7 +365,7 @@ def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:
 
 
 def check_same_data(
-    metadata: Mapping[str, Any], data: Pipeline, words: Tokenizer, workdir: Path
+    metadata: Mapping[str, Any], data: Pipeline, words: Tokenizer, workdir: Any
 ) -> None:
     """Refuses to resume on text or a tokenizer whose content is not what it was."""
     changed = [name for name, mark in data.fingerprints.items() if metadata["data"][name] != mark]

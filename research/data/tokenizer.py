@@ -9,12 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from research import paths
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 # SentencePiece's sign for a space, and how it writes a byte that no piece covers.
@@ -171,11 +172,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the `tokenizers` JSON to `path`, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(path)
+        paths.write_whole(path, self.to_json())
 
 
 def load(
@@ -187,9 +184,10 @@ def load(
         FileNotFoundError: there is no such file.
         ValueError: the file is no tokenizer, or has no such special token.
     """
-    if not Path(path).is_file():
+    file = paths.absolute(path)
+    if not file.is_file():
         raise FileNotFoundError(f"There is no tokenizer at {os.fspath(path)}.")
-    text = Path(path).read_text(encoding="utf-8")
+    text = file.read_bytes().decode()
     return from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
 
 
