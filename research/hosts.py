@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 # seconds without a sign of life after which a process counts as gone, and the others end too
 HEARTBEAT = 20
+STOPPED = 75  # exit status of a run that is to be started again: EX_TEMPFAIL of sysexits.h
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -122,7 +123,8 @@ def end_at_once() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if jax.process_count() == 1 or (isinstance(error, SystemExit) and not error.code):
+        given = isinstance(error, SystemExit) and isinstance(error.code, int | None)
+        if jax.process_count() == 1 or given:  # a status is all processes'
             raise
         who = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, SystemExit):
@@ -135,6 +137,7 @@ def end_at_once() -> Iterator[None]:
                 file=sys.stderr,
                 flush=True,
             )
+            os._exit(STOPPED)
         else:
             traceback.print_exc()
         os._exit(1)

@@ -4,7 +4,8 @@
 
 One program for every phase: the config's `data` says what is learnt (`objective`), `method` what
 is attached and trains, `init_from` where the weights start. Run it again with the same folder and
-it resumes at the last checkpoint, to the same bits. Ctrl-C or SIGTERM saves and exits.
+it resumes at the last checkpoint, to the same bits. Ctrl-C or SIGTERM saves and exits with status
+75, which says to start it again.
 
 On several hosts each runs this with --distributed: they are one run with one mesh over all devices,
 and a signal to one of them stops all at the same step. They share the folder.
@@ -61,7 +62,9 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.distributed:
             hosts.join()
         experiment = door.load(Experiment, arguments.config, arguments.overrides)
-        train(experiment, arguments.workdir, dry_run=arguments.dry_run)
+        summary = train(experiment, arguments.workdir, dry_run=arguments.dry_run)
+        if summary and not summary["finished"]:
+            raise SystemExit(hosts.STOPPED)
 
 
 def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """A whole run in a bucket, against an emulator of Google Cloud Storage: data, checkpoints, kill,
-resume, export, and what fails. Needs `tools/setup emulator`."""
+resume, export, and what fails. Needs `tools/setup services`."""
 
 import json
 import os
@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from research.experiment import CheckpointConfig
+from research.hosts import STOPPED
 from research.metrics import read_metrics
 from research.paths import absolute
 from research.train import train
 from tests import tiny_run
 
-pytest.importorskip("gcp_storage_emulator", reason="tools/setup emulator")
+pytest.importorskip("gcp_storage_emulator", reason="tools/setup services")
 pytestmark = pytest.mark.heavy
 ENDLESS = 1_000_000
 SERVER = (
@@ -135,7 +136,7 @@ def test_a_signal_saves_in_the_bucket(remote, tmp_path):
     )
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
-    assert "stopped by a signal at step" in output, output
+    assert code == STOPPED and "stopped by a signal at step" in output, output
     rows = read_metrics(folder / "metrics.jsonl")
     assert (folder / "checkpoints" / str(rows[-1]["step"]) / "commit_success.txt").exists()
 

@@ -67,11 +67,11 @@ def start(count, config, workdir):
     return started
 
 
-def finish(processes, seconds=240):
-    """Their outputs, after all have ended well."""
-    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+def finish(processes, status=0):
+    """Their outputs, after all have ended with this status."""
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+        assert process.returncode == status, output
     return outputs
 
 
@@ -157,7 +157,7 @@ def test_a_signal_to_one_saves_on_all_at_one_step(world, tmp_path):
     processes = start(2, tuned, run)
     tiny_run.wait_for(processes[0], lambda: len(tiny_run.lines(run)) >= 3)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = finish(processes)
+    outputs = finish(processes, hosts.STOPPED)
     (step,) = map(int, re.findall(r"stopped by a signal at step (\d+), saved", outputs[0]))
     assert open_checkpoint(run).step == step == json.loads(tiny_run.lines(run)[-1])["step"]
     finish(start(2, dataclasses.replace(tuned, steps=step + 2), run))

@@ -109,8 +109,6 @@ class Study:
                 "research.train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides
             )
             if not self.dry_run:  # what has been read is not needed again
-                if not read(run / "summary.json")["finished"]:
-                    sys.exit(f"methods: {run} was stopped; the same command goes on")
                 for part in ("checkpoints", "model") if screen else ("checkpoints",):
                     shutil.rmtree(run / part)
         return run

@@ -1,0 +1,48 @@
+"""The manifest that clusters get, against the schemas of Kubernetes and JobSet. Needs
+`tools/setup services`."""
+
+import argparse
+import copy
+
+import pytest
+import yaml
+
+from tools.launching import gke
+from tools.launching.job import Job
+
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="tools/setup services")
+models = pytest.importorskip("kubeflow_trainer_api.models", reason="tools/setup services")
+pytestmark = pytest.mark.heavy
+
+
+def made(**changes):
+    given = {"image": "graft:1", "queue": "team", "namespace": "default", "spot": True}
+    arguments = argparse.Namespace(**{**given, "service_account": "reader", **changes})
+    job = Job("run-1", "configs/a.py", "gs://b/run", ("a='b c'",), "v5p:4x4x4", 2)
+    return yaml.safe_load(gke.to_yaml(gke.manifest(job, arguments)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"queue": "", "spot": False, "service_account": ""}])
+def test_every_field_is_one_that_jobset_knows(changes):
+    manifest = made(**changes)
+    assert models.JobsetV1alpha2JobSet.from_dict(copy.deepcopy(manifest)).to_dict() == manifest
+
+
+def test_the_child_job_passes_kubernetes_own_schema():
+    manifest = made()
+    (child,) = manifest["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}}
+    kubernetes_validate.validate(job | child["template"], "1.33", strict=True)
+    assert child["replicas"] == 2 and child["template"]["spec"]["parallelism"] == 16
+
+
+@pytest.mark.parametrize("path", ["spec", "spec.template.spec", "spec.template.spec.containers.0"])
+def test_the_schemas_notice_a_field_that_is_none(path):
+    (child,) = made()["spec"]["replicatedJobs"]
+    place = child["template"]
+    for part in path.split("."):
+        place = place[int(part) if part.isdecimal() else part]
+    place["imagine"] = 1
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="imagine"):
+        kubernetes_validate.validate(job | child["template"], "1.33", strict=True)

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Starts a training run where the chips are, follows it, and starts it again after a preemption.
+
+    tools/launch.py --target local  --config FILE --workdir DIR --processes 2
+    tools/launch.py --target tpu-vm --config FILE --workdir gs://BUCKET/RUN --topology v5e:4x4 \\
+        --project ID --zone us-west4-a --spot
+    tools/launch.py --target gke    --config FILE --workdir gs://BUCKET/RUN --topology v5p:4x4x4 \\
+        --slices 2 --image IMAGE --queue NAME
+    tools/launch.py --target slurm  --config FILE --workdir DIR --nodes 4 --gpus-per-node 8
+
+It drives what exists: queued resources through gcloud, JobSet (and Kueue) through kubectl, Slurm
+through sbatch. --dry-run prints every command and manifest and runs nothing; --delete ends what a
+run of this name holds. Before TPUs are asked for, tools/preflight.py compiles the run for them, and
+what does not fit is not launched (--anyway launches it). Overrides, --config.a.b=value, go to the
+run.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import environment  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    if argv is None:
+        environment.enter()
+    from research import config as door
+    from tools.launching import TARGETS, google
+    from tools.launching.job import Job, Shell, check_name
+
+    parser = door.program_parser(__doc__)
+    parser.add_argument("--target", required=True, choices=TARGETS, help="where it runs")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument("--name", metavar="NAME", help="default: the folder's name")
+    parser.add_argument(
+        "--topology", default="", metavar="VERSION:SHAPE", help="chips of one slice, as v5e:4x4"
+    )
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many such slices")
+    parser.add_argument("--spot", action="store_true", help="cheaper chips that can be taken away")
+    parser.add_argument(
+        "--restarts", type=int, default=10, metavar="N", help="most starts after the first"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--delete", action="store_true", help="end what a run of this name holds")
+    parser.add_argument("--anyway", action="store_true", help="launch what preflight refuses, too")
+    for name, target in TARGETS.items():
+        target.add_flags(parser.add_argument_group(f"--target {name}"))
+    arguments = door.parse(parser, list(sys.argv[1:] if argv is None else argv))
+    with door.clear_errors():
+        folder = arguments.workdir.rstrip("/").rpartition("/")[2]
+        job = Job(
+            check_name(arguments.name or folder.replace("_", "-").lower()),
+            arguments.config,
+            arguments.workdir,
+            tuple(arguments.overrides),
+            arguments.topology,
+            arguments.slices,
+            arguments.restarts,
+        )
+        target, shell = TARGETS[arguments.target], Shell(arguments.dry_run)
+        if arguments.delete:
+            target.delete(job, arguments, shell)
+            return
+        if arguments.slices < 1 or arguments.restarts < 0:
+            raise ValueError("--slices is 1 at least, --restarts 0")
+        _check_config(arguments)
+        target.check(job, arguments)
+        if job.topology:
+            google.find(job.topology)
+            _preflight(job, arguments, shell)
+        status = target.start(job, arguments, shell)
+    raise SystemExit(status)
+
+
+def _check_config(arguments: argparse.Namespace) -> None:
+    """Reads the config here, so that a misspelt key costs nothing."""
+    from research import config as door
+    from research.experiment import Experiment
+
+    door.load(Experiment, arguments.config, arguments.overrides)
+
+
+def _preflight(job, arguments: argparse.Namespace, shell) -> None:
+    """Compiles the run for its chips, and refuses what does not fit.
+
+    Raises:
+      ValueError: it does not fit, or that could not be found out.
+    """
+    program = environment.ROOT / "tools" / "preflight.py"
+    flags = ["--config", job.config, "--topology", job.topology, "--slices", str(job.slices)]
+    words = [sys.executable, str(program), *flags, *(f"--config.{o}" for o in job.overrides)]
+    shell.say("tools/preflight.py", *words[2:])
+    if shell.dry_run or arguments.anyway:
+        return
+    status = subprocess.run(words).returncode
+    if status:
+        why = "it does not fit" if status == 3 else "preflight failed"
+        raise ValueError(f"{why}, so nothing was launched; --anyway launches it all the same")
+
+
+if __name__ == "__main__":
+    main()

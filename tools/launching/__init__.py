@@ -1,0 +1,10 @@
+"""Where a run can be started: each target drives an engine that exists, and schedules nothing.
+
+A target is a module with `add_flags(parser)`, `check(job, arguments)`, which raises ValueError
+before anything is started, `start(job, arguments, shell) -> int`, an exit status, and
+`delete(job, arguments, shell)`. Adding one costs one file and one line here.
+"""
+
+from tools.launching import gke, local, slurm, tpu_vm
+
+TARGETS = {"local": local, "tpu-vm": tpu_vm, "gke": gke, "slurm": slurm}

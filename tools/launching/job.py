@@ -1,0 +1,114 @@
+"""What is launched, and how the programs that launch it are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import shutil
+import subprocess
+import textwrap
+import time
+
+# exit status of a run that a signal stopped (research.hosts.STOPPED); it wants to be started again
+STOPPED = 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training run, as `research.train` takes it."""
+
+    # its name on a cluster: lower case, digits and hyphens
+    name: str
+    config: str
+    workdir: str
+    overrides: tuple[str, ...] = ()
+    # chips, such as v5e:4x4, and how many such slices; empty where the target has no TPUs
+    topology: str = ""
+    slices: int = 1
+    # how often it is started again after it was stopped or preempted
+    restarts: int = 10
+
+    def command(self, python: str = "python", *flags: str) -> list[str]:
+        """The training program with its arguments."""
+        return [
+            *(python, "-m", "research.train", "--config", self.config, "--workdir", self.workdir),
+            *flags,
+            *(f"--config.{override}" for override in self.overrides),
+        ]
+
+
+def check_name(name: str) -> str:
+    """A name that Kubernetes, Google Cloud and Slurm all take.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        raise ValueError(
+            f"the name {name!r}: lower-case letters, digits and hyphens, a letter first, 40 at most"
+        )
+    return name
+
+
+class Shell:
+    """Runs other programs, and says each command before; a dry run says it and runs nothing."""
+
+    INTERVAL = 10.0  # seconds between two questions
+
+    def __init__(self, dry_run: bool):
+        self.dry_run = dry_run
+
+    def call(self, *words: str, given: str = "", said: bool = True) -> str:
+        """What a command prints.
+
+        Args:
+          given: its standard input.
+          said: not, of what is asked again and again.
+
+        Raises:
+          ValueError: the program is not there, or it failed; with the end of what it said.
+        """
+        if said or self.dry_run:
+            self.say(*words, given=given)
+        if self.dry_run:
+            return ""
+        done = subprocess.run(
+            [_found(words[0]), *words[1:]], input=given, capture_output=True, text=True
+        )
+        if done.returncode:
+            end = (done.stderr.strip() or done.stdout.strip())[-2000:]
+            raise ValueError(f"{shlex.join(words[:6])} ... failed ({done.returncode}): {end}")
+        return done.stdout
+
+    def follow(self, *words: str) -> int:
+        """Lets a command speak for itself; its exit status."""
+        self.say(*words)
+        if self.dry_run:
+            return 0
+        return subprocess.run([_found(words[0]), *words[1:]]).returncode
+
+    def rest(self) -> None:
+        """Waits before the same question is asked again."""
+        if not self.dry_run:
+            time.sleep(self.INTERVAL)
+
+    def say(self, *words: str, given: str = "") -> None:
+        """Prints a command, and in a dry run what it is given."""
+        print(f"$ {shlex.join(words)}", flush=True)
+        if given and self.dry_run:
+            print(textwrap.indent(given, "  "), end="", flush=True)
+
+
+def _found(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        raise ValueError(f"{program} is not on PATH: {_INSTALL.get(program, 'install it')}")
+    return path
+
+
+_INSTALL = {
+    "gcloud": "install the Google Cloud CLI (cloud.google.com/sdk)",
+    "kubectl": "gcloud components install kubectl, or your distribution's package",
+    "sbatch": "run this on a login node of the Slurm cluster",
+}

@@ -1,0 +1,89 @@
+"""Processes of this machine: one run in all of them, started again until it is finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import FrameType
+
+from tools.launching.job import STOPPED, Job, Shell
+
+
+def add_flags(parser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes of the run, which share this machine's devices (default 1)",
+    )
+
+
+def check(job: Job, arguments) -> None:
+    if arguments.processes < 1:
+        raise ValueError("--processes: one at least")
+
+
+def start(job: Job, arguments, shell: Shell) -> int:
+    """Starts the run, again after it ended badly; the exit status of its last end."""
+    flags = ["--distributed"] if arguments.processes > 1 else []
+    words = job.command(sys.executable, *flags)
+    shell.say(*words)
+    if shell.dry_run:
+        return 0
+    for attempt in range(job.restarts + 1):
+        statuses, told = _attempt(words, arguments.processes)
+        wrong = [status for status in statuses if status > 0 and status != STOPPED]
+        if wrong or told or not any(statuses):  # an error of the run, our own end, or its end
+            return max(statuses)
+        if attempt < job.restarts:
+            print(f"launch: it ended with {statuses}; started again", flush=True)
+    print(f"launch: it ended with {statuses}, and {job.restarts} restarts are used up", flush=True)
+    return STOPPED
+
+
+def delete(job: Job, arguments, shell: Shell) -> None:
+    raise ValueError("local: processes end with the launcher; there is nothing to delete")
+
+
+def _attempt(words: list[str], count: int) -> tuple[list[int], bool]:
+    """One start of all processes: their statuses, and whether a signal came to the launcher."""
+    processes = [  # of sessions of their own, so that Ctrl-C reaches them once, from here
+        subprocess.Popen(words, env=os.environ | variables, start_new_session=True)
+        for variables in _places(count)
+    ]
+    told = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        told = True
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        statuses = [process.wait() for process in processes]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return statuses, told
+
+
+def _places(count: int) -> list[dict[str, str]]:
+    """What tells each process which it is."""
+    if count == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+        for index in range(count)
+    ]

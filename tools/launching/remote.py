@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""On a machine of a TPU slice: starts the run so that it outlives the connection, and follows it.
+
+    tools/launching/remote.py start FOLDER COMMAND...
+    tools/launching/remote.py follow|follow-on FOLDER
+    tools/launching/remote.py status FOLDER
+
+In FOLDER: log, what the run says; pid; status, its exit status once it has ended. `follow` prints
+the log from the start, `follow-on` from near its end, and ends when the run does; `status` says how
+it ended, if it has.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+INTERVAL = 1.0  # seconds
+
+
+def start(folder: Path, words: list[str]) -> None:
+    """Starts the command in a session of its own; one that still runs there is left alone."""
+    if _runs(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status").unlink(missing_ok=True)
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, __file__, "watch", str(folder), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    (folder / "pid").write_text(str(child.pid))
+
+
+def watch(folder: Path, words: list[str]) -> None:
+    """Runs the command, and keeps its status."""
+    status = subprocess.run(words, check=False).returncode
+    partial = folder / "status.partial"
+    partial.write_text(str(status))
+    partial.replace(folder / "status")
+
+
+def follow(folder: Path, skip: bool = False) -> None:
+    """Prints the log until the run has ended."""
+    with (folder / "log").open("rb") as log:
+        if skip:
+            log.seek(max(0, (folder / "log").stat().st_size - 4000))
+        while True:
+            ended = (folder / "status").exists() or not _runs(folder)
+            while block := log.read(2**16):
+                sys.stdout.buffer.write(block)
+            sys.stdout.flush()
+            if ended:
+                return
+            time.sleep(INTERVAL)
+
+
+def status(folder: Path) -> None:
+    """Says how the run ended; 1 stands for one that vanished without a word."""
+    if (folder / "status").exists():
+        print(f"graft-status {(folder / 'status').read_text()}")
+    elif not _runs(folder):
+        print("graft-status 1")
+
+
+def _runs(folder: Path) -> bool:
+    try:
+        number = int((folder / "pid").read_text())
+        os.kill(number, 0)
+    except (OSError, ValueError):
+        return False
+    # a process that nobody waited for keeps its number
+    state = Path(f"/proc/{number}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+if __name__ == "__main__":
+    verb, where, *rest = sys.argv[1:]
+    if verb in ("start", "watch"):
+        {"start": start, "watch": watch}[verb](Path(where), rest)
+    elif verb == "status":
+        status(Path(where))
+    else:
+        follow(Path(where), skip=verb == "follow-on")
