@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ _MIXES = (
 
 # Bytes that are hashed at once.
 _PART = 2**26
+# Elements up to which NumPy is quicker than compiling a program for yet another shape.
+_SMALL = 2**16
 
 
 class Checksum(NamedTuple):
@@ -95,10 +97,18 @@ def dispatch(arrays: Mapping[str, ArrayLike]) -> dict[str, tuple]:
     return pending
 
 
-def _in_parts(array: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """`_sums`, some rows at a time of an array on the host, and on CPU of one that lies on one
-    device: XLA there keeps hashes in memory, three times what they are of. Sums do not depend on
-    where an array is cut."""
+def _in_parts(array: jax.Array | np.ndarray) -> tuple[Any, Any]:
+    """`_sums`; `_host_sums` of what is small and at hand.
+
+    Some rows at a time of an array on the host, and on CPU of one that lies on one device: XLA
+    there keeps hashes in memory, three times what they are of. Sums do not depend on where an array
+    is cut.
+    """
+    if array.size <= _SMALL and array.dtype.itemsize * 8 == _width(array.dtype) <= 32:
+        if isinstance(array, np.ndarray):
+            return _host_sums(array)
+        if array.is_fully_addressable and jax.default_backend() == "cpu":
+            return _host_sums(np.asarray(array))
     length = array.shape[0] if array.ndim else 0
     rows = max(1, _PART * length // max(1, array.nbytes))
     cut = isinstance(array, np.ndarray) or (
@@ -150,13 +160,18 @@ def _check(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 def _bits(array: jax.Array) -> jax.Array:
     """The elements as uint32 words; 64-bit elements become two words on a new last axis."""
-    dtype = array.dtype
-    if dtype == jnp.bool_:
+    if array.dtype == jnp.bool_:
         return array.astype(jnp.uint32)
-    info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
-    width = info(dtype).bits
-    word = jnp.dtype(f"uint{min(width, 32)}")
+    word = jnp.dtype(f"uint{min(_width(array.dtype), 32)}")
     return lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+
+
+def _width(dtype: np.dtype) -> int:
+    """Bits of an element."""
+    if dtype == jnp.bool_:
+        return 8
+    info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    return info(dtype).bits
 
 
 def _positions(shape: tuple[int, ...], mix: tuple[int, ...], start: ArrayLike) -> jax.Array:
@@ -188,4 +203,27 @@ def _sums(array: jax.Array, start: ArrayLike) -> tuple[jax.Array, jax.Array]:
             # Two reductions kept apart: XLA's CPU backend spreads the first over all cores.
             word = lax.optimization_barrier(word.sum(tuple(range(1, word.ndim)), dtype=jnp.uint32))
         sums.append(word.sum(dtype=jnp.uint32))
+    return sums[0], sums[1]
+
+
+def _host_sums(array: np.ndarray) -> tuple[int, int]:
+    """`_sums` of a whole array in NumPy."""
+    whole = np.ascontiguousarray(array).reshape(array.shape)
+    bits = whole.view(f"u{array.dtype.itemsize}").astype(np.uint32)
+    sums = []
+    with np.errstate(over="ignore"):  # 32-bit words wrap around, those of scalars too
+        for mix in _MIXES:
+            seed, multiplier, shift, first, second = (np.uint32(number) for number in mix)
+            hashed = np.full(bits.shape, seed, np.uint32)
+            for axis, size in enumerate(bits.shape):
+                along = [1] * bits.ndim
+                along[axis] = size
+                place = np.arange(size, dtype=np.uint32).reshape(along)
+                hashed = (hashed ^ place) * multiplier
+                hashed = hashed ^ (hashed >> shift)
+            word = bits ^ hashed
+            word = (word ^ (word >> np.uint32(16))) * first
+            word = (word ^ (word >> np.uint32(13))) * second
+            word = word ^ (word >> np.uint32(16))
+            sums.append(int(word.sum(dtype=np.uint32)))
     return sums[0], sums[1]

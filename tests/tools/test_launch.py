@@ -1,4 +1,4 @@
-"""tools/launch.py against stand-ins of the programs that it drives, and for real on this machine."""
+"""tools/launch.py against stand-ins of what it drives, and for real on this machine."""
 
 import json
 import os
