@@ -37,6 +37,8 @@ class Accelerator:
     memory: int
     # most chips of a slice
     pod: int
+    # rows and columns of the arrays that multiply: a product with a shorter side leaves some idle
+    array: int = 128
     # axes of the torus that links the chips of a slice
     torus: int = 3
     # devices that are sold as one chip
@@ -85,6 +87,7 @@ TPUS = {
         memory=int(31.25 * GIB),
         torus=2,
         pod=256,
+        array=256,
     ),
     "tpu7x": Accelerator(
         kind="TPU7x",
@@ -94,6 +97,7 @@ TPUS = {
         network_rate=12.5e9 / 2,
         memory=int(94.75 * GIB),
         pod=9216,
+        array=256,
         devices_per_chip=2,
     ),
 }

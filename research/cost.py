@@ -38,6 +38,9 @@ class Flops:
     once: float = 0.0
     # what `remat: full` computes again for a token: its layers forward but for each one's end
     recomputed: float = 0.0
+    # of these, products of queries, keys and values: forward and backward, and again
+    attention: float = 0.0
+    attention_recomputed: float = 0.0
 
     def train(self, tokens: float) -> float:
         """FLOPs of forward and backward passes over so many tokens at once."""
@@ -60,7 +63,7 @@ def flops_per_token(
     lowest = min((_order(name, config.layers) for name in _acting(works, trains)), default=_END)
     orders = [_order(name, config.layers) for name, work in works if work.chains]
     ends = {layer: (layer, last) for layer, last in sorted(orders)}
-    forward = backward = once = recomputed = 0.0
+    forward = backward = once = recomputed = scores = scores_again = 0.0
     for name, work in works:
         order = _order(name, config.layers)
         share = rows / length if name.startswith("layers/") else 1.0
@@ -79,10 +82,11 @@ def flops_per_token(
         seen = most - most * (most - 1) / (2 * rows)
         seen += sum(work.keys for name, work in works if name == place)
         attention = 4 * seen * config.heads * config.size * rows / length
-        forward += attention
-        backward += 2 * attention * (lowest <= _order(place, config.layers))
-        recomputed += attention * (layer >= lowest[0])
-    return Flops(forward, backward, once, recomputed)
+        slopes = 2 * attention * (lowest <= _order(place, config.layers))
+        forward, backward = forward + attention, backward + slopes
+        scores += attention + slopes
+        scores_again += attention * (layer >= lowest[0])
+    return Flops(forward, backward, once, recomputed + scores_again, scores, scores_again)
 
 
 def tokens_in_front(model: Any) -> int:

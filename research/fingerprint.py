@@ -215,10 +215,10 @@ def _host_sums(array: np.ndarray) -> tuple[int, int]:
         for mix in _MIXES:
             seed, multiplier, shift, first, second = (np.uint32(number) for number in mix)
             hashed = np.full(bits.shape, seed, np.uint32)
-            for axis, size in enumerate(bits.shape):
+            for axis in range(bits.ndim):
                 along = [1] * bits.ndim
-                along[axis] = size
-                place = np.arange(size, dtype=np.uint32).reshape(along)
+                along[axis] = -1
+                place = np.arange(bits.shape[axis], dtype=np.uint32).reshape(along)
                 hashed = (hashed ^ place) * multiplier
                 hashed = hashed ^ (hashed >> shift)
             word = bits ^ hashed

@@ -83,17 +83,22 @@ class Roofline:
 
 
 def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roofline:
-    """The limits of a program's step on devices of this kind."""
+    """The limits of a program's step on devices of this kind.
+
+    Products of attention have heads' size as one side, and take as long as the arrays are wide.
+    """
     data, shape = program.experiment.data, program.shape
     tokens = data.batch_size * data.sequence_length
-    passes = program.experiment.accumulate
-    model_flops = passes * program.flops.train(tokens / passes)
+    passes, flops = program.experiment.accumulate, program.flops
+    model_flops = passes * flops.train(tokens / passes)
     hardware = model_flops
     if shape.remat == "full":
-        hardware += program.flops.recomputed * tokens
+        hardware += flops.recomputed * tokens
     if program.experiment.loss.vocabulary_chunks:
         hardware += 2 * shape.width * shape.vocabulary * tokens
     devices = program.mesh.size
+    scores = flops.attention + (shape.remat == "full") * flops.attention_recomputed
+    idle = max(accelerator.array / shape.size - 1, 0) * scores * tokens
     own = traffic(program, slices)
     read = memory_bytes(program)
     return Roofline(
@@ -101,7 +106,7 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
         hardware_flops=hardware,
         memory_bytes=read,
         traffic=own,
-        compute=hardware / (devices * accelerator.flops),
+        compute=(hardware + idle) / (devices * accelerator.flops),
         memory=read / accelerator.memory_rate,
         links=own.inside / accelerator.link_rate,
         network=own.between_slices / accelerator.network_rate,

@@ -293,8 +293,13 @@ def read_model(
 def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: Read) -> Arrays:
     """Reads single layers with `read(abstract) -> arrays` and stacks them under `flat`'s names."""
     singles = single_layers(flat, placed)
-    stack = functools.partial(tree.restack, names=tuple(flat))
+    stack = _stacking(tuple(flat))
     return jax.jit(stack, out_shardings={name: placed[name] for name in flat})(read(singles))
+
+
+@functools.cache  # JAX knows a program again by its function
+def _stacking(names: tuple[str, ...]) -> Callable[[Arrays], Arrays]:
+    return functools.partial(tree.restack, names=names)
 
 
 def single_layers(

@@ -67,3 +67,13 @@ def test_what_does_not_fit_is_said_with_what_would(tmp_path):
     assert made.stdout.startswith("NO") and "looking for the nearest" in made.stdout
     assert {"argument_gib", "temp_gib"} <= set(report["alternatives"][0])
     assert "--config.compute.remat=full" in made.stdout
+
+
+def test_what_does_not_fit_is_not_launched():
+    big = ["data.batch_size=512", "model.remat=none", "model.hidden=16384"]
+    flags = [f"--config.{override}" for override in [*SMALL, *big]]
+    target = ["--target", "gke", "--image", "graft:1", "--workdir", "gs://made/big"]
+    line = [sys.executable, "tools/launch.py", "--config", LLAMA, "--topology", "v5e:2x2"]
+    made = subprocess.run([*line, *target, *flags], capture_output=True, text=True, cwd=ROOT)
+    assert made.returncode == 1 and "it does not fit" in made.stderr, made.stdout + made.stderr
+    assert "$ kubectl" not in made.stdout

@@ -92,13 +92,15 @@ def _preflight(job, arguments: argparse.Namespace, shell) -> None:
     """
     program = environment.ROOT / "tools" / "preflight.py"
     flags = ["--config", job.config, "--topology", job.topology, "--slices", str(job.slices)]
-    words = [sys.executable, str(program), *flags, *(f"--config.{o}" for o in job.overrides)]
-    shell.say("tools/preflight.py", *words[2:])
+    flags += [f"--config.{override}" for override in job.overrides]
+    shell.say("tools/preflight.py", *flags)
     if shell.dry_run or arguments.anyway:
         return
-    status = subprocess.run(words).returncode
+    status = subprocess.run([sys.executable, str(program), *flags, "--tries", "0"]).returncode
     if status:
-        why = "it does not fit" if status == 3 else "preflight failed"
+        why = "preflight failed"
+        if status == 3:
+            why = "it does not fit (tools/preflight.py, as above, looks for what would)"
         raise ValueError(f"{why}, so nothing was launched; --anyway launches it all the same")
 
 
