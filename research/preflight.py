@@ -307,8 +307,14 @@ def table(reports: Sequence[Mapping[str, Any]]) -> str:
     return text_table(rows, columns)
 
 
-def prepare_environment() -> None:
-    """Lets the TPU compiler work on a machine without TPUs; before JAX makes its first device."""
+def prepare_environment(flags: str = "") -> None:
+    """Lets the TPU compiler work on a machine without TPUs; before JAX makes its first device.
+
+    Args:
+      flags: the compiler's, if none are set.
+    """
+    if flags:
+        os.environ.setdefault("LIBTPU_INIT_ARGS", flags)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

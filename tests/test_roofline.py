@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import presets
 from research import accelerators, preflight, roofline
 from research import config as door
 from research.accelerators import TPUS, Topology
@@ -141,3 +142,18 @@ def test_the_first_candidates_cost_only_time():
     assert found[0] == ["compute.remat=full"]
     assert found[1] == ["compute.remat=full", "loss.vocabulary_chunks=16"]
     assert any("mesh.tensor=2" in changes for changes in found)
+
+
+@pytest.mark.parametrize("accelerator", [*TPUS, "gpu", "cpu"])
+def test_every_accelerator_has_something_to_begin_with(accelerator):
+    experiment = door.load(Experiment, f"{LLAMA}:{accelerator}", ["data.batch_size=64"])
+    assert make_program(experiment, None, mesh=experiment.mesh.abstract(64)).rows_of_device == 1
+    assert experiment.model.remat == presets.PRESETS[accelerator]["remat"]
+    assert set(presets.flags(f"{accelerator}:4x4").split()) == set(
+        presets.PRESETS[accelerator]["flags"]
+    )
+
+
+def test_an_accelerator_without_a_preset_is_named():
+    with pytest.raises(ValueError, match="no preset 'v9'; there are v4"):
+        door.load(Experiment, f"{LLAMA}:v9", [])

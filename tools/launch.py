@@ -28,6 +28,7 @@ from tools import environment  # noqa: E402
 def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         environment.enter()
+    from configs import presets
     from research import config as door
     from tools.launching import TARGETS, google
     from tools.launching.job import Job, Shell, check_name
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tuple(arguments.overrides),
             arguments.topology,
             arguments.slices,
+            {"LIBTPU_INIT_ARGS": flags} if (flags := presets.flags(arguments.topology)) else {},
             arguments.restarts,
         )
         target, shell = TARGETS[arguments.target], Shell(arguments.dry_run)

@@ -64,9 +64,11 @@ def _count(text: str) -> int:
 
 
 def _examine(arguments) -> bool:
+    from configs import presets
     from research import preflight
 
-    preflight.prepare_environment()
+    every = arguments.topology == "all"
+    preflight.prepare_environment("" if every else presets.flags(arguments.topology))
 
     from research import accelerators
     from research import config as door
@@ -77,7 +79,6 @@ def _examine(arguments) -> bool:
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     prices = door.load_json(preflight.Prices, arguments.prices)
-    every = arguments.topology == "all"
     names = accelerators.EXAMPLES if every else [arguments.topology]
     reports = []
     for name in names:

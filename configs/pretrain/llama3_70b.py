@@ -10,14 +10,15 @@ docs/scaling.md has the arithmetic.
 
 from ml_collections import ConfigDict
 
+from configs import presets
 from configs.pretrain import llama3_8b
 
 SHAPE = dict(llama3_8b.SHAPE, width=8192, layers=80, heads=64, hidden=28_672)
 
 
-def get_config() -> ConfigDict:
+def get_config(accelerator: str | None = None) -> ConfigDict:
     config = llama3_8b.get_config()
     config.model = dict(SHAPE, remat="full")
     config.data.batch_size = 512
     config.schedule.rate = 1.5e-4
-    return config
+    return presets.apply(config, accelerator)

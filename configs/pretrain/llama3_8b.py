@@ -3,11 +3,14 @@
     tools/preflight.py --config configs/pretrain/llama3_8b.py --topology v5p:4x4x4
     python -m research.train --config configs/pretrain/llama3_8b.py --workdir gs://BUCKET/llama3_8b
 
+llama3_8b.py:v5p takes what configs/presets.py recommends for an accelerator.
 The text: tools/prepare_data.py with the tokenizer below, which has the model's 128,256 words at
 most. Every device holds its part of all weights (mesh.fsdp); docs/scaling.md says where that ends.
 """
 
 from ml_collections import ConfigDict
+
+from configs import presets
 
 SHAPE = dict(
     vocabulary=128_256,
@@ -25,7 +28,7 @@ SHAPE = dict(
 )
 
 
-def get_config() -> ConfigDict:
+def get_config(accelerator: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.steps = 100_000
     config.model = dict(SHAPE, remat="full")
@@ -42,4 +45,4 @@ def get_config() -> ConfigDict:
     config.loss = dict(vocabulary_chunks=16)
     config.mesh = dict(data=1, fsdp=-1)
     config.checkpoint = dict(every=1000)
-    return config
+    return presets.apply(config, accelerator)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.heavy
 def made(**changes):
     given = {"image": "graft:1", "queue": "team", "namespace": "default", "spot": True}
     arguments = argparse.Namespace(**{**given, "service_account": "reader", **changes})
-    job = Job("run-1", "configs/a.py", "gs://b/run", ("a='b c'",), "v5p:4x4x4", 2)
+    job = Job("run-1", "configs/a.py", "gs://b/run", ("a='b c'",), "v5p:4x4x4", 2, {"A": "b c"})
     return yaml.safe_load(gke.to_yaml(gke.manifest(job, arguments)))
 
 

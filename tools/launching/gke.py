@@ -74,6 +74,7 @@ def manifest(job: Job, arguments) -> dict[str, Any]:
         "image": arguments.image,
         "workingDir": "/graft",
         "command": job.command(".venv/bin/python", "--distributed"),
+        "env": [{"name": name, "value": value} for name, value in job.environment.items()],
         "resources": {
             "requests": {"google.com/tpu": str(chips.chips_of_host)},
             "limits": {"google.com/tpu": str(chips.chips_of_host)},

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import textwrap
 import time
+from collections.abc import Mapping
 
 # exit status of a run that a signal stopped (research.hosts.STOPPED); it wants to be started again
 STOPPED = 75
@@ -26,6 +27,8 @@ class Job:
     # chips, such as v5e:4x4, and how many such slices; empty where the target has no TPUs
     topology: str = ""
     slices: int = 1
+    # variables of its processes
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # how often it is started again after it was stopped or preempted
     restarts: int = 10
 

@@ -140,8 +140,9 @@ class _Resource:
     def run(self) -> int | None:
         """Starts the run on all machines and follows the first; its exit status, or None if the
         machines were taken away."""
+        variables = [f"{name}={value}" for name, value in self.job.environment.items()]
         train = self.job.command(".venv/bin/python", "--distributed")
-        self._ssh(_remote("start", *train), *self._everywhere())
+        self._ssh(_remote("start", "env", *variables, *train), *self._everywhere())
         verb = "follow"
         while True:
             self.shell.follow(*self._ssh_words(_remote(verb), "--worker=0"))
