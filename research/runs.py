@@ -161,8 +161,9 @@ def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer
     if not experiment.tokenizer:
         assert base is not None  # Experiment checks that one of the two is given
         return base, base.tokenizer
-    whose = paths.absolute(experiment.tokenizer)
-    words = open_run(whose).tokenizer if whose.is_dir() else tokenizers.load(whose)
+    whose = experiment.tokenizer
+    is_run = paths.absolute(whose).is_dir()
+    words = open_run(whose).tokenizer if is_run else tokenizers.load(whose)
     if base is None:
         return None, words
     if words.fingerprint() != base.tokenizer.fingerprint():

@@ -48,7 +48,7 @@ def test_every_direct_dependency_is_locked_in_its_lock() -> None:
 
 def test_locks_are_hashed_and_hold_no_address_and_no_torch() -> None:
     assert [lock.stem for lock in LOCKS] == [
-        *("buckets", "build", "cpu", "cuda", "interop", "preflight", "prepare", "tpu")
+        *("buckets", "build", "cpu", "cuda", "interop", "preflight", "prepare", "services", "tpu")
     ]
     for lock in LOCKS:
         text = re.sub(r" \\\n", " ", lock.read_text())

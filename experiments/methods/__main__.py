@@ -161,7 +161,7 @@ class Study:
         print(f"\n$ python -m {shlex.join([module, *words])}", flush=True)
         if not self.dry_run:
             importlib.import_module(module).main(words)
-            give_back()  # half a gigabyte a run
+            give_back(compiled=True)  # half a gigabyte a run and more
 
 
 def one(summary: dict, answers: dict) -> dict:
