@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from research import config as door
 from research import methods, runs, sharding, tree
 from research.accelerators import Topology
@@ -315,6 +317,8 @@ def prepare_environment(flags: str = "") -> None:
     """
     if flags:
         os.environ.setdefault("LIBTPU_INIT_ARGS", flags)
+    # what was compiled for devices that are not there cannot be read again without them
+    jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
