@@ -5,9 +5,9 @@
 The base is imported once. Each form of configs/methods/smollm2.py is screened on a few steps at
 three rates, by held-out loss, and the sweep goes on past an edge of the grid that was best. The
 best rate is confirmed with three other seeds (of start, order and dropout), and those three models
-are put to the tasks. Every stage is a command of its own and a stage that is finished is not run
-again, so the study can be stopped at any time. Results: WORKDIR/results.json, from which
-`python -m experiments.methods.table` writes the committed table and plot.
+are put to the tasks. Every stage is a command of its own and its numbers go to the results file at
+once. What that file holds is not run again: a study that was stopped goes on, on this machine or on
+another, and to run a form anew is to take it out of the file.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import shlex
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from configs.methods.smollm2 import FORMS
 from research.checkpoint import library_versions
 from research.memory import give_back
+from research.runs import write_json
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
+RESULTS = Path(__file__).parent / "results.json"
 SCREEN_STEPS, SCREEN_SEED, SEEDS = 20, 0, (1, 2, 3)
 EXTENSIONS = 2  # most rates that are added to a grid
 
@@ -34,56 +38,78 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, default=Path("runs/methods"), metavar="DIR")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--only", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
     arguments = parser.parse_args()
-    study = Study(arguments.workdir, arguments.dry_run)
+    study = Study(arguments.workdir, arguments.results, arguments.dry_run)
     study.run(arguments.only, arguments.seeds)
 
 
 class Study:
-    """The stages, each left alone if what it makes is there."""
+    """The stages, each left alone if the results have its numbers.
 
-    def __init__(self, folder: Path, dry_run: bool = False):
-        self.folder, self.dry_run = folder, dry_run
+    Raises:
+      ValueError: the results have a form that is not what its config says now.
+    """
+
+    def __init__(self, folder: Path, results: Path, dry_run: bool = False):
+        self.folder, self.file, self.dry_run = folder, results, dry_run
         self.base = folder / "base"
+        self.made: set[Path] = set()
+        self.results: dict[str, Any] = {"bases": {}, "forms": {}}
+        if results.exists():
+            self.results = read(results)
+        for form, kept in self.results["forms"].items():
+            if form in FORMS and kept["setting"] != setting(form):
+                raise ValueError(
+                    f"{results} has {form} as {kept['setting']}, and {TRAIN} says "
+                    f"{setting(form)}: take it out of the file, or name another --results"
+                )
 
-    def start(self, form: str) -> Path:
+    def run(self, forms: Sequence[str], seeds: Sequence[int]) -> None:
+        for form in forms:
+            self.measure_base(FORMS[form].stored)
+        rates = {form: self.sweep(form) for form in forms}
+        for seed in seeds:  # one seed of all before the next: what is there can be compared
+            for form, rate in rates.items():
+                self.confirm(form, rate, seed)
+
+    def start(self, stored: str | None) -> Path:
         """The base that a form is tuned from."""
-        kind = FORMS[form].stored
-        if kind is None:
+        self.make(self.base, "import", "--from", "smollm2")
+        if stored is None:
             return self.base
-        small = self.folder / f"base_{kind}"
-        if not small.exists():
-            self.command(
-                "tools.convert", "quantize", "--from", self.base, "--to", kind, "--out", small
-            )
+        small = self.folder / f"base_{stored}"
+        self.make(small, "quantize", "--from", self.base, "--to", stored)
         return small
 
-    def run(self, forms: list[str], seeds: tuple[int, ...]) -> None:
-        if not self.base.exists():
-            self.command("tools.convert", "import", "--from", "smollm2", "--out", self.base)
-        for start in dict.fromkeys([self.base, *map(self.start, forms)]):
-            self.evaluate(start)
-        chosen = {form: self.sweep(form) for form in forms}
-        for seed in seeds:  # one seed of all before the next: what is there can be compared
-            for form, rate in chosen.items():
-                run = self.train(form, rate, seed)
-                self.evaluate(run)
-                self.collect()
+    def make(self, model: Path, *how: object) -> None:
+        if model not in self.made and not model.exists():
+            self.command("tools.convert", *how, "--out", model)
+        self.made.add(model)
+
+    def measure_base(self, stored: str | None) -> None:
+        """What a base does before it is tuned; forgetting counts from the one in float32."""
+        for name in dict.fromkeys(("base", f"base_{stored}" if stored else "base")):
+            if name not in self.results["bases"]:
+                answers = self.evaluate(self.start(stored if name != "base" else None))
+                self.results["bases"][name] = answers
+                self.keep()
 
     def sweep(self, form: str) -> float:
         """The rate of the lowest held-out loss; the grid grows while an edge of it is best."""
-        rates = sorted(FORMS[form].rates)
-        losses: dict[float, float] = {}
+        kept = self.results["forms"].setdefault(
+            form, {"setting": setting(form), "screen": {}, "runs": {}}
+        )
+        rates, losses = sorted(FORMS[form].rates), kept["screen"]
         for _ in range(1 + EXTENSIONS):
             for rate in rates:
-                if rate not in losses:
-                    losses[rate] = self.heldout_loss(
-                        self.train(form, rate, SCREEN_SEED, screen=True)
-                    )
-            best = min(losses, key=losses.__getitem__)
+                if f"{rate:g}" not in losses:
+                    losses[f"{rate:g}"] = self.screen(form, rate)
+                    self.keep()
+            best = min(rates, key=lambda rate: finite(losses[f"{rate:g}"]))
             if self.dry_run or best not in (rates[0], rates[-1]):
                 break
             rates = sorted([*rates, float(f"{best * (1 / 3 if best == rates[0] else 3):.0e}")])
@@ -91,69 +117,52 @@ class Study:
             print(f"{form}: rate {best:g} of {losses}", flush=True)
         return best
 
-    def train(self, form: str, rate: float, seed: int, screen: bool = False) -> Path:
-        run = (
-            self.folder
-            / form
-            / ("screen" if screen else "seed")
-            / (f"{rate:g}" if screen else f"{seed}")
-        )
-        settings = [f"schedule.rate={rate!r}", f"seed={seed}", f"data.seed={seed}"]
-        settings += [f"init_from={self.start(form)}"]
-        if screen:
-            settings += [f"steps={SCREEN_STEPS}"]
-        done = (run / "summary.json").exists() and read(run / "summary.json")["finished"]
-        if not done:
-            overrides = [f"--config.{setting}" for setting in settings]
-            self.command(
-                "research.train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides
-            )
-            if not self.dry_run:  # what has been read is not needed again
-                for part in ("checkpoints", "model") if screen else ("checkpoints",):
-                    shutil.rmtree(run / part)
-        return run
+    def screen(self, form: str, rate: float) -> float | None:
+        """Held-out loss after a few steps; None is one that is not finite."""
+        run = self.folder / form / "screen" / f"{rate:g}"
+        summary = self.train(form, rate, SCREEN_SEED, run, f"--config.steps={SCREEN_STEPS}")
+        shutil.rmtree(run, ignore_errors=True)  # half a gigabyte, and nothing asks for it
+        return summary["heldout_loss"]
 
-    def heldout_loss(self, run: Path) -> float:
-        if self.dry_run:
-            return 0.0
-        loss = json.loads((run / "summary.json").read_text())["heldout_loss"]
-        return float("inf") if loss is None else loss
-
-    def evaluate(self, run: Path) -> None:
-        out = self.folder / "answers" / f"{'_'.join(run.relative_to(self.folder).parts)}.json"
-        if not out.exists():
-            self.command("research.evaluate", "--config", EVALUATE, "--run", run, "--out", out)
-
-    def collect(self) -> None:
-        """Everything that the table needs, in one file."""
+    def confirm(self, form: str, rate: float, seed: int) -> None:
+        """One run of the table: its cost, what it learnt and what it forgot."""
+        kept = self.results["forms"][form]
+        if str(seed) in kept["runs"]:
+            return
+        run = self.folder / form / "seed" / f"{seed}"
+        summary = self.train(form, rate, seed, run)
+        answers = self.evaluate(run)
         if self.dry_run:
             return
-        forms = {}
-        for form in FORMS:
-            runs = sorted((self.folder / form / "seed").glob("*/summary.json"))
-            answers = [
-                self.folder / "answers" / f"{form}_seed_{path.parent.name}.json" for path in runs
-            ]
-            done = [pair for pair in zip(runs, answers, strict=True) if pair[1].exists()]
-            if not done:
-                continue
-            screened = sorted((self.folder / form / "screen").glob("*/summary.json"))
-            forms[form] = {
-                "screen": {path.parent.name: read(path)["heldout_loss"] for path in screened},
-                "runs": {run.parent.name: one(read(run), read(given)) for run, given in done},
-                "rate": config_of(done[0][0].parent)["schedule"]["rate"],
-                "method": config_of(done[0][0].parent)["method"],
-                "bytes": stored_bytes(done[0][0].parent / "model"),
-            }
-        bases = sorted((self.folder / "answers").glob("base*.json"))
-        measured = ("bits_per_byte", "quality", "fingerprint")
-        results = {
-            "command": shlex.join(["python", "-m", "experiments.methods", *sys.argv[1:]]),
-            "versions": library_versions(),
-            "bases": {path.stem: {what: read(path)[what] for what in measured} for path in bases},
-            "forms": forms,
-        }
-        (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        spent = ("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss")
+        spent += ("seconds", "quickest_step_seconds")
+        kept["runs"][str(seed)] = {name: summary[name] for name in spent} | answers
+        kept |= {"rate": rate, "bytes": stored_bytes(run / "model")}
+        self.keep()
+
+    def train(self, form: str, rate: float, seed: int, run: Path, *more: str) -> dict[str, Any]:
+        """The run's summary."""
+        start = self.start(FORMS[form].stored)
+        numbers = [f"schedule.rate={rate!r}", f"seed={seed}", f"data.seed={seed}"]
+        overrides = [f"--config.{setting}" for setting in (*numbers, f"init_from={start}")]
+        self.command(
+            "research.train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides, *more
+        )
+        return {"heldout_loss": 0.0} if self.dry_run else read(run / "summary.json")
+
+    def evaluate(self, run: Path) -> dict[str, Any]:
+        """What a model knows of the task, and of text that it was not tuned on."""
+        out = self.folder / "answers" / f"{'_'.join(run.relative_to(self.folder).parts)}.json"
+        self.command("research.evaluate", "--config", EVALUATE, "--run", run, "--out", out)
+        if self.dry_run:
+            return {}
+        return {name: read(out)[name] for name in ("quality", "bits_per_byte", "fingerprint")}
+
+    def keep(self) -> None:
+        """Everything that the table needs, in one file."""
+        if not self.dry_run:
+            write_json(self.file, {"versions": library_versions()} | self.results)
 
     def command(self, module: str, *arguments: object) -> None:
         """Runs one program of the project, in this process: a start takes as long as ten steps."""
@@ -164,22 +173,18 @@ class Study:
             give_back(compiled=True)  # half a gigabyte a run and more
 
 
-def one(summary: dict, answers: dict) -> dict:
-    """What one run shows."""
-    kept = (
-        *("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss", "seconds"),
-        "quickest_step_seconds",
-    )
-    measured = {name: answers[name] for name in ("quality", "bits_per_byte", "answers")}
-    return {name: summary[name] for name in kept} | measured
+def setting(form: str) -> dict[str, Any]:
+    """What makes a form what it is, but for its rate; as JSON has it."""
+    chosen = FORMS[form]
+    return json.loads(json.dumps(chosen.method | chosen.more | {"stored": chosen.stored}))
 
 
-def read(path: Path) -> dict:
+def finite(loss: float | None) -> float:
+    return math.inf if loss is None else loss
+
+
+def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def config_of(run: Path) -> dict:
-    return read(run / "config.json")
 
 
 def stored_bytes(folder: Path) -> int:

@@ -1,9 +1,9 @@
 """The study's table and plot, from its numbers.
 
-    python -m experiments.methods.table [--results runs/methods/results.json] [--write]
+    python -m experiments.methods.table [--results FILE] [--write]
 
-Prints the table; `--write` also writes results.json, table.md and plot.svg beside this file, which
-are committed. Intervals are Student's t over seeds.
+Prints the table; `--write` also writes table.md and plot.svg beside this file, which are committed
+with the numbers. Intervals are Student's t over seeds.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ def main() -> None:
     text = table(results)
     print(text)
     if arguments.write:
-        kept = json.dumps(without_answers(results), indent=1) + "\n"
-        (HERE / "results.json").write_text(kept, encoding="utf-8")
         (HERE / "table.md").write_text(text + "\n", encoding="utf-8")
         (HERE / "plot.svg").write_text(plot(results), encoding="utf-8")
 
@@ -72,6 +70,8 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     tuned = []
     for name, form in results["forms"].items():
         runs = list(form["runs"].values())
+        if not runs:  # only screened so far
+            continue
         pick = lambda what, runs=runs: [run[what] for run in runs]  # noqa: E731
         tuned.append(
             {
@@ -128,21 +128,6 @@ def mean_bits(read: Mapping[str, Any]) -> float:
     """Bits a byte, mean over the kinds of held-out text."""
     bits = read["bits_per_byte"]
     return sum(bits.values()) / len(bits)
-
-
-def without_answers(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results without every single answer."""
-    forms = {
-        name: form
-        | {
-            "runs": {
-                seed: {what: value for what, value in run.items() if what != "answers"}
-                for seed, run in form["runs"].items()
-            }
-        }
-        for name, form in results["forms"].items()
-    }
-    return {**results, "forms": forms}
 
 
 if __name__ == "__main__":

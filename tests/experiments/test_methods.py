@@ -18,15 +18,15 @@ class Sweep(study.Study):
     """Its held-out loss is how far, in powers of ten, a rate is from the best."""
 
     def __init__(self, best):
-        super().__init__(Path("nowhere"))
+        super().__init__(Path("nowhere"), Path("nowhere.json"))
         self.best, self.trained = best, []
 
-    def train(self, form, rate, seed, screen=False):
+    def screen(self, form, rate):
         self.trained.append(rate)
-        return Path(f"{rate:g}")
+        return abs(rate / self.best - 1)
 
-    def heldout_loss(self, run):
-        return abs(float(run.name) / self.best - 1)
+    def keep(self):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,61 @@ def test_a_sweep_goes_on_past_an_edge_that_is_best(best, trained):
 
 
 def test_a_dry_run_says_every_command_and_does_nothing(tmp_path, capsys):
-    study.Study(tmp_path / "runs", dry_run=True).run(["qlora_nf4"], (1, 2, 3))
+    runs = tmp_path / "runs"
+    study.Study(runs, runs / "results.json", dry_run=True).run(["qlora_nf4"], (1, 2, 3))
     said = capsys.readouterr().out
     assert said.count("python -m research.train") == 6
     assert said.count("python -m research.evaluate") == 5  # two bases, three seeds
-    assert "quantize --from" in said and not (tmp_path / "runs").exists()
+    assert said.count("quantize --from") == 1 and not runs.exists()
+
+
+class Measured(study.Study):
+    """Numbers from nowhere; counts what is asked for."""
+
+    def __init__(self, file, breaks_after):
+        super().__init__(file.parent / "runs", file)
+        self.left = breaks_after
+
+    def command(self, module, *arguments):
+        raise AssertionError(module)
+
+    def count(self):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+
+    def train(self, form, rate, seed, run, *more):
+        self.count()
+        return dict.fromkeys(
+            ("trainable_parameters", "program_bytes", "flops", "loss", "seconds"), 1
+        ) | {"heldout_loss": None if rate > 2e-3 else rate, "quickest_step_seconds": 0.5}
+
+    def evaluate(self, run):
+        self.count()
+        return {"quality": {}, "bits_per_byte": {"books": 1.0}, "fingerprint": str(run)}
+
+
+def test_a_stopped_study_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.Study, "start", lambda self, stored: self.folder / "base")
+    whole, stopped = tmp_path / "whole.json", tmp_path / "stopped.json"
+    Measured(whole, 99).run(["lora", "ia3"], (1, 2))
+    for _ in range(99):
+        try:
+            Measured(stopped, 3).run(["lora", "ia3"], (1, 2))
+            break
+        except KeyboardInterrupt:
+            pass
+    assert stopped.read_text() == whole.read_text()
+    Measured(whole, 0).run(["lora", "ia3"], (1, 2))  # nothing is left to do
+
+
+def test_results_of_another_form_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.Study, "start", lambda self, stored: self.folder / "base")
+    file = tmp_path / "results.json"
+    Measured(file, 99).run(["ia3"], (1,))
+    file.write_text(file.read_text().replace('"ia3"', '"lora"').replace('"lora": {', '"ia3": {'))
+    with pytest.raises(ValueError, match="take it out of the file"):
+        Measured(file, 0)
 
 
 def test_every_method_has_a_form():
