@@ -78,6 +78,9 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     # ordered (logical axis, mesh axes): where each axis of an array lies
     sharding_rules: sharding.Rules = sharding.RULES
+    # patterns over arrays of the optimizer, such as .*/mu, that lie in the host's memory between
+    # steps
+    offload: tuple[str, ...] = ()
     # measure the held-out loss every so many steps, and at the end; 0: at the end only
     evaluate_every: Count = 0
     # the split to measure it on; None measures nothing

@@ -150,7 +150,10 @@ class Program:
         size = self.experiment.data.batch_size
         rows = jax.tree.map(lambda x: shaped(x, self.rows, (size, *x.shape[1:])), batch)
         numbers = jax.tree.map(lambda x: shaped(x, self.everywhere), self.hyper)
-        step = jax.jit(stepping.train_step, static_argnames="plan", donate_argnames="state")
+        run = stepping.train_step
+        if self.experiment.offload:
+            run = lambda state, *rest: stepping.train_step(sharding.fetched(state, placed), *rest)  # noqa: E731
+        step = jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(placed, None))
         lowered = step.lower(state, rows, numbers, self.plan)
         try:
             return lowered.compile()
@@ -267,7 +270,9 @@ def make_program(
         )
     state_shapes = jax.eval_shape(functools.partial(stepping.init_state, plan=plan), model_shapes)
     parameters = sharding.shardings(tree.parameter_axes(model_shapes), every, mesh, rules)
-    placed = sharding.state_shardings(tree.flatten(state_shapes), parameters, mesh)
+    leaves = tree.flatten(state_shapes)
+    placed = sharding.state_shardings(leaves, parameters, mesh)
+    placed |= sharding.on_host(experiment.offload, leaves, placed)
     frozen = set(tree.flatten(base_shapes)) - set(names)
     return Program(
         experiment=experiment,

@@ -92,12 +92,12 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
     passes, flops = program.experiment.accumulate, program.flops
     model_flops = passes * flops.train(tokens / passes)
     hardware = model_flops
-    if shape.remat == "full":
+    if shape.computes_again:
         hardware += flops.recomputed * tokens
     if program.experiment.loss.vocabulary_chunks:
         hardware += 2 * shape.width * shape.vocabulary * tokens
     devices = program.mesh.size
-    scores = flops.attention + (shape.remat == "full") * flops.attention_recomputed
+    scores = flops.attention + shape.computes_again * flops.attention_recomputed
     idle = max(accelerator.array / shape.size - 1, 0) * scores * tokens
     own = traffic(program, slices)
     read = memory_bytes(program)
@@ -146,7 +146,7 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
     activation = tokens * shape.width * wide * passes
     over = 1 - 1 / mesh["tensor"]
-    again = shape.remat == "full"
+    again = shape.computes_again
     acts = 2 * over * activation * shape.layers * (2 + 2 + again)
     acts += 2 * activation * (1 - 1 / (mesh["fsdp"] * mesh["sequence"]))
     keys = 2 * tokens * mesh["sequence"] * shape.key_heads * shape.size * wide * passes
@@ -166,7 +166,7 @@ def memory_bytes(program: Program) -> float:
         total += own * (2 if not name.startswith("model/") or inside in trained else 1)
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
     tokens *= experiment.accumulate
-    again = shape.remat == "full"
+    again = shape.computes_again
     for name, leaf, placed in _parameters(program):
         if len(leaf.shape) - tree.is_stacked(name) != 2 or not _is_used_whole(name, program):
             continue

@@ -20,6 +20,8 @@ from flax import linen
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from research import tree
+
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 AnyMesh = Mesh | AbstractMesh
 
@@ -36,6 +38,7 @@ RULES: Rules = (
     ("rank", None),
 )
 # From what changes most seldom to what is said most often: neighbours share heads.
+HOST = "pinned_host"  # JAX's name of the memory beside the devices that they can reach
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 
@@ -151,6 +154,28 @@ def state_shardings(
             if shape.shape == shapes[f"model/{owner}"].shape:
                 result[name] = parameters[owner]
     return result
+
+
+def on_host(
+    patterns: Sequence[str], leaves: Mapping[str, Any], placed: Mapping[str, NamedSharding]
+) -> dict[str, NamedSharding]:
+    """The shardings, in the host's memory, of the optimizer's arrays that the patterns name.
+
+    Raises:
+      ValueError: a pattern that names none of them.
+    """
+    arrays = [name for name, leaf in leaves.items() if name.startswith("optimizer/") and leaf.ndim]
+    tree.check_patterns(patterns, arrays, "offload")
+    rules = tuple((pattern, True) for pattern in patterns)
+    named = [name for name in arrays if tree.match(rules, name, False)]
+    return {name: placed[name].with_memory_kind(HOST) for name in named}
+
+
+def fetched(arrays: Any, placed: Any) -> Any:
+    """Under jit: arrays that lie in the host's memory, brought to the devices."""
+    there = jax.memory.Space.Device
+    bring = lambda x, at: jax.device_put(x, there) if at.memory_kind == HOST else x  # noqa: E731
+    return jax.tree.map(bring, arrays, placed)
 
 
 def layer_shardings(names: list[str], stacked: NamedSharding) -> dict[str, NamedSharding]:

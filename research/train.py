@@ -349,6 +349,7 @@ def check_same_run(now: Experiment, then: Experiment, workdir: Any) -> None:
         "init_from",
         "mesh",
         "sharding_rules",
+        "offload",
         "checkpoint",
         "log_every",
         "most_skipped",

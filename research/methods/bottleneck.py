@@ -14,7 +14,7 @@ from flax import nnx
 
 from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_at
-from research.models.layers import ACTIVATIONS
+from research.models.mlp import ACTIVATIONS
 from research.models.products import matmul
 from research.models.sites import Context
 from research.models.transformer import Residual, Transformer

@@ -10,6 +10,7 @@ from research.models.attention import AUTO, BACKENDS
 
 # how a weight is stored
 Storage = Literal["float32", "bfloat16", "int8", "nf4"]
+Remat = Literal["none", "full", "products", "offload"]
 LinearName = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 
@@ -90,9 +91,13 @@ class ModelConfig:
     attention: str = AUTO
     # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
     longest_stack: Count = 0
-    # what the backward pass recomputes: nothing, everything but layer inputs, all but products;
-    # on CPU it saves memory in scans only (XLA there recomputes an unrolled layer at once)
-    remat: Literal["none", "full", "products"] = "none"
+    # what the backward pass recomputes: nothing, everything but layer inputs (which `offload` keeps
+    # in the host's memory meanwhile), all but products; on CPU it saves memory in scans only (XLA
+    # there recomputes an unrolled layer at once)
+    remat: Remat = "none"
+    # in how many chunks of units the MLP is computed, one after the other and again in the backward
+    # pass: less memory; 0: whole
+    mlp_chunks: Count = 0
     # type of activations; parameters are stored in float32, or as `storage` says
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -112,6 +117,11 @@ class ModelConfig:
         if self.attention not in (AUTO, *BACKENDS):
             known = ", ".join((AUTO, *BACKENDS))
             raise ValueError(f"model: unknown attention {self.attention!r}; there are: {known}")
+
+    @property
+    def computes_again(self) -> bool:
+        """Whether the backward pass computes whole layers again."""
+        return self.remat in ("full", "offload")
 
     @property
     def stored_as(self) -> list[str]:
@@ -154,7 +164,8 @@ class ComputeConfig:
 
     attention: str | None = None
     longest_stack: Count | None = None
-    remat: Literal["none", "full", "products"] | None = None
+    remat: Remat | None = None
+    mlp_chunks: Count | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 
     def apply(self, model: ModelConfig) -> ModelConfig:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -140,47 +137,3 @@ class Head(nnx.Module):
             y = matmul(x, kernel, jnp.float32)
         y = sites.apply(self.site, x, y, Weight(kernel), context).astype(jnp.float32)
         return soft_cap(y, self.cap)
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
-
-
-class MLP(nnx.Module):
-    """`down(activation(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202), or without a gate
-    `down(activation(up(x)))`."""
-
-    def __init__(self, key: jax.Array, config: ModelConfig):
-        d, f, biases = config.width, config.hidden, config.biases
-        keys = jax.random.split(key, 3)
-        into = ("embed", "mlp")
-        self.gate = nnx.data(None)
-        if config.gated:
-            self.gate = Linear(keys[0], d, f, into, bias="gate" in biases)
-        self.up = Linear(keys[1], d, f, into, bias="up" in biases)
-        self.down = Linear(
-            keys[2],
-            f,
-            d,
-            ("mlp", "embed"),
-            bias="down" in biases,
-            deviation=(2 * config.layers) ** -0.5 * f**-0.5,
-        )
-        self.activation = config.activation
-
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """x [B,S,D] -> [B,S,D]."""
-        up = self.up(x, context.at("up"))
-        if self.gate is None:
-            return self.down(ACTIVATIONS[self.activation](up), context.at("down"))
-        y = _gated(self.activation, self.gate(x, context.at("gate")), up)
-        return self.down(y, context.at("down"))
-
-
-@functools.partial(jax.checkpoint, static_argnums=0)
-def _gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """Recomputed in the backward pass: reading two arrays again is cheaper than keeping four."""
-    return ACTIVATIONS[activation](gate) * up

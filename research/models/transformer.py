@@ -17,13 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from research import sharding, tree
 from research.batch import PADDING, SHARED
 from research.models import rotary, sites, storage
 from research.models.attention import Mask, attention
 from research.models.config import ModelConfig
-from research.models.layers import MLP, Embedding, Head, Linear, Norm, Positions
+from research.models.layers import Embedding, Head, Linear, Norm, Positions
+from research.models.mlp import MLP
 from research.models.products import PRODUCT
 from research.models.rotary import Angles
 from research.models.sites import Context
@@ -37,7 +39,18 @@ REMAT: dict[str, Callable[[Any, bool], Any]] = {
         prevent_cse=prevent_cse,
         policy=jax.checkpoint_policies.save_only_these_names(PRODUCT),
     ),
+    "offload": lambda body, prevent_cse: jax.checkpoint(
+        body,
+        prevent_cse=prevent_cse,
+        policy=jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    ),
 }
+INPUT = "input"  # of a layer
 
 
 @jax.tree_util.register_dataclass
@@ -318,6 +331,7 @@ class Transformer(nnx.Module):
 
         def body(x, inputs):
             block, layer, kind, cached = inputs
+            x = checkpoint_name(x, INPUT)
             if sharding.platform() == "tpu":
                 # else XLA keeps a copy of all layers' weights in the compute type
                 block = jax.lax.optimization_barrier(block)

@@ -1,0 +1,45 @@
+"""The feed-forward half of a layer in chunks of its units is what it is whole."""
+
+import jax
+import numpy as np
+import pytest
+
+from research import sharding
+from research import step as stepping
+from research.methods.lora import LoRA
+from tests import tiny
+
+
+@jax.jit
+def value_and_gradient(model, batch):
+    return jax.value_and_grad(lambda m: (stepping.last_hidden(m, batch, None) ** 2).mean())(model)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mesh"),
+    [
+        ({}, (1, 1, 1, 1)),
+        ({"remat": "full"}, (1, 2, 2, 2)),
+        ({"gated": False, "activation": "gelu", "biases": ("up", "down")}, (1, 2, 2, 1)),
+    ],
+    ids=str,
+)
+def test_chunks_of_units_give_the_whole_value_and_gradient(shape, mesh):
+    batch, devices = tiny.batch(), jax.devices()[: int(np.prod(mesh))]
+    expected = value_and_gradient(tiny.model(tiny.config(**shape)), batch)
+    with sharding.use(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
+        found = value_and_gradient(tiny.model(tiny.config(**shape, mlp_chunks=3)), batch)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_units_that_do_not_divide_and_methods_inside_are_refused():
+    batch = tiny.batch()
+    with pytest.raises(ValueError, match="48 feed-forward units do not divide into so many"):
+        jax.eval_shape(value_and_gradient, tiny.model(tiny.config(mlp_chunks=5)), batch)
+    model = tiny.model(tiny.config(mlp_chunks=3))
+    inside = LoRA(rank=2, targets=(r"layers/\d+/mlp/down",)).attach(model, jax.random.key(0))
+    with pytest.raises(ValueError, match="a method acts inside the MLP"):
+        jax.eval_shape(value_and_gradient, inside, batch)
+    beside = LoRA(rank=2, targets=(r"layers/\d+/attention/query",))
+    jax.eval_shape(value_and_gradient, beside.attach(model, jax.random.key(0)), batch)

@@ -1,0 +1,53 @@
+"""What lies in the host's memory between its uses changes no number."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from research.checkpoint import open_checkpoint
+from research.experiment import CheckpointConfig
+from research.models.config import ComputeConfig
+from research.program import make_program
+from research.sharding import HOST, MeshConfig
+from research.train import train
+from tests import tiny, tiny_run
+
+MOMENTS = (".*/(mu|nu)",)
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in tiny_run.lines(folder)]
+
+
+def test_offloaded_moments_and_layer_inputs_give_the_losses_of_those_on_devices(world, tmp_path):
+    plain = world.experiment(6, mesh=MESH, compute=ComputeConfig(remat="full"))
+    train(plain, tmp_path / "plain")
+    settings = {"offload": MOMENTS, "compute": ComputeConfig(remat="offload")}
+    saved = {"checkpoint": CheckpointConfig(every=3)}
+    train(world.experiment(3, mesh=MESH, **settings, **saved), tmp_path / "run")
+    train(world.experiment(6, mesh=MESH, **settings, **saved), tmp_path / "run")  # goes on
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "plain"), rtol=1e-5)
+    # and the run goes on with its moments on the devices
+    train(world.experiment(8, mesh=MESH, **settings | {"offload": ()}, **saved), tmp_path / "run")
+    assert open_checkpoint(tmp_path / "run").step == 8
+
+
+def test_moments_lie_with_the_host_between_steps(world):
+    program = make_program(world.experiment(2, mesh=MESH, offload=MOMENTS), None)
+    held = {name for name, placed in program.placed.items() if placed.memory_kind == HOST}
+    assert held and all(name.endswith(("/mu", "/nu")) for name in held)
+    batch = jax.tree.map(np.asarray, tiny.batch(rows=8, length=32))
+    with jax.set_mesh(program.mesh):
+        step = program.compile(batch)
+        after, _ = step(program.fresh_state(), program.place(batch), program.place_numbers())
+    for state in (program.fresh_state(), after):
+        kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.optimizer) if x.ndim > 1}
+        assert kinds == {HOST}
+
+
+def test_a_pattern_of_no_moment_is_refused(world):
+    with pytest.raises(ValueError, match="offload: pattern 'model/.*' matches nothing; nearest"):
+        make_program(world.experiment(2, offload=("model/.*",)), None)
