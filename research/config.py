@@ -135,6 +135,16 @@ def program_parser(description: str, *, config_required: bool = True) -> argpars
     return parser
 
 
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+    """Gives a program the flag `--distributed`, after which it calls `hosts.join`."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes, as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID say, or a TPU pod, GKE, Slurm or Open MPI",
+    )
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses `argv` (default: the command line); `.overrides` holds the `--config.` ones.
 

@@ -6,12 +6,15 @@
 
 Prints a line a task and, with `--out FILE`, writes everything as JSON, answers row by row, so that
 two runs can be compared on the same rows (`research.evaluation.statistics.paired_difference`).
+A model that one device does not hold: `--config.mesh.data=1 --config.mesh.fsdp=-1`, and with
+--distributed on each host, all hosts together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from research.batch import Batch
     from research.evaluation.scoring import Score
     from research.runs import Run
+    from research.sharding import MeshConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,15 +34,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", metavar="DIR", help="where a tuned run's base is, if it moved")
     parser.add_argument("--adapter", metavar="NAME", help="of a bank: which adapter to measure")
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    door.add_distributed(parser)
     arguments = door.parse(parser, argv)
 
-    from research import runs
+    from research import hosts, runs
     from research.compilation_cache import enable_compilation_cache
     from research.evaluation import tasks
     from research.evaluation.statistics import proportion_interval
 
     enable_compilation_cache()
-    with door.clear_errors():
+    with hosts.end_at_once(), door.clear_errors():
+        speaks = hosts.join() if arguments.distributed else True
         if arguments.out and Path(arguments.out).is_dir():
             raise ValueError(f"--out {arguments.out} is a folder; name a file")
         evaluation = door.load(tasks.Evaluation, arguments.config, arguments.overrides)
@@ -46,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         report: dict[str, Any] = {"run": str(run.saved.path), "fingerprint": run.fingerprint}
         if arguments.adapter:
             report["adapter"] = arguments.adapter
-        with scorer(run, arguments.adapter) as score:
+        hosts.check_alike(
+            config=json.dumps(door.to_dict(evaluation), sort_keys=True), model=run.fingerprint
+        )
+        with scorer(run, arguments.adapter, evaluation.mesh) as score:
             if evaluation.text is not None:
                 text = tasks.read_text(score, evaluation.text, run.tokenizer)
                 report["bits_per_byte"] = {name: read.bits_per_byte for name, read in text.items()}
@@ -57,9 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 report["truncated"] = answers.truncated
                 rows = zip(answers.expected, answers.chosen, strict=True)
                 report["answers"] = [list(row) for row in rows]
-                print(f"right answers: {quality:.1%} % of {quality.n}, {answers.truncated} cut")
+                if speaks:
+                    print(f"right answers: {quality:.1%} % of {quality.n}, {answers.truncated} cut")
         if evaluation.text is None and evaluation.choice is None:
             raise ValueError("the config has neither `text` nor `choice`: nothing to measure")
+    if not speaks:
+        return
     for name, bits in report.get("bits_per_byte", {}).items():
         print(f"{name}: {bits:.3f} bits per byte")
     if arguments.out:
@@ -67,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def scorer(run: Run, adapter: str | None = None) -> Iterator[Score]:
+def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None) -> Iterator[Score]:
     """Loads a run's model onto all devices, to be put to tasks inside the block.
 
     Args:
       adapter: which of a bank's adapters all rows use.
+      mesh: how all devices are arranged; None: each has the whole model.
 
     Raises:
       ValueError: a bank without a name, or a name that there is not.
@@ -87,10 +100,10 @@ def scorer(run: Run, adapter: str | None = None) -> Iterator[Score]:
         raise ValueError(f"--adapter names one of a bank's adapters; {run.saved.path} has {known}")
     used = adapters.number(run.method, adapter)
 
-    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
-    with sharding.use(mesh, rules):
-        model = runs.load_model(run, mesh, rules)
-        score = make_score(model, sharding.batch_sharding(mesh, rules))
+    devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
+    with sharding.use(devices, rules):
+        model = runs.load_model(run, devices, rules)
+        score = make_score(model, sharding.batch_sharding(devices, rules))
 
         def with_adapter(batch: Batch) -> np.ndarray:
             rows = np.full(len(batch.tokens), used, np.int32)

@@ -21,8 +21,9 @@ STOPPED = 75  # exit status of a run that is to be started again: EX_TEMPFAIL of
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def join() -> None:
-    """Joins the other processes of this run, before JAX makes its first device.
+def join() -> bool:
+    """Joins the other processes of this run, before JAX makes its first device; whether this is the
+    one that speaks.
 
     Who they are is said by the variables JAX_COORDINATOR_ADDRESS (host:port of process 0),
     JAX_NUM_PROCESSES and JAX_PROCESS_ID, or found out by JAX from TPU pods, GKE, Slurm or Open MPI.
@@ -54,6 +55,7 @@ def join() -> None:
             f"--distributed: {error} Set {', '.join(VARIABLES)} for each process, or start them "
             "with tools/launch.py, Slurm or on a TPU pod, where JAX finds them out"
         ) from error
+    return jax.process_index() == 0
 
 
 def check_alike(**facts: str) -> None:

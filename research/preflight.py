@@ -203,6 +203,10 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
         if chunks and not program.model_shapes.head.site:
             save.append(f"loss.vocabulary_chunks={chunks}")
             yield list(save)
+    mlps = [block.mlp for block in program.model_shapes.layers.values()]
+    if shape.hidden % 8 == 0 and not shape.mlp_chunks and all(mlp.whole is None for mlp in mlps):
+        save.append("compute.mlp_chunks=8")
+        yield list(save)
     meshes: list[tuple[int, list[str]]] = [(program.mesh.shape["tensor"], [])]
     one = [f"mesh.data={topology.slices}", "mesh.fsdp=-1"]
     if program.mesh.shape["fsdp"] * program.mesh.shape["tensor"] < devices // topology.slices:

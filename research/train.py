@@ -45,12 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, train nothing"
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="this is one of several processes of the run, as JAX_COORDINATOR_ADDRESS, "
-        "JAX_NUM_PROCESSES and JAX_PROCESS_ID say, or a TPU pod, GKE, Slurm or Open MPI",
-    )
+    door.add_distributed(parser)
     arguments = door.parse(parser, argv)
 
     from research import hosts

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from research import hosts, sharding
+from research import config as door
+from research import evaluate, hosts, sharding
 from research.checkpoint import open_checkpoint
 from research.experiment import CheckpointConfig
 from research.methods import LoRA
@@ -41,22 +42,30 @@ def experiment(world, **changes):
 def start(count, config, workdir):
     """So many processes that share 8 devices; `config` is one experiment, or one for each."""
     given = config if isinstance(config, list) else [config] * count
+    lines = []
+    for index, one in enumerate(given):
+        folder = workdir.with_name(f"{workdir.name}-{index}")
+        folder.mkdir(exist_ok=True)
+        file = tiny_run.config_file(folder, one)
+        lines.append(tiny_run.command("train", "--config", file, "--workdir", workdir))
+    return together(lines)
+
+
+def together(lines):
+    """Command lines as the processes of one run."""
+    count = len(lines)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = re.sub(r"(device_count=)\d+", rf"\g<1>{DEVICES // count}", os.environ["XLA_FLAGS"])
     started = []
-    for index, one in enumerate(given):
-        folder = workdir.with_name(f"{workdir.name}-{index}")
-        folder.mkdir(exist_ok=True)
+    for index, line in enumerate(lines):
         variables = dict(
             zip(hosts.VARIABLES, (f"127.0.0.1:{port}", str(count), str(index)), strict=True)
         )
-        file = tiny_run.config_file(folder, one)
-        line = tiny_run.command("train", "--config", file, "--workdir", workdir, "--distributed")
         started.append(
             subprocess.Popen(
-                line,
+                [*line, "--distributed"],
                 cwd=tiny_run.ROOT,
                 env={**os.environ, **variables, "XLA_FLAGS": flags},
                 stdout=subprocess.PIPE,
@@ -213,3 +222,19 @@ def test_a_host_feeds_the_rows_that_its_devices_hold(axes):
     for shard in made.addressable_shards:
         assert np.array_equal(shard.data, leaf[shard.index])
     assert jax.process_count() == 1
+
+
+@pytest.mark.heavy
+def test_two_processes_measure_what_one_does(world, alone, tmp_path):
+    data = door.to_dict(world.data())
+    text = {"sources": data["sources"], "sequence_length": 32, "batch_size": 8}
+    file = tmp_path / "evaluate.py"
+    config = {"text": text, "mesh": {"data": 2, "fsdp": 4}}
+    file.write_text(f"def get_config():\n    return {config!r}\n")
+    given = ["--config", str(file), "--run", str(alone), "--out"]
+    evaluate.main([*given, str(tmp_path / "alone.json")])
+    out = tmp_path / "pair.json"
+    outputs = finish(together([tiny_run.command("evaluate", *given, out)] * 2))
+    assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
+    expected = json.loads((tmp_path / "alone.json").read_text())["bits_per_byte"]
+    assert json.loads(out.read_text())["bits_per_byte"] == pytest.approx(expected, rel=1e-5)

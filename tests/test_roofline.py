@@ -141,6 +141,7 @@ def test_the_first_candidates_cost_only_time():
     found = list(preflight.candidates(dataclasses.replace(made), topology))
     assert found[0] == ["compute.remat=full"]
     assert found[1] == ["compute.remat=full", "loss.vocabulary_chunks=16"]
+    assert found[2] == [*found[1], "compute.mlp_chunks=8"]
     assert any("mesh.tensor=2" in changes for changes in found)
 
 

@@ -30,6 +30,11 @@ from research.runs import write_json
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 RESULTS = Path(__file__).parent / "results.json"
 SCREEN_STEPS, SCREEN_SEED, SEEDS = 20, 0, (1, 2, 3)
+# what the table needs of a run's summary
+SPENT = (
+    *("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss", "seconds"),
+    "quickest_step_seconds",
+)
 EXTENSIONS = 2  # most rates that are added to a grid
 
 
@@ -135,9 +140,7 @@ class Study:
         if self.dry_run:
             return
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        spent = ("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss")
-        spent += ("seconds", "quickest_step_seconds")
-        kept["runs"][str(seed)] = {name: summary[name] for name in spent} | answers
+        kept["runs"][str(seed)] = {name: summary[name] for name in SPENT} | answers
         kept |= {"rate": rate, "bytes": stored_bytes(run / "model")}
         self.keep()
 

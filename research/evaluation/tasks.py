@@ -17,6 +17,7 @@ from research.data.tokens import default_cache, text_of
 from research.evaluation import scoring
 from research.evaluation.scoring import Score
 from research.objectives.supervised import Supervised
+from research.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Evaluation:
 
     text: TextTask | None = None
     choice: ChoiceTask | None = None
+    # how devices are arranged: each holds the whole model unless mesh.fsdp or mesh.tensor shares it
+    mesh: MeshConfig = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True)

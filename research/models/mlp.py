@@ -57,14 +57,22 @@ class MLP(nnx.Module):
             _units(self.activation, self.gate, self.up, x, context), context.at("down")
         )
 
+    @property
+    def whole(self) -> str | None:
+        """Why it cannot be cut into chunks, if so."""
+        linears = [linear for linear in (self.gate, self.up, self.down) if linear is not None]
+        if any(linear.site for linear in linears):
+            return "a method acts inside the MLP"
+        if any(isinstance(linear.kernel, Quantized) for linear in linears):
+            return "the MLP is stored in fewer bits"
+        return None
+
     def _in_chunks(self, x: jax.Array, context: Context) -> jax.Array:
         """The same, some units after the others and again in the backward pass: one chunk's weights
         are gathered at a time, its gradients summed over devices and its activations held."""
-        linears = [linear for linear in (self.gate, self.up, self.down) if linear is not None]
-        if any(linear.site or isinstance(linear.kernel, Quantized) for linear in linears):
+        if self.whole:
             raise ValueError(
-                "compute.mlp_chunks: a method acts inside the MLP, or it is stored in fewer bits, "
-                "and so it stays whole: set mlp_chunks to 0"
+                f"compute.mlp_chunks: {self.whole}, and so it stays whole: set it to 0"
             )
         cut = functools.partial(_cut, self.chunks)
         into = jax.tree.map(functools.partial(cut, -1), (self.gate, self.up))

@@ -8,6 +8,7 @@ meshes: each device runs it on its own rows, heads and queries, and has all keys
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -80,7 +81,26 @@ def attention(
             out_specs=queries,
             check_vma=False,
         )
-    return call(kernel, query, key, value, segments)[..., :n].swapaxes(1, 2)
+    run = lambda *given: call(kernel, *given)  # noqa: E731
+    return _settled(run, query, key, value, segments)[..., :n].swapaxes(1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _settled(run: Any, *given: Any) -> jax.Array:
+    """`run(*given)`; what its gradient needs is made at once. The kernel writes the normaliser
+    128 times, and XLA would keep all of them till the backward pass takes one."""
+    return run(*given)
+
+
+def _settled_forward(run: Any, *given: Any) -> Any:
+    return jax.lax.optimization_barrier(jax.vjp(run, *given))
+
+
+def _settled_backward(run: Any, pull: Any, slope: jax.Array) -> Any:
+    return pull(slope)
+
+
+_settled.defvjp(_settled_forward, _settled_backward)
 
 
 def _kernel(s: int, heads: int, parts: int, window: int, cap: float, interpret: bool) -> Any:
