@@ -1,0 +1,127 @@
+"""Llama 3.1 8B on a slice of every TPU, full, LoRA, QLoRA: does it fit, how fast, at what cost?
+
+    python -m experiments.topologies [--only v5e:8x8] [--dry-run]
+
+Each cell is a command of tools/preflight.py, which compiles the train step with the real TPU
+compiler (`tools/setup preflight`), some minutes each. What results.json here has is not compiled
+again; table.md is written anew after each. One row of 4096 tokens a chip, or four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research.accelerators import EXAMPLES
+from research.report import Column, text_table
+from research.runs import write_json
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+CONFIG = "configs/pretrain/llama3_8b.py"
+ADAPTER = '--config.method={"kind": "lora", "rank": 16}'
+BFLOAT16 = '--config.model.storage=[[".*", "bfloat16"]]'
+NF4 = '--config.model.storage=[["layers/.*", "nf4"], [".*", "bfloat16"]]'
+
+
+class Form(NamedTuple):
+    """Some lines of the table."""
+
+    flags: tuple[str, ...]
+    topologies: tuple[str, ...]
+    # of 4096 tokens, for each chip
+    rows: int = 1
+
+
+FORMS = {
+    "full": Form(("--config.model.mlp_chunks=8",), ("v5e:16x16", *EXAMPLES)),
+    "full, 4 rows": Form(
+        ("--config.model.mlp_chunks=16", "--config.loss.vocabulary_chunks=32"), ("v5p:4x4x4",), 4
+    ),
+    "LoRA": Form((ADAPTER, BFLOAT16), ("v5e:2x4", *EXAMPLES)),
+    "QLoRA": Form((ADAPTER, NF4), ("v5e:1x1", *EXAMPLES)),
+}
+KEPT = (
+    *("chips", "fits", "limit_gib", "peak_gib", "argument_gib", "temp_gib", "weights_gib"),
+    *("adapters_gib", "optimizer_gib", "model_flops", "hardware_flops", "memory_bytes"),
+    *("sent_bytes", "seconds", "bound_by", "tokens_per_second", "utilisation", "money", "steps"),
+    *("batch_size", "sequence_length", "mesh", "remat", "prices_of"),
+)
+COLUMNS = [
+    Column("method", "method"),
+    Column("topology", "topology"),
+    Column("chips", "chips"),
+    Column("fits", "fits"),
+    Column("peak_gib", "peak", "GiB", format=".2f"),
+    Column("limit_gib", "of", "GiB", format=".2f"),
+    Column("argument_gib", "arguments", "GiB", format=".2f"),
+    Column("temp_gib", "temporaries", "GiB", format=".2f"),
+    Column("tokens_per_second", "at best", "tokens/s", format=",.0f"),
+    Column("utilisation", "of peak", "%", 100, ".1f"),
+    Column("bound_by", "bound by"),
+    Column("price", "a billion tokens", "dollars", format=",.0f"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results.json", metavar="FILE")
+    parser.add_argument("--only", nargs="+", metavar="TOPOLOGY", help="these of them")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    arguments = parser.parse_args()
+    file = arguments.results
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for method, form in FORMS.items():
+        for topology in form.topologies:
+            name = f"{method} on {topology}"
+            if name in results or (arguments.only and topology not in arguments.only):
+                continue
+            report = examine(topology, form, arguments.dry_run)
+            if report:
+                results[name] = {what: report[what] for what in KEPT if what in report}
+                write_json(file, results)
+                file.with_name("table.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+def examine(topology: str, form: Form, dry_run: bool) -> dict[str, Any]:
+    """What tools/preflight.py reports of a cell; nothing in a dry run."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        words = ["tools/preflight.py", "--config", CONFIG, "--topology", topology, "--tries", "0"]
+        words += ["--sequences-per-chip", str(form.rows), *form.flags]
+        print("$", shlex.join(words), flush=True)
+        if dry_run:
+            return {}
+        done = subprocess.run(
+            [sys.executable, *words, "--json", str(report)], cwd=ROOT, check=False
+        )
+        if done.returncode not in (0, 3):  # 3: it does not fit, which is a result
+            raise SystemExit(f"{words[0]} ended with {done.returncode}")
+        return json.loads(report.read_text(encoding="utf-8"))
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A line a cell."""
+    rows = []
+    for name, report in results.items():
+        method, topology = name.split(" on ")
+        tokens = report["steps"] * report["batch_size"] * report["sequence_length"]
+        price = None if report["money"] is None else report["money"] / tokens * 1e9
+        fits = "yes" if report["fits"] else "no"
+        rows.append(
+            {**report, "method": method, "topology": topology, "fits": fits, "price": price}
+        )
+    return text_table(rows, COLUMNS).rstrip("\n") + "\n"
+
+
+if __name__ == "__main__":
+    main()
