@@ -127,15 +127,32 @@ def test_splash_interpreted_equals_plain_in_value_and_gradient(changes):
     equal(gradients(attend, *arguments), gradients(BACKENDS["plain"].attention, *arguments), 2e-5)
 
 
-@pytest.mark.parametrize("mesh", [(1, 2, 2), (2, 1, 1, 4), (1, 2, 2, 2)], ids=str)
-def test_splash_on_a_mesh_equals_plain(mesh):
-    """Rows over `fsdp`, heads over `tensor`, queries over `sequence`; all keys everywhere."""
-    arguments = splash_case(128 * mesh[-1] if len(mesh) == 4 else 256)
+@pytest.mark.parametrize(
+    ("mesh", "length"),
+    [((1, 2, 2), 256), ((2, 1, 1, 4), 512), ((2, 1, 1, 4), 1024), ((1, 2, 2, 2), 512)],
+    ids=str,
+)
+def test_splash_on_a_mesh_equals_plain(mesh, length):
+    """Rows over `fsdp`, heads over `tensor`, queries over `sequence`, swapped where halves of a
+    device's part are whole lanes; all keys everywhere."""
+    arguments = splash_case(length)
     attend = functools.partial(BACKENDS["splash"].attention, interpret=True)
     devices = jax.devices()[: math.prod(mesh)]
     with sharding.use(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
         ours = gradients(attend, *arguments)
     equal(ours, gradients(BACKENDS["plain"].attention, *arguments), 2e-5)
+
+
+def test_devices_that_share_a_row_compute_the_same_number_of_blocks():
+    splash = BACKENDS["splash"]
+    work = lambda order: [  # noqa: E731
+        np.count_nonzero(blocks)
+        for blocks in np.split(np.asarray(made(order).fwd_mask_info.block_mask), 4, axis=-2)
+    ]
+    made = lambda order: splash._kernel(4096, 2, 4, 0, 0.0, True, order)  # noqa: E731
+    assert work(None)[3] > 3 * work(None)[0]
+    balanced = work(splash._order(4096, 4))
+    assert max(balanced) == min(balanced) and sum(balanced) == sum(work(None))
 
 
 def test_splash_says_what_is_not_for_it(monkeypatch):

@@ -3,7 +3,9 @@
 Blocks of scores that no row sees are neither computed nor read, and scores never leave the chip.
 Documents are told apart by the kernel, grouped keys are not repeated. The kernel knows nothing of
 meshes: each device runs it on its own rows, heads and queries, and has all keys of its rows
-(devices that share the tokens of a row gather keys and values, which are few).
+(devices that share the tokens of a row gather keys and values, which are few). Late queries see
+more than early ones: so that such devices have the same work, each takes one chunk of the row and
+the one as far from the row's end, and gives the results back.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from research import sharding
@@ -56,19 +59,30 @@ def attention(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
 
     s, h, n = query.shape[1:]
+    axes = sharding.axes_of("sequence")
     parts, tensor = sharding.parts_of("sequence"), sharding.parts_of("heads")
     query = query * jnp.asarray(n**-0.5, query.dtype)
     query, key, value = (_pad(x.swapaxes(1, 2)) for x in (query, key, value))  # [B,H,S,N]
-    kernel = _kernel(s, h // tensor, parts, mask.window, cap, interpret)
-    call = jax.vmap(lambda kernel, *row: kernel(*row), in_axes=(None, 0, 0, 0, 0))
-    segments = splash.SegmentIds(mask.segments, mask.key_segments)
+    # in a window all queries see the same number of keys
+    swaps = parts > 1 and not mask.window and s % (2 * parts * LANES) == 0
+    order = _order(s, parts) if swaps else None
+    kernel = _kernel(s, h // tensor, parts, mask.window, cap, interpret, order)
+    run_rows = jax.vmap(lambda kernel, *row: kernel(*row), in_axes=(None, 0, 0, 0, 0))
+
+    def call(kernel: Any, query: jax.Array, *rest: Any) -> jax.Array:
+        if not swaps:
+            return run_rows(kernel, query, *rest)
+        return _swap(run_rows(kernel, _swap(query, axes, parts), *rest), axes, parts, back=True)
+
+    asks = mask.segments if order is None else mask.segments[:, order]
+    segments = splash.SegmentIds(asks, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         over = sharding.spec_in_use
         queries = over(("batch", "heads", "sequence", None))
         keys = over(("batch", "key_heads", None, None))
         ids: Any = (over(("batch", "sequence")), over(("batch", None)))
-        blocks = NamedSharding(mesh, PartitionSpec(None, sharding.axes_of("sequence") or None))
+        blocks = NamedSharding(mesh, PartitionSpec(None, axes or None))
         call = jax.shard_map(
             call,
             in_specs=(
@@ -103,14 +117,57 @@ def _settled_backward(run: Any, pull: Any, slope: jax.Array) -> Any:
 _settled.defvjp(_settled_forward, _settled_backward)
 
 
-def _kernel(s: int, heads: int, parts: int, window: int, cap: float, interpret: bool) -> Any:
-    """The kernel for one device's heads, with what blocks its queries see."""
+def _order(s: int, parts: int) -> np.ndarray:
+    """[S]: which tokens' queries the devices have, one device after the other, if each takes one of
+    twice as many chunks from the front and the one as far from the end."""
+    chunks = np.arange(s).reshape(2 * parts, -1)
+    return np.concatenate([chunks[[n, 2 * parts - 1 - n]].ravel() for n in range(parts)])
+
+
+def _swap(x: jax.Array, axes: tuple[str, ...], parts: int, back: bool = False) -> jax.Array:
+    """Under shard_map: a device's part of x [B,H,S,N] in the row's order -> in `_order`'s, or back.
+
+    Two exchanges: chunks of even number, one of each device, go to different devices, as do the odd.
+    """
+    goes = lambda chunk: min(chunk, 2 * parts - 1 - chunk)  # noqa: E731
+    ways = [[(n, goes(2 * n + odd)) for n in range(parts)] for odd in (0, 1)]
+    first, second = jnp.split(x, 2, axis=2)
+    # even devices have a chunk of even number from the front, odd ones from the end
+    turned = jax.lax.axis_index(axes) % 2 == 1
+    choose = lambda a, b: (jnp.where(turned, b, a), jnp.where(turned, a, b))  # noqa: E731
+    if back:
+        ways = [[(there, here) for here, there in way] for way in ways]
+        first, second = choose(first, second)
+    first, second = (
+        jax.lax.ppermute(chunk, axes, way) for chunk, way in zip((first, second), ways, strict=True)
+    )
+    if not back:
+        first, second = choose(first, second)
+    return jnp.concatenate([first, second], axis=2)
+
+
+def _kernel(
+    s: int,
+    heads: int,
+    parts: int,
+    window: int,
+    cap: float,
+    interpret: bool,
+    order: np.ndarray | None = None,
+) -> Any:
+    """The kernel for one device's heads, with what blocks its queries see.
+
+    Args:
+      order: [S] tokens of the queries, if not in the row's order.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     seen: splash.Mask = splash.CausalMask((s, s), shard_count=parts)
     if window:
         seen = splash.LocalMask((s, s), (window - 1, 0), 0, shard_count=parts)
-    block = math.gcd(BLOCK, s // parts)
+    if order is not None:
+        seen.q_sequence = order.astype(np.int32)
+    block = math.gcd(BLOCK, s // parts if order is None else s // (2 * parts))
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
