@@ -127,7 +127,7 @@ def _order(s: int, parts: int) -> np.ndarray:
 def _swap(x: jax.Array, axes: tuple[str, ...], parts: int, back: bool = False) -> jax.Array:
     """Under shard_map: a device's part of x [B,H,S,N] in the row's order -> in `_order`'s, or back.
 
-    Two exchanges: chunks of even number, one of each device, go to different devices, as do the odd.
+    Two exchanges: chunks of even number, one of each device, go to different devices; odd ones too.
     """
     goes = lambda chunk: min(chunk, 2 * parts - 1 - chunk)  # noqa: E731
     ways = [[(n, goes(2 * n + odd)) for n in range(parts)] for odd in (0, 1)]
@@ -162,7 +162,7 @@ def _kernel(
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    seen: splash.Mask = splash.CausalMask((s, s), shard_count=parts)
+    seen: Any = splash.CausalMask((s, s), shard_count=parts)
     if window:
         seen = splash.LocalMask((s, s), (window - 1, 0), 0, shard_count=parts)
     if order is not None:
