@@ -10,16 +10,17 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from research import config as door
-from research import methods, runs, sharding, tree
+from research import methods, paths, runs, sharding, tree
 from research.checkpoint import open_checkpoint
 from research.experiment import Experiment
 from research.methods import Method
@@ -36,7 +37,7 @@ OFF = -1  # a row of `Batch.adapter` that uses none
 def find(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """What the tuned runs in a folder and the folders in it are, by path, as rows of a table."""
     found = []
-    for path in sorted({path.parent for path in Path(folder).rglob("model") if path.is_dir()}):
+    for path in _runs(paths.absolute(folder)):
         try:
             saved = open_checkpoint(path)
             if saved.metadata()["base"] is not None:
@@ -44,6 +45,15 @@ def find(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except (OSError, ValueError, KeyError) as error:
             log.warning("%s is left out: %s", path, error)
     return found
+
+
+def _runs(folder: epath.Path) -> Iterator[epath.Path]:
+    """Every folder with a finished model, by path; in buckets too, which know no `**`."""
+    for inside in sorted(folder.iterdir()):
+        if inside.name == "model" and inside.is_dir():
+            yield folder
+        elif inside.name != "checkpoints" and inside.is_dir():
+            yield from _runs(inside)
 
 
 def open_named(texts: Sequence[str], base: str | None = None) -> dict[str, Run]:
@@ -81,7 +91,7 @@ def describe(saved: SavedStep) -> dict[str, Any]:
         "adapters": ", ".join(methods.bank_names(method) or methods.adapter_names(method)),
         "parameters": sum(sizes.values()),
         "bytes": sum(stored.values()),
-        "base": base["path"] if Path(base["path"]).exists() else f"{base['path']} (gone)",
+        "base": base["path"] + ("" if paths.absolute(base["path"]).exists() else " (gone)"),
         "base_fingerprint": base["fingerprint"][:16],
     }
 

@@ -13,12 +13,15 @@ import time
 import numpy as np
 import pytest
 
+from research import generate, runs
 from research.experiment import CheckpointConfig
 from research.hosts import STOPPED
+from research.methods import LoRA
 from research.metrics import read_metrics
 from research.paths import absolute
 from research.train import train
 from tests import tiny_run
+from tools import adapters
 
 pytest.importorskip("gcp_storage_emulator", reason="tools/setup services")
 pytestmark = pytest.mark.heavy
@@ -80,16 +83,14 @@ def remote(world, emulator):
     for name in ("prose-train.jsonl", "prose-heldout.jsonl", "tokenizer.json"):
         (absolute("gs://made/data") / name).write_bytes((world.folder / name).read_bytes())
     local = world.experiment(20)
-    return lambda steps, **changes: world.experiment(
-        steps,
-        tokenizer="gs://made/data/tokenizer.json",
-        data=world.data(
-            sources=(
-                type(local.data.sources[0])("prose", "jsonl", "gs://made/data/prose-{split}.jsonl"),
-            )
-        ),
-        **{"checkpoint": CheckpointConfig(every=5), "evaluate_split": "heldout"} | changes,
-    )
+    source = type(local.data.sources[0])("prose", "jsonl", "gs://made/data/prose-{split}.jsonl")
+    settings = {
+        "tokenizer": "gs://made/data/tokenizer.json",
+        "data": world.data(sources=(source,)),
+        "checkpoint": CheckpointConfig(every=5),
+        "evaluate_split": "heldout",
+    }
+    return lambda steps, **changes: world.experiment(steps, **settings | changes)
 
 
 def finish(process):
@@ -126,6 +127,35 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk_after_a_kill_and_a_signal(remote
 
     tensors = load_file(out / "model.safetensors")
     assert all(np.isfinite(tensor).all() for tensor in tensors.values()) and tensors
+
+
+def test_adapters_in_a_bucket_are_tuned_listed_added_merged_and_put_side_by_side(
+    remote, tmp_path, capsys
+):
+    train(remote(4), "gs://made/base")
+    start = {"model": None, "tokenizer": None, "init_from": "gs://made/base"}
+    for seed, name in enumerate(("law", "style")):
+        tuned = remote(2, **start, method=LoRA(rank=2), seed=seed)
+        train(tuned, f"gs://made/tuned/{name}")
+    capsys.readouterr()
+    adapters.main(["list", "gs://made/tuned"])
+    listed = capsys.readouterr().out
+    assert "gs://made/tuned/law" in listed and "gs://made/tuned/style" in listed
+    assert "gone" not in listed
+    law, style = "gs://made/tuned/law", "gs://made/tuned/style"
+    adapters.main(["merge", "--from", law, "--out", "gs://made/whole"])
+    adapters.main(
+        ["add", "--from", f"0.5={law}", "--from", f"0.5={style}", "--out", "gs://made/sum"]
+    )
+    adapters.main(
+        ["bank", "--from", f"law={law}", "--from", f"style={style}", "--out", "gs://made/bank"]
+    )
+    certificate = json.loads((absolute("gs://made/whole") / "certificate.json").read_text())
+    assert certificate["largest_difference"] < 1e-4 * certificate["largest_output"]
+    for made in ("whole", "sum", "bank"):
+        assert runs.open_run(f"gs://made/{made}").checksums()
+    generate.main(["--run", "gs://made/bank", "--prompt", "red", "--tokens", "2"])
+    assert "style" in capsys.readouterr().out
 
 
 def test_a_signal_saves_in_the_bucket(remote, tmp_path):

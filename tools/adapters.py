@@ -16,15 +16,17 @@ it uses (`research.generate --run runs/bank` answers with each). To switch one o
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools import environment  # noqa: E402
 
 
-def main() -> None:
-    environment.enter()
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    if argv is None:
+        environment.enter()
+    arguments = _parser().parse_args(argv)
     from research import config as door
 
     verbs = {"list": show, "merge": merge, "unmerge": unmerge, "add": add, "bank": bank}
@@ -65,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def show(arguments: argparse.Namespace) -> None:
     """Prints a table of adapters."""
-    from research import adapters, report
+    from research import adapters, paths, report
     from research.report import Column
 
-    if not Path(arguments.folder).is_dir():
+    if not paths.absolute(arguments.folder).is_dir():
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
     rows = adapters.find(arguments.folder)
     if not rows:
