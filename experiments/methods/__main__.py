@@ -2,10 +2,10 @@
 
     python -m experiments.methods [--workdir runs/methods] [--only lora dora] [--dry-run]
 
-The base is imported once. Each form of configs/methods/smollm2.py is screened on a few steps at
-three rates, by held-out loss, and the sweep goes on past an edge of the grid that was best. The
-best rate is confirmed with three other seeds (of start, order and dropout), and those three models
-are put to the tasks. Every stage is a command of its own and its numbers go to the results file at
+The base is imported once. Each form of configs/methods/smollm2.py, one after the other, is screened
+on a few steps at three rates, by held-out loss, and the sweep goes on past an edge of the grid that
+was best. The best rate is confirmed with three other seeds (of start, order and dropout), and those
+three models are put to the tasks. Every stage is a command of its own and its numbers go to the results file at
 once. What that file holds is not run again: a study that was stopped goes on, on this machine or on
 another, and to run a form anew is to take it out of the file.
 """
@@ -76,10 +76,11 @@ class Study:
     def run(self, forms: Sequence[str], seeds: Sequence[int]) -> None:
         for form in forms:
             self.measure_base(FORMS[form].stored)
-        rates = {form: self.sweep(form) for form in forms}
-        for seed in seeds:  # one seed of all before the next: what is there can be compared
-            for form, rate in rates.items():
+        for form in forms:
+            rate = self.sweep(form)
+            for seed in seeds:
                 self.confirm(form, rate, seed)
+            give_back(compiled=True)  # programs, which the runs of a form share: gigabytes
 
     def start(self, stored: str | None) -> Path:
         """The base that a form is tuned from."""
@@ -173,7 +174,7 @@ class Study:
         print(f"\n$ python -m {shlex.join([module, *words])}", flush=True)
         if not self.dry_run:
             importlib.import_module(module).main(words)
-            give_back(compiled=True)  # half a gigabyte a run and more
+            give_back()
 
 
 def setting(form: str) -> dict[str, Any]:
