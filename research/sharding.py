@@ -86,11 +86,18 @@ class MeshConfig:
         slices = len({getattr(device, "slice_index", 0) for device in devices})
         sizes = self.sizes(len(devices), slices)
         automatic = (AxisType.Auto,) * len(AXES)  # XLA places what we do not
-        if slices == 1:
-            return jax.make_mesh(sizes, AXES, axis_types=automatic, devices=devices)
-        inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
-        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
-        return Mesh(placed, AXES, axis_types=automatic)
+        try:
+            if slices == 1:
+                return jax.make_mesh(sizes, AXES, axis_types=automatic, devices=devices)
+            inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+            placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+            return Mesh(placed, AXES, axis_types=automatic)
+        except NotImplementedError as error:
+            size = "mesh " + " ".join(f"{a}={n}" for a, n in zip(AXES, sizes, strict=True) if n > 1)
+            raise ValueError(
+                f"{size} does not lie on these chips' torus: the size of an axis must be a product "
+                f"of whole sides of it (of 4x4x4: 4, 16 or 64). {error}"
+            ) from None
 
     def abstract(self, devices: int, slices: int = 1) -> AbstractMesh:
         """The mesh of so many devices, of which nothing else is known: for plans."""

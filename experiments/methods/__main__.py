@@ -5,9 +5,9 @@
 The base is imported once. Each form of configs/methods/smollm2.py, one after the other, is screened
 on a few steps at three rates, by held-out loss, and the sweep goes on past an edge of the grid that
 was best. The best rate is confirmed with three other seeds (of start, order and dropout), and those
-three models are put to the tasks. Every stage is a command of its own and its numbers go to the results file at
-once. What that file holds is not run again: a study that was stopped goes on, on this machine or on
-another, and to run a form anew is to take it out of the file.
+three models are put to the tasks. Every stage is a command of its own and its numbers go to the
+results file at once. What that file holds is not run again: a study that was stopped goes on, on
+this machine or on another, and to run a form anew is to take it out of the file.
 """
 
 from __future__ import annotations
