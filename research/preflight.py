@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from research import config as door
 from research import methods, runs, sharding, tree
@@ -117,6 +118,7 @@ def facts(program: Program, topology: Topology, prices: Prices | None = None) ->
         "rows_per_device": program.rows_of_device,
         "limit_gib": accelerator.memory / GIB,
         **{f"{name}_gib": size / GIB for name, size in held.items()},
+        "host_gib": host_bytes(program) / GIB,
         "model_flops": bound.model_flops,
         "hardware_flops": bound.hardware_flops,
         "memory_bytes": bound.memory_bytes,
@@ -139,13 +141,31 @@ def held_bytes(program: Program) -> dict[str, int]:
     base = tree.flatten(program.base_shapes)
     held = dict.fromkeys(("weights", "adapters", "optimizer"), 0)
     for name, leaf in tree.flatten(program.state_shapes).items():
-        size = math.prod(program.placed[name].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        size = _own_bytes(program, name, leaf)
         own = name.removeprefix("model/")
+        if program.placed[name].memory_kind == sharding.HOST:
+            continue
         if not name.startswith("model/"):
             held["optimizer"] += size
         else:
             held["weights" if own in base else "adapters"] += size
     return held
+
+
+def host_bytes(program: Program) -> int:
+    """Bytes that the host keeps for one device: offloaded moments, and inputs of layers."""
+    leaves = tree.flatten(program.state_shapes)
+    there = [n for n, placed in program.placed.items() if placed.memory_kind == sharding.HOST]
+    total = sum(_own_bytes(program, name, leaves[name]) for name in there)
+    if program.shape.remat == "offload":
+        shape, data = program.shape, program.experiment.data
+        tokens = program.rows_of_device * data.sequence_length // program.mesh.shape["sequence"]
+        total += tokens * shape.width * shape.layers * jnp.dtype(shape.compute_dtype).itemsize
+    return total
+
+
+def _own_bytes(program: Program, name: str, leaf: Any) -> int:
+    return math.prod(program.placed[name].shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _needed(error: str) -> int | None:
@@ -257,6 +277,8 @@ def describe(report: Mapping[str, Any]) -> str:
         if report[name + "_gib"] >= 0.005
     )
     memory = f"between steps: {held}"
+    if report["host_gib"] >= 0.005:
+        memory += f"; with the host {report['host_gib']:.2f}"
     if "temp_gib" in report:
         memory += f"; arguments {report['argument_gib']:.2f}, temporaries {report['temp_gib']:.2f}"
     seconds, sent = report["seconds"], report["sent_bytes"]

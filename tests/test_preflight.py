@@ -33,6 +33,11 @@ CASES = {
     "v5p, sequence": ("v5p:2x2x1", 1, ["mesh.sequence=2", "data.batch_size=2"]),
     "v6e, two slices": ("v6e:2x2", 2, ["mesh.data=2"]),
     "QLoRA on one chip": ("v5e:1x1", 1, LORA),
+    "chunks of the MLP, the rest with the host": (
+        "v5e:2x2",
+        1,
+        ["mesh.fsdp=4", "model.mlp_chunks=2", "model.remat=offload", 'offload=[".*/(mu|nu)"]'],
+    ),
 }
 
 
@@ -45,6 +50,7 @@ def test_a_step_compiles_with_the_kernel_and_holds_what_its_sharding_says(case):
         report = preflight.examine(experiment, accelerators.topology(name, slices))
     assert report["fits"] and report["temp_gib"] > 0
     held = sum(report[f"{part}_gib"] for part in ("weights", "adapters", "optimizer"))
+    assert (report["host_gib"] > 0) == ("with the host" in case)
     # the batch and the run's numbers besides; small arrays are padded
     assert held <= report["argument_gib"] <= 1.1 * held + 0.01
 
