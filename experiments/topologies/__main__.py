@@ -35,14 +35,22 @@ class Form(NamedTuple):
 
     flags: tuple[str, ...]
     topologies: tuple[str, ...]
-    # of 4096 tokens, for each chip
+    # of 4096 tokens, for each chip; 0: as the flags say
     rows: int = 1
 
 
 FORMS = {
     "full": Form(("--config.model.mlp_chunks=8",), ("v5e:16x16", *EXAMPLES)),
     "full, 4 rows": Form(
-        ("--config.model.mlp_chunks=16", "--config.loss.vocabulary_chunks=32"), ("v5p:4x4x4",), 4
+        ("--config.model.mlp_chunks=8", "--config.loss.vocabulary_chunks=32"), ("v5p:4x4x4",), 4
+    ),
+    "full, rows of 131,072": Form(
+        (
+            *("--config.model.mlp_chunks=8", "--config.data.sequence_length=131072"),
+            *("--config.data.batch_size=4", "--config.mesh.fsdp=4", "--config.mesh.sequence=16"),
+        ),
+        ("v5p:4x4x4",),
+        0,
     ),
     "LoRA": Form((ADAPTER, BFLOAT16), ("v5e:2x4", *EXAMPLES)),
     "QLoRA": Form((ADAPTER, NF4), ("v5e:1x1", *EXAMPLES)),
@@ -97,7 +105,7 @@ def examine(topology: str, form: Form, dry_run: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         words = ["tools/preflight.py", "--config", CONFIG, "--topology", topology, "--tries", "0"]
-        words += ["--sequences-per-chip", str(form.rows), *form.flags]
+        words += [*(["--sequences-per-chip", str(form.rows)] if form.rows else []), *form.flags]
         print("$", shlex.join(words), flush=True)
         if dry_run:
             return {}
