@@ -14,14 +14,16 @@ answered in one batch and printed in order.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from research import config as door
 
 if TYPE_CHECKING:
-    from research.objectives.base import Objective
+    from research.generation.prompts import Voice
+    from research.generation.sampling import Sampling
     from research.runs import Run
 
 
@@ -60,121 +62,93 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from research import adapters, chat, methods, runs, sharding
+    from research import adapters, methods, runs, sharding
     from research.compilation_cache import enable_compilation_cache
-    from research.generation import decode
+    from research.generation import prompts
     from research.generation.sampling import Sampling
-    from research.objectives import Chat, Masked, Supervised
 
     enable_compilation_cache()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
-    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     named = adapters.open_named(arguments.adapter, arguments.run)
-    # who answers: its name, and the run whose template wraps the prompt
-    voices = dict(named)
-    if not named:
-        voices = {name: run for name in methods.bank_names(run.method)}
-    # the number by which a row says whom it asks
-    numbers = {name: number for number, name in enumerate(voices)}
-    off = [name for name in arguments.switch_off if name in voices]
-    if voices and len(off) < len(arguments.switch_off):
-        raise ValueError(f"--switch-off: the adapters side by side are {', '.join(voices)}")
-    voices = {name: voice for name, voice in voices.items() if name not in off}
-    if off and not voices:
-        voices, numbers = {"base": run.base or run}, {"base": adapters.OFF}
-    words, stops = run.tokenizer, chat.find_stops(run.companions)
-    for voice in voices.values() or [run]:
-        tuned = _objective(voice)
-        if isinstance(tuned, Chat):
-            stops += (tuned.end_id(voice.tokenizer),)
-        if isinstance(tuned, Masked):
-            raise ValueError(
-                f"{arguments.run} was trained to fill in masked tokens: it reads both ways and "
-                "does not write text. Tune it with another objective first."
-            )
-    said: list[dict[str, str]] = []
+    voices = prompts.find_voices(run, named, arguments.switch_off)
+    stops = prompts.find_stops(run, voices)
+    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     with sharding.use(mesh, rules):
         if named:
             model = adapters.load_bank(named, mesh, rules)
         else:
             model = runs.load_model(run, mesh, rules)
-        for name in arguments.switch_off:
-            if name not in off:
-                model = methods.switch_off(model, name)
-
-        def ids(prompt: str, voice: Run = run) -> list[int]:
-            data, objective = voice.experiment and voice.experiment.data, _objective(voice)
-            template = None if data else chat.find_template(run.companions)
-            if template is not None and not arguments.raw:
-                roles = words.roles
-                turns = [*said, {"role": "user", "content": prompt}]
-                text = chat.render(template, turns, begin=roles["begin"], end=roles["end"])
-                return words.encode(text, special=True)
-            if isinstance(objective, Chat) and not arguments.raw:
-                turns = [*said, {"role": "user", "content": prompt}]
-                return objective.prompt_ids(voice.tokenizer, turns)
-            if data and isinstance(objective, Supervised) and not arguments.raw:
-                found, cut = objective.prompt_ids(words, prompt, data.sequence_length)
-                if cut:
-                    print(f"(cut to fit {data.sequence_length} tokens)", file=sys.stderr)
-                return found
-            found = [*words.opening, *words.encode(prompt)]
-            if not found:
-                raise ValueError("the prompt is empty, and this model has no token to begin with")
-            return found
-
-        def say(prompt: str) -> str:
-            columns = decode.stream(
-                model, [ids(prompt)], arguments.tokens, words.end_id, sampling, stops=stops
-            )
-            tokens = (int(column[0]) for column in columns)
-            answer = ""
-            ends = {words.end_id, *stops}
-            for text in words.stream(token for token in tokens if token not in ends):
-                answer += text
-                print(text, end="", flush=True)
-            print(flush=True)
-            return answer
-
-        def answers(prompts: Sequence[str]) -> Iterator[str]:
-            """Every voice's answer to every prompt, in one batch."""
-            asked = [ids(prompt, voice) for prompt in prompts for voice in voices.values() or [run]]
-            rows = np.tile([numbers[name] for name in voices], len(prompts)) if voices else None
-            made = decode.generate(
-                model, asked, arguments.tokens, words.end_id, sampling, rows, stops=stops
-            )
-            yield from map(words.decode, made)
-
-        if voices:
-            while prompts := arguments.prompt or [p for p in [_ask()] if p is not None]:
-                texts = answers(prompts)
-                for _ in prompts:
-                    for name in voices:
-                        print(f"{name}: {next(texts)}", flush=True)
-                if arguments.prompt:
+        bank = voices[0].number is not None
+        for name in [] if bank else arguments.switch_off:
+            model = methods.switch_off(model, name)
+        writer = _Writer(model, run, voices, stops, sampling, arguments.tokens, arguments.raw)
+        given = arguments.prompt
+        if bank:
+            while asked := given or [prompt for prompt in [_ask()] if prompt is not None]:
+                texts = writer.answers(asked)
+                for _ in asked:
+                    for voice in voices:
+                        print(f"{voice.name}: {next(texts)}", flush=True)
+                if given:
                     break
-        elif len(arguments.prompt) > 1:
-            for text in answers(arguments.prompt):
+        elif len(given) > 1:
+            for text in writer.answers(given):
                 print(text)
-        elif arguments.prompt:
-            say(arguments.prompt[0])
+        elif given:
+            writer.say(given[0])
         else:
             while (prompt := _ask()) is not None:
-                answer = say(prompt)
-                said += [
-                    {"role": "user", "content": prompt},
-                    {"role": "assistant", "content": answer},
-                ]
+                writer.say(prompt)
 
 
-def _objective(run: Run) -> Objective | None:
-    """What the run was trained with; None: the model was imported."""
-    from research.data.reading import make_objective
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """A loaded model that answers."""
 
-    return make_objective(run.experiment.data) if run.experiment else None
+    model: Any
+    run: Run
+    voices: list[Voice]
+    stops: tuple[int, ...]
+    sampling: Sampling
+    tokens: int
+    raw: bool
+    # the conversation so far
+    said: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    def say(self, prompt: str) -> None:
+        """Prints an answer as it is made; what is said next goes on from it."""
+        from research.generation import decode
+
+        words = self.run.tokenizer
+        asked = [self.voices[0].ids(prompt, self.said, self.raw)]
+        columns = decode.stream(
+            self.model, asked, self.tokens, words.end_id, self.sampling, stops=self.stops
+        )
+        ends = {words.end_id, *self.stops}
+        made = (int(column[0]) for column in columns)
+        answer = ""
+        for text in words.stream(token for token in made if token not in ends):
+            answer += text
+            print(text, end="", flush=True)
+        print(flush=True)
+        self.said.append({"role": "user", "content": prompt})
+        self.said.append({"role": "assistant", "content": answer})
+
+    def answers(self, prompts: Sequence[str]) -> Iterator[str]:
+        """Every voice's answer to every prompt, in one batch."""
+        import numpy as np
+
+        from research.generation import decode
+
+        words = self.run.tokenizer
+        asked = [voice.ids(prompt, raw=self.raw) for prompt in prompts for voice in self.voices]
+        numbers = [voice.number for voice in self.voices if voice.number is not None]
+        rows = np.tile(numbers, len(prompts)) if numbers else None
+        made = decode.generate(
+            self.model, asked, self.tokens, words.end_id, self.sampling, rows, stops=self.stops
+        )
+        yield from map(words.decode, made)
 
 
 def _ask() -> str | None:
