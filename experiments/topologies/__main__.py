@@ -4,7 +4,7 @@
 
 Each cell is a command of tools/preflight.py, which compiles the train step with the real TPU
 compiler (`tools/setup preflight`), some minutes each. What results.json here has is not compiled
-again; table.md is written anew after each. One row of 4096 tokens a chip, or four.
+again; table.md is written anew after each. One row of 4096 tokens a device, or four.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.accelerators import EXAMPLES
+from research.accelerators import EXAMPLES, TPUS
 from research.report import Column, text_table
 from research.runs import write_json
 
@@ -35,7 +35,7 @@ class Form(NamedTuple):
 
     flags: tuple[str, ...]
     topologies: tuple[str, ...]
-    # of 4096 tokens, for each chip; 0: as the flags say
+    # of 4096 tokens, for each device (TPU7x has two a chip); 0: as the flags say
     rows: int = 1
 
 
@@ -105,7 +105,10 @@ def examine(topology: str, form: Form, dry_run: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         words = ["tools/preflight.py", "--config", CONFIG, "--topology", topology, "--tries", "0"]
-        words += [*(["--sequences-per-chip", str(form.rows)] if form.rows else []), *form.flags]
+        if form.rows:
+            devices = TPUS[topology.partition(":")[0]].devices_per_chip
+            words += ["--sequences-per-chip", str(form.rows * devices)]
+        words += form.flags
         print("$", shlex.join(words), flush=True)
         if dry_run:
             return {}
