@@ -87,16 +87,18 @@ def main() -> None:
     arguments = parser.parse_args()
     file = arguments.results
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for method, form in FORMS.items():
-        for topology in form.topologies:
-            name = f"{method} on {topology}"
-            if name in results or (arguments.only and topology not in arguments.only):
-                continue
-            report = examine(topology, form, arguments.dry_run)
-            if report:
-                results[name] = {what: report[what] for what in KEPT if what in report}
-                write_json(file, results)
-                file.with_name("table.md").write_text(table(results), encoding="utf-8")
+    cells = {
+        f"{form} on {where}": (form, where) for form in FORMS for where in FORMS[form].topologies
+    }
+    for name, (form, topology) in cells.items():
+        if name in results or (arguments.only and topology not in arguments.only):
+            continue
+        report = examine(topology, FORMS[form], arguments.dry_run)
+        if report:
+            results[name] = {what: report[what] for what in KEPT if what in report}
+            results = {name: results[name] for name in cells if name in results}
+            write_json(file, results)
+            file.with_name("table.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
 

@@ -1,0 +1,28 @@
+"""The table of 8B on every TPU: its commands, and its committed numbers."""
+
+import json
+
+from experiments.topologies.__main__ import FORMS, HERE, table
+from research import config as door
+from research.experiment import Experiment
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers_and_lacks_none():
+    results = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    assert set(results) == {
+        f"{form} on {where}" for form in FORMS for where in FORMS[form].topologies
+    }
+    assert (HERE / "table.md").read_text(encoding="utf-8") == table(results)
+
+
+def test_the_marks_that_are_reached_stay_reached():
+    results = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    held = {name: cell["argument_gib"] + cell["temp_gib"] for name, cell in results.items()}
+    assert held["full on v5p:4x4x4"] < 4.5 and held["full on v5e:16x16"] < 3.4
+    assert results["LoRA on v5e:2x4"]["fits"] and results["QLoRA on v5e:1x1"]["fits"]
+
+
+def test_every_form_is_a_config_that_loads():
+    for form in FORMS.values():
+        given = [flag.removeprefix("--config.") for flag in form.flags]
+        door.load(Experiment, "configs/pretrain/llama3_8b.py", given)
