@@ -6,6 +6,7 @@ import pytest
 
 from configs.methods import smollm2
 from experiments.methods import __main__ as study
+from experiments.methods import table
 from research import config as door
 from research import methods
 from research.experiment import Experiment
@@ -123,3 +124,21 @@ def test_every_form_fits_the_shape_that_it_is_for(form):
             return [len(text) % 7]
 
     assert methods.derive_stacks(shape, methods.bind(method, Words()))
+
+
+def test_the_committed_study_has_every_form_its_table_and_its_plot():
+    results = study.read(study.RESULTS)
+    assert list(results["forms"]) == list(smollm2.FORMS)
+    for form, kept in results["forms"].items():
+        assert kept["setting"] == study.setting(form)
+        assert set(kept["runs"]) == set(map(str, study.SEEDS)), form
+    assert (table.HERE / "table.md").read_text(encoding="utf-8") == table.table(results) + "\n"
+    assert (table.HERE / "plot.svg").read_text(encoding="utf-8") == table.plot(results)
+
+
+def test_every_method_learns():
+    results = study.read(study.RESULTS)
+    base = results["bases"]["base"]["quality"]["value"]
+    for form, kept in results["forms"].items():
+        for seed, run in kept["runs"].items():
+            assert run["quality"]["value"] > base, (form, seed)
