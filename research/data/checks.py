@@ -210,6 +210,8 @@ def check_batch(batch: Batch, vocabulary: int, where: str = "batch") -> None:
             )
     if batch.adapter is not None and np.shape(batch.adapter) != shape[:1]:
         raise ValueError(f"{where}: adapter must have shape {shape[:1]}.")
+    if batch.adapter is not None and np.min(batch.adapter) < -1:
+        raise ValueError(f"{where}: adapter {np.min(batch.adapter)}; -1 is none, others count up.")
     for field in ("tokens", "targets"):
         array = np.asarray(getattr(batch, field))
         if array.min() < 0 or array.max() >= vocabulary:

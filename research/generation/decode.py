@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.generation.sampling import Sampling, sample
+from research.methods import bank
 from research.models.sites import Context
 from research.models.transformer import Cache
 
@@ -70,7 +71,8 @@ def stream(
       stops: other tokens that finish a row, such as the end of a turn.
 
     Raises:
-      ValueError: for an empty prompt, or a text longer than the model's learned positions.
+      ValueError: for an empty prompt, a text longer than the model's learned positions, or an
+        adapter that its bank has not.
     """
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt holds no token; give at least the begin token")
@@ -79,6 +81,8 @@ def stream(
     tokens = np.zeros((len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
+    if adapter is not None:
+        bank.check_numbers(model, adapter)
     extra = prompt_length(model)
     model.config.check_length(int(lengths.max()) + new_tokens + extra)
     slots = -(-(width + new_tokens + extra) // ROUND) * ROUND

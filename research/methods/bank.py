@@ -108,6 +108,24 @@ def _with_axis(module: Any, axis: int) -> Any:
     return jax.tree.map(place, module, is_leaf=is_parameter)
 
 
+def check_numbers(model: Transformer, adapter: Any) -> None:
+    """Refuses numbers of adapters [B] that no bank of the model has.
+
+    Raises:
+      ValueError: naming them.
+    """
+    for name, module in places(model, *PLACES):
+        for delta in module.site.values():
+            if isinstance(delta, Rows):
+                count = jax.tree.leaves(delta.each)[0].shape[int(tree.is_stacked(name))]
+                strange = sorted({int(i) for i in adapter if not -1 <= i < count})
+                if strange:
+                    raise ValueError(
+                        f"adapters {strange}: the bank holds {count}, counted from 0; -1 is none"
+                    )
+                return
+
+
 class Rows(nnx.Module):
     """Passes each row through its own delta; a row of adapter -1 is the base's."""
 
@@ -129,12 +147,16 @@ class Rows(nnx.Module):
         )
         shared = {n: pick(m) for n, m in context.shared.items() if n == self.adapter}
 
-        def row(delta, shared, x, y, key):
+        def row(delta, shared, x, y, own):
             one = lambda node: jax.tree.map(lambda leaf: leaf[None], node)  # noqa: E731
-            inner = dataclasses.replace(context, adapter=None, keys=one(key), shared=shared)
+            keys, columns = one(own)
+            inner = dataclasses.replace(
+                context, adapter=None, keys=keys, columns=columns, shared=shared
+            )
             return jax.tree.map(lambda leaf: leaf[0], delta(one(x), one(y), weight, inner))
 
-        made = jax.vmap(row)(pick(self.each), shared, x, y, context.keys)
+        own = context.keys, context.columns
+        made = jax.vmap(row)(pick(self.each), shared, x, y, own)
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             if new.shape != old.shape:  # hidden in rows of -1 (`Transformer.hidden`)

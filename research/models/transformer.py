@@ -284,8 +284,9 @@ class Transformer(nnx.Module):
         """
         config = self.config
         context = dataclasses.replace(context or Context(), shared=self.methods)
-        embedding = self.embedding if first else _without_site(self.embedding)
-        x = embedding(tokens, jnp.dtype(config.compute_dtype), context.at("embedding"))
+        x = self.embedding(tokens, jnp.dtype(config.compute_dtype), context.at("embedding"))
+        if not first:
+            x = x[:, -tokens.shape[1] :]
         prompts = x.shape[1] - tokens.shape[1]
         if prompts:
             front = ((0, 0), (prompts, 0))
@@ -364,9 +365,3 @@ class Transformer(nnx.Module):
         }
         zeros = jnp.zeros((rows, length), jnp.int32)
         return Cache(layers, zeros, zeros, jnp.zeros((), jnp.int32))
-
-
-def _without_site(embedding: Embedding) -> Embedding:
-    bare = jax.tree.map(lambda leaf: leaf, embedding)
-    bare.site = sites.empty()
-    return bare

@@ -1,6 +1,18 @@
 """Every method in every form that differs in code, by name."""
 
-from research.methods import IA3, Bottleneck, DoRA, LoRA, Method, Prefix, Prompt, VeRA
+from research.methods import (
+    IA3,
+    Bottleneck,
+    DoRA,
+    Full,
+    LoRA,
+    Method,
+    Partial,
+    Prefix,
+    Prompt,
+    Several,
+    VeRA,
+)
 from research.methods.bottleneck import PFEIFFER
 from research.methods.hadamard import LoHa
 from research.methods.lora import EVERY_LINEAR
@@ -31,6 +43,34 @@ CASES: dict[str, Method] = {
     "prompt-labels": Prompt(length=3, start="labels", labels=("a", "bc"), tokens=((5,), (9, 4))),
     "prefix": Prefix(length=3),
     "prefix-mlp": Prefix(length=3, reparameterized=True, hidden=8),
+}
+# what changes weights of the base, and methods together
+BESIDE: dict[str, Method] = {
+    "full": Full(),
+    "last-layers": Partial((r"layers/2/.*", "final_norm/.*")),
+    "biases": Partial((".*/bias",)),
+    "lora-and-prompt": Several(of=(LoRA(rank=4), Prompt(length=3))),
+}
+LINEARS = ("query", "key", "value", "output", "up", "down")
+BIASED = tiny.config(tied=False, biases=(*LINEARS, "gate"))
+# bases that differ from Llama in whatever a method may meet
+FAMILIES = {
+    "gemma": tiny.config(
+        tied=False,
+        biases=(*LINEARS, "gate"),
+        windows=(6, 0),
+        post_norms=True,
+        head_norms=True,
+        embedding_scale=2.0,
+    ),
+    "gpt2": tiny.config(
+        tied=False,
+        biases=LINEARS,
+        gated=False,
+        norm="layer",
+        activation="gelu_tanh",
+        learned_positions=64,
+    ),
 }
 # these begin as the base: to the bit, but for rounding, and not at all
 SERIAL = ("houlsby", "pfeiffer", "parallel")

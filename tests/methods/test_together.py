@@ -10,7 +10,7 @@ from research import config as door
 from research import methods, tree
 from research.experiment import MethodConfig
 from research.generation import decode
-from research.methods import IA3, Bank, Full, LoRA, Partial, Prefix, Prompt, Several, bank
+from research.methods import IA3, Bank, Full, LoRA, Partial, Prompt, Several, bank
 from tests import tiny
 from tests.methods.cases import CASES, SHAPE
 
@@ -80,6 +80,9 @@ def test_decoding_uses_each_rows_adapter():
         alone = decode.generate(model, prompts[:1], 6, end_id=0, adapter=np.array([number]))
         assert alone[0] == together[row]
     assert together[0] != together[2]
+    for strange in (2, -2):
+        with pytest.raises(ValueError, match=rf"adapters \[{strange}\]: the bank holds 2"):
+            decode.generate(model, prompts[:1], 6, end_id=0, adapter=np.array([strange]))
 
 
 def test_several_methods_act_together_in_any_order():
@@ -93,16 +96,6 @@ def test_several_methods_act_together_in_any_order():
     shaken = tiny.shaken(both[0])
     turned = tree.unflatten(both[1], tree.flatten(shaken))
     np.testing.assert_allclose(forward(shaken, batch), forward(turned, batch), atol=1e-5)
-
-
-def test_prompt_and_prefix_are_read_once_and_then_from_the_cache():
-    method = Several(of=(Prompt(length=3), Prefix(length=2)))
-    model = tiny.shaken(tiny.attached(method, SHAPE))
-    (said,) = decode.generate(model, [[3, 5, 7]], 5, end_id=0)
-    ids = [3, 5, 7]
-    for token in said:
-        assert token == int(np.argmax(tiny.log_probabilities(model, ids)[-1]))
-        ids.append(token)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""Methods on bases that are no Llamas: biases, windows, other norms, no gate, learned positions."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from research import methods
+from research.generation import decode
+from research.methods import IA3, LoRA, Prefix, Prompt, Several
+from research.methods.lora import EVERY_LINEAR
+from tests import tiny
+from tests.methods.cases import CASES, EXACT, FAMILIES, MERGED, ROUNDED
+
+forward = jax.jit(tiny.logits)
+TOGETHER = Several(
+    of=(LoRA(targets=(EVERY_LINEAR, "embedding", "head"), rank=4), Prompt(length=3), Prefix(2))
+)
+# the quick ones: a bias that is scaled, one that is behind a norm, ends of the model
+QUICK = {("ia3", "gemma"), ("dora", "gemma"), ("lora-ends", "gpt2"), ("together", "gemma")}
+
+
+def pairs(cases, families=tuple(FAMILIES)):
+    every = [(case, family) for family in families for case in cases]
+    marks = {pair: () if pair in QUICK else (pytest.mark.heavy,) for pair in every}
+    return pytest.mark.parametrize(
+        ("case", "family"), [pytest.param(*pair, marks=marks[pair]) for pair in every]
+    )
+
+
+def method_of(case, family):
+    method = TOGETHER if case == "together" else CASES[case]
+    if isinstance(method, IA3) and not FAMILIES[family].gated:
+        return dataclasses.replace(method, targets=(r"layers/\d+/attention/(key|value)",))
+    return method
+
+
+def attached(case, family):
+    return tiny.attached(method_of(case, family), FAMILIES[family])
+
+
+@functools.cache
+def base_logits(family):
+    return np.asarray(forward(tiny.model(FAMILIES[family]), tiny.batch()))
+
+
+@pairs(MERGED)
+def test_it_begins_as_the_base_and_ends_in_its_weights(case, family):
+    ours, base = np.asarray(forward(attached(case, family), tiny.batch())), base_logits(family)
+    if case in EXACT:
+        assert np.array_equal(ours, base)
+    else:
+        assert np.abs(ours - base).max() <= ROUNDED[case] * np.abs(base).max()
+    model = tiny.shaken(attached(case, family))
+    expected = np.asarray(forward(model, tiny.batch()))
+    merged = methods.merge(model, method_of(case, family).adapter)
+    np.testing.assert_allclose(forward(merged, tiny.batch()), expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(expected - base).max() > 1e-2
+
+
+@pairs((*CASES, "together"), ["gemma"])
+def test_decoding_with_a_cache_says_what_the_whole_text_says(case, family):
+    model, text = tiny.shaken(attached(case, family)), [3, 5, 7, 11, 2, 9, 40, 1, 33, 8]
+    expected, read = tiny.log_probabilities(model, text), 3
+    start = np.array([text[:read]], np.int32)
+    slots = len(text) + decode.prompt_length(model)
+    logits, cache = decode._prefill(model, start, np.array([read]), None, slots)
+    for at in range(read, len(text)):  # past the window
+        np.testing.assert_allclose(jax.nn.log_softmax(logits[0]), expected[at - 1], atol=1e-4)
+        token, position = np.array([text[at]]), np.array([at + decode.prompt_length(model)])
+        logits, cache = decode._advance(model, token, position, None, cache)
+
+
+@pairs(CASES, ["gemma"])
+def test_documents_of_a_packed_row_do_not_see_each_other(case, family):
+    model, packed = tiny.shaken(attached(case, family)), tiny.batch(rows=2, documents=2)
+    out = np.asarray(forward(model, packed))
+    for number in (1, 2):
+        place = np.flatnonzero(packed.segments[0] == number)
+        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
+        alone.segments[...] = 1
+        np.testing.assert_allclose(out[:, place], forward(model, alone), atol=1e-4)
+
+
+def test_ia3_is_refused_where_no_gate_makes_it_another_method():
+    with pytest.raises(ValueError, match="this MLP has no gate"):
+        methods.derive_stacks(FAMILIES["gpt2"], IA3())
