@@ -8,6 +8,7 @@ of a small model with a large vocabulary.)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -66,12 +67,14 @@ def _summed(static: Any, leaves: list[Any], hidden: jax.Array, given: Any) -> To
     targets, weights, context = given
 
     def one(total, part):
-        hidden, targets, weights = part
-        losses = _losses(project(hidden, context), targets, config)[0]
+        hidden, targets, weights, columns = part
+        logits = project(hidden, _of_columns(context, columns))
+        losses = _losses(logits, targets, config)[0]
         return jax.tree.map(lambda t, x: t + jnp.sum(x * weights), total, losses), None
 
     zeros = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
-    return _over_chunks(one, zeros, (hidden, targets, weights), config.chunk)[0]
+    parts = (hidden, targets, weights, _columns(targets))
+    return _over_chunks(one, zeros, parts, config.chunk)[0]
 
 
 def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
@@ -83,12 +86,13 @@ def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
     trained = [leaf for leaf, does in zip(leaves, trains, strict=True) if does]
 
     def one(total, part):
-        hidden, targets, weights = part
+        hidden, targets, weights, columns = part
 
         def logits(trained, hidden):
             fill = iter(trained)
             whole = [next(fill) if does else leaf for leaf, does in zip(leaves, trains)]  # noqa: B905
-            return jax.tree.unflatten(structure, whole)(hidden, context)
+            project = jax.tree.unflatten(structure, whole)
+            return project(hidden, _of_columns(context, columns))
 
         values, pull = jax.vjp(logits, trained, hidden)
         losses, slope = _losses(values, targets, config)
@@ -98,7 +102,7 @@ def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
 
     sums = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
     zeros = (sums, jax.tree.map(jnp.zeros_like, trained))
-    parts = (hidden, targets, weights)
+    parts = (hidden, targets, weights, _columns(targets))
     (sums, to_leaves), to_hidden = _over_chunks(one, zeros, parts, config.chunk)
     fill = iter(to_leaves)
     gradients = [next(fill) if does else None for does in trains]
@@ -110,6 +114,15 @@ def _summed_backward(static: Any, kept: Any, cotangents: TokenLosses):
 
 
 _summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
+
+
+def _columns(targets: Array) -> jax.Array:
+    """[B,S] the column of each token, which dropout in a delta of the head asks for."""
+    return jax.lax.broadcasted_iota(jnp.int32, targets.shape, 1)
+
+
+def _of_columns(context: Context | None, columns: jax.Array) -> Context | None:
+    return context and dataclasses.replace(context, columns=columns)
 
 
 def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[TokenLosses, jax.Array]:

@@ -49,6 +49,8 @@ class Context:
       keys: [B] random keys, one a row; None in evaluation, which switches dropout off.
       dropout: [] probability of dropping a unit of the base's residual branches.
       site_dropout: [] probability of dropping a unit of the input of a delta.
+      columns: [B,C] int32, the columns of its row that a part holds, where a row is cut into parts
+        (`research.loss`): so what is dropped does not depend on how it is cut.
       shared: modules that a method shares between its sites, by method name.
     """
 
@@ -56,6 +58,7 @@ class Context:
     keys: jax.Array | None = None
     dropout: Array | None = None
     site_dropout: Array | None = None
+    columns: Array | None = None
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def at(self, place: str | jax.Array) -> Context:
@@ -67,10 +70,15 @@ class Context:
         return dataclasses.replace(self, keys=keys)
 
     def drop(self, x: jax.Array, rate: Array | None) -> jax.Array:
-        """Dropout whose mask depends on each row's key only: x [B,...] -> [B,...]."""
+        """Dropout whose mask depends on each row's key, and its columns: x [B,...] -> [B,...]."""
         if self.keys is None or rate is None:
             return x
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(self.keys)
+        keys, axes = self.keys, 1
+        if self.columns is not None:
+            fold = jax.vmap(jax.random.fold_in, (None, 0))
+            keys, axes = jax.vmap(fold)(keys, self.columns), 2
+        draw = lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[axes:])  # noqa: E731
+        keep = jax.vmap(draw)(keys) if axes == 1 else jax.vmap(jax.vmap(draw))(keys)
         return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 
 
