@@ -125,8 +125,9 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
         arrays |= {f"{place}/site/{method.adapter}/{leaf}": a for leaf, a in leaves.items()}
     tree.check_names(wanted, arrays, "arrays of the sum")
     _check_finite(arrays, "the sum")
-    said = [[weight, str(run.saved.path)] for weight, run in parts]
-    return runs.write(out, base, arrays, base.model, method=method, base=base, facts={"sum": said})
+    facts = {"sum": [[weight, str(run.saved.path)] for weight, run in parts]}
+    kept: dict[str, Any] = {"base": base, "experiment": _told_alike(opened), "facts": facts}
+    return runs.write(out, base, arrays, base.model, method=method, **kept)
 
 
 def bank(named: Mapping[str, Run], out: str | os.PathLike[str]) -> Path:

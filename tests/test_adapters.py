@@ -100,6 +100,14 @@ def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, mes
     assert not out.exists()
 
 
+def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
+    train(world.tuning(1, method=LoRA(rank=2)), tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    adapters.add([(0.5, run), (0.3, run)], tmp_path / "sum")
+    experiment = runs.open_run(tmp_path / "sum").experiment
+    assert experiment is not None and experiment.data.objective == "supervised"
+
+
 @pytest.mark.parametrize("name", SUMMED)
 def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
     first, second = saved(world, tmp_path, *SUMMED[name])
