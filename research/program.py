@@ -262,12 +262,10 @@ def make_program(
             "data.batch_size, accumulate or mesh"
         )
     length, prompt = experiment.data.sequence_length, cost.tokens_in_front(model_shapes)
+    row = f"data.sequence_length {length}" + (f" and {prompt} tokens of prompts" if prompt else "")
+    shape.check_length(length + prompt, row)
     if (length + prompt) % mesh.shape["sequence"]:
-        attached = f" and {prompt} tokens of prompts" if prompt else ""
-        raise ValueError(
-            f"data.sequence_length {length}{attached} does not divide over "
-            f"mesh.sequence={mesh.shape['sequence']}"
-        )
+        raise ValueError(f"{row} does not divide over mesh.sequence={mesh.shape['sequence']}")
     state_shapes = jax.eval_shape(functools.partial(stepping.init_state, plan=plan), model_shapes)
     parameters = sharding.shardings(tree.parameter_axes(model_shapes), every, mesh, rules)
     leaves = tree.flatten(state_shapes)

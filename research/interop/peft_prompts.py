@@ -29,13 +29,13 @@ def write(
     Raises:
       UnsupportedModel: what PEFT would place at other positions.
     """
+    _check(method, config)
     if isinstance(method, Prompt):
         vectors = arrays[f"embedding/site/{method.adapter}/vectors"]
         heads, width = config.heads, config.width
         # PEFT puts them behind the embedding's scale
         tensor, kind = vectors * np.float32(config.embedding_scale), "PROMPT_TUNING"
     else:
-        _check(method, config)
         pairs = [_pair(method, arrays, layer) for layer in range(config.layers)]
         heads, width = config.key_heads, config.key_heads * config.size
         turned = [(_turn(keys, config, layer, 1), v) for layer, (keys, v) in enumerate(pairs)]
@@ -59,7 +59,7 @@ def read(
     """The method, and what it attaches by single-layer name.
 
     Raises:
-      UnsupportedModel: a tensor of another shape.
+      UnsupportedModel: a tensor of another shape, or what PEFT would place at other positions.
     """
     length, layers = content.get("num_virtual_tokens"), config.layers
     kind = KINDS[content["peft_type"]]
@@ -71,6 +71,7 @@ def read(
     tensor = np.asarray(tensor, np.float32)
     if kind == "prompt":
         prompt = Prompt(length=length, start="random")
+        _check(prompt, config)
         vectors = tensor / np.float32(config.embedding_scale)
         return prompt, {f"embedding/site/{prompt.adapter}/vectors": vectors}
     prefix = Prefix(length=length)
@@ -84,11 +85,13 @@ def read(
     return prefix, arrays
 
 
-def _check(method: Prefix, config: ModelConfig) -> None:
+def _check(method: Prompt | Prefix, config: ModelConfig) -> None:
+    if any(config.windows):
+        raise UnsupportedModel(f"PEFT's {method.kind} leaves a layer's window; Graft's never does")
+    if isinstance(method, Prompt):
+        return
     if config.learned_positions:
         raise UnsupportedModel("PEFT moves learned positions behind a prefix; Graft does not")
-    if any(config.windows):
-        raise UnsupportedModel("PEFT's prefix leaves a layer's window; Graft's never does")
     if method.targets != Prefix().targets:
         raise UnsupportedModel("PEFT's prefix is in every layer")
 

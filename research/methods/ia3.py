@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.config import Name
-from research.methods.attaching import attach_at
+from research.methods.attaching import attach_at, linears
 from research.models.layers import Linear
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
@@ -47,7 +47,14 @@ class IA3:
             return Scaled(weight, axes)
 
         targets = [(pattern, True) for pattern in self.targets]
-        return attach_at(model, key, targets, self.adapter, make, (Linear,))
+        model = attach_at(model, key, targets, self.adapter, make, (Linear,))
+        for name, linear in linears(model):
+            if name.endswith("/mlp/up") and self.adapter in linear.site and not model.config.gated:
+                raise ValueError(
+                    f"{self.adapter} at {name}: this MLP has no gate, so what `up` gives is not "
+                    "activated yet and IA3 scales what is; leave it out of `targets`"
+                )
+        return model
 
 
 class Scaled(nnx.Module):

@@ -50,6 +50,11 @@ class VeRA:
             if tree.match(targets, name, None) is not None
         ]
         inputs, outputs = (max(side) for side in zip(*sides, strict=True))
+        if self.rank > min(inputs, outputs):
+            raise ValueError(
+                f"{self.adapter}: rank {self.rank} is over the smaller side of the matrices that "
+                f"all share, {inputs} x {outputs}"
+            )
         model.methods[self.adapter] = SharedMatrices(key, inputs, outputs, self.rank)
         return model
 

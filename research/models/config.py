@@ -138,15 +138,19 @@ class ModelConfig:
         """The head size N."""
         return self.head_size or self.width // self.heads
 
-    def check_length(self, tokens: int) -> None:
+    def check_length(self, tokens: int, what: str = "") -> None:
         """Refuses a text that is longer than a table of learned positions.
+
+        Args:
+          what: names it in the error; else its number of tokens does.
 
         Raises:
           ValueError: naming both.
         """
         if self.learned_positions and tokens > self.learned_positions:
             raise ValueError(
-                f"{tokens} tokens do not fit the model's {self.learned_positions} learned positions"
+                f"{what or f'{tokens} tokens'} do not fit the model's {self.learned_positions} "
+                "learned positions"
             )
 
     def window(self, layer: int) -> int:

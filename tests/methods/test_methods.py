@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import methods, tree
-from research.methods import LoRA, Partial
+from configs.methods import smollm2
+from research import methods, runs, sharding, tree
+from research import step as stepping
+from research.methods import Bottleneck, DoRA, LoRA, Partial, Prompt, VeRA
+from research.methods.hadamard import LoHa
+from research.program import make_program
+from research.sharding import MeshConfig
 from tests import tiny
 
 forward = jax.jit(tiny.logits)
@@ -46,6 +51,25 @@ def test_adapter_start_does_not_depend_on_grouping():
     assert len(a) == 3 and not np.array_equal(a[0], a[1])
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "method",
+    [LoRA(rank=2, start="pissa"), DoRA(rank=2), VeRA(rank=4), Prompt(length=4), Bottleneck()],
+    ids=lambda method: method.kind,
+)
+def test_adapter_start_does_not_depend_on_mesh(world, method):
+    """Arrays are made where they lie: no device ever holds them all."""
+    states = []
+    for mesh, devices in ((MeshConfig(1), [0]), (MeshConfig(1, 2, 2, 2), [3, 1, 4, 0, 6, 7, 2, 5])):
+        tuning = world.tuning(1, method=method, mesh=mesh)
+        base, _ = runs.open_start(tuning)
+        made = make_program(tuning, base, [jax.devices()[i] for i in devices])
+        with sharding.use(made.mesh, tuning.sharding_rules):
+            states.append(tree.flatten(made.fresh_state().model))
+    for name, leaf in states[0].items():
+        np.testing.assert_allclose(np.abs(leaf), np.abs(states[1][name]), atol=2e-5, err_msg=name)
+
+
 def test_two_adapters_act_together_and_merge_apart():
     batch = tiny.batch()
     second = jax.jit(LoRA(rank=2, adapter="b").attach)
@@ -71,13 +95,27 @@ def test_adapters_act_on_untied_heads_too():
         ),
         (LoRA(rank=40), "rank 40 does not fit a weight of 32 x"),
         (LoRA(rank=0), "rank 0 does not fit"),
+        (DoRA(rank=40), "rank 40 does not fit"),
+        (LoHa(rank=40), "rank 40 does not fit"),
+        (VeRA(rank=49), "rank 49 is over the smaller side .* 48 x 48"),
         (Partial(("layers/9/.*",)), "matches nothing"),
     ],
-    ids=["pattern", "large", "zero", "partial"],
+    ids=["pattern", "large", "zero", "dora", "loha", "vera", "partial"],
 )
 def test_a_method_that_does_not_fit_is_refused_before_compute(method, message):
     with pytest.raises(ValueError, match=message):
         methods.derive_stacks(tiny.CONFIG, method)
+
+
+def test_lora_plus_is_a_rule_over_rates():
+    method = LoRA(rank=2)
+    model = tiny.abstract(method)
+    names = methods.trainable(model, method)
+    rules = smollm2.FORMS["lora_plus"].more["rate_rules"]
+    rates = stepping.multipliers(rules, names, names, "rate_rules")
+    assert {name.rpartition("/")[2] for name in names} == {"a", "b"}
+    for name in names:
+        assert set(rates[name].tolist()) == {16.0 if name.endswith("/b") else 1.0}
 
 
 def test_merging_what_is_not_there_is_refused():
