@@ -228,6 +228,13 @@ def unmerge(
             f"{adapter.saved.path} with {adapter.fingerprint[:16]}"
         )
     assert adapter.base is not None
+    trained = methods.trainable(methods.abstract(adapter.model, adapter.method), adapter.method)
+    changed = [name for name in trained if not methods.attached(name)]
+    if changed:
+        raise ValueError(
+            f"{adapter.method.kind} changed weights of the base itself ({changed[0]}), which no "
+            f"adapter holds. The base is still in {adapter.base.saved.path}; nothing is written"
+        )
     apart, whole = Merged(adapter, merged), Merged(adapter.base)
     arrays, difference, largest = {}, 0.0, 0.0
     for name in _names(merged.model):
@@ -239,8 +246,7 @@ def unmerge(
     if not difference <= TOLERANCE * largest:
         raise ValueError(
             f"taken apart, the weights differ by {difference:.3g} of {largest:.3g} from the "
-            f"base's: {adapter.method.kind} changed weights of the base itself, which no adapter "
-            f"holds. The base is still in {adapter.base.saved.path}; nothing is written"
+            f"base's, which is still in {adapter.base.saved.path}; nothing is written"
         )
     report = {"largest_difference": difference, "largest_weight": largest}
     base, facts = adapter.base, {"unmerged": report}

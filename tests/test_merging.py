@@ -1,6 +1,7 @@
 """Merging, with its certificate, and what undoes it."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 from research import merging, methods, runs, sharding, tree
 from research.interop import exporting, importing, model_card
 from research.methods import IA3, Bottleneck, DoRA, Full, LoRA, Partial, Several, VeRA
+from research.methods.hadamard import LoHa
 from research.models import storage
+from research.saved_step import CheckpointError
 from research.sharding import MeshConfig
 from research.train import train
 from tests import tiny_run
@@ -21,8 +24,12 @@ METHODS = {
     "dora": DoRA(rank=2),
     "ia3": IA3(),
     "vera": VeRA(rank=4),
+    "loha": LoHa(rank=2),
+    "patterns": LoRA(rank=2, ranks=((r"layers/1/.*", 4),), alphas=((r".*/up", 3.0),)),
     "several": Several(of=(LoRA(rank=2), IA3())),
 }
+
+LONG = ("loha", "patterns")  # a quick test merges them too, in memory
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +45,26 @@ def weights(path):
     return run.read(*run.checksums())
 
 
+def apart_by(adapter, merged):
+    """The largest difference of two models' logits, of the probe's tokens."""
+    models = [
+        runs.load_model(run, MeshConfig().make(jax.devices()[:1]), sharding.RULES)
+        for run in (adapter, runs.open_run(merged))
+    ]
+    size = merging.PROBE_ROWS, merging.PROBE_LENGTH
+    tokens = jax.random.randint(jax.random.key(0), size, 0, adapter.model.vocabulary)
+    at = jnp.broadcast_to(jnp.arange(size[1]), size)
+    read = lambda model: model.logits(model.hidden(tokens, jnp.ones_like(at), at)[0])  # noqa: E731
+    first, second = (np.asarray(jax.jit(read)(model)) for model in models)
+    return float(np.abs(first - second).max())
+
+
 @pytest.mark.parametrize(
     ("name", "base"),
-    [(name, "float32") for name in METHODS]
+    [
+        pytest.param(name, "float32", marks=[pytest.mark.heavy] if name in LONG else [])
+        for name in METHODS
+    ]
     + [("lora", "nf4")]
     + [pytest.param(name, "nf4", marks=pytest.mark.heavy) for name in METHODS if name != "lora"],
 )
@@ -53,6 +77,7 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     made = merging.merge(adapter, tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == made
     assert made["largest_difference"] <= 1e-4 * made["largest_output"]
+    assert made["largest_difference"] == pytest.approx(apart_by(adapter, tmp_path / "merged"))
     assert made["base"]["fingerprint_before"] == made["base"]["fingerprint_after"]
     assert made["base"]["fingerprint_before"] == source.fingerprint
     assert ("dequantised" in made["merged_in"]) == (base == "nf4")
@@ -95,6 +120,32 @@ def broken(world, tmp_path, value, name="layers/1/mlp/up/site/lora/b", method=No
 def test_numbers_that_are_not_finite_are_not_merged(world, tmp_path):
     with pytest.raises(ValueError, match=r"not finite|differ by nan"):
         merging.merge(broken(world, tmp_path, np.nan), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merged_model_that_answers_otherwise_is_not_written(world, tmp_path, monkeypatch):
+    adapter = runs.open_run(tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / "adapter"))
+    fold = merging._fold
+
+    def wrong(part, shared, adapters):
+        arrays, kept = fold(part, shared, adapters)
+        return {n: 1.01 * a if n.endswith("up/kernel") else a for n, a in arrays.items()}, kept
+
+    monkeypatch.setattr(merging, "_fold", wrong)
+    with pytest.raises(ValueError, match="the merged model's outputs differ by"):
+        merging.merge(adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_base_whose_weights_have_changed_is_certified_for_nothing(world, tmp_path):
+    shutil.copytree(world.base, tmp_path / "base")
+    path = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "adapter")
+    adapter = runs.open_run(path)
+    for path in (tmp_path / "base" / "model").glob("*/state/**/d/*"):
+        content, middle = path.read_bytes(), path.stat().st_size // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(CheckpointError, match="base/model"):
+        merging.merge(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
