@@ -1,6 +1,7 @@
 """Runs that end before their end: killed, stopped, out of disk, out of numbers. Nothing is lost."""
 
 import dataclasses
+import functools
 import json
 import random
 import resource
@@ -15,7 +16,7 @@ from research import hosts, runs
 from research import train as program
 from research.checkpoint import Checkpointer, CheckpointError, open_checkpoint
 from research.experiment import CheckpointConfig
-from research.methods import LoRA
+from research.methods import LoRA, Partial, Prefix, Prompt, Several, VeRA
 from research.schedules import ScheduleConfig
 from research.sharding import MeshConfig
 from research.train import train
@@ -101,6 +102,25 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
     train(tuning(at + 3), tmp_path / "whole")
     assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole"), at
     assert tiny_run.lines(workdir) == tiny_run.lines(tmp_path / "whole")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "method",
+    [
+        Several(of=(LoRA(rank=2), Prompt(length=4, start="text", text="red roofs"))),
+        VeRA(rank=4),
+        Prefix(length=3, reparameterized=True, hidden=8),
+        Partial((r"layers/1/.*",)),
+    ],
+    ids=lambda method: method.kind,
+)
+def test_what_is_bound_shared_or_part_of_the_base_resumes_to_the_same_bits(world, tmp_path, method):
+    tuning = functools.partial(world.tuning, method=method, site_dropout=0.1)
+    train(tuning(3), tmp_path / "run")
+    train(tuning(6), tmp_path / "run")
+    train(tuning(6), tmp_path / "whole")
+    assert tiny_run.content(tmp_path / "run") == tiny_run.content(tmp_path / "whole")
 
 
 def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(world, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from research import chat, runs
+from research import chat, methods, runs
 from research import train as program
 from research.data import tokenizer
 from research.data.pipeline import DataConfig
@@ -29,6 +29,7 @@ from research.methods import (
     Several,
     VeRA,
 )
+from research.methods.hadamard import LoHa
 from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal
 from research.objectives.chat import PLAIN
@@ -193,23 +194,30 @@ def test_help_imports_no_jax():
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize(
-    "method, rate",
-    [
-        (Full(), 1e-2),
-        (Partial((r"layers/1/.*", "final_norm/scale")), 1e-2),
-        (LoRA(rank=4), 3e-2),
-        (DoRA(rank=4), 3e-2),
-        (LoRA(rank=4, start="pissa", alpha=4.0), 1e-2),
-        (IA3(), 0.3),
-        (Bottleneck(width=8), 3e-2),
-        (VeRA(rank=32), 0.3),
-        (Prompt(length=4, start="text", text="red roofs"), 0.3),
-        (Prefix(length=4), 0.3),
-        (Several(of=(LoRA(rank=4), Prompt(length=2))), 3e-2),
-    ],
-    ids=lambda value: getattr(value, "kind", ""),
-)
+LEARNERS = [
+    (Full(), 1e-2),
+    (Partial((r"layers/1/.*", "final_norm/scale")), 1e-2),
+    (LoRA(rank=4), 3e-2),
+    (DoRA(rank=4), 3e-2),
+    (LoRA(rank=4, start="pissa", alpha=4.0), 1e-2),
+    (IA3(), 0.3),
+    (Bottleneck(width=8), 3e-2),
+    (Bottleneck(width=8, placement="parallel", scale=4.0), 3e-2),
+    (VeRA(rank=32), 0.3),
+    (LoHa(rank=4), 3e-2),
+    (Prompt(length=4, start="text", text="red roofs"), 0.3),
+    (Prefix(length=4), 0.3),
+    (Prefix(length=4, reparameterized=True, hidden=16), 3e-2),
+    (Several(of=(LoRA(rank=4), Prompt(length=2))), 3e-2),
+]
+
+
+def test_every_method_is_asked_whether_it_learns():
+    # rows of a bank are what its adapters are (tests/test_adapters.py)
+    assert {method.kind for method, _ in LEARNERS} == set(methods.METHODS) - {"bank"}
+
+
+@pytest.mark.parametrize("method, rate", LEARNERS, ids=lambda value: getattr(value, "kind", ""))
 def test_every_method_learns(world, tmp_path, method, rate):
     train(world.tuning(20, method=method, schedule=ScheduleConfig(rate, "constant")), tmp_path)
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import methods, sharding, tree
+from research import loss, methods, sharding, tree
 from research import step as stepping
 from research.loss import LossConfig
 from research.methods import LoRA
@@ -16,16 +16,27 @@ from research.models.sites import Context
 from research.optimizers import OptimizerConfig
 from research.sharding import MeshConfig
 from tests import tiny
-from tests.methods.cases import CASES, EXACT, MERGED, OTHER, ROUNDED, SHAPE
+from tests.methods.cases import BESIDE, BIASED, CASES, EXACT, MERGED, OTHER, ROUNDED, SHAPE
 
 forward = jax.jit(tiny.logits)
 merge = jax.jit(methods.merge, static_argnames="adapter")
 train_step = jax.jit(stepping.train_step, static_argnames="plan")
 every_case = pytest.mark.parametrize("case", CASES)
+# what tests/test_step.py asks too
+LONG = [pytest.param(case, marks=pytest.mark.heavy) for case in ("full", "last-layers")]
+and_beside = pytest.mark.parametrize("case", [*CASES, *list(BESIDE)[2:], *LONG])
+
+
+def method_of(case):
+    return (CASES | BESIDE)[case]
+
+
+def shape_of(case):
+    return BIASED if case in BESIDE else SHAPE
 
 
 def attached(case):
-    return tiny.attached(CASES[case], SHAPE)
+    return tiny.attached(method_of(case), shape_of(case))
 
 
 @functools.cache
@@ -64,23 +75,31 @@ def test_merged_equals_attached_where_it_can_be_merged_at_all(case):
     assert np.abs(expected - base_logits()).max() > 1e-2
 
 
-@every_case
-def test_only_what_was_attached_trains_and_all_of_it_does(case):
-    method, before = CASES[case], tree.flatten(attached(case))
-    names = set(methods.trainable(attached(case), method))
-    assert names <= set(before) - set(tree.flatten(tiny.model(SHAPE)))
+@and_beside
+def test_only_what_is_named_or_attached_trains_and_all_of_it_does(case):
+    model = attached(case)
+    before, names = tree.flatten(model), set(methods.trainable(model, method_of(case)))
+    if case in CASES:
+        assert names <= set(before) - set(tree.flatten(tiny.model(SHAPE)))
     _, after = short_run(case)
     for name, leaf in before.items():
-        assert np.array_equal(leaf, after[f"model/{name}"]) == (name not in names), name
+        moved = np.asarray(leaf) != after[f"model/{name}"]
+        if name in names:  # in every layer
+            layers = len(leaf) if tree.is_stacked(name) else 1
+            assert moved.reshape(layers, -1).any(1).all(), name
+        else:
+            assert not moved.any(), name
     owners = {name for name in after if name.startswith("optimizer/")}
     assert owners and all(any(f"/{n}/" in owner for n in names) for owner in owners)
 
 
 @pytest.mark.heavy
-@every_case
+@and_beside
 def test_neither_mesh_nor_order_of_devices_counts(case):
     losses, after = short_run(case)
-    again, moved = short_run(case, MeshConfig(2, 2, 2), (3, 1, 4, 0, 6, 7, 2, 5))
+    # tokens in front of a row do not divide over devices that share it
+    mesh = MeshConfig(2, 2, 2) if "prompt" in case else MeshConfig(1, 2, 2, 2)
+    again, moved = short_run(case, mesh, (3, 1, 4, 0, 6, 7, 2, 5))
     np.testing.assert_allclose(again, losses, atol=2e-5)
     for name, leaf in after.items():
         if name.startswith("model/"):
@@ -90,13 +109,14 @@ def test_neither_mesh_nor_order_of_devices_counts(case):
 @functools.cache
 def short_run(case, mesh=None, order=range(8)):
     """Losses and the last state of three steps, with dropout inside the method."""
-    method, model = CASES[case], attached(case)
+    method, model = method_of(case), attached(case)
     devices = [jax.devices()[i] for i in order]
     mesh = (mesh or MeshConfig(data=1)).make(devices if mesh else devices[:1])
     names = methods.trainable(model, method)
     # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
     plan = stepping.Plan(names, OptimizerConfig(epsilon=1e-2))
-    hyper, rules, losses = tiny.hyper(names, dropout=0.1), sharding.RULES, []
+    # no decay: it moves what no gradient reaches
+    hyper, rules, losses = tiny.hyper(names, dropout=0.1, decay=0.0), sharding.RULES, []
     with sharding.use(mesh, rules):
         state = stepping.init_state(model, plan)
         axes, flat = tree.parameter_axes(model), tree.flatten(state)
@@ -170,18 +190,19 @@ def test_trained_parameters_are_as_many_as_arithmetic_says(case):
 
 
 @pytest.mark.heavy
-@every_case
+@and_beside
 def test_recomputing_leaves_the_gradients_as_they_are(case):
     plain, again = gradients(case, "none"), gradients(case, "full")
-    moving = {name for name, leaf in plain.items() if np.abs(leaf).max() > 0}
-    assert moving == {name for name, leaf in again.items() if np.abs(leaf).max() > 0} != set()
+    for found in (plain, again):
+        assert all(np.abs(leaf).max() > 0 for leaf in found.values())
+    assert set(plain) == set(methods.trainable(attached(case), method_of(case)))
     for name, leaf in plain.items():
         np.testing.assert_allclose(again[name], leaf, atol=1e-5 * np.abs(leaf).max(), err_msg=name)
 
 
 def gradients(case, remat):
     """Of the trained leaves, away from their start."""
-    method, shape = CASES[case], dataclasses.replace(SHAPE, remat=remat)
+    method, shape = method_of(case), dataclasses.replace(shape_of(case), remat=remat)
     model = tiny.shaken(tiny.attached(method, shape))
     trainable, frozen = tree.partition(model, methods.trainable(model, method))
     batch = tiny.batch()
@@ -193,11 +214,61 @@ def gradients(case, remat):
     return jax.jit(jax.grad(loss))(trainable)
 
 
+@every_case
+def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
+    """So no product with it moves more than the base's own does."""
+    model = tiny.abstract(CASES[case], SHAPE)
+    flat, mesh = tree.flatten(model), MeshConfig(1, 2, 1, 4).make(jax.devices())
+    placed = sharding.shardings(tree.parameter_axes(model), flat, mesh, sharding.RULES)
+    spec = lambda name: tuple(placed[name].spec) + (None,) * 3  # noqa: E731
+    inputs, outputs = ("a", "first_in", "second_in"), ("b", "first_out", "second_out")
+    sides = dict.fromkeys(inputs, (0, None)) | dict.fromkeys(outputs, (None, 1))
+    sides |= dict.fromkeys(("magnitude", "factor", "outer"), (1,))
+    checked = 0
+    for name in flat:
+        place, found, rest = name.partition("/site/")
+        leaf = rest.partition("/")[2]
+        if not found or leaf not in sides or f"{place}/kernel" not in flat:
+            continue
+        stacked = int(tree.is_stacked(name))
+        kernel = spec(f"{place}/kernel")[stacked:]
+        for axis, side in enumerate(sides[leaf]):
+            expected = None if side is None else kernel[side]
+            assert spec(name)[stacked + axis] == expected, name
+            checked += expected is not None
+    assert bool(checked) == (case in MERGED)
+    names = methods.trainable(model, CASES[case])
+    state = functools.partial(stepping.init_state, plan=stepping.Plan(names, OptimizerConfig()))
+    state = tree.flatten(jax.eval_shape(state, model))
+    moments = sharding.state_shardings(state, placed, mesh)
+    for name in names:
+        own = [n for n in (f"optimizer/{name}/mu", f"optimizer/{name}/nu") if n in state]
+        assert len(own) == 2 and all(moments[n].spec == placed[name].spec for n in own), own
+
+
 def test_dropout_inside_a_method_is_the_same_for_both_halves_of_pissa():
     model, batch = attached("pissa"), tiny.batch()
     keys = jax.random.split(jax.random.key(0), 8)
     dropped = forward(model, batch, Context(keys=keys, site_dropout=np.float32(0.5)))
     np.testing.assert_allclose(dropped, base_logits(), atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [None, (1, 2, 1, 4)], ids=["one device", "mesh"])
+def test_what_a_delta_of_the_head_drops_does_not_depend_on_chunks(mesh):
+    model, batch = tiny.shaken(attached("lora-ends")), tiny.batch()
+    hidden = np.random.default_rng(0).normal(size=(8, 16, 32)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def total(chunk, rate):
+        context = Context(keys=keys, site_dropout=rate)
+        given = batch.targets, batch.weights, context, LossConfig(chunk=chunk)
+        return loss.summed_losses(model, hidden, *given).trained
+
+    whole = total(16, np.float32(0.5))
+    with sharding.use(mesh and MeshConfig(*mesh).make(), sharding.RULES):
+        np.testing.assert_allclose(total(5, np.float32(0.5)), whole, rtol=1e-5)
+    assert abs(total(16, np.float32(0.0)) - whole) > 1e-3 * abs(whole)
 
 
 def test_layers_of_one_stack_may_differ_in_alpha():
