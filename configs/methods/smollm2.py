@@ -16,9 +16,7 @@ from ml_collections import ConfigDict
 
 from configs.finetune import smollm2_lora
 
-LABELS = (
-    "Licence: gpl-2.0-plus apache-2.0 proprietary-license mit lgpl-2.1-plus bsd-new cc0-1.0 mpl-2.0"
-)
+LABELS = ("gpl-2.0-plus", "apache-2.0", "proprietary-license", "mit", "lgpl-2.1-plus", "bsd-new")
 LORA = dict(kind="lora", rank=16, alpha=32.0)
 
 
@@ -62,8 +60,12 @@ FORMS = {
     ),
     "prompt": Form(dict(kind="prompt", length=20, start="vocabulary"), (3e-3, 1e-2, 3e-2)),
     "prompt_random": Form(dict(kind="prompt", length=20, start="random"), (3e-3, 1e-2, 3e-2)),
+    "prompt_text": Form(
+        dict(kind="prompt", length=20, start="text", text=f"Licence: {' '.join(LABELS)}"),
+        (3e-3, 1e-2, 3e-2),
+    ),
     "prompt_labels": Form(
-        dict(kind="prompt", length=40, start="text", text=LABELS), (3e-3, 1e-2, 3e-2)
+        dict(kind="prompt", length=20, start="labels", labels=LABELS), (3e-3, 1e-2, 3e-2)
     ),
     "prefix": Form(dict(kind="prefix", length=20), (3e-3, 1e-2, 3e-2)),
     "prefix_mlp": Form(

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.methods.__main__ import SEEDS
 from research import report
 from research.evaluation.statistics import Estimate, mean_interval
 from research.plots import standalone
@@ -38,7 +38,7 @@ KINDS = {
     "last_layers": "weights",
     "norms": "weights",
     **dict.fromkeys(("houlsby", "pfeiffer", "parallel"), "small MLPs"),
-    **dict.fromkeys(("prompt", "prompt_random", "prompt_labels"), "tokens in front"),
+    **dict.fromkeys(("prompt", "prompt_random", "prompt_text", "prompt_labels"), "tokens in front"),
     **dict.fromkeys(("prefix", "prefix_mlp"), "tokens in front"),
 }
 
@@ -70,7 +70,7 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     tuned = []
     for name, form in results["forms"].items():
         runs = list(form["runs"].values())
-        if not runs:  # only screened so far
+        if len(runs) < len(SEEDS):  # still at work
             continue
         pick = lambda what, runs=runs: [run[what] for run in runs]  # noqa: E731
         tuned.append(
@@ -81,9 +81,9 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "bytes": form["bytes"],
                 "step": min(pick("quickest_step_seconds")),
                 "memory": runs[0]["program_bytes"],
-                "right": over_seeds([run["quality"]["value"] for run in runs]),
-                "heldout": over_seeds(pick("heldout_loss")),
-                "forgetting": over_seeds([mean_bits(run) - before for run in runs]),
+                "right": mean_interval([run["quality"]["value"] for run in runs]),
+                "heldout": mean_interval(pick("heldout_loss")),
+                "forgetting": mean_interval([mean_bits(run) - before for run in runs]),
             }
         )
     return lines + sorted(tuned, key=lambda line: -line["right"].value)
@@ -115,13 +115,6 @@ def plot(results: Mapping[str, Any]) -> str:
             references={line["form"]: 100 * line["right"].value for line in lines[:1]},
         )
     )
-
-
-def over_seeds(values: list[float]) -> Estimate:
-    """The mean with Student's t interval; of one run, the value alone."""
-    if len(values) < 2:
-        return Estimate(values[0], math.nan, math.nan, 1)
-    return mean_interval(values)
 
 
 def mean_bits(read: Mapping[str, Any]) -> float:
