@@ -16,7 +16,21 @@ from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.loss import LossConfig
-from research.methods import IA3, Bank, Bottleneck, DoRA, Full, LoRA, Partial, Prefix, Prompt, VeRA
+from research.methods import (
+    IA3,
+    Bank,
+    Bottleneck,
+    DoRA,
+    Full,
+    LoRA,
+    Partial,
+    Prefix,
+    Prompt,
+    Several,
+    VeRA,
+)
+from research.methods.bottleneck import PFEIFFER
+from research.methods.hadamard import LoHa
 from research.models.config import ModelConfig
 from research.models.storage import PRESETS
 from research.optimizers import OptimizerConfig
@@ -26,13 +40,18 @@ from tools.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
 METHODS = {
     "full": Full(),
     "lora": LoRA(rank=16, alpha=32.0),
+    "pissa": LoRA(rank=16, alpha=16.0, start="pissa"),
     "dora": DoRA(rank=16, alpha=32.0),
     "ia3": IA3(),
     "houlsby": Bottleneck(width=64),
+    "pfeiffer": Bottleneck(targets=(PFEIFFER,), width=64),
     "parallel": Bottleneck(width=64, placement="parallel", activation="relu", scale=4.0),
     "vera": VeRA(rank=256),
+    "loha": LoHa(rank=16, alpha=16.0),
     "prompt": Prompt(length=20),
     "prefix": Prefix(length=20),
+    "prefix_mlp": Prefix(length=20, reparameterized=True, hidden=256),
+    "lora_and_prompt": Several(of=(LoRA(rank=16, alpha=32.0), Prompt(length=20))),
     "norms": Partial(),
     "bank8": Bank(of=LoRA(rank=16, alpha=32.0), names=tuple(f"adapter{i}" for i in range(8))),
 }
