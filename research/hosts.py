@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -18,6 +19,14 @@ from jax.experimental import multihost_utils
 # seconds without a sign of life after which a process counts as gone, and the others end too
 HEARTBEAT = 20
 STOPPED = 75  # exit status of a run that is to be started again: EX_TEMPFAIL of sysexits.h
+# status codes of JAX's own errors that stand for a process that does not answer
+UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+# what the others' collectives, barriers and coordination say then, under any other code and type
+LOST = re.compile(
+    r"\bgloo\b|coordination ?service|barrier (failed|timed out)|heartbeat timeout"
+    r"|remote process exited|(connection closed|connection reset|socket closed) by peer",
+    re.IGNORECASE,
+)
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -121,25 +130,51 @@ class Stop:
 @contextlib.contextmanager
 def end_at_once() -> Iterator[None]:
     """An error of one of several processes ends it without waiting for the others, which then
-    notice; at a normal end JAX waits for all."""
+    notice; at a normal end JAX waits for all.
+
+    The exit status says whether to start the run again: STOPPED when another process is gone, 1
+    when the error is this process's own. JAX itself aborts a process that hears nothing from the
+    others for HEARTBEAT seconds.
+    """
     try:
         yield
     except BaseException as error:
         given = isinstance(error, SystemExit) and isinstance(error.code, int | None)
-        if jax.process_count() == 1 or given:  # a status is all processes'
+        if not jax.distributed.is_initialized() or given:  # a status is all processes'
             raise
-        who = f"process {jax.process_index()} of {jax.process_count()}"
-        if isinstance(error, SystemExit):
-            print(f"{who}: {error.code}", file=sys.stderr, flush=True)
-        elif isinstance(error, jax.errors.JaxRuntimeError):
+        if said := _lost(error):
             print(
-                f"{who}: error: another process is gone, or cannot be reached "
-                f"({str(error).splitlines()[0]}). Start all of them again with the same command: "
-                "the run goes on at its last checkpoint.",
+                f"{_who()}: error: another process is gone, or cannot be reached ({said}). Start "
+                "all of them again with the same command: the run goes on at its last checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )
             os._exit(STOPPED)
+        if isinstance(error, SystemExit):
+            print(f"{_who()}: {error.code}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
+            sys.stderr.flush()
         os._exit(1)
+
+
+def _lost(error: BaseException | None) -> str:
+    """The line in which an error, or one that it came from, says that another process is gone."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        lines = str(error).splitlines() or [""]
+        code = lines[0].partition(":")[0]
+        if isinstance(error, jax.errors.JaxRuntimeError) and code in UNREACHABLE:
+            return lines[0]
+        if said := next(filter(LOST.search, lines), ""):
+            return said
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _who() -> str:
+    try:
+        return f"process {jax.process_index()} of {jax.process_count()}"
+    except RuntimeError:  # it never joined the others
+        return f"process {os.environ.get(VARIABLES[2], 'of this host')}"
