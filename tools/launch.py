@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from configs import presets
     from research import config as door
     from tools.launching import TARGETS, google
-    from tools.launching.job import Job, Shell, check_name
+    from tools.launching.job import Job, Shell
 
     parser = door.program_parser(__doc__)
     parser.add_argument("--target", required=True, choices=TARGETS, help="where it runs")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with door.clear_errors():
         folder = arguments.workdir.rstrip("/").rpartition("/")[2]
         job = Job(
-            check_name(arguments.name or folder.replace("_", "-").lower()),
+            arguments.name or folder.replace("_", "-").lower(),
             arguments.config,
             arguments.workdir,
             tuple(arguments.overrides),
@@ -69,21 +69,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if arguments.slices < 1 or arguments.restarts < 0:
             raise ValueError("--slices is 1 at least, --restarts 0")
-        _check_config(arguments)
-        target.check(job, arguments)
+        from research.experiment import Experiment
+
+        # read here, so that a misspelt key costs nothing
+        experiment = door.load(Experiment, arguments.config, arguments.overrides)
+        target.check(job, arguments, experiment)
         if job.topology:
             google.find(job.topology)
             _preflight(job, arguments, shell)
-        status = target.start(job, arguments, shell)
+        try:
+            status = target.start(job, arguments, shell)
+        except KeyboardInterrupt:
+            print(
+                "\nlaunch: not followed any more. What was started goes on, and costs: the same "
+                "command follows it again, with --delete it ends it",
+                flush=True,
+            )
+            status = 130
     raise SystemExit(status)
-
-
-def _check_config(arguments: argparse.Namespace) -> None:
-    """Reads the config here, so that a misspelt key costs nothing."""
-    from research import config as door
-    from research.experiment import Experiment
-
-    door.load(Experiment, arguments.config, arguments.overrides)
 
 
 def _preflight(job, arguments: argparse.Namespace, shell) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = """#!{python}
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 from pathlib import Path
 name, folder = Path(sys.argv[0]).name, Path({folder!r})
 words = sys.argv[1:]
@@ -27,6 +27,9 @@ for rule in json.loads(answers.read_text()) if answers.exists() else []:
                 command = command.replace(old, new)
             done = subprocess.run(["sh", "-c", command], cwd=folder / "machine")
             sys.exit(answer.get("status", done.returncode))
+        if "copy" in answer:
+            source, place = words[answer["copy"] :][:2]
+            shutil.copy(source, folder / "machine" / place.partition(":")[2])
         print(answer.get("says", ""), end="")
         print(answer.get("complains", ""), end="", file=sys.stderr)
         sys.exit(answer.get("status", 0))
@@ -46,8 +49,9 @@ class StandIns:
 
         Args:
           rules: (parts that its arguments must have, what it answers the first time, the second
-            time, ... and from then on); an answer has `says`, `complains`, `status`, or `run`, to
-            run what follows `--command=` in the folder `machine`, with texts replaced.
+            time, ... and from then on); an answer has `says`, `complains`, `status`; or `run`, to
+            run what follows `--command=` in the folder `machine`, with texts replaced; or `copy`,
+            the place among its arguments of a file and of where to copy it, HOST:PATH.
           reads: whether it reads its standard input.
         """
         text = PROGRAM.format(python=sys.executable, folder=str(self.folder), reads=reads)

@@ -1,269 +1,119 @@
-"""tools/launch.py against stand-ins of what it drives, and for real on this machine."""
+"""What tools/launch.py prints and refuses before anything is started, and the job that Slurm gets.
 
-import json
-import os
+`python -m tests.tools.test_launch` writes tests/tools/dry_runs/*.txt anew; read the difference.
+"""
+
+import argparse
+import contextlib
+import io
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from research.checkpoint import open_checkpoint
-from research.experiment import CheckpointConfig
-from tests import tiny_run
-from tests.tools.stand_in import StandIns
-from tools import launch
-from tools.launching import google, remote, slurm, tpu_vm
+from research import config as door
+from research.experiment import Experiment
+from tests.tools.launching import BUCKET, CHIPS, CONFIG, GKE, LOCAL, SLURM, TEXT, TPU_VM, WORDS, run
+from tools import environment, launch
+from tools.launching import clone, google, slurm
 from tools.launching.job import Job, Shell
 
-ROOT = tiny_run.ROOT
-CONFIG = "configs/pretrain/smollm2_135m.py"
-BUCKET = ("--workdir", "gs://made/run-1", "--topology", "v5e:4x4", "--anyway")
-TPU_VM = ("--target", "tpu-vm", "--project", "p", "--zone", "z", *BUCKET)
-GKE = ("--target", "gke", "--image", "graft:1", *BUCKET)
+FOLDER = Path(__file__).parent / "dry_runs"
+DRY_RUNS = {
+    "tpu_vm": (*TPU_VM, *BUCKET, "--slices", "2", "--spot", "--config.mesh.data=2"),
+    "gke": (*GKE, *BUCKET, "--queue", "team", "--service-account", "reader", "--spot"),
+    "slurm": (*SLURM, "--nodes", "2", "--partition", "gpu", "--sbatch=--account=lab"),
+    "local": (*LOCAL, "--processes", "2", "--topology", "v5e:4x4", "--config.steps=7"),
+}
 
 
-@pytest.fixture
-def stand_ins(tmp_path, monkeypatch):
-    monkeypatch.setattr(Shell, "INTERVAL", 0.0)
-    monkeypatch.setattr(remote, "INTERVAL", 0.05)
-    monkeypatch.chdir(ROOT)
-    return StandIns(tmp_path / "bin", monkeypatch)
+def dry_run(target):
+    """What it prints, without what only this machine has."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert run(*DRY_RUNS[target], "--dry-run") == 0
+    text = said.getvalue().replace(sys.executable, "python")
+    text = text.replace(str(environment.ROOT), "/path/to/graft")
+    return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
 
 
-def run(*words, config=CONFIG):
-    """The launcher's exit status."""
-    with pytest.raises(SystemExit) as ended:
-        launch.main(["--config", config, *words])
-    return ended.value.code
-
-
-def verbs(stand_ins):
-    """What gcloud was asked for."""
-    return [call[4] for call in stand_ins.calls() if call[0] == "gcloud"]
-
-
-def state(name):
-    return {"says": json.dumps({"name": "run-1", "state": {"state": name}})}
-
-
-# --- TPU VMs ------------------------------------------------------------------------------------
-
-
-def machine(stand_ins, statuses):
-    """gcloud whose machines are a folder here: the code is copied and started for real, but its
-    training program ends with these statuses, one a start."""
-    python = stand_ins.folder / "machine" / "python"
-    python.write_text(
-        f"#!{sys.executable}\n"
-        "import sys, pathlib\n"
-        "count = pathlib.Path('../starts'); n = len(count.read_text()) if count.exists() else 0\n"
-        "count.write_text('x' * (n + 1))\n"
-        f"print('start', n, *sys.argv[1:]); sys.exit({statuses!r}[n])\n"
-    )
-    python.chmod(0o755)
-    setup = "tools/setup tpu buckets"
-    install = "mkdir -p .venv/bin && ln -sf ../../../python .venv/bin/python"
-    return {"run": {setup: install, "python3 ": f"{sys.executable} "}}
-
-
-def with_gcloud(stand_ins, monkeypatch, statuses, states, **more):
-    answer = machine(stand_ins, statuses)
-    # scp for real: into the folder that stands for the machine
-    stand_ins.add(
-        "gcloud",
-        *more.get("first", ()),
-        (["describe"], *map(state, states)),
-        (["ssh"], answer),
-    )
-    packed = tpu_vm.pack
-    monkeypatch.setattr(
-        tpu_vm,
-        "pack",
-        lambda folder, archive: packed(folder, stand_ins.folder / "machine" / "graft.tar.gz"),
-    )
-
-
-def test_a_run_on_tpu_vms_from_request_to_deletion(stand_ins, monkeypatch, capfd):
-    waiting = ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
-    with_gcloud(stand_ins, monkeypatch, [0], waiting)
-    assert run(*TPU_VM, "--slices", "2", "--spot", "--config.steps=7") == 0
-    create = stand_ins.calls()[0]
-    assert create[1:7] == [
-        "compute",
-        "tpus",
-        "queued-resources",
-        "create",
-        "run-1",
-        "--node-count=2",
-    ]
-    assert {
-        "--accelerator-type=v5litepod-16",
-        "--runtime-version=v2-alpha-tpuv5-lite",
-        "--spot",
-    } <= {*create}
-    assert verbs(stand_ins)[-1] == "delete" and "--force" in stand_ins.calls()[-1]
-    said = capfd.readouterr().out
-    assert "launch: PROVISIONING" in said
-    assert "start 0 -m research.train" in said and "--config.steps=7" in said
-    # the code is that of the clone, with what is new in it
-    graft = stand_ins.folder / "machine" / "graft"
-    assert (graft / "research/train.py").exists() and not (graft / ".git").exists()
-
-
-def test_a_preempted_slice_is_deleted_and_asked_for_again(stand_ins, monkeypatch, capfd):
-    # active; gone when the first run has ended; again, and active to the end
-    states = ["ACTIVE", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE"]
-    with_gcloud(stand_ins, monkeypatch, [1, 0], states)
-    assert run(*TPU_VM) == 0
-    asked = [verb for verb in verbs(stand_ins) if verb in ("create", "delete")]
-    assert asked == ["create", "delete", "create", "delete"]
-    assert "start 1 -m research.train" in capfd.readouterr().out
-
-
-def test_a_run_that_was_told_to_stop_on_machines_that_stay_is_started_again(stand_ins, monkeypatch):
-    with_gcloud(stand_ins, monkeypatch, [75, 75, 0], ["ACTIVE"])
-    assert run(*TPU_VM) == 0
-    assert verbs(stand_ins).count("create") == 1
-    assert (stand_ins.folder / "machine" / "starts").read_text() == "xxx"
-
-
-def test_an_error_of_the_run_is_not_repeated_and_the_slice_does_not_stay(stand_ins, monkeypatch):
-    with_gcloud(stand_ins, monkeypatch, [1], ["ACTIVE"])
-    assert run(*TPU_VM) == 1
-    assert verbs(stand_ins).count("create") == 1 and verbs(stand_ins)[-1] == "delete"
-
-
-def test_a_lost_connection_does_not_end_the_run(stand_ins, monkeypatch, capfd):
-    lost = (["follow "], {"status": 255}, machine(stand_ins, [0]))
-    lost_status = (
-        ["remote.py status"],
-        {"complains": "no route", "status": 255},
-        machine(stand_ins, [0]),
-    )
-    with_gcloud(stand_ins, monkeypatch, [0], ["ACTIVE"], first=(lost, lost_status))
-    assert run(*TPU_VM) == 0
-    assert "no route" in capfd.readouterr().out
-    assert (stand_ins.folder / "machine" / "starts").read_text() == "x"
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        (((["create"], {"complains": "quota exceeded", "status": 1}),), "quota exceeded"),
-        (((["describe"], state("FAILED")),), "run-1 was refused"),
-        (
-            (
-                (["describe"], state("ACTIVE")),
-                (["tools/setup"], {"complains": "no space left", "status": 1}),
-            ),
-            "no space left",
-        ),
-    ],
-    ids=["create", "failed", "install"],
-)
-def test_what_gcloud_refuses_is_said(stand_ins, rules, message):
-    stand_ins.add("gcloud", *rules)
-    assert re.search(message, run(*TPU_VM))
-
-
-def test_a_program_that_is_not_there_is_named(stand_ins, monkeypatch):
-    monkeypatch.setenv("PATH", str(stand_ins.folder))
-    assert "gcloud is not on PATH: install the Google Cloud CLI" in run(*TPU_VM)
-
-
-# --- GKE ----------------------------------------------------------------------------------------
-
-
-def jobset(ready=0, **status):
-    content = {"status": {"replicatedJobsStatus": [{"name": "slice", "ready": ready}], **status}}
-    return {"says": json.dumps(content)}
-
-
-@pytest.mark.parametrize(("end", "status"), [("Completed", 0), ("Failed", 1)])
-def test_a_jobset_is_applied_and_followed_through_restarts(stand_ins, capfd, end, status):
-    stand_ins.add(
-        "kubectl",
-        (["get"], jobset(), jobset(1), jobset(0), jobset(1), jobset(terminalState=end)),
-        (["logs"], {"says": "step 1\n"}, {"says": "step 2\n", "status": 1}),
-        reads=True,
-    )
-    assert run(*GKE, "--namespace", "team") == status
-    apply = stand_ins.calls()[0]
-    assert apply[:6] == ["kubectl", "apply", "--namespace", "team", "-f", "-"]
-    assert "kind: JobSet" in apply[6]
-    said = capfd.readouterr().out
-    assert said.count("1 of 1 slices are ready") == 2 and f"has ended: {end}" in said
-    assert "step 1" in said and "step 2" in said
-
-
-def test_a_cluster_without_jobset_says_so(stand_ins):
-    error = 'no matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"'
-    stand_ins.add("kubectl", (["apply"], {"complains": error, "status": 1}), reads=True)
-    assert 'no matches for kind "JobSet"' in run(*GKE)
-
-
-def test_a_queue_and_an_account_reach_the_manifest(stand_ins, capfd):
-    assert run(*GKE, "--queue", "team", "--service-account", "reader", "--spot", "--dry-run") == 0
-    said = capfd.readouterr().out
-    for line in (
-        "kueue.x-k8s.io/queue-name: team",
-        "serviceAccountName: reader",
-        "gke-spot: 'true'",
-    ):
-        assert line in said, line
+@pytest.mark.parametrize("target", DRY_RUNS)
+def test_a_dry_run_prints_every_command_and_runs_none(stand_ins, target):
+    for name in ("gcloud", "kubectl", "sbatch"):
+        stand_ins.add(name)
+    assert dry_run(target) == (FOLDER / f"{target}.txt").read_text(encoding="utf-8")
     assert not stand_ins.calls()
 
 
-# --- Slurm --------------------------------------------------------------------------------------
-
-SLURM = ("--target", "slurm", "--workdir", "/shared/run 1", "--name", "run-1")
+# --- what is sent, and what the machines could not reach ----------------------------------------
 
 
-def test_a_batch_job_is_submitted(stand_ins, capfd):
-    stand_ins.add("sbatch", ([], {"says": "4711;cluster\n"}), reads=True)
-    assert run(*SLURM, "--nodes", "2", "--sbatch=--account=lab") == 0
-    name, flag, script = stand_ins.calls()[0]
-    assert (name, flag) == ("sbatch", "--parsable")
-    for line in ("--nodes=2", "--ntasks-per-node=8", "--requeue", "--account=lab"):
-        assert f"#SBATCH {line}\n" in script
-    assert "tail -F run-1-4711.log" in capfd.readouterr().out
+def test_the_commands_of_a_dry_run_pack_what_is_packed(tmp_path, capsys):
+    for name in (".gitignore", "a.py", "data/x", "sub/b c.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("/data/\n")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    archive = tmp_path / "data" / "launch" / "x.tar.gz"
+    clone.pack(tmp_path, archive, Shell(dry_run=False))
+    expected = [".gitignore", "a.py", "sub/b c.py"]
+    assert sorted(clone.files(tmp_path)) == listing(archive) == expected
+    archive.unlink()
+    for line in capsys.readouterr().out.splitlines():
+        subprocess.run(["sh", "-c", line.removeprefix("$ ")], cwd=tmp_path, check=True)
+    assert listing(archive) == expected
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="is no git clone"):
+        clone.files(Path("/"))
+
+
+def listing(archive):
+    tar = subprocess.run(["tar", "-tzf", archive], capture_output=True, text=True, check=True)
+    return sorted(tar.stdout.splitlines())
+
+
+def source(**fields):
+    return {"name": "web", "kind": "jsonl", **fields}
 
 
 @pytest.mark.parametrize(
-    ("status", "restarted", "requeued"),
-    [(0, None, False), (75, None, True), (75, "9", True), (75, "10", False), (1, None, False)],
+    ("changes", "refused"),
+    [
+        ({"tokenizer": "gs://b/t.json", "sources": [source(path="gs://b/{split}.jsonl")]}, ""),
+        ({"tokenizer": "words.json", "sources": [source(path="text/{split}-*.jsonl")]}, ""),
+        ({"tokenizer": "run", "sources": [{"name": "graft_books"}]}, ""),
+        ({"tokenizer": "words.jso"}, "tokenizer"),
+        ({"tokenizer": "/root/words.json"}, "tokenizer"),
+        ({"init_from": "runs/base"}, "init_from"),
+        (
+            {"sources": [{"name": "graft_books"}, source(path="text/{split}.parquet")]},
+            r"data.sources\[1\].path",
+        ),
+    ],
 )
-def test_the_batch_script_queues_itself_again_when_it_was_stopped(
-    stand_ins, monkeypatch, status, restarted, requeued
-):
-    stand_ins.add("srun", ([], {"status": status}))
-    stand_ins.add("scontrol")
-    monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    if restarted:
-        monkeypatch.setenv("SLURM_RESTART_COUNT", restarted)
-    arguments = argparse_of(*SLURM)
-    job = Job("run-1", CONFIG, "/shared/run 1", ("steps=7",))
-    script = slurm.script(job, arguments)
-    assert subprocess.run(["bash", "-c", script]).returncode == status
-    calls = stand_ins.calls()
-    assert "/shared/run 1" in calls[0] and "--config.steps=7" in calls[0]
-    assert (calls[1:] == [["scontrol", "requeue", "4711"]]) == requeued
+def test_what_is_on_this_machine_only_is_refused(monkeypatch, changes, refused):
+    there = ["configs/a.py", "words.json", "run/config.json", "text/train-1.jsonl"]
+    monkeypatch.setattr(clone, "files", lambda folder: there)
+    data = {"sources": changes.pop("sources", [{"name": "graft_books"}]), "sequence_length": 8}
+    base = {"model": {"vocabulary": 9}, "tokenizer": "gs://b/t.json", "steps": 1}
+    base["model"] |= {"width": 8, "layers": 1, "heads": 1, "key_heads": 1, "hidden": 8}
+    content = {**base, "data": {**data, "batch_size": 1}, **changes}
+    job = Job("x", "configs/a.py:arg", "gs://b/run")
+    experiment = door.build(Experiment, content)
+    if not refused:
+        google.check_reachable(job, experiment, Path("."))
+        return
+    with pytest.raises(ValueError, match=rf"this machine only.*--config\.{refused}=gs://") as error:
+        google.check_reachable(job, experiment, Path("."))
+    assert str(error.value).count("\n") == 0
 
 
-def argparse_of(*words):
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    slurm.add_flags(parser)
-    return parser.parse_known_args(words)[0]
-
-
-def test_sbatch_that_refuses_is_heard(stand_ins):
-    stand_ins.add("sbatch", ([], {"complains": "Invalid partition", "status": 1}), reads=True)
-    assert "Invalid partition" in run(*SLURM)
+@pytest.mark.parametrize("target", [TPU_VM, GKE])
+def test_a_config_that_is_not_in_the_clone_is_refused(stand_ins, tmp_path, target):
+    config = tmp_path / "config.py"
+    config.write_text((environment.ROOT / CONFIG).read_text())
+    said = run(*target, *BUCKET, config=str(config))
+    assert re.search(r"--config /\S+/config.py: name a file of the clone", said)
 
 
 # --- what is wrong is said before anything is started -------------------------------------------
@@ -272,19 +122,24 @@ def test_sbatch_that_refuses_is_heard(stand_ins):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((*TPU_VM, "--config.stps=7"), "did you mean config.steps"),
-        ((*TPU_VM, "--workdir", "runs/here"), "share no disk"),
-        ((*TPU_VM, "--topology", "tpu7x:4x4x4"), "take --target gke"),
-        ((*TPU_VM, "--topology", "v5e:4xx"), "such as v5e:4x4"),
-        ((*TPU_VM, "--topology", "v5e:3x2"), "6 chips fill no machines"),
-        ((*TPU_VM, "--name", "Run 1"), "lower-case letters"),
-        ((*TPU_VM, "--slices", "0"), "--slices is 1 at least"),
+        ((*TPU_VM, *BUCKET, "--config.stps=7"), "did you mean config.steps"),
+        ((*TPU_VM, *BUCKET, "--workdir", "runs/here"), "share no disk"),
+        ((*TPU_VM, *BUCKET, "--topology", "tpu7x:4x4x4"), "take --target gke"),
+        ((*TPU_VM, *BUCKET, "--topology", "v5e:4xx"), "such as v5e:4x4"),
+        ((*TPU_VM, *BUCKET, "--topology", "v5e:3x2"), "6 chips fill no machines"),
+        ((*TPU_VM, *BUCKET, "--name", "Run 1"), "lower-case letters"),
+        ((*GKE, *BUCKET, "--name", "run.1"), "lower-case letters"),
+        ((*TPU_VM, *BUCKET, "--slices", "0"), "--slices is 1 at least"),
+        ((*TPU_VM, *CHIPS), r"(?s)data/smollm2/tokenizer.json is on this .*\ndata/web is on this"),
+        ((*GKE, *CHIPS, WORDS), r"data/web is on .*--config.data.sources\[0\].path=gs://"),
+        ((*GKE, *CHIPS, TEXT), "--config.tokenizer=gs://"),
         (("--target", "tpu-vm", *BUCKET), "give --project and --zone"),
-        (("--target", "gke", *BUCKET), "give --image"),
+        (("--target", "gke", *BUCKET), "give --image.*docs/launch_gke.md"),
         ((*SLURM, "--partition", "a\nb"), "has a space"),
+        ((*SLURM, "--name", "run 1"), "has a space"),
         ((*SLURM, "--sbatch", "account"), "is no flag of sbatch"),
-        (("--target", "local", "--workdir", "runs/x", "--processes", "0"), "one at least"),
-        (("--target", "local", "--workdir", "runs/x", "--delete"), "nothing to delete"),
+        ((*LOCAL, "--processes", "0"), "one at least"),
+        ((*LOCAL, "--delete"), "nothing to delete"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_started(stand_ins, words, message):
@@ -293,7 +148,12 @@ def test_what_is_wrong_is_said_before_anything_is_started(stand_ins, words, mess
     assert re.search(message, run(*words)) and not stand_ins.calls()
 
 
-@pytest.mark.parametrize("target", [TPU_VM, GKE, SLURM])
+@pytest.mark.parametrize("folder", ["runs/v1.2", "runs/2026", "runs/" + "x" * 50])
+def test_a_local_run_may_have_any_folder(stand_ins, folder):
+    assert run("--target", "local", "--workdir", folder, "--dry-run") == 0
+
+
+@pytest.mark.parametrize("target", [(*TPU_VM, *CHIPS), (*GKE, *CHIPS), SLURM])
 def test_delete_ends_what_the_run_holds(stand_ins, target):
     for name in ("gcloud", "kubectl", "scancel"):
         stand_ins.add(name)
@@ -301,6 +161,18 @@ def test_delete_ends_what_the_run_holds(stand_ins, target):
     (call,) = stand_ins.calls()
     assert any("delete" in word or "scancel" in word for word in call)
     assert any("run-1" in word for word in call)
+
+
+def test_ctrl_c_ends_the_following_alone(stand_ins, monkeypatch, capfd):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shell, "follow", interrupt)
+    stand_ins.add("kubectl", (["get"], {"says": '{"status": {"replicatedJobsStatus": []}}'}))
+    monkeypatch.setattr(Shell, "rest", interrupt)
+    assert run(*GKE, *BUCKET) == 130
+    assert "What was started goes on, and costs" in capfd.readouterr().out
+    assert not any("delete" in call for call in stand_ins.calls())
 
 
 @pytest.mark.parametrize(
@@ -319,30 +191,55 @@ def test_a_slice_is_called_and_cut_as_google_does(topology, type_, hosts, chips)
     assert (found.accelerator_type, found.hosts, found.chips_of_host) == (type_, hosts, chips)
 
 
-# --- this machine, for real ---------------------------------------------------------------------
+# --- Slurm --------------------------------------------------------------------------------------
 
 
-@pytest.mark.heavy
-def test_a_local_run_whose_process_is_killed_starts_again_and_ends_as_if_it_had_not(
-    world, tmp_path
+def test_a_batch_job_is_submitted(stand_ins, capfd):
+    stand_ins.add("sbatch", ([], {"says": "4711;cluster\n"}), reads=True)
+    assert run(*SLURM, "--nodes", "2", "--sbatch=--account=lab") == 0
+    name, flag, script = stand_ins.calls()[0]
+    assert (name, flag) == ("sbatch", "--parsable")
+    for line in ("--nodes=2", "--ntasks-per-node=8", "--requeue", "--account=lab"):
+        assert f"#SBATCH {line}\n" in script
+    assert "tail -F run-1-4711.log" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "restarted", "requeued"),
+    [
+        (0, None, False),
+        (75, None, True),
+        (75, "9", True),
+        (75, "10", False),
+        (137, None, True),
+        (137, "10", False),
+        (1, None, False),
+        (127, None, False),
+    ],
+)
+def test_the_batch_script_queues_itself_again_when_it_was_stopped(
+    stand_ins, monkeypatch, status, restarted, requeued
 ):
-    experiment = world.experiment(12, checkpoint=CheckpointConfig(every=4, keep_last=9))
-    folder = tmp_path / "run"
-    file = tiny_run.config_file(tmp_path, experiment)
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    words = ["--target", "local", "--processes", "2", "--config", str(file)]
-    line = [sys.executable, "tools/launch.py", *words, "--workdir", str(folder)]
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    started = subprocess.Popen(line, cwd=ROOT, env=environment, **piped)
-    tiny_run.wait_for(started, lambda: len(tiny_run.lines(folder)) >= 5)
-    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGKILL)
-    output = started.communicate(timeout=240)[0]
-    assert started.returncode == 0 and "started again" in output, output
-    whole = subprocess.run(
-        [*line[:-1], str(tmp_path / "whole")], cwd=ROOT, env=environment, capture_output=True
-    )
-    assert whole.returncode == 0
-    assert open_checkpoint(folder).step == 12
-    assert tiny_run.content(folder, 12) == tiny_run.content(tmp_path / "whole", 12)
+    stand_ins.add("srun", ([], {"status": status}))
+    stand_ins.add("scontrol")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    if restarted:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarted)
+    parser = argparse.ArgumentParser()
+    slurm.add_flags(parser)
+    job = Job("run-1", CONFIG, "/shared/run 1", ("steps=7",))
+    script = slurm.script(job, parser.parse_known_args(SLURM)[0])
+    assert subprocess.run(["bash", "-c", script]).returncode == status
+    calls = stand_ins.calls()
+    assert "/shared/run 1" in calls[0] and "--config.steps=7" in calls[0]
+    assert (calls[1:] == [["scontrol", "requeue", "4711"]]) == requeued
+
+
+def test_sbatch_that_refuses_is_heard(stand_ins):
+    stand_ins.add("sbatch", ([], {"complains": "Invalid partition", "status": 1}), reads=True)
+    assert "Invalid partition" in run(*SLURM)
+
+
+if __name__ == "__main__":
+    for name in DRY_RUNS:
+        (FOLDER / f"{name}.txt").write_text(dry_run(name), encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tools.launching import gke
-from tools.launching.job import Job
+from tools.launching.job import Job, to_repeat
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="tools/setup services")
 models = pytest.importorskip("kubeflow_trainer_api.models", reason="tools/setup services")
@@ -34,6 +34,17 @@ def test_the_child_job_passes_kubernetes_own_schema():
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}}
     kubernetes_validate.validate(job | child["template"], "1.33", strict=True)
     assert child["replicas"] == 2 and child["template"]["spec"]["parallelism"] == 16
+
+
+def test_an_error_of_the_run_ends_the_jobset_and_nothing_else_does():
+    spec = made()["spec"]
+    (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "In"
+    ends = [n for n in range(1, 256) if n in rule["onExitCodes"]["values"]]
+    assert ends == [n for n in range(1, 256) if not to_repeat([n])]
+    (then,) = spec["failurePolicy"]["rules"]
+    assert then["action"] == "FailJobSet" and then["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert spec["failurePolicy"]["maxRestarts"] == 10
 
 
 @pytest.mark.parametrize("path", ["spec", "spec.template.spec", "spec.template.spec.containers.0"])

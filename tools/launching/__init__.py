@@ -1,7 +1,7 @@
 """Where a run can be started: each target drives an engine that exists, and schedules nothing.
 
-A target is a module with `add_flags(parser)`, `check(job, arguments)`, which raises ValueError
-before anything is started, `start(job, arguments, shell) -> int`, an exit status, and
+A target is a module with `add_flags(parser)`, `check(job, arguments, experiment)`, which raises
+ValueError before anything is started, `start(job, arguments, shell) -> int`, an exit status, and
 `delete(job, arguments, shell)`. Adding one costs one file and one line here.
 """
 

@@ -1,8 +1,8 @@
 """TPU slices of a GKE cluster, as a JobSet (jobset.sigs.k8s.io) that Kueue may queue.
 
-One child job a slice, one pod a machine. When one pod fails, or a node is taken away, the JobSet
-starts all of them again, and the run goes on at its last checkpoint; a run that a signal stopped
-exits with a status of its own, so it counts as failed too.
+One child job a slice, one pod a machine. When a run is stopped, a pod killed or a node taken away,
+the JobSet starts all of them again, and the run goes on at its last checkpoint. An error of the run
+itself, which its exit status tells, ends the JobSet.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
+from tools import environment
 from tools.launching import google
-from tools.launching.job import Job, Shell
+from tools.launching.job import OWN, Job, Shell, check_name
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"
 NODE_POOL = "cloud.google.com/gke-nodepool"
-GRACE = 120  # seconds between SIGTERM and the end, in which a checkpoint is written
+GRACE = 120  # seconds from SIGTERM to the end, to save in; a spot node that is taken gives 15 or so
+TRIES = 6  # of a question to the cluster
 
 
 def add_flags(parser) -> None:
@@ -33,21 +35,26 @@ def add_flags(parser) -> None:
     )
 
 
-def check(job: Job, arguments) -> None:
+def check(job: Job, arguments, experiment) -> None:
+    check_name(job.name)
     if not arguments.image:
-        raise ValueError("gke: give --image, a container that has Graft in /graft (docs/gke.md)")
-    google.check_shared(job.workdir)
+        raise ValueError(
+            "gke: give --image, a container that has Graft in /graft (docs/launch_gke.md)"
+        )
     google.find(job.topology)
+    google.check_reachable(job, experiment, environment.ROOT)
 
 
 def start(job: Job, arguments, shell: Shell) -> int:
     """Applies the manifest, and follows the first process."""
     where = ("--namespace", arguments.namespace)
+    if end := _look(job, where, shell).get("terminalState"):
+        print(f"launch: a JobSet of this name is there and has ended ({end})", flush=True)
+        delete(job, arguments, shell)  # applied again it would stay as it is
     shell.call("kubectl", "apply", *where, "-f", "-", given=to_yaml(manifest(job, arguments)))
-    said = ""
+    said, followed = "", -1
     while True:  # queued, waiting for nodes, running, started again
-        text = shell.call("kubectl", "get", *where, f"jobset/{job.name}", "-o=json", said=False)
-        status = json.loads(text or "{}").get("status", {})
+        status = _look(job, where, shell)
         if end := status.get("terminalState"):
             print(f"launch: the JobSet has ended: {end}", flush=True)
             return 0 if end == "Completed" else 1
@@ -55,14 +62,33 @@ def start(job: Job, arguments, shell: Shell) -> int:
         if (now := f"launch: {ready} of {job.slices} slices are ready") != said:
             print(said := now, flush=True)
         if ready >= job.slices or shell.dry_run:
-            first = f"job/{job.name}-slice-0"
-            shell.follow("kubectl", "logs", *where, "--follow", "--all-pods=false", first)
+            restarts = status.get("restarts", 0)
+            tail = 20 if followed == restarts else -1  # the connection was lost, or a new start
+            followed = restarts
+            line = ("kubectl", "logs", *where, "--follow", f"--tail={tail}")
+            shell.follow(*line, f"--selector={','.join(_first(job))}")
         if shell.dry_run:
             return 0
         shell.rest()
 
 
+def _look(job: Job, where: tuple[str, ...], shell: Shell) -> dict[str, Any]:
+    """The status of the JobSet; empty: it is new, or there is none."""
+    line = ("kubectl", "get", *where, f"jobset/{job.name}", "-o=json", "--ignore-not-found")
+    return json.loads(shell.call(*line, said=False, tries=TRIES) or "{}").get("status", {})
+
+
+def _first(job: Job) -> tuple[str, ...]:
+    """The labels of the pod whose process is the first of the run, which alone prints."""
+    return (
+        f"jobset.sigs.k8s.io/jobset-name={job.name}",
+        "jobset.sigs.k8s.io/job-index=0",
+        "batch.kubernetes.io/job-completion-index=0",
+    )
+
+
 def delete(job: Job, arguments, shell: Shell) -> None:
+    check_name(job.name)
     shell.call("kubectl", "delete", "--namespace", arguments.namespace, f"jobset/{job.name}")
 
 
@@ -100,6 +126,18 @@ def manifest(job: Job, arguments) -> dict[str, Any]:
         "completions": chips.hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": container["name"],
+                        "operator": "In",
+                        "values": list(OWN),
+                    },
+                }
+            ]
+        },
         "template": {"spec": pod},
     }
     return {
@@ -112,7 +150,16 @@ def manifest(job: Job, arguments) -> dict[str, Any]:
             "annotations": {EXCLUSIVE: NODE_POOL},
         },
         "spec": {
-            "failurePolicy": {"maxRestarts": job.restarts},
+            "failurePolicy": {
+                "maxRestarts": job.restarts,
+                "rules": [
+                    {
+                        "name": "own_error",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
             "replicatedJobs": [
                 {"name": "slice", "replicas": job.slices, "template": {"spec": child}}
             ],

@@ -7,7 +7,17 @@ Names of queued resources and of GKE's labels are those of docs.cloud.google.com
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import math
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.launching import clone
+from tools.launching.job import Job
+
+if TYPE_CHECKING:
+    from research.experiment import Experiment
 
 # chips of one machine of a slice that has several
 CHIPS_OF_HOST = 4
@@ -80,14 +90,46 @@ def find(topology: str) -> Slice:
     return Slice(PRODUCTS[version], shape, chips)
 
 
-def check_shared(workdir: str) -> None:
-    """Refuses a folder that the machines of a run do not share.
+def check_reachable(job: Job, experiment: Experiment, root: Path) -> None:
+    """Refuses what the machines could not read or write, before they are paid for.
+
+    They get the files of the clone that git does not ignore. TFDS datasets without a path, Graft's
+    own among them, are fetched and built by the machines.
 
     Raises:
-      ValueError: it is not in a bucket.
+      ValueError: names everything that is on this machine alone, and what to give in its place.
     """
-    if not workdir.startswith("gs://"):
+    if not job.workdir.startswith("gs://"):
         raise ValueError(
-            f"--workdir {workdir}: the machines of a slice share no disk, and lose their own when "
-            "they are preempted; give gs://BUCKET/FOLDER"
+            f"--workdir {job.workdir}: the machines of a slice share no disk, and lose their own "
+            "when they are preempted; give gs://BUCKET/FOLDER"
         )
+    sent = clone.files(root)
+    here = {
+        "tokenizer": experiment.tokenizer,
+        "init_from": experiment.init_from,
+        **{
+            f"data.sources[{number}].path": source.path
+            and source.path.replace("{split}", source.split)
+            for number, source in enumerate(experiment.data.sources)
+        },
+    }
+    missing = [
+        f"{path} is on this machine only: copy it to a bucket (gcloud storage cp --recursive) and "
+        f"give --config.{key}=gs://BUCKET/PATH"
+        for key, path in here.items()
+        if path and "://" not in path and not _among(sent, path)
+    ]
+    config = job.config.partition(":")[0]
+    if not _among(sent, config):
+        missing.append(
+            f"--config {config}: name a file of the clone, from its root, that git does not ignore"
+        )
+    if missing:
+        raise ValueError("\n".join(missing))
+
+
+def _among(names: list[str], path: str) -> bool:
+    """Whether a path below the clone's root is one of its files, a folder or a pattern of them."""
+    path = posixpath.normpath(path)
+    return any(name.startswith(f"{path}/") for name in names) or bool(fnmatch.filter(names, path))

@@ -6,13 +6,19 @@ import dataclasses
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-# exit status of a run that a signal stopped (research.hosts.STOPPED); it wants to be started again
+# How a process of the run ended (research.hosts). 0: the run is finished. STOPPED: a signal stopped
+# it, or it lost the others. OWN: an error of its own, which starting it again would repeat: of the
+# program, of its flags, or no such program. Anything else, signals above all: it was ended.
 STOPPED = 75
+OWN = (1, 2, 126, 127)
+# by this one JAX ends a process that has lost the others, whatever they died of
+_ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +47,32 @@ class Job:
         ]
 
 
+def to_repeat(statuses: Sequence[int]) -> bool:
+    """Whether a run whose processes ended so is to be started again.
+
+    A process that is taken away makes others fail, perhaps with what looks like an error of their
+    own; one that fails by itself leaves no other dead by a signal than JAX's.
+    """
+    killed = any((n < 0 or n > 128) and n not in _ABORTED for n in statuses)
+    return any(statuses) and (killed or not any(n in OWN for n in statuses))
+
+
+def outcome(statuses: Sequence[int]) -> int:
+    """One exit status for all of a run's processes."""
+    if to_repeat(statuses):
+        return STOPPED
+    return next((n for n in statuses if n in OWN), 0)
+
+
 def check_name(name: str) -> str:
-    """A name that Kubernetes, Google Cloud and Slurm all take.
+    """A name that Kubernetes and Google Cloud take.
 
     Raises:
       ValueError: it is none.
     """
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
         raise ValueError(
-            f"the name {name!r}: lower-case letters, digits and hyphens, a letter first, 40 at most"
+            f"--name {name!r}: lower-case letters, digits and hyphens, a letter first, 40 at most"
         )
     return name
 
@@ -62,12 +85,16 @@ class Shell:
     def __init__(self, dry_run: bool):
         self.dry_run = dry_run
 
-    def call(self, *words: str, given: str = "", said: bool = True) -> str:
+    def call(
+        self, *words: str, given: str = "", said: bool = True, tries: int = 1, absent: str = ""
+    ) -> str:
         """What a command prints.
 
         Args:
           given: its standard input.
           said: not, of what is asked again and again.
+          tries: how often it may fail but the last time, with a rest between.
+          absent: words with which it says that there is no such thing; then it has printed nothing.
 
         Raises:
           ValueError: the program is not there, or it failed; with the end of what it said.
@@ -76,12 +103,21 @@ class Shell:
             self.say(*words, given=given)
         if self.dry_run:
             return ""
-        done = subprocess.run(
-            [_found(words[0]), *words[1:]], input=given, capture_output=True, text=True
-        )
-        if done.returncode:
+        program = _found(words[0])
+        for left in reversed(range(tries)):
+            done = subprocess.run(
+                [program, *words[1:]], input=given, capture_output=True, text=True
+            )
+            if not done.returncode:
+                break
             end = (done.stderr.strip() or done.stdout.strip())[-2000:]
-            raise ValueError(f"{shlex.join(words[:6])} ... failed ({done.returncode}): {end}")
+            if absent and absent in end:
+                return ""
+            error = f"{shlex.join(words[:6])} ... failed ({done.returncode}): {end}"
+            if not left:
+                raise ValueError(error)
+            print(f"launch: {error}; tried again", flush=True)
+            self.rest()
         return done.stdout
 
     def follow(self, *words: str) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from types import FrameType
 
-from tools.launching.job import STOPPED, Job, Shell
+from tools.launching.job import STOPPED, Job, Shell, outcome, to_repeat
 
 
 def add_flags(parser) -> None:
@@ -22,23 +22,25 @@ def add_flags(parser) -> None:
     )
 
 
-def check(job: Job, arguments) -> None:
+def check(job: Job, arguments, experiment) -> None:
     if arguments.processes < 1:
         raise ValueError("--processes: one at least")
 
 
 def start(job: Job, arguments, shell: Shell) -> int:
-    """Starts the run, again after it ended badly; the exit status of its last end."""
+    """Starts the run, again after it was stopped or killed; the exit status of its last end."""
     flags = ["--distributed"] if arguments.processes > 1 else []
     words = job.command(sys.executable, *flags)
-    shell.say(*words)
-    if shell.dry_run:
-        return 0
     for attempt in range(job.restarts + 1):
-        statuses, told = _attempt(words, arguments.processes)
-        wrong = [status for status in statuses if status > 0 and status != STOPPED]
-        if wrong or told or not any(statuses):  # an error of the run, our own end, or its end
-            return max(statuses)
+        places = [{**job.environment, **place} for place in _places(arguments.processes)]
+        for place in places:
+            variables = [f"{name}={value}" for name, value in place.items()]
+            shell.say(*(["env", *variables] if variables else []), *words)
+        if shell.dry_run:
+            return 0
+        statuses, told = _attempt(words, places)
+        if told or not to_repeat(statuses):  # our own end, an error of the run, or its end
+            return outcome(statuses)
         if attempt < job.restarts:
             print(f"launch: it ended with {statuses}; started again", flush=True)
     print(f"launch: it ended with {statuses}, and {job.restarts} restarts are used up", flush=True)
@@ -49,11 +51,10 @@ def delete(job: Job, arguments, shell: Shell) -> None:
     raise ValueError("local: processes end with the launcher; there is nothing to delete")
 
 
-def _attempt(words: list[str], count: int) -> tuple[list[int], bool]:
+def _attempt(words: list[str], places: list[dict[str, str]]) -> tuple[list[int], bool]:
     """One start of all processes: their statuses, and whether a signal came to the launcher."""
     processes = [  # of sessions of their own, so that Ctrl-C reaches them once, from here
-        subprocess.Popen(words, env=os.environ | variables, start_new_session=True)
-        for variables in _places(count)
+        subprocess.Popen(words, env=os.environ | place, start_new_session=True) for place in places
     ]
     told = False
 

@@ -7,7 +7,7 @@
 
 In FOLDER: log, what the run says; pid; status, its exit status once it has ended. `follow` prints
 the log from the start, `follow-on` from near its end, and ends when the run does; `status` says how
-it ended, if it has.
+it ended (the number of a signal with a minus), or that it runs.
 """
 
 import os
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 INTERVAL = 1.0  # seconds
+STOPPED = 75  # tools/launching/job.py, which is not imported: this runs under any Python 3
 
 
 def start(folder: Path, words: list[str]) -> None:
@@ -60,11 +61,13 @@ def follow(folder: Path, skip: bool = False) -> None:
 
 
 def status(folder: Path) -> None:
-    """Says how the run ended; 1 stands for one that vanished without a word."""
+    """Says how the run ended. One that vanished without a word, as in a reboot, was stopped."""
     if (folder / "status").exists():
         print(f"graft-status {(folder / 'status').read_text()}")
-    elif not _runs(folder):
-        print("graft-status 1")
+    elif (folder / "pid").exists():
+        print(f"graft-status {'running' if _runs(folder) else STOPPED}")
+    else:
+        print("graft-status none")
 
 
 def _runs(folder: Path) -> bool:

@@ -27,19 +27,19 @@ def add_flags(parser) -> None:
     )
 
 
-def check(job: Job, arguments) -> None:
+def check(job: Job, arguments, experiment) -> None:
     if arguments.nodes < 1 or arguments.gpus_per_node < 1:
         raise ValueError("slurm: --nodes and --gpus-per-node are 1 at least")
     for flag in arguments.sbatch:
         if not flag.startswith("--"):
             raise ValueError(f"slurm: --sbatch={flag!r} is no flag of sbatch")
-    for text in (arguments.partition, arguments.time, *arguments.sbatch):
+    for text in (job.name, arguments.partition, arguments.time, *arguments.sbatch):
         if re.search(r"\s", text):
             raise ValueError(f"slurm: {text!r} has a space or a line's end in it")
 
 
 def start(job: Job, arguments, shell: Shell) -> int:
-    """Submits the job; the script is left beside the run, or printed."""
+    """Submits the job; its script is sbatch's standard input, and a dry run prints it."""
     said = shell.call("sbatch", "--parsable", given=script(job, arguments))
     number = said.strip().partition(";")[0] or "JOB"
     print(
@@ -61,9 +61,9 @@ def log(job: Job, number: str) -> str:
 def script(job: Job, arguments) -> str:
     """What sbatch takes.
 
-    The run exits with its own status when a signal stopped it, at the time limit or before a
-    preemption: then the job is queued again, under its own number. `srun` makes one process a GPU,
-    and JAX reads from Slurm which is which.
+    When a signal stopped the run, at the time limit or before a preemption, or killed a process of
+    it, the job is queued again, under its own number. `srun` makes one process a GPU, and ends with
+    the highest of their statuses; JAX reads from Slurm which is which.
     """
     flags = [
         f"--job-name={job.name}",
@@ -79,7 +79,7 @@ def script(job: Job, arguments) -> str:
         *arguments.sbatch,
     ]
     lines = [f"#SBATCH {flag}" for flag in flags]
-    again = f"$status = {STOPPED} ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {job.restarts}"
+    stopped = f"[ $status = {STOPPED} ] || [ $status -gt 128 ]"
     train = shlex.join(job.command(".venv/bin/python", "--distributed"))
     return "\n".join(
         [
@@ -89,7 +89,7 @@ def script(job: Job, arguments) -> str:
             f"cd {shlex.quote(str(Path.cwd()))}",
             f"srun --kill-on-bad-exit=1 {train}",
             "status=$?",
-            f"if [ {again} ]; then",
+            f"if {{ {stopped}; }} && [ ${{SLURM_RESTART_COUNT:-0}} -lt {job.restarts} ]; then",
             '  scontrol requeue "$SLURM_JOB_ID"',
             "fi",
             "exit $status",

@@ -1,8 +1,9 @@
 """TPU VMs, through queued resources of Google Cloud (`gcloud compute tpus queued-resources`).
 
 Create, wait, copy the code, install, run on all workers, follow the first; when the slice is
-preempted it is deleted and asked for again, and the run goes on at its last checkpoint. At the end
-the slice is deleted, which ends what it costs.
+preempted it is deleted and asked for again, and the run goes on at its last checkpoint. At the end,
+a good one or not, the slice is deleted, which ends what it costs. The launcher may die meanwhile:
+the same command finds the slice and the run, and follows them again.
 """
 
 from __future__ import annotations
@@ -10,18 +11,30 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import tempfile
-from pathlib import Path
 
 from tools import environment
-from tools.launching import google
-from tools.launching.job import STOPPED, Job, Shell
+from tools.launching import clone, google
+from tools.launching.job import STOPPED, Job, Shell, check_name, outcome, to_repeat
 
 RUN = "graft-run"  # on each machine, beside the code
-GONE = ("SUSPENDING", "SUSPENDED", "DELETING")
+PREEMPTED = ("SUSPENDING", "SUSPENDED")
 FAILED = ("FAILED",)
+ABSENT = "NOT_FOUND"  # how gcloud says that there is no such request
 GCLOUD = ("gcloud", "compute", "tpus", "queued-resources")
+EVERYWHERE = ("--worker=all", "--node=all")
+TRIES = 12  # of what may fail while machines come up, or once in a while
+PATIENCE = 12  # looks at the state before a failure is believed: preemption is reported late
+
+# Google's images have Ubuntu 22.04, whose Python is 3.10; does nothing where python3 is newer, or
+# the second time
+PYTHON = (
+    "python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || "
+    "{ python3 -m pip install --quiet --user uv && python3 -m uv python install 3.12; }"
+)
+SETUP = (
+    "PYTHON=$(python3 -m uv python find --system --managed-python 3.12 2>/dev/null) "
+    "tools/setup tpu buckets"
+)
 
 
 def add_flags(parser) -> None:
@@ -35,45 +48,31 @@ def add_flags(parser) -> None:
     )
 
 
-def check(job: Job, arguments) -> None:
+def check(job: Job, arguments, experiment) -> None:
+    check_name(job.name)
     if not arguments.project or not arguments.zone:
         raise ValueError("tpu-vm: give --project and --zone")
-    google.check_shared(job.workdir)
     if not google.find(job.topology).product.type:
         raise ValueError(f"tpu-vm: there are no TPU VMs of {job.topology}; take --target gke")
+    google.check_reachable(job, experiment, environment.ROOT)
 
 
 def start(job: Job, arguments, shell: Shell) -> int:
     """The whole life of the slice; the run's exit status."""
     resource = _Resource(job, arguments, shell)
-    there, status = False, None
-    for attempt in range(job.restarts + 1):
-        if not there:
-            if attempt:
-                print(
-                    f"launch: preempted; asked for again ({attempt} of {job.restarts})", flush=True
-                )
-                resource.delete()
-            resource.create()
-            there = resource.wait()
-            if not there:
-                continue
-            resource.prepare()
-        status = resource.run()
-        if status not in (None, STOPPED):
-            break
-        there = status == STOPPED  # told to stop, but not taken away
-    else:
-        print(f"launch: {job.restarts} restarts are used up", flush=True)
-        status = STOPPED
-    if arguments.keep:
-        print(f"launch: {job.name} is kept, and costs: --delete ends that", flush=True)
-    else:
-        resource.delete()
-    return status or 0
+    state = resource.look()  # what goes wrong here leaves everything as it was
+    try:
+        status = resource.see_through(state)
+    except ValueError as error:
+        raise ValueError("\n".join(filter(None, [str(error), resource.end()]))) from error
+    if held := resource.end():
+        print(f"launch: {held}", flush=True)
+        return status or int(not arguments.keep)
+    return status
 
 
 def delete(job: Job, arguments, shell: Shell) -> None:
+    check_name(job.name)
     _Resource(job, arguments, shell).delete()
 
 
@@ -83,9 +82,45 @@ class _Resource:
     def __init__(self, job: Job, arguments, shell: Shell):
         self.job, self.shell = job, shell
         self.chips = google.find(job.topology) if job.topology else None
-        self.spot = arguments.spot
+        self.spot, self.keep = arguments.spot, arguments.keep
         self.version = arguments.runtime_version
         self.where = (f"--project={arguments.project}", f"--zone={arguments.zone}")
+        self.about = ""  # its state, as Google last said it
+
+    def see_through(self, state: str) -> int:
+        """From any state that the resource is in to the end of the run; the run's exit status.
+
+        Raises:
+          ValueError: it was refused or deleted, or the machines cannot be made ready.
+        """
+        why = ""
+        for attempt in range(self.job.restarts + 1):
+            if attempt:
+                print(f"launch: {why}; again ({attempt} of {self.job.restarts})", flush=True)
+                self._preempted(state := self.state())  # or deleted
+            statuses = None
+            if self.obtain(state):
+                statuses = self.run(attached=state == "ACTIVE" and not attempt)
+            if statuses is not None and not to_repeat(statuses):
+                return outcome(statuses)
+            why = "preempted" if statuses is None else f"it ended with {statuses}"
+        print(f"launch: {why}, and {self.job.restarts} restarts are used up", flush=True)
+        return STOPPED
+
+    def obtain(self, state: str) -> bool:
+        """Asks for the machines where that is not done, and waits for them; False if they were
+        taken away again."""
+        if state in (*PREEMPTED, *FAILED):
+            self.delete()
+            state = ""
+        while state == "DELETING":
+            self.shell.rest()
+            state = self.state()
+        if not state:
+            self.create()
+        elif state != "ACTIVE":
+            print("launch: it was asked for already", flush=True)
+        return self.wait()
 
     def create(self) -> None:
         assert self.chips is not None
@@ -100,10 +135,21 @@ class _Resource:
             *(["--spot"] if self.spot else []),
         )
 
+    def look(self) -> str:
+        """Its state, such as WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED; empty: there is none."""
+        text = self._call("describe", "--format=json", said=False, tries=3, absent=ABSENT)
+        state = json.loads(text)["state"] if text else {"state": ""}
+        self.about = json.dumps(state)
+        return state["state"]
+
     def state(self) -> str:
-        """Such as WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED."""
-        text = self._call("describe", "--format=json", said=False)
-        return json.loads(text)["state"]["state"] if text else "ACTIVE"  # of a dry run
+        """The same, asked until there is an answer: nothing is given up because of a network."""
+        while True:
+            try:
+                return self.look()
+            except ValueError as error:
+                print(f"launch: {error}; asked again", flush=True)
+                self.shell.rest()
 
     def wait(self) -> bool:
         """Whether the machines are there; False if they were taken away again.
@@ -112,15 +158,11 @@ class _Resource:
           ValueError: they will not come.
         """
         said = ""
-        while (state := self.state()) != "ACTIVE":
-            if state in GONE:
+        while (state := self.state()) != "ACTIVE" and not self.shell.dry_run:
+            if self._preempted(state):
                 return False
             if state in FAILED:
-                raise ValueError(
-                    f"{self.job.name} was refused ({state}): gcloud compute tpus queued-resources "
-                    f"describe {self.job.name} {shlex.join(self.where)} says why; --delete removes "
-                    "the request"
-                )
+                raise ValueError(f"{self.job.name} was refused: {self.about}")
             if state != said:
                 print(f"launch: {state}", flush=True)
                 said = state
@@ -129,53 +171,109 @@ class _Resource:
 
     def prepare(self) -> None:
         """Copies the code as it is here, and installs what the lock says."""
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "graft.tar.gz"
-            if not self.shell.dry_run:
-                pack(environment.ROOT, archive)
-            self._call("scp", str(archive), f"{self.job.name}:graft.tar.gz", *self._everywhere())
-        self._call("ssh", "--command=mkdir -p graft", *self._everywhere())
-        self._ssh("tar -xzf ../graft.tar.gz && tools/setup tpu buckets", *self._everywhere())
+        archive = environment.ROOT / ".cache" / "launch" / f"{self.job.name}.tar.gz"
+        clone.pack(environment.ROOT, archive, self.shell)
+        self._call("ssh", *EVERYWHERE, "--command=mkdir -p graft", tries=TRIES)
+        self._call("scp", str(archive), f"{self.job.name}:graft.tar.gz", *EVERYWHERE, tries=3)
+        self._ssh("tar -xzf ../graft.tar.gz", *EVERYWHERE, tries=3)
+        self._ssh(PYTHON, *EVERYWHERE, tries=3)
+        self._ssh(SETUP, *EVERYWHERE, tries=3)
 
-    def run(self) -> int | None:
-        """Starts the run on all machines and follows the first; its exit status, or None if the
-        machines were taken away."""
-        variables = [f"{name}={value}" for name, value in self.job.environment.items()]
-        train = self.job.command(".venv/bin/python", "--distributed")
-        self._ssh(_remote("start", "env", *variables, *train), *self._everywhere())
+    def run(self, attached: bool) -> list[int] | None:
+        """Starts the run on all machines and follows the first; how its processes ended, or None if
+        the machines were taken away.
+
+        Args:
+          attached: it may be running there already.
+
+        Raises:
+          ValueError: the machines cannot be made ready.
+        """
+        try:
+            if attached and "running" in self._statuses():
+                print("launch: it is running there already", flush=True)
+            else:
+                self.prepare()
+                self._ssh(_remote("start", *self._training()), *EVERYWHERE, tries=3)
+        except ValueError:
+            if self._preempted_soon():
+                return None
+            raise
         verb = "follow"
         while True:
             self.shell.follow(*self._ssh_words(_remote(verb), "--worker=0"))
             if self.shell.dry_run:
-                return 0
-            status = self._status()
-            if self.state() in GONE:
+                self._statuses()
+                return [0]
+            statuses = self._statuses()
+            if any(status != "running" for status in statuses):
+                return self._ended(statuses)
+            if self._preempted(self.state()):
                 return None
-            if status is not None:
-                return status
             verb = "follow-on"  # the connection was lost
             self.shell.rest()
 
-    def _status(self) -> int | None:
-        """The run's exit status; None while it runs, or nothing answers. What ssh returns is not
-        always that of the command."""
+    def _ended(self, statuses: list[str]) -> list[int] | None:
+        """How the processes ended, the first of which have; None if the machines were taken away,
+        which Google may say a while after they are gone."""
+        ended: list[int] = []
+        for _ in range(PATIENCE):
+            ended = [int(status) for status in statuses if status != "running"] or ended
+            if statuses and not any(ended) and "running" not in statuses:
+                return ended
+            if self._preempted(self.state()):
+                return None
+            self.shell.rest()
+            statuses = self._statuses()
+        return ended
+
+    def _preempted_soon(self) -> bool:
+        for _ in range(PATIENCE):
+            if self._preempted(self.state()):
+                return True
+            self.shell.rest()
+        return False
+
+    def _preempted(self, state: str) -> bool:
+        if state in ("", "DELETING"):
+            raise ValueError(f"{self.job.name} was deleted by another command")
+        return state in PREEMPTED
+
+    def _statuses(self) -> list[str]:
+        """How the processes ended that did, "running" of others; empty if nothing answers. What ssh
+        returns is not always that of the command."""
         try:
-            said = self._ssh(_remote("status"), "--worker=0", said=False)
+            said = self._ssh(_remote("status"), *EVERYWHERE, said=False)
         except ValueError as error:
             print(f"launch: {error}", flush=True)
-            return None
-        found = re.search(r"^graft-status (-?\d+)$", said, re.MULTILINE)
-        return int(found[1]) % 256 if found else None
+            return []
+        return re.findall(r"graft-status (-?\d+|running)\b", said)
+
+    def _training(self) -> list[str]:
+        variables = [f"{name}={value}" for name, value in self.job.environment.items()]
+        return ["env", *variables, *self.job.command(".venv/bin/python", "--distributed")]
+
+    def end(self) -> str:
+        """Ends what the slice costs; what is to be said if that is not done."""
+        why = f"{self.job.name} is kept"
+        if not self.keep:
+            try:
+                self.delete()
+                return ""
+            except ValueError as error:
+                why = f"{error}; {self.job.name} could not be deleted"
+        return f"{why}, and costs while it is there. This ends it: {shlex.join(self._delete())}"
 
     def delete(self) -> None:
-        self._call("delete", "--force")
+        self.shell.call(*self._delete(), tries=3, absent=ABSENT)
 
-    def _everywhere(self) -> tuple[str, ...]:
-        return ("--worker=all", "--node=all")
+    def _delete(self) -> tuple[str, ...]:
+        return (*GCLOUD, "delete", self.job.name, "--force", *self.where, "--quiet")
 
-    def _call(self, verb: str, *words: str, said: bool = True) -> str:
+    def _call(self, verb: str, *words: str, said: bool = True, tries: int = 1, absent="") -> str:
         name = () if verb == "scp" else (self.job.name,)
-        return self.shell.call(*GCLOUD, verb, *name, *words, *self.where, "--quiet", said=said)
+        line = (*GCLOUD, verb, *name, *words, *self.where, "--quiet")
+        return self.shell.call(*line, said=said, tries=tries, absent=absent)
 
     def _ssh_words(self, command: str, *flags: str) -> tuple[str, ...]:
         return (
@@ -183,26 +281,10 @@ class _Resource:
             *("--quiet", f"--command=cd graft && {command}"),
         )
 
-    def _ssh(self, command: str, *flags: str, said: bool = True) -> str:
-        return self.shell.call(*self._ssh_words(command, *flags), said=said)
+    def _ssh(self, command: str, *flags: str, said: bool = True, tries: int = 1) -> str:
+        return self.shell.call(*self._ssh_words(command, *flags), said=said, tries=tries)
 
 
 def _remote(verb: str, *words: str) -> str:
     """A command for a machine's shell."""
     return shlex.join(["python3", "tools/launching/remote.py", verb, f"../{RUN}", *words])
-
-
-def pack(folder: Path, archive: Path) -> None:
-    """The files of a clone, changed and new ones too, without those that git ignores.
-
-    Raises:
-      ValueError: it is no clone.
-    """
-    words = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others"]
-    found = subprocess.run([*words, "--exclude-standard"], capture_output=True)
-    if found.returncode:
-        raise ValueError(f"{folder} is no git clone: {found.stderr.decode().strip()}")
-    names = [name for name in found.stdout.split(b"\0") if name]
-    there = b"\0".join(name for name in names if (folder / name.decode()).exists())
-    line = ["tar", "-czf", str(archive), "-C", str(folder), "--null", "--files-from=-"]
-    subprocess.run(line, input=there, check=True)

@@ -1,0 +1,108 @@
+"""tools/launch.py --target local, for real."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from research.checkpoint import open_checkpoint
+from research.experiment import CheckpointConfig
+from tests import tiny_run
+from tools.launching import local
+from tools.launching.job import Job, Shell, outcome, to_repeat
+
+ROOT = tiny_run.ROOT
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [
+        ([0, 0], 0),
+        ([75, 75], 75),
+        ([-9, 75], 75),
+        ([-9, -6], 75),
+        ([-15, 1], 75),  # one was taken away, whatever the other says
+        ([137, 1], 75),
+        ([1, 1], 1),
+        ([2, 75], 2),
+        ([1, 75], 1),  # the others noticed, or JAX did for them
+        ([1, -6], 1),
+        ([127], 127),
+        ([0, 134], 75),
+    ],
+)
+def test_what_is_repeated(statuses, status):
+    assert outcome(statuses) == status and to_repeat(statuses) == (status == 75)
+
+
+class Program(Job):
+    """Ends with these statuses, one a start, and writes down its variables."""
+
+    def command(self, python="python", *flags):
+        text = (
+            "import os, sys; from pathlib import Path\n"
+            "calls = Path(sys.argv[1]); calls.touch(); n = len(calls.read_text().split())\n"
+            "calls.open('a').write(os.environ['FLAG'] + '\\n')\n"
+            "status = int(sys.argv[2:][n])\n"
+            "os.kill(os.getpid(), -status) if status < 0 else sys.exit(status)"
+        )
+        return [python, "-c", text, self.workdir, *self.overrides]
+
+
+def attempts(folder, *statuses, restarts=10):
+    """The launcher's exit status, and how often it started the program."""
+    calls, words = str(folder / "calls"), tuple(map(str, statuses))
+    job = Program("x", "", calls, words, environment={"FLAG": "given"}, restarts=restarts)
+    status = local.start(job, argparse.Namespace(processes=1), Shell(dry_run=False))
+    variables = (folder / "calls").read_text().split()
+    assert set(variables) == {"given"}
+    return status, len(variables)
+
+
+def test_a_stopped_run_is_started_again_an_error_is_not_and_restarts_end(tmp_path, capfd):
+    for number, (statuses, restarts, expected) in enumerate(
+        [
+            ([75, -15, -9, 0], 10, (0, 4)),
+            ([75, 1, 0], 10, (1, 2)),
+            ([75, 75, 75, 0], 2, (75, 3)),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert attempts(folder, *statuses, restarts=restarts) == expected
+    assert "2 restarts are used up" in capfd.readouterr().out
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("number", "index"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 1)]
+)
+def test_a_run_whose_process_gets_a_signal_starts_again_and_ends_as_if_it_had_not(
+    world, tmp_path, number, index
+):
+    experiment = world.experiment(12, checkpoint=CheckpointConfig(every=4, keep_last=9))
+    folder = tmp_path / "run"
+    file = tiny_run.config_file(tmp_path, experiment)
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    words = ["--target", "local", "--processes", "2", "--config", str(file)]
+    line = [sys.executable, "tools/launch.py", *words, "--workdir", str(folder)]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    started = subprocess.Popen(line, cwd=ROOT, env=environment, **piped)
+    tiny_run.wait_for(started, lambda: len(tiny_run.lines(folder)) >= 5)
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    os.kill(int(children[index]), number)
+    output = started.communicate(timeout=240)[0]
+    assert started.returncode == 0 and "started again" in output, output
+    if number == signal.SIGTERM:
+        assert "it ended with [75, 75]; started again" in output, output
+    whole = subprocess.run(
+        [*line[:-1], str(tmp_path / "whole")], cwd=ROOT, env=environment, capture_output=True
+    )
+    assert whole.returncode == 0
+    assert open_checkpoint(folder).step == 12
+    assert tiny_run.content(folder, 12) == tiny_run.content(tmp_path / "whole", 12)

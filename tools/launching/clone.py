@@ -1,0 +1,43 @@
+"""What of this clone goes to other machines: its files as they are here, without those that git
+ignores."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+from tools.launching.job import Shell
+
+FILES = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+
+
+def files(folder: Path) -> list[str]:
+    """Their paths below the folder.
+
+    Raises:
+      ValueError: it is no clone.
+    """
+    found = subprocess.run(FILES, cwd=folder, capture_output=True)
+    if found.returncode:
+        raise ValueError(f"{folder} is no git clone: {found.stderr.decode().strip()}")
+    names = [name.decode() for name in found.stdout.split(b"\0") if name]
+    return [name for name in names if (folder / name).exists()]
+
+
+def pack(folder: Path, archive: Path, shell: Shell) -> None:
+    """Puts them into a tar.gz file.
+
+    Raises:
+      ValueError: it is no clone, or could not be packed.
+    """
+    tar = ["tar", "-czf", str(archive), "--null", "--files-from=-"]
+    print(f"$ mkdir -p {shlex.quote(str(archive.parent))}", flush=True)
+    print(f"$ {shlex.join(FILES)} | {shlex.join(tar)}", flush=True)
+    if shell.dry_run:
+        return
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    names = "\0".join(files(folder)).encode()
+    done = subprocess.run(tar, cwd=folder, input=names, capture_output=True)
+    if done.returncode:
+        raise ValueError(f"{archive} could not be written: {done.stderr.decode().strip()}")
