@@ -156,8 +156,38 @@ def test_interrupted_setup_is_done_again_and_a_finished_one_is_not(setup_copy: P
     assert (setup_copy / "calls").read_text() == calls * 2
 
 
-def test_what_the_readme_points_to_exists():
-    text = (ROOT / "README.md").read_text()
-    links = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"(?:tools|configs)/[\w/.]+", text)
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert links and not missing
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_exists(page: Path) -> None:
+    text = page.read_text()
+    links = [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text)]
+    paths = re.findall(
+        r"(?<![\w/.-])(?:configs|docs|experiments|research|tests|tools)/[\w/.]+", text
+    )
+    named = [ROOT / path.rstrip(".") for path in paths]
+    assert [str(path) for path in (*links, *named) if not path.exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_of_our_programs_on_a_page_is_one(page: Path) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    line = r"(tools/\w+(?:\.py)?|python -m research\.\w+)((?: +[^\s`#|]+)+)"
+    for program, words in re.findall(line, text):
+        known = flags(program)
+        given = re.findall(r"(?<=\s)'?(--[a-z][\w-]*)(?![\w.-])", words.split(" -- ")[0])
+        assert not {*given} - known, f"{page.name}: {program} knows no { ({*given} - known) }"
+
+
+def flags(program: str) -> set[str]:
+    """The flags in a program's source, and those of every program that takes a config."""
+    if program.startswith("python"):
+        files = [ROOT / "research" / f"{program.rpartition('.')[2]}.py"]
+    else:
+        files = [ROOT / program]
+        for package in re.findall(r"from tools\.(\w+) import", files[0].read_text()):
+            files += (ROOT / "tools" / package).glob("*.py")
+    text = "".join(file.read_text() for file in [*files, ROOT / "research" / "config.py"])
+    quote = '"' if files[0].suffix == ".py" else ""
+    return {*re.findall(f"{quote}(--[a-z][\\w-]*){quote}", text)}

@@ -36,6 +36,14 @@ def test_the_child_job_passes_kubernetes_own_schema():
     assert child["replicas"] == 2 and child["template"]["spec"]["parallelism"] == 16
 
 
+def test_an_account_of_its_own_is_not_lost_on_the_nodes_network():
+    for account in ("reader", ""):
+        (child,) = made(service_account=account)["spec"]["replicatedJobs"]
+        pod = child["template"]["spec"]["template"]["spec"]
+        assert pod.get("serviceAccountName", "") == account
+        assert pod.get("hostNetwork", False) != bool(account)
+
+
 def test_an_error_of_the_run_ends_the_jobset_and_nothing_else_does():
     spec = made()["spec"]
     (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
