@@ -77,32 +77,51 @@ def test_a_stopped_run_is_started_again_an_error_is_not_and_restarts_end(tmp_pat
     assert "2 restarts are used up" in capfd.readouterr().out
 
 
+def launched(folder, experiment):
+    """The launcher as a process, with two that share 8 devices as one run."""
+    file = tiny_run.config_file(folder, experiment)
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    words = ["--target", "local", "--processes", "2", "--config", str(file)]
+    return subprocess.Popen(
+        [sys.executable, "tools/launch.py", *words, "--workdir", str(folder / "run")],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment(world):
+    return world.experiment(12, checkpoint=CheckpointConfig(every=4, keep_last=9))
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, tmp_path_factory):
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = launched(folder, experiment)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    return folder / "run"
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("number", "index"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 1)]
 )
 def test_a_run_whose_process_gets_a_signal_starts_again_and_ends_as_if_it_had_not(
-    world, tmp_path, number, index
+    experiment, whole, tmp_path, number, index
 ):
-    experiment = world.experiment(12, checkpoint=CheckpointConfig(every=4, keep_last=9))
-    folder = tmp_path / "run"
-    file = tiny_run.config_file(tmp_path, experiment)
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    words = ["--target", "local", "--processes", "2", "--config", str(file)]
-    line = [sys.executable, "tools/launch.py", *words, "--workdir", str(folder)]
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    started = subprocess.Popen(line, cwd=ROOT, env=environment, **piped)
-    tiny_run.wait_for(started, lambda: len(tiny_run.lines(folder)) >= 5)
+    started = launched(tmp_path, experiment)
+    run = tmp_path / "run"
+    tiny_run.wait_for(started, lambda: len(tiny_run.lines(run)) >= 5)
     children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     os.kill(int(children[index]), number)
     output = started.communicate(timeout=240)[0]
     assert started.returncode == 0 and "started again" in output, output
     if number == signal.SIGTERM:
         assert "it ended with [75, 75]; started again" in output, output
-    whole = subprocess.run(
-        [*line[:-1], str(tmp_path / "whole")], cwd=ROOT, env=environment, capture_output=True
-    )
-    assert whole.returncode == 0
-    assert open_checkpoint(folder).step == 12
-    assert tiny_run.content(folder, 12) == tiny_run.content(tmp_path / "whole", 12)
+    assert open_checkpoint(run).step == 12
+    assert tiny_run.content(run, 12) == tiny_run.content(whole, 12)

@@ -168,11 +168,24 @@ def test_what_goes_wrong_is_said_and_nothing_is_left_that_costs(stand_ins, rule,
 def test_a_slice_that_is_kept_or_cannot_be_deleted_is_said_to_cost(stand_ins, capfd):
     ends = r"costs while .*: gcloud compute tpus queued-resources delete run-1 --force --project=p"
     with_gcloud(stand_ins, [0], (["tools/setup"], FULL), (["delete"], BUSY))
-    assert re.search(f"no space left\n.*could not be deleted, and {ends}", run())
+    assert "no space left" in run()
+    assert re.search(f"could not be deleted, and {ends}", capfd.readouterr().out)
     with_gcloud(stand_ins, [0], (["tools/setup"], FULL))
-    assert re.search(f"no space left\nrun-1 is kept, and {ends}", run("--keep"))
-    with_gcloud(stand_ins, [0], (["delete"], BUSY))
+    assert "no space left" in run("--keep")
+    assert re.search(f"run-1 is kept, and {ends}", capfd.readouterr().out)
+    with_gcloud(stand_ins, [0, 0], (["delete"], BUSY))
     assert run() == 1 and re.search(ends, capfd.readouterr().out)
+    assert run("--keep") == 0
+
+
+def test_a_full_disk_here_leaves_nothing_that_costs(stand_ins, monkeypatch):
+    def pack(*_):
+        raise OSError("No space left on this device")
+
+    monkeypatch.setattr(clone, "pack", pack)
+    with_gcloud(stand_ins, [0])
+    assert "No space left on this device" in run()
+    assert verbs(stand_ins)[-1] == "delete"
 
 
 def test_a_look_that_fails_leaves_everything_as_it_was(stand_ins):

@@ -63,12 +63,10 @@ def start(job: Job, arguments, shell: Shell) -> int:
     state = resource.look()  # what goes wrong here leaves everything as it was
     try:
         status = resource.see_through(state)
-    except ValueError as error:
-        raise ValueError("\n".join(filter(None, [str(error), resource.end()]))) from error
-    if held := resource.end():
-        print(f"launch: {held}", flush=True)
-        return status or int(not arguments.keep)
-    return status
+    except Exception:  # not Ctrl-C, which leaves it
+        resource.end()
+        raise
+    return status if resource.end() or arguments.keep else status or 1
 
 
 def delete(job: Job, arguments, shell: Shell) -> None:
@@ -85,6 +83,7 @@ class _Resource:
         self.spot, self.keep = arguments.spot, arguments.keep
         self.version = arguments.runtime_version
         self.where = (f"--project={arguments.project}", f"--zone={arguments.zone}")
+        self.packed = False
         self.about = ""  # its state, as Google last said it
 
     def see_through(self, state: str) -> int:
@@ -170,9 +169,11 @@ class _Resource:
         return True
 
     def prepare(self) -> None:
-        """Copies the code as it is here, and installs what the lock says."""
+        """Copies the code as it was here at the launch, and installs what the lock says."""
         archive = environment.ROOT / ".cache" / "launch" / f"{self.job.name}.tar.gz"
-        clone.pack(environment.ROOT, archive, self.shell)
+        if not self.packed:  # a restart gets the same code
+            clone.pack(environment.ROOT, archive, self.shell)
+            self.packed = True
         self._call("ssh", *EVERYWHERE, "--command=mkdir -p graft", tries=TRIES)
         self._call("scp", str(archive), f"{self.job.name}:graft.tar.gz", *EVERYWHERE, tries=3)
         self._ssh("tar -xzf ../graft.tar.gz", *EVERYWHERE, tries=3)
@@ -190,7 +191,7 @@ class _Resource:
           ValueError: the machines cannot be made ready.
         """
         try:
-            if attached and "running" in self._statuses():
+            if attached and "running" in self._statuses(tries=3):
                 print("launch: it is running there already", flush=True)
             else:
                 self.prepare()
@@ -239,11 +240,11 @@ class _Resource:
             raise ValueError(f"{self.job.name} was deleted by another command")
         return state in PREEMPTED
 
-    def _statuses(self) -> list[str]:
+    def _statuses(self, tries: int = 1) -> list[str]:
         """How the processes ended that did, "running" of others; empty if nothing answers. What ssh
         returns is not always that of the command."""
         try:
-            said = self._ssh(_remote("status"), *EVERYWHERE, said=False)
+            said = self._ssh(_remote("status"), *EVERYWHERE, said=False, tries=tries)
         except ValueError as error:
             print(f"launch: {error}", flush=True)
             return []
@@ -253,16 +254,18 @@ class _Resource:
         variables = [f"{name}={value}" for name, value in self.job.environment.items()]
         return ["env", *variables, *self.job.command(".venv/bin/python", "--distributed")]
 
-    def end(self) -> str:
-        """Ends what the slice costs; what is to be said if that is not done."""
+    def end(self) -> bool:
+        """Ends what the slice costs, or says how that is done; whether it is."""
         why = f"{self.job.name} is kept"
         if not self.keep:
             try:
                 self.delete()
-                return ""
+                return True
             except ValueError as error:
                 why = f"{error}; {self.job.name} could not be deleted"
-        return f"{why}, and costs while it is there. This ends it: {shlex.join(self._delete())}"
+        line = shlex.join(self._delete())
+        print(f"launch: {why}, and costs while it is there. This ends it: {line}", flush=True)
+        return False
 
     def delete(self) -> None:
         self.shell.call(*self._delete(), tries=3, absent=ABSENT)
