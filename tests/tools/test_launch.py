@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,15 @@ def test_a_dry_run_prints_every_command_and_runs_none(stand_ins, target):
         stand_ins.add(name)
     assert dry_run(target) == (FOLDER / f"{target}.txt").read_text(encoding="utf-8")
     assert not stand_ins.calls()
+
+
+@pytest.mark.parametrize("page", ["launch_tpu_vm", "launch_gke", "launch_slurm"])
+def test_the_example_of_a_page_can_be_launched(stand_ins, page):
+    text = (environment.ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"tools/launch\.py (.* --dry-run)\n", text.replace("\\\n", " "))
+    with pytest.raises(SystemExit) as ended:
+        launch.main(shlex.split(example))
+    assert ended.value.code == 0
 
 
 # --- what is sent, and what the machines could not reach ----------------------------------------
