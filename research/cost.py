@@ -38,6 +38,8 @@ class Flops:
     once: float = 0.0
     # what `remat: full` computes again for a token: its layers forward but for each one's end
     recomputed: float = 0.0
+    # what `mlp_chunks` computes again with `remat: none`: the MLP's products but for its last
+    recomputed_in_chunks: float = 0.0
     # of these, products of queries, keys and values: forward and backward, and again
     attention: float = 0.0
     attention_recomputed: float = 0.0
@@ -63,7 +65,7 @@ def flops_per_token(
     lowest = min((_order(name, config.layers) for name in _acting(works, trains)), default=_END)
     orders = [_order(name, config.layers) for name, work in works if work.chains]
     ends = {layer: (layer, last) for layer, last in sorted(orders)}
-    forward = backward = once = recomputed = scores = scores_again = 0.0
+    forward = backward = once = recomputed = in_chunks = scores = scores_again = 0.0
     for name, work in works:
         order = _order(name, config.layers)
         share = rows / length if name.startswith("layers/") else 1.0
@@ -74,6 +76,8 @@ def flops_per_token(
             times = chain.rows * {"token": share, "row": 1 / length, "pass": 0.0}[chain.each]
             forward, backward = forward + times * ahead, backward + times * back
             recomputed += times * ahead * again
+            if config.mlp_chunks > 1 and re.fullmatch(r"layers/\d+/mlp/(gate|up)", name):
+                in_chunks += times * ahead * again
             once += chain.rows * (chain.each == "pass") * (ahead + back)
     for layer in range(config.layers):
         place, window = f"layers/{layer}/attention", config.window(layer)
@@ -86,7 +90,8 @@ def flops_per_token(
         forward, backward = forward + attention, backward + slopes
         scores += attention + slopes
         scores_again += attention * (layer >= lowest[0])
-    return Flops(forward, backward, once, recomputed + scores_again, scores, scores_again)
+    again_in_all = recomputed + scores_again
+    return Flops(forward, backward, once, again_in_all, in_chunks, scores, scores_again)
 
 
 def tokens_in_front(model: Any) -> int:

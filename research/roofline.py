@@ -94,6 +94,8 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
     hardware = model_flops
     if shape.computes_again:
         hardware += flops.recomputed * tokens
+    elif shape.remat == "none":  # `products` keeps those of chunks too
+        hardware += flops.recomputed_in_chunks * tokens
     if program.experiment.loss.vocabulary_chunks:
         hardware += 2 * shape.width * shape.vocabulary * tokens
     devices = program.mesh.size

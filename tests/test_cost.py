@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -81,6 +82,42 @@ def elementwise(form):
 def test_what_remat_computes_again_is_known(form):
     (ours, counted), (ours_kept, counted_kept) = both_counts(form, "full"), both_counts(form)
     np.testing.assert_allclose(ours - ours_kept, counted - counted_kept, rtol=0.06)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("remat", ["none", "products", "full"])
+def test_what_chunks_of_the_mlp_compute_again_is_known(remat, gated):
+    def products(chunks):
+        shape = tiny.config(width=64, hidden=192, remat=remat, mlp_chunks=chunks, gated=gated)
+        model = tiny.abstract(Full(), shape)
+        names = methods.trainable(model, Full())
+        plan = stepping.Plan(names)
+        state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
+        traced = jax.jit(stepping.train_step, static_argnames="plan").trace(
+            state, tiny.batch(ROWS, LENGTH), tiny.hyper(names), plan
+        )
+        flops = cost.flops_per_token(shape, model, names, LENGTH)
+        return traced_products(traced.jaxpr.jaxpr), flops.recomputed_in_chunks * ROWS * LENGTH
+
+    (whole, none), (chunked, again) = products(0), products(3)
+    assert none == 0 and again == 2 * 64 * 192 * (1 + gated) * tiny.CONFIG.layers * ROWS * LENGTH
+    # `products` keeps what they give, `full` computes layers again, chunks or not
+    assert chunked - whole == (again if remat == "none" else 0)
+
+
+def traced_products(jaxpr):
+    """FLOPs of a traced program's products, those of a scan's body as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            over = equation.params["dimension_numbers"][0][0]
+            inputs = (equation.invars[0].aval.shape[axis] for axis in over)
+            total += 2 * math.prod((*equation.outvars[0].aval.shape, *inputs))
+        inside = [part for value in equation.params.values() for part in jax.tree.leaves(value)]
+        bodies = (getattr(part, "jaxpr", part) for part in inside)
+        inner = sum(traced_products(body) for body in bodies if hasattr(body, "eqns"))
+        total += inner * equation.params.get("length", 1)
+    return total
 
 
 @pytest.mark.parametrize("window", [0, 6, 40])

@@ -41,6 +41,14 @@ def test_flops_of_llama_3_8b():
     assert found.utilisation <= found.model_flops / found.hardware_flops
 
 
+def test_chunks_of_the_mlp_are_computed_again_where_layers_are_not():
+    again = 2 * 32 * 2 * 4096 * 14_336 * 64 * 4096  # gate and up of 32 layers
+    for remat, expected in {"none": again, "products": 0, "full": 0}.items():
+        made = [program(64, 1, f"model.remat={remat}", f"model.mlp_chunks={n}") for n in (0, 8)]
+        whole, chunked = (roofline.roofline(one, TPUS["v5p"]).hardware_flops for one in made)
+        assert chunked - whole == pytest.approx(expected, abs=1e-6 * whole)
+
+
 def test_fully_sharded_weights_travel_twice_and_their_gradients_once():
     found = roofline.traffic(program())
     part = 63 / 64

@@ -96,7 +96,7 @@ class ModelConfig:
     # there recomputes an unrolled layer at once)
     remat: Remat = "none"
     # in how many chunks of units the MLP is computed, one after the other and again in the backward
-    # pass: less memory; 0: whole
+    # pass (but with `remat: products`, which keeps what they give): less memory; 0: whole
     mlp_chunks: Count = 0
     # type of activations; parameters are stored in float32, or as `storage` says
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
