@@ -228,7 +228,7 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
         save.append("compute.mlp_chunks=8")
         yield list(save)
     meshes: list[tuple[int, list[str]]] = [(program.mesh.shape["tensor"], [])]
-    one = [f"mesh.data={topology.slices}", "mesh.fsdp=-1"]
+    one = ["mesh.data=1", "mesh.fsdp=-1"]
     if program.mesh.shape["fsdp"] * program.mesh.shape["tensor"] < devices // topology.slices:
         meshes = [(program.mesh.shape["tensor"], one)]
         yield [*save, *one]

@@ -1,7 +1,7 @@
 """The mesh, and rules that say on which of its axes each logical axis of an array lies.
 
-Axes of the mesh: `data` (replicas of the model, over several slices too), `fsdp` (batch rows and
-weights both), `sequence` (the tokens of a row, and weights), `tensor` (heads, feed-forward and
+Axes of the mesh: `data` (replicas of the model, and all slices of a cluster), `fsdp` (batch rows
+and weights both), `sequence` (the tokens of a row, and weights), `tensor` (heads, feed-forward and
 vocabulary). Every parameter notes its logical axes where it is made; `rules` translate them, first
 match wins, None replicates.
 """
@@ -37,16 +37,20 @@ RULES: Rules = (
     ("norm", None),
     ("rank", None),
 )
-# From what changes most seldom to what is said most often: neighbours share heads.
 HOST = "pinned_host"  # JAX's name of the memory beside the devices that they can reach
+# From what changes most seldom to what is said most often: neighbours share heads.
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices lie along each axis; one of them may be -1, which takes the rest."""
+    """How many devices of a slice lie along each axis; one of them may be -1, which takes the rest.
 
-    # replicas that share nothing but gradients; slices of a cluster are told apart by this axis
+    Several slices are replicas of each other: they lie along `data`, whatever the config says. So
+    the same config runs on one slice and on many.
+    """
+
+    # replicas that share nothing but gradients
     data: int = -1
     # devices that share rows and weights (ZeRO-3)
     fsdp: int = 1
@@ -56,10 +60,10 @@ class MeshConfig:
     sequence: int = 1
 
     def sizes(self, devices: int, slices: int = 1) -> tuple[int, ...]:
-        """How many of so many devices lie along each of `AXES`.
+        """How many of so many devices, of all slices, lie along each of `AXES`.
 
         Raises:
-          ValueError: when the axes do not fit the number of devices, or of slices.
+          ValueError: when the axes do not fit the number of devices of a slice.
         """
         sizes = [self.data, self.fsdp, self.sequence, self.tensor]
         asked = f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
@@ -67,14 +71,11 @@ class MeshConfig:
         if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
             raise ValueError(f"{asked}: sizes are positive; at most one is -1 (all the rest)")
         known = math.prod(size for size in sizes if size != -1)
-        if devices % known or (-1 not in sizes and known != devices):
-            raise ValueError(f"{asked} does not fit {devices} devices")
-        sizes = [devices // known if size == -1 else size for size in sizes]
-        if sizes[0] % slices:
-            raise ValueError(
-                f"{asked}: {slices} slices are told apart by mesh.data, which they must divide"
-            )
-        return tuple(sizes)
+        if devices % (known * slices) or (-1 not in sizes and known * slices != devices):
+            within = f" in {slices} slices (a mesh is that of one)" if slices > 1 else ""
+            raise ValueError(f"{asked} does not fit {devices} devices{within}")
+        data, *rest = (devices // slices // known if size == -1 else size for size in sizes)
+        return (slices * data, *rest)
 
     def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh over all devices.
@@ -83,14 +84,17 @@ class MeshConfig:
           ValueError: when the axes do not fit them.
         """
         devices = jax.devices() if devices is None else list(devices)
-        slices = len({getattr(device, "slice_index", 0) for device in devices})
+        slices = slices_of(devices)
         sizes = self.sizes(len(devices), slices)
         automatic = (AxisType.Auto,) * len(AXES)  # XLA places what we do not
         try:
-            if slices == 1:
+            if slices == 1 and devices[0].platform == "tpu":
                 return jax.make_mesh(sizes, AXES, axis_types=automatic, devices=devices)
-            inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
-            placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+            if slices == 1:  # jax.make_mesh refuses GPUs of several hosts
+                placed = mesh_utils.create_device_mesh(sizes, devices)
+            else:
+                inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+                placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
             return Mesh(placed, AXES, axis_types=automatic)
         except NotImplementedError as error:
             size = "mesh " + " ".join(f"{a}={n}" for a, n in zip(AXES, sizes, strict=True) if n > 1)
@@ -102,6 +106,12 @@ class MeshConfig:
     def abstract(self, devices: int, slices: int = 1) -> AbstractMesh:
         """The mesh of so many devices, of which nothing else is known: for plans."""
         return AbstractMesh(self.sizes(devices, slices), AXES)
+
+
+def slices_of(devices: Sequence[jax.Device]) -> int:
+    """How many slices of TPUs these are. Hosts of GPUs, which JAX calls slices too, count as one:
+    weights may be shared between them."""
+    return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
 
 
 def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:

@@ -25,9 +25,7 @@ MODELS = ("smollm2_135m", "llama3_8b", "llama3_70b")
 
 
 def made(model: str, devices: int, slices: int) -> str:
-    over = [f"mesh.data={slices}", "data.batch_size=1024"]
-    if model == "smollm2_135m":
-        over = over[1:]
+    over = ["data.batch_size=1024"]
     if model == "llama3_70b":
         over.append("mesh.tensor=8" if devices == 16 else "mesh.tensor=2")
     experiment = door.load(Experiment, str(ROOT / f"configs/pretrain/{model}.py"), over)

@@ -75,7 +75,7 @@ def test_accumulation_gathers_weights_for_each_micro_batch():
 
 
 def test_slices_tell_each_other_gradients_alone():
-    found = roofline.traffic(program(128, 2, "mesh.data=2", "data.batch_size=128"), 2)
+    found = roofline.traffic(program(128, 2, "data.batch_size=128"), 2)
     # an all-reduce of what a device holds, over two
     assert found.between_slices == pytest.approx(2 * 0.5 * 4 * (PARAMETERS / 64 + NORMS), rel=1e-3)
     assert found.replicas == 0

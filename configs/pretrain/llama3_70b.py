@@ -2,7 +2,7 @@
 
     tools/preflight.py --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8
     tools/preflight.py --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8 --slices 2 \\
-        --config.mesh.data=2 --config.data.batch_size=1024
+        --config.data.batch_size=1024
     python -m research.train --config configs/pretrain/llama3_70b.py --workdir gs://BUCKET/llama3_70b
 
 docs/scaling.md has the arithmetic.

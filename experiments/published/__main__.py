@@ -159,7 +159,6 @@ RUNS = (
         rows=1,
         length=4096,
         utilisation=0.46,
-        mesh=MeshConfig(data=4, fsdp=-1),
         slices=4,
     ),
 )
