@@ -8,7 +8,8 @@ tools/launch.py set the flags for the version that they are asked for (LIBTPU_IN
 set it). All but the last are those that MaxText publishes for its runs on these chips, for
 gathering weights while products are computed. The last keeps the compiler from gathering weights by
 summing arrays of zeros, as it does where one axis of a mesh lies on several of the torus: a quarter
-of a GiB less for 8B parameters on v5p:4x4x4. They were compiled with here, not timed.
+of a GiB less for 8B parameters on v5p:4x4x4. They were compiled with here, not timed. For TPU7x and
+GPUs the compiler's own choices stand.
 """
 
 from typing import Any

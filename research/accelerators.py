@@ -126,6 +126,10 @@ class Topology:
     def chips(self) -> int:
         return len(self.devices) // self.accelerator.devices_per_chip
 
+    def rows(self, per_chip: int) -> int:
+        """Rows of a batch with so many for each chip, in whole rows for each device."""
+        return len(self.devices) * -(-per_chip // self.accelerator.devices_per_chip)
+
 
 def topology(name: str, slices: int = 1) -> Topology:
     """The devices of one or several slices, from the TPU compiler's own knowledge of them.

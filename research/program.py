@@ -206,6 +206,19 @@ class Program:
         }
 
 
+class UnevenBatch(ValueError):
+    """A batch that the devices cannot share; `nearest` has the sizes that they can."""
+
+    def __init__(self, micro: int, accumulate: int, parts: int):
+        below = micro // parts * parts
+        sizes = sorted((below, below + parts), key=lambda size: abs(size - micro))
+        self.nearest = [size * accumulate for size in sizes if size]
+        super().__init__(
+            f"a micro-batch of {micro} rows does not divide over {parts} devices; change "
+            f"data.batch_size (nearest: {' or '.join(map(str, self.nearest))}), accumulate or mesh"
+        )
+
+
 def make_program(
     experiment: Experiment,
     base: Run | None,
@@ -220,6 +233,7 @@ def make_program(
 
     Raises:
       ValueError: method, mesh, rules or batch do not fit the model or each other.
+      UnevenBatch: of these, a number of rows that does not divide over the devices.
     """
     method, rules = experiment.method, experiment.sharding_rules
     given = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
@@ -257,10 +271,7 @@ def make_program(
     parts = sharding.batch_parts(mesh, rules)
     micro = experiment.data.batch_size // experiment.accumulate
     if micro % parts:
-        raise ValueError(
-            f"a micro-batch of {micro} rows does not divide over {parts} devices; change "
-            "data.batch_size, accumulate or mesh"
-        )
+        raise UnevenBatch(micro, experiment.accumulate, parts)
     length, prompt = experiment.data.sequence_length, cost.tokens_in_front(model_shapes)
     row = f"data.sequence_length {length}" + (f" and {prompt} tokens of prompts" if prompt else "")
     shape.check_length(length + prompt, row)

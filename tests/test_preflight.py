@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("libtpu", reason="tools/setup preflight")
+from configs import presets  # noqa: E402
 from research import accelerators, preflight  # noqa: E402
 from research import config as door  # noqa: E402
 from research.experiment import Experiment  # noqa: E402
@@ -31,7 +32,7 @@ def compiler():
 CASES = {
     "v5e, fsdp and tensor": ("v5e:2x2", 1, ["mesh.fsdp=2", "mesh.tensor=2"]),
     "v5p, sequence": ("v5p:2x2x1", 1, ["mesh.sequence=2", "data.batch_size=2"]),
-    "v6e, two slices": ("v6e:2x2", 2, ["mesh.data=2"]),
+    "v6e, two slices": ("v6e:2x2", 2, []),
     "QLoRA on one chip": ("v5e:1x1", 1, LORA),
     "chunks of the MLP, the rest with the host": (
         "v5e:2x2",
@@ -55,24 +56,72 @@ def test_a_step_compiles_with_the_kernel_and_holds_what_its_sharding_says(case):
     assert held <= report["argument_gib"] <= 1.1 * held + 0.01
 
 
+KEYS = {"argument_gib", "temp_gib", "fits", "model_flops"}
+
+
+def command(tmp_path, *words, config=()):
+    """Exit status, output and JSON of tools/preflight.py with a small model."""
+    out = tmp_path / "report.json"
+    line = [sys.executable, "tools/preflight.py", "--config", LLAMA, *words, "--json", str(out)]
+    line += [f"--config.{override}" for override in [*SMALL, *config]]
+    made = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=1200)
+    assert out.exists(), made.stdout + made.stderr
+    return made.returncode, made.stdout, json.loads(out.read_text())
+
+
 def test_what_does_not_fit_is_said_with_what_would(tmp_path):
     big = ["data.batch_size=512", "model.remat=none", "model.hidden=16384", "model.layers=8"]
-    flags = [f"--config.{override}" for override in [*SMALL, *big]]
-    line = [sys.executable, "tools/preflight.py", "--config", LLAMA, "--topology", "v5e:2x2"]
-    out = tmp_path / "report.json"
-    made = subprocess.run(
-        [*line, *flags, "--json", str(out), "--tries", "4"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=900,
-    )
-    assert made.returncode == 3, made.stdout + made.stderr
-    report = json.loads(out.read_text())
+    words = ["--topology", "v5e:2x2", "--tries", "4"]
+    status, said, report = command(tmp_path, *words, config=big)
+    assert status == 3
     assert not report["fits"] and report["peak_gib"] > report["limit_gib"] > 15
-    assert made.stdout.startswith("NO") and "looking for the nearest" in made.stdout
+    assert report["argument_gib"] + report["temp_gib"] == pytest.approx(report["peak_gib"])
+    assert report["model_flops"] > 0
+    held = sum(report[f"{part}_gib"] for part in ("weights", "adapters", "optimizer"))
+    assert held < report["argument_gib"] < held + 0.1
+    assert said.startswith("NO") and "too many" in said and "looking for the nearest" in said
     assert {"argument_gib", "temp_gib"} <= set(report["alternatives"][0])
-    assert "--config.compute.remat=full" in made.stdout
+    assert "--config.compute.remat=full" in said
+
+
+def test_the_same_config_lies_on_two_slices_and_rows_that_do_not_are_told_what_would(tmp_path):
+    words = ["--topology", "v5e:2x2", "--slices", "2", "--tries", "1"]
+    status, said, report = command(tmp_path, *words, config=["data.batch_size=12"])
+    assert status == 3 and not report["fits"] and report["model_flops"] > 0
+    assert report["argument_gib"] is report["temp_gib"] is None
+    assert said.startswith("NO         2 x v5e:2x2, 8 chips: a micro-batch of 12 rows does not")
+    (found,) = report["alternatives"]
+    assert found["changes"] == ["data.batch_size=8"] and found["fits"] and found["slices"] == 2
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1}
+    assert found["model_flops"] == pytest.approx(report["model_flops"] * 8 / 12)
+
+
+def test_rows_a_chip_are_whole_rows_a_device_and_prices_are_those_given(tmp_path):
+    prices = {"date": "today", "currency": "Swiss francs", "chip_hour": {"tpu7x": 1e6}}
+    (tmp_path / "prices.json").write_text(json.dumps(prices))
+    words = ["--topology", "tpu7x:2x2x1", "--sequences-per-chip", "1"]
+    status, said, report = command(tmp_path, *words, "--prices", str(tmp_path / "prices.json"))
+    assert status == 0 and report["fits"] and all(report[key] for key in KEYS)
+    assert (report["chips"], report["batch_size"], report["rows_per_device"]) == (4, 8, 1)
+    assert report["money"] == pytest.approx(1e6 * report["chip_hours"])
+    assert f"{report['money']:,.0f} Swiss francs" in said and "prices of today" in said
+
+
+def test_every_version_compiles_with_its_flags_and_what_is_refused_says_why(tmp_path):
+    """`all` is a process a version: libtpu reads flags once, and ends at one that it does not
+    know."""
+    words = ["--topology", "all", "--sequences-per-chip", "1"]
+    # TPU7x has two devices a chip
+    status, said, reports = command(tmp_path, *words, config=["mesh.fsdp=64"])
+    assert status == 3
+    assert [report["topology"] for report in reports] == list(accelerators.EXAMPLES)
+    *compiled, refused = reports
+    for report in compiled:
+        assert all(report[key] for key in KEYS) and report["batch_size"] == 64
+        assert report["flags"] == presets.flags(report["topology"]).split() != []
+    assert set(refused) >= KEYS and not refused["fits"] and "128 devices" in refused["why"]
+    table = said[said.index("| topology") :].splitlines()
+    assert len(table) == 7 and "does not fit 128 devices" in table[-1] and "cost (US do" in table[0]
 
 
 def test_what_does_not_fit_is_not_launched():

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from configs import presets
-from research import accelerators, preflight, roofline
+from research import accelerators, alternatives, preflight, roofline
 from research import config as door
 from research.accelerators import TPUS, Topology
 from research.experiment import Experiment
-from research.program import make_program
+from research.program import UnevenBatch, make_program
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = str(ROOT / "configs/pretrain/llama3_8b.py")
@@ -131,9 +131,37 @@ def test_a_report_prices_its_steps_and_is_json():
     assert json.loads(json.dumps(report)) == report
     assert math.isclose(max(report["seconds"].values()), report["step_seconds"])
     said = preflight.describe(report | {"fits": True, "peak_gib": 5.0})
-    assert "90.74 left" in said and "bound by compute" in said and "dollars" in said
+    assert "90.74 left" in said and "bound by compute" in said and "US dollars" in said
+    assert f"prices of {prices.date}, {prices.what}" in said
     said = preflight.describe(report | {"fits": False, "peak_gib": 100.0})
     assert said.startswith("NO") and "4.26 too many" in said
+
+
+def test_what_is_refused_says_why_in_its_row_and_in_words():
+    topology = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
+    fits = preflight.facts(program(), topology) | {"fits": True, "peak_gib": 5.0}
+    refused = preflight.refused("tpu7x:4x4x4", 1, "too many heads")
+    assert {"argument_gib", "temp_gib", "fits", "model_flops"} <= set(refused)
+    first, second = preflight.table([fits, refused]).splitlines()[2:]
+    assert "yes" in first and "too many heads" not in first
+    assert "tpu7x:4x4x4" in second and "too many heads" in second
+    unsaid = fits | {"fits": False, "peak_gib": None, "why": "the compiler's own words"}
+    assert "64 chips: the compiler's own words" in preflight.describe(unsaid)
+
+
+def test_rows_that_do_not_divide_name_the_nearest_sizes_that_do():
+    for rows, accumulate, nearest in ((256, 1, [512]), (1500, 1, [1536, 1024]), (512, 2, [1024])):
+        given = f"data.batch_size={rows}", f"accumulate={accumulate}"
+        with pytest.raises(UnevenBatch, match=f"nearest: {nearest[0]}") as caught:
+            program(512, 2, *given)
+        assert caught.value.nearest == nearest
+        program(512, 2, f"data.batch_size={nearest[0]}", given[1])
+
+
+def test_rows_a_chip_are_whole_rows_a_device():
+    rows = lambda name, n: Topology(name, 1, TPUS[name], [None] * 128).rows(n)  # noqa: E731
+    assert [rows("v5p", n) for n in (1, 3)] == [128, 384]
+    assert [rows("tpu7x", n) for n in (1, 2, 3)] == [128, 128, 256]
 
 
 def test_prices_of_another_shape_are_refused(tmp_path):
@@ -146,7 +174,7 @@ def test_the_first_candidates_cost_only_time():
     experiment = door.load(Experiment, LLAMA, ["model.remat=none", "loss.vocabulary_chunks=0"])
     topology = Topology("v5e:16x16", 1, TPUS["v5e"], [None] * 256)
     made = make_program(experiment, None, mesh=experiment.mesh.abstract(256))
-    found = list(preflight.candidates(dataclasses.replace(made), topology))
+    found = list(alternatives.candidates(dataclasses.replace(made), topology))
     assert found[0] == ["compute.remat=full"]
     assert found[1] == ["compute.remat=full", "loss.vocabulary_chunks=16"]
     assert found[2] == [*found[1], "compute.mlp_chunks=8"]
@@ -158,9 +186,6 @@ def test_every_accelerator_has_something_to_begin_with(accelerator):
     experiment = door.load(Experiment, f"{LLAMA}:{accelerator}", ["data.batch_size=64"])
     assert make_program(experiment, None, mesh=experiment.mesh.abstract(64)).rows_of_device == 1
     assert experiment.model.remat == presets.PRESETS[accelerator]["remat"]
-    assert set(presets.flags(f"{accelerator}:4x4").split()) == set(
-        presets.PRESETS[accelerator]["flags"]
-    )
 
 
 def test_an_accelerator_without_a_preset_is_named():

@@ -9,15 +9,18 @@
 It compiles the run's own train step with the real TPU compiler (`tools/setup preflight`), for
 devices that need not be there: so "fits" is what that compiler says. The text and the weights need
 not be there either, if the config gives `model`. Speed is a bound: work over what the chips can do
-at most, whichever of products, memory and network takes longest. Where it does not fit, the nearest
-configs that do are looked for (a compilation each; --tries 0 does not). Exits with 3 if it does not
-fit, with 1 if something is wrong with what it was given.
+at most, whichever of products, memory and network takes longest. Where it does not fit, or the
+devices cannot share the batch, the nearest configs that do are looked for (a compilation each;
+--tries 0 does not). Exits with 3 if it does not fit, with 1 if something is wrong with what it was
+given; `all` exits with 3 if any does not fit.
 """
 
 import argparse
 import importlib.util
 import json
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--sequences-per-chip",
         type=_count,
         metavar="N",
-        help="sets data.batch_size to N for each chip",
+        help="sets data.batch_size to N for each chip, in whole rows for each device",
     )
     parser.add_argument("--prices", type=Path, default=PRICES, metavar="FILE")
     parser.add_argument(
@@ -68,7 +71,8 @@ def _examine(arguments) -> bool:
     from research import preflight
 
     every = arguments.topology == "all"
-    preflight.prepare_environment("" if every else presets.flags(arguments.topology))
+    if not every:
+        preflight.prepare_environment(presets.flags(arguments.topology))
 
     from research import accelerators
     from research import config as door
@@ -79,36 +83,72 @@ def _examine(arguments) -> bool:
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     prices = door.load_json(preflight.Prices, arguments.prices)
-    names = accelerators.EXAMPLES if every else [arguments.topology]
-    reports = []
-    for name in names:
-        topology = accelerators.topology(name, arguments.slices)
-        overrides = list(arguments.overrides)
-        if arguments.sequences_per_chip:
-            rows = arguments.sequences_per_chip * topology.chips
-            overrides.append(f"data.batch_size={rows}")
-        experiment = door.load(Experiment, arguments.config, overrides)
-        report = preflight.examine(experiment, topology, prices)
-        reports.append(report)
-        if not every:
-            print(preflight.describe(report), flush=True)
-            if not report["fits"] and arguments.tries > 0:
-                _search(arguments, overrides, topology, prices, report)
     if every:
-        print(preflight.table(reports))
+        door.load(Experiment, arguments.config, arguments.overrides)  # a wrong key is said once
+        return _every(arguments)
+    topology = accelerators.topology(arguments.topology, arguments.slices)
+    overrides = list(arguments.overrides)
+    if arguments.sequences_per_chip:
+        overrides.append(f"data.batch_size={topology.rows(arguments.sequences_per_chip)}")
+    experiment = door.load(Experiment, arguments.config, overrides)
+    report = preflight.examine(experiment, topology, prices)
+    print(preflight.describe(report), flush=True)
+    _write(arguments, report)
+    if not report["fits"] and arguments.tries > 0:
+        _search(arguments, overrides, topology, prices, report)
+        _write(arguments, report)
+    return report["fits"]
+
+
+def _write(arguments, found) -> None:
     if arguments.json:
-        text = json.dumps(reports if every else reports[0], indent=2)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _every(arguments) -> bool:
+    """A process for each version, as the compiler reads its flags once in one; what is found is
+    printed and written at once."""
+    from research import accelerators, preflight
+
+    reports = []
+    try:
+        for name in accelerators.EXAMPLES:
+            reports.append(_in_process(arguments, name))
+            _write(arguments, reports)
+    finally:
+        if reports:
+            print(preflight.table(reports), flush=True)
     return all(report["fits"] for report in reports)
 
 
-def _search(arguments, overrides, topology, prices, report) -> None:
+def _in_process(arguments, topology: str) -> dict:
     from research import preflight
+
+    given = ["--config", arguments.config, "--topology", topology, "--tries", "0"]
+    given += ["--slices", str(arguments.slices), "--prices", str(arguments.prices)]
+    if arguments.sequences_per_chip:
+        given += ["--sequences-per-chip", str(arguments.sequences_per_chip)]
+    given += [f"--config.{override}" for override in arguments.overrides]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        words = [sys.executable, str(Path(__file__).resolve()), *given, "--json", str(file)]
+        done = subprocess.run(words, stderr=subprocess.PIPE, text=True)
+        if done.returncode in (0, 3):  # 3: it does not fit, which is a result
+            print(flush=True)
+            return json.loads(file.read_text(encoding="utf-8"))
+    why = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]
+    why = why.removeprefix("error: ")
+    print(f"{'NO':10} {topology}: {why}\n", flush=True)
+    return preflight.refused(topology, arguments.slices, why)
+
+
+def _search(arguments, overrides, topology, prices, report) -> None:
+    from research import alternatives
 
     print("\nlooking for the nearest configs that fit", flush=True)
     fitting = report["alternatives"] = []
     given = (arguments.config, overrides, topology, prices, arguments.tries)
-    for changes, found in preflight.nearest(*given):
+    for changes, found in alternatives.nearest(*given):
         flags = " ".join(f"--config.{change}" for change in changes)
         if found["fits"]:
             fitting.append({"changes": changes} | found)

@@ -1,0 +1,122 @@
+"""The nearest configs that fit, where one does not: batch, rematerialisation, mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from research import config as door
+from research.accelerators import Topology
+from research.experiment import Experiment
+from research.preflight import Prices, Report, abstract_program, examine, held_bytes
+from research.program import Program, UnevenBatch
+
+
+def nearest(
+    file: str,
+    overrides: Sequence[str],
+    topology: Topology,
+    prices: Prices | None = None,
+    tries: int = 6,
+    wanted: int = 2,
+) -> Iterator[tuple[list[str], Report]]:
+    """Configs like the one that does not fit, with what was found; those that fit come too.
+
+    Yields:
+      Overrides on top of the given ones, and the report; after `wanted` that fit, or `tries`,
+      no more.
+    """
+    limit, found = topology.accelerator.memory, 0
+    for changes in proposals(file, overrides, topology):
+        try:
+            experiment = door.load(Experiment, file, [*overrides, *changes])
+            held = held_bytes(abstract_program(experiment, topology.devices))
+        except ValueError:
+            continue  # a mesh that the model's heads or the batch do not divide by
+        if sum(held.values()) >= limit:
+            continue  # known without compiling
+        if not tries or found >= wanted:
+            return
+        tries -= 1
+        report = examine(experiment, topology, prices)
+        found += report["fits"]
+        yield changes, report
+
+
+def proposals(file: str, overrides: Sequence[str], topology: Topology) -> Iterator[list[str]]:
+    """Changes, the least first; where the devices cannot share the rows, each makes that so."""
+
+    def changed(changes: list[str]) -> Program:
+        experiment = door.load(Experiment, file, [*overrides, *changes])
+        return abstract_program(experiment, topology.devices)
+
+    try:
+        starts: list[tuple[list[str], Program]] = [([], changed([]))]
+    except UnevenBatch as error:
+        starts = [([change], changed([change])) for change in _even(error, changed)]
+        yield from (changes for changes, _ in starts)
+    for changes, program in starts:
+        for more in candidates(program, topology):
+            yield [*changes, *more]
+
+
+def _even(error: UnevenBatch, changed: Callable[[list[str]], Program]) -> Iterator[str]:
+    """Changes with which the devices can share the rows: other rows, or each on several devices."""
+    yield from (f"data.batch_size={size}" for size in error.nearest)
+    for axis in ("tensor", "sequence"):
+        for size in (2, 4, 8):
+            try:
+                changed([change := f"mesh.{axis}={size}"])
+            except ValueError:
+                continue
+            yield change
+            break
+
+
+def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
+    """Changes, the least first: what costs a little time, then another mesh, then fewer rows."""
+    experiment = program.experiment
+    shape, devices = program.shape, len(topology.devices)
+    save: list[str] = []
+    if not shape.computes_again:
+        save.append("compute.remat=full")
+        yield list(save)
+    if shape.vocabulary >= 2**15 and not experiment.loss.vocabulary_chunks:
+        chunks = next((n for n in (16, 12, 8, 10) if shape.vocabulary % n == 0), 0)
+        if chunks and not program.model_shapes.head.site:
+            save.append(f"loss.vocabulary_chunks={chunks}")
+            yield list(save)
+    mlps = [block.mlp for block in program.model_shapes.layers.values()]
+    if shape.hidden % 8 == 0 and not shape.mlp_chunks and all(mlp.whole is None for mlp in mlps):
+        save.append("compute.mlp_chunks=8")
+        yield list(save)
+    meshes: list[tuple[int, list[str]]] = [(program.mesh.shape["tensor"], [])]
+    one = ["mesh.data=1", "mesh.fsdp=-1"]
+    if program.mesh.shape["fsdp"] * program.mesh.shape["tensor"] < devices // topology.slices:
+        meshes = [(program.mesh.shape["tensor"], one)]
+        yield [*save, *one]
+    for tensor in (2, 4, 8):
+        if shape.key_heads % tensor == 0 and tensor > program.mesh.shape["tensor"]:
+            meshes.append((tensor, [*one, f"mesh.tensor={tensor}"]))
+    first = meshes[0][1]
+    rows, least = program.rows_of_device, experiment.accumulate
+    while rows > 1 and rows % 2 == 0:
+        rows, least = rows // 2, least * 2
+        yield [*save, *first, f"accumulate={least}"]
+    for tensor, mesh in meshes[1:]:
+        yield [*save, *mesh]
+        rows = experiment.data.batch_size * tensor // devices
+        if rows > 1:
+            yield [*save, *mesh, f"accumulate={experiment.accumulate * rows}"]
+    fewer = experiment.data.batch_size // 2
+    while fewer and fewer * program.mesh.shape["tensor"] >= devices:
+        yield [*save, *first, f"data.batch_size={fewer}"]
+        fewer //= 2
+    for sequence in (2, 4, 8):
+        if devices % sequence == 0 and experiment.data.sequence_length % (128 * sequence) == 0:
+            fewer = max(1, devices // sequence)
+            yield [
+                *save,
+                *one,
+                f"mesh.sequence={sequence}",
+                f"data.batch_size={fewer}",
+            ]
