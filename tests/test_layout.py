@@ -22,10 +22,23 @@ TOPOLOGIES = {
     "2_v5e_16x16": (512, 2),
 }
 MODELS = ("smollm2_135m", "llama3_8b", "llama3_70b")
+# file: model, topology and what else is asked for
+CASES = {f"{model}-{where}": (model, where, ()) for model in MODELS for where in TOPOLOGIES} | {
+    "llama3_8b-v5p_4x4x4-sequence": ("llama3_8b", "v5p_4x4x4", ("mesh.sequence=4",)),
+    "llama3_8b-v5e_4x4-qlora": (
+        *("llama3_8b", "v5e_4x4"),
+        (
+            'method={"kind": "lora", "rank": 16}',
+            'model.storage=[["layers/.*", "nf4"], [".*", "bfloat16"]]',
+            "mesh.tensor=4",
+        ),
+    ),
+}
 
 
-def made(model: str, devices: int, slices: int) -> str:
-    over = ["data.batch_size=1024"]
+def made(model: str, topology: str, flags: tuple[str, ...]) -> str:
+    devices, slices = TOPOLOGIES[topology]
+    over = ["data.batch_size=1024", *flags]
     if model == "llama3_70b":
         over.append("mesh.tensor=8" if devices == 16 else "mesh.tensor=2")
     experiment = door.load(Experiment, str(ROOT / f"configs/pretrain/{model}.py"), over)
@@ -33,17 +46,13 @@ def made(model: str, devices: int, slices: int) -> str:
     return layout.describe(make_program(experiment, None, mesh=mesh))
 
 
-CASES = [(model, topology) for model in MODELS for topology in TOPOLOGIES]
-
-
-@pytest.mark.parametrize(("model", "topology"), CASES)
-def test_every_array_lies_where_the_committed_layout_says(model, topology):
-    committed = (FOLDER / f"{model}-{topology}.txt").read_text(encoding="utf-8")
-    assert made(model, *TOPOLOGIES[topology]) == committed
+@pytest.mark.parametrize("case", CASES)
+def test_every_array_lies_where_the_committed_layout_says(case):
+    committed = (FOLDER / f"{case}.txt").read_text(encoding="utf-8")
+    assert made(*CASES[case]) == committed
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for model, topology in CASES:
-        text = made(model, *TOPOLOGIES[topology])
-        (FOLDER / f"{model}-{topology}.txt").write_text(text, encoding="utf-8")
+    for case, given in CASES.items():
+        (FOLDER / f"{case}.txt").write_text(made(*given), encoding="utf-8")

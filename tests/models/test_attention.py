@@ -1,5 +1,6 @@
 """Attention backends against the plain one, for every mask that they take."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -121,26 +122,50 @@ def splash_case(s=256, **changes):
 
 
 @pytest.mark.parametrize("changes", [{}, {"window": 70}, {"heads": (4, 4, 128)}], ids=str)
-def test_splash_interpreted_equals_plain_in_value_and_gradient(changes):
-    attend = functools.partial(BACKENDS["splash"].attention, interpret=True)
-    arguments = splash_case(**changes)
-    equal(gradients(attend, *arguments), gradients(BACKENDS["plain"].attention, *arguments), 2e-5)
+@pytest.mark.parametrize("cap", [0.0, 0.5])
+def test_splash_interpreted_equals_plain_in_value_and_gradient(changes, cap):
+    equal(*splash_and_plain(splash_case(**changes), cap), 2e-5)
+
+
+def test_splash_interpreted_in_bfloat16_is_as_close_to_exact_values_as_plain_is():
+    narrow = splash_case(dtype=jnp.bfloat16)
+    wide = (*(x.astype(jnp.float32) for x in narrow[:3]), narrow[3])
+    exact = gradients(BACKENDS["plain"].attention, *wide)
+    ours, theirs = splash_and_plain(narrow)
+    apart = lambda found: max(  # noqa: E731
+        float(jnp.abs(a.astype(jnp.float32) - b).max())
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
+    )
+    assert jax.tree.leaves(ours)[0].dtype == jnp.bfloat16
+    assert 0 < apart(ours) < 1.5 * apart(theirs) < 0.1
+
+
+def splash_and_plain(arguments, cap=0.0, over=contextlib.nullcontext):
+    """Outputs and gradients of both, the kernel's interpreted and in a context."""
+    attend = functools.partial(BACKENDS["splash"].attention, interpret=True, cap=cap)
+    with over():
+        ours = gradients(attend, *arguments)
+    plain = functools.partial(BACKENDS["plain"].attention, cap=cap)
+    return ours, gradients(plain, *arguments)
 
 
 @pytest.mark.parametrize(
-    ("mesh", "length"),
-    [((1, 2, 2), 256), ((2, 1, 1, 4), 512), ((2, 1, 1, 4), 1024), ((1, 2, 2, 2), 512)],
+    ("mesh", "length", "window"),
+    [
+        ((1, 2, 2), 256, 0),
+        ((2, 1, 1, 4), 512, 0),
+        ((2, 1, 1, 4), 1024, 0),
+        ((1, 2, 2, 2), 512, 0),
+        ((2, 1, 1, 4), 1024, 200),
+    ],
     ids=str,
 )
-def test_splash_on_a_mesh_equals_plain(mesh, length):
+def test_splash_on_a_mesh_equals_plain(mesh, length, window):
     """Rows over `fsdp`, heads over `tensor`, queries over `sequence`, swapped where halves of a
-    device's part are whole lanes; all keys everywhere."""
-    arguments = splash_case(length)
-    attend = functools.partial(BACKENDS["splash"].attention, interpret=True)
-    devices = jax.devices()[: math.prod(mesh)]
-    with sharding.use(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
-        ours = gradients(attend, *arguments)
-    equal(ours, gradients(BACKENDS["plain"].attention, *arguments), 2e-5)
+    device's part are whole lanes and all see different numbers of keys; all keys everywhere."""
+    made = sharding.MeshConfig(*mesh).make(jax.devices()[: math.prod(mesh)])
+    over = functools.partial(sharding.use, made, sharding.RULES)
+    equal(*splash_and_plain(splash_case(length, window=window), over=over), 2e-5)
 
 
 def test_devices_that_share_a_row_compute_the_same_number_of_blocks():
