@@ -50,9 +50,9 @@ def find(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _runs(folder: epath.Path) -> Iterator[epath.Path]:
     """Every folder with a finished model, by path; in buckets too, which know no `**`."""
     for inside in sorted(folder.iterdir()):
-        if inside.name == "model" and inside.is_dir():
+        if inside.name == "model" and paths.is_folder(inside):
             yield folder
-        elif inside.name != "checkpoints" and inside.is_dir():
+        elif inside.name != "checkpoints" and paths.is_folder(inside):
             yield from _runs(inside)
 
 

@@ -35,7 +35,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from research import __version__, fingerprint
-from research.paths import absolute
+from research.paths import absolute, is_remote, told
 from research.saved_step import (
     MARKERS,
     OWN_FILES,
@@ -51,6 +51,15 @@ from research.saved_step import (
 __all__ = ["CheckpointError", "Checkpointer", "SavedStep", "library_versions", "open_checkpoint"]
 
 log = logging.getLogger(__name__)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+# Orbax's threads print the traceback of what `save` then raises.
+logging.getLogger("absl").addFilter(_without_traceback)
 
 # what a save that was cut short leaves
 LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
@@ -306,14 +315,18 @@ class Checkpointer:
         self._cleaned = True
 
     def _failed(self, step: int, cause: Exception) -> CheckpointError:
+        said = f"could not save step {step} in {self.directory}: "
+        if is_remote(self.directory) and (refused := told(cause, self.directory)) is not None:
+            # nothing more is asked of storage that has just refused
+            return CheckpointError(f"{said}{refused}; the steps before are as they were")
         good = self.latest_step()
         self._cleaned = False
         try:
             self._remove_leftovers()  # give the disk back what the failed save took
-        except OSError:
-            log.exception("could not remove the failed save's files")
+        except OSError as error:
+            log.warning("could not remove the failed save's files: %s", reason(error))
         return CheckpointError(
-            f"could not save step {step} in {self.directory}: {reason(cause)}. "
+            f"{said}{reason(cause)}. "
             + (f"Step {good} there is still good. " if good is not None else "No step is saved. ")
             + "Free disk space or mend access to that directory and save again; "
             "the arrays in memory are unchanged."

@@ -82,8 +82,10 @@ def dump_json(obj: Any, path: str | Path) -> None:
 
 def load_json(cls: type[T], path: str | Path) -> T:
     """Reads a config that `dump_json` wrote. Raises ValueError if it is torn or does not fit."""
+    from research import paths  # here: help needs none of it
+
     try:
-        mapping = json.loads(Path(path).read_text(encoding="utf-8"))
+        mapping = json.loads(paths.absolute(path).read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from None
     return build(cls, mapping, where=f"{path}: config")
@@ -179,6 +181,12 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        from research import paths
+
+        if not paths.is_of_storage(error) or (said := paths.told(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
     except KeyboardInterrupt:
         print("interrupted before anything was saved", file=sys.stderr)
         sys.exit(130)

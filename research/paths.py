@@ -1,11 +1,32 @@
-"""Local folders and gs:// prefixes behind one type; buckets need tools/setup buckets."""
+"""Local folders and gs:// prefixes behind one type; buckets need tools/setup buckets.
+
+Storage that is away is asked again: by gcsfs (folders, small files) for half a minute, by
+TensorStore (arrays) for a quarter of an hour. What fails after that, or is refused, is a
+`StorageError` here. gcsfs's own `is_dir` and `is_file` say no instead, so a run would start afresh.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
+import fsspec.config
 from etils import epath
+
+# They print a traceback of what they raise as well.
+for _name in ("gcsfs", "fsspec.prefetcher"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+# Other processes write too: what was listed before says nothing.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+
+
+class StorageError(OSError):
+    """A bucket refuses or does not answer; the message names the place and the remedy."""
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
@@ -20,40 +41,154 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
+def local(path: str | os.PathLike[str], option: str) -> Path:
+    """A path on a disk, for what must be mapped, or is written piece by piece.
+
+    Raises:
+      ValueError: it is in a bucket; `option` is named.
+    """
+    if is_remote(path):
+        raise ValueError(
+            f"{option} {os.fspath(path)} is in a bucket, and this takes a path on a disk: copy it "
+            "with gcloud storage cp -r"
+        )
+    return Path(path)
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether it lies in a bucket: no locks, no appending, and a file appears whole."""
     return "://" in os.fspath(path)
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a folder.
+
+    Raises:
+      StorageError: the bucket does not say.
+    """
+    return _is(path, folder=True)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+      StorageError: the bucket does not say.
+    """
+    return _is(path, folder=False)
+
+
+def _is(path: str | os.PathLike[str], folder: bool) -> bool:
+    place = absolute(path)
+    if not is_remote(place):
+        return place.is_dir() if folder else place.is_file()
+    with reaching(place):
+        try:
+            return place.stat().is_directory == folder
+        except FileNotFoundError:
+            return False
+
+
+@contextlib.contextmanager
+def reaching(path: str | os.PathLike[str], what: str = "read") -> Iterator[None]:
+    """Errors of a bucket that refuses or does not answer, with the place and what to do.
+
+    Raises:
+      StorageError: in place of those that gcsfs, aiohttp and Google's libraries each have.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if not is_remote(path) or (said := told(error, path)) is None:
+            raise
+        raise StorageError(f"could not {what} {path}: {said}") from error
+
+
+_DENIED = re.compile(
+    r"Forbidden|PERMISSION_DENIED|UNAUTHENTICATED|, 40[13]$|does not have storage\.|"
+    r"^(Refresh|DefaultCredentials)Error"
+)
+_AWAY = re.compile(
+    r"retry attempts failed|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|, (408|429|5\d\d)$|"
+    r"^(Client\w*|ServerDisconnected|Connection\w*|Proxy|Transport|\w*Timeout)Error"
+)
+
+
+def told(error: BaseException, path: str | os.PathLike[str] = "") -> str | None:
+    """What to say of storage that refuses or does not answer, and what to do about it; None for
+    other errors."""
+    bucket = "/".join(os.fspath(path).split("/")[:3]) or "the bucket"
+    cause: BaseException | None = error
+    while cause is not None:
+        text = f"{type(cause).__name__}: {cause}".strip()
+        if _DENIED.search(text):
+            return (
+                f"{_line(cause)}. This account may not do that in {bucket}: give it the role "
+                "roles/storage.objectUser there, or take another account "
+                "(gcloud auth application-default login)"
+            )
+        if _AWAY.search(text):
+            return (
+                f"{_line(cause)}. {bucket} does not answer, and was asked again for a while: "
+                "start the same command again when it does"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether a library that opens buckets made it."""
+    return type(error).__module__.partition(".")[0] in ("gcsfs", "aiohttp", "google", "requests")
+
+
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Writes a file whole or not at all."""
     whole = absolute(path)
-    whole.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(whole):
         _upload(whole, text.encode())
         return
+    whole.parent.mkdir(parents=True, exist_ok=True)
     partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
     partial.write_bytes(text.encode())
     partial.replace(whole)
+
+
+def upload(file: Path, path: epath.Path) -> None:
+    """Copies a file of any size into a bucket; it appears there whole.
+
+    Raises:
+      StorageError: the bucket refuses or does not answer.
+    """
+    with reaching(path, "write"):
+        system, inside = fsspec.url_to_fs(os.fspath(path))
+        system.put_file(str(file), inside)
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Writes a small file in a bucket and removes it; local folders are left to the first write.
 
     Raises:
-      OSError: the bucket is not there, or not ours to write in.
+      StorageError: the bucket is not there, or not ours to write in.
     """
     if is_remote(folder):
         probe = absolute(folder) / ".writable"
         _upload(probe, b"")
-        probe.unlink()
+        with reaching(probe, "remove"):
+            probe.unlink()
 
 
 def _upload(path: epath.Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
     except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
-        raise OSError(
-            f"could not write {path} ({type(error).__name__}: {error}): is the bucket there, and "
-            "may this account write in it? (gcloud auth application-default login)"
-        ) from error
+        bucket = "/".join(os.fspath(path).split("/")[:3])
+        said = told(error, path) or f"{_line(error)}. Is there a bucket {bucket}?"
+        raise StorageError(f"could not write {path}: {said}") from error
+
+
+def _line(error: BaseException) -> str:
+    """Without what TensorStore says of itself, in brackets."""
+    text = re.split(r" \[\w+=", str(error))[0]
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:400].rstrip(".")

@@ -162,7 +162,7 @@ def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer
         assert base is not None  # Experiment checks that one of the two is given
         return base, base.tokenizer
     whose = experiment.tokenizer
-    is_run = paths.absolute(whose).is_dir()
+    is_run = paths.is_folder(whose)
     words = open_run(whose).tokenizer if is_run else tokenizers.load(whose)
     if base is None:
         return None, words
@@ -231,7 +231,9 @@ def check_free(out: str | os.PathLike[str]) -> None:
       FileExistsError: it does.
     """
     for shelf in (paths.absolute(out) / "model", paths.absolute(out) / "checkpoints"):
-        if shelf.is_dir() and not all(LEFTOVER.fullmatch(path.name) for path in shelf.iterdir()):
+        if paths.is_folder(shelf) and not all(
+            LEFTOVER.fullmatch(path.name) for path in shelf.iterdir()
+        ):
             raise FileExistsError(f"{out} holds a model already; choose another folder")
 
 

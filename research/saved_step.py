@@ -18,7 +18,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from research import fingerprint
-from research.paths import absolute
+from research.paths import absolute, is_folder, is_remote, reaching, told
 from research.tree import check_names, nearest
 
 Arrays = dict[str, jax.Array]
@@ -169,19 +169,23 @@ class SavedStep:
     def _json(self, name: str) -> dict[str, Any]:
         try:
             return json.loads((self.path / "files" / name).read_text())
-        except (OSError, ValueError) as error:
-            raise self._unreadable(f"files/{name}: {reason(error)}") from error
+        except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
+            raise self._unreadable(error, f"files/{name}: ") from error
 
-    def _unreadable(self, cause: Exception | str) -> CheckpointError:
+    def _unreadable(self, cause: Exception | str, where: str = "") -> CheckpointError:
+        said = f"checkpoint {self.path} cannot be read: {where}"
+        if isinstance(cause, Exception) and is_remote(self.path):
+            refused = told(cause, self.path)
+            if refused is not None:
+                return CheckpointError(said + refused)
         others = [step for step in scan(self.path.parent)[0] if str(step) != self.path.name]
-        remedy = (
+        instead = (
             f"move this folder away to fall back to step {others[-1]} (steps left: {others})"
             if others
             else "no other step is beside it: copy the folder again from its source, or start over"
         )
         return CheckpointError(
-            f"checkpoint {self.path} cannot be read: {reason(cause)}. "
-            f"A file in it is missing, cut short or changed; {remedy}."
+            f"{said}{reason(cause)}. A file in it is missing, cut short or changed; {instead}."
         )
 
 
@@ -196,7 +200,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Sa
       CheckpointError: a step folder whose save was never completed.
     """
     folder = absolute(path)
-    if (folder / "state").is_dir() or any((folder / marker).exists() for marker in MARKERS):
+    if is_folder(folder / "state") or any((folder / marker).exists() for marker in MARKERS):
         if not _is_committed(folder):
             raise CheckpointError(
                 f"{folder} is not a complete checkpoint: {' or '.join(MARKERS)} is missing, so "
@@ -206,7 +210,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Sa
             raise FileNotFoundError(f"{folder} is one step's folder, but step {step} was asked for")
         return SavedStep(folder)
     for shelf in ("checkpoints", "model"):  # a run that goes on, or finished weights alone
-        if (folder / shelf).is_dir():
+        if is_folder(folder / shelf):
             folder = folder / shelf
             break
     steps, torn = scan(folder)
@@ -247,10 +251,11 @@ def _check_fit(abstract: Abstract, stored: Abstract, partial: bool, cast: bool, 
 
 def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
     """The steps in a checkpoints folder: (complete, without commit marker), ascending."""
-    if not directory.is_dir():
+    if not is_folder(directory):
         return [], []
-    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
-    complete = [step for step in steps if _is_committed(directory / str(step))]
+    with reaching(directory):
+        steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+        complete = [step for step in steps if _is_committed(directory / str(step))]
     return complete, sorted(set(steps) - set(complete))
 
 

@@ -185,9 +185,10 @@ def load(
         ValueError: the file is no tokenizer, or has no such special token.
     """
     file = paths.absolute(path)
-    if not file.is_file():
+    if not paths.is_file(file):
         raise FileNotFoundError(f"There is no tokenizer at {os.fspath(path)}.")
-    text = file.read_bytes().decode()
+    with paths.reaching(file):
+        text = file.read_bytes().decode()
     return from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
 
 

@@ -19,6 +19,7 @@ import fsspec
 import pyarrow
 from fsspec.implementations.local import LocalFileSystem
 
+from research import paths
 from research.data.sources.base import SourceConfig
 
 # The end of an error about one that cannot be opened.
@@ -48,7 +49,8 @@ class File:
 
     def open(self) -> BinaryIO:
         """For reading bytes, at any place."""
-        return self.system.open(self.path, "rb")
+        with paths.reaching(self.name):
+            return self.system.open(self.path, "rb")
 
     def digest(self) -> str:
         """sha256 of size and content."""
@@ -89,11 +91,13 @@ def find(config: SourceConfig, split: str) -> list[File]:
         FileNotFoundError: there is none.
     """
     system, path, name = _locate(config, split)
-    if system.isfile(path):
+    if _is("file", system, path, name):
         return [File(system, path, name)]
     if not any(sign in path for sign in _MAGIC):
         raise FileNotFoundError(f"Source {config.name!r}: there is no file {name}.")
-    found = [p for p in sorted(system.glob(path)) if system.isfile(p)]
+    with paths.reaching(name):
+        fitting = sorted(system.glob(path))
+    found = [p for p in fitting if _is("file", system, p, name)]
     if not found:
         raise FileNotFoundError(f"Source {config.name!r}: no file fits the pattern {name}.")
     return [File(system, p, _name(system, p, name)) for p in found]
@@ -109,10 +113,12 @@ def under(config: SourceConfig, split: str, endings: Collection[str]) -> dict[st
         FileNotFoundError: there is no such folder, or no such file in it.
     """
     system, folder, name = _locate(config, split)
-    if not system.isdir(folder):
+    if not _is("directory", system, folder, name):
         raise FileNotFoundError(f"Source {config.name!r}: there is no folder {name}.")
     found = {}
-    for path, about in system.find(folder, detail=True).items():
+    with paths.reaching(name):
+        every = system.find(folder, detail=True)
+    for path, about in every.items():
         below = PurePosixPath(path).relative_to(PurePosixPath(folder))
         hidden = any(part.startswith(".") for part in below.parts)
         if below.suffix.lower() in endings and about["type"] == "file" and not hidden:
@@ -143,13 +149,13 @@ def local_copy(file: File) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=copy.parent)
     try:
-        with os.fdopen(descriptor, "wb") as out, file.open() as raw:
+        with paths.reaching(file.name), os.fdopen(descriptor, "wb") as out, file.open() as raw:
             stream: Any = pyarrow.CompressedInputStream(raw, codec) if codec else raw
             try:
                 while block := stream.read(_BLOCK):
                     out.write(block)
             except OSError as error:
-                if codec is None:
+                if codec is None or (not file.is_local and paths.told(error)):
                     raise
                 raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
         os.replace(partial, copy)  # whole or not at all: several processes may make it at once
@@ -183,6 +189,17 @@ def _locate(config: SourceConfig, split: str) -> tuple[fsspec.AbstractFileSystem
             f"Source {config.name!r}: {path} cannot be opened: {error}. {BUCKETS}"
         ) from error
     return system, inside, path
+
+
+def _is(kind: str, system: fsspec.AbstractFileSystem, path: str, name: str) -> bool:
+    """Whether it is a "file" or a "directory"; gcsfs says no where it was refused."""
+    if isinstance(system, LocalFileSystem):
+        return system.isfile(path) if kind == "file" else system.isdir(path)
+    with paths.reaching(name):
+        try:
+            return system.info(path)["type"] == kind
+        except FileNotFoundError:
+            return False
 
 
 def _name(system: fsspec.AbstractFileSystem, path: str, asked: str) -> str:
