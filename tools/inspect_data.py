@@ -30,6 +30,7 @@ from tools import environment  # noqa: E402
 def main() -> None:
     environment.enter()
     from research import config as door
+    from research import paths
 
     parser = door.program_parser(__doc__, config_required=False)
     parser.add_argument("--run", metavar="DIR", help="a run's folder, in place of a config")
@@ -57,6 +58,8 @@ def main() -> None:
     for flag, path in (("--html", arguments.html), ("--json", arguments.json)):
         if path and Path(path).is_dir():
             parser.error(f"{flag} {path} is a folder: name a file in it")
+        if path and paths.is_remote(path):
+            parser.error(f"{flag} {path} is in a bucket: name a file on a disk")
     with door.clear_errors():
         sys.exit(inspect(arguments))
 
@@ -64,12 +67,13 @@ def main() -> None:
 def inspect(arguments) -> int:
     """Shows what is asked for; 1 where training would refuse the data."""
     from research import config as door
+    from research import paths
     from research.data import inspection, inspection_page, inspection_summary, inspection_text
     from research.experiment import Experiment
     from research.runs import write_json
 
     if arguments.run:
-        experiment = door.load_json(Experiment, Path(arguments.run) / "config.json")
+        experiment = door.load_json(Experiment, paths.absolute(arguments.run) / "config.json")
     else:
         experiment = door.load(Experiment, arguments.config, arguments.overrides)
     opened = inspection.open_data(experiment, arguments.split)

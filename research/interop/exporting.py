@@ -1,4 +1,8 @@
-"""A run -> a folder that other people serve: adapters merged, layer by layer."""
+"""A run -> a folder that other people serve: adapters merged, layer by layer.
+
+What goes to a bucket is written in the system's temporary folder (TMPDIR) first, then copied, the
+file without which nothing opens the rest last.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from research import paths
 from research.interop import huggingface
 from research.merging import Merged
 from research.runs import Run
@@ -57,17 +62,24 @@ def export_huggingface(
 
 
 @contextlib.contextmanager
-def whole_or_nothing(out: str | Path) -> Iterator[Path]:
+def whole_or_nothing(out: str | Path, last: str = huggingface.CONFIG) -> Iterator[Path]:
     """A new folder that appears under its name only when the block ends well.
+
+    Args:
+      last: the file that makes it whole in a bucket, where files appear one by one.
 
     Raises:
       FileExistsError: it is there, and not empty.
+      StorageError: the bucket refuses or does not answer.
     """
+    check_free(out)
+    if paths.is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="graft-export-") as name:
+            with _nothing_left(out, lambda: None):
+                yield Path(name)
+            _copy(Path(name), out, last)
+        return
     out = Path(out)
-    if out.is_file():
-        raise FileExistsError(f"{out} is a file; name a folder")
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     partial.chmod(0o755)
@@ -85,9 +97,15 @@ def whole_file(out: str | Path) -> Iterator[Path]:
     Raises:
       FileExistsError: it is there.
     """
+    check_free(out, file=True)
+    if paths.is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="graft-export-") as folder:
+            name = paths.absolute(out).name
+            with _nothing_left(out, lambda: None):
+                yield Path(folder) / name
+            _copy(Path(folder), paths.absolute(out).parent, name)
+        return
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} is there already; choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     with _nothing_left(out, lambda: partial.unlink(missing_ok=True)):
@@ -95,8 +113,40 @@ def whole_file(out: str | Path) -> Iterator[Path]:
     partial.replace(out)
 
 
+def check_free(out: str | Path, file: bool = False) -> None:
+    """Refuses a folder that holds something, or a file that is there, and a bucket that is not ours
+    to write in.
+
+    Raises:
+      FileExistsError: there is something.
+      StorageError: the bucket refuses or does not answer.
+    """
+    place = paths.absolute(out)
+    if paths.is_file(place):
+        said = "there already; choose another name" if file else "a file; name a folder"
+        raise FileExistsError(f"{out} is {said}")
+    if paths.is_folder(place) and (file or any(place.iterdir())):
+        said = "a folder; name a file" if file else "not empty; choose another folder"
+        raise FileExistsError(f"{out} is {said}")
+    paths.check_writable(place.parent if file else place)
+
+
+def _copy(folder: Path, out: str | Path, last: str) -> None:
+    """Copies a folder's files into a bucket; where that fails, takes back what was copied."""
+    copied = []
+    try:
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
+            paths.upload(file, copy := paths.absolute(out) / file.name)
+            copied.append(copy)
+    except BaseException:
+        with contextlib.suppress(Exception):  # storage that is away: without `last` it is not whole
+            for copy in copied:
+                copy.unlink()
+        raise
+
+
 @contextlib.contextmanager
-def _nothing_left(out: Path, remove: Callable[[], None]) -> Iterator[None]:
+def _nothing_left(out: str | Path, remove: Callable[[], None]) -> Iterator[None]:
     """Removes what was written when the block ends badly, and says so of a full disk."""
     try:
         yield
@@ -106,7 +156,7 @@ def _nothing_left(out: Path, remove: Callable[[], None]) -> Iterator[None]:
             raise
         raise OSError(
             f"could not write {out}: {error.strerror}. Nothing is left of it; free disk space, or "
-            "choose another place"
+            + ("set TMPDIR to a larger disk" if paths.is_remote(out) else "choose another place")
         ) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from research import chat, runs, sharding
+from research import chat, paths, runs, sharding
 from research import config as door
 from research.checkpoint import Checkpointer, library_versions
 from research.data import tokenizer
@@ -60,7 +60,7 @@ def open_model(path: str | Path) -> Foreign:
       FileNotFoundError: nothing there.
       UnsupportedModel: nothing that Graft reads.
     """
-    path = Path(path)
+    path = paths.local(path, "the model")
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
     if (path / "adapter_config.json").is_file() and not (path / huggingface.CONFIG).is_file():
@@ -108,7 +108,6 @@ def import_model(
       UnsupportedModel: the tokenizer does not fit.
       FileExistsError: there is a model already.
     """
-    out = Path(out)
     runs.check_free(out)
     words, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
@@ -134,14 +133,15 @@ def import_model(
         },
         "versions": library_versions(),
     }
-    with Checkpointer(out / "model", keep_last=1, asynchronous=False) as shelf:
+    folder = paths.absolute(out) / "model"
+    with Checkpointer(folder, keep_last=1, asynchronous=False) as shelf:
         shelf.save(
             0,
             {f"model/{name}": array for name, array in arrays.items()},
             metadata,
             files={**files, runs.TOKENIZER: words.to_json().encode()},
         )
-    return out / "model" / "0"
+    return folder / "0"
 
 
 def read_parameters(

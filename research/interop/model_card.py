@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from research import paths
 from research.data.sources import SourceConfig
 from research.runs import Run
 
@@ -132,6 +132,6 @@ def _template(run: Run) -> list[str]:
 
 def _summary(run: Run) -> dict[str, Any]:
     """What the run wrote at its end; empty for a checkpoint of one that goes on."""
-    path = Path(str(run.saved.path.parent.parent / "summary.json"))
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path = run.saved.path.parent.parent / "summary.json"
+    summary = json.loads(path.read_text()) if paths.is_file(path) else {}
     return summary if summary.get("steps") == run.saved.step else {}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import runs, sharding, tree
+from research import paths, runs, sharding, tree
 from research.interop import peft_config, peft_prompts, tensor_files
 from research.interop.exporting import whole_or_nothing
 from research.interop.families import FAMILIES
@@ -84,7 +84,7 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
-    with whole_or_nothing(out) as folder:
+    with whole_or_nothing(out, last=CONFIG) as folder:
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         sizes = {name: value.shape for name, value in tensors.items()}
         written = tensor_files.write(folder, sizes, np.float32, 2**63, tensors.__getitem__)
@@ -213,7 +213,7 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
       FileNotFoundError: no adapter there.
       UnsupportedModel: a kind or a setting that Graft does not have, or tensors that do not fit.
     """
-    path = Path(path)
+    path = paths.local(path, "the adapter")
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{path} has no {CONFIG}: no adapter of PEFT")
     with malformed(str(path)):

@@ -22,6 +22,7 @@ from typing import Any
 from etils import epath
 
 from research import config as door
+from research import paths
 from research.data import tokenizer as tokenizers
 from research.data.preparation import (
     contamination,
@@ -228,7 +229,7 @@ def _write_tokens(planned: Plan, stage: Stage, run: Runner) -> None:
 
 
 def _open_tokenizer(path: str) -> Tokenizer:
-    if Path(path).is_dir():
+    if paths.is_folder(path):
         from research import runs  # It imports JAX.
 
         return runs.open_run(path).tokenizer
