@@ -1,60 +1,36 @@
 """A whole run in a bucket, against an emulator of Google Cloud Storage: data, checkpoints, kill,
-resume, export, and what fails. Needs `tools/setup services`."""
+resume, several processes, export, and what fails. Needs `tools/setup services`."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
-from research import generate, runs
+from research import config as door
+from research import evaluate, generate, paths, runs, train_tokenizer
+from research.checkpoint import open_checkpoint
+from research.data.tokenizer import load
 from research.experiment import CheckpointConfig
 from research.hosts import STOPPED
+from research.interop import exporting, huggingface
 from research.methods import LoRA
 from research.metrics import read_metrics
 from research.paths import absolute
 from research.train import train
 from tests import tiny_run
-from tools import adapters
+from tests.faulty_storage import ADDRESSES, DENIED, Emulator, Faults
+from tests.test_hosts import together
+from tools import adapters, bench, convert, environment, inspect_data
 
 pytest.importorskip("gcp_storage_emulator", reason="tools/setup services")
 pytestmark = pytest.mark.heavy
 ENDLESS = 1_000_000
-SERVER = (
-    "import sys; from gcp_storage_emulator.server import create_server\n"
-    "create_server('127.0.0.1', int(sys.argv[1]), in_memory=False,"
-    " data_dir=sys.argv[2], default_bucket=sys.argv[3] or None).run()"
-)
-
-
-class Emulator:
-    """A server in a process of its own."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self, bucket="made"):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(self.port), str(self.folder), bucket],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        tiny_run.wait_for(self.process, self._answers)
-
-    def _answers(self):
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +38,7 @@ def emulator(tmp_path_factory):
     """The server, which this process and those that it starts take for Google's."""
     server = Emulator(tmp_path_factory.mktemp("bucket") / "data")
     before = dict(os.environ)
-    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
-        os.environ[name] = server.address
-    os.environ |= {
-        "CLOUD_STORAGE_EMULATOR_ENDPOINT": server.address,
+    os.environ |= dict.fromkeys(ADDRESSES, server.address) | {
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "made",
         "NO_GCE_CHECK": "true",
         "GCE_METADATA_ROOT": "127.0.0.1:1",
@@ -98,42 +71,82 @@ def finish(process):
     return process.returncode, output
 
 
-def test_a_run_in_a_bucket_is_the_run_on_a_disk_after_a_kill_and_a_signal(remote, world, tmp_path):
-    where, folder = "gs://made/run", absolute("gs://made/run")
-    steps = 20
-    process = tiny_run.start(remote(steps), tmp_path, where)
-    tiny_run.wait_for(
-        process, lambda: (folder / "checkpoints" / "5" / "commit_success.txt").exists()
-    )
-    process.kill()
-    process.communicate()
-    process = tiny_run.start(remote(steps), tmp_path, where)
-    code, output = finish(process)
-    assert code == 0 and "start      step " in output, output
-    train(world.experiment(steps, evaluate_split="heldout"), tmp_path / "disk")
-    assert tiny_run.content(where, steps) == tiny_run.content(tmp_path / "disk", steps)
-    ours, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, tmp_path / "disk"))
+@pytest.fixture(scope="module")
+def disk(world, tmp_path_factory):
+    """The run of 20 steps on a disk."""
+    folder = tmp_path_factory.mktemp("disk") / "run"
+    train(world.experiment(20, evaluate_split="heldout"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(remote):
+    """A run of 2 steps in the bucket."""
+    train(remote(2), "gs://made/base")
+    return "gs://made/base"
+
+
+@pytest.fixture
+def faults(emulator):
+    with Faults(emulator) as proxy:
+        yield proxy
+
+
+def is_saved(folder, step):
+    return (folder / "checkpoints" / str(step) / "commit_success.txt").exists()
+
+
+def test_a_run_in_a_bucket_is_the_run_on_a_disk_after_kills_inside_its_saves(
+    remote, disk, faults, tmp_path
+):
+    where, folder, steps = "gs://made/run", absolute("gs://made/run"), 20
+    # among the arrays of step 10, then when nothing but the marker is missing
+    for name in (r"state/\S*manifest", "commit_success"):
+        held = faults.hold(f"POST .*run/checkpoints/10/{name}")
+        process = tiny_run.start(remote(steps), tmp_path, where)
+        tiny_run.wait_for(process, lambda rule=held: rule.hits)
+        process.kill()
+        process.communicate()
+        faults.clear()
+        assert (folder / "checkpoints" / "10").exists() and open_checkpoint(where).step == 5
+    code, output = finish(tiny_run.start(remote(steps), tmp_path, where))
+    assert code == 0 and "start      step 5\n" in output, output
+    assert tiny_run.content(where, steps) == tiny_run.content(disk, steps)
+    ours, theirs = (read_metrics(place / "metrics.jsonl") for place in (folder, disk))
     assert ours == theirs
     assert json.loads((folder / "summary.json").read_text())["finished"]
     assert any((folder / "tensorboard").iterdir())
 
-    # others read it there: an export, and an evaluation through transformers' own format
-    out = tmp_path / "export"
-    program = "import sys; from tools import convert; convert.main(sys.argv[1:])"
-    line = [sys.executable, "-c", program, "export", "--from", where, "--out", str(out)]
-    ended = subprocess.run(line, cwd=tiny_run.ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    from safetensors.numpy import load_file
 
-    tensors = load_file(out / "model.safetensors")
-    assert all(np.isfinite(tensor).all() for tensor in tensors.values()) and tensors
+def test_a_run_of_two_processes_in_one_bucket_stops_at_one_step_and_goes_on(remote, disk, tmp_path):
+    where, folder = "gs://made/pair", absolute("gs://made/pair")
+
+    def start(steps):
+        file = tiny_run.config_file(tmp_path, remote(steps))
+        return together([tiny_run.command("train", "--config", file, "--workdir", where)] * 2)
+
+    pair = start(ENDLESS)
+    tiny_run.wait_for(pair[0], lambda: is_saved(folder, 5))
+    pair[1].send_signal(signal.SIGTERM)
+    outputs = [finish(process) for process in pair]
+    assert [code for code, _ in outputs] == [STOPPED] * 2, outputs
+    (step,) = map(int, re.findall(r"stopped by a signal at step (\d+), saved", outputs[0][1]))
+    assert open_checkpoint(where).step == step >= 5
+    outputs = [finish(process) for process in start(step + 2)]
+    assert [code for code, _ in outputs] == [0] * 2, outputs
+    assert f"start      step {step}\n" in outputs[0][1]
+    rows, alone = (read_metrics(place / "metrics.jsonl") for place in (folder, disk))
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert sorted(losses) == list(range(1, step + 3))
+    expected = {row["step"]: row["loss"] for row in alone if "loss" in row}
+    for step in losses.keys() & expected.keys():
+        assert losses[step] == pytest.approx(expected[step], rel=2e-4)
 
 
 def test_adapters_in_a_bucket_are_tuned_listed_added_merged_and_put_side_by_side(
-    remote, tmp_path, capsys
+    remote, base, tmp_path, capsys
 ):
-    train(remote(4), "gs://made/base")
-    start = {"model": None, "tokenizer": None, "init_from": "gs://made/base"}
+    start = {"model": None, "tokenizer": None, "init_from": base}
     for seed, name in enumerate(("law", "style")):
         tuned = remote(2, **start, method=LoRA(rank=2), seed=seed)
         train(tuned, f"gs://made/tuned/{name}")
@@ -148,33 +161,177 @@ def test_adapters_in_a_bucket_are_tuned_listed_added_merged_and_put_side_by_side
         ["add", "--from", f"0.5={law}", "--from", f"0.5={style}", "--out", "gs://made/sum"]
     )
     adapters.main(
+        ["unmerge", "--from", "gs://made/whole", "--adapter", law, "--out", "gs://made/apart"]
+    )
+    adapters.main(
         ["bank", "--from", f"law={law}", "--from", f"style={style}", "--out", "gs://made/bank"]
     )
     certificate = json.loads((absolute("gs://made/whole") / "certificate.json").read_text())
     assert certificate["largest_difference"] < 1e-4 * certificate["largest_output"]
-    for made in ("whole", "sum", "bank"):
+    for made in ("whole", "apart", "sum", "bank"):
         assert runs.open_run(f"gs://made/{made}").checksums()
     generate.main(["--run", "gs://made/bank", "--prompt", "red", "--tokens", "2"])
     assert "style" in capsys.readouterr().out
 
 
-def test_a_signal_saves_in_the_bucket(remote, tmp_path):
-    where, folder = "gs://made/stopped", absolute("gs://made/stopped")
-    process = tiny_run.start(remote(ENDLESS), tmp_path, where)
-    tiny_run.wait_for(
-        process, lambda: (folder / "checkpoints" / "5" / "commit_success.txt").exists()
-    )
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == STOPPED and "stopped by a signal at step" in output, output
-    rows = read_metrics(folder / "metrics.jsonl")
-    assert (folder / "checkpoints" / str(rows[-1]["step"]) / "commit_success.txt").exists()
+# work folder, folder of the data, which requests fail and how, and what is said
+REFUSED = [
+    ("gs://nowhere/run", "data", "", 0, "", "Is there a bucket gs://nowhere?"),
+    ("gs://made/no1", "data", "POST .*no1/.writable", 403, "create", "write gs://made/no1/"),
+    # were this one taken for a folder without checkpoints, the run would start afresh
+    ("gs://made/list", "data", "GET .*list/checkpoints", 403, "list", "read gs://made/list/check"),
+    ("gs://made/get", "data", "GET .*get/checkpoints/2/state", 403, "get", "gs://made/get/check"),
+    ("gs://made/no2", "shut", "GET .*shut/prose", 403, "get", "read gs://made/shut/prose-train"),
+    ("gs://made/no3", "away", "GET .*away/prose", 503, "", "gs://made does not answer"),
+    (
+        "gs://made/no4",
+        "data",
+        "POST .*no4/checkpoints/4/state",
+        403,
+        "create",
+        "save step 4 in gs",
+    ),
+]
 
 
-def test_a_bucket_that_is_not_there_is_named_before_compute(remote, tmp_path):
-    code, output = finish(tiny_run.start(remote(5), tmp_path, "gs://nowhere/run"))
-    assert code == 1 and "gs://nowhere/run" in output and "step 1/" not in output, output
-    assert "Traceback" not in output
+def test_what_a_bucket_refuses_is_said_in_one_line_with_the_bucket_and_what_is_missing(
+    remote, faults, tmp_path
+):
+    for name in ("list", "get"):
+        train(remote(2), f"gs://made/{name}")
+    started = []
+    for number, (where, folder, pattern, status, missing, _) in enumerate(REFUSED):
+        for split in ("train", "heldout"):
+            content = (absolute("gs://made/data") / f"prose-{split}.jsonl").read_bytes()
+            (absolute("gs://made") / folder / f"prose-{split}.jsonl").write_bytes(content)
+        if pattern:
+            message = DENIED.format(f"storage.objects.{missing}") if missing else "busy"
+            faults.answer(pattern, status, message=message)
+        data = remote(4).data
+        source = dataclasses.replace(
+            data.sources[0], path=f"gs://made/{folder}/prose-{{split}}.jsonl"
+        )
+        experiment = remote(4, data=dataclasses.replace(data, sources=(source,)))
+        (tmp_path / str(number)).mkdir()
+        started.append(tiny_run.start(experiment, tmp_path / str(number), where))
+    for process, (_, _, _, status, missing, said) in zip(started, REFUSED, strict=True):
+        code, output = finish(process)
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")] or [output]
+        assert code == 1 and output.strip().endswith(line.strip()), output
+        # TensorStore prints some of its own after a save that Orbax gave up
+        assert "Traceback" not in output or "save" in said, output
+        assert said in line, line
+        assert not missing or f"storage.objects.{missing} access" in line, line
+        assert "roles/storage.objectUser" in line or status != 403, line
+        assert "step 1/" not in output or "save" in said, output
+        assert "missing, cut short" not in line and "disk space" not in line, line
+
+
+def test_storage_that_is_busy_for_a_moment_is_waited_for(remote, faults, tmp_path):
+    busy = [
+        faults.answer("GET .*prose-train", 503, times=2),
+        faults.answer("POST .*busy/.writable", 429, times=1),
+        faults.answer("POST .*busy/checkpoints/2/state", 503, times=3),
+        faults.answer("POST .*busy/checkpoints/2/commit_success", 429, times=1),
+    ]
+    code, output = finish(tiny_run.start(remote(2), tmp_path, "gs://made/busy"))
+    assert code == 0 and [rule.hits for rule in busy] == [2, 1, 3, 1], output
+    assert open_checkpoint("gs://made/busy").step == 2
+
+
+def test_exports_in_a_bucket_are_those_on_a_disk_and_whole_or_nothing(
+    remote, base, tmp_path, monkeypatch
+):
+    from safetensors.numpy import load as tensors
+
+    tuned = "gs://made/exports/tuned"
+    start = {"model": None, "tokenizer": None, "init_from": base}
+    train(remote(2, **start, method=LoRA(rank=2)), tuned)
+    for kind, name in (("hf", "model"), ("peft", "adapter_model"), ("gguf", None)):
+        there, here = f"gs://made/exports/{kind}", tmp_path / kind
+        for out in (there, str(here)):
+            convert.main(["export", "--from", tuned, "--format", kind, "--out", out])
+        for file in here.iterdir() if name else (here, here.with_name("gguf.md")):
+            copy = absolute(there if not name else f"{there}/{file.name}").with_name(file.name)
+            assert copy.read_bytes() == file.read_bytes(), file
+    assert tensors(absolute("gs://made/exports/hf/model.safetensors").read_bytes())
+    with pytest.raises(SystemExit, match="is not empty; choose another folder"):
+        convert.main(["export", "--from", tuned, "--out", "gs://made/exports/hf"])
+
+    # the file without which nothing opens the rest comes last, and nothing stays without it
+    order, whole = [], paths.upload
+
+    def upload(file, path):
+        order.append(path.name)
+        if path.name == huggingface.CONFIG:
+            raise OSError("made")
+        whole(file, path)
+
+    monkeypatch.setattr(paths, "upload", upload)
+    with pytest.raises(OSError, match="made"):
+        exporting.export_huggingface(runs.open_run(tuned), "gs://made/exports/torn")
+    assert order[-1] == huggingface.CONFIG and "model.safetensors" in order
+    assert not absolute("gs://made/exports/torn").exists()
+
+
+# programs, their words, and the option that they refuse; None: it works
+TAKEN = [
+    (convert, "inspect {base}", None),
+    (convert, "export --from {base} --out {local}/hf", None),
+    (convert, "import --from {local}/hf --out {there}/imported", None),
+    (convert, "inspect {there}/imported", None),
+    (convert, "import --from {there}/hf --out {local}/imported", "--from {there}/hf"),
+    (convert, "import --from {there}/peft --base {base} --out {local}/a", "--from {there}/peft"),
+    (convert, "inspect {there}/hf", "no checkpoint|the model {there}/hf"),
+    (convert, "quantize --from {base} --to int8 --out {there}/small", None),
+    (evaluate, "--config {text} --run {there}/small --out {there}/bits.json", None),
+    (
+        convert,
+        "export --from {base} --out {local}/b --evaluation {there}/b.json",
+        "--evaluation",
+    ),
+    (evaluate, "--config {text} --run {base} --out gs://nowhere/a.json", "gs://nowhere/"),
+    (generate, "--run {there}/small --prompt red --tokens 1", None),
+    (train_tokenizer, "--config {config} --vocabulary 280 --out {there}/words.json", None),
+    (inspect_data, "--run {base} --rows 1", None),
+    (inspect_data, "--run {base} --json {there}/rows.json", "--json {there}/rows.json"),
+    (inspect_data, "--run {base} --html {there}/rows.html", "--html {there}/rows.html"),
+    (bench, "overhead --json {there}/bench.json", "--json {there}/bench.json"),
+]
+
+
+def test_a_path_that_a_program_takes_may_be_in_a_bucket_or_is_refused_by_its_option(
+    remote, base, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(environment, "enter", lambda layer="": None)  # this is the right Python
+    text = {**door.to_dict(remote(2).data), "batch_size": 8}
+    text = {name: text[name] for name in ("sources", "sequence_length", "batch_size")}
+    (tmp_path / "text.py").write_text(f"def get_config():\n    return {{'text': {text!r}}}\n")
+    names = {
+        "base": base,
+        "there": "gs://made/taken",
+        "local": tmp_path,
+        "text": tmp_path / "text.py",
+        "config": tiny_run.config_file(tmp_path, remote(2)),
+    }
+    for program, words, refused in TAKEN:
+        words = words.format(**names).split()
+        monkeypatch.setattr(sys, "argv", ["program", *words])
+        try:
+            program.main()
+            code = None
+        except SystemExit as end:
+            code = end.code
+        said = f"{code}\n{capsys.readouterr().err}"
+        if refused is None:
+            assert code in (None, 0), (words, said)
+        else:
+            assert code not in (None, 0) and re.search(refused.format(**names), said), (words, said)
+    there = absolute(names["there"])
+    assert runs.open_run(there / "imported").fingerprint == runs.open_run(base).fingerprint
+    assert json.loads((there / "bits.json").read_text())["bits_per_byte"]
+    assert load(there / "words.json").vocabulary_size == 280
+    assert not list(tiny_run.ROOT.glob("gs:*"))
 
 
 def test_a_run_outlasts_storage_that_is_away_and_says_when_it_is_gone(emulator, remote, tmp_path):
