@@ -23,7 +23,7 @@ from tools.launching.job import Job, Shell
 
 FOLDER = Path(__file__).parent / "dry_runs"
 DRY_RUNS = {
-    "tpu_vm": (*TPU_VM, *BUCKET, "--slices", "2", "--spot", "--config.mesh.data=2"),
+    "tpu_vm": (*TPU_VM, *BUCKET, "--slices", "2", "--spot"),
     "gke": (*GKE, *BUCKET, "--queue", "team", "--service-account", "reader", "--spot"),
     "slurm": (*SLURM, "--nodes", "2", "--partition", "gpu", "--sbatch=--account=lab"),
     "local": (*LOCAL, "--processes", "2", "--topology", "v5e:4x4", "--config.steps=7"),
