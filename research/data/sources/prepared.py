@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from research import paths
 from research.data.sources.base import Source, SourceConfig, nearest
 from research.data.sources.files import BUCKETS
 
@@ -55,8 +56,8 @@ class Prepared:
         self._split = split
         root = epath.Path(os.path.expanduser(config.path))
         try:
-            there = (root / _POINTER).exists()
-        except ImportError as error:
+            there = paths.is_file(root / _POINTER)
+        except (ImportError, ValueError) as error:
             raise ValueError(
                 f"Source {config.name!r}: {root} cannot be opened: {error}. {BUCKETS}"
             ) from error
@@ -66,9 +67,12 @@ class Prepared:
                 f"run tools/prepare_data.py --out {root}."
             )
         try:
-            self._folder = root / json.loads((root / _POINTER).read_text())["dataset"]
-            done = json.loads((self._folder / "done.json").read_text())
-            content = json.loads((self._folder / "content.json").read_text())
+            with paths.reaching(root):
+                self._folder = root / json.loads((root / _POINTER).read_text())["dataset"]
+                done = json.loads((self._folder / "done.json").read_text())
+                content = json.loads((self._folder / "content.json").read_text())
+        except paths.StorageError:
+            raise
         except (ValueError, KeyError, OSError) as error:
             raise ValueError(
                 f"Source {config.name!r}: what was prepared in {root} is damaged ({error}): run "
@@ -90,7 +94,8 @@ class Prepared:
     def _check_files(self, files: dict[str, Any]) -> None:
         """Raises ValueError if a file of the split is lost or torn: not of the index's number."""
         ours = [name for name in files if name.startswith(f"prepared-{self._split}.")]
-        lost = [name for name in ours if not (self._folder / name).exists()]
+        with paths.reaching(self._folder):
+            lost = [name for name in ours if not (self._folder / name).exists()]
         held = len(self._index("tokens"))
         if lost or held != self._total or len(self._index("bytes")) != held:
             what = f"{lost[0]} is lost" if lost else "its index is torn"
@@ -103,8 +108,10 @@ class Prepared:
         """[documents of the split] uint32."""
         path = self._folder / "index" / f"{self._split}.{name}.npy"
         try:
-            with path.open("rb") as file:
+            with paths.reaching(path), path.open("rb") as file:
                 return np.load(file, allow_pickle=False)
+        except paths.StorageError:
+            raise
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(
                 f"Source {self.name!r}: {path} is damaged ({error}): run tools/prepare_data.py "
