@@ -26,7 +26,7 @@ from research.train import train
 from tests import tiny_run
 from tests.faulty_storage import ADDRESSES, DENIED, Emulator, Faults
 from tests.test_hosts import together
-from tools import adapters, bench, convert, environment, inspect_data
+from tools import adapters, bench, convert, environment, inspect_data, preflight
 
 pytest.importorskip("gcp_storage_emulator", reason="tools/setup services")
 pytestmark = pytest.mark.heavy
@@ -93,6 +93,7 @@ def faults(emulator):
 
 
 def is_saved(folder, step):
+    time.sleep(0.2)  # the emulator answers one at a time
     return (folder / "checkpoints" / str(step) / "commit_success.txt").exists()
 
 
@@ -126,7 +127,7 @@ def test_a_run_of_two_processes_in_one_bucket_stops_at_one_step_and_goes_on(remo
         return together([tiny_run.command("train", "--config", file, "--workdir", where)] * 2)
 
     pair = start(ENDLESS)
-    tiny_run.wait_for(pair[0], lambda: is_saved(folder, 5))
+    tiny_run.wait_for(pair[0], lambda: is_saved(folder, 5), 200)
     pair[1].send_signal(signal.SIGTERM)
     outputs = [finish(process) for process in pair]
     assert [code for code, _ in outputs] == [STOPPED] * 2, outputs
@@ -296,6 +297,7 @@ TAKEN = [
     (inspect_data, "--run {base} --rows 1", None),
     (inspect_data, "--run {base} --json {there}/rows.json", "--json {there}/rows.json"),
     (inspect_data, "--run {base} --html {there}/rows.html", "--html {there}/rows.html"),
+    (preflight, "--config {config} --topology v5e:2x2 --json {there}/f.json", "--json: {there}/f"),
     (bench, "overhead --json {there}/bench.json", "--json {there}/bench.json"),
 ]
 
