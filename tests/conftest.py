@@ -10,9 +10,14 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("GRAFT_TEST_PLATFORM", "cpu")
-# Eight devices, and code that is not optimised by LLVM: tests compare numbers, and compiling is
-# most of their time.
-for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+# Eight devices, and code that is neither optimised by LLVM nor made by fusion emitters (which takes
+# three times as long): tests compare numbers, and compiling is most of their time.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+for flag in FLAGS:
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 # A device that waits for the others in a collective holds a thread, and XLA makes one thread a

