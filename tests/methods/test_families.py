@@ -48,12 +48,13 @@ def base_logits(family):
 
 @pairs(MERGED)
 def test_it_begins_as_the_base_and_ends_in_its_weights(case, family):
-    ours, base = np.asarray(forward(attached(case, family), tiny.batch())), base_logits(family)
-    if case in EXACT:
+    model = attached(case, family)
+    ours, base = np.asarray(forward(model, tiny.batch())), base_logits(family)
+    if case in EXACT and len(model.layers) == 1:  # grouped as the base: the same program
         assert np.array_equal(ours, base)
     else:
-        assert np.abs(ours - base).max() <= ROUNDED[case] * np.abs(base).max()
-    model = tiny.shaken(attached(case, family))
+        assert np.abs(ours - base).max() <= ROUNDED.get(case, 1e-6) * np.abs(base).max()
+    model = tiny.shaken(model)
     expected = np.asarray(forward(model, tiny.batch()))
     merged = methods.merge(model, method_of(case, family).adapter)
     np.testing.assert_allclose(forward(merged, tiny.batch()), expected, rtol=1e-4, atol=1e-4)
