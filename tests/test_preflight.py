@@ -126,9 +126,11 @@ def test_every_version_compiles_with_its_flags_and_what_is_refused_says_why(tmp_
 
 def test_what_does_not_fit_is_not_launched():
     big = ["data.batch_size=512", "model.remat=none", "model.hidden=16384"]
-    flags = [f"--config.{override}" for override in [*SMALL, *big]]
+    there = ["tokenizer=gs://made/tokenizer.json", "data.sources[0].path=gs://made/web"]
+    flags = [f"--config.{override}" for override in [*SMALL, *big, *there]]
     target = ["--target", "gke", "--image", "graft:1", "--workdir", "gs://made/big"]
-    line = [sys.executable, "tools/launch.py", "--config", LLAMA, "--topology", "v5e:2x2"]
+    config = str(Path(LLAMA).relative_to(ROOT))
+    line = [sys.executable, "tools/launch.py", "--config", config, "--topology", "v5e:2x2"]
     made = subprocess.run([*line, *target, *flags], capture_output=True, text=True, cwd=ROOT)
     assert made.returncode == 1 and "it does not fit" in made.stderr, made.stdout + made.stderr
     assert "$ kubectl" not in made.stdout
