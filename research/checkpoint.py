@@ -54,7 +54,8 @@ log = logging.getLogger(__name__)
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    record.exc_info = None
+    if "orbax" in record.pathname:
+        record.exc_info = None
     return True
 
 

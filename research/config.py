@@ -171,6 +171,13 @@ def one_of(classes: Iterable[type]) -> Any:
     return Annotated[Union[tuple(classes)], pydantic.Field(discriminator="kind")]  # noqa: UP007
 
 
+def on_disk(text: str) -> Path:
+    """The `type` of an option of argparse for a file on a disk, not in a bucket."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is in a bucket: name a file on a disk")
+    return Path(text)
+
+
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """Wrong input ends a program with its message; only our own mistakes end with a traceback."""

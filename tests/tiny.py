@@ -102,6 +102,18 @@ def logits(model, batch: Batch, context=None) -> jax.Array:
     return model.logits(hidden, context)
 
 
+def check_documents_apart(forward, model, atol: float = 1e-4) -> None:
+    """Each document of a packed row gives what it gives alone."""
+    packed = batch(rows=2, documents=2)
+    out = np.asarray(forward(model, packed))
+    assert out.shape[:2] == packed.tokens.shape
+    for number in (1, 2):
+        place = np.flatnonzero(packed.segments[0] == number)
+        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
+        alone.segments[...] = 1
+        np.testing.assert_allclose(out[:, place], forward(model, alone), atol=atol)
+
+
 def log_probabilities(model, ids) -> np.ndarray:
     """[n,V] log-probabilities after each of n <= 24 tokens, by one full pass."""
     tokens = np.zeros((1, 24), np.int32)

@@ -24,7 +24,7 @@ from tools import environment  # noqa: E402
 
 def main() -> None:
     environment.enter()
-    from research import paths
+    from research import config as door
     from tools.benchmarks import data, harness, interop, methods, overhead, profile, remat, step
 
     verbs = {
@@ -47,11 +47,11 @@ def main() -> None:
             description=module.__doc__,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        command.add_argument("--json", metavar="FILE", help="write every number there")
+        command.add_argument(
+            "--json", type=door.on_disk, metavar="FILE", help="write every number there"
+        )
         module.add_arguments(command)
     arguments = parser.parse_args()
-    if arguments.json and paths.is_remote(arguments.json):
-        parser.error(f"--json {arguments.json} is in a bucket: name a file on a disk")
     try:
         results = verbs[arguments.verb].main(arguments)
     except RuntimeError as error:

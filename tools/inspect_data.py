@@ -30,7 +30,6 @@ from tools import environment  # noqa: E402
 def main() -> None:
     environment.enter()
     from research import config as door
-    from research import paths
 
     parser = door.program_parser(__doc__, config_required=False)
     parser.add_argument("--run", metavar="DIR", help="a run's folder, in place of a config")
@@ -46,8 +45,10 @@ def main() -> None:
     )
     parser.add_argument("--tokens", action="store_true", help="show where tokens begin")
     parser.add_argument("--no-near", action="store_true", help="compare no nearly equal rows")
-    parser.add_argument("--html", metavar="FILE", help="write a page")
-    parser.add_argument("--json", metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--html", type=door.on_disk, metavar="FILE", help="write a page")
+    parser.add_argument(
+        "--json", type=door.on_disk, metavar="FILE", help="write everything as JSON"
+    )
     arguments = door.parse(parser)
     if bool(arguments.run) == bool(arguments.config):
         parser.error("give one of --config and --run")
@@ -56,10 +57,8 @@ def main() -> None:
     if arguments.rows is not None and arguments.rows < 0:
         parser.error(f"--rows is a number of rows from 0 on, not {arguments.rows}")
     for flag, path in (("--html", arguments.html), ("--json", arguments.json)):
-        if path and Path(path).is_dir():
+        if path and path.is_dir():
             parser.error(f"{flag} {path} is a folder: name a file in it")
-        if path and paths.is_remote(path):
-            parser.error(f"{flag} {path} is in a bucket: name a file on a disk")
     with door.clear_errors():
         sys.exit(inspect(arguments))
 
@@ -99,8 +98,8 @@ def inspect(arguments) -> int:
     if arguments.json:
         shown = [inspection.to_json(row, opened.tokenizer) for row in rows]
         content = {"faults": opened.faults, "sources": summaries, "rows": shown}
-        Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(arguments.json), content)
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(arguments.json, content)
         print(f"written to {arguments.json}")
     return 1 if opened.faults else 0
 

@@ -49,21 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="sets data.batch_size to N for each chip, in whole rows for each device",
     )
-    parser.add_argument("--prices", type=_on_disk, default=PRICES, metavar="FILE")
+    parser.add_argument("--prices", type=door.on_disk, default=PRICES, metavar="FILE")
     parser.add_argument(
         "--tries", type=int, default=6, metavar="N", help="most compilations to find what fits"
     )
-    parser.add_argument("--json", type=_on_disk, metavar="FILE", help="write every number there")
+    parser.add_argument(
+        "--json", type=door.on_disk, metavar="FILE", help="write every number there"
+    )
     arguments = door.parse(parser, list(sys.argv[1:] if argv is None else argv))
     with door.clear_errors():
         fits = _examine(arguments)
     raise SystemExit(0 if fits else 3)
-
-
-def _on_disk(text: str) -> Path:
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is in a bucket: name a file on a disk")
-    return Path(text)
 
 
 def _count(text: str) -> int:

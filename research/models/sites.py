@@ -73,13 +73,13 @@ class Context:
         """Dropout whose mask depends on each row's key, and its columns: x [B,...] -> [B,...]."""
         if self.keys is None or rate is None:
             return x
-        keys, axes = self.keys, 1
+        keys = self.keys
         if self.columns is not None:
-            fold = jax.vmap(jax.random.fold_in, (None, 0))
-            keys, axes = jax.vmap(fold)(keys, self.columns), 2
-        draw = lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[axes:])  # noqa: E731
-        keep = jax.vmap(draw)(keys) if axes == 1 else jax.vmap(jax.vmap(draw))(keys)
-        return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
+            keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, self.columns)
+        keep = lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[keys.ndim :])  # noqa: E731
+        for _ in range(keys.ndim):
+            keep = jax.vmap(keep)
+        return jnp.where(keep(keys), x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 
 
 def empty() -> OrderedDict[str, nnx.Module]:

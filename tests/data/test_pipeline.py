@@ -315,6 +315,7 @@ def test_a_batch_that_trains_nothing_or_padding_is_refused(data):
         ({"weights": ones * np.nan}, "finite"),
         ({"targets": batch.targets + 400}, "outside the vocabulary of 330"),
         ({"positions": batch.positions[:, :5]}, "positions must be int32 of shape"),
+        ({"adapter": np.full(len(ones), -2)}, "adapter -2; -1 is none"),
     ):
         with pytest.raises(ValueError, match=message):
             checks.check_batch(dataclasses.replace(batch, **change), 330)

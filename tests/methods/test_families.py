@@ -1,5 +1,6 @@
 """Methods on bases that are no Llamas: biases, windows, other norms, no gate, learned positions."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -8,9 +9,15 @@ import numpy as np
 import pytest
 
 from research import methods
+from research.data.pipeline import DataConfig
+from research.data.sources import SourceConfig
+from research.experiment import Experiment
 from research.generation import decode
+from research.interop import peft_prompts
+from research.interop.fields import UnsupportedModel
 from research.methods import IA3, LoRA, Prefix, Prompt, Several
 from research.methods.lora import EVERY_LINEAR
+from research.program import make_program
 from tests import tiny
 from tests.methods.cases import CASES, EXACT, FAMILIES, MERGED, ROUNDED
 
@@ -76,13 +83,33 @@ def test_decoding_with_a_cache_says_what_the_whole_text_says(case, family):
 
 @pairs(CASES, ["gemma"])
 def test_documents_of_a_packed_row_do_not_see_each_other(case, family):
-    model, packed = tiny.shaken(attached(case, family)), tiny.batch(rows=2, documents=2)
-    out = np.asarray(forward(model, packed))
-    for number in (1, 2):
-        place = np.flatnonzero(packed.segments[0] == number)
-        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
-        alone.segments[...] = 1
-        np.testing.assert_allclose(out[:, place], forward(model, alone), atol=1e-4)
+    tiny.check_documents_apart(forward, tiny.shaken(attached(case, family)))
+
+
+@pytest.mark.parametrize(("front", "fits"), [(4, True), (5, False)])
+def test_prompts_count_where_positions_are_learned(front, fits):
+    method, nothing = Prompt(length=front), SourceConfig("none", "jsonl", "none")
+    experiment = Experiment(
+        steps=1,
+        model=FAMILIES["gpt2"],
+        method=method,
+        tokenizer="none",
+        data=DataConfig((nothing,), sequence_length=60, batch_size=8),
+    )
+    message = "data.sequence_length 60 and 5 tokens of prompts do not fit the model's 64 learned"
+    with contextlib.nullcontext() if fits else pytest.raises(ValueError, match=message):
+        make_program(experiment, None)
+
+
+@pytest.mark.parametrize("method", [Prompt(length=3), Prefix(length=3)], ids=lambda m: m.kind)
+def test_pefts_format_has_no_prompt_that_stays_in_a_window(method):
+    with pytest.raises(UnsupportedModel, match=f"PEFT's {method.kind} leaves a layer's window"):
+        peft_prompts.write(method, {}, FAMILIES["gemma"])
+    with pytest.raises(UnsupportedModel, match="leaves a layer's window"):
+        kind = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING"}[method.kind]
+        shape = (3, 32 if method.kind == "prompt" else 2 * 3 * 16)
+        content = {"peft_type": kind, "num_virtual_tokens": 3}
+        peft_prompts.read(content, np.zeros(shape), FAMILIES["gemma"], "here")
 
 
 def test_ia3_is_refused_where_no_gate_makes_it_another_method():

@@ -143,13 +143,7 @@ def test_what_is_attached_does_not_depend_on_how_layers_are_grouped(case):
 
 @every_case
 def test_documents_of_a_packed_row_see_what_is_attached_and_not_each_other(case):
-    model, packed = tiny.shaken(attached(case)), tiny.batch(rows=2, documents=2)
-    out = np.asarray(forward(model, packed))
-    for number in (1, 2):
-        place = np.flatnonzero(packed.segments[0] == number)
-        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
-        alone.segments[...] = 1
-        np.testing.assert_allclose(out[:, place], forward(model, alone), atol=1e-4)
+    tiny.check_documents_apart(forward, tiny.shaken(attached(case)))
 
 
 @every_case

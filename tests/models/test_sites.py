@@ -40,14 +40,8 @@ def with_prompt(length=3):
 
 def test_prompt_is_seen_by_every_document_of_a_packed_row():
     model, packed = with_prompt(), tiny.batch(rows=2, documents=2)
-    out = tiny.logits(model, packed)
-    assert out.shape[1] == packed.tokens.shape[1]
-    for number in (1, 2):
-        place = np.flatnonzero(packed.segments[0] == number)
-        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
-        alone.segments[...] = 1
-        np.testing.assert_allclose(out[:, place], tiny.logits(model, alone), atol=1e-5)
-    assert np.abs(out - tiny.logits(tiny.model(), packed)).max() > 1e-2
+    tiny.check_documents_apart(tiny.logits, model, atol=1e-5)
+    assert np.abs(tiny.logits(model, packed) - tiny.logits(tiny.model(), packed)).max() > 1e-2
 
 
 def test_prompt_and_prefix_work_with_the_cache():

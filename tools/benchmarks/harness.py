@@ -185,10 +185,10 @@ def _anonymous() -> int:
     return sum(int(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s*(\d+) kB", status))
 
 
-def write_json(path: str | None, results: Mapping[str, Any]) -> None:
+def write_json(path: Path | None, results: Mapping[str, Any]) -> None:
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(dict(results), indent=1) + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dict(results), indent=1) + "\n", encoding="utf-8")
         print(f"wrote {path}")
 
 
