@@ -30,6 +30,7 @@ from research.runs import write_json
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 RESULTS = Path(__file__).parent / "results.json"
 SCREEN_STEPS, SCREEN_SEED, SEEDS = 20, 0, (1, 2, 3)
+STILL = 1e-30  # a rate that moves no weight: such a run's held-out loss is its base's
 # what the table needs of a run's summary
 SPENT = (
     *("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss", "seconds"),
@@ -98,10 +99,15 @@ class Study:
 
     def measure_base(self, stored: str | None) -> None:
         """What a base does before it is tuned; forgetting counts from the one in float32."""
-        for name in dict.fromkeys(("base", f"base_{stored}" if stored else "base")):
-            if name not in self.results["bases"]:
-                answers = self.evaluate(self.start(stored if name != "base" else None))
-                self.results["bases"][name] = answers
+        for kind in dict.fromkeys((None, stored)):
+            name = f"base_{kind}" if kind else "base"
+            kept = self.results["bases"].setdefault(name, {})
+            if "quality" not in kept:
+                kept |= self.evaluate(self.start(kind))
+                self.keep()
+            if "heldout_loss" not in kept:
+                form = next(form for form in FORMS if FORMS[form].stored == kind)
+                kept["heldout_loss"] = self.screen(form, STILL)
                 self.keep()
 
     def sweep(self, form: str) -> float:

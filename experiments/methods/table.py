@@ -17,8 +17,8 @@ from typing import Any
 from experiments.methods.__main__ import SEEDS
 from research import report
 from research.evaluation.statistics import Estimate, mean_interval
-from research.plots import standalone
-from research.report import Column, Point
+from research.plots import bar_plot, si, standalone
+from research.report import Column
 
 HERE = Path(__file__).parent
 COLUMNS = [
@@ -32,15 +32,6 @@ COLUMNS = [
     Column("heldout", "held-out loss", "nats", format=".3f"),
     Column("forgetting", "forgetting", "bits/byte", format="+.3f", tip="after minus before"),
 ]
-# what a form is, for the plot's colours
-KINDS = {
-    "full": "weights",
-    "last_layers": "weights",
-    "norms": "weights",
-    **dict.fromkeys(("houlsby", "pfeiffer", "parallel"), "small MLPs"),
-    **dict.fromkeys(("prompt", "prompt_random", "prompt_text", "prompt_labels"), "tokens in front"),
-    **dict.fromkeys(("prefix", "prefix_mlp"), "tokens in front"),
-}
 
 
 def main() -> None:
@@ -66,7 +57,8 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         quality = read["quality"]
         right = Estimate(quality["value"], quality["low"], quality["high"], quality["n"])
         moved = mean_bits(read) - before if name != "base" else None
-        lines.append({"form": name, "right": right, "forgetting": moved})
+        line = {"form": name, "right": right, "heldout": read.get("heldout_loss")}
+        lines.append(line | {"forgetting": moved})
     tuned = []
     for name, form in results["forms"].items():
         runs = list(form["runs"].values())
@@ -94,27 +86,18 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def plot(results: Mapping[str, Any]) -> str:
-    """Right answers against trained parameters."""
+    """What each form learnt and what it forgot, side by side."""
     lines = rows(results)
-    points = [
-        Point(
-            line["form"],
-            line["trainable"],
-            line["right"].scaled(100),
-            KINDS.get(line["form"], "changes of weights"),
-        )
+    names = [
+        f"{line['form']} ({si(line['trainable'])})" if "trainable" in line else line["form"]
         for line in lines
-        if "trainable" in line
     ]
-    return standalone(
-        report.scatter_plot(
-            points,
-            "trained parameters",
-            "right answers (%)",
-            "Means and 95% intervals over seeds.",
-            references={line["form"]: 100 * line["right"].value for line in lines[:1]},
-        )
-    )
+    panels = {
+        "right answers (%)": [line["right"].scaled(100) for line in lines],
+        "forgetting (bits/byte)": [line["forgetting"] for line in lines],
+    }
+    caption = "In brackets trained parameters. Means and 95% intervals over seeds."
+    return standalone(bar_plot(names, panels, caption))
 
 
 def mean_bits(read: Mapping[str, Any]) -> float:

@@ -49,8 +49,8 @@ def test_a_dry_run_says_every_command_and_does_nothing(tmp_path, capsys):
     runs = tmp_path / "runs"
     study.Study(runs, runs / "results.json", dry_run=True).run(["qlora_nf4"], (1, 2, 3))
     said = capsys.readouterr().out
-    assert said.count("python -m research.train") == 6
-    assert said.count("python -m research.evaluate") == 5  # two bases, three seeds
+    assert said.count("python -m research.train") == 8  # two bases, three rates, three seeds
+    assert said.count("python -m research.evaluate") == 5
     assert said.count("quantize --from") == 1 and not runs.exists()
 
 
