@@ -2,20 +2,19 @@
 
 `direction(config)` turns gradients into a step of unit rate; the train step multiplies it by the
 rate and adds decoupled decay, both arrays, so that a sweep over them compiles once. Stacked leaves
-pass through the optimizer layer by layer (`vmap` over the layer axis), so norms, factored moments
-and orthogonalised matrices mean what they mean for one layer.
+pass through the optimizer layer by layer, and those of a bank adapter by adapter (`vmap` over these
+axes), so norms, factored moments and orthogonalised matrices mean what they mean for one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
 import optax
 
-from research import tree
 from research.config import BelowOne, PositiveNumber
 from research.tree import Arrays
 
@@ -34,34 +33,43 @@ class OptimizerConfig:
     epsilon: PositiveNumber = 1e-8
 
 
-def direction(config: OptimizerConfig) -> optax.GradientTransformation:
+Axes = tuple[str | None, ...]  # the logical axes of an array
+APART = ("layers", "adapters")  # axes along which arrays of their own lie side by side
+
+
+def direction(config: OptimizerConfig, axes: Mapping[str, Axes]) -> optax.GradientTransformation:
     """Gradients `{name: array}` -> the step that gradient ascent of rate 1 would take.
 
-    The state of a leaf stands under the leaf's own name, with the layer axis that the leaf has.
+    The state of a leaf stands under the leaf's own name, with its axes of layers and adapters.
+
+    Args:
+      axes: the logical axes of each leaf, see `tree.parameter_axes`.
     """
 
     def init(arrays: Arrays) -> Arrays:
         return {
-            name: _over_layers(name, _transformation(config, name, array).init)(array)
+            name: _apart(axes[name], _transformation(config, axes[name]).init)(array)
             for name, array in arrays.items()
         }
 
     def update(gradients: Arrays, state: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         steps, new = {}, {}
         for name, gradient in gradients.items():
-            run = _over_layers(name, _transformation(config, name, gradient).update)
+            run = _apart(axes[name], _transformation(config, axes[name]).update)
             steps[name], new[name] = run(gradient, state[name], arrays[name])
         return steps, new
 
     return optax.GradientTransformation(init, update)
 
 
-def _over_layers(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.vmap(run) if tree.is_stacked(name) else run
+def _apart(axes: Axes, run: Callable[..., Any]) -> Callable[..., Any]:
+    for axis in axes:
+        run = jax.vmap(run) if axis in APART else run
+    return run
 
 
-def _transformation(config: OptimizerConfig, name: str, array: Any) -> optax.GradientTransformation:
-    """What one layer's leaf goes through."""
+def _transformation(config: OptimizerConfig, axes: Axes) -> optax.GradientTransformation:
+    """What one layer's leaf, of one adapter, goes through."""
     match config.name:
         case "adamw":
             return optax.scale_by_adam(config.b1, config.b2, config.epsilon)
@@ -74,7 +82,7 @@ def _transformation(config: OptimizerConfig, name: str, array: Any) -> optax.Gra
                 optax.scale_by_param_block_rms(),
             )
         case "muon":
-            if not (tree.is_stacked(name) and array.ndim == 3):
+            if "layers" not in axes or sum(axis not in APART for axis in axes) != 2:
                 # the embedding, the head and vectors are Adam's
                 return optax.scale_by_adam(config.b1, config.b2, config.epsilon)
             # matrices of layers are orthogonalised and scaled to Adam's usual size of step, so

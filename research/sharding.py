@@ -34,6 +34,7 @@ RULES: Rules = (
     ("mlp", "tensor"),
     ("embed", ("fsdp", "sequence")),
     ("layers", None),
+    ("adapters", None),
     ("norm", None),
     ("rank", None),
 )

@@ -82,7 +82,7 @@ class Plan:
 def init_state(model: Any, plan: Plan) -> TrainState:
     """The state before the first step."""
     trainable, _ = tree.partition(model, plan.trainable)
-    state = optimizers.direction(plan.optimizer).init(trainable)
+    state = optimizers.direction(plan.optimizer, tree.parameter_axes(model)).init(trainable)
     return TrainState(jnp.zeros((), jnp.int32), model, state)
 
 
@@ -175,7 +175,7 @@ def train_step(
     sound = jnp.isfinite(losses.trained) & jnp.isfinite(norm) & (weight > 0)
 
     with jax.named_scope("optimizer"):
-        direction = optimizers.direction(plan.optimizer)
+        direction = optimizers.direction(plan.optimizer, tree.parameter_axes(state.model))
         steps, optimizer = direction.update(gradients, state.optimizer, trainable)
     sound &= jnp.isfinite(optax.tree.norm(steps))
     rate = schedules.learning_rate(plan.schedule, hyper.schedule, state.step)

@@ -142,7 +142,8 @@ def test_a_stacked_leaf_is_optimised_as_its_layers_are(name):
     random = np.random.default_rng(0)
     make = lambda: jnp.asarray(random.normal(size=(3, 130, 140)), jnp.float32)  # noqa: E731
     weights, gradients = make(), make()
-    step = optimizers.direction(config)
+    names = "layers/0-2/mlp/up/kernel", "layers/0-0/mlp/up/kernel"
+    step = optimizers.direction(config, dict.fromkeys(names, ("layers", "embed", "mlp")))
     whole = {"layers/0-2/mlp/up/kernel": weights}
     stacked, _ = step.update({name: gradients for name in whole}, step.init(whole), whole)
     for layer in range(3):

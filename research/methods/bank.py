@@ -102,7 +102,7 @@ def _with_axis(module: Any, axis: int) -> Any:
 
     def place(parameter: nnx.Param) -> nnx.Param:
         axes = tuple(parameter.get_metadata()["axes"])
-        return nnx.Param(jnp.moveaxis(parameter[...], 0, axis), axes=(None, *axes))
+        return nnx.Param(jnp.moveaxis(parameter[...], 0, axis), axes=("adapters", *axes))
 
     is_parameter = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     return jax.tree.map(place, module, is_leaf=is_parameter)

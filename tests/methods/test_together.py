@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from research import config as door
-from research import methods, tree
+from research import methods, optimizers, tree
 from research.experiment import MethodConfig
 from research.generation import decode
 from research.methods import IA3, Bank, Full, LoRA, Partial, Prompt, Several, bank
+from research.optimizers import OptimizerConfig
 from tests import tiny
 from tests.methods.cases import CASES, SHAPE
 
@@ -68,6 +69,26 @@ def test_a_bank_trains_each_adapter_on_its_own_rows():
 
     for name, gradient in jax.grad(total)(trainable).items():
         assert np.abs(gradient[:, 0]).max() > 0 and not gradient[:, 1].any(), name
+
+
+@pytest.mark.parametrize("case", ["lora-ends", "ia3", "prefix-mlp"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "muon"])
+def test_a_banks_adapters_are_optimised_as_each_alone(optimizer, case):
+    method = CASES[case]
+    alone = [tiny.shaken(tiny.attached(method, SHAPE), seed=seed) for seed in (3, 4)]
+    together = Bank(of=method, names=("a", "b"))
+    steps = []
+    for model, one in ((bank.stack(alone, method), together), *((m, method) for m in alone)):
+        weights, _ = tree.partition(model, methods.trainable(model, one))
+        axes = tree.parameter_axes(model)
+        step = optimizers.direction(OptimizerConfig(optimizer), axes)
+        gradients = {name: jax.numpy.cos(weight) for name, weight in weights.items()}
+        steps.append(jax.jit(step.update)(gradients, step.init(weights), weights)[0])
+    for name, whole in steps[0].items():
+        for number, own in enumerate(steps[1:]):
+            found = whole.take(number, axis=int(tree.is_stacked(name)))
+            expected = own[name.replace("/each/", "/")]
+            np.testing.assert_allclose(found, expected, atol=2e-5, err_msg=name)
 
 
 def test_decoding_uses_each_rows_adapter():
