@@ -28,7 +28,7 @@ from research.runs import Run
 
 # the largest difference of outputs that a merge may make, relative to the largest output
 TOLERANCE = 1e-4
-PROBE_ROWS, PROBE_LENGTH = 4, 64
+PROBE = 4, 64  # rows and tokens of a probe
 CERTIFICATE = "certificate.json"
 
 
@@ -157,8 +157,9 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
       The certificate, which lies beside the model too.
 
     Raises:
-      ValueError: nothing is attached or it cannot be merged, numbers that are not finite, or
-        outputs that differ by more than `TOLERANCE`; nothing is written.
+      ValueError: nothing is attached or it cannot be merged, numbers that are not finite,
+        outputs that differ by more than `TOLERANCE`, or another base than before; nothing is
+        written.
       FileExistsError: the folder holds a model.
     """
     runs.check_free(out)
@@ -178,10 +179,16 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
             f"the merged model's outputs differ by {difference:.3g} of {largest:.3g} from the "
             "attached model's; nothing is written"
         )
+    after = runs.measured_fingerprint(run.base)
+    if after != run.base.fingerprint:
+        raise ValueError(
+            f"the base {run.base.saved.path} was replaced while it was read: its fingerprint was "
+            f"{run.base.fingerprint[:16]} and is {after[:16]}; nothing is written"
+        )
     base = {
         "path": run.base.lasting,
         "fingerprint_before": run.base.fingerprint,
-        "fingerprint_after": runs.verified_fingerprint(run.base),
+        "fingerprint_after": after,
         "stored_as": run.model.stored_as,
     }
     certificate = {
@@ -189,7 +196,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
         "method": door.to_dict(run.method),
         "base": base,
         "merged_in": "float32, on dequantised weights" if run.model.storage else "float32",
-        "probe": f"{PROBE_ROWS} rows of {PROBE_LENGTH} random tokens",
+        "probe": "{} rows of {} random tokens".format(*_probe_size(config)),
         "largest_difference": float(difference),
         "largest_output": float(largest),
     }
@@ -324,10 +331,15 @@ def _outputs(model: Transformer) -> np.ndarray:
     return np.asarray(_probe(model))
 
 
+def _probe_size(config: ModelConfig) -> tuple[int, int]:
+    rows, tokens = PROBE
+    return rows, min(tokens, config.learned_positions or tokens)
+
+
 @jax.jit
 def _probe(model: Transformer) -> jax.Array:
-    size = PROBE_ROWS, PROBE_LENGTH
+    size = _probe_size(model.config)
     tokens = jax.random.randint(jax.random.key(0), size, 0, model.config.vocabulary)
-    positions = jnp.broadcast_to(jnp.arange(PROBE_LENGTH), size)
+    positions = jnp.broadcast_to(jnp.arange(size[1]), size)
     hidden, _ = model.hidden(tokens, jnp.ones(size, jnp.int32), positions)
     return model.logits(hidden)

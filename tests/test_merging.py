@@ -1,5 +1,6 @@
 """Merging, with its certificate, and what undoes it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -16,7 +17,7 @@ from research.models import storage
 from research.saved_step import CheckpointError
 from research.sharding import MeshConfig
 from research.train import train
-from tests import tiny_run
+from tests import tiny, tiny_run
 
 METHODS = {
     "lora": LoRA(rank=2),
@@ -51,7 +52,7 @@ def apart_by(adapter, merged):
         runs.load_model(run, MeshConfig().make(jax.devices()[:1]), sharding.RULES)
         for run in (adapter, runs.open_run(merged))
     ]
-    size = merging.PROBE_ROWS, merging.PROBE_LENGTH
+    size = merging.PROBE
     tokens = jax.random.randint(jax.random.key(0), size, 0, adapter.model.vocabulary)
     at = jnp.broadcast_to(jnp.arange(size[1]), size)
     read = lambda model: model.logits(model.hidden(tokens, jnp.ones_like(at), at)[0])  # noqa: E731
@@ -149,6 +150,35 @@ def test_a_base_whose_weights_have_changed_is_certified_for_nothing(world, tmp_p
     with pytest.raises(CheckpointError, match="base/model"):
         merging.merge(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_base_that_is_replaced_while_it_is_merged_is_no_base_of_the_merged(world, tmp_path):
+    like, arrays = runs.open_run(world.base), weights(world.base)
+    for name, times in (("base", 1), ("other", 2)):
+        changed = {n: jnp.asarray(array) * times for n, array in arrays.items()}
+        runs.write(tmp_path / name, like, changed, like.model)
+    adapter = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "adapter")
+    read = []
+
+    def replace(name):
+        read.append(name)
+        if len(read) == len(arrays):
+            shutil.rmtree(tmp_path / "base")
+            shutil.copytree(tmp_path / "other", tmp_path / "base")
+
+    with pytest.raises(ValueError, match="was replaced while it was read: its fingerprint was"):
+        merging.merge(runs.open_run(adapter), tmp_path / "merged", replace)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_base_of_few_learned_positions_is_merged_too(world, tmp_path):
+    like = runs.open_run(world.base)
+    shape = dataclasses.replace(like.model, learned_positions=40)
+    arrays = tree.unstack(tree.flatten(tiny.model(shape)))
+    runs.write(tmp_path / "base", like, arrays, shape)
+    adapter = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "adapter")
+    made = merging.merge(runs.open_run(adapter), tmp_path / "merged")
+    assert made["probe"] == "4 rows of 40 random tokens"
 
 
 def test_a_factor_of_zero_cannot_be_taken_out_again(world, tmp_path):

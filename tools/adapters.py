@@ -96,13 +96,12 @@ def merge(arguments: argparse.Namespace) -> None:
     with _bar("parameter") as bar:
         made = merging.merge(run, arguments.out, lambda name: bar.update())
     base = made["base"]
-    same = base["fingerprint_before"] == base["fingerprint_after"]
     print(
         f"written to {arguments.out}, merged in {made['merged_in']}\n"
         f"outputs    differ by at most {made['largest_difference']:.2g} of "
         f"{made['largest_output']:.3g} ({made['probe']})\n"
         f"base       {base['path']}, fingerprint {base['fingerprint_before'][:16]} before and "
-        f"{'after' if same else base['fingerprint_after'][:16] + ' after'}"
+        f"{base['fingerprint_after'][:16]} after"
     )
 
 
