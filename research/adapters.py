@@ -116,7 +116,8 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
         raise ValueError(f"a sum of {first.kind} adapters is not linear: it is no adapter")
     for run in opened:
         runs.check_parameters(run)
-    method = first.summed(others, _smaller_sides(base))
+    plain = methods.abstract(base.model, methods.Full(), methods.single_layers(base.model))
+    method = first.summed(others, methods.smaller_sides(plain))
     wanted = tree.unstack_shapes(_attached(methods.abstract(base.model, method)))
     arrays: Arrays = {}
     each = [(weight, _deltas(run)) for weight, run in parts]
@@ -273,17 +274,6 @@ def _axes(base: Run, method: Any) -> dict[str, tuple[str | None, ...]]:
 def _attached(model: Transformer) -> dict[str, Any]:
     """What methods attached to an abstract model."""
     return {name: s for name, s in tree.flatten(model).items() if methods.attached(name)}
-
-
-def _smaller_sides(base: Run) -> dict[str, int]:
-    """The smaller side of every weight that has a site, by place."""
-    plain = methods.abstract(base.model, methods.Full(), methods.single_layers(base.model))
-    found = {}
-    for name, module in methods.places(plain, *methods.WEIGHTED):
-        (place,) = tree.layer_names(name)
-        tied = module.kernel is None
-        found[place] = min((plain.embedding if tied else module).kernel.shape[-2:])
-    return found
 
 
 def _filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

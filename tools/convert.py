@@ -115,16 +115,16 @@ def bring_in(arguments: argparse.Namespace) -> None:
 
 def _adapter_in(arguments: argparse.Namespace) -> None:
     from research import runs
-    from research.interop import peft
+    from research.interop import peft_importing
 
     base = runs.open_run(arguments.base)
-    adapter = peft.open_adapter(arguments.source, base)
+    adapter = peft_importing.open_adapter(arguments.source, base)
     print(f"{arguments.source}: {adapter.method}")
     if arguments.dry_run:
         for name, tensor in adapter.sources.items():
             print(f"  {name:52} {tensor} {list(adapter.tensors.shapes[tensor])}")
         return
-    path = peft.import_adapter(arguments.source, base, arguments.out)
+    path = peft_importing.import_adapter(arguments.source, base, arguments.out)
     print(f"written to {path}: python -m research.generate --run {arguments.out}")
 
 

@@ -45,11 +45,16 @@ def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, 
     }
 
 
-def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Method:
-    """The method that an `adapter_config.json` describes.
+def read(
+    content: Mapping[str, Any], where: str, named: Mapping[str, str], sides: Mapping[str, int]
+) -> tuple[Method, dict[str, int]]:
+    """The method that an `adapter_config.json` describes, and the rank that it gives each place.
+
+    A product whose rank is over its weight's smaller side is one of that side's rank.
 
     Args:
       named: the places that have tensors, and transformers' names for them.
+      sides: the smaller side of each place's weight.
     """
     for name in _REFUSED:
         if content.get(name) not in (None, False, "none", [], {}):
@@ -63,7 +68,7 @@ def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Me
     targets = _patterns(list(named))
     kind = content.get("peft_type")
     if kind == "IA3":
-        return IA3(targets)
+        return IA3(targets), {}
     if kind not in ("LORA", "VERA", "LOHA"):
         known = ", ".join(("LORA", "IA3", "VERA", "LOHA", *peft_prompts.KINDS))
         raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {known}")
@@ -72,7 +77,7 @@ def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Me
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
         raise UnsupportedModel(f"{where}: r is {rank!r} and {called} {alpha!r}")
     if kind == "VERA":
-        return VeRA(targets, rank=rank)
+        return VeRA(targets, rank=rank), {}
     each: dict[str, tuple[int, float]] = {}
     for ours, theirs in named.items():
         r = _by_pattern(content.get("rank_pattern"), theirs, rank, f"{where}: rank_pattern")
@@ -84,14 +89,18 @@ def read(content: Mapping[str, Any], where: str, named: Mapping[str, str]) -> Me
                 f"{where}: rank_pattern and alpha_pattern; Graft's LoHa has none"
             )
         rank, alpha = next(iter(each.values()))
-        return LoHa(targets, rank, alpha)
+        return LoHa(targets, rank, alpha), dict.fromkeys(named, rank)
+    given = {ours: rank for ours, (rank, _) in each.items()}
+    for ours, (r, a) in each.items():
+        fits = min(r, sides[ours])
+        each[ours] = fits, a * fits / r  # the same scale
     # the commonest go without a pattern
     rank = _commonest([r for r, _ in each.values()])
     alpha = _commonest([a for _, a in each.values()])
     made = DoRA if content.get("use_dora") else LoRA
     ranks = _rules({ours: r for ours, (r, _) in each.items() if r != rank})
     alphas = _rules({ours: a for ours, (_, a) in each.items() if a != alpha})
-    return made(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas)
+    return made(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas), given
 
 
 def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
@@ -137,7 +146,7 @@ _REFUSED = (
     "trainable_token_indices",
     "lora_bias",
     "alora_invocation_tokens",
-    "exclude_modules",
+    "target_parameters",
 )
 
 

@@ -204,6 +204,16 @@ def _traced(config: ModelConfig, method: Method, stacks: tuple[str, ...]) -> Tra
     return jax.eval_shape(build, jax.random.key(0))
 
 
+def smaller_sides(plain: Transformer) -> dict[str, int]:
+    """The smaller side of every weight that has a site, by place; of a base in single layers."""
+    found = {}
+    for name, module in places(plain, *WEIGHTED):
+        (place,) = tree.layer_names(name)
+        tied = module.kernel is None
+        found[place] = min((plain.embedding if tied else module).kernel.shape[-2:])
+    return found
+
+
 def derive_stacks(config: ModelConfig, method: Method) -> tuple[str, ...]:
     """The fewest stacks that the layers can form with this method, such as `("0-21", "22-23")`.
 

@@ -1,17 +1,20 @@
 """A tune on a base of transformers, served by transformers + PEFT: merged, and as an adapter."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from research import methods, runs, sharding, tree
-from research.interop import exporting, importing, peft
+from research.interop import exporting, importing, peft, peft_importing
 from research.interop.fields import UnsupportedModel
 from research.methods import DoRA, LoRA, Prefix, Prompt
 from research.train import train
+from tests import tiny_run
 from tests.methods.cases import CASES
 
 METHODS = {
@@ -62,11 +65,12 @@ def base(theirs, tmp_path_factory):
 TOKENS = np.random.default_rng(0).integers(0, 288, (2, 20)).astype(np.int32)
 
 
-def our_logits(run):
+def our_logits(run, vocabulary=288):
     mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
     model = runs.load_model(run, mesh, sharding.RULES)
-    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    return jax.jit(lambda m: m.logits(m.hidden(TOKENS, jnp.ones_like(TOKENS), positions)[0]))(model)
+    tokens = TOKENS % vocabulary
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return jax.jit(lambda m: m.logits(m.hidden(tokens, jnp.ones_like(tokens), positions)[0]))(model)
 
 
 def their_logits(model):
@@ -109,7 +113,7 @@ def test_a_tune_is_the_same_in_transformers_merged_and_as_an_adapter(
     if name not in ("pissa", "prefix-mlp"):  # whose parameters are others there
         compare_gradients(run, transformers.AutoModelForCausalLM.from_pretrained(theirs), tmp_path)
 
-    peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "back")
+    peft_importing.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "back")
     back = runs.open_run(tmp_path / "back")
     if name in ("pissa", "prefix", "prefix-mlp"):  # a LoRA of twice the rank; keys turned back
         np.testing.assert_allclose(our_logits(back), ours, atol=1e-4)
@@ -171,7 +175,7 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
     served = their_peft.get_peft_model(plain, config)
     served.save_pretrained(tmp_path / "adapter")
     expected = their_logits(served)
-    peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
+    peft_importing.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
     assert run.method.targets == (r"layers/(0|1)/attention/query", r"layers/(0|1)/mlp/down")
     np.testing.assert_allclose(our_logits(run), expected, atol=1e-4)
@@ -180,20 +184,29 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
         content = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
         (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content | changes))
         with pytest.raises(UnsupportedModel, match=match):
-            peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "broken")
+            peft_importing.import_adapter(
+                tmp_path / "adapter", runs.open_run(base), tmp_path / "broken"
+            )
         (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content))
 
     broken("peft_type 'LOKR'", peft_type="LOKR")
     broken(r"alpha_pattern: '.*more than a module's name", alpha_pattern={r"layers\.\d+": 4})
     broken("shape|not prompt_embeddings", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
     broken("modules_to_save", modules_to_save=["lm_head"])
+    broken(
+        r"lacks all tensors of model.layers.0.self_attn.v_proj, .* .2 of 6 modules",
+        target_modules=["q_proj", "v_proj", "down_proj"],
+    )
+    broken(r"lora_A.weight has shape .3, 32., not .5, 32.", r=5)
     broken("r is 0", r=0)
     broken("'pissa', which changed the base's weights", init_lora_weights="pissa")
     assert not (tmp_path / "broken").exists()
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["patterns", "ia3", "embedding", "loha"])
+@pytest.mark.parametrize(
+    "name", ["patterns", "ia3", "embedding", "loha", "dora", "vera", "over", "excluded"]
+)
 def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_path):
     import peft as their_peft
     import torch
@@ -215,6 +228,26 @@ def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_pat
         "loha": lambda: their_peft.LoHaConfig(
             r=3, alpha=5, target_modules=["q_proj", "down_proj"], **kind
         ),
+        "dora": lambda: their_peft.LoraConfig(
+            r=2,
+            use_dora=True,
+            target_modules="all-linear",
+            rank_pattern={"v_proj": 3},
+            task_type="CAUSAL_LM",
+        ),
+        "vera": lambda: their_peft.VeraConfig(
+            r=8, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"
+        ),
+        # keys have 16 outputs, the MLP's last linear 48 inputs of 32
+        "over": lambda: their_peft.LoraConfig(
+            r=40, lora_alpha=9, target_modules=["k_proj", "down_proj"], task_type="CAUSAL_LM"
+        ),
+        "excluded": lambda: their_peft.LoraConfig(
+            r=2,
+            target_modules=["q_proj", "v_proj", "lm_head"],
+            exclude_modules=["layers.0.self_attn.v_proj"],
+            task_type="CAUSAL_LM",
+        ),
     }[name]()
     served = their_peft.get_peft_model(
         transformers.AutoModelForCausalLM.from_pretrained(theirs), config
@@ -225,13 +258,69 @@ def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_pat
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     served.save_pretrained(tmp_path / "adapter")
-    peft.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
+    peft_importing.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
     expected, plain = their_logits(served), our_logits(runs.open_run(base))
     np.testing.assert_allclose(our_logits(run), expected, atol=1e-4)
     assert np.abs(expected - plain).max() > 0.01
     with pytest.raises(UnsupportedModel, match="is an adapter itself: --base takes whole models"):
-        peft.import_adapter(tmp_path / "adapter", run, tmp_path / "out")
+        peft_importing.import_adapter(tmp_path / "adapter", run, tmp_path / "out")
+
+
+@pytest.mark.heavy
+def test_an_adapter_on_a_tied_head_comes_in_with_the_table_that_peft_saves(theirs, tmp_path):
+    import peft as their_peft
+    import torch
+    import transformers
+
+    shape = transformers.AutoConfig.from_pretrained(theirs)
+    shape.tie_word_embeddings = True
+    torch.manual_seed(3)
+    plain = transformers.LlamaForCausalLM(shape)
+    plain.save_pretrained(tmp_path / "theirs")
+    transformers.AutoTokenizer.from_pretrained(theirs).save_pretrained(tmp_path / "theirs")
+    importing.import_model(importing.open_model(tmp_path / "theirs"), tmp_path / "base")
+    config = their_peft.LoraConfig(
+        r=2, target_modules=["lm_head", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    served = their_peft.get_peft_model(plain, config)
+    served.save_pretrained(tmp_path / "adapter")
+    base = runs.open_run(tmp_path / "base")
+    peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "run")
+    held = peft_importing.open_adapter(tmp_path / "adapter", base).tensors.shapes
+    assert any(name.endswith("lm_head.base_layer.weight") for name in held)
+    expected = their_logits(served)
+    np.testing.assert_allclose(our_logits(runs.open_run(tmp_path / "run")), expected, atol=1e-4)
+
+
+def test_an_adapter_comes_back_whole_or_not_at_all(world, tmp_path):
+    """PiSSA's export is a LoRA of twice its rank, here more than a key has outputs."""
+    base = runs.open_run(world.base)
+    run = runs.open_run(tiny_run.adapter(world.base, LoRA(rank=12, start="pissa"), tmp_path / "a"))
+    peft.export_adapter(run, tmp_path / "whole", "base")
+    peft_importing.import_adapter(tmp_path / "whole", base, tmp_path / "back")
+    back = runs.open_run(tmp_path / "back")
+    assert back.method.rank < 24 or back.method.ranks
+    vocabulary = base.model.vocabulary
+    ours, theirs = our_logits(run, vocabulary), our_logits(back, vocabulary)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+    assert np.abs(ours - our_logits(base, vocabulary)).max() > 0.01
+
+    def torn(match, keep):
+        shutil.copytree(tmp_path / "whole", tmp_path / "torn", dirs_exist_ok=True)
+        tensors = load_file(tmp_path / "whole" / peft.WEIGHTS)
+        kept = {name: array for name, array in tensors.items() if keep(name)}
+        save_file(kept, tmp_path / "torn" / peft.WEIGHTS)
+        with pytest.raises(UnsupportedModel, match=match):
+            peft_importing.import_adapter(tmp_path / "torn", base, tmp_path / "out")
+
+    torn("lacks all tensors of .*layers.1.*, which target_modules", lambda n: ".layers.1." not in n)
+    torn("lora_A.weight of layers/0/mlp/up is missing", lambda n: "0.mlp.up_proj.lora_A" not in n)
+    torn("holds no tensors of an adapter", lambda n: False)
+    (tmp_path / "torn" / peft.WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="has no adapter_model.safetensors"):
+        peft_importing.import_adapter(tmp_path / "torn", base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_on_some_linears_names_no_others_of_the_same_name():

@@ -1,0 +1,90 @@
+"""Which modules an `adapter_config.json` of PEFT's is for: `target_modules` and what narrows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from research.interop.fields import UnsupportedModel
+
+# A regular expression in which nothing that repeats is repeated, and little repeats at all: any
+# other could take forever to match.
+_BOUNDED = re.compile(r"(?:\\[.bdw]|[\w.|()^$]|\[[\w-]+\]|\(\?:|(?<!\))[*+?])*")
+_MOST_REPEATS = 5
+_NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)\.")  # the list of layers, and the layer
+_ENDS = ("embedding", "head")  # no linears to PEFT's all-linear
+
+
+def check(
+    content: Mapping[str, Any], modules: Mapping[str, str], held: Collection[str], where: str
+) -> None:
+    """Refuses an adapter that lacks tensors of a module that its config names, or has too many.
+
+    Args:
+      modules: linears of the base by transformers' names, and our name of each.
+      held: those of them that have tensors.
+
+    Raises:
+      UnsupportedModel: naming the first.
+    """
+    if not held:
+        raise UnsupportedModel(f"{where} holds no tensors of an adapter")
+    if content.get("target_modules") is None:
+        return  # PEFT's own choice for the architecture; what it writes says which that was
+    named = _named(content, modules, where)
+    missing = [name for name in modules if name in named and name not in held]
+    if missing:
+        raise UnsupportedModel(
+            f"{where} lacks all tensors of {missing[0]}, which target_modules names "
+            f"({len(missing)} of {len(named)} modules are missing)"
+        )
+    surplus = [name for name in modules if name in held and name not in named]
+    if surplus:
+        raise UnsupportedModel(
+            f"{where} has tensors of {surplus[0]}, which target_modules does not name "
+            f"({len(surplus)} such modules)"
+        )
+
+
+def _named(content: Mapping[str, Any], modules: Mapping[str, str], where: str) -> set[str]:
+    targets, layers = content["target_modules"], content.get("layers_to_transform")
+    if targets == "all-linear":
+        found = {name for name, ours in modules.items() if ours not in _ENDS}
+    else:
+        matches = _matcher(targets, f"{where}: target_modules")
+        found = {name for name in modules if matches(name)}
+    if isinstance(targets, list) and layers not in (None, []):
+        lists = content.get("layers_pattern") or []
+        lists = [lists] if isinstance(lists, str) else lists
+        numbers = [layers] if isinstance(layers, int) else layers
+
+        def inside(name: str) -> bool:
+            place = _NUMBERED.search(name)
+            return place is not None and (
+                int(place[2]) in numbers and (not lists or place[1] in lists)
+            )
+
+        found = {name for name in found if name in targets or inside(name)}
+    if excluded := content.get("exclude_modules"):
+        matches = _matcher(excluded, f"{where}: exclude_modules")
+        found = {name for name in found if not matches(name)}
+    return found
+
+
+def _matcher(wanted: Any, where: str) -> Callable[[str], bool]:
+    """PEFT's: a text is a regular expression for whole names, a list holds names or their ends."""
+    if isinstance(wanted, list) and all(isinstance(name, str) for name in wanted):
+        return lambda name: any(name == end or name.endswith(f".{end}") for end in wanted)
+    if not isinstance(wanted, str):
+        raise UnsupportedModel(f"{where} is {wanted!r}; give names in a list")
+    repeats = sum(wanted.count(sign) for sign in "*+?")
+    if not _BOUNDED.fullmatch(wanted) or repeats > _MOST_REPEATS:
+        raise UnsupportedModel(
+            f"{where}: {wanted!r} could take forever to match; write the names out in a list"
+        )
+    try:
+        pattern = re.compile(wanted)
+    except re.error as error:
+        raise UnsupportedModel(f"{where}: {wanted!r} is no pattern: {error}") from None
+    return lambda name: pattern.fullmatch(name) is not None
