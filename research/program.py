@@ -236,6 +236,8 @@ def make_program(
       UnevenBatch: of these, a number of rows that does not divide over the devices.
     """
     method, rules = experiment.method, experiment.sharding_rules
+    if experiment.site_dropout and not getattr(method, "drops", False):
+        raise ValueError(f"site_dropout: nothing that {method.kind} attaches drops units; set it 0")
     given = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
     shape = experiment.compute.apply(given)
     stacks = methods.derive_stacks(shape, method)

@@ -1,8 +1,8 @@
 """Tuning methods: what is attached to a base model, and what of all parameters trains.
 
 A method is a frozen dataclass with `trains`, ordered (pattern, bool) rules over parameter names,
-and `attach(model, key) -> model`, which returns a copy with filled sites. Adding one costs one
-file and one line here.
+and `attach(model, key) -> model`, which returns a copy with filled sites. One whose sites drop
+units (`Context.site_dropout`) says `drops`. Adding one costs one file and one line here.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -57,6 +57,10 @@ class _Bank:
             for pattern, trains in self.of.trains
         )
 
+    @property
+    def drops(self) -> bool:
+        return getattr(self.of, "drops", False)
+
     def bind(self, words: Tokenizer) -> Any:
         bound = self.of.bind(words) if hasattr(self.of, "bind") else self.of
         return dataclasses.replace(self, of=bound)  # type: ignore[type-var]

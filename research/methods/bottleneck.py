@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Bottleneck:
     # the adapter's name
     adapter: Name = "bottleneck"
     kind: Literal["bottleneck"] = "bottleneck"
+    drops: ClassVar[bool] = True
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

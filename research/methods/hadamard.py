@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class LoHa:
     # the adapter's name
     adapter: Name = "loha"
     kind: Literal["loha"] = "loha"
+    drops: ClassVar[bool] = True
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

@@ -6,7 +6,7 @@ import dataclasses
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class LoRA:
     # the adapter's name
     adapter: Name = "lora"
     kind: Literal["lora"] = "lora"
+    drops: ClassVar[bool] = True
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

@@ -44,6 +44,8 @@ class Prompt:
         for start, given in (("text", self.text), ("labels", self.labels)):
             if (self.start == start) != bool(given):
                 raise ValueError(f'method: start "{start}" and `{start}` belong together')
+        if self.tokens and self.start not in ("text", "labels"):
+            raise ValueError(f'method: start "{self.start}" takes no `tokens`')
         if len(self.labels) > self.length:
             raise ValueError(
                 f"method: {len(self.labels)} labels do not fit a prompt of length {self.length}"

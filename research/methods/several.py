@@ -47,6 +47,10 @@ class _Several:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return tuple(rule for method in self.of for rule in method.trains)
 
+    @property
+    def drops(self) -> bool:
+        return any(getattr(method, "drops", False) for method in self.of)
+
     def bind(self, words: Tokenizer) -> Any:
         bound = tuple(m.bind(words) if hasattr(m, "bind") else m for m in self.of)
         return dataclasses.replace(self, of=bound)  # type: ignore[type-var]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from research import tree
-from research.config import Name, Positive
+from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_at, linears
 from research.methods.lora import EVERY_LINEAR, low_rank
 from research.models.layers import Linear
@@ -29,10 +29,11 @@ class VeRA:
     # rank R of the shared matrices
     rank: Positive = 256
     # what the vector between the two matrices starts at
-    inner: float = 0.1
+    inner: PositiveNumber = 0.1
     # the adapter's name
     adapter: Name = "vera"
     kind: Literal["vera"] = "vera"
+    drops: ClassVar[bool] = True
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

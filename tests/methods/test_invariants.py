@@ -240,6 +240,14 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
         assert len(own) == 2 and all(moments[n].spec == placed[name].spec for n in own), own
 
 
+@every_case
+def test_a_method_says_whether_its_sites_drop(case):
+    model = tiny.abstract(method_of(case), shape_of(case))
+    context = Context(keys=jax.random.split(jax.random.key(0), 8), site_dropout=np.float32(0.5))
+    program = str(jax.make_jaxpr(tiny.logits)(model, tiny.batch(), context))
+    assert ("random_bits" in program) == getattr(method_of(case), "drops", False)
+
+
 def test_dropout_inside_a_method_is_the_same_for_both_halves_of_pissa():
     model, batch = attached("pissa"), tiny.batch()
     keys = jax.random.split(jax.random.key(0), 8)

@@ -1,5 +1,7 @@
 """Attaching: names, stacks, patterns; tests/methods/test_invariants.py asks every method."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,10 @@ import pytest
 from configs.methods import smollm2
 from research import methods, runs, sharding, tree
 from research import step as stepping
-from research.methods import Bottleneck, DoRA, LoRA, Partial, Prompt, VeRA
+from research.data.pipeline import DataConfig
+from research.data.sources import SourceConfig
+from research.experiment import Experiment
+from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Partial, Prompt, VeRA
 from research.methods.hadamard import LoHa
 from research.program import make_program
 from research.sharding import MeshConfig
@@ -29,6 +34,18 @@ def test_attaching_to_a_copy_leaves_the_original_untouched():
     model = tiny.model()
     LoRA(rank=2).attach(model, jax.random.key(0))
     assert all(not linear.site for _, linear in methods.linears(model))
+
+
+def test_dropout_of_sites_that_drop_nothing_is_refused():
+    nothing = SourceConfig("none", "jsonl", "none")
+    data = DataConfig((nothing,), sequence_length=16, batch_size=8)
+    experiment = functools.partial(
+        Experiment, steps=1, model=tiny.CONFIG, tokenizer="none", data=data, site_dropout=0.1
+    )
+    make_program(experiment(method=LoRA(rank=2)), None)
+    for method in (IA3(), Prompt(length=2), Partial(), Bank(of=IA3(), names=("a", "b"))):
+        with pytest.raises(ValueError, match=f"nothing that {method.kind} attaches drops units"):
+            make_program(experiment(method=method), None)
 
 
 def test_stacks_follow_sites_and_trainability():

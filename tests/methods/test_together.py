@@ -129,6 +129,9 @@ def test_several_methods_act_together_in_any_order():
         ({"kind": "bank", "of": {"kind": "lora"}, "names": ["a", "a"]}, "are different ones"),
         ({"kind": "prompt", "start": "text"}, "belong together"),
         ({"kind": "prompt", "labels": ["a"]}, "belong together"),
+        ({"kind": "prompt", "tokens": [[3]]}, 'start "vocabulary" takes no `tokens`'),
+        ({"kind": "prefix", "hidden": 8}, "`hidden` is the MLP's of a `reparameterized` prefix"),
+        ({"kind": "vera", "inner": 0.0}, "greater than 0"),
         (
             {"kind": "several", "of": [{"kind": "lora"}, {"kind": "dora"}]},
             "it acts before lora: put it first",
