@@ -16,7 +16,7 @@ from research import hosts, runs
 from research import train as program
 from research.checkpoint import Checkpointer, CheckpointError, open_checkpoint
 from research.experiment import CheckpointConfig
-from research.methods import LoRA, Partial, Prefix, Prompt, Several, VeRA
+from research.methods import IA3, Bank, DoRA, LoRA, Partial, Prefix, Prompt, Several, VeRA
 from research.schedules import ScheduleConfig
 from research.sharding import MeshConfig
 from research.train import train
@@ -112,12 +112,17 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
         VeRA(rank=4),
         Prefix(length=3, reparameterized=True, hidden=8),
         Partial((r"layers/1/.*",)),
+        Several(of=(DoRA(rank=2), IA3())),
+        Bank(of=LoRA(rank=2, start="pissa"), names=("a", "b")),
     ],
     ids=lambda method: method.kind,
 )
 def test_what_is_bound_shared_or_part_of_the_base_resumes_to_the_same_bits(world, tmp_path, method):
-    dropout = 0.1 * getattr(method, "drops", False)
-    tuning = functools.partial(world.tuning, method=method, site_dropout=dropout)
+    dropout, data = 0.1 * getattr(method, "drops", False), world.questions()
+    if method.kind == "bank":
+        both = [dataclasses.replace(data.sources[0], name=n, adapter=n) for n in method.names]
+        data = dataclasses.replace(data, sources=tuple(both))
+    tuning = functools.partial(world.tuning, method=method, site_dropout=dropout, data=data)
     train(tuning(3), tmp_path / "run")
     train(tuning(6), tmp_path / "run")
     train(tuning(6), tmp_path / "whole")
