@@ -1,5 +1,6 @@
 """A tune on a base of transformers, served by transformers + PEFT: merged, and as an adapter."""
 
+import itertools
 import json
 import shutil
 
@@ -158,6 +159,49 @@ def compare_gradients(run, plain, tmp_path):
     for name, array in theirs.items():
         scale = 1 + np.abs(array).max()
         np.testing.assert_allclose(ours[name] / scale, array / scale, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.heavy
+def test_pissa_starts_where_pefts_does_and_moves_the_same_way(base, theirs):
+    """Singular vectors are known but for their sign."""
+    import peft as their_peft
+    import torch
+    import transformers
+
+    config = their_peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    plain = transformers.AutoModelForCausalLM.from_pretrained(theirs)
+    served = their_peft.get_peft_model(plain, config).eval()
+    probe = np.random.default_rng(1).normal(size=(*TOKENS.shape, 288)).astype(np.float32)
+    logits = served(torch.from_numpy(TOKENS).long()).logits
+    (logits * torch.from_numpy(probe)).sum().backward()
+
+    mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
+    plain = runs.load_model(runs.open_run(base), mesh, sharding.RULES)
+    method = LoRA((r".*/attention/query", r".*/mlp/down"), rank=4, alpha=8.0, start="pissa")
+    model = method.attach(plain, jax.random.key(0))
+    trained, frozen = tree.partition(model, methods.trainable(model, method))
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+
+    def functional(trained):
+        model_ = tree.merge(model, trained, frozen)
+        hidden = model_.hidden(TOKENS, jnp.ones_like(TOKENS), positions)[0]
+        return (model_.logits(hidden) * probe).sum()
+
+    starts, gradients = tree.unstack(trained), tree.unstack(jax.jit(jax.grad(functional))(trained))
+    places = {"self_attn.q_proj": "attention/query", "mlp.down_proj": "mlp/down"}
+    for layer, (theirs_, ours) in itertools.product(range(2), places.items()):
+        module = served.get_submodule(f"base_model.model.model.layers.{layer}.{theirs_}")
+        for leaf, linear in (("a", module.lora_A.default), ("b", module.lora_B.default)):
+            name, turn = f"layers/{layer}/{ours}/site/lora/{leaf}", leaf == "b"
+            their, slope = linear.weight.detach().numpy().T, linear.weight.grad.numpy().T
+            axis = 1 if turn else 0
+            signs = np.sign((np.asarray(starts[name]) * their).sum(axis, keepdims=True))
+            for found, expected in ((starts[name], their), (gradients[name], slope)):
+                scale = 1 + np.abs(expected).max()
+                np.testing.assert_allclose(found / scale, signs * expected / scale, atol=1e-4)
 
 
 @pytest.mark.heavy
