@@ -2,6 +2,7 @@
 
 from research.methods import (
     IA3,
+    Bank,
     Bottleneck,
     DoRA,
     Full,
@@ -50,6 +51,10 @@ BESIDE: dict[str, Method] = {
     "last-layers": Partial((r"layers/2/.*", "final_norm/.*")),
     "biases": Partial((".*/bias",)),
     "lora-and-prompt": Several(of=(LoRA(rank=4), Prompt(length=3))),
+}
+BANKS: dict[str, Method] = {
+    f"bank of {case}": Bank(of=CASES[case], names=("a", "b"))
+    for case in ("lora-ends", "prefix-mlp")
 }
 LINEARS = ("query", "key", "value", "output", "up", "down")
 BIASED = tiny.config(tied=False, biases=(*LINEARS, "gate"))

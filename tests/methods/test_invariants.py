@@ -16,7 +16,7 @@ from research.models.sites import Context
 from research.optimizers import OptimizerConfig
 from research.sharding import MeshConfig
 from tests import tiny
-from tests.methods.cases import BESIDE, BIASED, CASES, EXACT, MERGED, OTHER, ROUNDED, SHAPE
+from tests.methods.cases import BANKS, BESIDE, BIASED, CASES, EXACT, MERGED, OTHER, ROUNDED, SHAPE
 
 forward = jax.jit(tiny.logits)
 merge = jax.jit(methods.merge, static_argnames="adapter")
@@ -28,7 +28,7 @@ and_beside = pytest.mark.parametrize("case", [*CASES, *list(BESIDE)[2:], *LONG])
 
 
 def method_of(case):
-    return (CASES | BESIDE)[case]
+    return (CASES | BESIDE | BANKS)[case]
 
 
 def shape_of(case):
@@ -94,7 +94,7 @@ def test_only_what_is_named_or_attached_trains_and_all_of_it_does(case):
 
 
 @pytest.mark.heavy
-@and_beside
+@pytest.mark.parametrize("case", [*CASES, *BESIDE, *BANKS])
 def test_neither_mesh_nor_order_of_devices_counts(case):
     losses, after = short_run(case)
     # tokens in front of a row do not divide over devices that share it
@@ -117,13 +117,16 @@ def short_run(case, mesh=None, order=range(8)):
     plan = stepping.Plan(names, OptimizerConfig(epsilon=1e-2))
     # no decay: it moves what no gradient reaches
     hyper, rules, losses = tiny.hyper(names, dropout=0.1, decay=0.0), sharding.RULES, []
+    batch = tiny.batch()
+    if case in BANKS:  # a row of -1 is the base's
+        batch = dataclasses.replace(batch, adapter=np.arange(8, dtype=np.int32) % 3 - 1)
     with sharding.use(mesh, rules):
         state = stepping.init_state(model, plan)
         axes, flat = tree.parameter_axes(model), tree.flatten(state)
         parameters = sharding.shardings(axes, tree.flatten(model), mesh, rules)
         placed = sharding.state_shardings(flat, parameters, mesh)
         state = jax.device_put(state, tree.unflatten(state, placed))
-        batch = jax.device_put(tiny.batch(), sharding.batch_sharding(mesh, rules))
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh, rules))
         for _ in range(3):
             state, metrics = train_step(state, batch, hyper, plan)
             losses.append(float(metrics["loss"]))
