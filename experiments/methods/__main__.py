@@ -36,7 +36,7 @@ SPENT = (
     *("trainable_parameters", "program_bytes", "flops", "loss", "heldout_loss", "seconds"),
     "quickest_step_seconds",
 )
-EXTENSIONS = 2  # most rates that are added to a grid
+EXTENSIONS = 3  # most rates that are added to a grid
 
 
 def main() -> None:
