@@ -87,7 +87,7 @@ def _open(path: Path, base: Run) -> Adapter:
     sides = smaller_sides(plain)
     method, ranks = peft_config.read(content, str(path / CONFIG), named, sides)
     if not isinstance(method, LoRA) and "embedding" in named:
-        raise UnsupportedModel(f"{where}: Graft has a {method.kind} of linears, not of a table")
+        raise UnsupportedModel(f"{where}: Graft's {method.kind} is for linears, not the embedding")
     over = [place for place, rank in ranks.items() if rank > sides[place]]
     if over and isinstance(method, LoHa):
         raise UnsupportedModel(
