@@ -29,19 +29,15 @@ class Prefix:
     targets: tuple[str, ...] = (r"layers/\d+/attention",)
     # make them from vectors [P,D] by an MLP whose first half all layers share
     reparameterized: bool = False
-    # units M of that MLP; None is 512 where there is one
-    hidden: Positive | None = None
+    # units M of that MLP
+    hidden: Positive = 512
     # the adapter's name
     adapter: Name = "prefix"
     kind: Literal["prefix"] = "prefix"
 
     def __post_init__(self):
-        if self.hidden and not self.reparameterized:
+        if self.hidden != Prefix.hidden and not self.reparameterized:
             raise ValueError("method: `hidden` is the MLP's of a `reparameterized` prefix")
-
-    @property
-    def units(self) -> int:
-        return self.hidden or 512
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
@@ -96,10 +92,10 @@ class Vectors(nnx.Module):
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
         first, second = jax.random.split(key)
         normal = jax.random.normal
-        vectors, into = (method.length, config.width), (config.width, method.units)
+        vectors, into = (method.length, config.width), (config.width, method.hidden)
         self.vectors = nnx.Param(normal(first, vectors), axes=(None, "embed"))
         self.into = nnx.Param(config.width**-0.5 * normal(second, into), axes=("embed", "rank"))
-        self.bias = nnx.Param(jnp.zeros(method.units), axes=("rank",))
+        self.bias = nnx.Param(jnp.zeros(method.hidden), axes=("rank",))
 
     def __call__(self) -> jax.Array:
         return jnp.tanh(self.vectors[...] @ self.into[...] + self.bias[...])
@@ -110,7 +106,7 @@ class FromVectors(KeysAndValues):
 
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
         width = config.key_heads * config.size
-        out = method.units**-0.5 * jax.random.normal(key, (method.units, 2, width))
+        out = method.hidden**-0.5 * jax.random.normal(key, (method.hidden, 2, width))
         self.out = nnx.Param(out, axes=("rank", None, "key_heads"))
         self.out_bias = nnx.Param(jnp.zeros((2, width)), axes=(None, "key_heads"))
         self.name = method.adapter
