@@ -64,6 +64,12 @@ FORMS = {
         dict(kind="prompt", length=20, start="text", text=f"Licence: {' '.join(LABELS)}"),
         (3e-3, 1e-2, 3e-2),
     ),
+    # trains so little that what 32 steps teach it does not show in answers
+    "prompt_text_320": Form(
+        dict(kind="prompt", length=20, start="text", text=f"Licence: {' '.join(LABELS)}"),
+        (3e-2, 9e-2, 0.3),
+        dict(steps=320),
+    ),
     "prompt_labels": Form(
         dict(kind="prompt", length=20, start="labels", labels=LABELS), (3e-3, 1e-2, 3e-2)
     ),

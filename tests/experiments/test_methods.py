@@ -144,5 +144,6 @@ def test_every_form_is_measured_and_learns():
         before = bases[f"base_{stored}" if stored else "base"]["heldout_loss"]
         assert all(run["heldout_loss"] < before / 2 for run in runs), form
         right = sum(run["quality"]["value"] for run in runs) / len(runs)
-        # so few steps do not show in what prompts answer (experiments/methods/README.md)
-        assert right > bases["base"]["quality"]["value"] or form.startswith("prompt"), form
+        # what 32 steps teach a prompt does not show in its answers yet, what 320 do does
+        short = form.startswith("prompt") and "steps" not in smollm2.FORMS[form].more
+        assert right > bases["base"]["quality"]["value"] or short, form
