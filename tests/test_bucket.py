@@ -295,10 +295,10 @@ TAKEN = [
     (generate, "--run {there}/small --prompt red --tokens 1", None),
     (train_tokenizer, "--config {config} --vocabulary 280 --out {there}/words.json", None),
     (inspect_data, "--run {base} --rows 1", None),
-    (inspect_data, "--run {base} --json {there}/rows.json", "--json {there}/rows.json"),
-    (inspect_data, "--run {base} --html {there}/rows.html", "--html {there}/rows.html"),
+    (inspect_data, "--run {base} --json {there}/rows.json", "--json: {there}/rows.json"),
+    (inspect_data, "--run {base} --html {there}/rows.html", "--html: {there}/rows.html"),
     (preflight, "--config {config} --topology v5e:2x2 --json {there}/f.json", "--json: {there}/f"),
-    (bench, "overhead --json {there}/bench.json", "--json {there}/bench.json"),
+    (bench, "overhead --json {there}/bench.json", "--json: {there}/bench.json"),
 ]
 
 
