@@ -77,6 +77,20 @@ def test_the_commands_of_a_dry_run_pack_what_is_packed(tmp_path, capsys):
         clone.files(Path("/"))
 
 
+def test_packing_again_leaves_whole_what_another_launch_is_reading(tmp_path):
+    folder, archive = tmp_path / "clone", tmp_path / "x.tar.gz"
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    (folder / "a.py").write_text("a")
+    clone.pack(folder, archive, Shell(dry_run=False))
+    whole = archive.read_bytes()
+    with archive.open("rb") as reading:
+        (folder / "b.py").write_text("b" * 1000)
+        clone.pack(folder, archive, Shell(dry_run=False))
+        assert reading.read() == whole
+    assert sorted(listing(archive)) == ["a.py", "b.py"]
+    assert sorted(tmp_path.iterdir()) == [folder, archive]  # and nothing else is left
+
+
 def listing(archive):
     tar = subprocess.run(["tar", "-tzf", archive], capture_output=True, text=True, check=True)
     return sorted(tar.stdout.splitlines())

@@ -3,6 +3,7 @@ ignores."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -31,13 +32,17 @@ def pack(folder: Path, archive: Path, shell: Shell) -> None:
     Raises:
       ValueError: it is no clone, or could not be packed.
     """
-    tar = ["tar", "-czf", str(archive), "--null", "--files-from=-"]
+    tar = lambda to: ["tar", "-czf", str(to), "--null", "--files-from=-"]  # noqa: E731
     print(f"$ mkdir -p {shlex.quote(str(archive.parent))}", flush=True)
-    print(f"$ {shlex.join(FILES)} | {shlex.join(tar)}", flush=True)
+    print(f"$ {shlex.join(FILES)} | {shlex.join(tar(archive))}", flush=True)
     if shell.dry_run:
         return
     archive.parent.mkdir(parents=True, exist_ok=True)
     names = "\0".join(files(folder)).encode()
-    done = subprocess.run(tar, cwd=folder, input=names, capture_output=True)
+    # whole or not at all: a launch of the same name may be reading the one that is there
+    part = archive.with_name(f"{archive.name}.{os.getpid()}")
+    done = subprocess.run(tar(part), cwd=folder, input=names, capture_output=True)
     if done.returncode:
+        part.unlink(missing_ok=True)
         raise ValueError(f"{archive} could not be written: {done.stderr.decode().strip()}")
+    part.replace(archive)
