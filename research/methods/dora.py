@@ -15,6 +15,7 @@ from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_at
 from research.methods.lora import EVERY_LINEAR, LoRA, LowRank
 from research.models.layers import Linear
+from research.models.products import scaled
 from research.models.sites import Chain, Context, Weight, Work, chain
 from research.models.transformer import Transformer
 
@@ -68,8 +69,8 @@ class Decomposed(nnx.Module):
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         bias = jnp.zeros((), y.dtype) if weight.bias is None else weight.bias.astype(y.dtype)
-        ratio = self.ratio(weight).astype(y.dtype)
-        return (y - bias + self.low.product(x, y, context)) * ratio + bias
+        y = y - bias + self.low.product(x, y, context)
+        return scaled(y, self.ratio(weight)) + bias
 
     def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
         low = chain(self, "low/a", "low/b")

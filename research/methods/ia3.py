@@ -14,6 +14,7 @@ from flax import nnx
 from research.config import Name
 from research.methods.attaching import attach_at, linears
 from research.models.layers import Linear
+from research.models.products import scaled
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
 
@@ -64,7 +65,7 @@ class Scaled(nnx.Module):
         self.factor = nnx.Param(jnp.ones(weight.kernel.shape[1]), axes=axes[1:])
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
-        return y * self.factor[...].astype(y.dtype)
+        return scaled(y, self.factor[...])
 
     @staticmethod
     def summed(parts: Sequence[tuple[float, Scaled]]) -> dict[str, jax.Array]:

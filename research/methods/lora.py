@@ -15,7 +15,7 @@ from flax import nnx
 from research import tree
 from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import WEIGHTED, attach_at, places
-from research.models.products import matmul
+from research.models.products import matmul, matmul_transposed, outer
 from research.models.sites import Context, Weight, Work, chain
 from research.models.transformer import Transformer
 
@@ -221,11 +221,42 @@ class Principal(LowRank):
         self.b, self.first_b = (nnx.Param(b, axes=("rank", axes[1])) for _ in range(2))
 
     def product(self, x: jax.Array, y: jax.Array, context: Context) -> jax.Array:
-        first = low_rank(x, y, self.first_a[...], self.first_b[...], self.scale[...], context)
-        return super().product(x, y, context) - first
+        first_a, first_b, scale = self.first_a[...], self.first_b[...], self.scale[...]
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return super().product(x, y, context) - low_rank(x, y, first_a, first_b, scale, context)
+        rows = context.drop(x, context.site_dropout).reshape(-1, x.shape[-1])
+        change = _difference(rows, self.a[...], scale * self.b[...], first_a, scale * first_b)
+        return change.reshape(y.shape).astype(y.dtype)
 
     def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
         return Work((chain(self, "a", "b"), chain(self, "first_a", "first_b")))
 
     def pairs(self) -> list[tuple[jax.Array, jax.Array, float]]:
         return [*super().pairs(), (self.first_a[...], self.first_b[...], -1.0)]
+
+
+@jax.custom_vjp
+def _difference(x, a, b, first_a, first_b) -> jax.Array:
+    """x @ a @ b - x @ first_a @ first_b: x [T,I] -> [T,O], as one chain of products of 2R ranks.
+
+    One chain passes over x and the output once, and sums the difference in float32. Its gradients
+    are written out, each apart, so that those of the frozen half are not computed.
+    """
+    return _difference_forward(x, a, b, first_a, first_b)[0]
+
+
+def _difference_forward(x, a, b, first_a, first_b):
+    left, right = jnp.concatenate([a, first_a], 1), jnp.concatenate([b, -first_b])
+    low = matmul(x, left)
+    return matmul(low, right), (x, low, left, right)
+
+
+def _difference_backward(kept, dy):
+    x, low, left, right = kept
+    dlow = matmul_transposed(dy, right, x.dtype)
+    da, dfirst_a = (outer(x, half) for half in jnp.split(dlow, 2, axis=1))
+    db, dfirst_b = (outer(half, dy) for half in jnp.split(low, 2, axis=1))
+    return matmul_transposed(dlow, left, x.dtype), da, db, dfirst_a, -dfirst_b
+
+
+_difference.defvjp(_difference_forward, _difference_backward)

@@ -16,6 +16,7 @@ from research.config import Name, Positive, PositiveNumber
 from research.methods.attaching import attach_at, linears
 from research.methods.lora import EVERY_LINEAR, low_rank
 from research.models.layers import Linear
+from research.models.products import scaled
 from research.models.sites import Chain, Context, Weight, Work
 from research.models.transformer import Transformer
 
@@ -84,7 +85,7 @@ class Vectors(nnx.Module):
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         a, b = self.matrices(context.shared, x.shape[-1])
-        return y + low_rank(x, y, a, b, self.inner[...], context) * self.outer[...].astype(y.dtype)
+        return y + scaled(low_rank(x, y, a, b, self.inner[...], context), self.outer[...])
 
     def matrices(self, shared: Mapping[str, Any], inputs: int) -> tuple[jax.Array, jax.Array]:
         both = shared[self.name]

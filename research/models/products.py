@@ -85,6 +85,30 @@ def _transposed_backward(dtype, kept, dy):
 _transposed_product.defvjp(_transposed_forward, _transposed_backward)
 
 
+@jax.custom_vjp
+def scaled(y: jax.Array, factor: jax.Array) -> jax.Array:
+    """y [...,O] * factor [O], in y's type.
+
+    The factor's gradient is asked for as a product: as the sum that JAX would make of it, it costs
+    CPU as much as a matrix product of LoRA's.
+    """
+    return y * factor.astype(y.dtype)
+
+
+def _scaled_forward(y, factor):
+    return scaled(y, factor), (y, factor)
+
+
+def _scaled_backward(kept, dy):
+    y, factor = kept
+    rows, by = (array.reshape(-1, array.shape[-1]) for array in (dy, y))
+    dfactor = jnp.einsum("to,to->o", rows, by, preferred_element_type=jnp.float32)
+    return dy * factor.astype(y.dtype), dfactor.astype(factor.dtype)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
 def outer(a: jax.Array, b: jax.Array) -> jax.Array:
     """The sum over rows of outer products: a [T,I], b [T,O] -> a.T @ b [I,O] in float32."""
     # chosen while tracing: no conditional stands between the product and XLA's partitioner

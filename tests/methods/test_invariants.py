@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,8 @@ from research import loss, methods, sharding, tree
 from research import step as stepping
 from research.loss import LossConfig
 from research.methods import LoRA
-from research.models.sites import Context
+from research.methods.lora import Principal
+from research.models.sites import Context, Weight
 from research.optimizers import OptimizerConfig
 from research.sharding import MeshConfig
 from tests import tiny
@@ -256,6 +258,25 @@ def test_dropout_inside_a_method_is_the_same_for_both_halves_of_pissa():
     keys = jax.random.split(jax.random.key(0), 8)
     dropped = forward(model, batch, Context(keys=keys, site_dropout=np.float32(0.5)))
     np.testing.assert_allclose(dropped, base_logits(), atol=1e-4)
+
+
+def test_pissas_one_chain_has_the_values_and_gradients_of_its_two_products():
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
+    x, y, slope, weight = draw(2, 5, 8), draw(2, 5, 6), draw(2, 5, 6), Weight(draw(8, 6), None)
+    delta = tiny.shaken(Principal(jax.random.key(0), weight, (None, None), 3, jnp.float32(1.5)))
+
+    def ours(delta, x):
+        return jnp.sum(slope * delta.product(x, y, Context()))
+
+    def plain(delta, x):
+        products = [sign * x @ a @ b for a, b, sign in delta.pairs()]
+        return jnp.sum(slope * delta.scale[...] * sum(products))
+
+    got, want = (jax.value_and_grad(f, (0, 1))(delta, x) for f in (ours, plain))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert all(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(got))
 
 
 @pytest.mark.parametrize("mesh", [None, (1, 2, 1, 4)], ids=["one device", "mesh"])

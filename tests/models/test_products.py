@@ -1,4 +1,4 @@
-"""The written-out product and its gradients against JAX's own."""
+"""The written-out products and their gradients against JAX's own."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.models.products import matmul, matmul_transposed
+from research.models.products import matmul, matmul_transposed, scaled
 
 # odd and even rows; wide, square and thin weights: every case of the gradient on CPU
 ROWS = st.sampled_from([1, 5, 6, 48])
@@ -36,6 +36,24 @@ def test_product_and_gradients_equal_jaxs(dtype, transposed, rows, sizes):
     want = jax.jit(jax.value_and_grad(plain, (0, 1)))(x, kernel)
     assert got[1][0].dtype == x.dtype and got[1][1].dtype == jnp.float32
     close = 1e-4 if dtype == "float32" else 2e-2
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=close * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scaled_outputs_and_gradients_equal_jaxs(dtype):
+    random = np.random.default_rng(0)
+    y = jnp.asarray(random.normal(size=(2, 9, 6)), dtype)
+    factor = jnp.asarray(random.normal(size=6), jnp.float32)
+    slope = jnp.asarray(random.normal(size=y.shape), jnp.float32)
+    plain = lambda y, factor: y.astype(jnp.float32) * factor  # noqa: E731
+    got, want = (
+        jax.value_and_grad(lambda *given: jnp.sum(slope * f(*given)), (0, 1))(y, factor)  # noqa: B023
+        for f in (scaled, plain)
+    )
+    assert got[1][0].dtype == y.dtype and got[1][1].dtype == jnp.float32
+    close = 1e-5 if dtype == "float32" else 2e-2
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=close * max(1, np.abs(b).max()))
