@@ -89,8 +89,8 @@ _transposed_product.defvjp(_transposed_forward, _transposed_backward)
 def scaled(y: jax.Array, factor: jax.Array) -> jax.Array:
     """y [...,O] * factor [O], in y's type.
 
-    The factor's gradient is asked for as a product: as the sum that JAX would make of it, it costs
-    CPU as much as a matrix product of LoRA's.
+    The factor's gradient is summed in float32, where JAX's own sums in y's type. On CPU it is asked
+    for as a product: as a sum it costs as much as LoRA's products.
     """
     return y * factor.astype(y.dtype)
 
@@ -101,8 +101,12 @@ def _scaled_forward(y, factor):
 
 def _scaled_backward(kept, dy):
     y, factor = kept
-    rows, by = (array.reshape(-1, array.shape[-1]) for array in (dy, y))
-    dfactor = jnp.einsum("to,to->o", rows, by, preferred_element_type=jnp.float32)
+    if sharding.platform() == "cpu":
+        rows, slopes = (array.reshape(-1, array.shape[-1]) for array in (y, dy))
+        dfactor = jnp.einsum("to,to->o", rows, slopes, preferred_element_type=jnp.float32)
+    else:
+        wide = y.astype(jnp.float32) * dy.astype(jnp.float32)
+        dfactor = jnp.sum(wide, axis=range(y.ndim - 1))
     return dy * factor.astype(y.dtype), dfactor.astype(factor.dtype)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.models import products
 from research.models.products import matmul, matmul_transposed, scaled
 
 # odd and even rows; wide, square and thin weights: every case of the gradient on CPU
@@ -42,7 +43,9 @@ def test_product_and_gradients_equal_jaxs(dtype, transposed, rows, sizes):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scaled_outputs_and_gradients_equal_jaxs(dtype):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_scaled_outputs_and_gradients_equal_jaxs(dtype, platform, monkeypatch):
+    monkeypatch.setattr(products.sharding, "platform", lambda: platform)  # each has its own way
     random = np.random.default_rng(0)
     y = jnp.asarray(random.normal(size=(2, 9, 6)), dtype)
     factor = jnp.asarray(random.normal(size=6), jnp.float32)
