@@ -242,7 +242,8 @@ def merge(model: Transformer, adapter: str) -> Transformer:
     """A copy whose weights hold what the adapter did, computed in float32, its sites emptied.
 
     Raises:
-      ValueError: when nothing of that name is attached, or a delta cannot be merged.
+      ValueError: when nothing of that name is attached, a delta cannot be merged, or another acts
+        before it on the same weight.
     """
     model = jax.tree.map(lambda leaf: leaf, model)
     for name, module in places(model, Embedding, Head):
@@ -296,6 +297,10 @@ def merge_sites(
       ValueError: a delta cannot be merged.
     """
     kept = {}
+    for name, module in places(part, *PLACES):
+        first = next(iter(module.site), adapter)
+        if adapter in module.site and first != adapter:
+            raise ValueError(f"{name}: {adapter!r} acts on what {first!r} gives; merge that first")
     for name, module, delta in _taken(part, adapter):
         if not hasattr(delta, "merged"):
             raise ValueError(f"{name}: {type(delta).__name__} cannot be merged into a weight")

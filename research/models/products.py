@@ -89,10 +89,11 @@ _transposed_product.defvjp(_transposed_forward, _transposed_backward)
 def scaled(y: jax.Array, factor: jax.Array) -> jax.Array:
     """y [...,O] * factor [O], in y's type.
 
-    The factor's gradient is summed in float32, where JAX's own sums in y's type. On CPU it is asked
-    for as a product: as a sum it costs as much as LoRA's products.
+    The factor keeps its own: near 1, bfloat16 has nothing finer than 1/128. Its gradient is summed
+    in float32, where JAX's own sums in y's type. On CPU it is asked for as a product: as a sum it
+    costs as much as LoRA's products.
     """
-    return y * factor.astype(y.dtype)
+    return (y.astype(jnp.float32) * factor).astype(y.dtype)
 
 
 def _scaled_forward(y, factor):
@@ -107,7 +108,7 @@ def _scaled_backward(kept, dy):
     else:
         wide = y.astype(jnp.float32) * dy.astype(jnp.float32)
         dfactor = jnp.sum(wide, axis=range(y.ndim - 1))
-    return dy * factor.astype(y.dtype), dfactor.astype(factor.dtype)
+    return scaled(dy, factor), dfactor.astype(factor.dtype)
 
 
 scaled.defvjp(_scaled_forward, _scaled_backward)

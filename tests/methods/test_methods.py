@@ -13,7 +13,7 @@ from research import step as stepping
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
-from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Partial, Prompt, VeRA
+from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Partial, Prompt, Several, VeRA
 from research.methods.hadamard import LoHa
 from research.program import make_program
 from research.sharding import MeshConfig
@@ -138,3 +138,14 @@ def test_lora_plus_is_a_rule_over_rates():
 def test_merging_what_is_not_there_is_refused():
     with pytest.raises(ValueError, match="no adapter named 'lora'"):
         methods.merge(tiny.model(), "lora")
+
+
+@pytest.mark.parametrize("of", [(IA3(), LoRA(rank=2)), (LoRA(rank=2), IA3())])
+def test_adapters_of_one_weight_merge_in_the_order_in_which_they_act(of):
+    model = tiny.shaken(tiny.attached(Several(of=of)))
+    first, second = (method.adapter for method in of)
+    with pytest.raises(ValueError, match=f"'{second}' acts on what '{first}' gives; merge that"):
+        methods.merge(model, second)
+    merged = methods.merge(methods.merge(model, first), second)
+    expected = forward(model, tiny.batch())
+    np.testing.assert_allclose(forward(merged, tiny.batch()), expected, atol=1e-4)

@@ -56,6 +56,8 @@ def test_scaled_outputs_and_gradients_equal_jaxs(dtype, platform, monkeypatch):
         for f in (scaled, plain)
     )
     assert got[1][0].dtype == y.dtype and got[1][1].dtype == jnp.float32
+    # a factor that bfloat16 would round to 1
+    assert (scaled(jnp.full(6, 1.5, dtype), jnp.full(6, 1.003)) > 1.5).all()
     close = 1e-5 if dtype == "float32" else 2e-2
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
