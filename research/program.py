@@ -276,6 +276,8 @@ def make_program(
         raise UnevenBatch(micro, experiment.accumulate, parts)
     length, prompt = experiment.data.sequence_length, cost.tokens_in_front(model_shapes)
     row = f"data.sequence_length {length}" + (f" and {prompt} tokens of prompts" if prompt else "")
+    if prompt > length:
+        raise ValueError(f"{row}: a prompt may be as long as the rows behind it, not longer")
     shape.check_length(length + prompt, row)
     if (length + prompt) % mesh.shape["sequence"]:
         raise ValueError(f"{row} does not divide over mesh.sequence={mesh.shape['sequence']}")

@@ -115,3 +115,15 @@ def test_pefts_format_has_no_prompt_that_stays_in_a_window(method):
 def test_ia3_is_refused_where_no_gate_makes_it_another_method():
     with pytest.raises(ValueError, match="this MLP has no gate"):
         methods.derive_stacks(FAMILIES["gpt2"], IA3())
+
+
+@pytest.mark.parametrize(
+    "method", [Prompt(length=17), Several(of=(LoRA(rank=2), Prompt(length=17)))]
+)
+def test_a_prompt_longer_than_the_rows_is_refused(method):
+    data = DataConfig((SourceConfig("none", "jsonl", "none"),), sequence_length=16, batch_size=8)
+    experiment = Experiment(steps=1, model=tiny.CONFIG, tokenizer="none", data=data, method=method)
+    with pytest.raises(
+        ValueError, match="sequence_length 16 and 17 tokens of prompts: a prompt may"
+    ):
+        make_program(experiment, None)
