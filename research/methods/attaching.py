@@ -294,7 +294,7 @@ def merge_sites(
       For each place that had it, what unmerging needs beside the adapter: arrays by name.
 
     Raises:
-      ValueError: a delta cannot be merged.
+      ValueError: a delta cannot be merged, or another acts before it on the same weight.
     """
     kept = {}
     for name, module in places(part, *PLACES):
