@@ -1,10 +1,10 @@
 """What to begin with on each accelerator: mesh, rematerialisation, and flags of the compiler.
 
-    tools/preflight.py --config configs/pretrain/llama3_8b.py:v5p --topology v5p:4x4x4
+    graft preflight --config configs/pretrain/llama3_8b.py:v5p --topology v5p:4x4x4
 
 Where memory is small, layers are computed again; where it is large, products are kept, which saves
-a fifth of the time. Weights are shared by all chips of a slice. tools/preflight.py and
-tools/launch.py set the flags for the version that they are asked for (LIBTPU_INIT_ARGS, unless you
+a fifth of the time. Weights are shared by all chips of a slice. graft preflight and
+graft launch set the flags for the version that they are asked for (LIBTPU_INIT_ARGS, unless you
 set it). All but the last are those that MaxText publishes for its runs on these chips, for
 gathering weights while products are computed. The last keeps the compiler from gathering weights by
 summing arrays of zeros, as it does where one axis of a mesh lies on several of the torus: a quarter

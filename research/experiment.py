@@ -6,14 +6,21 @@ import dataclasses
 from typing import Any
 
 from research import sharding
-from research.config import BelowOne, Count, NonNegative, Positive, PositiveNumber, one_of
+from research.config.schema import (
+    BelowOne,
+    Count,
+    NonNegative,
+    Positive,
+    PositiveNumber,
+    one_of,
+)
 from research.data.pipeline import DataConfig
 from research.data.run_checks import CheckConfig
-from research.loss import LossConfig
+from research.losses.sequence_chunks import LossConfig
 from research.methods import METHODS, Full
 from research.models.config import ComputeConfig, ModelConfig
-from research.optimizers import OptimizerConfig
-from research.schedules import ScheduleConfig
+from research.optim.optimizers import OptimizerConfig
+from research.optim.schedules import ScheduleConfig
 from research.sharding import MeshConfig
 
 # one of the registered methods, told apart by its `kind`

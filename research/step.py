@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research import optimizers, schedules, tree
+from research import tree
 from research.batch import Array, Batch
-from research.loss import LossConfig, TokenLosses, summed_losses, token_losses
+from research.losses.sequence_chunks import LossConfig, TokenLosses, summed_losses, token_losses
 from research.models.sites import Context
-from research.optimizers import OptimizerConfig
-from research.schedules import Schedule
+from research.optim import optimizers, schedules
+from research.optim.optimizers import OptimizerConfig
+from research.optim.schedules import Schedule
 
 Metrics = dict[str, jax.Array]
 

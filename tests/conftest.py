@@ -37,7 +37,7 @@ def memory():
     """JAX keeps every program that it compiled: gigabytes in a process that runs all tests."""
     yield
     if "jax" in sys.modules and resident() > 2 * 10**9:
-        from research.memory import give_back
+        from research.runtime.memory import give_back
 
         give_back(compiled=True)
 
@@ -52,6 +52,6 @@ def resident() -> int:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A corpus, a tokenizer and a base, made once for a test process."""
-    from tests import tiny_run  # it imports JAX
+    from tests.helpers import tiny_run  # it imports JAX
 
     return tiny_run.world(tmp_path_factory.getbasetemp())

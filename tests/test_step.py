@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from research import methods, optimizers, schedules, sharding, tree
+from research import methods, sharding, tree
 from research import step as stepping
 from research.methods import Full, LoRA, Partial
-from research.optimizers import OptimizerConfig
-from research.schedules import ScheduleConfig
+from research.optim import optimizers, schedules
+from research.optim.optimizers import OptimizerConfig
+from research.optim.schedules import ScheduleConfig
 from research.sharding import MeshConfig
-from tests import tiny
+from tests.helpers import tiny
 
 train_step = jax.jit(stepping.train_step, static_argnames="plan")
 

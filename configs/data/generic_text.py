@@ -1,8 +1,8 @@
 """Prepares the built-in text of five kinds: what the quickstart pretrains on, filtered.
 
-    python -m research.train_tokenizer --config configs/quickstart/pretrain.py \\
+    graft tokenizer --config configs/quickstart/pretrain.py \\
         --vocabulary 2048 --out runs/quickstart/tokenizer.json
-    tools/prepare_data.py --config configs/data/generic_text.py --out data/generic_text
+    graft prepare --config configs/data/generic_text.py --out data/generic_text
 
 Numbers of a run: docs/data_preparation.md.
 """

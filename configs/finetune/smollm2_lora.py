@@ -1,8 +1,8 @@
 """Tunes SmolLM2-135M-Instruct on licence notices with LoRA: a real base, in minutes on a CPU.
 
-    tools/convert.py import --from smollm2 --out runs/smollm2
-    python -m research.train --config configs/finetune/smollm2_lora.py --workdir runs/smollm2_lora
-    tools/convert.py export --from runs/smollm2_lora --out exports/licences
+    graft convert import --from smollm2 --out runs/smollm2
+    graft train --config configs/finetune/smollm2_lora.py --workdir runs/smollm2_lora
+    graft convert export --from runs/smollm2_lora --out exports/licences
 
 Expected (two CPU cores, jax 0.10.2, one seed): 100 steps in 8 minutes and 5.8 GB, 4.9M of 139M
 parameters trained on 1,065 notices, last losses 0.01 to 0.15, an adapter of 22 MB. 76% [69, 83] of
@@ -10,7 +10,7 @@ parameters trained on 1,065 notices, last losses 0.01 to 0.15, an adapter of 22 
 held-out text. The same again, with intervals and baselines: tools/quickstart --base smollm2; the
 answers alone, in 3 minutes:
 
-    python -m research.evaluate --config configs/quickstart/smollm2_evaluate.py \\
+    graft evaluate --config configs/quickstart/smollm2_evaluate.py \\
         --run runs/smollm2_lora --config.text=None
 
 The base is already instruction-tuned, and was stored in 4 bits before it came here: what is

@@ -1,6 +1,6 @@
 """What experiments/methods asks of each tuned model: the quickstart's tasks, on fewer rows.
 
-python -m research.evaluate --config configs/methods/evaluate.py --run runs/smollm2_lora
+graft evaluate --config configs/methods/evaluate.py --run runs/smollm2_lora
 """
 
 from ml_collections import ConfigDict

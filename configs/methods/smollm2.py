@@ -1,10 +1,10 @@
 """SmolLM2-135M-Instruct tuned on licence notices, once for each method: what experiments/methods
 compares.
 
-    tools/convert.py import --from smollm2 --out runs/smollm2
-    python -m research.train --config configs/methods/smollm2.py:dora --workdir runs/dora
-    tools/convert.py quantize --from runs/smollm2 --to nf4 --out runs/smollm2_nf4
-    python -m research.train --config configs/methods/smollm2.py:qlora_nf4 --workdir runs/qlora
+    graft convert import --from smollm2 --out runs/smollm2
+    graft train --config configs/methods/smollm2.py:dora --workdir runs/dora
+    graft convert quantize --from runs/smollm2 --to nf4 --out runs/smollm2_nf4
+    graft train --config configs/methods/smollm2.py:qlora_nf4 --workdir runs/qlora
 
 Every form has the same data, steps and optimizer. Its rates are those that its study begins from
 (experiments/methods).

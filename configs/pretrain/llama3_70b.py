@@ -1,9 +1,9 @@
 """Pretrains a model of Llama 3.1 70B's shape (arXiv:2407.21783) on prepared text.
 
-    tools/preflight.py --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8
-    tools/preflight.py --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8 --slices 2 \\
+    graft preflight --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8
+    graft preflight --config configs/pretrain/llama3_70b.py --topology v5p:8x8x8 --slices 2 \\
         --config.data.batch_size=1024
-    python -m research.train --config configs/pretrain/llama3_70b.py --workdir gs://BUCKET/llama3_70b
+    graft train --config configs/pretrain/llama3_70b.py --workdir gs://BUCKET/llama3_70b
 
 docs/scaling.md has the arithmetic.
 """

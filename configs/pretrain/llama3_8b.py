@@ -1,10 +1,10 @@
 """Pretrains a model of Llama 3.1 8B's shape (arXiv:2407.21783) on prepared text.
 
-    tools/preflight.py --config configs/pretrain/llama3_8b.py --topology v5p:4x4x4
-    python -m research.train --config configs/pretrain/llama3_8b.py --workdir gs://BUCKET/llama3_8b
+    graft preflight --config configs/pretrain/llama3_8b.py --topology v5p:4x4x4
+    graft train --config configs/pretrain/llama3_8b.py --workdir gs://BUCKET/llama3_8b
 
 llama3_8b.py:v5p takes what configs/presets.py recommends for an accelerator.
-The text: tools/prepare_data.py with the tokenizer below, which has the model's 128,256 words at
+The text: graft prepare with the tokenizer below, which has the model's 128,256 words at
 most. Every device holds its part of all weights (mesh.fsdp); docs/scaling.md says where that ends.
 """
 

@@ -1,7 +1,7 @@
 """Pretrains a model of SmolLM2 135M's shape (arXiv:2502.02737) on prepared text.
 
-    tools/preflight.py --config configs/pretrain/smollm2_135m.py --topology v5e:4x4
-    python -m research.train --config configs/pretrain/smollm2_135m.py --workdir runs/smollm2_135m
+    graft preflight --config configs/pretrain/smollm2_135m.py --topology v5e:4x4
+    graft train --config configs/pretrain/smollm2_135m.py --workdir runs/smollm2_135m
 
 Small enough for a copy on every 8 devices; more devices are more rows.
 """

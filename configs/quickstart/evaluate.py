@@ -1,7 +1,7 @@
 """What the quickstart asks of each model: five kinds of held-out text, and licence notices.
 
-    python -m research.evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
-    python -m research.evaluate --config configs/quickstart/evaluate.py \\
+    graft evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
+    graft evaluate --config configs/quickstart/evaluate.py \\
         --run runs/quickstart/pretrain --config.choice.shots=4
 """
 

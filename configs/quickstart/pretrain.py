@@ -1,8 +1,8 @@
 """Pretrains the quickstart's base: a small Llama shape on five kinds of generic text.
 
-    python -m research.train_tokenizer --config configs/quickstart/pretrain.py \\
+    graft tokenizer --config configs/quickstart/pretrain.py \\
         --vocabulary 2048 --out runs/quickstart/tokenizer.json
-    python -m research.train --config configs/quickstart/pretrain.py \\
+    graft train --config configs/quickstart/pretrain.py \\
         --workdir runs/quickstart/pretrain
 """
 

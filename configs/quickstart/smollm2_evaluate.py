@@ -1,6 +1,6 @@
 """What the quickstart asks of SmolLM2 and its tunes: the quickstart's tasks, on fewer rows.
 
-    python -m research.evaluate --config configs/quickstart/smollm2_evaluate.py \\
+    graft evaluate --config configs/quickstart/smollm2_evaluate.py \\
         --run runs/smollm2_lora
 """
 

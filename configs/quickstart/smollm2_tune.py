@@ -1,7 +1,7 @@
 """Tunes SmolLM2-135M-Instruct on licence notices, or trains its shape on them alone.
 
-    tools/convert.py import --from smollm2 --out runs/smollm2
-    python -m research.train --config configs/quickstart/smollm2_tune.py:full \\
+    graft convert import --from smollm2 --out runs/smollm2
+    graft train --config configs/quickstart/smollm2_tune.py:full \\
         --workdir runs/smollm2_full
 
 `:lora` is configs/finetune/smollm2_lora.py; `:full` and `:scratch` differ from it in method, rate

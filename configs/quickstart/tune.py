@@ -1,10 +1,10 @@
 """Tunes the quickstart's base on licence notices, or trains the same model on them alone.
 
-    python -m research.train --config configs/quickstart/tune.py:full \\
+    graft train --config configs/quickstart/tune.py:full \\
         --workdir runs/quickstart/full
-    python -m research.train --config configs/quickstart/tune.py:lora \\
+    graft train --config configs/quickstart/tune.py:lora \\
         --workdir runs/quickstart/lora
-    python -m research.train --config configs/quickstart/tune.py:scratch \\
+    graft train --config configs/quickstart/tune.py:scratch \\
         --workdir runs/quickstart/scratch
 
 The three differ in method, rate and start; data and number of steps are the same.

@@ -13,7 +13,6 @@ this machine or on another, and to run a form anew is to take it out of the file
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import shlex
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.methods.smollm2 import FORMS
-from research.checkpoint import library_versions
-from research.memory import give_back
-from research.runs import write_json
+from research import cli
+from research.checkpoints.checkpointer import library_versions
+from research.checkpoints.runs import write_json
+from research.runtime.memory import give_back
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 RESULTS = Path(__file__).parent / "results.json"
@@ -94,7 +94,7 @@ class Study:
 
     def make(self, model: Path, *how: object) -> None:
         if model not in self.made and not model.exists():
-            self.command("tools.convert", *how, "--out", model)
+            self.command("convert", *how, "--out", model)
         self.made.add(model)
 
     def measure_base(self, stored: str | None) -> None:
@@ -156,15 +156,13 @@ class Study:
         start = self.start(FORMS[form].stored)
         numbers = [f"schedule.rate={rate!r}", f"seed={seed}", f"data.seed={seed}"]
         overrides = [f"--config.{setting}" for setting in (*numbers, f"init_from={start}")]
-        self.command(
-            "research.train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides, *more
-        )
+        self.command("train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides, *more)
         return {"heldout_loss": 0.0} if self.dry_run else read(run / "summary.json")
 
     def evaluate(self, run: Path) -> dict[str, Any]:
         """What a model knows of the task, and of text that it was not tuned on."""
         out = self.folder / "answers" / f"{'_'.join(run.relative_to(self.folder).parts)}.json"
-        self.command("research.evaluate", "--config", EVALUATE, "--run", run, "--out", out)
+        self.command("evaluate", "--config", EVALUATE, "--run", run, "--out", out)
         if self.dry_run:
             return {}
         return {name: read(out)[name] for name in ("quality", "bits_per_byte", "fingerprint")}
@@ -174,12 +172,12 @@ class Study:
         if not self.dry_run:
             write_json(self.file, {"versions": library_versions()} | self.results)
 
-    def command(self, module: str, *arguments: object) -> None:
-        """Runs one program of the project, in this process: a start takes as long as ten steps."""
+    def command(self, command: str, *arguments: object) -> None:
+        """Runs one command of `graft`, in this process: a start takes as long as ten steps."""
         words = list(map(str, arguments))
-        print(f"\n$ python -m {shlex.join([module, *words])}", flush=True)
+        print(f"\n$ graft {shlex.join([command, *words])}", flush=True)
         if not self.dry_run:
-            importlib.import_module(module).main(words)
+            cli.main([command, *words])
             give_back()
 
 

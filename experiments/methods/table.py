@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.methods.__main__ import SEEDS
-from research import report
-from research.evaluation.statistics import Estimate, mean_interval
-from research.plots import bar_plot, si, standalone
-from research.report import Column
+from research.reports import page
+from research.reports.page import Column
+from research.reports.plots import bar_plot, si, standalone
+from research.reports.statistics import Estimate, mean_interval
 
 HERE = Path(__file__).parent
 COLUMNS = [
@@ -82,7 +82,7 @@ def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    return report.text_table(rows(results), COLUMNS)
+    return page.text_table(rows(results), COLUMNS)
 
 
 def plot(results: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
-"""What others reached, beside the bound that tools/preflight.py would have given them.
+"""What others reached, beside the bound that graft preflight would have given them.
 
     python -m experiments.published [--write]
 
 Each run is a model, a mesh and a batch as published, and the share of peak or the tokens a second
-that was reported. Nothing is compiled or run: the bound is closed form (`research.roofline`). One
-that a run passes is wrong; one far above all of them says little. `--write` renews table.md here.
+that was reported. Nothing is compiled or run: the bound is closed form
+(`research.preflight.roofline`). One that a run passes is wrong; one far above all of them says
+little. `--write` renews table.md here.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from research.accelerators import TPUS, Accelerator
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig
-from research.program import Program, make_program
-from research.report import Column, text_table
-from research.roofline import roofline
-from research.schedules import ScheduleConfig
+from research.optim.schedules import ScheduleConfig
+from research.preflight.roofline import roofline
+from research.reports.page import Column, text_table
+from research.runtime.accelerators import TPUS, Accelerator
 from research.sharding import MeshConfig
+from research.training.program import Program, make_program
 
 TABLE = Path(__file__).parent / "table.md"
 # NVIDIA's data sheet of the H100 SXM: dense bfloat16, memory, NVLink one way; a 400 Gb/s port a GPU

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from experiments.quickstart.stories import STORIES, Story
-from research import config as door
+from research.config import cli
 
 VOCABULARY = 2048
 
@@ -55,11 +55,11 @@ def main() -> None:
     if story.pretrain:
         words = folder / "tokenizer.json"
         if not words.exists():
-            run("research.train_tokenizer", "--config", story.pretrain,
+            run("tokenizer", "--config", story.pretrain,
                 "--vocabulary", VOCABULARY, "--out", words)  # fmt: skip
         train(base, story.pretrain, f"--config.tokenizer={words}", *short)
     elif not base.exists():
-        run("tools.convert", "import", "--from", story.source, "--out", base)
+        run("convert", "import", "--from", story.source, "--out", base)
     train(folder / "full", f"{story.tune}:full", f"--config.init_from={base}", *short)
     train(folder / "lora", f"{story.tune}:lora", f"--config.init_from={base}", *short)
     train(folder / "scratch", f"{story.tune}:scratch", f"--config.tokenizer={words}", *short)
@@ -82,7 +82,7 @@ def prepare_data(story: Story) -> None:
     from research.data import builders
     from research.evaluation import tasks
 
-    task = door.load(tasks.Evaluation, story.evaluate)
+    task = cli.load(tasks.Evaluation, story.evaluate)
     assert task.text is not None and task.choice is not None
     names = [source.name for source in (*task.text.sources, task.choice.source)]
     for name in tqdm(names, "data", unit="set", disable=None):
@@ -90,16 +90,18 @@ def prepare_data(story: Story) -> None:
 
 
 def train(workdir: Path, config: str, *overrides: str) -> None:
-    run("research.train", "--config", config, "--workdir", workdir, *overrides)
+    run("train", "--config", config, "--workdir", workdir, *overrides)
 
 
-def run(module: str, *arguments: object) -> None:
-    """Runs one program of the project and ends with its exit status if it fails."""
-    words = [module, *map(str, arguments)]
-    print(f"\n$ python -m {shlex.join(words)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", *words]).returncode
+def run(command: str, *arguments: object) -> None:
+    """Runs one command of `graft` and ends with its exit status if it fails."""
+    words = [command, *map(str, arguments)]
+    print(f"\n$ graft {shlex.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", "research.cli", *words]).returncode
     if status:
-        sys.exit(f"quickstart: {module} ended with status {status}; what it printed says why")
+        sys.exit(
+            f"quickstart: graft {command} ended with status {status}; what it printed says why"
+        )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ import jax
 import numpy as np
 
 from experiments.quickstart.stories import Story
-from research import config as door
-from research import runs, sharding
-from research.compilation_cache import enable_compilation_cache
+from research import sharding
+from research.checkpoints import runs
+from research.checkpoints.runs import Run
+from research.commands.evaluate import scorer
+from research.config import cli, schema
 from research.data.sources import open_source
-from research.evaluate import scorer
-from research.evaluation import compression, statistics, tasks
+from research.evaluation import compression, tasks
 from research.evaluation.baselines import BASELINES
 from research.generation import decode
-from research.metrics import read_metrics
-from research.runs import Run
+from research.reports import statistics
+from research.runtime.compilation_cache import enable_compilation_cache
+from research.training.metrics import read_metrics
 
 TextResults = Mapping[str, tasks.TextScores]
 NEW_TOKENS = 16
@@ -99,7 +101,7 @@ def measure(folder: Path, story: Story) -> dict[str, Any]:
         "task": task_facts(choice, answers),
         "curves": curves(folder, trained),
         "samples": samples(opened, story.base, choice),
-        "configs": {name: door.to_dict(opened[name].experiment) for name in trained},
+        "configs": {name: schema.to_dict(opened[name].experiment) for name in trained},
         "versions": opened["full"].saved.metadata()["versions"],
         "caveat": story.caveat,
         "device": jax.devices()[0].device_kind,
@@ -107,7 +109,7 @@ def measure(folder: Path, story: Story) -> dict[str, Any]:
 
 
 def load_tasks(story: Story, way: str) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
-    evaluation = door.load(tasks.Evaluation, f"{story.evaluate}:{way}")
+    evaluation = cli.load(tasks.Evaluation, f"{story.evaluate}:{way}")
     assert evaluation.text is not None and evaluation.choice is not None
     return evaluation.text, evaluation.choice
 

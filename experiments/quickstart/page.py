@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research import report
-from research.evaluation.statistics import Estimate
-from research.plots import Html, standalone
-from research.report import Column, Point
+from research.reports import page
+from research.reports.page import Column, Point
+from research.reports.plots import Html, standalone
+from research.reports.statistics import Estimate
 
 RUN_NAMES = {
     "pretrain": "pretraining",
@@ -62,8 +62,8 @@ def _estimate(value: Mapping[str, float]) -> Estimate:
 def text(results: Mapping[str, Any]) -> str:
     """Both tables for a terminal."""
     tables = (
-        report.text_table(table(results), COLUMNS),
-        report.text_table(results["text"], TEXT_COLUMNS),
+        page.text_table(table(results), COLUMNS),
+        page.text_table(results["text"], TEXT_COLUMNS),
     )
     return "\n\n".join(filter(None, (*tables, finding(results), results["caveat"])))
 
@@ -88,7 +88,7 @@ def finding(results: Mapping[str, Any]) -> str:
 def quality_plot(rows: Sequence[Mapping[str, Any]]) -> Html:
     """Right answers against trained parameters; ways that train nothing are lines."""
     asked = [row for row in rows if "quality" in row]
-    return report.scatter_plot(
+    return page.scatter_plot(
         [
             Point(row["name"], row["trainable"], row["quality"].scaled(100), row["kind"])
             for row in asked
@@ -131,10 +131,10 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
         for item in results["samples"]["notices"]
     ]
     (folder / "quality.svg").write_text(standalone(quality_plot(rows)), encoding="utf-8")
-    return report.write(
+    return page.write(
         folder / "report.html",
         "Pretraining, tuning, prompting: one task, measured",
-        report.section(
+        page.section(
             "Every way to the same task",
             f"Task: a licence notice, which of {task['labels']} licences? {task['questions']} test "
             "questions, split from training by near-duplicate cluster "
@@ -143,15 +143,15 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
             f"tokens ({task['cut']['tuned, full']} are; {task['cut']['base, few-shot']} with "
             "worked examples in front), answers never. Nothing was tuned on the test split. "
             f"{results['caveat']}",
-            report.table(rows, COLUMNS, by="kind"),
+            page.table(rows, COLUMNS, by="kind"),
         ),
-        report.section(
+        page.section(
             "Quality against trained parameters",
             quality_plot(rows),
         ),
-        report.section(
+        page.section(
             "What it costs",
-            report.bar_plot(
+            page.bar_plot(
                 [row["name"] for row in asked],
                 {
                     "training (s)": seconds,
@@ -161,10 +161,10 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
                 f"Training beyond the base; {origin(rows[0])}.",
             ),
         ),
-        report.section(
+        page.section(
             "Loss while training",
             *[
-                report.line_plot(
+                page.line_plot(
                     {RUN_NAMES[name]: (curves[name]["tokens"], curves[name]["loss"])},
                     "tokens seen",
                     "loss (nats a token)",
@@ -173,7 +173,7 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
                 for name in ("pretrain",)
                 if name in curves
             ],
-            report.line_plot(
+            page.line_plot(
                 tuned,
                 "tokens seen",
                 "loss (nats a trained token)",
@@ -181,18 +181,18 @@ def write(folder: Path, results: Mapping[str, Any]) -> Path:
                 log_y=True,
             ),
         ),
-        report.section(
+        page.section(
             "Has the base learnt?",
             "Bits for each byte of held-out text. The token models were fitted on the whole "
             f"training text{reading(rows[0])}; xz sees the held-out text alone.",
-            report.table(results["text"], TEXT_COLUMNS),
+            page.table(results["text"], TEXT_COLUMNS),
         ),
-        report.section(
+        page.section(
             "What the models write",
             "Greedy answers to test notices, not picked by hand:",
-            report.samples(notices),
+            page.samples(notices),
             "And what the base makes of a few words:",
-            report.table(
+            page.table(
                 results["samples"]["texts"], [Column("prompt", "start"), Column("text", "the base")]
             ),
         ),

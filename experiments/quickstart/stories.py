@@ -22,7 +22,7 @@ class Story:
       tune: the config of the runs `full`, `lora` and `scratch`.
       evaluate: the config of what every model is asked.
       pretrain: the config of the base; None: the base is imported.
-      source: what is imported, as `tools/convert.py import --from` takes it.
+      source: what is imported, as `graft convert import --from` takes it.
       caveat: what must be known of the base beside any number taken from it.
     """
 

@@ -2,7 +2,7 @@
 
     python -m experiments.topologies [--only v5e:8x8] [--dry-run]
 
-Each cell is a command of tools/preflight.py, which compiles the train step with the real TPU
+Each cell is a command of graft preflight, which compiles the train step with the real TPU
 compiler (`tools/setup preflight`), some minutes each. What results.json here has is not compiled
 again; table.md is written anew after each. One row of 4096 tokens a device, or four.
 """
@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.accelerators import EXAMPLES, TPUS
-from research.report import Column, text_table
-from research.runs import write_json
+from research.checkpoints.runs import write_json
+from research.reports.page import Column, text_table
+from research.runtime.accelerators import EXAMPLES, TPUS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -103,19 +103,21 @@ def main() -> None:
 
 
 def examine(topology: str, form: Form, dry_run: bool) -> dict[str, Any]:
-    """What tools/preflight.py reports of a cell; nothing in a dry run."""
+    """What graft preflight reports of a cell; nothing in a dry run."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = ["tools/preflight.py", "--config", CONFIG, "--topology", topology, "--tries", "0"]
+        words = ["preflight", "--config", CONFIG, "--topology", topology, "--tries", "0"]
         if form.rows:
             devices = TPUS[topology.partition(":")[0]].devices_per_chip
             words += ["--sequences-per-chip", str(form.rows * devices)]
         words += form.flags
-        print("$", shlex.join(words), flush=True)
+        print("$ graft", shlex.join(words), flush=True)
         if dry_run:
             return {}
         done = subprocess.run(
-            [sys.executable, *words, "--json", str(report)], cwd=ROOT, check=False
+            [sys.executable, "-m", "research.cli", *words, "--json", str(report)],
+            cwd=ROOT,
+            check=False,
         )
         if done.returncode not in (0, 3):  # 3: it does not fit, which is a result
             raise SystemExit(f"{words[0]} ended with {done.returncode}")

@@ -1,7 +1,7 @@
 """Adapters as things to hold: what there is in a folder, sums of them, several side by side.
 
 An adapter is a run that was tuned on a base: its folder holds what was attached, and names the base
-by its fingerprint. Merging and unmerging are in `research.merging`.
+by its fingerprint. Merging and unmerging are in `research.adapters.merging`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from research import config as door
-from research import methods, paths, runs, sharding, tree
-from research.checkpoint import open_checkpoint
+from research import methods, sharding, tree
+from research.checkpoints import runs
+from research.checkpoints.checkpoint import SavedStep
+from research.checkpoints.checkpointer import open_checkpoint
+from research.checkpoints.runs import Run
+from research.config import schema
 from research.experiment import Experiment
 from research.methods import Method
 from research.models.transformer import Transformer
-from research.runs import Run
-from research.saved_step import SavedStep
+from research.runtime import storage
 from research.tree import Arrays
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ OFF = -1  # a row of `Batch.adapter` that uses none
 def find(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """What the tuned runs in a folder and the folders in it are, by path, as rows of a table."""
     found = []
-    for path in _runs(paths.absolute(folder)):
+    for path in _runs(storage.absolute(folder)):
         try:
             saved = open_checkpoint(path)
             if saved.metadata()["base"] is not None:
@@ -50,9 +52,9 @@ def find(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _runs(folder: epath.Path) -> Iterator[epath.Path]:
     """Every folder with a finished model, by path; in buckets too, which know no `**`."""
     for inside in sorted(folder.iterdir()):
-        if inside.name == "model" and paths.is_folder(inside):
+        if inside.name == "model" and storage.is_folder(inside):
             yield folder
-        elif inside.name != "checkpoints" and paths.is_folder(inside):
+        elif inside.name != "checkpoints" and storage.is_folder(inside):
             yield from _runs(inside)
 
 
@@ -91,7 +93,7 @@ def describe(saved: SavedStep) -> dict[str, Any]:
         "adapters": ", ".join(methods.bank_names(method) or methods.adapter_names(method)),
         "parameters": sum(sizes.values()),
         "bytes": sum(stored.values()),
-        "base": base["path"] + ("" if paths.absolute(base["path"]).exists() else " (gone)"),
+        "base": base["path"] + ("" if storage.absolute(base["path"]).exists() else " (gone)"),
         "base_fingerprint": base["fingerprint"][:16],
     }
 
@@ -285,7 +287,7 @@ def _filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _said(run: Run, other: Run) -> str:
     """A method, with what of it is not as in another of its kind, for an error."""
-    given, theirs = door.to_dict(run.method), door.to_dict(other.method)
+    given, theirs = schema.to_dict(run.method), schema.to_dict(other.method)
     apart = [f"{n} {v}" for n, v in given.items() if v != theirs.get(n) and n != "kind"]
     kind = given["kind"]
     return f"{kind} with {', '.join(apart)}" if apart and kind == theirs["kind"] else kind

@@ -17,14 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import config as door
-from research import methods, paths, runs, sharding, tree
-from research.models import storage
+from research import methods, sharding, tree
+from research.checkpoints import runs
+from research.checkpoints.runs import Run
+from research.config import schema
+from research.models import weight_storage
 from research.models.config import ModelConfig
 from research.models.config import Storage as StorageKind
 from research.models.sites import Weight
 from research.models.transformer import Transformer
-from research.runs import Run
+from research.runtime import storage as paths
 
 # the largest difference of outputs that a merge may make, relative to the largest output
 TOLERANCE = 1e-4
@@ -135,7 +137,7 @@ def _fold(part: Any, shared: Any, adapters: tuple[str, ...]) -> tuple[tree.Array
     for adapter in adapters:
         for place, arrays in methods.merge_sites(part, adapter, shared, _weight).items():
             kept |= {f"{place}/{adapter}/{name}": array for name, array in arrays.items()}
-    return tree.flatten(storage.plain(part)), kept
+    return tree.flatten(weight_storage.plain(part)), kept
 
 
 @functools.partial(jax.jit, static_argnames="adapters")
@@ -143,7 +145,7 @@ def _unfold(part: Any, shared: Any, kept: Any, adapters: tuple[str, ...]) -> tre
     """The inverse of `_fold`; `kept` by adapter and place."""
     for adapter in reversed(adapters):
         methods.unmerge_sites(part, adapter, shared, _weight, kept[adapter])
-    return tree.flatten(storage.plain(part))
+    return tree.flatten(weight_storage.plain(part))
 
 
 def _weight(module: Any) -> Weight:
@@ -193,7 +195,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     }
     certificate = {
         "adapter": {"path": str(run.saved.path), "fingerprint": run.fingerprint},
-        "method": door.to_dict(run.method),
+        "method": schema.to_dict(run.method),
         "base": base,
         "merged_in": "float32, on dequantised weights" if run.model.storage else "float32",
         "probe": "{} rows of {} random tokens".format(*_probe_size(config)),
@@ -286,7 +288,7 @@ def store(
         wide = merged(name)
         place = name.removesuffix("/kernel")
         kind = tree.first_match(rules, place, "float32") if place != name else "float32"
-        parts, read = storage.stored(wide, kind)
+        parts, read = weight_storage.stored(wide, kind)
         arrays |= {name + part: array for part, array in parts.items()}
         line = report.setdefault(kind, {"parameters": 0, "bytes": 0, "error": 0.0, "size": 0.0})
         line["parameters"] += wide.size

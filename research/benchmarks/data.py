@@ -16,18 +16,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from research.data import bin_packing, packing
-from research.data.tokens import Ragged, TokenTable
+from research.benchmarks import deduplication, harness
+from research.data.packing import best_fit, planning
+from research.data.token_cache import Ragged, TokenTable
 from research.objectives.causal import Causal
-from tools.benchmarks import deduplication, harness
+from research.text.tokenizer import Tokenizer
 
 PARTS = ("reading", "tokenising", "packing", "index", "deduplication")
 OBJECTIVES = ("causal", "fill_in_the_middle", "prefix_lm", "span_corruption", "masked")
-CONTENDER = "tools.benchmarks.data_contender"
+CONTENDER = "research.benchmarks.data_contender"
 GIB = 2**30
 # Lengths as parts of a row, which best fit alone packs badly.
 LENGTHS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
@@ -55,7 +56,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = str(Path(folder) / "tokenizer.json")
         if set(arguments.parts) & {"reading", "tokenising"}:
-            from tools.benchmarks.data_contender import words
+            from research.benchmarks.data_contender import words
 
             words().save(Path(tokenizer))
         if "reading" in arguments.parts:
@@ -119,10 +120,10 @@ def _packing(arguments: argparse.Namespace) -> dict[str, Any]:
         parts = draw(np.random.default_rng(0), 20_000)
         sizes = np.clip(parts * arguments.length, 1, arguments.length).astype(np.int64)
         start = time.perf_counter()
-        planned = int(bin_packing.assign(sizes, arguments.length).max()) + 1
+        planned = int(best_fit.assign(sizes, arguments.length).max()) + 1
         seconds = time.perf_counter() - start
-        simple = int(bin_packing.best_fit(sizes, arguments.length).max()) + 1
-        fewest = bin_packing.fewest_rows(sizes, arguments.length)
+        simple = int(best_fit.best_fit(sizes, arguments.length).max()) + 1
+        fewest = best_fit.fewest_rows(sizes, arguments.length)
         print(f"  {name:26} best fit {simple:,}, Graft {planned:,} ({seconds:.1f} s), ", end="")
         print(f"no plan below {fewest:,}")
         results |= {
@@ -149,8 +150,8 @@ def _index(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         documents_ = Ragged(values, offsets)
         table = TokenTable("made", {"text": documents_}, {"text": np.diff(offsets)})
-        examples = Causal().prepare(table, _NoWords(), arguments.length)
-        plan = packing.plan(examples.lengths, arguments.length, splittable=True, pack=True, seed=0)
+        examples = Causal().prepare(table, cast(Tokenizer, _NoWords()), arguments.length)
+        plan = planning.plan(examples.lengths, arguments.length, splittable=True, pack=True, seed=0)
     print(
         f"\nindex of {total / 1e9:.2f} billion tokens in {documents:,} documents\n"
         f"  rows of {arguments.length}, {plan.fill:.2%} full: {sample['seconds']:.1f} s, at most "

@@ -12,12 +12,12 @@ import grain.python as grain
 import numpy as np
 import tokenizers
 
-from research import metrics
-from research.data import tokenizer as tokenizer_lib
-from research.data import tokens
+from research.data import token_cache
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig, open_source
-from research.data.tokenizer import Tokenizer
+from research.text import tokenizer as tokenizer_lib
+from research.text.tokenizer import Tokenizer
+from research.training import metrics
 
 # what the harness asks
 peak_memory = metrics.peak_memory_bytes
@@ -52,7 +52,7 @@ def _batches(settings: Mapping[str, Any]):
     length, rows = settings["sequence_length"], settings["batch_size"]
     config = DataConfig(sources(), length, rows, settings["objective"])
     tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(settings["tokenizer"]))
-    pipeline = Pipeline(config, tokenizer, tokens.default_cache())
+    pipeline = Pipeline(config, tokenizer, token_cache.default_cache())
     steps = settings["steps"]
     stream = pipeline.batches()
 
@@ -112,7 +112,7 @@ def _tokenise(settings: Mapping[str, Any]):
     def run() -> float:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            tokens.tokenise(_InMemory(texts), tokenizer, {"text": True}, Path(folder))
+            token_cache.tokenise(_InMemory(texts), tokenizer, {"text": True}, Path(folder))
             return time.perf_counter() - start
 
     return {"bytes": sum(len(text.encode()) for text in texts)}, run

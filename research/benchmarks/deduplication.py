@@ -4,7 +4,7 @@ The corpus is the built-in text with edited copies of some documents among it: w
 dropped or put in, up to a sixth of them. Each size runs in a process of its own, on one worker, so
 that its memory is its own: that of Beam's local runner, which keeps what other runners put on
 disks, and of the worker. Truth is the exact Jaccard similarity of all pairs
-(research/data/near_duplicates.py), computed at the smallest size. Needs `tools/setup prepare`.
+(research/text/near_duplicates.py), computed at the smallest size. Needs `tools/setup prepare`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.benchmarks import harness
+from research.benchmarks import harness
 
 SOURCES = ("graft_books", "graft_code", "graft_encyclopedia", "graft_forum", "graft_web")
 ENVIRONMENT = harness.ROOT / ".venv" / "prepare"
@@ -114,7 +114,7 @@ def _edited(text: str, random: np.random.Generator) -> str:
 
 def _judge(texts: list[str], marks: np.ndarray, threshold: float) -> dict[str, float]:
     """Recall over documents that have an earlier near duplicate, precision over pairs found."""
-    from research.data import near_duplicates
+    from research.text import near_duplicates
 
     matrix = near_duplicates.shingle_matrix(texts)
     has_earlier = np.zeros(len(texts), bool)
@@ -135,11 +135,11 @@ def _judge(texts: list[str], marks: np.ndarray, threshold: float) -> dict[str, f
 
 def _run(folder: Path, threshold: float) -> None:
     """The measured process."""
-    from research.data.preparation import documents, minhash, stages
-    from research.data.preparation.config import NearDuplicates
-    from research.data.preparation.running import Runner
-    from research.data.preparation.stages import Stage
     from research.data.sources import SourceConfig
+    from research.preparation import documents, minhash, stages
+    from research.preparation.config import NearDuplicates
+    from research.preparation.running import Runner
+    from research.preparation.stages import Stage
 
     source = SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl"))
     ranges = documents.Ranges((documents.open_part(source, "train"),), 1024)

@@ -1,4 +1,4 @@
-"""A contender: Graft's train step, compiled as `research.train` compiles it."""
+"""A contender: Graft's train step, compiled as `graft train` compiles it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from research import memory, metrics, program, sharding, tree
+from research import sharding, tree
 from research.batch import Batch
+from research.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
-from research.experiment import Experiment
-from research.loss import LossConfig
+from research.experiment import Experiment, MethodConfig
+from research.losses.sequence_chunks import LossConfig
 from research.methods import (
     IA3,
     Bank,
@@ -30,14 +31,15 @@ from research.methods import (
     VeRA,
 )
 from research.methods.bottleneck import PFEIFFER
-from research.methods.hadamard import LoHa
+from research.methods.loha import LoHa
 from research.models.config import ModelConfig
-from research.models.storage import PRESETS
-from research.optimizers import OptimizerConfig
-from research.schedules import ScheduleConfig
-from tools.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
+from research.models.weight_storage import PRESETS
+from research.optim.optimizers import OptimizerConfig
+from research.optim.schedules import ScheduleConfig
+from research.runtime import memory
+from research.training import metrics, program
 
-METHODS = {
+METHODS: dict[str, MethodConfig] = {
     "full": Full(),
     "lora": LoRA(rank=16, alpha=32.0),
     "pissa": LoRA(rank=16, alpha=16.0, start="pissa"),
@@ -95,7 +97,7 @@ def batch(settings: Mapping[str, Any]) -> Batch:
     shape, method = shape_of(settings), METHODS[settings["method"]]
     size, text = (shape.rows, shape.length), shape.text()
     positions = np.broadcast_to(np.arange(shape.length, dtype=np.int32), size)
-    adapters = len(method.names) if method.kind == "bank" else 0
+    adapters = len(method.names) if isinstance(method, Bank) else 0
     return Batch(
         tokens=text[:, :-1].astype(np.int32),
         targets=text[:, 1:].astype(np.int32),
@@ -107,7 +109,7 @@ def batch(settings: Mapping[str, Any]) -> Batch:
 
 
 def prepare(settings: Mapping[str, Any]):
-    """A contender, see `tools.benchmarks.harness`; `settings` are shape, method and dtype, and
+    """A contender, see `research.benchmarks.harness`; `settings` are shape, method and dtype, and
     where wanted optimizer, rows, how the base is stored, fields of the model, columns of the loss's
     chunk, and a file to write the weights to."""
     return build(settings)[1:]
@@ -119,12 +121,14 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
     with sharding.use(plan.mesh, plan.experiment.sharding_rules):
         state = plan.fresh_state()
         if settings.get("weights"):
-            np.savez(settings["weights"], **transformers_weights(state.model))
+            weights: dict[str, Any] = transformers_weights(state.model)
+            np.savez(settings["weights"], **weights)
         hyper, rows = plan.place_numbers(), plan.place(batch(settings))
         start = time.perf_counter()
         step = plan.compile(batch(settings))
         compiled = time.perf_counter() - start
     needed = memory.Memory.of(step)
+    last: dict[str, jax.Array] = {}
 
     def run() -> float:
         nonlocal state, last
@@ -133,7 +137,6 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
         jax.block_until_ready((state, last))
         return time.perf_counter() - start
 
-    last: dict[str, jax.Array] = {}
     losses = []
     for _ in range(3):
         run()

@@ -14,13 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from research import runs, sharding
+from research import sharding
+from research.benchmarks import harness
+from research.benchmarks.shapes import SHAPES
+from research.checkpoints import runs
 from research.interop import exporting, importing
 from research.interop.families import FAMILIES
 from research.interop.family import parameter_shapes, sources
 from research.models.config import ModelConfig
-from tools.benchmarks import harness
-from tools.benchmarks.shapes import SHAPES
 
 GIB = 2**30
 
@@ -72,7 +73,7 @@ def _say(what: str, sample: dict[str, float], kept: int, largest: int) -> dict[s
 
 def _zeros(folder: Path, config: ModelConfig) -> None:
     """A folder of transformers whose weights are bfloat16 zeros, and a tokenizer of bytes."""
-    from research.data import tokenizer
+    from research.text import tokenizer
 
     folder.mkdir()
     family = FAMILIES["llama"]

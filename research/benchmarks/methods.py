@@ -21,12 +21,14 @@ from typing import Any
 
 import jax
 
-from research import memory, program, sharding
+from research import sharding
+from research.benchmarks import graft_step, harness
+from research.benchmarks.shapes import SHAPES
 from research.models.layers import Linear
-from research.models.quantized import Quantized
+from research.models.quantization import Quantized
 from research.models.sites import places
-from tools.benchmarks import graft_step, harness
-from tools.benchmarks.shapes import SHAPES
+from research.runtime import memory
+from research.training import program
 
 MIB, GIB = 2**20, 2**30
 COUNTED_LAYERS = 4  # whose FLOPs XLA counts
@@ -170,10 +172,10 @@ def prepare(settings: Mapping[str, Any]):
     return info, lambda: 0.0
 
 
-def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(settings: dict[str, Any]) -> dict[str, Any]:
     shape = graft_step.shape_of(settings)
     layers = min(COUNTED_LAYERS, shape.model["layers"])
-    few = {"layers": layers, "longest_stack": 1, "remat": "none"}
+    few: dict[str, Any] = {"layers": layers, "longest_stack": 1, "remat": "none"}
     few_plan, unrolled = _compiled(settings | {"model": few, "chunk": shape.length})
     plan, scanned = _compiled(settings | {"model": {"longest_stack": 0, "remat": "full"}})
     needed = memory.Memory.of(scanned)
@@ -236,12 +238,12 @@ def _together(
     """Some methods, what they are compared to, and the machine's limits, in turns: numbers, and
     lines of the table."""
     modules: dict[str, tuple[str, Mapping[str, Any]]] = {
-        "limit": ("tools.benchmarks.matmul_peak", {"dtype": arguments.dtype}),
-        "memory": ("tools.benchmarks.memory_rate", {}),
+        "limit": ("research.benchmarks.matmul_peak", {"dtype": arguments.dtype}),
+        "memory": ("research.benchmarks.memory_rate", {}),
     }
     for name in (beside, *names):
         settings = dict(_entry(name).settings) | _common(arguments) | {"model": {"remat": remat}}
-        modules[name] = ("tools.benchmarks.graft_step", settings)
+        modules[name] = ("research.benchmarks.graft_step", settings)
     with harness.contenders(modules) as ready:
         info = {contender.name: contender.info for contender in ready}
         times = harness.take_turns(ready, arguments.rounds, arguments.seconds)

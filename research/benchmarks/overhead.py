@@ -1,6 +1,6 @@
 """What a run spends beside its steps: start, data, host work, checkpoints, evaluation.
 
-Runs `research.train` twice in fresh folders, first with an empty cache of compiled programs, and
+Runs `graft train` twice in fresh folders, first with an empty cache of compiled programs, and
 reads what the runs say of themselves; then times the same step alone, batch and state in place.
 Each save comes with a held-out loss on some 20,000 tokens of each source.
 """
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.benchmarks import harness
+from research.benchmarks import harness
 
 # what the host does between two steps while the devices work on the one before
 HOST = ("data", "dispatch", "logging")
@@ -40,7 +40,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             results |= _facts(name, first, summary, arguments)
     settings = {"shape": "quickstart", "method": "full", "dtype": "float32", "optimizer": "muon"}
     if arguments.config == "configs/quickstart/pretrain.py":
-        module = ("tools.benchmarks.graft_step", settings)
+        module = ("research.benchmarks.graft_step", settings)
         with harness.contenders({"the step alone": module}) as ready:
             times = harness.take_turns(ready, 3, 4.0)["the step alone"]
         alone = harness.rate(1, times)
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 def _train(arguments: argparse.Namespace, folder: Path, name: str) -> tuple[float, dict[str, Any]]:
     """Seconds from the program's start to the end of its first step, and its summary."""
     command = [
-        sys.executable, "-m", "research.train", "--workdir", str(folder / name),
+        sys.executable, "-m", "research.cli", "train", "--workdir", str(folder / name),
         "--config", arguments.config, f"--config.tokenizer={arguments.tokenizer}",
         f"--config.steps={arguments.steps}",
         f"--config.checkpoint.every={arguments.steps // arguments.saves}",

@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
-from tools.benchmarks import graft_step, harness
-from tools.benchmarks.shapes import SHAPES
+from research.benchmarks import graft_step, harness
+from research.benchmarks.shapes import SHAPES
 
 # `jax.named_scope`s of the step and of the model
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from research.benchmarks import graft_step, harness
+from research.benchmarks.shapes import SHAPES
 from research.models.transformer import REMAT
-from tools.benchmarks import graft_step, harness
-from tools.benchmarks.shapes import SHAPES
 
 MIB = 2**20
 
@@ -31,7 +31,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(arguments, name) for name in ("shape", "method", "dtype")}
     model = lambda policy: {"remat": policy, "longest_stack": 0}  # noqa: E731
     modules = {
-        policy: ("tools.benchmarks.graft_step", settings | {"model": model(policy)})
+        policy: ("research.benchmarks.graft_step", settings | {"model": model(policy)})
         for policy in REMAT
     }
     results: dict[str, Any] = {**settings, **harness.machine()}

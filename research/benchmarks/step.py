@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from research import cost
+from research.benchmarks import harness
+from research.benchmarks.shapes import SHAPES
 from research.models.config import ModelConfig
-from tools.benchmarks import harness
-from tools.benchmarks.shapes import SHAPES
+from research.training import cost
 
 METHODS, DTYPES = ("full", "lora"), ("float32", "bfloat16")
 # Largest difference between the two sides' losses, relative, by type.
@@ -61,14 +61,14 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> dict[str, A
     """The machine's limit, Graft and the peer in turns: one method in one type."""
     shape, key = SHAPES[arguments.shape], f"{method}.{dtype}"
     settings: dict[str, Any] = {"shape": arguments.shape, "method": method, "dtype": dtype}
-    modules = {"limit": ("tools.benchmarks.matmul_peak", settings)}
-    modules["graft"] = ("tools.benchmarks.graft_step", settings)
+    modules = {"limit": ("research.benchmarks.matmul_peak", settings)}
+    modules["graft"] = ("research.benchmarks.graft_step", settings)
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.no_peer:
             if cost.parameter_count(ModelConfig(**shape.model)) < SHARED_PARAMETERS:
                 settings["weights"] = str(Path(folder) / "weights.npz")
             peer = settings | {"compile": arguments.compile}
-            modules["peer"] = ("tools.benchmarks.torch_step", peer)
+            modules["peer"] = ("research.benchmarks.torch_step", peer)
         print(f"\n{method} {dtype}", flush=True)
         with harness.contenders(modules) as ready:
             info = {contender.name: contender.info for contender in ready}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import transformers
 
-from tools.benchmarks.shapes import DECAY, RATE, SHAPES, transformers_config
+from research.benchmarks.shapes import DECAY, RATE, SHAPES, transformers_config
 
 
 def prepare(settings: Mapping[str, Any]):
@@ -52,7 +52,7 @@ def prepare(settings: Mapping[str, Any]):
     text = shape.text()
     tokens = torch.from_numpy(text[:, :-1].copy()).to(device)
     targets = torch.from_numpy(text[:, 1:].copy()).to(device)
-    losses = []
+    losses: list[float] = []
 
     def run() -> float:
         start = time.perf_counter()

@@ -1,8 +1,8 @@
 """Reading checkpoints: one committed step folder, opened without changing anything on disk.
 
-`research.checkpoint` says how a step folder is laid out and writes it. Every restored array is
-compared with the checksums stored at saving: Orbax notices a file that is missing or truncated,
-but not one whose bytes have changed.
+`research.checkpoints.checkpointer` says how a step folder is laid out and writes it. Every restored
+array is compared with the checksums stored at saving: Orbax notices a file that is missing or
+truncated, but not one whose bytes have changed.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from research import fingerprint
-from research.paths import absolute, is_folder, is_remote, reaching, told
+from research.checkpoints import fingerprint
+from research.runtime.storage import absolute, is_folder, is_remote, reaching, told
 from research.tree import check_names, nearest
 
 Arrays = dict[str, jax.Array]
@@ -217,7 +217,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Sa
     if not steps:
         note = f" (incomplete steps, not usable: {torn})" if torn else ""
         if (folder / "config.json").exists() or folder.suffix == ".gguf":
-            note = " (a model of another project: tools/convert.py import makes a run of it)"
+            note = " (a model of another project: graft convert import makes a run of it)"
         elif not folder.exists():
             note = " (there is no such folder)"
         raise FileNotFoundError(

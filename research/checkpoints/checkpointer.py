@@ -13,7 +13,7 @@ JSON-safe metadata dict, metrics and small files. On disk, written by Orbax:
 
 Orbax writes into `120.orbax-checkpoint-tmp` and renames (on gs:// the marker alone decides), so
 a run killed while saving leaves its earlier steps as they were. Reading is in
-`research.saved_step`.
+`research.checkpoints.checkpoint`.
 """
 
 import importlib.metadata
@@ -34,9 +34,9 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from research import __version__, fingerprint
-from research.paths import absolute, is_remote, told
-from research.saved_step import (
+from research import __version__
+from research.checkpoints import fingerprint
+from research.checkpoints.checkpoint import (
     MARKERS,
     OWN_FILES,
     Abstract,
@@ -47,6 +47,7 @@ from research.saved_step import (
     reason,
     scan,
 )
+from research.runtime.storage import absolute, is_remote, told
 
 __all__ = ["CheckpointError", "Checkpointer", "SavedStep", "library_versions", "open_checkpoint"]
 

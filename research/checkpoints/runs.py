@@ -18,15 +18,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from research import chat, fingerprint, methods, paths, sharding, tree
-from research import config as door
-from research.checkpoint import LEFTOVER, Checkpointer, library_versions, open_checkpoint
-from research.data import tokenizer as tokenizers
+from research import methods, sharding, tree
+from research.checkpoints import fingerprint
+from research.checkpoints.checkpoint import SavedStep
+from research.checkpoints.checkpointer import (
+    LEFTOVER,
+    Checkpointer,
+    library_versions,
+    open_checkpoint,
+)
+from research.config import schema
 from research.experiment import Experiment, MethodConfig
 from research.methods import Method
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
-from research.saved_step import SavedStep
+from research.runtime import storage
+from research.text import chat_template
+from research.text import tokenizer as tokenizers
 from research.tree import Arrays
 
 TOKENIZER = "tokenizer.json"
@@ -113,8 +121,8 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
     where = f"{saved.path}: metadata"
     experiment = metadata["experiment"]
     if experiment is not None:
-        experiment = door.build(Experiment, experiment, f"{where}.experiment")
-    model = door.build(ModelConfig, metadata["model"], f"{where}.model")
+        experiment = schema.build(Experiment, experiment, f"{where}.experiment")
+    model = schema.build(ModelConfig, metadata["model"], f"{where}.model")
     below = None
     if metadata["base"] is not None:
         place = base or metadata["base"]["path"]
@@ -134,7 +142,7 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
     method = method_of(metadata, str(saved.path))
     text, name = saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}"
     words = tokenizers.from_json(text, name, **metadata.get("roles", {}))
-    words.chat_template = chat.find_template(saved.files())
+    words.chat_template = chat_template.find_template(saved.files())
     return Run(saved, experiment, model, words, below, method, metadata.get("imported"))
 
 
@@ -147,7 +155,7 @@ def method_of(metadata: Mapping[str, Any], path: str) -> Method:
     method = metadata.get("method") or (metadata["experiment"] or {}).get("method")
     if method is None:
         return methods.Full()
-    return door.build(MethodConfig, method, f"{path}: metadata.method")
+    return schema.build(MethodConfig, method, f"{path}: metadata.method")
 
 
 def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer]:
@@ -162,7 +170,7 @@ def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer
         assert base is not None  # Experiment checks that one of the two is given
         return base, base.tokenizer
     whose = experiment.tokenizer
-    is_run = paths.is_folder(whose)
+    is_run = storage.is_folder(whose)
     words = open_run(whose).tokenizer if is_run else tokenizers.load(whose)
     if base is None:
         return None, words
@@ -205,9 +213,9 @@ def write(
     """
     check_free(out)
     metadata = {
-        "experiment": None if experiment is None else door.to_dict(experiment),
-        "model": door.to_dict(model),
-        "method": door.to_dict(method or methods.Full()),
+        "experiment": None if experiment is None else schema.to_dict(experiment),
+        "model": schema.to_dict(model),
+        "method": schema.to_dict(method or methods.Full()),
         "base": None if base is None else {"path": base.lasting, "fingerprint": base.fingerprint},
         "tokenizer": like.tokenizer.fingerprint(),
         "roles": like.tokenizer.roles,
@@ -216,7 +224,7 @@ def write(
         **(facts or {}),
     }
     files = {**like.companions, TOKENIZER: like.tokenizer.to_json().encode()}
-    folder = paths.absolute(out) / "model"
+    folder = storage.absolute(out) / "model"
     with Checkpointer(folder, keep_last=1, asynchronous=False) as shelf:
         saved = {f"model/{name}": array for name, array in arrays.items()}
         step = like.saved.step if experiment else 0
@@ -230,8 +238,8 @@ def check_free(out: str | os.PathLike[str]) -> None:
     Raises:
       FileExistsError: it does.
     """
-    for shelf in (paths.absolute(out) / "model", paths.absolute(out) / "checkpoints"):
-        if paths.is_folder(shelf) and not all(
+    for shelf in (storage.absolute(out) / "model", storage.absolute(out) / "checkpoints"):
+        if storage.is_folder(shelf) and not all(
             LEFTOVER.fullmatch(path.name) for path in shelf.iterdir()
         ):
             raise FileExistsError(f"{out} holds a model already; choose another folder")
@@ -334,7 +342,7 @@ def unstack_for_saving(arrays: Arrays) -> Arrays:
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file whole or not at all; numbers that are not finite become null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    paths.write_whole(path, text + "\n")
+    storage.write_whole(path, text + "\n")
 
 
 def _finite(content: Any) -> Any:

@@ -1,42 +1,36 @@
-#!/usr/bin/env python3
 """Adapters in the hand: list, merge, take out again, add up, put side by side.
 
-    tools/adapters.py list runs                                   every adapter in a folder
-    tools/adapters.py merge --from runs/law --out runs/law_whole  a base with the adapter in it
-    tools/adapters.py unmerge --from runs/law_whole --adapter runs/law --out runs/base_again
-    tools/adapters.py add --from 0.7=runs/law --from 0.3=runs/style --out runs/both
-    tools/adapters.py bank --from law=runs/law --from style=runs/style --out runs/bank
+    graft adapters list runs                                   every adapter in a folder
+    graft adapters merge --from runs/law --out runs/law_whole  a base with the adapter in it
+    graft adapters unmerge --from runs/law_whole --adapter runs/law --out runs/base_again
+    graft adapters add --from 0.7=runs/law --from 0.3=runs/style --out runs/both
+    graft adapters bank --from law=runs/law --from style=runs/style --out runs/bank
 
 An adapter is the folder of a run that was tuned on a base. Merging happens in float32, on the
 dequantised weights if the base is quantised, and leaves a certificate (certificate.json): the
 largest difference of outputs on a probe, and the base's fingerprint before and after. A sum of
 adapters is exact and an adapter itself; a bank holds several, and each row of a batch says which
-it uses (`research.generate --run runs/bank` answers with each). To switch one off, use its base.
+it uses (`graft generate --run runs/bank` answers with each). To switch one off, use its base.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools import environment  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    if argv is None:
-        environment.enter()
     arguments = _parser().parse_args(argv)
-    from research import config as door
+    from research.config import cli
 
     verbs = {"list": show, "merge": merge, "unmerge": unmerge, "add": add, "bank": bank}
-    with door.clear_errors():
+    with cli.clear_errors():
         verbs[arguments.verb](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="graft adapters",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     look = verbs.add_parser("list", help="every adapter in a folder and the folders in it")
@@ -67,12 +61,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def show(arguments: argparse.Namespace) -> None:
     """Prints a table of adapters."""
-    from research import adapters, paths, report
-    from research.report import Column
+    from research.adapters import catalog
+    from research.reports import page
+    from research.reports.page import Column
+    from research.runtime import storage
 
-    if not paths.absolute(arguments.folder).is_dir():
+    if not storage.absolute(arguments.folder).is_dir():
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
-    rows = adapters.find(arguments.folder)
+    rows = catalog.find(arguments.folder)
     if not rows:
         print(f"no adapters in {arguments.folder}")
         return
@@ -85,12 +81,13 @@ def show(arguments: argparse.Namespace) -> None:
         Column("base", "base"),
         Column("base_fingerprint", "its fingerprint"),
     ]
-    print(report.text_table(rows, columns))
+    print(page.text_table(rows, columns))
 
 
 def merge(arguments: argparse.Namespace) -> None:
     """Merges an adapter into its base."""
-    from research import merging, runs
+    from research.adapters import merging
+    from research.checkpoints import runs
 
     run = runs.open_run(arguments.source, arguments.base)
     with _bar("parameter") as bar:
@@ -107,7 +104,8 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def unmerge(arguments: argparse.Namespace) -> None:
     """Takes an adapter out of a merged model."""
-    from research import merging, runs
+    from research.adapters import merging
+    from research.checkpoints import runs
 
     run = runs.open_run(arguments.adapter, arguments.base)
     with _bar("parameter") as bar:
@@ -122,7 +120,8 @@ def unmerge(arguments: argparse.Namespace) -> None:
 
 def add(arguments: argparse.Namespace) -> None:
     """Adds adapters up."""
-    from research import adapters, runs
+    from research.adapters import catalog
+    from research.checkpoints import runs
 
     parts = []
     for text in arguments.source:
@@ -136,22 +135,18 @@ def add(arguments: argparse.Namespace) -> None:
         if not found or number != number or abs(number) == float("inf"):
             raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
         parts.append((number, runs.open_run(path, arguments.base)))
-    print(f"written to {adapters.add(parts, arguments.out)}")
+    print(f"written to {catalog.add(parts, arguments.out)}")
 
 
 def bank(arguments: argparse.Namespace) -> None:
     """Puts adapters side by side."""
-    from research import adapters
+    from research.adapters import catalog
 
-    named = adapters.open_named(arguments.source, arguments.base)
-    print(f"written to {adapters.bank(named, arguments.out)}")
+    named = catalog.open_named(arguments.source, arguments.base)
+    print(f"written to {catalog.bank(named, arguments.out)}")
 
 
 def _bar(unit: str):
     from tqdm import tqdm
 
     return tqdm(unit=unit, disable=None, leave=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,12 @@
-#!/usr/bin/env python3
 """Models of other projects in, models for other projects out.
 
-    tools/convert.py inspect FOLDER                           what is in it, what maps to what
-    tools/convert.py import --from FOLDER --out runs/base     a base that runs start from
-    tools/convert.py import --from ADAPTER --base runs/base --out runs/theirs
-    tools/convert.py quantize --from runs/base --to nf4 --out runs/small     a base in 4 bits
-    tools/convert.py export --from runs/lora --out FOLDER     adapters merged, for transformers
-    tools/convert.py export --from runs/lora --format peft --out FOLDER
-    tools/convert.py export --from runs/lora --format gguf --out FILE.gguf
+    graft convert inspect FOLDER                           what is in it, what maps to what
+    graft convert import --from FOLDER --out runs/base     a base that runs start from
+    graft convert import --from ADAPTER --base runs/base --out runs/theirs
+    graft convert quantize --from runs/base --to nf4 --out runs/small     a base in 4 bits
+    graft convert export --from runs/lora --out FOLDER     adapters merged, for transformers
+    graft convert export --from runs/lora --format peft --out FOLDER
+    graft convert export --from runs/lora --format gguf --out FILE.gguf
 
 FOLDER is one as transformers writes it (config.json, safetensors, tokenizer.json); a GGUF file of
 llama.cpp does as well, and so does `smollm2`, which a package carries (SmolLM2-135M-Instruct,
@@ -16,28 +15,24 @@ from a folder. `--dry-run` checks all, writes nothing.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools import environment  # noqa: E402
-
 
 def main(argv: Sequence[str] | None = None) -> None:
-    if argv is None:
-        environment.enter()
     arguments = _parser().parse_args(argv)
-    from research import config as door
+    from research.config import cli
 
-    with door.clear_errors():
+    with cli.clear_errors():
         verbs = {"inspect": inspect, "import": bring_in, "quantize": shrink, "export": take_out}
         verbs[arguments.verb](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="graft convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     look = verbs.add_parser("inspect", help="what is in a model, and what maps to what")
@@ -66,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     smaller.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     formats = "hf, gguf: a whole model, adapters merged; peft: the adapter alone"
     command.add_argument("--format", choices=("hf", "gguf", "peft"), default="hf", help=formats)
-    command.add_argument("--evaluation", metavar="FILE", help="of research.evaluate, for the card")
+    command.add_argument("--evaluation", metavar="FILE", help="of graft evaluate, for the card")
     types = ("float32", "bfloat16", "float16")
     command.add_argument("--dtype", choices=types, help="default: the imported model's, or float32")
     return parser
@@ -74,12 +69,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Prints a model's shape and where each parameter comes from, or would go to."""
-    from research import paths, runs
+    from research.checkpoints import runs
     from research.interop import family, importing
     from research.interop.families import FAMILIES
+    from research.runtime import storage
 
-    shelves = (paths.absolute(arguments.path) / shelf for shelf in ("checkpoints", "model"))
-    if not any(map(paths.is_folder, shelves)):
+    shelves = (storage.absolute(arguments.path) / shelf for shelf in ("checkpoints", "model"))
+    if not any(map(storage.is_folder, shelves)):
         _describe(importing.open_model(_found(arguments.path)), every=True)
         return
     run = runs.open_run(arguments.path)
@@ -93,10 +89,11 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 def bring_in(arguments: argparse.Namespace) -> None:
     """Imports a model, or an adapter."""
-    from research import paths, runs
+    from research.checkpoints import runs
     from research.interop import importing
+    from research.runtime import storage
 
-    paths.local(arguments.source, "--from")
+    storage.local(arguments.source, "--from")
     if arguments.base:
         _adapter_in(arguments)
         return
@@ -110,12 +107,12 @@ def bring_in(arguments: argparse.Namespace) -> None:
     with _bar(len(model.sources)) as bar:
         path = importing.import_model(model, arguments.out, lambda name, size: bar.update())
     print(f"written to {path}: start from it with --config.init_from={arguments.out}, or")
-    print(f"  .venv/bin/python -m research.generate --run {arguments.out}")
+    print(f"  graft generate --run {arguments.out}")
 
 
 def _adapter_in(arguments: argparse.Namespace) -> None:
-    from research import runs
-    from research.interop import peft_importing
+    from research.checkpoints import runs
+    from research.interop.peft import importing as peft_importing
 
     base = runs.open_run(arguments.base)
     adapter = peft_importing.open_adapter(arguments.source, base)
@@ -125,13 +122,14 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
             print(f"  {name:52} {tensor} {list(adapter.tensors.shapes[tensor])}")
         return
     path = peft_importing.import_adapter(arguments.source, base, arguments.out)
-    print(f"written to {path}: python -m research.generate --run {arguments.out}")
+    print(f"written to {path}: graft generate --run {arguments.out}")
 
 
 def shrink(arguments: argparse.Namespace) -> None:
     """Stores a base's weights in fewer bits."""
-    from research import merging, runs
-    from research.models.storage import PRESETS
+    from research.adapters import merging
+    from research.checkpoints import runs
+    from research.models.weight_storage import PRESETS
 
     run = runs.open_run(arguments.source, arguments.base)
     with _bar(len(run.checksums())) as bar:
@@ -150,16 +148,20 @@ def shrink(arguments: argparse.Namespace) -> None:
 
 def take_out(arguments: argparse.Namespace) -> None:
     """Exports a run."""
-    from research import merging, paths, runs
-    from research.interop import exporting, family, gguf_writer, huggingface, model_card, peft
+    from research.adapters import merging
+    from research.checkpoints import runs
+    from research.interop import exporting, family, huggingface, model_card
     from research.interop.families import FAMILIES
+    from research.interop.gguf import writer
+    from research.interop.peft import exporting as peft
+    from research.runtime import storage
 
     exporting.check_free(arguments.out, file=arguments.format == "gguf")
     run = runs.open_run(arguments.source, arguments.base)
     imported = run.imported or {}
     evaluation = None
     if arguments.evaluation:
-        evaluation = huggingface.read_json(paths.local(arguments.evaluation, "--evaluation"))
+        evaluation = huggingface.read_json(storage.local(arguments.evaluation, "--evaluation"))
         if evaluation.get("fingerprint") != run.fingerprint:
             raise ValueError(f"{arguments.evaluation} is about another model than {run.saved.path}")
     card = model_card.write(run, arguments.format, evaluation)
@@ -174,7 +176,7 @@ def take_out(arguments: argparse.Namespace) -> None:
         return
     dtype = arguments.dtype or imported.get("dtype", "float32")
     if arguments.format == "gguf":
-        name, sources = gguf_writer.plan(run)
+        name, sources = writer.plan(run)
     else:
         kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
         name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
@@ -191,8 +193,8 @@ def take_out(arguments: argparse.Namespace) -> None:
         beside = f"{arguments.out}.md"
         exporting.check_free(beside, file=True)
         with _bar(len({source.name for source in sources.values()})) as bar:
-            gguf_writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
-        paths.write_whole(beside, card)
+            writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
+        storage.write_whole(beside, card)
         print(f"written to {arguments.out}, and its card to {beside}")
         return
     tensors = len({source.name for source in sources.values()})
@@ -205,7 +207,7 @@ def take_out(arguments: argparse.Namespace) -> None:
 
 def _found(path: str) -> str | Path:
     """A path, or what a package carries under that name."""
-    from research.data import assets
+    from research.data.builders import assets
 
     packaged = f"llm-{path}"
     return assets.unpack(packaged) if packaged in assets.ASSETS else path
@@ -220,7 +222,7 @@ def _describe(model, every: bool) -> None:
 def _shape(config) -> str:
     import dataclasses
 
-    from research import cost
+    from research.training import cost
 
     fields = dataclasses.fields(config)
     given = {
@@ -241,7 +243,3 @@ def _bar(total: int):
     from tqdm import tqdm
 
     return tqdm(total=total, unit="tensor", disable=None)
-
-
-if __name__ == "__main__":
-    main()

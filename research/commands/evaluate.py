@@ -1,11 +1,11 @@
 """Measures a trained run: bits per byte of held-out text, and questions it must answer.
 
-    python -m research.evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
-    python -m research.evaluate --config configs/quickstart/evaluate.py \\
+    graft evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
+    graft evaluate --config configs/quickstart/evaluate.py \\
         --run runs/quickstart/pretrain --config.choice.shots=4
 
 Prints a line a task and, with `--out FILE`, writes everything as JSON, answers row by row, so that
-two runs can be compared on the same rows (`research.evaluation.statistics.paired_difference`).
+two runs can be compared on the same rows (`research.reports.statistics.paired_difference`).
 A model that one device does not hold: `--config.mesh.data=1 --config.mesh.fsdp=-1`, and with
 --distributed on each host, all hosts together.
 """
@@ -18,44 +18,45 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from research import config as door
+from research.config import cli, schema
 
 if TYPE_CHECKING:
     from research.batch import Batch
+    from research.checkpoints.runs import Run
     from research.evaluation.scoring import Score
-    from research.runs import Run
     from research.sharding import MeshConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = door.program_parser(__doc__)
+    parser = cli.program_parser("evaluate", __doc__)
     parser.add_argument("--run", required=True, metavar="DIR", help="a run, or a checkpoint of it")
     parser.add_argument("--base", metavar="DIR", help="where a tuned run's base is, if it moved")
     parser.add_argument("--adapter", metavar="NAME", help="of a bank: which adapter to measure")
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
-    door.add_distributed(parser)
-    arguments = door.parse(parser, argv)
+    cli.add_distributed(parser)
+    arguments = cli.parse(parser, argv)
 
-    from research import hosts, paths, runs
-    from research.compilation_cache import enable_compilation_cache
+    from research.checkpoints import runs
     from research.evaluation import tasks
-    from research.evaluation.statistics import proportion_interval
+    from research.reports.statistics import proportion_interval
+    from research.runtime import distributed, storage
+    from research.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
-    with hosts.end_at_once(), door.clear_errors():
-        speaks = hosts.join() if arguments.distributed else True
+    with distributed.end_at_once(), cli.clear_errors():
+        speaks = distributed.join() if arguments.distributed else True
         if arguments.out:
-            if paths.is_folder(arguments.out):
+            if storage.is_folder(arguments.out):
                 raise ValueError(f"--out {arguments.out} is a folder; name a file")
             if speaks:
-                paths.check_writable(paths.absolute(arguments.out).parent)
-        evaluation = door.load(tasks.Evaluation, arguments.config, arguments.overrides)
+                storage.check_writable(storage.absolute(arguments.out).parent)
+        evaluation = cli.load(tasks.Evaluation, arguments.config, arguments.overrides)
         run = runs.open_run(arguments.run, arguments.base)
         report: dict[str, Any] = {"run": str(run.saved.path), "fingerprint": run.fingerprint}
         if arguments.adapter:
             report["adapter"] = arguments.adapter
-        hosts.check_alike(
-            config=json.dumps(door.to_dict(evaluation), sort_keys=True), model=run.fingerprint
+        distributed.check_alike(
+            config=json.dumps(schema.to_dict(evaluation), sort_keys=True), model=run.fingerprint
         )
         with scorer(run, arguments.adapter, evaluation.mesh) as score:
             if evaluation.text is not None:
@@ -93,14 +94,16 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
     """
     import numpy as np
 
-    from research import adapters, methods, runs, sharding
+    from research import methods, sharding
+    from research.adapters import catalog
+    from research.checkpoints import runs
     from research.evaluation.heldout import make_score
 
     bank = methods.bank_names(run.method)
     if bool(bank) != (adapter is not None):
         known = ", ".join(bank) or "none"
         raise ValueError(f"--adapter names one of a bank's adapters; {run.saved.path} has {known}")
-    used = adapters.number(run.method, adapter)
+    used = catalog.number(run.method, adapter)
 
     devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
     with sharding.use(devices, rules):
@@ -112,7 +115,3 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
             return score(dataclasses.replace(batch, adapter=rows))
 
         yield with_adapter if bank else score
-
-
-if __name__ == "__main__":
-    main()

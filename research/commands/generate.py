@@ -1,9 +1,9 @@
 """Writes text with a trained run: one prompt, several at once, or a conversation at the terminal.
 
-    python -m research.generate --run runs/quickstart/pretrain --prompt "def main("
-    python -m research.generate --run runs/quickstart/lora --prompt "$(cat NOTICE)"
-    python -m research.generate --run DIR                  # asks for prompts until end of input
-    python -m research.generate --run BASE --adapter law=DIR --adapter style=DIR --prompt "..."
+    graft generate --run runs/quickstart/pretrain --prompt "def main("
+    graft generate --run runs/quickstart/lora --prompt "$(cat NOTICE)"
+    graft generate --run DIR                  # asks for prompts until end of input
+    graft generate --run BASE --adapter law=DIR --adapter style=DIR --prompt "..."
 
 A run that was tuned on prompts and completions wraps each prompt in the template that it was tuned
 with; one that was tuned on conversations, and an imported model, in their chat template, in which a
@@ -19,17 +19,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from research import config as door
+from research.config import cli
 
 if TYPE_CHECKING:
+    from research.checkpoints.runs import Run
     from research.generation.prompts import Voice
     from research.generation.sampling import Sampling
-    from research.runs import Run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="graft generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", required=True, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--base", help="where a tuned run's base is, if it moved")
@@ -57,26 +59,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.tokens < 1:
         parser.error("--tokens must be at least 1")
-    with door.clear_errors():
+    with cli.clear_errors():
         _answer(arguments)
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    from research import adapters, methods, runs, sharding
-    from research.compilation_cache import enable_compilation_cache
+    from research import methods, sharding
+    from research.adapters import catalog
+    from research.checkpoints import runs
     from research.generation import prompts
     from research.generation.sampling import Sampling
+    from research.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
-    named = adapters.open_named(arguments.adapter, arguments.run)
+    named = catalog.open_named(arguments.adapter, arguments.run)
     voices = prompts.find_voices(run, named, arguments.switch_off)
     stops = prompts.find_stops(run, voices)
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     with sharding.use(mesh, rules):
         if named:
-            model = adapters.load_bank(named, mesh, rules)
+            model = catalog.load_bank(named, mesh, rules)
         else:
             model = runs.load_model(run, mesh, rules)
         bank = voices[0].number is not None
@@ -156,7 +160,3 @@ def _ask() -> str | None:
         return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return None
-
-
-if __name__ == "__main__":
-    main()

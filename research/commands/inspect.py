@@ -1,18 +1,17 @@
-#!/usr/bin/env python3
 """Shows what a run reads, exactly as its model sees it, and what is wrong with it.
 
-    tools/inspect_data.py --config configs/quickstart/tune.py:lora
+    graft inspect --config configs/quickstart/tune.py:lora
         two rows of the first batch, a summary of every source, and what the checks before
         training say; ends with 1 where training would refuse
-    tools/inspect_data.py --config configs/quickstart/tune.py:lora --html look.html --rows 20
+    graft inspect --config configs/quickstart/tune.py:lora --html look.html --rows 20
         the same as one page, with more rows
-    tools/inspect_data.py --config FILE --row 17 --source notes
+    graft inspect --config FILE --row 17 --source notes
         the row of a batch in which row 17 of the source `notes` is trained on
-    tools/inspect_data.py --config FILE --find "GNU General Public" --rows 5 --tokens
+    graft inspect --config FILE --find "GNU General Public" --rows 5 --tokens
         rows that hold a text, with a line between tokens
-    tools/inspect_data.py --config FILE --split test --split validation
+    graft inspect --config FILE --split test --split validation
         are rows of these splits, or nearly equal ones, in the training split?
-    tools/inspect_data.py --run runs/quickstart/lora
+    graft inspect --run runs/quickstart/lora
         what a run has read, by the config in its folder
 
 Rows come from the run's own batches. On a terminal, trained tokens are green, special tokens
@@ -21,17 +20,13 @@ inverse, and what sees both ways is underlined; without colours (a pipe, NO_COLO
 """
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools import environment  # noqa: E402
+from collections.abc import Sequence
 
 
-def main() -> None:
-    environment.enter()
-    from research import config as door
+def main(argv: Sequence[str] | None = None) -> None:
+    from research.config import cli
 
-    parser = door.program_parser(__doc__, config_required=False)
+    parser = cli.program_parser("inspect", __doc__, config_required=False)
     parser.add_argument("--run", metavar="DIR", help="a run's folder, in place of a config")
     parser.add_argument("--rows", type=int, metavar="N", help="rows shown (default 2; 1 of --row)")
     parser.add_argument(
@@ -45,11 +40,9 @@ def main() -> None:
     )
     parser.add_argument("--tokens", action="store_true", help="show where tokens begin")
     parser.add_argument("--no-near", action="store_true", help="compare no nearly equal rows")
-    parser.add_argument("--html", type=door.on_disk, metavar="FILE", help="write a page")
-    parser.add_argument(
-        "--json", type=door.on_disk, metavar="FILE", help="write everything as JSON"
-    )
-    arguments = door.parse(parser)
+    parser.add_argument("--html", type=cli.on_disk, metavar="FILE", help="write a page")
+    parser.add_argument("--json", type=cli.on_disk, metavar="FILE", help="write everything as JSON")
+    arguments = cli.parse(parser, argv)
     if bool(arguments.run) == bool(arguments.config):
         parser.error("give one of --config and --run")
     if arguments.run and arguments.overrides:
@@ -59,22 +52,23 @@ def main() -> None:
     for flag, path in (("--html", arguments.html), ("--json", arguments.json)):
         if path and path.is_dir():
             parser.error(f"{flag} {path} is a folder: name a file in it")
-    with door.clear_errors():
+    with cli.clear_errors():
         sys.exit(inspect(arguments))
 
 
 def inspect(arguments) -> int:
     """Shows what is asked for; 1 where training would refuse the data."""
-    from research import config as door
-    from research import paths
-    from research.data import inspection, inspection_page, inspection_summary, inspection_text
+    from research.checkpoints.runs import write_json
+    from research.config import cli, schema
     from research.experiment import Experiment
-    from research.runs import write_json
+    from research.inspection import page, summary, terminal
+    from research.inspection import rows as inspection
+    from research.runtime import storage
 
     if arguments.run:
-        experiment = door.load_json(Experiment, paths.absolute(arguments.run) / "config.json")
+        experiment = schema.load_json(Experiment, storage.absolute(arguments.run) / "config.json")
     else:
-        experiment = door.load(Experiment, arguments.config, arguments.overrides)
+        experiment = cli.load(Experiment, arguments.config, arguments.overrides)
     opened = inspection.open_data(experiment, arguments.split)
     rows = inspection.choose_rows(
         opened,
@@ -84,16 +78,16 @@ def inspect(arguments) -> int:
         row=arguments.row,
         text=arguments.find,
     )
-    colour = inspection_text.wants_colour(sys.stdout)
+    colour = terminal.wants_colour(sys.stdout)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    print(f"{inspection_text.legend(colour)}\n")
+    print(f"{terminal.legend(colour)}\n")
     for row in rows:
-        print(inspection_text.show_row(row, opened.tokenizer, colour, arguments.tokens) + "\n")
-    summaries = inspection_summary.summarise(opened, near=not arguments.no_near)
-    print(inspection_text.show_summary(opened, summaries))
+        print(terminal.show_row(row, opened.tokenizer, colour, arguments.tokens) + "\n")
+    summaries = summary.summarise(opened, near=not arguments.no_near)
+    print(terminal.show_summary(opened, summaries))
     if arguments.html:
         title = arguments.config or arguments.run
-        path = inspection_page.write(arguments.html, opened, rows, summaries, title)
+        path = page.write(arguments.html, opened, rows, summaries, title)
         print(f"written to {path}")
     if arguments.json:
         shown = [inspection.to_json(row, opened.tokenizer) for row in rows]
@@ -102,7 +96,3 @@ def inspect(arguments) -> int:
         write_json(arguments.json, content)
         print(f"written to {arguments.json}")
     return 1 if opened.faults else 0
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,15 @@
-#!/usr/bin/env python3
 """Starts a training run where the chips are, follows it, and starts it again after a preemption.
 
-    tools/launch.py --target local  --config FILE --workdir DIR --processes 2
-    tools/launch.py --target tpu-vm --config FILE --workdir gs://BUCKET/RUN --topology v5e:4x4 \\
+    graft launch --target local  --config FILE --workdir DIR --processes 2
+    graft launch --target tpu-vm --config FILE --workdir gs://BUCKET/RUN --topology v5e:4x4 \\
         --project ID --zone us-west4-a --spot
-    tools/launch.py --target gke    --config FILE --workdir gs://BUCKET/RUN --topology v5p:4x4x4 \\
+    graft launch --target gke    --config FILE --workdir gs://BUCKET/RUN --topology v5p:4x4x4 \\
         --slices 2 --image IMAGE --queue NAME
-    tools/launch.py --target slurm  --config FILE --workdir DIR --nodes 4 --gpus-per-node 8
+    graft launch --target slurm  --config FILE --workdir DIR --nodes 4 --gpus-per-node 8
 
 It drives what exists: queued resources through gcloud, JobSet (and Kueue) through kubectl, Slurm
 through sbatch. --dry-run prints every command and manifest and runs nothing; --delete ends what a
-run of this name holds. Before TPUs are asked for, tools/preflight.py compiles the run for them, and
+run of this name holds. Before TPUs are asked for, graft preflight compiles the run for them, and
 what does not fit is not launched (--anyway launches it). Overrides, --config.a.b=value, go to the
 run.
 """
@@ -19,21 +18,15 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools import environment  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    if argv is None:
-        environment.enter()
     from configs import presets
-    from research import config as door
-    from tools.launching import TARGETS, google
-    from tools.launching.job import Job, Shell
+    from research.config import cli
+    from research.launch import TARGETS, google
+    from research.launch.job import Job, Shell
 
-    parser = door.program_parser(__doc__)
+    parser = cli.program_parser("launch", __doc__)
     parser.add_argument("--target", required=True, choices=TARGETS, help="where it runs")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
     parser.add_argument("--name", metavar="NAME", help="default: the folder's name")
@@ -50,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--anyway", action="store_true", help="launch what preflight refuses, too")
     for name, target in TARGETS.items():
         target.add_flags(parser.add_argument_group(f"--target {name}"))
-    arguments = door.parse(parser, list(sys.argv[1:] if argv is None else argv))
-    with door.clear_errors():
+    arguments = cli.parse(parser, list(sys.argv[1:] if argv is None else argv))
+    with cli.clear_errors():
         folder = arguments.workdir.rstrip("/").rpartition("/")[2]
         job = Job(
             arguments.name or folder.replace("_", "-").lower(),
@@ -72,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from research.experiment import Experiment
 
         # read here, so that a misspelt key costs nothing
-        experiment = door.load(Experiment, arguments.config, arguments.overrides)
+        experiment = cli.load(Experiment, arguments.config, arguments.overrides)
         target.check(job, arguments, experiment)
         if job.topology:
             google.find(job.topology)
@@ -95,19 +88,15 @@ def _preflight(job, arguments: argparse.Namespace, shell) -> None:
     Raises:
       ValueError: it does not fit, or that could not be found out.
     """
-    program = environment.ROOT / "tools" / "preflight.py"
     flags = ["--config", job.config, "--topology", job.topology, "--slices", str(job.slices)]
     flags += [f"--config.{override}" for override in job.overrides]
-    shell.say("tools/preflight.py", *flags)
+    shell.say("graft", "preflight", *flags)
     if shell.dry_run or arguments.anyway:
         return
-    status = subprocess.run([sys.executable, str(program), *flags, "--tries", "0"]).returncode
+    command = [sys.executable, "-m", "research.cli", "preflight", *flags, "--tries", "0"]
+    status = subprocess.run(command).returncode
     if status:
         why = "preflight failed"
         if status == 3:
-            why = "it does not fit (tools/preflight.py, as above, looks for what would)"
+            why = "it does not fit (graft preflight, as above, looks for what would)"
         raise ValueError(f"{why}, so nothing was launched; --anyway launches it all the same")
-
-
-if __name__ == "__main__":
-    main()

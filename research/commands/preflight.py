@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Says what a run needs and what it costs, before there is a device to run it on.
 
-    tools/preflight.py --config configs/pretrain/llama3_8b.py --topology v5p:4x4x4
-    tools/preflight.py --config FILE --topology v5e:16x16 --slices 2 --config.steps=5000
-    tools/preflight.py --config FILE --topology v5e:2x4 --sequences-per-chip 1 --json report.json
-    tools/preflight.py --config FILE --topology all
+    graft preflight --config configs/pretrain/llama3_8b.py --topology v5p:4x4x4
+    graft preflight --config FILE --topology v5e:16x16 --slices 2 --config.steps=5000
+    graft preflight --config FILE --topology v5e:2x4 --sequences-per-chip 1 --json report.json
+    graft preflight --config FILE --topology all
 
 It compiles the run's own train step with the real TPU compiler (`tools/setup preflight`), for
 devices that need not be there: so "fits" is what that compiler says. The text and the weights need
@@ -24,18 +23,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools import environment  # noqa: E402
-
 PRICES = Path(__file__).resolve().parent.parent / "configs" / "prices.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    if argv is None:
-        environment.enter("preflight")
-    from research import config as door
+    from research.config import cli
 
-    parser = door.program_parser(__doc__)
+    parser = cli.program_parser("preflight", __doc__)
     parser.add_argument(
         "--topology",
         required=True,
@@ -49,15 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="sets data.batch_size to N for each chip, in whole rows for each device",
     )
-    parser.add_argument("--prices", type=door.on_disk, default=PRICES, metavar="FILE")
+    parser.add_argument("--prices", type=cli.on_disk, default=PRICES, metavar="FILE")
     parser.add_argument(
         "--tries", type=int, default=6, metavar="N", help="most compilations to find what fits"
     )
-    parser.add_argument(
-        "--json", type=door.on_disk, metavar="FILE", help="write every number there"
-    )
-    arguments = door.parse(parser, list(sys.argv[1:] if argv is None else argv))
-    with door.clear_errors():
+    parser.add_argument("--json", type=cli.on_disk, metavar="FILE", help="write every number there")
+    arguments = cli.parse(parser, list(sys.argv[1:] if argv is None else argv))
+    with cli.clear_errors():
         fits = _examine(arguments)
     raise SystemExit(0 if fits else 3)
 
@@ -70,31 +62,31 @@ def _count(text: str) -> int:
 
 def _examine(arguments) -> bool:
     from configs import presets
-    from research import preflight
+    from research.preflight import examine
 
     every = arguments.topology == "all"
     if not every:
-        preflight.prepare_environment(presets.flags(arguments.topology))
+        examine.prepare_environment(presets.flags(arguments.topology))
 
-    from research import accelerators
-    from research import config as door
+    from research.config import cli, schema
     from research.experiment import Experiment
+    from research.runtime import accelerators
 
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("the TPU compiler is not there: run tools/setup preflight")
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
-    prices = door.load_json(preflight.Prices, arguments.prices)
+    prices = schema.load_json(examine.Prices, arguments.prices)
     if every:
-        door.load(Experiment, arguments.config, arguments.overrides)  # a wrong key is said once
+        cli.load(Experiment, arguments.config, arguments.overrides)  # a wrong key is said once
         return _every(arguments)
     topology = accelerators.topology(arguments.topology, arguments.slices)
     overrides = list(arguments.overrides)
     if arguments.sequences_per_chip:
         overrides.append(f"data.batch_size={topology.rows(arguments.sequences_per_chip)}")
-    experiment = door.load(Experiment, arguments.config, overrides)
-    report = preflight.examine(experiment, topology, prices)
-    print(preflight.describe(report), flush=True)
+    experiment = cli.load(Experiment, arguments.config, overrides)
+    report = examine.examine(experiment, topology, prices)
+    print(examine.describe(report), flush=True)
     _write(arguments, report)
     if not report["fits"] and arguments.tries > 0:
         _search(arguments, overrides, topology, prices, report)
@@ -110,7 +102,8 @@ def _write(arguments, found) -> None:
 def _every(arguments) -> bool:
     """A process for each version, as the compiler reads its flags once in one; what is found is
     printed and written at once."""
-    from research import accelerators, preflight
+    from research.preflight import examine
+    from research.runtime import accelerators
 
     reports = []
     try:
@@ -119,12 +112,12 @@ def _every(arguments) -> bool:
             _write(arguments, reports)
     finally:
         if reports:
-            print(preflight.table(reports), flush=True)
+            print(examine.table(reports), flush=True)
     return all(report["fits"] for report in reports)
 
 
 def _in_process(arguments, topology: str) -> dict:
-    from research import preflight
+    from research.preflight import examine
 
     given = ["--config", arguments.config, "--topology", topology, "--tries", "0"]
     given += ["--slices", str(arguments.slices), "--prices", str(arguments.prices)]
@@ -141,11 +134,11 @@ def _in_process(arguments, topology: str) -> dict:
     why = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]
     why = why.removeprefix("error: ")
     print(f"{'NO':10} {topology}: {why}\n", flush=True)
-    return preflight.refused(topology, arguments.slices, why)
+    return examine.refused(topology, arguments.slices, why)
 
 
 def _search(arguments, overrides, topology, prices, report) -> None:
-    from research import alternatives
+    from research.preflight import alternatives
 
     print("\nlooking for the nearest configs that fit", flush=True)
     fitting = report["alternatives"] = []
@@ -164,7 +157,3 @@ def _search(arguments, overrides, topology, prices, report) -> None:
             print(f"{'no':10}{peak} {flags}", flush=True)
     if not fitting:
         print("none found: take more chips, fewer rows (data.batch_size), or a smaller model")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Trains a byte-level BPE tokenizer on the training text of a config's sources.
 
-    python -m research.train_tokenizer --config configs/quickstart/pretrain.py \\
+    graft tokenizer --config configs/quickstart/pretrain.py \\
         --vocabulary 4096 --out runs/quickstart/tokenizer.json
 
 Each source gives the same number of bytes (`--bytes`, spread evenly over its documents), so that
@@ -9,33 +9,33 @@ no large source takes the whole vocabulary. The same text gives the same tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from research import config as door
+from research.config import cli
 
 if TYPE_CHECKING:
     from research.objectives.base import Objective
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = door.program_parser(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = cli.program_parser("tokenizer", __doc__)
     parser.add_argument("--vocabulary", type=int, required=True, help="number of tokens")
     parser.add_argument("--out", required=True, metavar="FILE", help="the tokenizer's JSON")
     parser.add_argument(
         "--bytes", type=int, default=2_000_000, help="text of each source (default 2,000,000)"
     )
-    arguments = door.parse(parser, argv)
+    arguments = cli.parse(parser, argv)
 
-    from research import paths
-    from research.data import tokenizer
-    from research.data.reading import make_objective
+    from research.data.examples import make_objective
     from research.data.sources import open_source
     from research.experiment import Experiment
+    from research.runtime import storage
+    from research.text import tokenizer
 
-    with door.clear_errors():
-        paths.check_writable(paths.absolute(arguments.out).parent)
-        data = door.load(Experiment, arguments.config, arguments.overrides).data
+    with cli.clear_errors():
+        storage.check_writable(storage.absolute(arguments.out).parent)
+        data = cli.load(Experiment, arguments.config, arguments.overrides).data
         objective = make_objective(data)
         sources = [open_source(source) for source in data.sources]
         texts = (text for source in sources for text in sample(source, objective, arguments.bytes))
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:
     """Documents spread evenly over a source, about `limit` bytes in all."""
-    from research.data.reading import read_texts
+    from research.data.examples import read_texts
 
     total, stride = 0, 1
     while stride * 7 < len(source) // 64:  # a stride that is no period of a sorted source
@@ -60,7 +60,3 @@ def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:
             for text in read_texts(source[index], objective, f"{source.name}, row {index}"):
                 total += len(text.encode())
                 yield text
-
-
-if __name__ == "__main__":
-    main()

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from research.batch import SHARED, Batch
-from research.data.tokenizer import Tokenizer
 from research.objectives.base import Examples, name_rows
+from research.text.tokenizer import Tokenizer
 
 # Examples of a source that are looked at, evenly spread: all of a labelled set of a usual size, in
 # a few tenths of a second; and fewer of documents, which objectives cut and write alike, and which

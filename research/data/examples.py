@@ -5,15 +5,15 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from research import config as config_lib
+from research.config import schema
 from research.data import checks
 from research.data.sources import Source, SourceConfig, open_source
 from research.data.sources.prepared import Prepared
-from research.data.tokenizer import Tokenizer
-from research.data.tokens import encode, field_text, read_prepared, tokenise
+from research.data.token_cache import encode, field_text, read_prepared, tokenise
 from research.objectives import OBJECTIVES
 from research.objectives.base import Encodes, Examples, Objective
 from research.objectives.chat import Chat, read_messages
+from research.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from research.data.pipeline import DataConfig
@@ -25,7 +25,7 @@ class Origin:
 
     # Identifies the content.
     fingerprint: str
-    # One of `research.data.formats.FORMATS`.
+    # One of `research.data.sources.formats.FORMATS`.
     format: str
     # Records that could not be read and were left out.
     bad_lines: int
@@ -38,7 +38,7 @@ def make_objective(config: "DataConfig") -> Objective:
             f"There is no objective {config.objective!r}. Known: {sorted(OBJECTIVES)}."
         )
     cls = OBJECTIVES[config.objective]
-    return config_lib.build(cls, dict(config.objective_settings), where="objective_settings")
+    return schema.build(cls, dict(config.objective_settings), where="objective_settings")
 
 
 def read_texts(example: Mapping[str, Any], objective: Objective, where: str) -> list[str]:

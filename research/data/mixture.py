@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from research.config import Count, NonNegative, PositiveNumber
+from research.config.schema import Count, NonNegative, PositiveNumber
 from research.data.sources.base import SourceConfig, nearest
 
 # Shares are kept as whole numbers of this sum.

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from research.data.reading import open_texts, read_texts
+from research.data.examples import open_texts, read_texts
 from research.data.sources import SourceConfig
-from research.data.tokenizer import Tokenizer
-from research.data.tokens import encode
-from research.data.words import normalise
+from research.data.token_cache import encode
 from research.objectives.base import Encoded, Objective
 from research.objectives.chat import Chat
+from research.text.normalize import normalise
+from research.text.tokenizer import Tokenizer
 
 
 class RowHashes:

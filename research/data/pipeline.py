@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from research.batch import Batch
-from research.config import Positive
-from research.data import checks, packing
+from research.config.schema import Positive
+from research.data import checks
+from research.data.examples import Origin, read_examples
 from research.data.mixture import Mixture, MixtureConfig
-from research.data.reading import Origin, read_examples
+from research.data.packing import planning
 from research.data.sources import SourceConfig
-from research.data.tokenizer import Tokenizer
 from research.objectives.base import Examples
+from research.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Pipeline:
         self.tokenizer = tokenizer
         self._cache = cache
         self._adapters = _number_adapters(config, adapters)
-        self.rows: dict[str, packing.PackedRows] = {}
+        self.rows: dict[str, planning.PackedRows] = {}
         self.origins: dict[str, Origin] = {}
         # for each source: (how many rows it gave before) -> row
         self._orders: list[Any] = []
@@ -129,7 +130,7 @@ class Pipeline:
         if step < 0:
             raise ValueError(f"step must not be negative, not {step}.")
         found = self.rows_of(step, rows)
-        made: dict[str, Any] = packing.empty_rows(
+        made: dict[str, Any] = planning.empty_rows(
             len(found), self.config.sequence_length, self.tokenizer.pad_id
         )
         if self._adapters:
@@ -309,7 +310,7 @@ class HeldOut:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         size = self._config.batch_size
-        made: dict[str, Any] = packing.empty_rows(size, self._config.sequence_length, self._pad_id)
+        made: dict[str, Any] = planning.empty_rows(size, self._config.sequence_length, self._pad_id)
         rows = list(range(index * size, min((index + 1) * size, len(self.rows))))
         if rows:
             self.rows.write(made, list(range(len(rows))), rows)
@@ -325,15 +326,15 @@ class HeldOut:
 
 def _plan_rows(
     config: DataConfig, examples: Examples, lengths: np.ndarray, tokenizer: Tokenizer, seed: int
-) -> packing.PackedRows:
-    plan = packing.plan(
+) -> planning.PackedRows:
+    plan = planning.plan(
         lengths,
         config.sequence_length,
         splittable=examples.splittable,
         pack=config.pack,
         seed=seed,
     )
-    return packing.PackedRows(examples, plan, tokenizer.pad_id)
+    return planning.PackedRows(examples, plan, tokenizer.pad_id)
 
 
 def _number_adapters(config: DataConfig, adapters: Sequence[str]) -> dict[str, int]:

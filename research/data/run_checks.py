@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research.config import Share
+from research.config.schema import Share
 from research.data import overlap
 from research.data.checks import refuse
-from research.data.reading import make_objective
+from research.data.examples import make_objective
 from research.objectives.base import Examples, Objective, name_rows
 from research.objectives.chat import Chat
 from research.objectives.supervised import Supervised
 
 if TYPE_CHECKING:
     from research.data.pipeline import DataConfig, Pipeline
-    from research.data.tokenizer import Tokenizer
+    from research.text.tokenizer import Tokenizer
 
 # Pairs of equal rows that an error names.
 _NAMED = 5
@@ -134,7 +134,7 @@ def check_overlap(
     """Refuses held-out splits of which more than the share that is allowed is trained on.
 
     Equal rows only, of any two sources (`research.data.overlap` says what is equal and what it
-    costs); tools/inspect_data.py finds what is nearly equal, too.
+    costs); graft inspect finds what is nearly equal, too.
     """
     if not splits or allowed == 1:
         return

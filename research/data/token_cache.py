@@ -21,8 +21,8 @@ from tqdm import tqdm
 from research.data.sources import Source
 from research.data.sources.files import cache_folder
 from research.data.sources.prepared import Prepared
-from research.data.tokenizer import Tokenizer
 from research.objectives.base import Encoded, Encoder
+from research.text.tokenizer import Tokenizer
 
 # Part of every key: raise it when the files or their meaning change.
 SCHEMA = 1
@@ -317,7 +317,7 @@ class RecordTokens:
             if len(tokens) != self._offsets[document + 1] - self._offsets[document]:
                 raise ValueError(
                     f"{self._source.name}, row {document}: {len(tokens)} tokens, but the index "
-                    "says another number: run tools/prepare_data.py again."
+                    "says another number: run graft prepare again."
                 )
             self._last = number, tokens = document, tokens
         return tokens

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from research.config import Count, Positive
+from research.config.schema import Count, Positive
 from research.data.pipeline import DataConfig, HeldOut
 from research.data.sources import SourceConfig, open_source
-from research.data.tokenizer import Tokenizer
-from research.data.tokens import default_cache, text_of
+from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring
 from research.evaluation.scoring import Score
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ChoiceTask:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `research.evaluate` puts to a run."""
+    """What `graft evaluate` puts to a run."""
 
     text: TextTask | None = None
     choice: ChoiceTask | None = None

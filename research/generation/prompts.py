@@ -6,11 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 
-from research import adapters, chat, methods
-from research.data.reading import make_objective
+from research import methods
+from research.adapters import catalog
+from research.checkpoints.runs import Run
+from research.data.examples import make_objective
 from research.objectives import Chat, Masked, Supervised
 from research.objectives.base import Objective
-from research.runs import Run
+from research.text import chat_template
 
 Turn = Mapping[str, str]  # of a conversation: its role and content
 
@@ -44,11 +46,13 @@ class Voice:
         words, objective = self.run.tokenizer, self.objective
         turns = [*map(dict, said), {"role": "user", "content": prompt}]
         if not raw:
-            template = None if self.run.experiment else chat.find_template(self.run.companions)
+            template = (
+                None if self.run.experiment else chat_template.find_template(self.run.companions)
+            )
             if template is not None:
                 begin, end = words.roles["begin"], words.roles["end"]
                 return words.encode(
-                    chat.render(template, turns, begin=begin, end=end), special=True
+                    chat_template.render(template, turns, begin=begin, end=end), special=True
                 )
             if isinstance(objective, Chat):
                 return objective.prompt_ids(words, turns)
@@ -81,7 +85,7 @@ def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str])
         raise ValueError(f"--switch-off: the adapters side by side are {', '.join(bank)}")
     voices = [Voice(of, name, number) for number, (name, of) in enumerate(bank.items())]
     left = [voice for voice in voices if voice.name not in switched_off]
-    return left or [Voice(run.base or run, "base", adapters.OFF)]
+    return left or [Voice(run.base or run, "base", catalog.OFF)]
 
 
 def find_stops(run: Run, voices: Sequence[Voice]) -> tuple[int, ...]:
@@ -90,7 +94,7 @@ def find_stops(run: Run, voices: Sequence[Voice]) -> tuple[int, ...]:
     Raises:
       ValueError: one of them was trained to fill in masked tokens, and does not write.
     """
-    stops = chat.find_stops(run.companions)
+    stops = chat_template.find_stops(run.companions)
     for voice in voices:
         objective = voice.objective
         if isinstance(objective, Masked):

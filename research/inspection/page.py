@@ -1,6 +1,6 @@
 """Examples and their summary as one page: what `inspection_text` shows, to be passed around.
 
-The page is `research.report`'s: it asks for nothing, runs no script and escapes every text.
+The page is `research.reports.page`'s: it asks for nothing, runs no script and escapes every text.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research import config as door
-from research import report
-from research.data import inspection_text as text
-from research.data.inspection import Opened, Row, Segment, parts
-from research.report import Html
+from research.config import schema
+from research.inspection import terminal as text
+from research.inspection.rows import Opened, Row, Segment, parts
+from research.reports import page
+from research.reports.page import Html
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
+    from research.text.tokenizer import Tokenizer
 
 
 def write(
@@ -39,25 +39,25 @@ def write(
       config: what the run's config is called.
     """
     data = opened.experiment.data
-    return report.write(
+    return page.write(
         path,
         f"What a run of {config} reads",
-        report.section("Checks", _checks(opened.faults, text.findings(summaries))),
-        report.section(
+        page.section("Checks", _checks(opened.faults, text.findings(summaries))),
+        page.section(
             "As the model sees it",
             f"Rows of {data.sequence_length} tokens, objective {data.objective}. The bar above a "
             "row shows its documents, green where it is trained on, and padding; rest on a token "
             "to see its number and position.",
             _rows(rows, opened.tokenizer),
         ),
-        report.section("Sources and splits", report.table(*text.table(summaries))),
-        report.section("Lengths in tokens", _histograms(summaries, data.sequence_length)),
+        page.section("Sources and splits", page.table(*text.table(summaries))),
+        page.section("Lengths in tokens", _histograms(summaries, data.sequence_length)),
         *[
-            report.section(f"Completions of {source}", report.table(*labels))
+            page.section(f"Completions of {source}", page.table(*labels))
             for source, labels in text.label_table(summaries).items()
         ],
         finding=_finding(opened.faults, summaries),
-        provenance={"config": door.to_dict(opened.experiment)},
+        provenance={"config": schema.to_dict(opened.experiment)},
         style=STYLE,
     )
 

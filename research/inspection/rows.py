@@ -1,4 +1,4 @@
-"""Examples as the model sees them, and what all of them are like: what tools/inspect_data.py shows.
+"""Examples as the model sees them, and what all of them are like: what graft inspect shows.
 
     opened = open_data(experiment)
     for row in read_rows(opened.pipeline, step=0): ...
@@ -19,13 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from research.batch import PADDING, Batch
-from research.data import checks, run_checks, tokens
-from research.data.packing import PackedRows
+from research.data import checks, run_checks, token_cache
+from research.data.packing.planning import PackedRows
 from research.data.pipeline import HeldOut, Pipeline
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
     from research.experiment import Experiment
+    from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Opened:
 
 
 def open_data(experiment: Experiment, splits: Sequence[str] = ()) -> Opened:
-    """Opens what a run reads, as `research.train` does, and goes on where that refuses.
+    """Opens what a run reads, as `graft train` does, and goes on where that refuses.
 
     Args:
       experiment: the run's.
@@ -54,7 +54,8 @@ def open_data(experiment: Experiment, splits: Sequence[str] = ()) -> Opened:
         ValueError: the data cannot be read at all.
         FileNotFoundError: data, tokenizer or base are not there.
     """
-    from research import methods, runs
+    from research import methods
+    from research.checkpoints import runs
 
     base, words = runs.open_start(experiment)
     names = methods.bank_names(methods.bind(experiment.method, words))
@@ -62,7 +63,7 @@ def open_data(experiment: Experiment, splits: Sequence[str] = ()) -> Opened:
     config = dataclasses.replace(
         experiment.checks, splits=tuple(dict.fromkeys([*experiment.checks.splits, *splits]))
     )
-    split, cache = experiment.evaluate_split, tokens.default_cache()
+    split, cache = experiment.evaluate_split, token_cache.default_cache()
     with checks.collected() as faults:
         pipeline = Pipeline(experiment.data, words, cache, shape.vocabulary, names)
         run_checks.check_run(pipeline, config, split, cache)

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from research.data import near_duplicates, overlap, tokens
-from research.data.inspection import Opened
-from research.data.reading import make_objective, open_texts, read_texts
+from research.data import overlap, token_cache
+from research.data.examples import make_objective, open_texts, read_texts
 from research.data.sources import Source
-from research.data.words import normalise
+from research.inspection.rows import Opened
+from research.text import near_duplicates
+from research.text.normalize import normalise
 
 if TYPE_CHECKING:
-    from research.data.packing import Plan
-    from research.data.tokenizer import Tokenizer
+    from research.data.packing.planning import Plan
     from research.objectives.base import Examples, Objective
+    from research.text.tokenizer import Tokenizer
 
 # More distinct completions than these are no labels.
 _LABELS = 40
@@ -44,7 +45,7 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
       near: whether rows are also compared for being nearly equal (seconds).
     """
     data, words = opened.pipeline, opened.tokenizer
-    objective, cache = make_objective(data.config), tokens.default_cache()
+    objective, cache = make_objective(data.config), token_cache.default_cache()
     sources = data.config.sources
     planned = data.statistics(opened.experiment.steps)
     names = [f"{source.name}:{source.split}" for source in sources]

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from research import report
-from research.data.inspection import Opened, Part, Row, Segment, parts
-from research.data.inspection_summary import NEAR
-from research.report import Column
+from research.inspection.rows import Opened, Part, Row, Segment, parts
+from research.inspection.summary import NEAR
+from research.reports import page
+from research.reports.page import Column
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
+    from research.text.tokenizer import Tokenizer
 
 _BARS = "▁▂▃▄▅▆▇█"
 # The end of a colour where the same begins again.
@@ -182,7 +182,7 @@ def show_summary(opened: Opened, summaries: Sequence[Mapping[str, Any]]) -> str:
     blocks = [
         f"objective {data.objective}, {data.batch_size} rows of {data.sequence_length} tokens, "
         f"{opened.experiment.steps:,} steps",
-        report.text_table(*table(summaries)),
+        page.text_table(*table(summaries)),
     ]
     lines = []
     width = max(len(name(one)) for one in summaries)
@@ -192,7 +192,7 @@ def show_summary(opened: Opened, summaries: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"  {name(one):{width}}  {edges[0]:>6,} {bars(counts)} {edges[-1] - 1:,}")
     blocks.append("lengths in tokens, examples of each\n" + "\n".join(lines))
     for source, labels in label_table(summaries).items():
-        blocks.append(f"completions of {source}\n{report.text_table(*labels)}")
+        blocks.append(f"completions of {source}\n{page.text_table(*labels)}")
     if said := findings(summaries):
         blocks.append("worth a look\n" + "\n".join(f"  - {line}" for line in said))
     blocks.append(verdict(opened.faults))

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from research import paths
+from research.adapters.merging import Merged
+from research.checkpoints.runs import Run
 from research.interop import huggingface
-from research.merging import Merged
-from research.runs import Run
+from research.runtime import storage
 
 
 def export_huggingface(
@@ -73,7 +73,7 @@ def whole_or_nothing(out: str | Path, last: str = huggingface.CONFIG) -> Iterato
       StorageError: the bucket refuses or does not answer.
     """
     check_free(out)
-    if paths.is_remote(out):
+    if storage.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="graft-export-") as name:
             with _nothing_left(out, lambda: None):
                 yield Path(name)
@@ -98,12 +98,12 @@ def whole_file(out: str | Path) -> Iterator[Path]:
       FileExistsError: it is there.
     """
     check_free(out, file=True)
-    if paths.is_remote(out):
+    if storage.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="graft-export-") as folder:
-            name = paths.absolute(out).name
+            name = storage.absolute(out).name
             with _nothing_left(out, lambda: None):
                 yield Path(folder) / name
-            _copy(Path(folder), paths.absolute(out).parent, name)
+            _copy(Path(folder), storage.absolute(out).parent, name)
         return
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,14 +121,14 @@ def check_free(out: str | Path, file: bool = False) -> None:
       FileExistsError: there is something.
       StorageError: the bucket refuses or does not answer.
     """
-    place = paths.absolute(out)
-    if paths.is_file(place):
+    place = storage.absolute(out)
+    if storage.is_file(place):
         said = "there already; choose another name" if file else "a file; name a folder"
         raise FileExistsError(f"{out} is {said}")
-    if paths.is_folder(place) and (file or any(place.iterdir())):
+    if storage.is_folder(place) and (file or any(place.iterdir())):
         said = "a folder; name a file" if file else "not empty; choose another folder"
         raise FileExistsError(f"{out} is {said}")
-    paths.check_writable(place.parent if file else place)
+    storage.check_writable(place.parent if file else place)
 
 
 def _copy(folder: Path, out: str | Path, last: str) -> None:
@@ -136,7 +136,7 @@ def _copy(folder: Path, out: str | Path, last: str) -> None:
     copied = []
     try:
         for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-            paths.upload(file, copy := paths.absolute(out) / file.name)
+            storage.upload(file, copy := storage.absolute(out) / file.name)
             copied.append(copy)
     except BaseException:
         with contextlib.suppress(Exception):  # storage that is away: without `last` it is not whole
@@ -156,7 +156,7 @@ def _nothing_left(out: str | Path, remove: Callable[[], None]) -> Iterator[None]
             raise
         raise OSError(
             f"could not write {out}: {error.strerror}. Nothing is left of it; free disk space, or "
-            + ("set TMPDIR to a larger disk" if paths.is_remote(out) else "choose another place")
+            + ("set TMPDIR to a larger disk" if storage.is_remote(out) else "choose another place")
         ) from error
 
 

@@ -135,11 +135,11 @@ def read_config(family: Family, content: Mapping[str, Any], where: str) -> Model
     Raises:
       UnsupportedModel: it is no shape of the family's.
     """
-    from research import config as door
+    from research.config import schema
 
     try:
         config = family.read(Fields(content, where))
-        return door.build(ModelConfig, dataclasses.asdict(config), where)
+        return schema.build(ModelConfig, dataclasses.asdict(config), where)
     except UnsupportedModel:
         raise
     except (ValueError, TypeError, ZeroDivisionError) as error:

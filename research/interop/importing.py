@@ -16,15 +16,18 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from research import chat, paths, runs, sharding
-from research import config as door
-from research.checkpoint import Checkpointer, library_versions
-from research.data import tokenizer
-from research.interop import gguf_files, huggingface
+from research import sharding
+from research.checkpoints import runs
+from research.checkpoints.checkpointer import Checkpointer, library_versions
+from research.config import schema
+from research.interop import huggingface
 from research.interop.family import Family, Source, parameter_shapes
 from research.interop.fields import UnsupportedModel, malformed
+from research.interop.gguf import files as gguf_files
 from research.interop.tensor_files import Tensors, to_array
 from research.models.config import ModelConfig
+from research.runtime import storage
+from research.text import chat_template, tokenizer
 
 TOKENIZER = "tokenizer.json"
 
@@ -60,7 +63,7 @@ def open_model(path: str | Path) -> Foreign:
       FileNotFoundError: nothing there.
       UnsupportedModel: nothing that Graft reads.
     """
-    path = paths.local(path, "the model")
+    path = storage.local(path, "the model")
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
     if (path / "adapter_config.json").is_file() and not (path / huggingface.CONFIG).is_file():
@@ -119,7 +122,7 @@ def import_model(
         say(name, array.nbytes)
     metadata = {
         "experiment": None,
-        "model": door.to_dict(model.config),
+        "model": schema.to_dict(model.config),
         "base": None,
         "tokenizer": words.fingerprint(),
         "roles": words.roles,
@@ -133,7 +136,7 @@ def import_model(
         },
         "versions": library_versions(),
     }
-    folder = paths.absolute(out) / "model"
+    folder = storage.absolute(out) / "model"
     with Checkpointer(folder, keep_last=1, asynchronous=False) as shelf:
         shelf.save(
             0,
@@ -162,9 +165,9 @@ def _check_companions(files: Mapping[str, bytes], where: str) -> None:
         if name.endswith(".json"):
             _object(files, name, where)
     with malformed(f"{where}: the chat template"):
-        template = chat.find_template(files)
+        template = chat_template.find_template(files)
         if template is not None:
-            chat.check(template)
+            chat_template.check(template)
 
 
 def _object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:

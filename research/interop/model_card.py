@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from research import paths
+from research.checkpoints.runs import Run
 from research.data.sources import SourceConfig
-from research.runs import Run
+from research.runtime import storage
 
 UNKNOWN = "not stated"
 
@@ -37,7 +37,7 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
 
     Args:
       form: what was exported: hf, peft or gguf.
-      evaluation: what `research.evaluate --out` wrote, if it was asked.
+      evaluation: what `graft evaluate --out` wrote, if it was asked.
     """
     imported, summary = dict(run.imported or {}), _summary(run)
     licence = imported.get("licence", UNKNOWN)
@@ -118,7 +118,7 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
         )
     for name, bits in (evaluation or {}).get("bits_per_byte", {}).items():
         lines.append(f"- {name}: {bits:.3f} bits per byte")
-    return lines or ["- none was given (`research.evaluate --out FILE`, then `--evaluation FILE`)"]
+    return lines or ["- none was given (`graft evaluate --out FILE`, then `--evaluation FILE`)"]
 
 
 def _template(run: Run) -> list[str]:
@@ -133,5 +133,5 @@ def _template(run: Run) -> list[str]:
 def _summary(run: Run) -> dict[str, Any]:
     """What the run wrote at its end; empty for a checkpoint of one that goes on."""
     path = run.saved.path.parent.parent / "summary.json"
-    summary = json.loads(path.read_text()) if paths.is_file(path) else {}
+    summary = json.loads(path.read_text()) if storage.is_file(path) else {}
     return summary if summary.get("steps") == run.saved.step else {}

@@ -5,6 +5,6 @@ ValueError before anything is started, `start(job, arguments, shell) -> int`, an
 `delete(job, arguments, shell)`. Adding one costs one file and one line here.
 """
 
-from tools.launching import gke, local, slurm, tpu_vm
+from research.launch import gke, local, slurm, tpu_vm
 
 TARGETS = {"local": local, "tpu-vm": tpu_vm, "gke": gke, "slurm": slurm}

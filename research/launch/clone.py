@@ -8,7 +8,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from tools.launching.job import Shell
+from research.launch.job import Shell
 
 FILES = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from tools import environment
-from tools.launching import google
-from tools.launching.job import OWN, Job, Shell, check_name
+from research.launch import google
+from research.launch.job import OWN, Job, Shell, check_name
+from research.runtime import environment
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"

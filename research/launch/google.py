@@ -13,8 +13,8 @@ import posixpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.launching import clone
-from tools.launching.job import Job
+from research.launch import clone
+from research.launch.job import Job
 
 if TYPE_CHECKING:
     from research.experiment import Experiment

@@ -12,9 +12,10 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
-# How a process of the run ended (research.hosts). 0: the run is finished. STOPPED: a signal stopped
-# it, or it lost the others. OWN: an error of its own, which starting it again would repeat: of the
-# program, of its flags, or no such program. Anything else, signals above all: it was ended.
+# How a process of the run ended (research.runtime.distributed). 0: the run is finished. STOPPED: a
+# signal stopped it, or it lost the others. OWN: an error of its own, which starting it again would
+# repeat: of the program, of its flags, or no such program. Anything else, signals above all: it was
+# ended.
 STOPPED = 75
 OWN = (1, 2, 126, 127)
 # by this one JAX ends a process that has lost the others, whatever they died of
@@ -23,7 +24,7 @@ _ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A training run, as `research.train` takes it."""
+    """A training run, as `graft train` takes it."""
 
     # its name on a cluster: lower case, digits and hyphens
     name: str

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from types import FrameType
 
-from tools.launching.job import STOPPED, Job, Shell, outcome, to_repeat
+from research.launch.job import STOPPED, Job, Shell, outcome, to_repeat
 
 
 def add_flags(parser) -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """On a machine of a TPU slice: starts the run so that it outlives the connection, and follows it.
 
-    tools/launching/remote.py start FOLDER COMMAND...
-    tools/launching/remote.py follow|follow-on FOLDER
-    tools/launching/remote.py status FOLDER
+    research/launch/remote.py start FOLDER COMMAND...
+    research/launch/remote.py follow|follow-on FOLDER
+    research/launch/remote.py status FOLDER
 
 In FOLDER: log, what the run says; pid; status, its exit status once it has ended. `follow` prints
 the log from the start, `follow-on` from near its end, and ends when the run does; `status` says how
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 INTERVAL = 1.0  # seconds
-STOPPED = 75  # tools/launching/job.py, which is not imported: this runs under any Python 3
+STOPPED = 75  # research/launch/job.py, which is not imported: this runs under any Python 3
 
 
 def start(folder: Path, words: list[str]) -> None:

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from tools.launching.job import STOPPED, Job, Shell
+from research.launch.job import STOPPED, Job, Shell
 
 NOTICE = 120  # seconds before the time limit at which the run is told to save
 

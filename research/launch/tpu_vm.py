@@ -12,9 +12,9 @@ import json
 import re
 import shlex
 
-from tools import environment
-from tools.launching import clone, google
-from tools.launching.job import STOPPED, Job, Shell, check_name, outcome, to_repeat
+from research.launch import clone, google
+from research.launch.job import STOPPED, Job, Shell, check_name, outcome, to_repeat
+from research.runtime import environment
 
 RUN = "graft-run"  # on each machine, beside the code
 PREEMPTED = ("SUSPENDING", "SUSPENDED")
@@ -290,4 +290,4 @@ class _Resource:
 
 def _remote(verb: str, *words: str) -> str:
     """A command for a machine's shell."""
-    return shlex.join(["python3", "tools/launching/remote.py", verb, f"../{RUN}", *words])
+    return shlex.join(["python3", "research/launch/remote.py", verb, f"../{RUN}", *words])

@@ -1,5 +1,5 @@
 """Cross-entropy and what is added to it, however the logits are made: in chunks of the sequence
-(`research.loss`) or of the vocabulary (`research.vocabulary_loss`)."""
+(`research.losses.sequence_chunks`) or of the vocabulary (`research.losses.vocabulary_chunks`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research.config import BelowOne, Count, NonNegative, Positive
+from research.config.schema import BelowOne, Count, NonNegative, Positive
 
 
 @dataclasses.dataclass(frozen=True)

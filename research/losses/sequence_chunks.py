@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research import cross_entropy, sharding, vocabulary_loss
+from research import sharding
 from research.batch import Array
-from research.cross_entropy import LossConfig, TokenLosses
+from research.losses import cross_entropy, vocabulary_chunks
+from research.losses.cross_entropy import LossConfig, TokenLosses
 from research.models.sites import Context
 
 
@@ -53,7 +54,7 @@ def summed_losses(
         if head.site:
             raise ValueError("loss.vocabulary_chunks: the head has a delta, which needs it whole")
         kernel = model.embedding.kernel[...].T if head.kernel is None else head.kernel[...]
-        return vocabulary_loss.summed(hidden, kernel, head.cap, targets, weights, config)
+        return vocabulary_chunks.summed(hidden, kernel, head.cap, targets, weights, config)
     leaves, structure = jax.tree.flatten(model.projection())
     given = (targets, weights, context)
     sums = _summed((config, structure), leaves, hidden, given)

@@ -1,11 +1,11 @@
 """Cross-entropy over the vocabulary in chunks of the vocabulary, for heads that devices share.
 
-`research.loss` computes the logits of a few columns of the sequence at a time and needs the whole
-head for that. Where the head is cut over many devices, and one row is all that a device has, the
-gathered head and its gradient would be the largest arrays of the step (128,256 words of width
-4,096: 1 and 2 GiB). Here each device gathers one chunk of the head at a time, for all of its
-tokens. The price: the logits are computed twice, once for the normaliser, once for the gradient (a
-third more of the head's products).
+`research.losses.sequence_chunks` computes the logits of a few columns of the sequence at a time and
+needs the whole head for that. Where the head is cut over many devices, and one row is all that a
+device has, the gathered head and its gradient would be the largest arrays of the step (128,256
+words of width 4,096: 1 and 2 GiB). Here each device gathers one chunk of the head at a time, for
+all of its tokens. The price: the logits are computed twice, once for the normaliser, once for the
+gradient (a third more of the head's products).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research import cross_entropy, sharding
+from research import sharding
 from research.batch import Array
-from research.cross_entropy import LossConfig, TokenLosses
+from research.losses import cross_entropy
+from research.losses.cross_entropy import LossConfig, TokenLosses
 from research.models.attention import soft_cap
 from research.models.products import matmul, outer
 

@@ -8,7 +8,7 @@ units (`Context.site_dropout`) says `drops`. Adding one costs one file and one l
 from typing import TYPE_CHECKING, Any
 
 from research.methods import bank, several
-from research.methods.attaching import (
+from research.methods.attach import (
     PLACES,
     WEIGHTED,
     Method,
@@ -31,8 +31,8 @@ from research.methods.attaching import (
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
 from research.methods.full import Full
-from research.methods.hadamard import LoHa
 from research.methods.ia3 import IA3
+from research.methods.loha import LoHa
 from research.methods.lora import LoRA
 from research.methods.partial import Partial
 from research.methods.prefix import Prefix
@@ -40,7 +40,7 @@ from research.methods.prompt import Prompt
 from research.methods.vera import VeRA
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
+    from research.text.tokenizer import Tokenizer
 
 METHODS: dict[str, type[Method]] = {
     "full": Full,

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research import tree
-from research.config import Name, one_of
-from research.methods.attaching import PLACES, places
+from research.config.schema import Name, one_of
+from research.methods.attach import PLACES, places
 from research.models import sites
 from research.models.sites import Context, Weight, Work
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
-    from research.methods.attaching import Method
+    from research.methods.attach import Method
+    from research.text.tokenizer import Tokenizer
 
 
 def make(members: tuple[type, ...]) -> type[Any]:

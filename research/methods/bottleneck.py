@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.config import Name, Positive, PositiveNumber
-from research.methods.attaching import attach_at
+from research.config.schema import Name, Positive, PositiveNumber
+from research.methods.attach import attach_at
 from research.models.mlp import ACTIVATIONS
 from research.models.products import matmul
 from research.models.sites import Context

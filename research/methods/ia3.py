@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.config import Name
-from research.methods.attaching import attach_at, linears
+from research.config.schema import Name
+from research.methods.attach import attach_at, linears
 from research.models.layers import Linear
 from research.models.products import scaled
 from research.models.sites import Context, Weight

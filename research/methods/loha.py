@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.config import Name, Positive, PositiveNumber
-from research.methods.attaching import attach_at
+from research.config.schema import Name, Positive, PositiveNumber
+from research.methods.attach import attach_at
 from research.methods.lora import EVERY_LINEAR
 from research.models.layers import Linear
 from research.models.products import matmul

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research import tree
-from research.config import Name, Positive, PositiveNumber
-from research.methods.attaching import WEIGHTED, attach_at, places
+from research.config.schema import Name, Positive, PositiveNumber
+from research.methods.attach import WEIGHTED, attach_at, places
 from research.models.products import matmul, matmul_transposed, outer
 from research.models.sites import Context, Weight, Work, chain
 from research.models.transformer import Transformer

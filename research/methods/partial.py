@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 
 from research import tree
-from research.methods.attaching import OF_THE_BASE, attached
+from research.methods.attach import OF_THE_BASE, attached
 from research.models.transformer import Transformer
 
 

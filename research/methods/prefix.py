@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.config import Name, Positive
-from research.methods.attaching import attach_at
+from research.config.schema import Name, Positive
+from research.methods.attach import attach_at
 from research.models.config import ModelConfig
 from research.models.sites import Chain, Context, Work
 from research.models.transformer import Attention, Transformer

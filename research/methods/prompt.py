@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.config import Name, Positive
-from research.methods.attaching import attach_at
+from research.config.schema import Name, Positive
+from research.methods.attach import attach_at
 from research.models.layers import Embedding
 from research.models.sites import Context, Weight, Work
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
+    from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

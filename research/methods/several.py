@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
-from research.config import one_of
+from research.config.schema import one_of
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
+    from research.text.tokenizer import Tokenizer
 
 
 def make(members: tuple[type, ...]) -> type[Any]:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research import tree
-from research.config import Name, Positive, PositiveNumber
-from research.methods.attaching import attach_at, linears
+from research.config.schema import Name, Positive, PositiveNumber
+from research.methods.attach import attach_at, linears
 from research.methods.lora import EVERY_LINEAR, low_rank
 from research.models.layers import Linear
 from research.models.products import scaled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from research.config import Count, NonNegative, Positive, PositiveNumber
+from research.config.schema import Count, NonNegative, Positive, PositiveNumber
 from research.models.attention import AUTO, BACKENDS
 
 # how a weight is stored

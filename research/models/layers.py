@@ -12,7 +12,7 @@ from research.models import sites
 from research.models.attention import soft_cap
 from research.models.config import ModelConfig
 from research.models.products import matmul, matmul_transposed
-from research.models.quantized import Quantized
+from research.models.quantization import Quantized
 from research.models.sites import Context, Weight
 
 

@@ -13,7 +13,7 @@ from research import sharding
 from research.models.config import ModelConfig
 from research.models.layers import Linear
 from research.models.products import matmul
-from research.models.quantized import Quantized
+from research.models.quantization import Quantized
 from research.models.sites import Context
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from research import sharding
-from research.models.quantized import Quantized, quantized_product
+from research.models.quantization import Quantized, quantized_product
 
 # what `remat: products` keeps
 PRODUCT = "product"

@@ -13,7 +13,8 @@ weight (kernel and bias). The places, by the path of the module that owns them:
 
 So a base parameter's path and value are the same before and after tuning, a model without
 attachments is the base, and a new method needs no edit of the model. A delta that does more than
-pass its input through its matrices in turn says so in `work(weight, shared)`, for `research.cost`.
+pass its input through its matrices in turn says so in `work(weight, shared)`, for
+`research.training.cost`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Context:
       dropout: [] probability of dropping a unit of the base's residual branches.
       site_dropout: [] probability of dropping a unit of the input of a delta.
       columns: [B,C] int32, the columns of its row that a part holds, where a row is cut into parts
-        (`research.loss`): so what is dropped does not depend on how it is cut.
+        (`research.losses.sequence_chunks`): so what is dropped does not depend on how it is cut.
       shared: modules that a method shares between its sites, by method name.
     """
 

@@ -1,6 +1,6 @@
 """How the weights of a base are stored, by rule: float32, bfloat16, int8 or nf4.
 
-A base that stays frozen needs no float32: a conversion (`tools/convert.py quantize`) makes one that
+A base that stays frozen needs no float32: a conversion (`graft convert quantize`) makes one that
 is smaller, and its config says so (`ModelConfig.storage`). What a method attaches is float32 on
 any base; a weight that is to train must be.
 """
@@ -18,7 +18,7 @@ from research import tree
 from research.models import sites
 from research.models.config import Storage
 from research.models.layers import Embedding, Head, Linear
-from research.models.quantized import Quantized
+from research.models.quantization import Quantized
 
 LINEARS, ALL = r"layers/\d+/(attention|mlp)/\w+", r".*"
 # what `quantize --to` takes: products are stored so, tables in bfloat16

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
-    from research.data.tokens import TokenTable
+    from research.data.token_cache import TokenTable
+    from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from research.objectives.base import Examples, Piece
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
-    from research.data.tokens import TokenTable
+    from research.data.token_cache import TokenTable
+    from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from research import chat
-from research.config import Share
+from research.config.schema import Share
 from research.objectives.base import Encoded, Examples, Piece, name_rows
+from research.text import chat_template
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
-    from research.data.tokens import TokenTable
+    from research.data.token_cache import TokenTable
+    from research.text.tokenizer import Tokenizer
 
 # Where the tokenizer's makers give no template. It writes the tokenizer's own begin and end.
 PLAIN = (
@@ -71,7 +71,7 @@ class Chat:
         if self.too_long not in ("cut", "refuse"):
             raise ValueError(f"too_long must be 'cut' or 'refuse', not {self.too_long!r}.")
         if self.template is not None:
-            chat.check(self.template)
+            chat_template.check(self.template)
 
     def writer(self, tokenizer: "Tokenizer") -> "Writer":
         """Writes conversations for the model of `tokenizer`."""
@@ -136,7 +136,7 @@ class Chat:
             piece=piece,
             stops=tuple(np.unique(last).tolist()),
             note=f"{note}, {len(long):,} over-long left out" if len(long) else note,
-            companions={chat.TEMPLATE: template},
+            companions={chat_template.TEMPLATE: template},
         )
 
 
@@ -166,7 +166,7 @@ class Writer:
 
     def _render(self, messages: Sequence[Message], ask: bool) -> str:
         roles = self._tokenizer.roles
-        return chat.render(
+        return chat_template.render(
             self.template,
             messages,
             begin=roles["begin"],

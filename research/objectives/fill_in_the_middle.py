@@ -11,8 +11,8 @@ from research.objectives.base import Examples, Piece
 from research.objectives.windows import Windows, uniform
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
-    from research.data.tokens import TokenTable
+    from research.data.token_cache import TokenTable
+    from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
-    from research.data.tokens import TokenTable
+    from research.data.token_cache import TokenTable
+    from research.text.tokenizer import Tokenizer
 
 # Tokens that are searched at one time.
 _CHUNK = 2**22

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from research.config import Share
+from research.config.schema import Share
 from research.objectives.base import Examples, Piece, name_rows
 
 if TYPE_CHECKING:
-    from research.data.tokenizer import Tokenizer
-    from research.data.tokens import TokenTable
+    from research.data.token_cache import TokenTable
+    from research.text.tokenizer import Tokenizer
 
 _SLOT = "{prompt}"
 

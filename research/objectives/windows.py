@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research.data.hashing import STEP, splitmix64
 from research.objectives.base import Piece
+from research.text.hashing import STEP, splitmix64
 
 if TYPE_CHECKING:
-    from research.data.tokens import Ragged
+    from research.data.token_cache import Ragged
 
 # Tokens that are looked up at one time.
 _CHUNK = 2**22

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from research.config import BelowOne, PositiveNumber
+from research.config.schema import BelowOne, PositiveNumber
 from research.tree import Arrays
 
 

@@ -1,6 +1,7 @@
 """Learning-rate schedules whose numbers are arrays: runs that differ in them share a program.
 
-Optax's schedules take Python numbers; these equal them (tests/test_schedules.py) and can be traced.
+Optax's schedules take Python numbers; these equal them (tests/optim/test_schedules.py) and can be
+traced.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from research.config import Count, PositiveNumber, Share
+from research.config.schema import Count, PositiveNumber, Share
 
 Kind = Literal["constant", "linear", "cosine", "wsd"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from research import config as door
-from research.accelerators import Topology
+from research.config import cli
 from research.experiment import Experiment
-from research.preflight import Prices, Report, abstract_program, examine, held_bytes
-from research.program import Program, UnevenBatch
+from research.preflight.examine import Prices, Report, abstract_program, examine, held_bytes
+from research.runtime.accelerators import Topology
+from research.training.program import Program, UnevenBatch
 
 
 def nearest(
@@ -28,7 +28,7 @@ def nearest(
     limit, found = topology.accelerator.memory, 0
     for changes in proposals(file, overrides, topology):
         try:
-            experiment = door.load(Experiment, file, [*overrides, *changes])
+            experiment = cli.load(Experiment, file, [*overrides, *changes])
             held = held_bytes(abstract_program(experiment, topology.devices))
         except ValueError:
             continue  # a mesh that the model's heads or the batch do not divide by
@@ -46,7 +46,7 @@ def proposals(file: str, overrides: Sequence[str], topology: Topology) -> Iterat
     """Changes, the least first; where the devices cannot share the rows, each makes that so."""
 
     def changed(changes: list[str]) -> Program:
-        experiment = door.load(Experiment, file, [*overrides, *changes])
+        experiment = cli.load(Experiment, file, [*overrides, *changes])
         return abstract_program(experiment, topology.devices)
 
     try:

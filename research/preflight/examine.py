@@ -2,8 +2,8 @@
 
 `examine` compiles the real train step for the real TPU compiler, from shapes alone: whether it fits
 is what that compiler says, not an estimate. How fast it can be at best is closed form
-(`research.roofline`), and so is the money. `research.alternatives` looks for the smallest changes
-that make it fit.
+(`research.preflight.roofline`), and so is the money. `research.preflight.alternatives` looks for
+the smallest changes that make it fit.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research import methods, runs, sharding, tree
-from research.accelerators import Topology
-from research.data import tokenizer as tokenizers
+from research import methods, sharding, tree
+from research.checkpoints import runs
 from research.experiment import Experiment
-from research.memory import GIB, Memory
-from research.program import Program, UnevenBatch, make_program
-from research.report import Column, text_table
-from research.roofline import roofline
+from research.preflight.roofline import roofline
+from research.reports.page import Column, text_table
+from research.runtime.accelerators import Topology
+from research.runtime.memory import GIB, Memory
+from research.text import tokenizer as tokenizers
+from research.training.program import Program, UnevenBatch, make_program
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Report = dict[str, Any]
@@ -197,8 +198,9 @@ def host_bytes(program: Program) -> int:
 
 def _batch_bytes(program: Program) -> int:
     leaves = jax.tree.leaves(program.batch_shapes)
-    size = lambda leaf: math.prod(program.rows.shard_shape(leaf.shape)) * leaf.dtype.itemsize  # noqa: E731
-    return sum(map(size, leaves))
+    return sum(
+        math.prod(program.rows.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
 
 
 def _own_bytes(program: Program, name: str, leaf: Any) -> int:

@@ -7,12 +7,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from research import tree
-from research.memory import GIB
+from research.runtime.memory import GIB
 
 if TYPE_CHECKING:
     from jax.sharding import NamedSharding
 
-    from research.program import Program
+    from research.training.program import Program
 
 
 def describe(program: Program) -> str:

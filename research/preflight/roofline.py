@@ -21,8 +21,8 @@ from research import methods, tree
 if TYPE_CHECKING:
     from jax.sharding import NamedSharding
 
-    from research.accelerators import Accelerator
-    from research.program import Program
+    from research.runtime.accelerators import Accelerator
+    from research.training.program import Program
 
 GRADIENT = 4  # bytes of a gradient's number
 

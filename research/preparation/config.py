@@ -1,4 +1,4 @@
-"""What is prepared, and how: the config of `tools/prepare_data.py`."""
+"""What is prepared, and how: the config of `graft prepare`."""
 
 import collections
 import dataclasses
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pydantic
 
-from research.config import Count, Positive, Share
+from research.config.schema import Count, Positive, Share
 from research.data.sources import SourceConfig
 
 # Above 0: a threshold of nothing would make everything a duplicate of everything.
@@ -119,7 +119,7 @@ class PreparationConfig:
     splits: tuple[str, ...] = ("train",)
     quality: Quality | None = None
     contamination: Contamination | None = None
-    # Whether documents of the same text go (as `research.data.words.normalise` has it).
+    # Whether documents of the same text go (as `research.text.normalize.normalise` has it).
     exact_duplicates: bool = True
     near_duplicates: NearDuplicates | None = NearDuplicates()
     # Documents that are one unit of work, and at most one file of the output. It does not change

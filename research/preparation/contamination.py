@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from research.data.preparation import documents, ngrams, running, stages
-from research.data.preparation.config import Contamination
-from research.data.preparation.documents import InputError, Part, Range, Ranges
-from research.data.preparation.duplicates import gather, ordered
-from research.data.preparation.stages import Stage
-from research.data.words import words_of
+from research.preparation import documents, ngrams, running, stages
+from research.preparation.config import Contamination
+from research.preparation.documents import InputError, Part, Range, Ranges
+from research.preparation.duplicates import gather, ordered
+from research.preparation.stages import Stage
+from research.text.normalize import words_of
 
 if TYPE_CHECKING:
     from apache_beam import Pipeline

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from research import config as door
-from research.data.preparation import stages
-from research.data.preparation.stages import Stage
+from research.config import schema
 from research.data.sources import Source, SourceConfig, open_source
-from research.data.tokens import field_text
-from research.data.words import normalise
+from research.data.token_cache import field_text
+from research.preparation import stages
+from research.preparation.stages import Stage
+from research.text.normalize import normalise
 
 # What the first pass leaves of a document: UTF-8 bytes, and a hash of its normalised text.
 RECORD = np.dtype([("bytes", "<i8"), ("digest", "<u8", 2)])
@@ -113,13 +113,13 @@ class Ranges(Sequence[Range]):
 
 def opened(part: Part) -> Source:
     """The part's source, opened once in a process; what it holds is as `open_source` says."""
-    return _opened(json.dumps(door.to_dict(part.source)), part.split, part.fingerprint)
+    return _opened(json.dumps(schema.to_dict(part.source)), part.split, part.fingerprint)
 
 
 @functools.lru_cache(maxsize=64)
 def _opened(source: str, split: str, fingerprint: str) -> Source:
     del fingerprint  # Another content is another entry.
-    return open_source(door.build(SourceConfig, json.loads(source)), split)
+    return open_source(schema.build(SourceConfig, json.loads(source)), split)
 
 
 def examples(

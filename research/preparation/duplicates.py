@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from research.data.preparation import running, stages
-from research.data.preparation.documents import Range, Ranges
-from research.data.preparation.stages import Stage
+from research.preparation import running, stages
+from research.preparation.documents import Range, Ranges
+from research.preparation.stages import Stage
 
 if TYPE_CHECKING:
     from apache_beam import PCollection, Pipeline

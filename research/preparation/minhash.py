@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from research.data.preparation import documents, ngrams, running, stages
-from research.data.preparation.config import NearDuplicates
-from research.data.preparation.documents import Range, Ranges
-from research.data.preparation.duplicates import (
+from research.preparation import documents, ngrams, running, stages
+from research.preparation.config import NearDuplicates
+from research.preparation.documents import Range, Ranges
+from research.preparation.duplicates import (
     PAIR,
     gather,
     ordered,
@@ -29,8 +29,8 @@ from research.data.preparation.duplicates import (
     spread,
     write_by_range,
 )
-from research.data.preparation.stages import Stage
-from research.data.words import words_of
+from research.preparation.stages import Stage
+from research.text.normalize import words_of
 
 if TYPE_CHECKING:
     from apache_beam import Pipeline

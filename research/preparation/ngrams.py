@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.hashing import STEP, splitmix64
+from research.text.hashing import STEP, splitmix64
 
 # Words whose hashes are kept; about 100 bytes each.
 _KEPT = 2**18

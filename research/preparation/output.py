@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from research.data import tokenizer as tokenizers
-from research.data.preparation import documents, stages
-from research.data.preparation.documents import InputError, Range, Ranges
-from research.data.preparation.running import Runner
-from research.data.preparation.stages import Stage
-from research.data.tokenizer import Tokenizer
-from research.data.tokens import TextEncoder
+from research.data.token_cache import TextEncoder
+from research.preparation import documents, stages
+from research.preparation.documents import InputError, Range, Ranges
+from research.preparation.running import Runner
+from research.preparation.stages import Stage
+from research.text import tokenizer as tokenizers
+from research.text.tokenizer import Tokenizer
 
 NAME = "prepared"
 _COUNTS = np.dtype([("tokens", "<u4"), ("bytes", "<u4")])

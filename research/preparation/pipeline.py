@@ -21,10 +21,8 @@ from typing import Any
 
 from etils import epath
 
-from research import config as door
-from research import paths
-from research.data import tokenizer as tokenizers
-from research.data.preparation import (
+from research.config import schema
+from research.preparation import (
     contamination,
     documents,
     duplicates,
@@ -34,11 +32,13 @@ from research.data.preparation import (
     stages,
     statistics,
 )
-from research.data.preparation.config import PreparationConfig
-from research.data.preparation.documents import Part, Ranges
-from research.data.preparation.running import Runner
-from research.data.preparation.stages import Stage
-from research.data.tokenizer import Tokenizer
+from research.preparation.config import PreparationConfig
+from research.preparation.documents import Part, Ranges
+from research.preparation.running import Runner
+from research.preparation.stages import Stage
+from research.runtime import storage
+from research.text import tokenizer as tokenizers
+from research.text.tokenizer import Tokenizer
 
 POINTER = "prepared.json"
 Say = Callable[[str], None]
@@ -97,19 +97,19 @@ def plan(config: PreparationConfig, root: str | os.PathLike[str]) -> Plan:
     content = [[part.kind, part.split, part.fingerprint, part.rows] for part in parts]
     add("documents", sources=content, rows=config.rows)
     if config.quality is not None:
-        add("quality", "documents", quality=door.to_dict(config.quality))
+        add("quality", "documents", quality=schema.to_dict(config.quality))
     if config.contamination is not None:
         evaluations = contamination.evaluation_parts(config.contamination)
         add(
             "evaluations",
-            contamination=door.to_dict(config.contamination),
+            contamination=schema.to_dict(config.contamination),
             sources=[part.fingerprint for part in evaluations],
         )
         add("contamination", "documents", "evaluations")
     if config.exact_duplicates:
         add("exact", "documents", "quality", "contamination")
     if config.near_duplicates is not None:
-        settings = door.to_dict(config.near_duplicates)
+        settings = schema.to_dict(config.near_duplicates)
         add("near", "documents", "quality", "contamination", "exact", near=settings)
     add("tokens", *found, tokenizer=tokenizer.fingerprint())
     ranges = Ranges(tuple(parts), config.rows)
@@ -225,12 +225,12 @@ def _write_tokens(planned: Plan, stage: Stage, run: Runner) -> None:
     content = json.loads((stage.folder / "content.json").read_text())
     statistics.add_output(numbers, content, stage)
     stages.write(stage.folder / "statistics.json", json.dumps(numbers, indent=1).encode())
-    stages.write(stage.folder / "config.json", json.dumps(door.to_dict(planned.config)).encode())
+    stages.write(stage.folder / "config.json", json.dumps(schema.to_dict(planned.config)).encode())
 
 
 def _open_tokenizer(path: str) -> Tokenizer:
-    if paths.is_folder(path):
-        from research import runs  # It imports JAX.
+    if storage.is_folder(path):
+        from research.checkpoints import runs  # It imports JAX.
 
         return runs.open_run(path).tokenizer
     return tokenizers.load(path)

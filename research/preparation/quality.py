@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from research.data.preparation import documents, stages
-from research.data.preparation.config import Quality
-from research.data.preparation.documents import Range
-from research.data.preparation.ngrams import ngram_hashes, word_hashes
-from research.data.preparation.stages import Stage
+from research.preparation import documents, stages
+from research.preparation.config import Quality
+from research.preparation.documents import Range
+from research.preparation.ngrams import ngram_hashes, word_hashes
+from research.preparation.stages import Stage
 
 _BULLETS = ("•", "‣", "▪", "●", "◦", "-", "*", "–")
 _ELLIPSES = ("...", "…")

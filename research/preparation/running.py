@@ -38,7 +38,7 @@ def check_installed() -> None:
     except ImportError as error:
         raise ValueError(
             f"The package {error.name} is not there: run `tools/setup prepare`; "
-            "tools/prepare_data.py then finds it by itself."
+            "graft prepare then finds it by itself."
         ) from None
     finally:
         logging.disable(logging.NOTSET)

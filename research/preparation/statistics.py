@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from research import report
-from research.data.preparation import stages
-from research.data.preparation.documents import Ranges
-from research.data.preparation.stages import Stage
-from research.report import Column
+from research.preparation import stages
+from research.preparation.documents import Ranges
+from research.preparation.stages import Stage
+from research.reports import page
+from research.reports.page import Column
 
 _QUANTILES = (0, 10, 50, 90, 100)
 _BLOCK = 2**22
@@ -132,7 +132,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
             )
             if about["bad_lines"]:
                 bad.append(f"{kind}, {split}: {about['bad_lines']:,}")
-    lines = [report.text_table(rows, _COLUMNS), f"removed: {removed(found)}"]
+    lines = [page.text_table(rows, _COLUMNS), f"removed: {removed(found)}"]
     return "\n".join([*lines, *([f"bad lines left out: {'; '.join(bad)}"] if bad else [])])
 
 

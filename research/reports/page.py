@@ -21,8 +21,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from research.evaluation.statistics import Estimate, PairedDifference
-from research.plots import Html, Point, bar_plot, line_plot, scatter_plot, si
+from research.reports.plots import Html, Point, bar_plot, line_plot, scatter_plot, si
+from research.reports.statistics import Estimate, PairedDifference
 
 __all__ = [
     "Column",

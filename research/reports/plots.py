@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from research.evaluation.statistics import Estimate
+from research.reports.statistics import Estimate
 
 # Okabe and Ito's colour-blind-safe hues (2008) in the order used; the page's style sheet gives
 # each a shade of enough contrast on light and on dark.

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from research.memory import GIB
+from research.runtime.memory import GIB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ TPUS = {
 }
 # dense bfloat16 FLOP/s of GPUs, by JAX's name for their kind, as a pattern; the first that is found
 GPUS = (("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100|H200", 989e12), ("A100", 312e12))
-# What `tools/preflight.py --topology all` compiles for: 64 chips of each, or the nearest there is.
+# What `graft preflight --topology all` compiles for: 64 chips of each, or the nearest there is.
 EXAMPLES = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8", "tpu7x:4x4x4")
 
 

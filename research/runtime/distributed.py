@@ -62,7 +62,7 @@ def join() -> bool:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"--distributed: {error} Set {', '.join(VARIABLES)} for each process, or start them "
-            "with tools/launch.py, Slurm or on a TPU pod, where JAX finds them out"
+            "with graft launch, Slurm or on a TPU pod, where JAX finds them out"
         ) from error
     return jax.process_index() == 0
 

@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.sparse.csgraph import connected_components
 
-from research.data.words import words_of
+from research.text.normalize import words_of
 
 Measure = Literal["jaccard", "containment"]
 BLOCK_ROWS = 256

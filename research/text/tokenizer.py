@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from research import paths
+from research.runtime import storage
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 # SentencePiece's sign for a space, and how it writes a byte that no piece covers.
@@ -172,7 +172,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the `tokenizers` JSON to `path`, whole or not at all."""
-        paths.write_whole(path, self.to_json())
+        storage.write_whole(path, self.to_json())
 
 
 def load(
@@ -184,10 +184,10 @@ def load(
         FileNotFoundError: there is no such file.
         ValueError: the file is no tokenizer, or has no such special token.
     """
-    file = paths.absolute(path)
-    if not paths.is_file(file):
+    file = storage.absolute(path)
+    if not storage.is_file(file):
         raise FileNotFoundError(f"There is no tokenizer at {os.fspath(path)}.")
-    with paths.reaching(file):
+    with storage.reaching(file):
         text = file.read_bytes().decode()
     return from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from research import accelerators, paths
+from research.runtime import accelerators, storage
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class MetricsWriter:
             return
         from tensorboardX import SummaryWriter  # here: the other processes need not load it
 
-        folder = paths.absolute(workdir)
-        self._remote = folder if paths.is_remote(folder) else None
+        folder = storage.absolute(workdir)
+        self._remote = folder if storage.is_remote(folder) else None
         if self._remote:
             self._local = tempfile.TemporaryDirectory(prefix="graft-metrics-")
             if (folder / METRICS).exists():
@@ -132,7 +132,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
     Raises ValueError that names the line where another line is broken.
     """
-    rows = [row for row, _ in _read_lines(paths.absolute(path))]
+    rows = [row for row, _ in _read_lines(storage.absolute(path))]
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 
@@ -290,7 +290,8 @@ class Progress:
 def peak_flops_per_second(devices: Sequence[jax.Device] | None = None) -> float | None:
     """Peak FLOP/s of `devices` (default: all, of every process) together.
 
-    Accelerators: dense bfloat16, from `research.accelerators`; None for a kind unknown there.
+    Accelerators: dense bfloat16, from `research.runtime.accelerators`; None for a kind unknown
+    there.
     CPU: the fastest float32 product measured here, once (0.3 s), for every process; a process's
     virtual devices share one machine.
     """

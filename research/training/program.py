@@ -15,16 +15,18 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research import cost, methods, runs, sharding, tree
+from research import methods, sharding, tree
 from research import step as stepping
 from research.batch import Batch
-from research.data.reading import make_objective
+from research.checkpoints import runs
+from research.checkpoints.checkpoint import SavedStep
+from research.checkpoints.runs import Run
+from research.data.examples import make_objective
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
-from research.runs import Run
-from research.saved_step import SavedStep
-from research.schedules import Schedule
+from research.optim.schedules import Schedule
+from research.training import cost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import merging, methods, runs, sharding, tree
+from research import methods, sharding, tree
+from research.adapters import merging
+from research.checkpoints import runs
+from research.checkpoints.checkpoint import CheckpointError
 from research.interop import exporting, importing, model_card
 from research.methods import IA3, Bottleneck, DoRA, Full, LoRA, Partial, Several, VeRA
-from research.methods.hadamard import LoHa
-from research.models import storage
-from research.saved_step import CheckpointError
+from research.methods.loha import LoHa
+from research.models import weight_storage
 from research.sharding import MeshConfig
-from research.train import train
-from tests import tiny, tiny_run
+from research.training.loop import train
+from tests.helpers import tiny, tiny_run
 
 METHODS = {
     "lora": LoRA(rank=2),
@@ -37,7 +39,7 @@ LONG = ("loha", "patterns")  # a quick test merges them too, in memory
 def bases(world, tmp_path_factory):
     """Runs of the base as it is, and quantised."""
     folder = tmp_path_factory.mktemp("bases")
-    merging.store(runs.open_run(world.base), folder / "nf4", storage.PRESETS["nf4"])
+    merging.store(runs.open_run(world.base), folder / "nf4", weight_storage.PRESETS["nf4"])
     return {"float32": world.base, "nf4": folder / "nf4"}
 
 
@@ -227,10 +229,10 @@ def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", storage.PRESETS)
+@pytest.mark.parametrize("kind", weight_storage.PRESETS)
 def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
     source = runs.open_run(world.base)
-    report = merging.store(source, tmp_path / "small", storage.PRESETS[kind])
+    report = merging.store(source, tmp_path / "small", weight_storage.PRESETS[kind])
     small = runs.open_run(tmp_path / "small")
     assert small.fingerprint != source.fingerprint
     count = sum(line["parameters"] for line in report.values())
@@ -260,7 +262,7 @@ def test_an_export_of_a_stored_base_is_what_it_reads_as(bases, tmp_path):
 
 
 def test_switching_an_adapter_off_gives_the_base():
-    from tests import tiny
+    from tests.helpers import tiny
 
     method = Several(of=(LoRA(rank=2), VeRA(rank=4)))
     model = tiny.shaken(tiny.attached(method))

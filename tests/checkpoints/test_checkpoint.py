@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.checkpoint import Checkpointer, CheckpointError, open_checkpoint
+from research.checkpoints.checkpointer import Checkpointer, CheckpointError, open_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from research import fingerprint
-from research.checkpoint import Checkpointer, CheckpointError, library_versions, open_checkpoint
+from research.checkpoints import fingerprint
+from research.checkpoints.checkpointer import (
+    Checkpointer,
+    CheckpointError,
+    library_versions,
+    open_checkpoint,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,7 +165,7 @@ def test_donated_and_overwritten_arrays_are_saved_with_their_old_values(tmp_path
 _KILLED = """
 import os, random, signal, sys, time
 import jax, jax.numpy as jnp
-from research.checkpoint import Checkpointer
+from research.checkpoints.checkpointer import Checkpointer
 
 directory, generator = sys.argv[1], random.Random(int(sys.argv[2]))
 
@@ -276,7 +281,7 @@ def test_steps_without_commit_marker_are_skipped_and_named_once(tmp_path, caplog
     (tmp_path / "2" / "commit_success.txt").unlink()
     (tmp_path / "3.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
-    with caplog.at_level(logging.WARNING, "research.checkpoint"):
+    with caplog.at_level(logging.WARNING, "research.checkpoints.checkpointer"):
         checkpointer = Checkpointer(tmp_path)
         assert checkpointer.latest_step() == checkpointer.latest_step() == 1
     assert [r.getMessage() for r in caplog.records] == [

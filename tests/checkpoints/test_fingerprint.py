@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from research import fingerprint as fp
+from research.checkpoints import fingerprint as fp
 
 
 @pytest.fixture(scope="module", autouse=True, params=[0, fp._SMALL], ids=["compiled", "numpy"])

@@ -7,16 +7,18 @@ import shutil
 import numpy as np
 import pytest
 
-from research import evaluate, runs, sharding, tree
-from research.checkpoint import open_checkpoint
-from research.data import tokens
+from research import sharding, tree
+from research.checkpoints import runs
+from research.checkpoints.checkpointer import open_checkpoint
+from research.commands import evaluate
+from research.data import token_cache
 from research.data.pipeline import Pipeline
 from research.evaluation.heldout import heldout_loss, open_heldout
 from research.experiment import CheckpointConfig
 from research.methods import LoRA, Partial
 from research.sharding import MeshConfig
-from research.train import train
-from tests import tiny_run
+from research.training.loop import train
+from tests.helpers import tiny_run
 
 LORA = LoRA(targets=(r"layers/\d+/mlp/\w+",), rank=2)
 
@@ -117,7 +119,7 @@ def test_the_model_read_is_the_model_that_was_trained(tuned):
     workdir, _, summary = tuned
     for path in (workdir, workdir / "model"):
         run = runs.open_run(path)
-        data = Pipeline(run.experiment.data, run.tokenizer, tokens.default_cache())
+        data = Pipeline(run.experiment.data, run.tokenizer, token_cache.default_cache())
         with evaluate.scorer(run) as score:
             found = heldout_loss(score, open_heldout(data, "heldout", None))
         assert found["heldout_loss"] == summary["heldout_loss"]

@@ -1,4 +1,4 @@
-"""tools/adapters.py and the programs that take several adapters, as a user calls them."""
+"""graft adapters and the programs that take several adapters, as a user calls them."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from research.methods import LoRA
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +36,33 @@ def call(*arguments, fails=False):
 @pytest.mark.heavy
 def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(shelf, tmp_path):
     folder, base = shelf
-    tool = "tools/adapters.py"
-    listed = call(tool, "list", folder)
+    tool = ("-m", "research.cli", "adapters")
+    listed = call(*tool, "list", folder)
     assert listed.count("lora") == 4 and str(folder / "law") in listed
-    said = call(tool, "merge", "--from", folder / "law", "--out", tmp_path / "whole")
+    said = call(*tool, "merge", "--from", folder / "law", "--out", tmp_path / "whole")
     assert "differ by at most" in said
     before, after = re.search(r"fingerprint (\w+) before and (\w+) after", said).groups()
     assert before == after
     said = call(
-        tool, "unmerge", "--from", tmp_path / "whole", "--adapter", folder / "law",
+        *tool, "unmerge", "--from", tmp_path / "whole", "--adapter", folder / "law",
         "--out", tmp_path / "apart",
     )  # fmt: skip
     assert "weights differ from the base's by at most" in said
     both = [f"--from=0.5={folder / name}" for name in ("law", "style")]
-    call(tool, "add", *both, "--out", tmp_path / "sum")
+    call(*tool, "add", *both, "--out", tmp_path / "sum")
     named = [f"{name}={folder / name}" for name in ("law", "style")]
-    call(tool, "bank", *(f"--from={text}" for text in named), "--out", tmp_path / "bank")
-    program = ("-m", "research.generate", "--tokens", 4, "--prompt", "red", "--prompt", "blue")
+    call(*tool, "bank", *(f"--from={text}" for text in named), "--out", tmp_path / "bank")
+    program = (
+        "-m",
+        "research.cli",
+        "generate",
+        "--tokens",
+        4,
+        "--prompt",
+        "red",
+        "--prompt",
+        "blue",
+    )
     apart = call(*program, "--run", base, *(f"--adapter={text}" for text in named))
     stored = call(*program, "--run", tmp_path / "bank")
     lines = [line.split(":")[0] for line in stored.splitlines() if ":" in line]
@@ -65,7 +75,7 @@ def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(shelf, 
 def test_mistakes_end_in_one_line(shelf, tmp_path):
     folder, base = shelf
     out = ("--out", tmp_path / "out")
-    tool = "tools/adapters.py"
+    tool = ("-m", "research.cli", "adapters")
     for arguments, message in [
         ((tool, "merge", "--from", base, *out), "is a whole model"),
         ((tool, "merge", "--from", folder / "nothing", *out), "no checkpoint"),
@@ -73,7 +83,7 @@ def test_mistakes_end_in_one_line(shelf, tmp_path):
         ((tool, "bank", "--from", folder / "law", *out), "write it as NAME=RUN"),
         ((tool, "list", folder / "nothing"), "there is no folder"),
         (
-            ("-m", "research.generate", "--run", folder / "law", "--switch-off", "x"),
+            ("-m", "research.cli", "generate", "--run", folder / "law", "--switch-off", "x"),
             "no adapter named 'x'",
         ),
     ]:
@@ -84,7 +94,7 @@ def test_mistakes_end_in_one_line(shelf, tmp_path):
         f"def get_config():\n    return {json.dumps(content).replace('null', 'None')}\n"
     )
     said = call(
-        "-m", "research.evaluate", "--config", config, "--run", folder / "law",
+        "-m", "research.cli", "evaluate", "--config", config, "--run", folder / "law",
         "--adapter", "law", fails=True,
     )  # fmt: skip
     assert "--adapter names one of a bank's adapters" in said

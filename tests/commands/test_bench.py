@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.benchmarks.harness import Spread, rate, ratio
+from research.benchmarks.harness import Spread, rate, ratio
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--shape", "tiny", "--rounds", "1", "--seconds", "0.05")
@@ -17,7 +17,17 @@ QUICK = ("--shape", "tiny", "--rounds", "1", "--seconds", "0.05")
 def bench(tmp_path, *arguments, verb="step"):
     """Runs a benchmark on the smallest shape; gives what it prints and writes."""
     file = tmp_path / "results.json"
-    command = [sys.executable, "tools/bench.py", verb, *QUICK, "--json", str(file), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "research.cli",
+        "bench",
+        verb,
+        *QUICK,
+        "--json",
+        str(file),
+        *arguments,
+    ]
     one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -7,13 +7,14 @@ import types
 import numpy as np
 import pytest
 
-from research import generate, runs
-from research.data import tokenizer as tokenizer_lib
+from research.checkpoints import runs
+from research.commands import generate
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.generation import decode
 from research.methods import LoRA
-from tests import tiny_run
+from research.text import tokenizer as tokenizer_lib
+from tests.helpers import tiny_run
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""tools/inspect_data.py as a user calls it."""
+"""graft inspect as a user calls it."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from research.data.sources import SourceConfig
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 TOOL = tiny_run.ROOT / "tools" / "inspect_data.py"
 

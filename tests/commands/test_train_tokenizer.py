@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from research import train_tokenizer
+from research.commands import train_tokenizer
 from research.data.sources import SourceConfig, open_source
 from research.objectives import Causal, Chat, Supervised
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research import config
+from research.config import cli, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +79,7 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
             "method": {"kind": "lora", "rank": 4},
         }
     )
-    built = config.build(Train, mapping)
+    built = schema.build(Train, mapping)
     assert built == Train(
         model=Model(64, 10.0),
         clip=1.0,
@@ -90,7 +90,7 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
         method=Lora(4),
     )
     assert type(built.clip) is float and type(built.model.rope) is float
-    assert config.build(Train, built) == built
+    assert schema.build(Train, built) == built
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
 )
 def test_bad_config_is_named_by_path(mapping: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        config.build(Train, mapping)
+        schema.build(Train, mapping)
     assert any(line.startswith(message) for line in str(caught.value).splitlines()), caught.value
 
 
 def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ValueError) as caught:
-        config.build(Train, loose(steps="3", clpi=1), where="run 7")
+        schema.build(Train, loose(steps="3", clpi=1), where="run 7")
     assert str(caught.value).splitlines() == [
         "run 7.clpi: no such key; did you mean run 7.clip?",
         "run 7.steps: expected a valid integer, got '3' (str)",
@@ -169,16 +169,16 @@ configs = st.builds(
 @given(built=configs)
 def test_json_round_trip_is_exact(built: Train, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("config") / "config.json"
-    config.dump_json(built, path)
-    assert config.load_json(Train, path) == built
+    schema.dump_json(built, path)
+    assert schema.load_json(Train, path) == built
 
 
 def test_torn_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    config.dump_json(Train(Model(64)), path)
+    schema.dump_json(Train(Model(64)), path)
     path.write_text(path.read_text()[:40])
     with pytest.raises(ValueError, match=r"config\.json, line \d: not JSON"):
-        config.load_json(Train, path)
+        schema.load_json(Train, path)
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_overrides_reach_every_field_and_take_its_type(config_file: str) -> None
         'method={"kind": "lora", "rank": 2}',
         "method.rank=8",
     ]
-    built = config.load(Train, config_file + ":32", overrides)
+    built = cli.load(Train, config_file + ":32", overrides)
     assert built == Train(
         model=Model(32, 1e-3),
         clip=0.5,
@@ -219,7 +219,7 @@ def test_overrides_reach_every_field_and_take_its_type(config_file: str) -> None
         options={"new": [1, None]},
         method=Lora(8),
     )
-    assert config.load(Train, config_file, ["note=None", "clip=None"]) == Train(
+    assert cli.load(Train, config_file, ["note=None", "clip=None"]) == Train(
         model=Model(64), parts=(Part("law"),)
     )
 
@@ -237,7 +237,7 @@ def test_overrides_reach_every_field_and_take_its_type(config_file: str) -> None
 )
 def test_bad_override_is_named_by_path(config_file: str, override: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        config.load(Train, config_file, [override])
+        cli.load(Train, config_file, [override])
     assert any(line.startswith(message) for line in str(caught.value).splitlines()), caught.value
 
 
@@ -245,17 +245,17 @@ def test_misspelt_config_file_and_flag_name_the_nearest(
     config_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"did you mean .*tiny\.py\?"):
-        config.load(Train, config_file.replace("tiny", "tniy"))
-    parser = config.program_parser("Trains.")
+        cli.load(Train, config_file.replace("tiny", "tniy"))
+    parser = cli.program_parser("Trains.")
     parser.add_argument("--workdir")
-    arguments = config.parse(parser, ["--config", "a.py:b", "--config.model.width=8"])
+    arguments = cli.parse(parser, ["--config", "a.py:b", "--config.model.width=8"])
     assert (arguments.config, arguments.overrides) == ("a.py:b", ["model.width=8"])
     for argv, message in [
         (["--wrokdir=x"], "unknown argument --wrokdir; did you mean --workdir?"),
         (["--config.steps", "3"], "write it as --config.steps=value"),
     ]:
         with pytest.raises(SystemExit):
-            config.parse(parser, ["--config", "a.py", *argv])
+            cli.parse(parser, ["--config", "a.py", *argv])
         assert message in capsys.readouterr().err
 
 

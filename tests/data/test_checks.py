@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data import checks, run_checks
-from research.data import tokenizer as tokenizer_lib
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.run_checks import CheckConfig
 from research.data.sources import SourceConfig
 from research.objectives.base import name_rows
 from research.objectives.chat import PLAIN, Chat
 from research.objectives.supervised import Supervised
+from research.text import tokenizer as tokenizer_lib
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from research import config as door
-from research.data import tokenizer
+from research.config import schema
 from research.data.mixture import MixtureConfig, Phase
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig
-from tests.data.reader import digests
+from research.text import tokenizer
+from tests.helpers.reader import digests
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = "the a of stone river under cold bright runs falls sings über naïve 😀".split()
@@ -36,7 +36,7 @@ def work(tmp_path_factory):
     config = DataConfig(tuple(sources), 48, 8, mixture=mixture, seed=3)
     tokenizer.train(texts, 330).save(folder / "tokenizer.json")
     return {
-        "config": door.to_dict(config),
+        "config": schema.to_dict(config),
         "tokenizer": str(folder / "tokenizer.json"),
         "cache": str(folder / "cache"),
     }
@@ -47,7 +47,7 @@ def _start(work, start: int, stop: int, hosts: int) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "tests.data.reader"),
+                *(sys.executable, "-m", "tests.helpers.reader"),
                 json.dumps(work | {"start": start, "stop": stop, "host": host, "hosts": hosts}),
             ],
             cwd=ROOT,
@@ -83,7 +83,9 @@ def test_1_2_and_4_processes_read_the_same_batches_also_after_some_were_killed(w
     assert _read(work, stopped, STEPS, 4) == whole[stopped:]
     # This process too, which has other threads, libraries and devices.
     here = Pipeline(
-        door.build(DataConfig, work["config"]), tokenizer.load(work["tokenizer"]), tmp_path / "here"
+        schema.build(DataConfig, work["config"]),
+        tokenizer.load(work["tokenizer"]),
+        tmp_path / "here",
     )
     assert [digests(here.batch(step)) for step in range(STEPS)] == whole
     assert len(here.mixture.stretches) > 3, "the schedule and the caps were met"

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from research.batch import Batch
 from research.data import checks
-from research.data import tokenizer as tokenizer_lib
 from research.data.mixture import MixtureConfig
 from research.data.pipeline import DataConfig, HeldOut, Pipeline
 from research.data.sources import SourceConfig
-from tests.data.reader import share
+from research.text import tokenizer as tokenizer_lib
+from tests.helpers.reader import share
 
 FIELDS = ("tokens", "targets", "weights", "segments", "positions")
 WORDS = "the a of stone river under cold bright runs falls sings über naïve 😀".split()

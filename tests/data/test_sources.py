@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from research.data import tokenizer as tokenizer_lib
 from research.data.sources import SourceConfig, open_source
-from research.data.tokens import tokenise
+from research.data.token_cache import tokenise
+from research.text import tokenizer as tokenizer_lib
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_another_content_tokenizer_or_field_is_another_cache(tmp_path, tokenizer
 def test_tokenising_in_chunks_equals_tokenising_at_once(tmp_path, tokenizer, monkeypatch):
     texts = [f"some words {i} " * (i % 7) for i in range(50)]
     whole = tokenise(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "a")
-    monkeypatch.setattr("research.data.tokens._CHUNK", 100)
+    monkeypatch.setattr("research.data.token_cache._CHUNK", 100)
     parts = tokenise(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "b")
     assert np.array_equal(whole["text"].values, parts["text"].values)
     assert np.array_equal(whole["text"].offsets, parts["text"].offsets)

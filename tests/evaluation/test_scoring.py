@@ -11,13 +11,14 @@ from flax import nnx
 
 from research import sharding
 from research.batch import SHARED, Batch
-from research.data import tokenizer, tokens
+from research.data import token_cache as tokens
 from research.data.pipeline import Pipeline
 from research.evaluation import scoring, tasks
 from research.evaluation.heldout import heldout_loss, make_score, open_heldout
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
-from tests import tiny, tiny_run
+from research.text import tokenizer
+from tests.helpers import tiny, tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 from configs.methods import smollm2
 from experiments.methods import __main__ as study
 from experiments.methods import table
-from research import config as door
 from research import methods
+from research.config import cli
 from research.experiment import Experiment
 from research.methods import METHODS
-from research.models import storage
+from research.models import weight_storage
 from research.models.config import ModelConfig
 
 
@@ -50,7 +50,7 @@ def test_a_dry_run_says_every_command_and_does_nothing(tmp_path, capsys):
     study.Study(runs, runs / "results.json", dry_run=True).run(["qlora_nf4"], (1, 2, 3))
     said = capsys.readouterr().out
     assert said.count("python -m research.train") == 8  # two bases, three rates, three seeds
-    assert said.count("python -m research.evaluate") == 5
+    assert said.count("graft evaluate") == 5
     assert said.count("quantize --from") == 1 and not runs.exists()
 
 
@@ -114,9 +114,9 @@ def test_every_method_has_a_form():
 def test_every_form_fits_the_shape_that_it_is_for(form):
     from configs.quickstart.smollm2_tune import MODEL
 
-    experiment = door.load(Experiment, f"configs/methods/smollm2.py:{form}")
+    experiment = cli.load(Experiment, f"configs/methods/smollm2.py:{form}")
     kind = smollm2.FORMS[form].stored
-    shape = ModelConfig(**MODEL, longest_stack=1, storage=storage.PRESETS.get(kind, ()))
+    shape = ModelConfig(**MODEL, longest_stack=1, storage=weight_storage.PRESETS.get(kind, ()))
     method = experiment.method
 
     class Words:

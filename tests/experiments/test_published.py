@@ -1,7 +1,7 @@
 """The bounds beside what others reached."""
 
 from experiments.published.__main__ import COLUMNS, TABLE, rows
-from research.report import text_table
+from research.reports.page import text_table
 
 
 def test_no_published_run_passes_its_bound_and_the_committed_table_is_what_is_computed():

@@ -13,16 +13,17 @@ from safetensors.numpy import save_file
 from configs.quickstart import smollm2_tune
 from experiments.quickstart import measure, page
 from experiments.quickstart.stories import STORIES
-from research import config as door
-from research import cost, runs
-from research.data import assets
+from research.checkpoints import runs
+from research.config import cli, schema
+from research.data.builders import assets
 from research.experiment import Experiment
 from research.interop import importing
 from research.interop.families import FAMILIES
 from research.interop.family import parameter_shapes, sources
 from research.models.config import ModelConfig
-from research.train import train
-from tests import tiny_run
+from research.training import cost
+from research.training.loop import train
+from tests.helpers import tiny_run
 
 ROWS = [
     "pretraining",
@@ -85,10 +86,10 @@ def test_the_story_from_a_base_made_elsewhere(tmp_path):
     base = runs.open_run(tmp_path / "base")
     story = STORIES["smollm2"]
     start = [f"init_from={tmp_path}/base"]
-    own = [f"tokenizer={tmp_path}/base", f"model={json.dumps(door.to_dict(base.model))}"]
+    own = [f"tokenizer={tmp_path}/base", f"model={json.dumps(schema.to_dict(base.model))}"]
     for name, how in (("full", start), ("lora", start), ("scratch", own)):
         short = ["steps=1", "schedule.warmup=0", "data.sequence_length=256", *how]
-        train(door.load(Experiment, f"{story.tune}:{name}", short), tmp_path / name)
+        train(cli.load(Experiment, f"{story.tune}:{name}", short), tmp_path / name)
     results = measure.measure(tmp_path, story)
     rows = {row["name"]: row for row in results["table"]}
     assert list(rows) == ["base, made elsewhere", *ROWS[1:]]
@@ -100,7 +101,7 @@ def test_the_story_from_a_base_made_elsewhere(tmp_path):
 
 
 def test_the_second_storys_model_is_smollm2s():
-    shape = door.build(ModelConfig, smollm2_tune.MODEL, "model")
+    shape = schema.build(ModelConfig, smollm2_tune.MODEL, "model")
     assert cost.parameter_count(shape) == 134_515_008 and shape.rotary_base == 1e5
 
 

@@ -3,7 +3,7 @@
 import json
 
 from experiments.topologies.__main__ import FORMS, HERE, table
-from research import config as door
+from research.config import cli
 from research.experiment import Experiment
 
 
@@ -29,4 +29,4 @@ def test_the_marks_that_are_reached_stay_reached():
 def test_every_form_is_a_config_that_loads():
     for form in FORMS.values():
         given = [flag.removeprefix("--config.") for flag in form.flags]
-        door.load(Experiment, "configs/pretrain/llama3_8b.py", given)
+        cli.load(Experiment, "configs/pretrain/llama3_8b.py", given)

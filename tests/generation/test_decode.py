@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from research import generate as program
-from research import runs, sharding
-from research.data import tokenizer
+from research import sharding
+from research.checkpoints import runs
+from research.commands import generate as program
 from research.generation import decode
 from research.generation.sampling import Sampling
 from research.methods import LoRA
 from research.sharding import MeshConfig
-from research.train import train
-from tests import tiny, tiny_run
+from research.text import tokenizer
+from research.training.loop import train
+from tests.helpers import tiny, tiny_run
 
 NEVER = -1  # an end token that no model says
 random = np.random.default_rng(0)

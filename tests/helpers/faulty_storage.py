@@ -18,7 +18,7 @@ import sys
 import threading
 import urllib.parse
 
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 SERVER = (
     "import sys; from gcp_storage_emulator.server import create_server\n"

@@ -1,6 +1,6 @@
 """One host of several, as a process: prints the digest of each of its rows, a line a batch.
 
-python -m tests.data.reader '{"config": {...}, "tokenizer": ..., "cache": ..., "start": 0,
+python -m tests.helpers.reader '{"config": {...}, "tokenizer": ..., "cache": ..., "start": 0,
     "stop": 9, "host": 0, "hosts": 2}'
 """
 
@@ -11,10 +11,10 @@ import sys
 
 import numpy as np
 
-from research import config as door
 from research.batch import Batch
-from research.data import tokenizer
+from research.config import schema
 from research.data.pipeline import DataConfig, Pipeline
+from research.text import tokenizer
 
 FIELDS = ("tokens", "targets", "weights", "segments", "positions")
 
@@ -36,7 +36,9 @@ def digests(batch: Batch) -> list[str]:
 def main() -> None:
     given = json.loads(sys.argv[1])
     pipeline = Pipeline(
-        door.build(DataConfig, given["config"]), tokenizer.load(given["tokenizer"]), given["cache"]
+        schema.build(DataConfig, given["config"]),
+        tokenizer.load(given["tokenizer"]),
+        given["cache"],
     )
     rows = share(given["host"], given["hosts"], pipeline.config.batch_size)
     batches = pipeline.batches(given["start"], rows)

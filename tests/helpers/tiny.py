@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import methods, schedules
+from research import methods
 from research import step as stepping
 from research.batch import Batch
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
+from research.optim import schedules
 
 CONFIG = ModelConfig(vocabulary=64, width=32, layers=3, heads=4, key_heads=2, hidden=48)
 

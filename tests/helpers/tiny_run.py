@@ -14,17 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from research import config as door
-from research import methods, runs, tree
-from research.checkpoint import open_checkpoint
-from research.data import tokenizer
+from research import methods, tree
+from research.checkpoints import runs
+from research.checkpoints.checkpointer import open_checkpoint
+from research.config import schema
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
-from research.schedules import ScheduleConfig
-from research.train import train
+from research.optim.schedules import ScheduleConfig
+from research.text import tokenizer
+from research.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 # Where programs keep tokenised sources; also for those that tests start.
@@ -124,7 +125,7 @@ def _write(path: Path, lines: list[dict[str, str]]) -> None:
 def config_file(folder: Path, experiment: Experiment) -> Path:
     """A config file that gives the experiment."""
     path = folder / "config.py"
-    content = json.dumps(door.to_dict(experiment))
+    content = json.dumps(schema.to_dict(experiment))
     path.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
     return path
 
@@ -134,7 +135,7 @@ def command(program: str, *arguments: object) -> list[str]:
 
 
 def start(experiment: Experiment, folder: Path, workdir: Path) -> subprocess.Popen[str]:
-    """`python -m research.train` in a process of its own."""
+    """`graft train` in a process of its own."""
     line = command("train", "--config", config_file(folder, experiment), "--workdir", workdir)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(line, cwd=ROOT, **pipes)  # type: ignore[call-overload]

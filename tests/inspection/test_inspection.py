@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from research.data import checks, inspection, inspection_page, inspection_summary, inspection_text
-from research.data.inspection import choose_rows, open_data, parts, read_rows, spell
+from research.data import checks
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig
+from research.inspection import page as inspection_page
+from research.inspection import rows as inspection
+from research.inspection import summary, terminal
+from research.inspection.rows import choose_rows, open_data, parts, read_rows, spell
 from research.methods import METHODS
 from research.objectives import OBJECTIVES
 from tests.objectives import cases
@@ -130,17 +133,17 @@ def test_without_colour_marks_stand_around_what_is_trained_and_special(tmp_path)
     )
     words = cases.tokenizer()
     rows = [row for step in range(2) for row in read_rows(pipeline, step)]
-    shown = [inspection_text.show_row(row, words) for row in rows]
+    shown = [terminal.show_row(row, words) for row in rows]
     one = next(text for text in shown if "made:train, row 0;" in text)
     assert "\x1b" not in "".join(shown) and "\\x1b[31m" in one
     # The text that spells a special token is text; the token itself is marked.
     assert "«<|begin|>»Q: some words <|end|> x↵\n    A: ⟦" in one
     assert set(_marks(one)) == {"a«<|end|>»", "\\x1b[31m«<|end|>»"}
-    coloured = inspection_text.show_row(rows[0], words, colour=True)
+    coloured = terminal.show_row(rows[0], words, colour=True)
     assert "\x1b[" in coloured and "⟦" not in coloured
     bare = re.sub("\x1b\\[[0-9;]*m", "", coloured)
     assert re.sub("[⟦⟧«»‖]", "", shown[0]) == bare
-    edges = inspection_text.show_row(rows[0], words, boundaries=True)
+    edges = terminal.show_row(rows[0], words, boundaries=True)
     count = sum(len(list(parts(s, words))) - 1 for s in rows[0].segments)
     assert edges.count("│") == count and edges.replace("│", "") == shown[0]
 
@@ -149,10 +152,10 @@ def test_a_prefix_and_what_is_said_in_place_are_shown(tmp_path):
     words = cases.tokenizer()
     texts = ["some words. are some", "words are some words."]
     (row, *_) = read_rows(_pipeline(tmp_path, "masked", texts), 0)
-    shown = inspection_text.show_row(row, words)
+    shown = terminal.show_row(row, words)
     assert "all see both ways" in shown and re.search("⟦.+→.+⟧", shown)
     (row, *_) = read_rows(_pipeline(tmp_path, "prefix_lm", texts, shortest=0.5, longest=0.5), 0)
-    shown = inspection_text.show_row(row, words)
+    shown = terminal.show_row(row, words)
     assert re.search(r"the first \d+ see both ways", shown)
     assert shown.count("‖") == len(row.segments)
 
@@ -182,7 +185,7 @@ def opened(world, tmp_path_factory):
 
 
 def test_the_summary_counts_what_was_planted(opened):
-    train, test = inspection_summary.summarise(opened)
+    train, test = summary.summarise(opened)
     assert (train["rows"], train["repeated"], train["repeated_rows"]) == (31, 1, [[11, 4]])
     assert train["epochs"] == opened.pipeline.statistics(9)["made"]["epochs"]
     assert [label["text"] for label in train["labels"]] == ["red", "green", "blue"]
@@ -194,7 +197,7 @@ def test_the_summary_counts_what_was_planted(opened):
         assert one["histogram"]["edges"][-1] == one["lengths"]["largest"] + 1
     assert test["shared_rows"] == [[0, "made:train", 5]] and test["shared"] == 1
     assert test["near_shared"] == 0 and test["nearest"][0][:3] == [4, "made:train", 8]
-    said = inspection_text.show_summary(opened, [train, test])
+    said = terminal.show_summary(opened, [train, test])
     assert "row 0 is row 5 of made:train" in said and "training would refuse" in said
     assert "never trained: ['white', ' blue']" in said
     assert len(opened.faults) == 1
@@ -210,10 +213,10 @@ def test_prompts_that_are_one_after_the_cut_are_found(tmp_path, world):
         (tmp_path / f"made-{split}.jsonl").write_text(text)
     source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
     data = dataclasses.replace(world.questions(), sources=(source,))
-    train, test = inspection_summary.summarise(open_data(world.experiment(9, data=data), ["test"]))
+    train, test = summary.summarise(open_data(world.experiment(9, data=data), ["test"]))
     assert train["contradictions"] == 1 and train["contradicting_rows"] == [[1, 0]]
     assert test["read_alike_rows"] == [[0, "made:train", 0]] and test["shared"] == 0
-    said = inspection_text.findings([train, test])
+    said = terminal.findings([train, test])
     assert any("another completion, once cut: rows 1 (like 0)" in line for line in said)
     assert any("trained on, once cut: rows 0 (like 0 of" in line for line in said)
 
@@ -228,11 +231,11 @@ def test_equal_prompts_with_other_completions_are_found_among_free_answers(tmp_p
         (tmp_path / f"made-{split}.jsonl").write_text(text)
     source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
     data = dataclasses.replace(world.questions(), sources=(source,))
-    found = inspection_summary.summarise(open_data(world.experiment(9, data=data), ["test"]))
+    found = summary.summarise(open_data(world.experiment(9, data=data), ["test"]))
     assert found[0]["contradicting_rows"] == [[9, 4], [10, 7], [12, 11]]
     assert (found[0]["completions"], found[0]["contradictions_cut"]) == (13, 1)
     assert "labels" not in found[0] and found[1]["read_alike_cut"] == 0
-    said = "\n".join(inspection_text.findings(found))
+    said = "\n".join(terminal.findings(found))
     assert "another completion, 1 of them once cut: rows 9 (like 4), 10 (like 7)" in said
     assert "1 prompts are read exactly like one that is trained on: rows 0 (like 3 of" in said
 
@@ -285,7 +288,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_escaped_and_asks_for_nothing(opened, tmp_path):
-    summaries = inspection_summary.summarise(opened)
+    summaries = summary.summarise(opened)
     rows = choose_rows(opened, 1, row=30)
     path = inspection_page.write(tmp_path / "page.html", opened, rows, summaries, SCRIPT)
     text = path.read_text(encoding="utf-8")
@@ -295,7 +298,7 @@ def test_the_page_is_whole_escaped_and_asks_for_nothing(opened, tmp_path):
     shown = "".join(page.texts)
     assert shown.count(SCRIPT) >= 3, "in the title, the heading and the row"
     for segment in rows[0].segments:
-        assert inspection_text.describe(segment) in shown
+        assert terminal.describe(segment) in shown
     spans = sum(len(list(parts(s, opened.tokenizer))) for s in rows[0].segments)
     assert text.count('title="id ') == spans
     assert "Training would refuse this data, for one reason." in shown
@@ -319,8 +322,8 @@ def test_the_adapter_of_a_row_is_named(world, tmp_path):
     found = open_data(world.tuning(3, data=data, method=bank))
     for row in choose_rows(found, 24):
         assert row.segments[0].source == f"{row.adapter}:train"
-        assert f"adapter '{row.adapter}'" in inspection_text.show_row(row, found.tokenizer)
+        assert f"adapter '{row.adapter}'" in terminal.show_row(row, found.tokenizer)
 
 
 def test_histograms_leave_only_nothing_blank():
-    assert inspection_text.bars([0, 1, 1000]) == " ▁█"
+    assert terminal.bars([0, 1, 1000]) == " ▁█"

@@ -12,19 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from research import runs
-from research.interop import (
-    exporting,
-    gguf_files,
-    gguf_writer,
-    huggingface,
-    importing,
-    tensor_files,
-)
+from research.checkpoints import runs
+from research.interop import exporting, huggingface, importing, tensor_files
 from research.interop.families import FAMILIES
 from research.interop.family import parameter_shapes, sources
 from research.interop.fields import Fields, UnsupportedModel
-from tests import tiny_run
+from research.interop.gguf import files
+from research.interop.gguf import writer as gguf_writer
+from tests.helpers import tiny_run
 
 SHAPE = {
     "model_type": "llama", "vocab_size": 288, "hidden_size": 16, "intermediate_size": 24,
@@ -107,7 +102,7 @@ def opens_or_refuses(run):
 def test_gguf_files_with_broken_headers(gguf_bytes, tmp_path, changes):
     path = tmp_path / "broken.gguf"
     path.write_bytes(changed(gguf_bytes, changes, len(gguf_bytes)))
-    opens_or_refuses(lambda: gguf_files.open_file(path))
+    opens_or_refuses(lambda: files.open_file(path))
 
 
 @HARD

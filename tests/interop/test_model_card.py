@@ -1,9 +1,9 @@
 """A card says what the run knows, and says what nobody stated."""
 
-from research import runs
+from research.checkpoints import runs
 from research.interop import model_card
 from research.methods import LoRA
-from research.train import train
+from research.training.loop import train
 
 
 def test_a_tunes_card_has_base_data_method_cost_and_use(world, tmp_path):

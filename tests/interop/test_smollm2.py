@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from configs.finetune.smollm2_lora import get_config
-from research import chat, runs, sharding
-from research import config as door
-from research.data import assets
+from research import sharding
+from research.checkpoints import runs
+from research.config import schema
+from research.data.builders import assets
 from research.experiment import Experiment
 from research.generation import decode
-from research.interop import exporting, gguf_writer, importing, peft
-from research.train import train
-from tests.interop.test_gguf import llama_cpp
+from research.interop import exporting, importing
+from research.interop.gguf import writer
+from research.interop.peft import exporting as peft
+from research.text import chat_template
+from research.training.loop import train
+from tests.interop.gguf.test_gguf import llama_cpp
 
 pytestmark = pytest.mark.heavy
 REFERENCE = json.loads((Path(__file__).parent / "smollm2_reference.json").read_text())["prompts"]
@@ -67,8 +71,8 @@ def test_its_chat_template_renders_as_transformers_renders_it(imported, tmp_path
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     expected = theirs.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
     roles = imported.tokenizer.roles
-    render = functools.partial(chat.render, begin=roles["begin"], end=roles["end"])
-    ours = render(chat.find_template(imported.companions), CONVERSATION)
+    render = functools.partial(chat_template.render, begin=roles["begin"], end=roles["end"])
+    ours = render(chat_template.find_template(imported.companions), CONVERSATION)
     assert ours == expected and "helpful AI assistant named SmolLM" in ours
     assert imported.tokenizer.encode(ours, special=True) == theirs(ours)["input_ids"]
 
@@ -87,7 +91,7 @@ def tuned(imported, tmp_path_factory):
     }
     config = get_config()
     config.update_from_flattened_dict(changes)
-    train(door.build(Experiment, config), folder)
+    train(schema.build(Experiment, config), folder)
     return runs.open_run(folder)
 
 
@@ -116,7 +120,7 @@ def test_a_tune_is_the_same_where_others_serve_it(imported, tuned, model, tmp_pa
     served = PeftModel.from_pretrained(open_folder(tmp_path / "base"), tmp_path / "adapter")
     np.testing.assert_allclose(logits(served), ours, atol=1e-3)
 
-    gguf_writer.export_gguf(tuned, tmp_path / "model.gguf")
+    writer.export_gguf(tuned, tmp_path / "model.gguf")
     ours = np.asarray(jax.nn.log_softmax(ours))
     theirs = llama_cpp(tmp_path / "model.gguf", ids, len(ours[0]))
     np.testing.assert_allclose(theirs, ours, atol=0.02)

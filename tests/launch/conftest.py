@@ -1,15 +1,15 @@
-"""Stand-ins for the programs that tools/launch.py drives."""
+"""Stand-ins for the programs that graft launch drives."""
 
 import pytest
 
-from tests import tiny_run
-from tests.tools.stand_in import StandIns
+from tests.helpers import tiny_run
+from tests.launch.stand_in import StandIns
 
 
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
-    from tools.launching import tpu_vm
-    from tools.launching.job import Shell
+    from research.launch import tpu_vm
+    from research.launch.job import Shell
 
     monkeypatch.setattr(Shell, "INTERVAL", 0.0)
     monkeypatch.setattr(tpu_vm, "PATIENCE", 4)

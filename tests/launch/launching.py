@@ -1,8 +1,8 @@
-"""Command lines for tools/launch.py."""
+"""Command lines for graft launch."""
 
 import pytest
 
-from tools import launch
+from research.commands import launch
 
 CONFIG = "configs/pretrain/smollm2_135m.py"
 TEXT = "--config.data.sources[0].path=gs://made/web"

@@ -1,11 +1,11 @@
-"""tools/launch.py --target gke against a kubectl that records and answers. The manifest itself:
+"""graft launch --target gke against a kubectl that records and answers. The manifest itself:
 test_launch_manifests.py."""
 
 import json
 
 import pytest
 
-from tests.tools import launching
+from tests.launch import launching
 
 WORDS = (*launching.GKE, *launching.BUCKET)
 BUSY = {"complains": "etcdserver: request timed out", "status": 1}

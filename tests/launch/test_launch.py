@@ -1,6 +1,6 @@
-"""What tools/launch.py prints and refuses before anything is started, and the job that Slurm gets.
+"""What graft launch prints and refuses before anything is started, and the job that Slurm gets.
 
-`python -m tests.tools.test_launch` writes tests/tools/dry_runs/*.txt anew; read the difference.
+`python -m tests.launch.test_launch` writes tests/launch/dry_runs/*.txt anew; read the difference.
 """
 
 import argparse
@@ -14,12 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from research import config as door
+from research.commands import launch
+from research.config import schema
 from research.experiment import Experiment
-from tests.tools.launching import BUCKET, CHIPS, CONFIG, GKE, LOCAL, SLURM, TEXT, TPU_VM, WORDS, run
-from tools import environment, launch
-from tools.launching import clone, google, slurm
-from tools.launching.job import Job, Shell
+from research.launch import clone, google, slurm
+from research.launch.job import Job, Shell
+from research.runtime import environment
+from tests.launch.launching import (
+    BUCKET,
+    CHIPS,
+    CONFIG,
+    GKE,
+    LOCAL,
+    SLURM,
+    TEXT,
+    TPU_VM,
+    WORDS,
+    run,
+)
 
 FOLDER = Path(__file__).parent / "dry_runs"
 DRY_RUNS = {
@@ -50,7 +62,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(stand_ins, target):
 @pytest.mark.parametrize("page", ["launch_tpu_vm", "launch_gke", "launch_slurm"])
 def test_the_example_of_a_page_can_be_launched(stand_ins, page):
     text = (environment.ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"tools/launch\.py (.* --dry-run)\n", text.replace("\\\n", " "))
+    (example,) = re.findall(r"graft launch (.* --dry-run)\n", text.replace("\\\n", " "))
     with pytest.raises(SystemExit) as ended:
         launch.main(shlex.split(example))
     assert ended.value.code == 0
@@ -123,7 +135,7 @@ def test_what_is_on_this_machine_only_is_refused(monkeypatch, changes, refused):
     base["model"] |= {"width": 8, "layers": 1, "heads": 1, "key_heads": 1, "hidden": 8}
     content = {**base, "data": {**data, "batch_size": 1}, **changes}
     job = Job("x", "configs/a.py:arg", "gs://b/run")
-    experiment = door.build(Experiment, content)
+    experiment = schema.build(Experiment, content)
     if not refused:
         google.check_reachable(job, experiment, Path("."))
         return

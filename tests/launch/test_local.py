@@ -1,4 +1,4 @@
-"""tools/launch.py --target local, for real."""
+"""graft launch --target local, for real."""
 
 import argparse
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from research.checkpoint import open_checkpoint
+from research.checkpoints.checkpointer import open_checkpoint
 from research.experiment import CheckpointConfig
-from tests import tiny_run
-from tools.launching import local
-from tools.launching.job import Job, Shell, outcome, to_repeat
+from research.launch import local
+from research.launch.job import Job, Shell, outcome, to_repeat
+from tests.helpers import tiny_run
 
 ROOT = tiny_run.ROOT
 
@@ -83,7 +83,7 @@ def launched(folder, experiment):
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
     words = ["--target", "local", "--processes", "2", "--config", str(file)]
     return subprocess.Popen(
-        [sys.executable, "tools/launch.py", *words, "--workdir", str(folder / "run")],
+        [sys.executable, "-m", "research.cli", "launch", *words, "--workdir", str(folder / "run")],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,

@@ -7,8 +7,8 @@ import copy
 import pytest
 import yaml
 
-from tools.launching import gke
-from tools.launching.job import Job, to_repeat
+from research.launch import gke
+from research.launch.job import Job, to_repeat
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="tools/setup services")
 models = pytest.importorskip("kubeflow_trainer_api.models", reason="tools/setup services")

@@ -1,4 +1,4 @@
-"""tools/launch.py --target tpu-vm against a gcloud whose machines are a folder here."""
+"""graft launch --target tpu-vm against a gcloud whose machines are a folder here."""
 
 import json
 import re
@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.tools import launching
-from tools.launching import clone, remote, tpu_vm
+from research.launch import clone, remote, tpu_vm
+from tests.launch import launching
 
 WORDS = (*launching.TPU_VM, *launching.BUCKET)
 ABSENT = {"complains": "NOT_FOUND: Resource 'run-1' was not found", "status": 1}
@@ -89,7 +89,7 @@ def test_a_run_from_request_to_deletion(stand_ins, capfd):
     assert "start 0 -m research.train" in said and "--config.steps=7" in said
     # the code is that of the clone, with what is new in it
     graft = stand_ins.folder / "machine" / "graft"
-    assert (graft / "research/train.py").exists() and not (graft / ".git").exists()
+    assert (graft / "research/commands/train.py").exists() and not (graft / ".git").exists()
 
 
 def test_a_preempted_slice_is_deleted_and_asked_for_again(stand_ins, capfd):

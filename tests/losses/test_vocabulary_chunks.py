@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import loss, sharding
-from research.loss import LossConfig
-from tests import tiny
+from research import sharding
+from research.losses import sequence_chunks
+from research.losses.sequence_chunks import LossConfig
+from tests.helpers import tiny
 
 SETTINGS = {"label_smoothing": 0.1, "z_loss": 0.01}
 
@@ -18,7 +19,9 @@ SETTINGS = {"label_smoothing": 0.1, "z_loss": 0.01}
 @functools.partial(jax.jit, static_argnums=3)
 def losses_and_gradients(model, hidden, batch, config):
     def trained(model, hidden):
-        sums = loss.summed_losses(model, hidden, batch.targets, batch.weights, None, config)
+        sums = sequence_chunks.summed_losses(
+            model, hidden, batch.targets, batch.weights, None, config
+        )
         return sums.trained, sums
 
     return jax.value_and_grad(trained, argnums=(0, 1), has_aux=True)(model, hidden)
@@ -53,7 +56,7 @@ def close(ours, theirs):
 def test_a_vocabulary_that_does_not_divide_is_refused():
     model, batch = tiny.model(), tiny.batch()
     with pytest.raises(ValueError, match="vocabulary of 64 does not divide into so many chunks"):
-        loss.summed_losses(
+        sequence_chunks.summed_losses(
             model,
             jnp.zeros((8, 16, 32)),
             batch.targets,

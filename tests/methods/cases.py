@@ -15,9 +15,9 @@ from research.methods import (
     VeRA,
 )
 from research.methods.bottleneck import PFEIFFER
-from research.methods.hadamard import LoHa
+from research.methods.loha import LoHa
 from research.methods.lora import EVERY_LINEAR
-from tests import tiny
+from tests.helpers import tiny
 
 # an untied head, so that whatever is attached to a weight can be merged into it
 SHAPE = tiny.config(tied=False)

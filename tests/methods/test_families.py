@@ -13,12 +13,12 @@ from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.generation import decode
-from research.interop import peft_prompts
 from research.interop.fields import UnsupportedModel
+from research.interop.peft import prompts
 from research.methods import IA3, LoRA, Prefix, Prompt, Several
 from research.methods.lora import EVERY_LINEAR
-from research.program import make_program
-from tests import tiny
+from research.training.program import make_program
+from tests.helpers import tiny
 from tests.methods.cases import CASES, EXACT, FAMILIES, MERGED, ROUNDED
 
 forward = jax.jit(tiny.logits)
@@ -104,12 +104,12 @@ def test_prompts_count_where_positions_are_learned(front, fits):
 @pytest.mark.parametrize("method", [Prompt(length=3), Prefix(length=3)], ids=lambda m: m.kind)
 def test_pefts_format_has_no_prompt_that_stays_in_a_window(method):
     with pytest.raises(UnsupportedModel, match=f"PEFT's {method.kind} leaves a layer's window"):
-        peft_prompts.write(method, {}, FAMILIES["gemma"])
+        prompts.write(method, {}, FAMILIES["gemma"])
     with pytest.raises(UnsupportedModel, match="leaves a layer's window"):
         kind = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING"}[method.kind]
         shape = (3, 32 if method.kind == "prompt" else 2 * 3 * 16)
         content = {"peft_type": kind, "num_virtual_tokens": 3}
-        peft_prompts.read(content, np.zeros(shape), FAMILIES["gemma"], "here")
+        prompts.read(content, np.zeros(shape), FAMILIES["gemma"], "here")
 
 
 def test_ia3_is_refused_where_no_gate_makes_it_another_method():

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import loss, methods, sharding, tree
+from research import methods, sharding, tree
 from research import step as stepping
-from research.loss import LossConfig
+from research.losses import sequence_chunks
+from research.losses.sequence_chunks import LossConfig
 from research.methods import LoRA
 from research.methods.lora import Principal
 from research.models.sites import Context, Weight
-from research.optimizers import OptimizerConfig
+from research.optim.optimizers import OptimizerConfig
 from research.sharding import MeshConfig
-from tests import tiny
+from tests.helpers import tiny
 from tests.methods.cases import BANKS, BESIDE, BIASED, CASES, EXACT, MERGED, OTHER, ROUNDED, SHAPE
 
 forward = jax.jit(tiny.logits)
@@ -210,7 +211,7 @@ def gradients(case, remat):
         losses = stepping.forward(tree.merge(model, trainable, frozen), batch, None, LossConfig())
         return (losses.nll * batch.weights).sum()
 
-    return jax.jit(jax.grad(loss))(trainable)
+    return jax.jit(jax.grad(sequence_chunks))(trainable)
 
 
 @every_case
@@ -289,7 +290,7 @@ def test_what_a_delta_of_the_head_drops_does_not_depend_on_chunks(mesh):
     def total(chunk, rate):
         context = Context(keys=keys, site_dropout=rate)
         given = batch.targets, batch.weights, context, LossConfig(chunk=chunk)
-        return loss.summed_losses(model, hidden, *given).trained
+        return sequence_chunks.summed_losses(model, hidden, *given).trained
 
     whole = total(16, np.float32(0.5))
     with sharding.use(mesh and MeshConfig(*mesh).make(), sharding.RULES):

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.methods.hadamard import Hadamard, LoHa
+from research.methods.loha import Hadamard, LoHa
 from research.models.layers import Linear
 from research.models.sites import Context, Weight
-from tests import tiny
+from tests.helpers import tiny
 
 
 def test_its_change_has_a_rank_above_its_factors():

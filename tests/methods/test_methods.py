@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from configs.methods import smollm2
-from research import methods, runs, sharding, tree
+from research import methods, sharding, tree
 from research import step as stepping
+from research.checkpoints import runs
 from research.data.pipeline import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Partial, Prompt, Several, VeRA
-from research.methods.hadamard import LoHa
-from research.program import make_program
+from research.methods.loha import LoHa
 from research.sharding import MeshConfig
-from tests import tiny
+from research.training.program import make_program
+from tests.helpers import tiny
 
 forward = jax.jit(tiny.logits)
 merge = jax.jit(methods.merge, static_argnames="adapter")

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from research import config as door
-from research import methods, optimizers, tree
+from research import methods, tree
+from research.config import schema
 from research.experiment import MethodConfig
 from research.generation import decode
 from research.methods import IA3, Bank, Full, LoRA, Partial, Prompt, Several, bank
-from research.optimizers import OptimizerConfig
-from tests import tiny
+from research.optim import optimizers
+from research.optim.optimizers import OptimizerConfig
+from tests.helpers import tiny
 from tests.methods.cases import CASES, SHAPE
 
 forward = jax.jit(tiny.logits)
@@ -159,7 +160,7 @@ def test_several_methods_act_together_in_any_order():
 )
 def test_what_makes_no_sense_is_refused_before_compute(content, message):
     with pytest.raises(ValueError, match=message):
-        method = door.build(MethodConfig, content, "config.method")
+        method = schema.build(MethodConfig, content, "config.method")
         methods.derive_stacks(SHAPE, method)
 
 
@@ -181,8 +182,8 @@ def test_prompts_fit_a_window_together():
 
 def test_a_config_builds_what_composes():
     content = {"kind": "several", "of": [{"kind": "lora", "rank": 2}, {"kind": "prompt"}]}
-    built = door.build(MethodConfig, content, "config.method")
-    assert built == Several(of=(LoRA(rank=2), Prompt())) and door.to_dict(built)["of"]
+    built = schema.build(MethodConfig, content, "config.method")
+    assert built == Several(of=(LoRA(rank=2), Prompt())) and schema.to_dict(built)["of"]
     assert methods.bind(built, None) == built
     assert {Full().kind, IA3().kind, Partial().kind} < set(methods.METHODS)
 

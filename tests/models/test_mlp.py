@@ -7,7 +7,7 @@ import pytest
 from research import sharding
 from research import step as stepping
 from research.methods.lora import LoRA
-from tests import tiny
+from tests.helpers import tiny
 
 
 @jax.jit

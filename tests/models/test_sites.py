@@ -7,7 +7,7 @@ from flax import nnx
 
 from research.generation import decode
 from research.models.sites import Context
-from tests import tiny
+from tests.helpers import tiny
 
 
 class Prompt(nnx.Module):

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import cost, tree
+from research import tree
 from research.batch import SHARED, Batch
 from research.generation import decode
-from research.loss import LossConfig, summed_losses, token_losses
+from research.losses.sequence_chunks import LossConfig, summed_losses, token_losses
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
-from tests import tiny
+from research.training import cost
+from tests.helpers import tiny
 
 KEY = jax.random.key(0)
 forward = jax.jit(tiny.logits)

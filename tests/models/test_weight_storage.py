@@ -8,13 +8,14 @@ import qwix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research import cost, methods, sharding, tree
+from research import methods, sharding, tree
 from research import step as stepping
 from research.methods import Full, LoRA, Partial
-from research.models import storage
-from research.models.quantized import Quantized, quantized_product
+from research.models import weight_storage
+from research.models.quantization import Quantized, quantized_product
 from research.sharding import MeshConfig
-from tests import tiny
+from research.training import cost
+from tests.helpers import tiny
 from tests.methods.cases import CASES
 
 forward = jax.jit(tiny.logits)
@@ -74,12 +75,12 @@ def test_the_product_and_its_gradient_are_those_of_the_matrix_that_is_read(kind)
 
 @pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
 def test_a_stored_model_computes_what_its_plain_copy_does_and_is_close_to_its_source(kind):
-    shape = tiny.config(tied=False, storage=storage.PRESETS[kind])
+    shape = tiny.config(tied=False, storage=weight_storage.PRESETS[kind])
     stored, source = tiny.model(shape), tiny.model(tiny.config(tied=False))
     found = np.asarray(forward(stored, tiny.batch()))
     # the same seed, so the same weights before they were stored
     assert relative(found, forward(source, tiny.batch())) < {"nf4": 0.3}.get(kind, 0.02)
-    copy = jax.jit(storage.plain)(stored)
+    copy = jax.jit(weight_storage.plain)(stored)
     assert set(tree.flatten(copy)) == set(tree.flatten(source))
     np.testing.assert_allclose(forward(copy, tiny.batch()), found, atol=1e-5)
     assert cost.count(stored) == cost.count(source)
@@ -98,7 +99,10 @@ def test_rules_say_which_layers_are_stored_how():
     [
         ({"storage": ((r"layers/\d+/mlp/upp", "nf4"),)}, "'.*upp' matches nothing; nearest"),
         ({"storage": (("embedding", "int8"),)}, "embedding is looked up or shared; int8"),
-        ({"storage": storage.PRESETS["nf4"], "hidden": 67}, "67 x 32 cannot be stored as nf4"),
+        (
+            {"storage": weight_storage.PRESETS["nf4"], "hidden": 67},
+            "67 x 32 cannot be stored as nf4",
+        ),
     ],
     ids=["pattern", "table", "tile"],
 )
@@ -112,7 +116,7 @@ def test_a_rule_that_does_not_fit_is_refused(changes, message):
 )
 @pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
 def test_what_is_stored_in_less_than_float32_does_not_train(method, kind):
-    shape = tiny.config(storage=storage.PRESETS[kind])
+    shape = tiny.config(storage=weight_storage.PRESETS[kind])
     model, norms = tiny.abstract(method, shape), Partial((r".*norm/scale",))
     with pytest.raises(ValueError, match=r"would train, but the base stores it in \w+(8|16)"):
         methods.check_full_precision(model, methods.trainable(model, method))
@@ -142,7 +146,7 @@ def steps(method, shape, mesh=None):
 
 def test_the_principal_parts_of_a_quantised_stack_are_found():
     """Their decompositions side by side waited for each other for ever."""
-    shape = tiny.config(hidden=64, storage=((storage.LINEARS, "nf4"),))
+    shape = tiny.config(hidden=64, storage=((weight_storage.LINEARS, "nf4"),))
     method = LoRA(rank=4, start="pissa")
     model = tiny.attached(method, shape)
     batch = tiny.batch()
@@ -159,7 +163,7 @@ ON_STORED += [
 @pytest.mark.parametrize(("case", "kind"), ON_STORED)
 def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(case, kind):
     method = CASES[case]
-    shape = tiny.config(tied=False, storage=storage.PRESETS[kind])
+    shape = tiny.config(tied=False, storage=weight_storage.PRESETS[kind])
     before = tree.flatten(tiny.attached(method, shape))
     losses, after = steps(method, shape)
     assert losses[2] < losses[0]
@@ -173,7 +177,7 @@ def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(cas
 
 
 def test_a_quantised_base_gives_the_same_on_any_mesh():
-    shape = tiny.config(hidden=64, storage=((storage.LINEARS, "nf4"),))
+    shape = tiny.config(hidden=64, storage=((weight_storage.LINEARS, "nf4"),))
     losses, _ = steps(LoRA(rank=4), shape)
     again, after = steps(LoRA(rank=4), shape, MeshConfig(2, 2, 2))
     np.testing.assert_allclose(again, losses, atol=2e-5)

@@ -8,11 +8,12 @@ import tokenizers
 from hypothesis import strategies as st
 
 from research.batch import Batch
-from research.data import checks, packing
-from research.data import tokenizer as tokenizer_lib
-from research.data.tokenizer import Tokenizer
-from research.data.tokens import Ragged, TokenTable
+from research.data import checks
+from research.data.packing import planning
+from research.data.token_cache import Ragged, TokenTable
 from research.objectives.base import Examples
+from research.text import tokenizer as tokenizer_lib
+from research.text.tokenizer import Tokenizer
 
 SPECIAL = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|mask|>"]
 SPECIAL += [f"<extra_id_{number}>" for number in range(12)]
@@ -52,10 +53,10 @@ class Read:
     prefix: list[bool]
 
 
-def batch(examples: Examples, words: Tokenizer, length: int) -> tuple[Batch, packing.Plan]:
+def batch(examples: Examples, words: Tokenizer, length: int) -> tuple[Batch, planning.Plan]:
     """All examples packed into one batch that may be trained on."""
-    plan = packing.plan(examples.lengths, length, splittable=False, pack=True, seed=1)
-    packed = packing.PackedRows(examples, plan, words.pad_id)
+    plan = planning.plan(examples.lengths, length, splittable=False, pack=True, seed=1)
+    packed = planning.PackedRows(examples, plan, words.pad_id)
     rows = [{"prefix": np.zeros(length, bool)} | packed[i] for i in range(len(packed))]
     made = Batch(**{field: np.stack([row[field] for row in rows]) for field in rows[0]})
     checks.check_batch(made, words.vocabulary_size)

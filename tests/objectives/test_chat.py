@@ -8,13 +8,13 @@ import tokenizers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from research import chat
 from research.data import checks
-from research.data import tokenizer as tokenizer_lib
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig
-from research.data.tokens import encode
+from research.data.token_cache import encode
 from research.objectives.chat import PLAIN, Chat
+from research.text import chat_template
+from research.text import tokenizer as tokenizer_lib
 
 TEMPLATES = {
     "plain": (PLAIN, "<|end|>"),
@@ -128,7 +128,7 @@ def test_what_is_trained_is_what_the_assistant_says_and_its_ends(
     # All that is read is what the template writes.
     read = tokenizer.decode([piece.tokens[0], *piece.targets], special=True)
     roles = {"begin": "<|begin|>", "end": "<|end|>"}
-    assert chat.render(template, talk, ask=False, **roles).startswith(read)
+    assert chat_template.render(template, talk, ask=False, **roles).startswith(read)
 
 
 @given(talk=TALKS)
@@ -231,7 +231,7 @@ def test_batches_of_conversations_and_the_template_that_is_stated(tokenizer, tmp
     said = pipeline.statistics(1)["a"]
     kind = "plain" if template is None else "configured"
     assert said["format"] == f"sharegpt, the {kind} chat template"
-    assert pipeline.companions == {chat.TEMPLATE: (template or PLAIN).encode()}
+    assert pipeline.companions == {chat_template.TEMPLATE: (template or PLAIN).encode()}
     batch = pipeline.batch(0)
     texts = [
         tokenizer.decode(batch.targets[row][batch.weights[row] > 0], special=True)

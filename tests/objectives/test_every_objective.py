@@ -12,8 +12,8 @@ from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig
 from research.evaluation.heldout import heldout_loss
 from research.objectives import OBJECTIVES
-from tests import tiny
-from tests.data.reader import share
+from tests.helpers import tiny
+from tests.helpers.reader import share
 from tests.objectives import cases
 
 NAMES = ["fill_in_the_middle", "masked", "prefix_lm", "span_corruption"]

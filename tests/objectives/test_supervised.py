@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data import tokenizer as tokenizer_lib
-from research.data.tokens import Ragged, TokenTable
+from research.data.token_cache import Ragged, TokenTable
 from research.objectives.supervised import Supervised
+from research.text import tokenizer as tokenizer_lib
 
 TEMPLATE = "Notice:\n{prompt}\nLicence:\n"
 

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from research.schedules import Schedule, ScheduleConfig, learning_rate
+from research.optim.schedules import Schedule, ScheduleConfig, learning_rate
 
 STEPS, WARMUP, RATE = 50, 10, 0.3
 

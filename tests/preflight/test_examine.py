@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("libtpu", reason="tools/setup preflight")
 from configs import presets  # noqa: E402
-from research import accelerators, preflight  # noqa: E402
-from research import config as door  # noqa: E402
+from research.config import schema as door  # noqa: E402
 from research.experiment import Experiment  # noqa: E402
+from research.preflight import examine  # noqa: E402
+from research.runtime import accelerators
 
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ LORA = ['method={"kind": "lora", "rank": 8}', 'model.storage=[["layers/.*", "nf4
 
 @pytest.fixture(scope="module", autouse=True)
 def compiler():
-    preflight.prepare_environment()
+    examine.prepare_environment()
 
 
 CASES = {
@@ -48,7 +49,7 @@ def test_a_step_compiles_with_the_kernel_and_holds_what_its_sharding_says(case):
     experiment = door.load(Experiment, LLAMA, [*SMALL, "data.batch_size=8", *overrides])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a kernel that refuses says so
-        report = preflight.examine(experiment, accelerators.topology(name, slices))
+        report = examine.examine(experiment, accelerators.topology(name, slices))
     assert report["fits"] and report["temp_gib"] > 0
     held = sum(report[f"{part}_gib"] for part in ("weights", "adapters", "optimizer"))
     assert (report["host_gib"] > 0) == ("with the host" in case)
@@ -60,9 +61,19 @@ KEYS = {"argument_gib", "temp_gib", "fits", "model_flops"}
 
 
 def command(tmp_path, *words, config=()):
-    """Exit status, output and JSON of tools/preflight.py with a small model."""
+    """Exit status, output and JSON of graft preflight with a small model."""
     out = tmp_path / "report.json"
-    line = [sys.executable, "tools/preflight.py", "--config", LLAMA, *words, "--json", str(out)]
+    line = [
+        sys.executable,
+        "-m",
+        "research.cli",
+        "preflight",
+        "--config",
+        LLAMA,
+        *words,
+        "--json",
+        str(out),
+    ]
     line += [f"--config.{override}" for override in [*SMALL, *config]]
     made = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=1200)
     assert out.exists(), made.stdout + made.stderr
@@ -130,7 +141,16 @@ def test_what_does_not_fit_is_not_launched():
     flags = [f"--config.{override}" for override in [*SMALL, *big, *there]]
     target = ["--target", "gke", "--image", "graft:1", "--workdir", "gs://made/big"]
     config = str(Path(LLAMA).relative_to(ROOT))
-    line = [sys.executable, "tools/launch.py", "--config", config, "--topology", "v5e:2x2"]
+    line = [
+        sys.executable,
+        "-m",
+        "research.cli",
+        "launch",
+        "--config",
+        config,
+        "--topology",
+        "v5e:2x2",
+    ]
     made = subprocess.run([*line, *target, *flags], capture_output=True, text=True, cwd=ROOT)
     assert made.returncode == 1 and "it does not fit" in made.stderr, made.stdout + made.stderr
     assert "$ kubectl" not in made.stdout

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from research import config as door
-from research import layout
+from research.config import cli
 from research.experiment import Experiment
-from research.program import make_program
+from research.preflight import layout
+from research.training.program import make_program
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(__file__).parent / "layouts"
@@ -41,7 +41,7 @@ def made(model: str, topology: str, flags: tuple[str, ...]) -> str:
     over = ["data.batch_size=1024", *flags]
     if model == "llama3_70b":
         over.append("mesh.tensor=8" if devices == 16 else "mesh.tensor=2")
-    experiment = door.load(Experiment, str(ROOT / f"configs/pretrain/{model}.py"), over)
+    experiment = cli.load(Experiment, str(ROOT / f"configs/pretrain/{model}.py"), over)
     mesh = experiment.mesh.abstract(devices, slices)
     return layout.describe(make_program(experiment, None, mesh=mesh))
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from configs import presets
-from research import accelerators, alternatives, preflight, roofline
-from research import config as door
-from research.accelerators import TPUS, Topology
+from research.config import cli, schema
 from research.experiment import Experiment
-from research.program import UnevenBatch, make_program
+from research.preflight import alternatives, examine, roofline
+from research.runtime import accelerators
+from research.runtime.accelerators import TPUS, Topology
+from research.training.program import UnevenBatch, make_program
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = str(ROOT / "configs/pretrain/llama3_8b.py")
@@ -23,7 +24,7 @@ PARAMETERS = 2 * TABLE + LAYERS + NORMS
 
 
 def program(devices=64, slices=1, *overrides):
-    experiment = door.load(Experiment, LLAMA, ["data.batch_size=64", *overrides])
+    experiment = cli.load(Experiment, LLAMA, ["data.batch_size=64", *overrides])
     return make_program(experiment, None, mesh=experiment.mesh.abstract(devices, slices))
 
 
@@ -99,7 +100,7 @@ def test_adapters_leave_gradients_of_the_base_at_home():
     tuned, full = program(8, 1, *lora), program(8)
     ours, theirs = roofline.traffic(tuned), roofline.traffic(full)
     assert ours.scattered_gradients < 0.01 * theirs.scattered_gradients
-    held = preflight.held_bytes(tuned)
+    held = examine.held_bytes(tuned)
     assert held["weights"] == pytest.approx(2 * PARAMETERS / 8, rel=1e-2)
     assert held["adapters"] + held["optimizer"] < 0.2 * held["weights"]
     assert roofline.memory_bytes(tuned) < roofline.memory_bytes(full)
@@ -121,32 +122,32 @@ def test_a_topology_that_there_is_not_is_refused(name, message):
 
 
 def test_a_report_prices_its_steps_and_is_json():
-    prices = door.load_json(preflight.Prices, ROOT / "configs/prices.json")
+    prices = schema.load_json(examine.Prices, ROOT / "configs/prices.json")
     made = program()
     topology = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
-    report = preflight.facts(made, topology, prices)
+    report = examine.facts(made, topology, prices)
     assert report["chip_hours"] == pytest.approx(64 * report["hours"])
     assert report["money"] == pytest.approx(report["chip_hours"] * prices.chip_hour["v5p"])
     assert report["hours"] == pytest.approx(1e5 * report["step_seconds"] / 3600)
     assert json.loads(json.dumps(report)) == report
     assert math.isclose(max(report["seconds"].values()), report["step_seconds"])
-    said = preflight.describe(report | {"fits": True, "peak_gib": 5.0})
+    said = examine.describe(report | {"fits": True, "peak_gib": 5.0})
     assert "90.74 left" in said and "bound by compute" in said and "US dollars" in said
     assert f"prices of {prices.date}, {prices.what}" in said
-    said = preflight.describe(report | {"fits": False, "peak_gib": 100.0})
+    said = examine.describe(report | {"fits": False, "peak_gib": 100.0})
     assert said.startswith("NO") and "4.26 too many" in said
 
 
 def test_what_is_refused_says_why_in_its_row_and_in_words():
     topology = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
-    fits = preflight.facts(program(), topology) | {"fits": True, "peak_gib": 5.0}
-    refused = preflight.refused("tpu7x:4x4x4", 1, "too many heads")
+    fits = examine.facts(program(), topology) | {"fits": True, "peak_gib": 5.0}
+    refused = examine.refused("tpu7x:4x4x4", 1, "too many heads")
     assert {"argument_gib", "temp_gib", "fits", "model_flops"} <= set(refused)
-    first, second = preflight.table([fits, refused]).splitlines()[2:]
+    first, second = examine.table([fits, refused]).splitlines()[2:]
     assert "yes" in first and "too many heads" not in first
     assert "tpu7x:4x4x4" in second and "too many heads" in second
     unsaid = fits | {"fits": False, "peak_gib": None, "why": "the compiler's own words"}
-    assert "64 chips: the compiler's own words" in preflight.describe(unsaid)
+    assert "64 chips: the compiler's own words" in examine.describe(unsaid)
 
 
 def test_rows_that_do_not_divide_name_the_nearest_sizes_that_do():
@@ -167,11 +168,11 @@ def test_rows_a_chip_are_whole_rows_a_device():
 def test_prices_of_another_shape_are_refused(tmp_path):
     (tmp_path / "prices.json").write_text('{"date": "now", "chip_hours": {}}')
     with pytest.raises(ValueError, match="chip_hours: no such key; did you mean .*chip_hour"):
-        door.load_json(preflight.Prices, tmp_path / "prices.json")
+        schema.load_json(examine.Prices, tmp_path / "prices.json")
 
 
 def test_the_first_candidates_cost_only_time():
-    experiment = door.load(Experiment, LLAMA, ["model.remat=none", "loss.vocabulary_chunks=0"])
+    experiment = cli.load(Experiment, LLAMA, ["model.remat=none", "loss.vocabulary_chunks=0"])
     topology = Topology("v5e:16x16", 1, TPUS["v5e"], [None] * 256)
     made = make_program(experiment, None, mesh=experiment.mesh.abstract(256))
     found = list(alternatives.candidates(dataclasses.replace(made), topology))
@@ -183,11 +184,11 @@ def test_the_first_candidates_cost_only_time():
 
 @pytest.mark.parametrize("accelerator", [*TPUS, "gpu", "cpu"])
 def test_every_accelerator_has_something_to_begin_with(accelerator):
-    experiment = door.load(Experiment, f"{LLAMA}:{accelerator}", ["data.batch_size=64"])
+    experiment = cli.load(Experiment, f"{LLAMA}:{accelerator}", ["data.batch_size=64"])
     assert make_program(experiment, None, mesh=experiment.mesh.abstract(64)).rows_of_device == 1
     assert experiment.model.remat == presets.PRESETS[accelerator]["remat"]
 
 
 def test_an_accelerator_without_a_preset_is_named():
     with pytest.raises(ValueError, match="no preset 'v9'; there are v4"):
-        door.load(Experiment, f"{LLAMA}:v9", [])
+        cli.load(Experiment, f"{LLAMA}:v9", [])

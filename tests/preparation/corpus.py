@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from research.data import tokenizer as tokenizers
-from research.data.preparation import pipeline
-from research.data.preparation.config import PreparationConfig
 from research.data.sources import SourceConfig
-from research.data.tokenizer import Tokenizer
+from research.preparation import pipeline
+from research.preparation.config import PreparationConfig
+from research.text import tokenizer as tokenizers
+from research.text.tokenizer import Tokenizer
 
 SYLLABLES = ("ka", "lo", "mi", "ren", "tas", "vu", "shi", "or", "pel", "dun", "ga", "eth")
 STOP_WORDS = ("the", "of", "and", "to", "that")

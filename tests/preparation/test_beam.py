@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from research.data.preparation.running import Runner
-from tests.data.preparation import corpus
+from research.preparation.running import Runner
+from tests.preparation import corpus
 
 pytest.importorskip("apache_beam", reason="tools/setup prepare")
 

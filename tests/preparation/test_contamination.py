@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from research.data.preparation.config import Contamination, Evaluation
 from research.data.sources import SourceConfig
-from tests.data.preparation import corpus
+from research.preparation.config import Contamination, Evaluation
+from tests.preparation import corpus
 
 pytest.importorskip("apache_beam", reason="tools/setup prepare")
-from research.data.preparation.running import Runner  # noqa: E402
+from research.preparation.running import Runner  # noqa: E402
 
 pytestmark = pytest.mark.heavy
 ONE = ("--direct_num_workers=1",)

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data import near_duplicates
-from research.data.preparation import minhash, stages
-from research.data.preparation.config import NearDuplicates
-from research.data.preparation.pipeline import plan
-from tests.data.preparation import corpus
+from research.preparation import minhash, stages
+from research.preparation.config import NearDuplicates
+from research.preparation.pipeline import plan
+from research.text import near_duplicates
+from tests.preparation import corpus
 
 pytest.importorskip("apache_beam", reason="tools/setup prepare")
-from research.data.preparation.running import Runner  # noqa: E402
+from research.preparation.running import Runner  # noqa: E402
 
 pytestmark = pytest.mark.heavy
 ONE = ("--direct_num_workers=1",)

@@ -9,14 +9,14 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research import config as door
-from research.data.preparation import documents, pipeline, statistics
-from research.data.preparation.config import PreparationConfig, Quality
-from research.data.preparation.documents import Part, Ranges
-from research.data.preparation.output import Shards
-from research.data.preparation.running import Runner
+from research.config import schema
 from research.data.sources import SourceConfig
-from tests.data.preparation import corpus
+from research.preparation import documents, pipeline, statistics
+from research.preparation.config import PreparationConfig, Quality
+from research.preparation.documents import Part, Ranges
+from research.preparation.output import Shards
+from research.preparation.running import Runner
+from tests.preparation import corpus
 
 TEXTS = {
     "prose": [corpus.prose(seed) for seed in range(18)] + ["too short"] * 2,
@@ -244,13 +244,13 @@ def test_wrong_configs_are_refused():
     source = SourceConfig("prose", "jsonl", "prose.jsonl")
 
     def build(**changes):
-        made = {"sources": [door.to_dict(source)], "tokenizer": "t.json", **changes}
-        return door.build(PreparationConfig, made)
+        made = {"sources": [schema.to_dict(source)], "tokenizer": "t.json", **changes}
+        return schema.build(PreparationConfig, made)
 
     for changes, message in (
         ({"sources": [{"name": "code", "kinds": ["c"]}]}, "only what was prepared has"),
         ({"sources": []}, "At least one source"),
-        ({"sources": [door.to_dict(source)] * 2}, "'prose' is listed twice"),
+        ({"sources": [schema.to_dict(source)] * 2}, "'prose' is listed twice"),
         ({"splits": ["train", "train"]}, "'train' is listed twice"),
         ({"splits": ["train[:5]"]}, "cannot be the name of a split"),
         ({"quality": {"exempt": ["code"]}}, "no source is named 'code'"),

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data.preparation.config import Quality
-from research.data.preparation.quality import broken_rules, rule_names
-from tests.data.preparation import corpus
+from research.preparation.config import Quality
+from research.preparation.quality import broken_rules, rule_names
+from tests.preparation import corpus
 
 GOOD = corpus.prose(0)
 WORDS = GOOD.split()

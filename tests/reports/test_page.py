@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.evaluation.statistics import Estimate, paired_difference
-from research.plots import standalone
-from research.report import (
+from research.reports.page import (
     Column,
     Html,
     Point,
@@ -22,6 +20,8 @@ from research.report import (
     text_table,
     write,
 )
+from research.reports.plots import standalone
+from research.reports.statistics import Estimate, paired_difference
 
 ATTACK = "<script>alert('x')</script> $\\frac{ & \" onload=x"
 VOID = {"meta", "link", "use", "br", "path", "rect"}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.evaluation.statistics import (
+from research.reports.statistics import (
     Estimate,
     mean_interval,
     paired_difference,

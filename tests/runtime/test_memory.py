@@ -3,20 +3,22 @@
 import jax
 import pytest
 
-from research import memory, sharding, tree
-from research.data import tokenizer, tokens
+from research import sharding, tree
+from research.data import token_cache
 from research.data.pipeline import Pipeline
-from research.memory import Memory
-from research.program import make_program
-from research.train import train
-from tests import tiny
+from research.runtime import memory
+from research.runtime.memory import Memory
+from research.text import tokenizer
+from research.training.loop import train
+from research.training.program import make_program
+from tests.helpers import tiny
 
 
 def test_arguments_are_the_state_the_batch_and_the_numbers(world):
     experiment = world.experiment(3)
     program = make_program(experiment, None)
     words = tokenizer.load(experiment.tokenizer)
-    data = Pipeline(experiment.data, words, tokens.default_cache(), program.shape.vocabulary)
+    data = Pipeline(experiment.data, words, token_cache.default_cache(), program.shape.vocabulary)
     batch = data.batch(0)
     with sharding.use(program.mesh, experiment.sharding_rules):
         needed = Memory.of(program.compile(batch))

@@ -12,21 +12,31 @@ import time
 
 import pytest
 
-from research import config as door
-from research import evaluate, generate, paths, runs, train_tokenizer
-from research.checkpoint import open_checkpoint
-from research.data.tokenizer import load
+from research.checkpoints import runs
+from research.checkpoints.checkpointer import open_checkpoint
+from research.commands import (
+    adapters,
+    bench,
+    convert,
+    evaluate,
+    generate,
+    inspect,
+    preflight,
+    train_tokenizer,
+)
+from research.config import schema
 from research.experiment import CheckpointConfig
-from research.hosts import STOPPED
 from research.interop import exporting, huggingface
 from research.methods import LoRA
-from research.metrics import read_metrics
-from research.paths import absolute
-from research.train import train
-from tests import tiny_run
-from tests.faulty_storage import ADDRESSES, DENIED, Emulator, Faults
-from tests.test_hosts import together
-from tools import adapters, bench, convert, environment, inspect_data, preflight
+from research.runtime import storage
+from research.runtime.distributed import STOPPED
+from research.runtime.storage import absolute
+from research.text.tokenizer import load
+from research.training.loop import train
+from research.training.metrics import read_metrics
+from tests.helpers import tiny_run
+from tests.helpers.faulty_storage import ADDRESSES, DENIED, Emulator, Faults
+from tests.system.test_hosts import together
 
 pytest.importorskip("gcp_storage_emulator", reason="tools/setup services")
 pytestmark = pytest.mark.heavy
@@ -260,7 +270,7 @@ def test_exports_in_a_bucket_are_those_on_a_disk_and_whole_or_nothing(
         convert.main(["export", "--from", tuned, "--out", "gs://made/exports/hf"])
 
     # the file without which nothing opens the rest comes last, and nothing stays without it
-    order, whole = [], paths.upload
+    order, whole = [], storage.upload
 
     def upload(file, path):
         order.append(path.name)
@@ -268,7 +278,7 @@ def test_exports_in_a_bucket_are_those_on_a_disk_and_whole_or_nothing(
             raise OSError("made")
         whole(file, path)
 
-    monkeypatch.setattr(paths, "upload", upload)
+    monkeypatch.setattr(storage, "upload", upload)
     with pytest.raises(OSError, match="made"):
         exporting.export_huggingface(runs.open_run(tuned), "gs://made/exports/torn")
     assert order[-1] == huggingface.CONFIG and "model.safetensors" in order
@@ -294,9 +304,9 @@ TAKEN = [
     (evaluate, "--config {text} --run {base} --out gs://nowhere/a.json", "gs://nowhere/"),
     (generate, "--run {there}/small --prompt red --tokens 1", None),
     (train_tokenizer, "--config {config} --vocabulary 280 --out {there}/words.json", None),
-    (inspect_data, "--run {base} --rows 1", None),
-    (inspect_data, "--run {base} --json {there}/rows.json", "--json: {there}/rows.json"),
-    (inspect_data, "--run {base} --html {there}/rows.html", "--html: {there}/rows.html"),
+    (inspect, "--run {base} --rows 1", None),
+    (inspect, "--run {base} --json {there}/rows.json", "--json: {there}/rows.json"),
+    (inspect, "--run {base} --html {there}/rows.html", "--html: {there}/rows.html"),
     (preflight, "--config {config} --topology v5e:2x2 --json {there}/f.json", "--json: {there}/f"),
     (bench, "overhead --json {there}/bench.json", "--json: {there}/bench.json"),
 ]
@@ -305,8 +315,7 @@ TAKEN = [
 def test_a_path_that_a_program_takes_may_be_in_a_bucket_or_is_refused_by_its_option(
     remote, base, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(environment, "enter", lambda layer="": None)  # this is the right Python
-    text = {**door.to_dict(remote(2).data), "batch_size": 8}
+    text = {**schema.to_dict(remote(2).data), "batch_size": 8}
     text = {name: text[name] for name in ("sources", "sequence_length", "batch_size")}
     (tmp_path / "text.py").write_text(f"def get_config():\n    return {{'text': {text!r}}}\n")
     names = {

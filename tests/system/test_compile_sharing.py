@@ -6,16 +6,17 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from research import runs, sharding
+from research import sharding
 from research import step as stepping
-from research.data import tokenizer
+from research.checkpoints import runs
 from research.data.pipeline import Pipeline
-from research.data.tokens import default_cache
+from research.data.token_cache import default_cache
 from research.methods import LoRA
-from research.program import make_program
-from research.schedules import ScheduleConfig
-from research.train import train
-from tests import tiny_run
+from research.optim.schedules import ScheduleConfig
+from research.text import tokenizer
+from research.training.loop import train
+from research.training.program import make_program
+from tests.helpers import tiny_run
 
 
 @pytest.fixture(scope="module")

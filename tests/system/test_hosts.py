@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
-from research import config as door
-from research import evaluate, hosts, sharding
-from research.checkpoint import CheckpointError, open_checkpoint
+from research import sharding
+from research.checkpoints.checkpointer import CheckpointError, open_checkpoint
+from research.commands import evaluate
+from research.config import cli, schema
 from research.experiment import CheckpointConfig
 from research.methods import LoRA
+from research.runtime import distributed
 from research.sharding import MeshConfig
-from research.train import train
-from tests import tiny_run
+from research.training.loop import train
+from tests.helpers import tiny_run
 
 DEVICES, STEPS = 8, 12
 ENDLESS = 1_000_000
@@ -62,7 +64,7 @@ def together(lines):
     started = []
     for index, line in enumerate(lines):
         variables = dict(
-            zip(hosts.VARIABLES, (f"127.0.0.1:{port}", str(count), str(index)), strict=True)
+            zip(distributed.VARIABLES, (f"127.0.0.1:{port}", str(count), str(index)), strict=True)
         )
         started.append(
             subprocess.Popen(
@@ -152,7 +154,7 @@ def test_one_killed_ends_the_others_within_a_minute_and_the_run_goes_on_to_the_s
     output = other.communicate(timeout=60)[0]
     assert time.monotonic() - when < 60
     # by itself, or by JAX; never with the status of an error of its own
-    assert other.returncode in (hosts.STOPPED, -signal.SIGABRT), output
+    assert other.returncode in (distributed.STOPPED, -signal.SIGABRT), output
     assert re.search(r"another process is gone|another task died", output), output
     processes[killed].communicate()
     finish(start(2, experiment(world), run))
@@ -171,7 +173,7 @@ def test_a_signal_to_one_saves_on_all_at_one_step(world, tmp_path):
     processes = start(2, tuned, run)
     tiny_run.wait_for(processes[0], lambda: len(tiny_run.lines(run)) >= 3)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = finish(processes, hosts.STOPPED)
+    outputs = finish(processes, distributed.STOPPED)
     (step,) = map(int, re.findall(r"stopped by a signal at step (\d+), saved", outputs[0]))
     assert open_checkpoint(run).step == step == json.loads(tiny_run.lines(run)[-1])["step"]
     finish(start(2, dataclasses.replace(tuned, steps=step + 2), run))
@@ -220,7 +222,11 @@ def test_a_lost_process_gives_75_and_an_error_of_its_own_1(monkeypatch, capsys, 
 
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(os, "_exit", leave)
-    with pytest.raises((Ended, SystemExit)) as ended, hosts.end_at_once(), door.clear_errors():
+    with (
+        pytest.raises((Ended, SystemExit)) as ended,
+        distributed.end_at_once(),
+        cli.clear_errors(),
+    ):
         raise error
     assert ended.value.args == (status,)
     said = capsys.readouterr().err
@@ -237,12 +243,12 @@ def test_a_lost_process_gives_75_and_an_error_of_its_own_1(monkeypatch, capsys, 
     ],
 )
 def test_a_process_that_does_not_know_the_others_says_so(monkeypatch, values, message):
-    for name, value in zip(hosts.VARIABLES, values, strict=True):
+    for name, value in zip(distributed.VARIABLES, values, strict=True):
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        hosts.join()
+        distributed.join()
 
 
 def test_a_process_that_nothing_says_its_place_to_says_what_to_do(world, tmp_path):
@@ -271,7 +277,7 @@ def test_a_host_feeds_the_rows_that_its_devices_hold(axes):
 
 @pytest.mark.heavy
 def test_two_processes_measure_what_one_does(world, alone, tmp_path):
-    data = door.to_dict(world.data())
+    data = schema.to_dict(world.data())
     text = {"sources": data["sources"], "sequence_length": 32, "batch_size": 8}
     file = tmp_path / "evaluate.py"
     config = {"text": text, "mesh": {"data": 2, "fsdp": 4}}

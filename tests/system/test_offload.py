@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from research.checkpoint import open_checkpoint
+from research.checkpoints.checkpointer import open_checkpoint
 from research.experiment import CheckpointConfig
 from research.models.config import ComputeConfig
-from research.program import make_program
 from research.sharding import HOST, MeshConfig
-from research.train import train
-from tests import tiny, tiny_run
+from research.training.loop import train
+from research.training.program import make_program
+from tests.helpers import tiny, tiny_run
 
 MOMENTS = (".*/(mu|nu)",)
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from research.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 
@@ -173,7 +175,7 @@ def test_what_a_page_points_to_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_of_our_programs_on_a_page_is_one(page: Path) -> None:
     text = page.read_text().replace("\\\n", " ")
-    line = r"(tools/\w+(?:\.py)?|python -m research\.\w+)((?: +[^\s`#|]+)+)"
+    line = r"(tools/\w+|graft \w+|python -m research\.train)((?: +[^\s`#|]+)+)"
     for program, words in re.findall(line, text):
         known = flags(program)
         given = re.findall(r"(?<=\s)'?(--[a-z][\w-]*)(?![\w.-])", words.split(" -- ")[0])
@@ -182,12 +184,15 @@ def test_every_flag_of_our_programs_on_a_page_is_one(page: Path) -> None:
 
 def flags(program: str) -> set[str]:
     """The flags in a program's source, and those of every program that takes a config."""
-    if program.startswith("python"):
-        files = [ROOT / "research" / f"{program.rpartition('.')[2]}.py"]
-    else:
+    if program.startswith("tools/"):
         files = [ROOT / program]
-        for package in re.findall(r"from tools\.(\w+) import", files[0].read_text()):
-            files += (ROOT / "tools" / package).glob("*.py")
-    text = "".join(file.read_text() for file in [*files, ROOT / "research" / "config.py"])
+    else:
+        name = "train" if program.startswith("python") else program.partition(" ")[2]
+        if name not in COMMANDS:
+            return set()
+        files = [ROOT / f"{COMMANDS[name].replace('.', '/')}.py"]
+        for room in re.findall(r"from research\.(benchmarks|launch) import", files[0].read_text()):
+            files += (ROOT / "research" / room).glob("*.py")
+    text = "".join(file.read_text() for file in [*files, ROOT / "research/config/cli.py"])
     quote = '"' if files[0].suffix == ".py" else ""
     return {*re.findall(f"{quote}(--[a-z][\\w-]*){quote}", text)}

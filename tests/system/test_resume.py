@@ -12,15 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from research import hosts, runs
-from research import train as program
-from research.checkpoint import Checkpointer, CheckpointError, open_checkpoint
+from research.checkpoints import runs
+from research.checkpoints.checkpointer import Checkpointer, CheckpointError, open_checkpoint
+from research.commands import train as program
 from research.experiment import CheckpointConfig
 from research.methods import IA3, Bank, DoRA, LoRA, Partial, Prefix, Prompt, Several, VeRA
-from research.schedules import ScheduleConfig
+from research.optim.schedules import ScheduleConfig
+from research.runtime import distributed
 from research.sharding import MeshConfig
-from research.train import train
-from tests import tiny_run
+from research.training.loop import train
+from tests.helpers import tiny_run
 
 EVERY_SECOND = CheckpointConfig(every=2, keep_last=2)
 ENDLESS = 1_000_000  # steps of a run that is not meant to reach its end
@@ -91,7 +92,7 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
     tiny_run.wait_for(process, lambda: len(tiny_run.lines(workdir)) >= 3)
     process.terminate()
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == hosts.STOPPED, output
+    assert process.returncode == distributed.STOPPED, output
     at = open_checkpoint(workdir).step
     assert f"stopped by a signal at step {at}, saved; run the same command to go on" in output
     assert [json.loads(line)["step"] for line in tiny_run.lines(workdir)] == list(range(1, at + 1))

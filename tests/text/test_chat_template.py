@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from research import chat
 from research.generation import decode
-from tests import tiny
+from research.text import chat_template
+from tests.helpers import tiny
 
 TEMPLATE = (
     "{%- for message in messages -%}\n"
@@ -21,9 +21,9 @@ TALK = [{"role": "user", "content": " Hi! "}, {"role": "assistant", "content": "
 
 
 def test_a_conversation_is_written_with_its_tokens_and_asks_for_an_answer():
-    text = chat.render(TEMPLATE, TALK, begin="<", end=">")
+    text = chat_template.render(TEMPLATE, TALK, begin="<", end=">")
     assert text == "<user: Hi!><assistant: Yes?><assistant: "
-    assert chat.render(TEMPLATE, TALK[:1], begin="<", end=">", ask=False) == "<user: Hi!>"
+    assert chat_template.render(TEMPLATE, TALK[:1], begin="<", end=">", ask=False) == "<user: Hi!>"
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_a_conversation_is_written_with_its_tokens_and_asks_for_an_answer():
 )
 def test_what_a_template_refuses_or_may_not_do_is_an_error(template, messages, match):
     with pytest.raises(ValueError, match=match):
-        chat.render(template, messages)
+        chat_template.render(template, messages)
 
 
 def test_all_ends_of_a_turn_are_found_and_finish_a_row():
     files = {"generation_config.json": b'{"eos_token_id": [7, 9]}', "config.json": b"{}"}
-    assert chat.find_stops(files | {"config.json": b'{"eos_token_id": 2}'}) == (7, 9, 2)
+    assert chat_template.find_stops(files | {"config.json": b'{"eos_token_id": 2}'}) == (7, 9, 2)
     model = tiny.model()
     (whole,) = decode.generate(model, [[3, 5]], 6, end_id=0)
     stop = whole[2]
@@ -51,9 +51,9 @@ def test_all_ends_of_a_turn_are_found_and_finish_a_row():
 
 
 def test_templates_are_found_wherever_transformers_puts_them():
-    settings = lambda value: {chat.SETTINGS: json.dumps({"chat_template": value}).encode()}  # noqa: E731
-    assert chat.find_template({}) is None
-    assert chat.find_template(settings("a")) == "a"
+    settings = lambda value: {chat_template.SETTINGS: json.dumps({"chat_template": value}).encode()}  # noqa: E731
+    assert chat_template.find_template({}) is None
+    assert chat_template.find_template(settings("a")) == "a"
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    assert chat.find_template(settings(named)) == "d"
-    assert chat.find_template({chat.TEMPLATE: b"file", **settings("a")}) == "file"
+    assert chat_template.find_template(settings(named)) == "d"
+    assert chat_template.find_template({chat_template.TEMPLATE: b"file", **settings("a")}) == "file"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.near_duplicates import clusters, nearest_similarity, shingles
+from research.text.near_duplicates import clusters, nearest_similarity, shingles
 
 # Few distinct words, so that random texts do share shingles.
 _texts = st.lists(

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from research.data import tokenizer as tokenizer_lib
-from research.data.tokenizer import BEGIN, END, PAD, Tokenizer
+from research.text import tokenizer as tokenizer_lib
+from research.text.tokenizer import BEGIN, END, PAD, Tokenizer
 
 TEXTS = [
     "def add(a, b):\n    return a + b\n" * 5,

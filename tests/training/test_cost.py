@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import cost, methods, tree
+from research import methods, tree
 from research import step as stepping
 from research.batch import SHARED
 from research.methods import Bank, Full, LoRA, Partial, Prefix, Prompt, Several
 from research.models.attention import Mask
-from tests import tiny
+from research.training import cost
+from tests.helpers import tiny
 from tests.methods.cases import CASES
 
 # Wide, so that products dominate, and unrolled, because XLA counts a scan's body once.

@@ -11,9 +11,9 @@ import types
 import numpy as np
 import pytest
 
-from research import chat, methods, runs
-from research import train as program
-from research.data import tokenizer
+from research import methods
+from research.checkpoints import runs
+from research.commands import train as program
 from research.data.pipeline import DataConfig
 from research.data.run_checks import CheckConfig
 from research.data.sources import SourceConfig
@@ -29,13 +29,14 @@ from research.methods import (
     Several,
     VeRA,
 )
-from research.methods.hadamard import LoHa
+from research.methods.loha import LoHa
 from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal
 from research.objectives.chat import PLAIN
-from research.schedules import ScheduleConfig
-from research.train import train
-from tests import tiny_run
+from research.optim.schedules import ScheduleConfig
+from research.text import chat_template, tokenizer
+from research.training.loop import train
+from tests.helpers import tiny_run
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ LEARNERS = [
 
 
 def test_every_method_is_asked_whether_it_learns():
-    # rows of a bank are what its adapters are (tests/test_adapters.py)
+    # rows of a bank are what its adapters are (tests/adapters/test_catalog.py)
     assert {method.kind for method, _ in LEARNERS} == set(methods.METHODS) - {"bank"}
 
 
@@ -262,7 +263,7 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path / "run")]
     assert len(losses) == 30 and np.mean(losses[-4:]) < losses[0] / 2
     run = runs.open_run(tmp_path / "run")
-    assert run.companions[chat.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
+    assert run.companions[chat_template.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
     # so it does where the tokenizer's file is given too, and tunes are held to it
     started = {"model": None, "init_from": str(tmp_path / "run")}
     again = world.experiment(1, data=world.questions(), **started)

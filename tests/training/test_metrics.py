@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research import accelerators, metrics
-from research.compilation_cache import enable_compilation_cache
+from research.runtime import accelerators
+from research.runtime.compilation_cache import enable_compilation_cache
+from research.training import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -217,7 +218,7 @@ def test_peak_memory_covers_what_was_held() -> None:
 def test_second_process_compiles_nothing(tmp_path: Path) -> None:
     program = (
         "import jax, jax.numpy as jnp\n"
-        "from research.compilation_cache import enable_compilation_cache\n"
+        "from research.runtime.compilation_cache import enable_compilation_cache\n"
         "enable_compilation_cache()\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
         "jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8))).block_until_ready()\n"

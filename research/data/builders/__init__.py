@@ -24,7 +24,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from research.data.assets import ASSETS
+from research.data.builders.assets import ASSETS
 
 logger = logging.getLogger(__name__)
 

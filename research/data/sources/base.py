@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from research.config import PositiveNumber, Share
-from research.data import formats
+from research.config.schema import PositiveNumber, Share
+from research.data.sources import formats
 
 # Records that are looked at to tell the format.
 _LOOK = 64
@@ -32,7 +32,7 @@ class SourceConfig:
     kind: str = "tfds"
     # jsonl, parquet: a file or a pattern (`part-*.jsonl`); text: a folder; each on a disk or in a
     # bucket (`gs://`, `s3://`). tfds: the data folder (None: the default one). `{split}` in it is
-    # replaced by the name of the split. prepared: the folder that `tools/prepare_data.py` wrote.
+    # replaced by the name of the split. prepared: the folder that `graft prepare` wrote.
     path: str | None = None
     # Split that is trained on.
     split: str = "train"
@@ -42,7 +42,7 @@ class SourceConfig:
     most_epochs: PositiveNumber | None = None
     # Wanted field -> field in the file, such as {"text": "content"}; unnamed fields keep theirs.
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # One of `research.data.formats.FORMATS`; None: what the first records look like.
+    # One of `research.data.sources.formats.FORMATS`; None: what the first records look like.
     format: str | None = None
     # Classification with numbers as labels: the word that is said for label 0, 1, ...
     label_words: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class Source(Protocol):
 
     @property
     def format(self) -> str:
-        """One of `research.data.formats.FORMATS`, or "prepared"."""
+        """One of `research.data.sources.formats.FORMATS`, or "prepared"."""
         ...
 
     @property

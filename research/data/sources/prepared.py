@@ -1,4 +1,4 @@
-"""Documents that `tools/prepare_data.py` has filtered and tokenised: read as tokens, by row.
+"""Documents that `graft prepare` has filtered and tokenised: read as tokens, by row.
 
 The lengths of all documents are known from an index, 8 bytes a document, so that nothing else is
 read until a batch needs it.
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from research import paths
 from research.data.sources.base import Source, SourceConfig, nearest
 from research.data.sources.files import BUCKETS
+from research.runtime import storage
 
 _POINTER = "prepared.json"
 # From so many records on they are read by several threads.
@@ -29,7 +29,7 @@ def open_prepared(config: SourceConfig, split: str) -> Source:
 
 
 class Prepared:
-    """Random access to the tokens of documents; see `research.data.tokens.read_prepared`."""
+    """Random access to the tokens of documents; see `research.data.token_cache.read_prepared`."""
 
     # Its records are no text of any format: this is what a plan calls them.
     format = "prepared"
@@ -56,7 +56,7 @@ class Prepared:
         self._split = split
         root = epath.Path(os.path.expanduser(config.path))
         try:
-            there = paths.is_file(root / _POINTER)
+            there = storage.is_file(root / _POINTER)
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"Source {config.name!r}: {root} cannot be opened: {error}. {BUCKETS}"
@@ -64,19 +64,19 @@ class Prepared:
         if not there:
             raise FileNotFoundError(
                 f"Source {config.name!r}: nothing is prepared in {root}, or it is not finished: "
-                f"run tools/prepare_data.py --out {root}."
+                f"run graft prepare --out {root}."
             )
         try:
-            with paths.reaching(root):
+            with storage.reaching(root):
                 self._folder = root / json.loads((root / _POINTER).read_text())["dataset"]
                 done = json.loads((self._folder / "done.json").read_text())
                 content = json.loads((self._folder / "content.json").read_text())
-        except paths.StorageError:
+        except storage.StorageError:
             raise
         except (ValueError, KeyError, OSError) as error:
             raise ValueError(
                 f"Source {config.name!r}: what was prepared in {root} is damaged ({error}): run "
-                "tools/prepare_data.py again."
+                "graft prepare again."
             ) from error
         if split not in content["splits"]:
             known = ", ".join(content["splits"])
@@ -94,28 +94,26 @@ class Prepared:
     def _check_files(self, files: dict[str, Any]) -> None:
         """Raises ValueError if a file of the split is lost or torn: not of the index's number."""
         ours = [name for name in files if name.startswith(f"prepared-{self._split}.")]
-        with paths.reaching(self._folder):
+        with storage.reaching(self._folder):
             lost = [name for name in ours if not (self._folder / name).exists()]
         held = len(self._index("tokens"))
         if lost or held != self._total or len(self._index("bytes")) != held:
             what = f"{lost[0]} is lost" if lost else "its index is torn"
             raise ValueError(
-                f"Source {self.name!r}: {self._folder} is damaged, {what}: run "
-                "tools/prepare_data.py again."
+                f"Source {self.name!r}: {self._folder} is damaged, {what}: run graft prepare again."
             )
 
     def _index(self, name: str) -> np.ndarray:
         """[documents of the split] uint32."""
         path = self._folder / "index" / f"{self._split}.{name}.npy"
         try:
-            with paths.reaching(path), path.open("rb") as file:
+            with storage.reaching(path), path.open("rb") as file:
                 return np.load(file, allow_pickle=False)
-        except paths.StorageError:
+        except storage.StorageError:
             raise
         except (ValueError, OSError, EOFError) as error:
             raise ValueError(
-                f"Source {self.name!r}: {path} is damaged ({error}): run tools/prepare_data.py "
-                "again."
+                f"Source {self.name!r}: {path} is damaged ({error}): run graft prepare again."
             ) from error
 
     def _of_rows(self, index: np.ndarray) -> np.ndarray:
@@ -160,7 +158,7 @@ class Prepared:
             place /= sorted(split.filenames)[int(shard)]
         return ValueError(
             f"Source {self.name!r}: {place} is damaged ({why}): remove {self._folder} and run "
-            "tools/prepare_data.py again."
+            "graft prepare again."
         )
 
     def _feature(self, row: int) -> Any:

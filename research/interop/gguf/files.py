@@ -19,7 +19,6 @@ from typing import Any
 import gguf
 import numpy as np
 
-from research.interop import gguf_header, gguf_tokenizer
 from research.interop.families import FAMILIES
 from research.interop.family import (
     Family,
@@ -30,6 +29,7 @@ from research.interop.family import (
     sources,
 )
 from research.interop.fields import UnsupportedModel
+from research.interop.gguf import header, tokenizer
 from research.interop.huggingface import CONFIG, read_config
 from research.models import rotary
 from research.models.config import ModelConfig, RotaryScaling
@@ -149,7 +149,7 @@ class GGUFModel:
 
     @functools.cached_property
     def _files(self) -> dict[str, bytes]:
-        made = gguf_tokenizer.files(self.metadata, str(self.path))
+        made = tokenizer.files(self.metadata, str(self.path))
         content = {name: value for name, value in self.content.items() if value is not None}
         return {CONFIG: json.dumps(content).encode(), **made}
 
@@ -214,7 +214,7 @@ def rotary_heads(kind: str, config: ModelConfig, found: Mapping[str, Source]) ->
 
 def _read(path: Path) -> gguf.GGUFReader:
     """The header, with every tensor inside the file and apart from the others."""
-    gguf_header.check(path)
+    header.check(path)
     size = path.stat().st_size
     try:
         reader = gguf.GGUFReader(path)

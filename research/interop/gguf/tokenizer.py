@@ -10,8 +10,8 @@ import gguf
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from research.interop import sentencepiece_tokenizer
 from research.interop.fields import UnsupportedModel
+from research.interop.gguf import sentencepiece
 
 _SPECIAL = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -89,7 +89,7 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     if get("model") == "gpt2":
         backend = _byte_level(vocabulary, get("merges") or (), get("pre", "default"), where)
     else:
-        backend = sentencepiece_tokenizer.build(
+        backend = sentencepiece.build(
             vocabulary,
             get("scores") or (),
             kinds or (),

@@ -11,14 +11,14 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from research import chat
-from research.data.tokenizer import Tokenizer
-from research.interop import gguf_tokenizer, sentencepiece_tokenizer
+from research.adapters.merging import Merged
+from research.checkpoints.runs import Run
 from research.interop.exporting import whole_file
 from research.interop.families import FAMILIES
 from research.interop.family import Source, for_model, parameter_shapes, sources
 from research.interop.fields import UnsupportedModel
-from research.interop.gguf_files import (
+from research.interop.gguf import sentencepiece, tokenizer
+from research.interop.gguf.files import (
     ARCHITECTURES,
     FREQUENCIES,
     LARGEST,
@@ -27,10 +27,10 @@ from research.interop.gguf_files import (
 )
 from research.interop.huggingface import CONFIG, parameters_to_tensors
 from research.interop.tensor_files import cast, writing
-from research.merging import Merged
 from research.models import rotary
 from research.models.config import ModelConfig
-from research.runs import Run
+from research.text import chat_template
+from research.text.tokenizer import Tokenizer
 
 DTYPES = {
     "float32": (np.dtype(np.float32), gguf.GGMLQuantizationType.F32),
@@ -51,9 +51,9 @@ def plan(run: Run) -> tuple[str, dict[str, Source]]:
     _check_fixed(kind, run.model)
     content = json.loads(run.tokenizer.to_json())
     if content["model"].get("byte_fallback"):
-        sentencepiece_tokenizer.pieces(content, "GGUF")
+        sentencepiece.pieces(content, "GGUF")
     else:
-        gguf_tokenizer.kind_of(content)
+        tokenizer.kind_of(content)
     return kind, sources(tensor_names(family, kind), parameter_shapes(run.model))
 
 
@@ -193,7 +193,7 @@ def _tokenizer(
     kinds = [gguf.TokenType.UNUSED] * rows
     if model.get("byte_fallback"):
         scores = [-1e9] * rows
-        found, prefix = sentencepiece_tokenizer.pieces(content, "GGUF")
+        found, prefix = sentencepiece.pieces(content, "GGUF")
         for number, (token, score, piece) in found.items():
             tokens[number], scores[number], kinds[number] = token, score, piece
         writer.add_tokenizer_model("llama")
@@ -203,7 +203,7 @@ def _tokenizer(
     else:
         prefix = False
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(gguf_tokenizer.kind_of(content))
+        writer.add_tokenizer_pre(tokenizer.kind_of(content))
         for token, number in model["vocab"].items():
             tokens[number], kinds[number] = token, gguf.TokenType.NORMAL
         for added in content["added_tokens"]:
@@ -217,6 +217,6 @@ def _tokenizer(
     writer.add_pad_token_id(words.pad_id)
     writer.add_add_bos_token(bool(words.opening))
     writer.add_add_space_prefix(prefix)
-    template = chat.find_template(companions)
+    template = chat_template.find_template(companions)
     if template:
         writer.add_chat_template(template)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from research.interop import peft_prompts
 from research.interop.fields import UnsupportedModel
+from research.interop.peft import prompts
 from research.methods import IA3, DoRA, LoHa, LoRA, Method, VeRA
 
 
@@ -70,7 +70,7 @@ def read(
     if kind == "IA3":
         return IA3(targets), {}
     if kind not in ("LORA", "VERA", "LOHA"):
-        known = ", ".join(("LORA", "IA3", "VERA", "LOHA", *peft_prompts.KINDS))
+        known = ", ".join(("LORA", "IA3", "VERA", "LOHA", *prompts.KINDS))
         raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {known}")
     called = "alpha" if kind == "LOHA" else "lora_alpha"
     rank, alpha = content.get("r"), content.get(called, 1 if kind == "VERA" else None)

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from research import runs, sharding, tree
-from research.interop import peft_config, peft_prompts, tensor_files
+from research import sharding, tree
+from research.checkpoints import runs
+from research.checkpoints.runs import Run
+from research.interop import tensor_files
 from research.interop.exporting import whole_or_nothing
 from research.interop.families import FAMILIES
 from research.interop.family import Family, for_model, module_names
 from research.interop.fields import UnsupportedModel
+from research.interop.peft import config, prompts
 from research.methods import (
     Full,
     Method,
@@ -26,9 +29,8 @@ from research.methods import (
     places,
     single_layers,
 )
-from research.methods.attaching import WEIGHTED
+from research.methods.attach import WEIGHTED
 from research.models.transformer import Transformer
-from research.runs import Run
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -94,8 +96,8 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     runs.check_parameters(run)
     method = run.method
-    if method.kind not in (*_LEAVES, *peft_prompts.KINDS.values()):
-        known = ", ".join((*_LEAVES, *peft_prompts.KINDS.values()))
+    if method.kind not in (*_LEAVES, *prompts.KINDS.values()):
+        known = ", ".join((*_LEAVES, *prompts.KINDS.values()))
         raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {known} do")
     shapes = {
         name.removeprefix("model/"): shape
@@ -121,8 +123,8 @@ def tensors_of(
       UnsupportedModel: no family of transformers has the base, or PEFT not this form.
     """
     if isinstance(run.method, Prompt | Prefix):
-        tensor, content = peft_prompts.write(run.method, arrays, run.model)
-        return {peft_prompts.NAME: tensor}, content
+        tensor, content = prompts.write(run.method, arrays, run.model)
+        return {prompts.NAME: tensor}, content
     family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
     return _write_places(run.method, arrays, family, set(linears(run)[1]))
 
@@ -157,7 +159,7 @@ def _write_places(
     short = {name.rpartition(".")[2] for name in theirs.values()}
     everywhere = {name for name in modules if name.rpartition(".")[2] in short}
     targets = sorted(short if everywhere == set(theirs.values()) else theirs.values())
-    return tensors, peft_config.write(method, scales) | {"target_modules": targets}
+    return tensors, config.write(method, scales) | {"target_modules": targets}
 
 
 def linears(base: Run) -> tuple[Transformer, dict[str, str]]:

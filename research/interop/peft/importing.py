@@ -12,15 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research import paths, runs, tree
-from research.interop import peft_config, peft_prompts, peft_targets
+from research import tree
+from research.checkpoints import runs
+from research.checkpoints.runs import Run
 from research.interop.fields import UnsupportedModel, malformed
 from research.interop.huggingface import read_json
-from research.interop.peft import CONFIG, PREFIX, PROJECTIONS, WEIGHTS, leaves_of, linears
+from research.interop.peft import config, prompts, targets
+from research.interop.peft.exporting import (
+    CONFIG,
+    PREFIX,
+    PROJECTIONS,
+    WEIGHTS,
+    leaves_of,
+    linears,
+)
 from research.interop.tensor_files import SafeTensors
 from research.methods import DoRA, LoHa, LoRA, Method, smaller_sides
 from research.models.transformer import Transformer
-from research.runs import Run
+from research.runtime import storage
 
 _BASE = ".base_layer.weight"
 
@@ -68,7 +77,7 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
       FileNotFoundError: no adapter there.
       UnsupportedModel: a kind or a setting that Graft does not have, or tensors that do not fit.
     """
-    path = paths.local(path, "the adapter")
+    path = storage.local(path, "the adapter")
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path} has no {file}: no adapter of PEFT, or an older form")
@@ -80,12 +89,12 @@ def _open(path: Path, base: Run) -> Adapter:
     content, where = read_json(path / CONFIG), str(path / WEIGHTS)
     tensors = SafeTensors(path / WEIGHTS)
     plain, modules = linears(base)
-    if content.get("peft_type") in peft_prompts.KINDS:
+    if content.get("peft_type") in prompts.KINDS:
         return _open_prompts(content, tensors, plain, base, where)
     held = _by_place(content, tensors, modules, base, where)
     named = {ours: theirs for theirs, ours in modules.items() if ours in held}
     sides = smaller_sides(plain)
-    method, ranks = peft_config.read(content, str(path / CONFIG), named, sides)
+    method, ranks = config.read(content, str(path / CONFIG), named, sides)
     if not isinstance(method, LoRA) and "embedding" in named:
         raise UnsupportedModel(f"{where}: Graft's {method.kind} is for linears, not the embedding")
     over = [place for place, rank in ranks.items() if rank > sides[place]]
@@ -131,7 +140,7 @@ def _by_place(
         if leaf in held.setdefault(modules[module], {}):
             raise UnsupportedModel(f"{where}: {name} scales what another tensor scales too")
         held[modules[module]][leaf] = name
-    peft_targets.check(content, modules, given, where)
+    targets.check(content, modules, given, where)
     return held
 
 
@@ -185,10 +194,10 @@ def _of_full_rank(adapter: Adapter, place: str) -> dict[str, np.ndarray]:
 def _open_prompts(
     content: Mapping[str, Any], tensors: SafeTensors, plain: Transformer, base: Run, where: str
 ) -> Adapter:
-    if list(tensors.shapes) != [peft_prompts.NAME]:
-        raise UnsupportedModel(f"{where} holds {list(tensors.shapes)}, not {peft_prompts.NAME}")
-    tensor = tensors.read(peft_prompts.NAME, (slice(None), slice(None)))
-    method, made = peft_prompts.read(content, tensor, base.model, where)
+    if list(tensors.shapes) != [prompts.NAME]:
+        raise UnsupportedModel(f"{where} holds {list(tensors.shapes)}, not {prompts.NAME}")
+    tensor = tensors.read(prompts.NAME, (slice(None), slice(None)))
+    method, made = prompts.read(content, tensor, base.model, where)
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
     shapes = tree.unstack_shapes({n: s for n, s in whole.items() if "/site/" in n})
     tree.check_names(shapes, made, where)
@@ -206,7 +215,7 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
     if base.base is not None:
         raise UnsupportedModel(
             f"{base.saved.path} is an adapter itself: --base takes whole models, such as its own "
-            f"base {base.base.saved.path}, or what tools/adapters.py merge makes of it"
+            f"base {base.base.saved.path}, or what graft adapters merge makes of it"
         )
     adapter = open_adapter(path, base)
     arrays = {name: adapter.read(name) for name in adapter.shapes}

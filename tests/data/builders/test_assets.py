@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from research.data import archives, assets
-from research.data.archives import read_members, safe_member
-from research.data.assets import ASSETS, Asset, AssetMismatch, AssetUnavailable, fetch
+from research.data.builders import archives, assets
+from research.data.builders.archives import read_members, safe_member
+from research.data.builders.assets import ASSETS, Asset, AssetMismatch, AssetUnavailable, fetch
 
 
 def _wheel(folder: Path, members: dict[str, bytes]) -> Path:

@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data import assets, builders
-from research.data.assets import ASSETS
+from research.data import builders
+from research.data.builders import assets
+from research.data.builders.assets import ASSETS
 from research.data.builders.documents import held_out
 from research.data.builders.graft_books import graft_books_dataset_builder as books
 from research.data.builders.graft_licences import graft_licences_dataset_builder as licences

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.packing import PackedRows, plan
+from research.data.packing.planning import PackedRows, plan
 from research.objectives.base import Examples, Piece
 
 ROW = 16

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data import formats
-from research.data.sources import SourceConfig, decode_text, open_source
+from research.data.sources import SourceConfig, decode_text, formats, open_source
 
 TALK = [
     {"role": "system", "content": "Be brief."},

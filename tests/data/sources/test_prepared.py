@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data import inspection, overlap
-from research.data import tokenizer as tokenizers
+from research.data import overlap
 from research.data.pipeline import DataConfig, Pipeline
 from research.data.sources import SourceConfig, open_source
-from research.data.tokens import RecordTokens, read_prepared, tokenise
+from research.data.token_cache import RecordTokens, read_prepared, tokenise
+from research.inspection import rows as inspection
 from research.objectives import OBJECTIVES as OBJECTIVES_BY_NAME
-from tests.data.preparation import corpus
+from research.text import tokenizer as tokenizers
 from tests.objectives import cases
+from tests.preparation import corpus
 
 # Some as long as many rows, some empty or of one token.
 TEXTS = {
@@ -170,7 +171,7 @@ def test_damaged_data_is_refused(tmp_path, damage):
         index.write_bytes(index.read_bytes()[:-3])
     else:
         (folder / "content.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged.*run tools/prepare_data.py again"):
+    with pytest.raises(ValueError, match="damaged.*run graft prepare again"):
         open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
 
 
@@ -189,7 +190,7 @@ def test_a_damaged_record_names_its_file_when_it_is_read(tmp_path, damage, rows)
         (file.parent / "dataset_info.json").write_text("{")
     source = open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
     named = "tokens-[0-9a-f]*" if damage == "info" else file.name
-    wanted = rf"'made:train': .*{named} is damaged \(.*run tools/prepare_data.py again"
+    wanted = rf"'made:train': .*{named} is damaged \(.*run graft prepare again"
     with pytest.raises(ValueError, match=wanted):
         for start in range(0, 400, rows):
             source.tokens(range(start, min(400, start + rows)))

@@ -5,10 +5,12 @@ import jax
 import numpy as np
 import pytest
 
-from research import runs
-from research.interop import exporting, gguf_files, gguf_writer, importing
+from research.checkpoints import runs
+from research.interop import exporting, importing
 from research.interop.fields import UnsupportedModel
-from tests import tiny, tiny_run
+from research.interop.gguf import files
+from research.interop.gguf import writer as gguf_writer
+from tests.helpers import tiny, tiny_run
 from tests.interop.test_huggingface import our_logits, their_model
 
 # llama.cpp fixes more than the files say: Gemma's cycles of windows and its scale of scores
@@ -79,7 +81,7 @@ def test_llama_cpp_computes_what_we_compute(case, words, tmp_path):
     run = imported(case, CASES[case], words, tmp_path)
     file = tmp_path / "model.gguf"
     gguf_writer.export_gguf(run, file)
-    back = gguf_files.open_file(file)
+    back = files.open_file(file)
     ours = jax.nn.log_softmax(our_logits(importing.open_model(tmp_path / "theirs"), IDS[None])[0])
     again = jax.nn.log_softmax(our_logits(back, IDS[None])[0])
     np.testing.assert_allclose(again, ours, atol=1e-4)
@@ -120,7 +122,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused():
         gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0), score_size=24))
 
 
-@pytest.mark.parametrize("kind", [k for k in gguf_files.TYPES if k not in ("F32", "F16", "BF16")])
+@pytest.mark.parametrize("kind", [k for k in files.TYPES if k not in ("F32", "F16", "BF16")])
 def test_regions_of_quantised_tensors_are_those_of_the_whole(kind, tmp_path):
     quantisation = gguf.GGMLQuantizationType[kind]
     block, size = gguf.GGML_QUANT_SIZES[quantisation]
@@ -132,7 +134,7 @@ def test_regions_of_quantised_tensors_are_those_of_the_whole(kind, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    tensors = gguf_files.GGUFTensors(gguf_files._read(tmp_path / "one.gguf"))
+    tensors = files.GGUFTensors(files._read(tmp_path / "one.gguf"))
     assert tensors.shapes == {"x.weight": (8, 512)}
     whole = gguf.quants.dequantize(raw, quantisation)
     part = tensors.read("x.weight", (slice(2, 5), slice(100, 333)))
@@ -150,9 +152,9 @@ def test_broken_files_are_refused_with_what_is_wrong(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(UnsupportedModel, match="architecture 'rwkv'; Graft knows llama, qwen2"):
-        gguf_files.open_file(tmp_path / "one.gguf")
+        files.open_file(tmp_path / "one.gguf")
     content = (tmp_path / "one.gguf").read_bytes()
     for length in (0, 3, 20, len(content) - 40):
         (tmp_path / "cut.gguf").write_bytes(content[:length])
         with pytest.raises(UnsupportedModel, match="no whole GGUF file|cut short"):
-            gguf_files.open_file(tmp_path / "cut.gguf")
+            files.open_file(tmp_path / "cut.gguf")

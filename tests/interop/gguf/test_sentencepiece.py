@@ -9,13 +9,13 @@ import tokenizers
 from hypothesis import example, given, settings
 from tokenizers import AddedToken, decoders, models, normalizers, trainers
 
-from research import runs
-from research.data.tokenizer import Tokenizer
-from research.interop import gguf_files, gguf_tokenizer, gguf_writer, importing
-from research.interop import sentencepiece_tokenizer as sentencepiece
+from research.checkpoints import runs
+from research.interop import importing
 from research.interop.fields import UnsupportedModel
-from research.interop.sentencepiece_tokenizer import SPACE, Kind
-from tests.interop.test_gguf import server
+from research.interop.gguf import files, sentencepiece, tokenizer, writer
+from research.interop.gguf.sentencepiece import SPACE, Kind
+from research.text.tokenizer import Tokenizer
+from tests.interop.gguf.test_gguf import server
 from tests.interop.test_huggingface import their_model
 
 LETTERS = ["a", "b", "é", SPACE]
@@ -56,7 +56,7 @@ def by_the_rule(text, content):
 
 def read(content):
     return tokenizers.Tokenizer.from_str(
-        gguf_tokenizer.files(content, "GGUF")["tokenizer.json"].decode()
+        tokenizer.files(content, "GGUF")["tokenizer.json"].decode()
     )
 
 
@@ -148,8 +148,8 @@ def test_llama_cpp_reads_the_same_ids(prefix, tmp_path):
     importing.import_model(importing.open_model(tmp_path / "theirs"), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
     file = tmp_path / "model.gguf"
-    gguf_writer.export_gguf(run, file)
-    back = importing.load_tokenizer(gguf_files.open_file(file))
+    writer.export_gguf(run, file)
+    back = importing.load_tokenizer(files.open_file(file))
     running = server(file)  # as long as this name lives
 
     @settings(max_examples=100, deadline=None)

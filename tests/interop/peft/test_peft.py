@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from research import methods, runs, sharding, tree
-from research.interop import exporting, importing, peft, peft_importing
+from research import methods, sharding, tree
+from research.checkpoints import runs
+from research.interop import exporting, importing
 from research.interop.fields import UnsupportedModel
+from research.interop.peft import exporting as peft
+from research.interop.peft import importing as peft_importing
 from research.methods import DoRA, LoRA, Prefix, Prompt
-from research.train import train
-from tests import tiny_run
+from research.training.loop import train
+from tests.helpers import tiny_run
 from tests.methods.cases import CASES
 
 METHODS = {

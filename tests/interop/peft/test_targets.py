@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from research.interop import peft_targets
 from research.interop.fields import UnsupportedModel
+from research.interop.peft import targets as peft_targets
 
 SHORT = {"q_proj": "attention/query", "v_proj": "attention/value", "down_proj": "mlp/down"}
 PARTS = {"q_proj": "self_attn", "v_proj": "self_attn", "down_proj": "mlp"}

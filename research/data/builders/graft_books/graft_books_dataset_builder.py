@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from research.data.archives import read_members
-from research.data.assets import ASSETS, fetch
+from research.data.builders.archives import read_members
+from research.data.builders.assets import ASSETS, fetch
 from research.data.builders.documents import Document, DocumentBuilder
 
 ASSET = "shakespeare"

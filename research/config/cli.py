@@ -1,0 +1,196 @@
+"""Command lines of programs that take a config: their parser, the file, overrides, and errors.
+
+    arguments = parse(program_parser("train", __doc__))
+    settings = load(TrainConfig, arguments.config, arguments.overrides)
+
+Every field of the dataclass can be overridden, also one that the file leaves at its default.
+(`ml_collections.config_flags` reaches only keys that the file wrote, and none that are None.)
+
+This module imports no JAX, so that a program answers `--help` and a misspelt flag at once.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from research.config.schema import Location, build, dotted, to_dict, types_at
+from research.config.suggestions import suggestion
+
+T = TypeVar("T")
+
+
+def load(cls: type[T], file: str, overrides: Iterable[str] = ()) -> T:
+    """Loads a config file and lays command-line overrides over it.
+
+    Args:
+        cls: the dataclass that the config must fit.
+        file: `path/to/config.py`, or `path/to/config.py:arg`, where `arg` goes to `get_config`.
+        overrides: `a.b=value` each. A list's element is `a[0].b`. Values are JSON or Python
+            literals (`3e-4`, `true`, `None`, `[1, 2]`); a field that holds text takes them as is.
+
+    Raises:
+        FileNotFoundError: there is no such file; names the nearest.
+        ValueError: the file, or an override, does not fit `cls`; names the key.
+    """
+    config = build(cls, _call_get_config(file))
+    overrides = list(overrides)
+    if not overrides:
+        return config
+    mapping = to_dict(config)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        location = _location(path)
+        if not equals or not location:
+            raise ValueError(f"--config.{override}: write it as --config.key=value")
+        _set(mapping, location, _parse_value(cls, location, text), path)
+    return build(cls, mapping)
+
+
+def program_parser(
+    name: str, description: str, *, config_required: bool = True
+) -> argparse.ArgumentParser:
+    """The parser of `graft NAME`, whose `--help` is the docstring followed by the flags.
+
+    It has `--config FILE[:ARG]`; the program adds its own flags before it calls `parse`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"graft {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:ARG]",
+        required=config_required,
+        help="a config file with get_config(); override its keys with --config.a.b=value",
+    )
+    return parser
+
+
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+    """Gives a program the flag `--distributed`, after which it calls `hosts.join`."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes, as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID say, or a TPU pod, GKE, Slurm or Open MPI",
+    )
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses `argv` (default: the command line); `.overrides` holds the `--config.` ones.
+
+    A misspelt flag ends the program with exit status 2 and the nearest flag's name.
+    """
+    arguments, unknown = parser.parse_known_args(argv)
+    arguments.overrides = []
+    known = [option for action in parser._actions for option in action.option_strings]
+    for flag in unknown:
+        name = flag.partition("=")[0]
+        if flag.startswith("--config.") and "=" in flag:
+            arguments.overrides.append(flag.removeprefix("--config."))
+        elif flag.startswith("--config."):
+            parser.error(f"{flag}: write it as {flag}=value")
+        else:
+            parser.error(f"unknown argument {name}{suggestion(name, known)}")
+    return arguments
+
+
+def on_disk(text: str) -> Path:
+    """The `type` of an option of argparse for a file on a disk, not in a bucket."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is in a bucket: name a file on a disk")
+    return Path(text)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Wrong input ends a program with its message; only our own mistakes end with a traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        from research.runtime import storage
+
+        if not storage.is_of_storage(error) or (said := storage.told(error)) is None:
+            raise
+        sys.exit(f"error: {said}")
+    except KeyboardInterrupt:
+        print("interrupted before anything was saved", file=sys.stderr)
+        sys.exit(130)
+
+
+def _location(path: str) -> Location:
+    """`parts[0].weight` -> ("parts", 0, "weight"); () where it is not such a path."""
+    if not re.fullmatch(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*", path):
+        return ()
+    found = re.findall(r"\[(\d+)\]|([^.\[\]]+)", path)
+    return tuple(int(index) if index else name for index, name in found)
+
+
+def _set(mapping: Any, location: Location, value: Any, path: str) -> None:
+    """Sets one value; parents that are absent or None become dicts, for `build` to judge."""
+    holder = mapping
+    for i, key in enumerate(location):
+        if isinstance(key, int):
+            if not isinstance(holder, list) or key >= len(holder):
+                size = f"has {len(holder)} elements" if isinstance(holder, list) else "is no list"
+                raise ValueError(f"config.{path}: {dotted('config', location[:i])} {size}")
+        elif not isinstance(holder, dict):
+            parent = dotted("config", location[:i])
+            raise ValueError(f"config.{path}: {parent} is {holder!r:.80}, which has no keys")
+        if i == len(location) - 1:
+            holder[key] = value
+            return
+        if isinstance(holder, dict) and holder.get(key) is None:
+            holder[key] = {}
+        holder = holder[key]
+
+
+def _parse_value(cls: type, location: Location, text: str) -> Any:
+    expected = types_at(cls, location)
+    if expected and all(_is_text(kind) for kind in expected):
+        optional = type(None) in expected
+        return None if optional and text in ("None", "null") else text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            pass
+    return text
+
+
+def _is_text(kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return any(isinstance(choice, str) for choice in typing.get_args(kind))
+    return kind in (str, type(None))
+
+
+def _call_get_config(file: str) -> Any:
+    name, _, argument = file.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        siblings = [str(sibling) for sibling in path.parent.glob("*.py")]
+        raise FileNotFoundError(f"no config file {name}{suggestion(name, siblings)}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{name}: a config file is a Python file, *.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{name}: defines no get_config()")
+    return module.get_config(argument) if argument else module.get_config()

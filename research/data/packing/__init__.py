@@ -1,0 +1,1 @@
+"""Packing: which pieces of documents share a row, and the rows themselves."""

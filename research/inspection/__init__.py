@@ -1,0 +1,1 @@
+"""Examples as the model sees them, and what all of them are like."""

@@ -1,0 +1,1 @@
+"""GGUF, llama.cpp's files: reading, writing, and the tokenizers inside."""

@@ -1,0 +1,1 @@
+"""The decoder: its config, its layers, and the sites where tuning methods attach."""

@@ -1,0 +1,1 @@
+"""Statistics, tables, plots and HTML pages of results."""

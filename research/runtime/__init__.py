@@ -1,0 +1,1 @@
+"""The machine: processes, storage, memory, accelerators and the cache of compiled programs."""

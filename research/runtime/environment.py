@@ -1,0 +1,34 @@
+"""Which Python a command runs in: this one, .venv's, or that of an environment on top of .venv."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = ROOT / ".venv"
+
+
+def enter(argv: Sequence[str], layer: str = "") -> None:
+    """Starts `graft ARGV` again in another Python where this one lacks what the command needs.
+
+    Args:
+        argv: the command and its arguments.
+        layer: an environment on top of .venv (`tools/setup LAYER`) that is taken if it is there.
+
+    Raises:
+        SystemExit: the libraries are not installed; says how to install them.
+    """
+    is_installed = importlib.util.find_spec("jax") is not None
+    for folder in [ENVIRONMENT / layer] * bool(layer) + [ENVIRONMENT] * (not is_installed):
+        python = folder / "bin" / "python"
+        if python.exists():
+            if Path(sys.prefix) != folder:
+                # its site-packages are .venv's, but not the path to this clone
+                paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+                variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+                os.execve(python, [str(python), "-m", "research.cli", *argv], variables)
+            return
+    if not is_installed:
+        raise SystemExit("jax is not there: run tools/setup")

@@ -1,0 +1,1 @@
+"""Text below objectives: tokenizers, chat templates, normalization, near duplicates, hashing."""

@@ -1,0 +1,1 @@
+"""A run: the program that is compiled, the loop that trains, and what is recorded of it."""

@@ -1,0 +1,75 @@
+"""`graft`: its help, its errors, and the Python that a command runs in."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from research import cli
+from research.runtime import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(folder, *arguments, without_libraries=False):
+    """Runs `graft` as it lies in a folder, from another one."""
+    switches = ["-S"] if without_libraries else []
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from research import cli; cli.main()"
+    command = [sys.executable, *switches, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder.anchor, capture_output=True, text=True)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """What decides where a command runs, in a repository of its own."""
+    for file in ("__init__.py", "cli.py", "runtime/__init__.py", "runtime/environment.py"):
+        (tmp_path / "research" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "research").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "research" / file, tmp_path / "research" / file)
+    return tmp_path
+
+
+def test_help_names_every_command_with_the_first_line_of_its_own_help(capsys):
+    pytest.raises(SystemExit, cli.main, ["--help"])
+    listing = capsys.readouterr().out
+    for name, module in cli.COMMANDS.items():
+        line = f"  {name:{max(map(len, cli.COMMANDS))}}  {cli.summary(module)}"
+        assert cli.summary(module) and line in listing.splitlines()
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_has_help_under_its_own_name(name, capsys, monkeypatch):
+    monkeypatch.setattr(environment, "enter", lambda argv, layer: None)
+    pytest.raises(SystemExit, cli.main, [name, "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: graft {name}") and f"    graft {name}" in text
+
+
+def test_the_console_script_works_from_any_folder():
+    script = Path(sys.executable).parent / "graft"
+    done = subprocess.run([script, "trian"], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 2 and "no command 'trian'; did you mean train?" in done.stderr
+
+
+def test_help_loads_no_jax():
+    code = "import sys; from research import cli; cli.main([]); sys.exit('jax' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    )
+
+
+def test_without_libraries_a_command_says_what_to_run(clone):
+    done = run(clone, "train", "a b", without_libraries=True)
+    assert done.returncode == 1 and done.stderr == "jax is not there: run tools/setup\n"
+
+
+@pytest.mark.parametrize(("command", "layer"), [("train", ""), ("preflight", "preflight")])
+def test_a_command_goes_on_in_the_environment_that_it_needs(clone, command, layer):
+    python = clone / ".venv" / layer / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
+    python.chmod(0o755)
+    done = run(clone, command, "a b", "--c", without_libraries=not layer)
+    assert done.stdout.splitlines() == [str(clone), "-m", "research.cli", command, "a b", "--c"]
