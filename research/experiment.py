@@ -64,23 +64,23 @@ class Experiment:
     # what is minimised
     loss: LossConfig = LossConfig()
     # decoupled weight decay
-    decay: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
     # ordered (pattern over parameters, factor): first match multiplies the decay
-    decay_rules: tuple[tuple[str, NonNegative], ...] = ()
+    weight_decay_rules: tuple[tuple[str, NonNegative], ...] = ()
     # ordered (pattern over parameters, factor): first match multiplies the rate
-    rate_rules: tuple[tuple[str, NonNegative], ...] = ()
+    learning_rate_rules: tuple[tuple[str, NonNegative], ...] = ()
     # largest global norm of the gradient; None never clips
-    clip: PositiveNumber | None = 1.0
+    max_grad_norm: PositiveNumber | None = 1.0
     # probability of dropping units of the residual branches; 0 compiles none
     dropout: BelowOne = 0.0
     # probability of dropping inputs of attached deltas (LoRA dropout)
-    site_dropout: BelowOne = 0.0
+    adapter_dropout: BelowOne = 0.0
     # micro-batches that one step adds up
-    accumulate: Positive = 1
+    accumulation_steps: Positive = 1
     # seed of the weights and of dropout; the data has its own
     seed: int = 0
     # stop after this many steps in a row without a finite loss and gradient
-    most_skipped: Positive = 10
+    max_skipped: Positive = 10
     # how devices are arranged
     mesh: MeshConfig = MeshConfig()
     # ordered (logical axis, mesh axes): where each axis of an array lies
@@ -105,8 +105,8 @@ class Experiment:
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
         if self.checkpoint.keep_best and self.evaluate_split is None:
             raise ValueError("checkpoint.keep_best needs a held-out loss: give `evaluate_split`")
-        if self.data.batch_size % self.accumulate:
+        if self.data.batch_size % self.accumulation_steps:
             raise ValueError(
-                f"data.batch_size {self.data.batch_size} does not divide by accumulate "
-                f"{self.accumulate}"
+                f"data.batch_size {self.data.batch_size} does not divide by accumulation_steps "
+                f"{self.accumulation_steps}"
             )

@@ -30,7 +30,7 @@ RULES: Rules = (
     ("sequence", "sequence"),
     ("vocabulary", "tensor"),
     ("heads", "tensor"),
-    ("key_heads", "tensor"),
+    ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("embed", ("fsdp", "sequence")),
     ("layers", None),
@@ -189,7 +189,7 @@ def on_host(
     return {name: placed[name].with_memory_kind(HOST) for name in named}
 
 
-def fetched(arrays: Any, placed: Any) -> Any:
+def to_device(arrays: Any, placed: Any) -> Any:
     """Under jit: arrays that lie in the host's memory, brought to the devices."""
     there = jax.memory.Space.Device
     bring = lambda x, at: jax.device_put(x, there) if at.memory_kind == HOST else x  # noqa: E731
@@ -201,7 +201,7 @@ def layer_shardings(names: list[str], stacked: NamedSharding) -> dict[str, Named
     return {name: NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:])) for name in names}
 
 
-def spread(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+def shard_any_axis(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes with shardings over all devices: each array cut along its first axis that they
     divide. For arrays that are only read and written."""
     devices = np.asarray(jax.devices())
@@ -231,14 +231,14 @@ def batch_parts(mesh: AnyMesh, rules: Rules) -> int:
     return math.prod(mesh.shape[part] for part in parts)
 
 
-def rows_here(placed: NamedSharding, rows: int) -> np.ndarray:
+def local_rows(placed: NamedSharding, rows: int) -> np.ndarray:
     """Which of so many rows the devices of this process hold, ascending."""
     held = placed.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
 
 
 def place_rows(batch: Any, placed: NamedSharding, here: np.ndarray, rows: int) -> Any:
-    """Global arrays [rows,...] of leaves that hold the rows `here` of them, see `rows_here`."""
+    """Global arrays [rows,...] of leaves that hold the rows `here` of them, see `local_rows`."""
 
     def place(leaf: np.ndarray) -> jax.Array:
         def part(index: Any) -> np.ndarray:
@@ -252,7 +252,7 @@ def place_rows(batch: Any, placed: NamedSharding, here: np.ndarray, rows: int) -
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh, rules: Rules) -> Iterator[None]:
+def mesh_context(mesh: Mesh, rules: Rules) -> Iterator[None]:
     """Makes the mesh and the rules those that `constrain` follows while tracing."""
     with jax.set_mesh(mesh), linen.logical_axis_rules(rules):
         yield
@@ -265,12 +265,13 @@ def platform() -> str:
 
 
 def spec_in_use(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """`spec` by the rules that `use` has set."""
+    """`spec` by the rules that `mesh_context` has set."""
     return spec(axes, linen.get_logical_axis_rules())
 
 
 def axes_of(logical: str) -> tuple[str, ...]:
-    """The mesh axes, of more than one device, that a logical axis lies on; none outside `use`."""
+    """The mesh axes of more than one device that a logical axis lies on; none outside
+    `mesh_context`."""
     mesh, rules = jax.sharding.get_abstract_mesh(), linen.get_logical_axis_rules()
     if mesh.empty or not rules:
         return ()
@@ -283,7 +284,7 @@ def parts_of(logical: str) -> int:
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Pins an activation's sharding; does nothing outside `use`."""
+    """Pins an activation's sharding; does nothing outside `mesh_context`."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     if not linen.get_logical_axis_rules():

@@ -54,21 +54,21 @@ class Hyper:
         a stacked leaf, [L].
       decay: [] decoupled weight decay.
       clip: [] largest global norm of the gradient; None never clips.
-      dropout, site_dropout: [] see `Context`; None compiles no dropout at all.
+      dropout, adapter_dropout: [] see `Context`; None compiles no dropout at all.
     """
 
     key: jax.Array
     schedule: Schedule
-    rates: Mapping[str, Array]
-    decays: Mapping[str, Array]
-    decay: Array
-    clip: Array | None = None
+    learning_rate_multipliers: Mapping[str, Array]
+    weight_decay_multipliers: Mapping[str, Array]
+    weight_decay: Array
+    max_grad_norm: Array | None = None
     dropout: Array | None = None
-    site_dropout: Array | None = None
+    adapter_dropout: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepConfig:
     """What fixes the program of a step; two runs with equal plans and shapes share one."""
 
     # names of the leaves that train, see `methods.trainable`
@@ -77,13 +77,15 @@ class Plan:
     schedule: schedules.Kind = "cosine"
     loss: LossConfig = LossConfig()
     # micro-batches that one step adds up
-    accumulate: int = 1
+    accumulation_steps: int = 1
 
 
-def init_state(model: Any, plan: Plan) -> TrainState:
+def init_state(model: Any, step_config: StepConfig) -> TrainState:
     """The state before the first step."""
-    trainable, _ = tree.partition(model, plan.trainable)
-    state = optimizers.direction(plan.optimizer, tree.parameter_axes(model)).init(trainable)
+    trainable, _ = tree.partition(model, step_config.trainable)
+    state = optimizers.make_optimizer(step_config.optimizer, tree.parameter_axes(model)).init(
+        trainable
+    )
     return TrainState(jnp.zeros((), jnp.int32), model, state)
 
 
@@ -110,10 +112,10 @@ def row_context(batch: Batch, hyper: Hyper, step: jax.Array, rows: jax.Array) ->
     """The context of training: a key for each global row, so that mesh and accumulation do not
     change which units are dropped."""
     keys = None
-    if hyper.dropout is not None or hyper.site_dropout is not None:
+    if hyper.dropout is not None or hyper.adapter_dropout is not None:
         key = jax.random.fold_in(hyper.key, step)
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-    return Context(batch.adapter, keys, hyper.dropout, hyper.site_dropout)
+    return Context(batch.adapter, keys, hyper.dropout, hyper.adapter_dropout)
 
 
 def forward(model: Any, batch: Batch, context: Context | None, config: LossConfig) -> TokenLosses:
@@ -129,7 +131,7 @@ def last_hidden(model: Any, batch: Batch, context: Context | None) -> jax.Array:
 
 
 def train_step(
-    state: TrainState, batch: Batch, hyper: Hyper, plan: Plan
+    state: TrainState, batch: Batch, hyper: Hyper, step_config: StepConfig
 ) -> tuple[TrainState, Metrics]:
     """One step: gradients of the weighted mean loss over the whole batch, clipped, applied.
 
@@ -140,24 +142,28 @@ def train_step(
       The new state and scalars: loss, nll and accuracy over trained tokens, trained_tokens (the
       sum of weights), gradient_norm before clipping, learning_rate, skipped.
     """
-    trainable, frozen = tree.partition(state.model, plan.trainable)
+    trainable, frozen = tree.partition(state.model, step_config.trainable)
 
     def sums(trainable, batch, rows):
         model = tree.merge(state.model, trainable, frozen)
         context = row_context(batch, hyper, state.step, rows)
         hidden = last_hidden(model, batch, context)
         with jax.named_scope("loss"):
-            losses = summed_losses(model, hidden, batch.targets, batch.weights, context, plan.loss)
-        return losses.trained, losses
+            losses = summed_losses(
+                model, hidden, batch.targets, batch.weights, context, step_config.loss
+            )
+        return losses.loss, losses
 
     gradient = jax.grad(sums, has_aux=True)
     rows = jnp.arange(batch.tokens.shape[0])
-    if plan.accumulate == 1:
+    if step_config.accumulation_steps == 1:
         gradients, losses = gradient(trainable, batch, rows)
     else:
         # rows are dealt out in turn, so that each device's rows stay its own
-        deal = lambda x: x.reshape(-1, plan.accumulate, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
-        parts = jax.tree.map(deal, (batch, rows))
+        def split_rows(x):
+            return x.reshape(-1, step_config.accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+
+        parts = jax.tree.map(split_rows, (batch, rows))
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, gradient(trainable, *part)), None
@@ -170,36 +176,40 @@ def train_step(
     scale = 1 / jnp.maximum(weight, 1e-9)
     gradients = jax.tree.map(lambda x: x * scale, gradients)
     norm = optax.tree.norm(gradients)
-    if hyper.clip is not None:
-        shrink = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-9))
-        gradients = jax.tree.map(lambda x: x * shrink, gradients)
-    sound = jnp.isfinite(losses.trained) & jnp.isfinite(norm) & (weight > 0)
+    if hyper.max_grad_norm is not None:
+        clip_scale = jnp.minimum(1.0, hyper.max_grad_norm / jnp.maximum(norm, 1e-9))
+        gradients = jax.tree.map(lambda x: x * clip_scale, gradients)
+    is_finite = jnp.isfinite(losses.loss) & jnp.isfinite(norm) & (weight > 0)
 
     with jax.named_scope("optimizer"):
-        direction = optimizers.direction(plan.optimizer, tree.parameter_axes(state.model))
-        steps, optimizer = direction.update(gradients, state.optimizer, trainable)
-    sound &= jnp.isfinite(optax.tree.norm(steps))
-    rate = schedules.learning_rate(plan.schedule, hyper.schedule, state.step)
+        make_optimizer = optimizers.make_optimizer(
+            step_config.optimizer, tree.parameter_axes(state.model)
+        )
+        updates, optimizer = make_optimizer.update(gradients, state.optimizer, trainable)
+    is_finite &= jnp.isfinite(optax.tree.norm(updates))
+    rate = schedules.learning_rate(step_config.schedule, hyper.schedule, state.step)
 
     def apply(name: str) -> jax.Array:
         old = trainable[name]
         spread = lambda x: x.reshape(x.shape + (1,) * (old.ndim - x.ndim))  # noqa: E731
-        decay = hyper.decay * spread(hyper.decays[name])
-        new = old - rate * spread(hyper.rates[name]) * (steps[name] + decay * old)
-        return jnp.where(sound, new, old)
+        weight_decay = hyper.weight_decay * spread(hyper.weight_decay_multipliers[name])
+        new = old - rate * spread(hyper.learning_rate_multipliers[name]) * (
+            updates[name] + weight_decay * old
+        )
+        return jnp.where(is_finite, new, old)
 
     with jax.named_scope("apply"):
         trained = {name: apply(name) for name in trainable}
-    keep = functools.partial(jnp.where, sound)
+    keep = functools.partial(jnp.where, is_finite)
     optimizer = jax.tree.map(keep, optimizer, state.optimizer)
     metrics = {
-        "loss": losses.trained * scale,
+        "loss": losses.loss * scale,
         "nll": losses.nll * scale,
         "accuracy": losses.correct * scale,
         "trained_tokens": weight,
         "gradient_norm": norm,
         "learning_rate": rate,
-        "skipped": 1 - sound.astype(jnp.int32),
+        "skipped": 1 - is_finite.astype(jnp.int32),
     }
     model = tree.merge(state.model, trained, frozen)
     return TrainState(state.step + 1, model, optimizer), metrics

@@ -37,9 +37,9 @@ def memory():
     """JAX keeps every program that it compiled: gigabytes in a process that runs all tests."""
     yield
     if "jax" in sys.modules and resident() > 2 * 10**9:
-        from research.runtime.memory import give_back
+        from research.runtime.memory import release_memory
 
-        give_back(compiled=True)
+        release_memory(compiled=True)
 
 
 def resident() -> int:

@@ -31,10 +31,10 @@ def run(method=FULL, steps=2, mesh=None, dropout=None, batch=None, order=None, *
     model = tiny.attached(method)
     names = methods.trainable(model, method)
     # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-    plan = stepping.Plan(names, OptimizerConfig(epsilon=1e-2), **plan)
+    plan = stepping.StepConfig(names, OptimizerConfig(epsilon=1e-2), **plan)
     hyper = tiny.hyper(names, dropout=dropout)
     rules = sharding.RULES
-    with sharding.use(mesh, rules):
+    with sharding.mesh_context(mesh, rules):
         state = stepping.init_state(model, plan)
         flat = tree.flatten(state)
         parameters = sharding.shardings(
@@ -77,9 +77,11 @@ def test_lora_does_not_depend_on_device_order():
     assert_same_run(permuted, run(LoRA(rank=4), mesh=mesh), atol=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
-def test_accumulated_micro_batches_equal_one_batch(accumulate):
-    assert_same_run(run(dropout=0.1, accumulate=accumulate), on_one_device(), atol=2e-5)
+@pytest.mark.parametrize("accumulation_steps", [2, 4])
+def test_accumulated_micro_batches_equal_one_batch(accumulation_steps):
+    assert_same_run(
+        run(dropout=0.1, accumulation_steps=accumulation_steps), on_one_device(), atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=4), Partial((r"layers/2/.*",))], ids=str)
@@ -100,7 +102,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(where):
     batch = tiny.batch()
     if where == "weights":
         batch = dataclasses.replace(batch, weights=np.full_like(batch.weights, np.inf))
-    plan = stepping.Plan(names)
+    plan = stepping.StepConfig(names)
     state = stepping.init_state(model, plan)
     if where == "model":
         broken = tree.flatten(model)
@@ -130,7 +132,7 @@ def test_clipping_bounds_what_is_applied_and_reports_the_norm_before():
 
     def loss(model):
         losses = stepping.forward(model, batch, None, stepping.LossConfig())
-        return jnp.sum(losses.trained * batch.weights) / jnp.sum(batch.weights)
+        return jnp.sum(losses.loss * batch.weights) / jnp.sum(batch.weights)
 
     expected = optax.tree.norm(jax.jit(jax.grad(loss))(model))
     np.testing.assert_allclose(metrics["gradient_norm"], expected, rtol=1e-4)
@@ -144,7 +146,7 @@ def test_a_stacked_leaf_is_optimised_as_its_layers_are(name):
     make = lambda: jnp.asarray(random.normal(size=(3, 130, 140)), jnp.float32)  # noqa: E731
     weights, gradients = make(), make()
     names = "layers/0-2/mlp/up/kernel", "layers/0-0/mlp/up/kernel"
-    step = optimizers.direction(config, dict.fromkeys(names, ("layers", "embed", "mlp")))
+    step = optimizers.make_optimizer(config, dict.fromkeys(names, ("layers", "embed", "mlp")))
     whole = {"layers/0-2/mlp/up/kernel": weights}
     stacked, _ = step.update({name: gradients for name in whole}, step.init(whole), whole)
     for layer in range(3):
@@ -168,8 +170,8 @@ def test_a_stacked_leaf_is_optimised_as_its_layers_are(name):
 def test_adamw_equals_optax():
     shape = tiny.CONFIG
     model, names = tiny.model(shape), tuple(tree.flatten(tiny.model(shape)))
-    batch, plan = tiny.batch(), stepping.Plan(names, schedule="constant")
-    hyper = tiny.hyper(names, clip=None)
+    batch, plan = tiny.batch(), stepping.StepConfig(names, schedule="constant")
+    hyper = tiny.hyper(names, max_grad_norm=None)
     hyper = dataclasses.replace(
         hyper, schedule=schedules.Schedule.make(ScheduleConfig(1e-2, "constant"), 9)
     )
@@ -181,7 +183,7 @@ def test_adamw_equals_optax():
     def their_step(arrays, moments):
         def loss(arrays):
             losses = stepping.forward(tree.unflatten(model, arrays), batch, None, plan.loss)
-            return jnp.sum(losses.trained * batch.weights) / jnp.sum(batch.weights)
+            return jnp.sum(losses.loss * batch.weights) / jnp.sum(batch.weights)
 
         updates, moments = tx.update(jax.grad(loss)(arrays), moments, arrays)
         return optax.apply_updates(arrays, updates), moments
@@ -196,10 +198,10 @@ def test_adamw_equals_optax():
 def test_rules_multiply_rate_and_decay_layer_by_layer():
     names = ("layers/0-2/mlp/up/kernel", "final_norm/scale")
     rules = ((r"layers/2/.*", 0.5), (r"layers/.*", 2.0))
-    found = stepping.multipliers(rules, names, names, "rate_rules")
+    found = stepping.multipliers(rules, names, names, "learning_rate_rules")
     assert found[names[0]].tolist() == [2, 2, 0.5] and float(found[names[1]]) == 1
     with pytest.raises(ValueError, match=r"pattern 'layers/3/.\*' matches nothing; nearest: lay"):
-        stepping.multipliers(((r"layers/3/.*", 1.0),), names, names, "rate_rules")
+        stepping.multipliers(((r"layers/3/.*", 1.0),), names, names, "learning_rate_rules")
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
@@ -208,7 +210,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
     model = tiny.model(tiny.config(width=24, heads=4, head_size=6))
     mesh = MeshConfig(data=1, fsdp=1, tensor=8).make()
     with pytest.raises(
-        ValueError, match="key/kernel: axis 'key_heads' of length 12 does not divide by 8"
+        ValueError, match="key/kernel: axis 'kv_heads' of length 12 does not divide by 8"
     ):
         axes = tree.parameter_axes(model)
         sharding.shardings(axes, tree.flatten(model), mesh, sharding.RULES)

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.steps = 100
     config.init_from = BASE
-    config.compute = dict(longest_stack=1)  # fastest on CPU: layers one by one
+    config.compute = dict(max_scan_layers=1)  # fastest on CPU: layers one by one
     config.method = dict(kind="lora", rank=16, alpha=32.0)
 
     notices = dict(name="graft_licences", fields=dict(prompt="text", completion="label"))
@@ -43,6 +43,6 @@ def get_config() -> ConfigDict:
     config.checks = dict(splits=("validation", "test"), other_template=True)
     config.optimizer = dict(name="adamw")
     # best held-out loss of 1e-3 and 2e-3 (0.129, 0.147 nats a token; bfloat16, one seed)
-    config.schedule = dict(rate=1e-3, kind="cosine", warmup=10, final_share=0.0)
+    config.schedule = dict(learning_rate=1e-3, kind="cosine", warmup=10, final_share=0.0)
     config.log_every = 5
     return config

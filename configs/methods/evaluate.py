@@ -10,6 +10,6 @@ from configs.quickstart import smollm2_evaluate
 
 def get_config() -> ConfigDict:
     config = smollm2_evaluate.get_config()
-    config.text.most_tokens = 2_000
-    config.choice.most_questions = 120
+    config.text.max_tokens = 2_000
+    config.choice.max_questions = 120
     return config

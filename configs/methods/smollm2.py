@@ -40,7 +40,9 @@ FORMS = {
     ),
     "norms": Form(dict(kind="partial", patterns=(r".*norm/scale",)), (1e-3, 3e-3, 1e-2)),
     "lora": Form(LORA, (3e-4, 1e-3, 3e-3)),
-    "lora_plus": Form(LORA, (1e-4, 3e-4, 1e-3), dict(rate_rules=((r".*/site/lora/b", 16.0),))),
+    "lora_plus": Form(
+        LORA, (1e-4, 3e-4, 1e-3), dict(learning_rate_rules=((r".*/site/lora/b", 16.0),))
+    ),
     "rslora": Form(LORA | dict(rank=64, rank_stabilized=True), (1e-4, 3e-4, 1e-3)),
     "pissa": Form(LORA | dict(alpha=16.0, start="pissa"), (1e-4, 3e-4, 1e-3)),
     "qlora_nf4": Form(LORA, (3e-4, 1e-3, 3e-3), stored="nf4"),
@@ -75,7 +77,7 @@ FORMS = {
     ),
     "prefix": Form(dict(kind="prefix", length=20), (3e-3, 1e-2, 3e-2)),
     "prefix_mlp": Form(
-        dict(kind="prefix", length=20, reparameterized=True, hidden=256), (3e-4, 1e-3, 3e-3)
+        dict(kind="prefix", length=20, reparameterized=True, mlp_width=256), (3e-4, 1e-3, 3e-3)
     ),
     "lora_and_prompt": Form(
         dict(kind="several", of=(LORA, dict(kind="prompt", length=20))), (3e-4, 1e-3, 3e-3)
@@ -92,7 +94,7 @@ def get_config(form: str = "lora") -> ConfigDict:
     if chosen.stored:
         config.init_from = f"{smollm2_lora.BASE}_{chosen.stored}"
     config.method = chosen.method
-    config.schedule.rate = chosen.rates[1]
+    config.schedule.learning_rate = chosen.rates[1]
     config.schedule.warmup = 5
     config.compute.compute_dtype = "bfloat16"
     config.data.batch_size = 4

@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from configs import presets
 from configs.pretrain import llama3_8b
 
-SHAPE = dict(llama3_8b.SHAPE, width=8192, layers=80, heads=64, hidden=28_672)
+SHAPE = dict(llama3_8b.SHAPE, width=8192, layers=80, heads=64, mlp_width=28_672)
 
 
 def get_config(accelerator: str | None = None) -> ConfigDict:
     config = llama3_8b.get_config()
     config.model = dict(SHAPE, remat="full")
     config.data.batch_size = 512
-    config.schedule.rate = 1.5e-4
+    config.schedule.learning_rate = 1.5e-4
     return presets.apply(config, accelerator)

@@ -17,13 +17,13 @@ SHAPE = dict(
     width=4096,
     layers=32,
     heads=32,
-    key_heads=8,
-    hidden=14_336,
+    kv_heads=8,
+    mlp_width=14_336,
     rotary_base=500_000.0,
     rotary_scaling=dict(
         kind="llama3", factor=8.0, low_factor=1.0, high_factor=4.0, original_length=8192
     ),
-    tied=False,
+    tie_embeddings=False,
     compute_dtype="bfloat16",
 )
 
@@ -40,8 +40,8 @@ def get_config(accelerator: str | None = None) -> ConfigDict:
         batch_size=256,
     )
     config.optimizer = dict(name="adamw")
-    config.decay = 0.1
-    config.schedule = dict(rate=3e-4, kind="cosine", warmup=2000, final_share=0.1)
+    config.weight_decay = 0.1
+    config.schedule = dict(learning_rate=3e-4, kind="cosine", warmup=2000, final_share=0.1)
     config.loss = dict(vocabulary_chunks=16)
     config.mesh = dict(data=1, fsdp=-1)
     config.checkpoint = dict(every=1000)

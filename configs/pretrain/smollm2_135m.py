@@ -15,10 +15,10 @@ SHAPE = dict(
     width=576,
     layers=30,
     heads=9,
-    key_heads=3,
-    hidden=1536,
+    kv_heads=3,
+    mlp_width=1536,
     rotary_base=100_000.0,
-    tied=True,
+    tie_embeddings=True,
     compute_dtype="bfloat16",
 )
 
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.tokenizer = "data/smollm2/tokenizer.json"
     config.data.sequence_length = 2048
     config.data.batch_size = 512
-    config.schedule.rate = 3e-3
+    config.schedule.learning_rate = 3e-3
     config.loss.vocabulary_chunks = 0
     config.mesh = dict(data=-1, fsdp=8)
     return config

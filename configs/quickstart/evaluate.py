@@ -15,7 +15,7 @@ def get_config(how: str = "zero_shot") -> ConfigDict:
     config.text = dict(
         sources=[dict(name=f"graft_{kind}") for kind in pretrain.KINDS],
         split="heldout",
-        most_tokens=40_000,
+        max_tokens=40_000,
         sequence_length=256,
         batch_size=32,
     )

@@ -15,10 +15,10 @@ MODEL = dict(
     width=192,
     layers=3,
     heads=3,
-    key_heads=1,
-    hidden=512,
+    kv_heads=1,
+    mlp_width=512,
     # fastest on CPU: layers one by one
-    longest_stack=1,
+    max_scan_layers=1,
 )
 
 
@@ -40,9 +40,11 @@ def get_config() -> ConfigDict:
 
     # Muon for the matrices of layers, Adam for the rest
     config.optimizer = dict(name="muon")
-    config.schedule = dict(kind="wsd", rate=8e-3, warmup=20, final_share=0.0, decay_share=0.4)
-    config.decay = 0.1
-    config.decay_rules = [(r".*(scale|embedding/kernel)", 0.0)]
+    config.schedule = dict(
+        kind="wsd", learning_rate=8e-3, warmup=20, final_share=0.0, decay_share=0.4
+    )
+    config.weight_decay = 0.1
+    config.weight_decay_rules = [(r".*(scale|embedding/kernel)", 0.0)]
 
     config.checkpoint = dict(every=160)
     return config

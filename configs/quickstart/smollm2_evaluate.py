@@ -11,8 +11,8 @@ from configs.quickstart import evaluate
 
 def get_config(how: str = "zero_shot") -> ConfigDict:
     config = evaluate.get_config(how)
-    config.text.most_tokens = 4_000
+    config.text.max_tokens = 4_000
     config.text.batch_size = 8
-    config.choice.most_questions = 240
+    config.choice.max_questions = 240
     config.choice.batch_size = 8
     return config

@@ -41,15 +41,15 @@ def get_config(how: str = "full") -> ConfigDict:
     match how:
         case "full":
             config.init_from = BASE
-            config.schedule.rate = 4e-3
+            config.schedule.learning_rate = 4e-3
         case "lora":
             config.init_from = BASE
             config.method = dict(kind="lora", rank=16, alpha=32.0)
-            config.schedule.rate = 2.5e-3
+            config.schedule.learning_rate = 2.5e-3
         case "scratch":
             config.model = pretrain.MODEL
             config.tokenizer = pretrain.TOKENIZER
-            config.schedule.rate = 4e-3
+            config.schedule.learning_rate = 4e-3
         case _:
             raise ValueError(f"tune.py:{how}: there are full, lora and scratch")
     return config

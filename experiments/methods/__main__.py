@@ -25,7 +25,7 @@ from configs.methods.smollm2 import FORMS
 from research import cli
 from research.checkpoints.checkpointer import library_versions
 from research.checkpoints.runs import write_json
-from research.runtime.memory import give_back
+from research.runtime.memory import release_memory
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"
 RESULTS = Path(__file__).parent / "results.json"
@@ -81,7 +81,7 @@ class Study:
             rate = self.sweep(form)
             for seed in seeds:
                 self.confirm(form, rate, seed)
-            give_back(compiled=True)  # programs, which the runs of a form share: gigabytes
+            release_memory(compiled=True)  # programs, which the runs of a form share: gigabytes
 
     def start(self, stored: str | None) -> Path:
         """The base that a form is tuned from."""
@@ -154,7 +154,7 @@ class Study:
     def train(self, form: str, rate: float, seed: int, run: Path, *more: str) -> dict[str, Any]:
         """The run's summary."""
         start = self.start(FORMS[form].stored)
-        numbers = [f"schedule.rate={rate!r}", f"seed={seed}", f"data.seed={seed}"]
+        numbers = [f"schedule.learning_rate={rate!r}", f"seed={seed}", f"data.seed={seed}"]
         overrides = [f"--config.{setting}" for setting in (*numbers, f"init_from={start}")]
         self.command("train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides, *more)
         return {"heldout_loss": 0.0} if self.dry_run else read(run / "summary.json")
@@ -178,7 +178,7 @@ class Study:
         print(f"\n$ graft {shlex.join([command, *words])}", flush=True)
         if not self.dry_run:
             cli.main([command, *words])
-            give_back()
+            release_memory()
 
 
 def setting(form: str) -> dict[str, Any]:

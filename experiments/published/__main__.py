@@ -38,10 +38,10 @@ H100 = Accelerator(
     pod=8,
 )
 # MaxText's own shapes, by its global scale: 16 and 32 times the base of its base.yml
-SCALE = dict(vocabulary=32_000, layers=32, heads=64, key_heads=64, head_size=128, hidden=28_672)
+SCALE = dict(vocabulary=32_000, layers=32, heads=64, kv_heads=64, head_size=128, mlp_width=28_672)
 NO_TEXT = (SourceConfig("none", "jsonl", "none"),)
-LLAMA2 = dict(vocabulary=32_000, width=4096, layers=32, heads=32, key_heads=32, hidden=11_008)
-LLAMA3 = dict(vocabulary=128_256, width=4096, layers=32, heads=32, key_heads=8, hidden=14_336)
+LLAMA2 = dict(vocabulary=32_000, width=4096, layers=32, heads=32, kv_heads=32, mlp_width=11_008)
+LLAMA3 = dict(vocabulary=128_256, width=4096, layers=32, heads=32, kv_heads=8, mlp_width=14_336)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,16 @@ class Run:
 
     def program(self) -> Program:
         """Their step as ours, on devices that are not there."""
-        model = ModelConfig(**self.shape, tied=False, remat=self.remat, compute_dtype="bfloat16")
+        model = ModelConfig(
+            **self.shape, tie_embeddings=False, remat=self.remat, compute_dtype="bfloat16"
+        )
         experiment = Experiment(
             steps=1,
             model=model,
             tokenizer="none",
             mesh=self.mesh,
             data=DataConfig(NO_TEXT, self.length, self.rows * self.devices),
-            schedule=ScheduleConfig(rate=1e-3, kind="constant"),
+            schedule=ScheduleConfig(learning_rate=1e-3, kind="constant"),
         )
         mesh = self.mesh.abstract(self.devices, self.slices)
         return make_program(experiment, None, mesh=mesh)
@@ -84,13 +86,13 @@ class Run:
         """Tokens a second and device."""
         if self.tokens_per_second:
             return self.tokens_per_second
-        model = ModelConfig(**self.shape, tied=False)
+        model = ModelConfig(**self.shape, tie_embeddings=False)
         return self.utilisation * self.chips.flops / self._their_flops(model)
 
     def _their_flops(self, model: ModelConfig) -> float:
         """FLOPs of a token as they count: weights of products, and attention's square or half."""
-        attention = 2 * model.width * (model.heads + model.key_heads) * model.size
-        layers = model.layers * (attention + 3 * model.width * model.hidden)
+        attention = 2 * model.width * (model.heads + model.kv_heads) * model.size
+        layers = model.layers * (attention + 3 * model.width * model.mlp_width)
         scores = 12.0 * model.layers * model.heads * model.size * self.length
         scores *= 1.0 if self.whole_square else 0.5
         return 6 * (layers + model.vocabulary * model.width) + scores

@@ -102,7 +102,7 @@ def measure(folder: Path, story: Story) -> dict[str, Any]:
         "curves": curves(folder, trained),
         "samples": samples(opened, story.base, choice),
         "configs": {name: schema.to_dict(opened[name].experiment) for name in trained},
-        "versions": opened["full"].saved.metadata()["versions"],
+        "versions": opened["full"].checkpoint.metadata()["versions"],
         "caveat": story.caveat,
         "device": jax.devices()[0].device_kind,
     }
@@ -276,7 +276,7 @@ def samples(
 def written(run: Run, prompts: list[list[int]], new_tokens: int) -> list[str]:
     """The run's greedy continuations."""
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
-    with sharding.use(mesh, rules):
+    with sharding.mesh_context(mesh, rules):
         model = runs.load_model(run, mesh, rules)
         rows = decode.generate(model, prompts, new_tokens, run.tokenizer.end_id)
     return [run.tokenizer.decode(row) for row in rows]

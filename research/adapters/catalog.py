@@ -21,7 +21,7 @@ from etils import epath
 
 from research import methods, sharding, tree
 from research.checkpoints import runs
-from research.checkpoints.checkpoint import SavedStep
+from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.checkpointer import open_checkpoint
 from research.checkpoints.runs import Run
 from research.config import schema
@@ -76,7 +76,7 @@ def open_named(texts: Sequence[str], base: str | None = None) -> dict[str, Run]:
     return named
 
 
-def describe(saved: SavedStep) -> dict[str, Any]:
+def describe(saved: Checkpoint) -> dict[str, Any]:
     """What an adapter is, in a row of a table; its base need not be there.
 
     Raises:
@@ -114,21 +114,21 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
     first, *others = (run.method for run in opened)
     if any(other.kind != first.kind for other in others):
         raise ValueError(f"a sum is of one method, not of {[run.method.kind for run in opened]}")
-    if not hasattr(first, "summed"):
+    if not hasattr(first, "weighted_sum"):
         raise ValueError(f"a sum of {first.kind} adapters is not linear: it is no adapter")
     for run in opened:
         runs.check_parameters(run)
     plain = methods.abstract(base.model, methods.Full(), methods.single_layers(base.model))
-    method = first.summed(others, methods.smaller_sides(plain))
+    method = first.weighted_sum(others, methods.smaller_sides(plain))
     wanted = tree.unstack_shapes(_attached(methods.abstract(base.model, method)))
     arrays: Arrays = {}
     each = [(weight, _deltas(run)) for weight, run in parts]
     for place, delta in each[0][1].items():
-        leaves = type(delta).summed([(weight, deltas[place]) for weight, deltas in each])
+        leaves = type(delta).weighted_sum([(weight, deltas[place]) for weight, deltas in each])
         arrays |= {f"{place}/site/{method.adapter}/{leaf}": a for leaf, a in leaves.items()}
     tree.check_names(wanted, arrays, "arrays of the sum")
     _check_finite(arrays, "the sum")
-    facts = {"sum": [[weight, str(run.saved.path)] for weight, run in parts]}
+    facts = {"sum": [[weight, str(run.path)] for weight, run in parts]}
     kept: dict[str, Any] = {"base": base, "experiment": _told_alike(opened), "facts": facts}
     return runs.write(out, base, arrays, base.model, method=method, **kept)
 
@@ -201,7 +201,7 @@ def gather(named: Mapping[str, Run]) -> tuple[Run, Any, Arrays]:
         mine = getattr(run.method, "adapter", adapter)
         own = {
             n: array
-            for n, array in run.read(*run.saved.checksums("model/")).items()
+            for n, array in run.read(*run.checkpoint.checksums("model/")).items()
             if methods.attached(n)
         }
         renamed = {_in_bank(n, mine, adapter): n for n in own}
@@ -307,14 +307,14 @@ def _same_base(opened: Sequence[Run]) -> Run:
     """
     for run in opened:
         if run.base is None:
-            raise ValueError(f"{run.saved.path} is a whole model, not an adapter of a base")
+            raise ValueError(f"{run.path} is a whole model, not an adapter of a base")
     first = opened[0].base
     for run in opened[1:]:
         assert run.base is not None and first is not None
         if run.base.fingerprint != first.fingerprint:
             raise ValueError(
-                f"{run.saved.path} was tuned on {run.base.saved.path} with fingerprint "
-                f"{run.base.fingerprint[:16]}, {opened[0].saved.path} on {first.saved.path} with "
+                f"{run.path} was tuned on {run.base.path} with fingerprint "
+                f"{run.base.fingerprint[:16]}, {opened[0].path} on {first.path} with "
                 f"{first.fingerprint[:16]}: adapters of different bases do not go together"
             )
     assert first is not None
@@ -341,7 +341,7 @@ def _deltas(run: Run) -> dict[str, Any]:
     """An adapter's deltas with their numbers, by place, in single layers."""
     method: Any = run.method
     shapes = methods.abstract(run.model, method, methods.single_layers(run.model))
-    found, own = {}, run.read(*run.saved.checksums("model/"))
+    found, own = {}, run.read(*run.checkpoint.checksums("model/"))
     for name, module in methods.places(shapes, *methods.PLACES):
         delta = module.site.get(method.adapter)
         if delta is None:

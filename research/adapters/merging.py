@@ -57,12 +57,12 @@ class Merged:
         for name, module in methods.places(self._shapes, *methods.PLACES):
             outside = not name.startswith("layers/")
             for delta in module.site.values():
-                if not hasattr(delta, "merged"):
+                if not hasattr(delta, "merge_into"):
                     raise ValueError(
                         f"{name}: {type(delta).__name__} is no change of a weight and cannot be "
                         "merged; as an adapter beside the base it can be served"
                     )
-                methods.check_untied(name, outside and config.tied)
+                methods.check_untied(name, outside and config.tie_embeddings)
         self._layer = functools.lru_cache(maxsize=1)(self._read_layer)
 
     @functools.cached_property
@@ -112,7 +112,7 @@ class Merged:
 
     def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
         """Arrays by name: weights of the merged model where there is one, the rest of the run."""
-        placed = sharding.spread(shapes)
+        placed = sharding.shard_any_axis(shapes)
         if self._merged_in is None:
             return self._run.parameters(placed)
         mine = {n: s for n, s in placed.items() if "/site/" in n or n.startswith("methods/")}
@@ -121,7 +121,7 @@ class Merged:
 
     def _read_kept(self, part: Any, prefix: str, adapter: str) -> dict[str, dict[str, np.ndarray]]:
         assert self._merged_in is not None
-        saved, kept = self._merged_in.saved, {}
+        saved, kept = self._merged_in.checkpoint, {}
         names = saved.checksums()
         for place, _ in methods.places(part, *methods.PLACES):
             start = f"kept/{prefix}/{place}/{adapter}/"
@@ -166,7 +166,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     """
     runs.check_free(out)
     if run.base is None:
-        raise ValueError(f"{run.saved.path} is a whole model: nothing is attached to a base")
+        raise ValueError(f"{run.path} is a whole model: nothing is attached to a base")
     merged = Merged(run)
     attached = _outputs(runs.load_model(_in_float32(run), *_one_device()))
     arrays = {}
@@ -184,17 +184,17 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     after = runs.measured_fingerprint(run.base)
     if after != run.base.fingerprint:
         raise ValueError(
-            f"the base {run.base.saved.path} was replaced while it was read: its fingerprint was "
+            f"the base {run.base.path} was replaced while it was read: its fingerprint was "
             f"{run.base.fingerprint[:16]} and is {after[:16]}; nothing is written"
         )
     base = {
-        "path": run.base.lasting,
+        "path": run.base.permanent_path,
         "fingerprint_before": run.base.fingerprint,
         "fingerprint_after": after,
         "stored_as": run.model.stored_as,
     }
     certificate = {
-        "adapter": {"path": str(run.saved.path), "fingerprint": run.fingerprint},
+        "adapter": {"path": str(run.path), "fingerprint": run.fingerprint},
         "method": schema.to_dict(run.method),
         "base": base,
         "merged_in": "float32, on dequantised weights" if run.model.storage else "float32",
@@ -227,14 +227,14 @@ def unmerge(
       FileExistsError: the folder holds a model.
     """
     runs.check_free(out)
-    certificate = merged.saved.metadata().get("merged")
+    certificate = merged.checkpoint.metadata().get("merged")
     if certificate is None:
-        raise ValueError(f"{merged.saved.path} is no merged model: it has no certificate")
+        raise ValueError(f"{merged.path} is no merged model: it has no certificate")
     if certificate["adapter"]["fingerprint"] != adapter.fingerprint:
         raise ValueError(
-            f"{merged.saved.path} was merged from {certificate['adapter']['path']} with "
+            f"{merged.path} was merged from {certificate['adapter']['path']} with "
             f"fingerprint {certificate['adapter']['fingerprint'][:16]}, not from "
-            f"{adapter.saved.path} with {adapter.fingerprint[:16]}"
+            f"{adapter.path} with {adapter.fingerprint[:16]}"
         )
     assert adapter.base is not None
     trained = methods.trainable(methods.abstract(adapter.model, adapter.method), adapter.method)
@@ -242,7 +242,7 @@ def unmerge(
     if changed:
         raise ValueError(
             f"{adapter.method.kind} changed weights of the base itself ({changed[0]}), which no "
-            f"adapter holds. The base is still in {adapter.base.saved.path}; nothing is written"
+            f"adapter holds. The base is still in {adapter.base.path}; nothing is written"
         )
     apart, whole = Merged(adapter, merged), Merged(adapter.base)
     arrays, difference, largest = {}, 0.0, 0.0
@@ -255,7 +255,7 @@ def unmerge(
     if not difference <= TOLERANCE * largest:
         raise ValueError(
             f"taken apart, the weights differ by {difference:.3g} of {largest:.3g} from the "
-            f"base's, which is still in {adapter.base.saved.path}; nothing is written"
+            f"base's, which is still in {adapter.base.path}; nothing is written"
         )
     report = {"largest_difference": difference, "largest_weight": largest}
     base, facts = adapter.base, {"unmerged": report}
@@ -299,7 +299,7 @@ def store(
     tree.check_names(shapes, arrays, "arrays as they are stored")
     for line in report.values():
         line["error"] = (line["error"] / line.pop("size")) ** 0.5
-    source = {"path": str(run.saved.path), "fingerprint": run.fingerprint}
+    source = {"path": str(run.path), "fingerprint": run.fingerprint}
     facts = {"stored": {"from": source, "as": report}}
     runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts)
     return report

@@ -123,13 +123,13 @@ def _packing(arguments: argparse.Namespace) -> dict[str, Any]:
         planned = int(best_fit.assign(sizes, arguments.length).max()) + 1
         seconds = time.perf_counter() - start
         simple = int(best_fit.best_fit(sizes, arguments.length).max()) + 1
-        fewest = best_fit.fewest_rows(sizes, arguments.length)
+        fewest = best_fit.min_rows(sizes, arguments.length)
         print(f"  {name:26} best fit {simple:,}, Graft {planned:,} ({seconds:.1f} s), ", end="")
         print(f"no plan below {fewest:,}")
         results |= {
             f"packing.{name}.best_fit_rows": simple,
             f"packing.{name}.rows": planned,
-            f"packing.{name}.fewest_rows": fewest,
+            f"packing.{name}.min_rows": fewest,
             f"packing.{name}.seconds": seconds,
         }
     return results

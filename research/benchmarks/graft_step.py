@@ -52,7 +52,7 @@ METHODS: dict[str, MethodConfig] = {
     "loha": LoHa(rank=16, alpha=16.0),
     "prompt": Prompt(length=20),
     "prefix": Prefix(length=20),
-    "prefix_mlp": Prefix(length=20, reparameterized=True, hidden=256),
+    "prefix_mlp": Prefix(length=20, reparameterized=True, mlp_width=256),
     "lora_and_prompt": Several(of=(LoRA(rank=16, alpha=32.0), Prompt(length=20))),
     "norms": Partial(),
     "bank8": Bank(of=LoRA(rank=16, alpha=32.0), names=tuple(f"adapter{i}" for i in range(8))),
@@ -74,7 +74,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     cpu = jax.default_backend() == "cpu"
     stored = {"storage": PRESETS[settings["stored"]]} if "stored" in settings else {}
     model = shape.model | dict(
-        longest_stack=1 if cpu else 0,
+        max_scan_layers=1 if cpu else 0,
         remat=shape.remat,
         compute_dtype=settings["dtype"],
     )
@@ -87,8 +87,8 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
         method=METHODS[settings["method"]],
         optimizer=OptimizerConfig(settings.get("optimizer", "adamw")),
         loss=LossConfig(chunk=settings.get("chunk", LossConfig.chunk)),
-        schedule=ScheduleConfig(rate=RATE, kind="constant"),
-        decay=DECAY,
+        schedule=ScheduleConfig(learning_rate=RATE, kind="constant"),
+        weight_decay=DECAY,
     )
 
 
@@ -118,12 +118,12 @@ def prepare(settings: Mapping[str, Any]):
 def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[], float]]:
     """The compiled step, facts about it, and a function that runs it once on random tokens."""
     plan = program.make_program(experiment(settings), None)
-    with sharding.use(plan.mesh, plan.experiment.sharding_rules):
+    with sharding.mesh_context(plan.mesh, plan.experiment.sharding_rules):
         state = plan.fresh_state()
         if settings.get("weights"):
             weights: dict[str, Any] = transformers_weights(state.model)
             np.savez(settings["weights"], **weights)
-        hyper, rows = plan.place_numbers(), plan.place(batch(settings))
+        hyper, rows = plan.place_hyper(), plan.place(batch(settings))
         start = time.perf_counter()
         step = plan.compile(batch(settings))
         compiled = time.perf_counter() - start

@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         _zeros(source, config)
         model = importing.open_model(source)
         with harness.sampled_memory() as reading:
-            placed = sharding.spread(shapes)
+            placed = sharding.shard_any_axis(shapes)
             arrays = dict(importing.read_parameters(model, placed))
         results |= _say("import", reading, whole, largest)
         del arrays

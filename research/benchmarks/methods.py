@@ -175,9 +175,9 @@ def prepare(settings: Mapping[str, Any]):
 def _facts(settings: dict[str, Any]) -> dict[str, Any]:
     shape = graft_step.shape_of(settings)
     layers = min(COUNTED_LAYERS, shape.model["layers"])
-    few: dict[str, Any] = {"layers": layers, "longest_stack": 1, "remat": "none"}
+    few: dict[str, Any] = {"layers": layers, "max_scan_layers": 1, "remat": "none"}
     few_plan, unrolled = _compiled(settings | {"model": few, "chunk": shape.length})
-    plan, scanned = _compiled(settings | {"model": {"longest_stack": 0, "remat": "full"}})
+    plan, scanned = _compiled(settings | {"model": {"max_scan_layers": 0, "remat": "full"}})
     needed = memory.Memory.of(scanned)
     base = plan.base_shapes
     few_bits = [m.kernel for _, m in places(base, Linear) if isinstance(m.kernel, Quantized)]
@@ -202,7 +202,7 @@ def _bytes(arrays: Any) -> int:
 
 def _compiled(settings: Mapping[str, Any]) -> tuple[program.Program, Any]:
     plan = program.make_program(graft_step.experiment(settings), None)
-    with sharding.use(plan.mesh, plan.experiment.sharding_rules):
+    with sharding.mesh_context(plan.mesh, plan.experiment.sharding_rules):
         return plan, plan.compile(graft_step.batch(settings))
 
 

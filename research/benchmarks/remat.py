@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     shape = SHAPES[arguments.shape]
     settings = {name: getattr(arguments, name) for name in ("shape", "method", "dtype")}
-    model = lambda policy: {"remat": policy, "longest_stack": 0}  # noqa: E731
+    model = lambda policy: {"remat": policy, "max_scan_layers": 0}  # noqa: E731
     modules = {
         policy: ("research.benchmarks.graft_step", settings | {"model": model(policy)})
         for policy in REMAT

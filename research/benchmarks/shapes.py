@@ -30,16 +30,16 @@ class Shape:
         return random.integers(0, self.model["vocabulary"], (self.rows, self.length + 1))
 
 
-def _llama(vocabulary, width, layers, heads, key_heads, hidden, base, tied=True) -> dict[str, Any]:
+def _llama(vocabulary, width, layers, heads, kv_heads, hidden, base, tied=True) -> dict[str, Any]:
     return dict(
         vocabulary=vocabulary,
         width=width,
         layers=layers,
         heads=heads,
-        key_heads=key_heads,
-        hidden=hidden,
+        kv_heads=kv_heads,
+        mlp_width=hidden,
         rotary_base=base,
-        tied=tied,
+        tie_embeddings=tied,
     )
 
 
@@ -61,12 +61,12 @@ def transformers_config(model: dict[str, Any]) -> dict[str, Any]:
     return dict(
         vocab_size=model["vocabulary"],
         hidden_size=model["width"],
-        intermediate_size=model["hidden"],
+        intermediate_size=model["mlp_width"],
         num_hidden_layers=model["layers"],
         num_attention_heads=model["heads"],
-        num_key_value_heads=model["key_heads"],
+        num_key_value_heads=model["kv_heads"],
         rope_theta=model["rotary_base"],
-        tie_word_embeddings=model["tied"],
+        tie_word_embeddings=model["tie_embeddings"],
         rms_norm_eps=1e-5,
         max_position_embeddings=8192,
     )

@@ -18,7 +18,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
-from research.runtime.storage import absolute, is_folder, is_remote, reaching, told
+from research.runtime.storage import absolute, is_folder, is_remote, storage_errors, told
 from research.tree import check_names, nearest
 
 Arrays = dict[str, jax.Array]
@@ -36,7 +36,7 @@ class CheckpointError(OSError):
 
 
 @dataclasses.dataclass(frozen=True)
-class SavedStep:
+class Checkpoint:
     """One committed step folder, read only."""
 
     path: epath.Path
@@ -189,7 +189,7 @@ class SavedStep:
         )
 
 
-def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> SavedStep:
+def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Checkpoint:
     """Opens a step for reading, given a run's workdir, its checkpoints folder or a step folder.
 
     Changes nothing on disk, so it is safe beside a run that is writing there. Takes the latest
@@ -208,7 +208,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Sa
             )
         if step is not None and str(step) != folder.name:
             raise FileNotFoundError(f"{folder} is one step's folder, but step {step} was asked for")
-        return SavedStep(folder)
+        return Checkpoint(folder)
     for shelf in ("checkpoints", "model"):  # a run that goes on, or finished weights alone
         if is_folder(folder / shelf):
             folder = folder / shelf
@@ -227,7 +227,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Sa
     if step is not None and step not in steps:
         note = " (its save was cut short)" if step in torn else ""
         raise FileNotFoundError(f"no step {step} in {folder}{note}; complete steps: {steps}")
-    return SavedStep(folder / str(steps[-1] if step is None else step))
+    return Checkpoint(folder / str(steps[-1] if step is None else step))
 
 
 def _check_fit(abstract: Abstract, stored: Abstract, partial: bool, cast: bool, what: str) -> None:
@@ -253,7 +253,7 @@ def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
     """The steps in a checkpoints folder: (complete, without commit marker), ascending."""
     if not is_folder(directory):
         return [], []
-    with reaching(directory):
+    with storage_errors(directory):
         steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
         complete = [step for step in steps if _is_committed(directory / str(step))]
     return complete, sorted(set(steps) - set(complete))

@@ -41,15 +41,15 @@ from research.checkpoints.checkpoint import (
     OWN_FILES,
     Abstract,
     Arrays,
+    Checkpoint,
     CheckpointError,
-    SavedStep,
     open_checkpoint,
     reason,
     scan,
 )
 from research.runtime.storage import absolute, is_remote, told
 
-__all__ = ["CheckpointError", "Checkpointer", "SavedStep", "library_versions", "open_checkpoint"]
+__all__ = ["CheckpointError", "Checkpointer", "Checkpoint", "library_versions", "open_checkpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -223,14 +223,14 @@ class Checkpointer:
         """The complete step with the best `best_metric`; of equals the newest."""
         return next(iter(self._ranked(self.all_steps())[0]), None)
 
-    def at(self, step: int | None = None) -> SavedStep:
+    def at(self, step: int | None = None) -> Checkpoint:
         """The step (the latest if None) for reading; FileNotFoundError if it is not there."""
         return open_checkpoint(self.directory, step)
 
     def restore(
         self, step: int | None, abstract: Abstract, *, partial: bool = False, cast: bool = False
     ) -> Arrays:
-        """`SavedStep.restore` of the step, or of the latest if None."""
+        """`Checkpoint.restore` of the step, or of the latest if None."""
         return self.at(step).restore(abstract, partial=partial, cast=cast)
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class Checkpointer:
         found, unknown = [], []
         for step in steps:
             try:
-                value = SavedStep(self.directory / str(step)).metrics().get(self._best_metric)
+                value = Checkpoint(self.directory / str(step)).metrics().get(self._best_metric)
             except CheckpointError as error:  # perhaps only the network: no reason to lose it
                 log.warning("%s", error)
                 unknown.append(step)

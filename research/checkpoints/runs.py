@@ -17,10 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from research import methods, sharding, tree
 from research.checkpoints import fingerprint
-from research.checkpoints.checkpoint import SavedStep
+from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.checkpointer import (
     LEFTOVER,
     Checkpointer,
@@ -46,7 +47,7 @@ Read = Callable[[Mapping[str, jax.ShapeDtypeStruct]], Arrays]
 class Run:
     """A checkpoint with what it says of itself."""
 
-    saved: SavedStep
+    checkpoint: Checkpoint
     # None: the model was imported, not trained here
     experiment: Experiment | None
     model: ModelConfig
@@ -58,14 +59,19 @@ class Run:
     imported: Mapping[str, Any] | None
 
     @property
-    def companions(self) -> dict[str, bytes]:
+    def path(self) -> epath.Path:
+        """The checkpoint's folder."""
+        return self.checkpoint.path
+
+    @property
+    def sidecar_files(self) -> dict[str, bytes]:
         """Files of an imported model beside the tokenizer: chat template, generation config."""
-        return {name: text for name, text in self.saved.files().items() if name != TOKENIZER}
+        return {name: text for name, text in self.checkpoint.files().items() if name != TOKENIZER}
 
     def checksums(self) -> dict[str, fingerprint.Checksum]:
         """Of every parameter, the base's included; reads no array."""
         below = self.base.checksums() if self.base else {}
-        return below | self.saved.checksums("model/")
+        return below | self.checkpoint.checksums("model/")
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -73,9 +79,9 @@ class Run:
         return fingerprint.combine(self.checksums())
 
     @property
-    def lasting(self) -> str:
+    def permanent_path(self) -> str:
         """Where these weights stay: the finished model's own folder, if it is that of one."""
-        path = self.saved.path
+        path = self.checkpoint.path
         shelf = path.parent.parent / "model" / path.name
         return str(shelf if shelf.exists() else path)
 
@@ -85,10 +91,10 @@ class Run:
         Raises:
           ValueError: names or shapes that the run does not have.
         """
-        own = self.saved.checksums("model/")
+        own = self.checkpoint.checksums("model/")
         mine = {name: shape for name, shape in abstract.items() if name in own or not self.base}
         rest = {name: shape for name, shape in abstract.items() if name not in mine}
-        read = self.saved.restore({f"model/{n}": s for n, s in mine.items()}, partial=True)
+        read = self.checkpoint.restore({f"model/{n}": s for n, s in mine.items()}, partial=True)
         arrays = {name.removeprefix("model/"): array for name, array in read.items()}
         return arrays | (self.base.parameters(rest) if self.base and rest else {})
 
@@ -98,9 +104,9 @@ class Run:
         Raises:
           ValueError: no such parameter.
         """
-        own = self.saved.checksums("model/")
+        own = self.checkpoint.checksums("model/")
         mine = [name for name in names if name in own or self.base is None]
-        read = self.saved.read(*(f"model/{name}" for name in mine))
+        read = self.checkpoint.read(*(f"model/{name}" for name in mine))
         arrays = {name.removeprefix("model/"): array for name, array in read.items()}
         rest = [name for name in names if name not in arrays]
         return arrays | (self.base.read(*rest) if self.base and rest else {})
@@ -155,7 +161,7 @@ def method_of(metadata: Mapping[str, Any], path: str) -> Method:
     method = metadata.get("method") or (metadata["experiment"] or {}).get("method")
     if method is None:
         return methods.Full()
-    return schema.build(MethodConfig, method, f"{path}: metadata.method")
+    return schema.build(MethodConfig, method, f"{path}: metadata.method", "Method")
 
 
 def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer]:
@@ -216,18 +222,20 @@ def write(
         "experiment": None if experiment is None else schema.to_dict(experiment),
         "model": schema.to_dict(model),
         "method": schema.to_dict(method or methods.Full()),
-        "base": None if base is None else {"path": base.lasting, "fingerprint": base.fingerprint},
+        "base": None
+        if base is None
+        else {"path": base.permanent_path, "fingerprint": base.fingerprint},
         "tokenizer": like.tokenizer.fingerprint(),
         "roles": like.tokenizer.roles,
         "imported": like.imported,
         "versions": library_versions(),
         **(facts or {}),
     }
-    files = {**like.companions, TOKENIZER: like.tokenizer.to_json().encode()}
+    files = {**like.sidecar_files, TOKENIZER: like.tokenizer.to_json().encode()}
     folder = storage.absolute(out) / "model"
     with Checkpointer(folder, keep_last=1, asynchronous=False) as shelf:
         saved = {f"model/{name}": array for name, array in arrays.items()}
-        step = like.saved.step if experiment else 0
+        step = like.checkpoint.step if experiment else 0
         shelf.save(step, {**saved, **(beside or {})}, metadata, files=files)
     return folder / str(step)
 
@@ -256,12 +264,12 @@ def check_parameters(run: Run) -> None:
     below = run.base.checksums() if run.base else {}
     every = tree.unstack_shapes(tree.flatten(shapes))
     wanted = {name: s for name, s in every.items() if name not in below or name in trains}
-    own = run.saved.checksums("model/")
-    tree.check_names(wanted, own, f"{run.saved.path}: arrays of {run.method.kind}")
+    own = run.checkpoint.checksums("model/")
+    tree.check_names(wanted, own, f"{run.checkpoint.path}: arrays of {run.method.kind}")
     for name, shape in wanted.items():
         if (own[name].shape, own[name].dtype) != (shape.shape, str(shape.dtype)):
             raise ValueError(
-                f"{run.saved.path}: {name} is {own[name].dtype} {list(own[name].shape)}; "
+                f"{run.checkpoint.path}: {name} is {own[name].dtype} {list(own[name].shape)}; "
                 f"{run.method.kind} leaves {shape.dtype} {list(shape.shape)} there"
             )
 

@@ -80,8 +80,8 @@ def inspect(arguments: argparse.Namespace) -> None:
         return
     run = runs.open_run(arguments.path)
     came = f", from {run.imported['source']}" if run.imported else ""
-    base = f", tuned on {run.base.saved.path}" if run.base else ""
-    print(f"{run.saved.path}: a run of Graft, method {run.method.kind}{came}{base}")
+    base = f", tuned on {run.base.path}" if run.base else ""
+    print(f"{run.path}: a run of Graft, method {run.method.kind}{came}{base}")
     kind, _ = family.for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
     print(f"{_shape(run.model)}\nas an export ({kind.architecture}):")
     _print_sources(family.sources(kind, family.parameter_shapes(run.model)))
@@ -163,7 +163,7 @@ def take_out(arguments: argparse.Namespace) -> None:
     if arguments.evaluation:
         evaluation = huggingface.read_json(storage.local(arguments.evaluation, "--evaluation"))
         if evaluation.get("fingerprint") != run.fingerprint:
-            raise ValueError(f"{arguments.evaluation} is about another model than {run.saved.path}")
+            raise ValueError(f"{arguments.evaluation} is about another model than {run.path}")
     card = model_card.write(run, arguments.format, evaluation)
     if arguments.format == "peft":
         if arguments.dry_run:
@@ -180,7 +180,7 @@ def take_out(arguments: argparse.Namespace) -> None:
     else:
         kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
         name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
-    print(f"{run.saved.path}: method {run.method.kind} -> {name} in {dtype}")
+    print(f"{run.path}: method {run.method.kind} -> {name} in {dtype}")
     if run.model.storage:
         print(
             f"the base is stored as {', '.join(run.model.stored_as)}: what it reads as is written"

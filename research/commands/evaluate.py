@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 storage.check_writable(storage.absolute(arguments.out).parent)
         evaluation = cli.load(tasks.Evaluation, arguments.config, arguments.overrides)
         run = runs.open_run(arguments.run, arguments.base)
-        report: dict[str, Any] = {"run": str(run.saved.path), "fingerprint": run.fingerprint}
+        report: dict[str, Any] = {"run": str(run.path), "fingerprint": run.fingerprint}
         if arguments.adapter:
             report["adapter"] = arguments.adapter
         distributed.check_alike(
@@ -102,11 +102,11 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
     bank = methods.bank_names(run.method)
     if bool(bank) != (adapter is not None):
         known = ", ".join(bank) or "none"
-        raise ValueError(f"--adapter names one of a bank's adapters; {run.saved.path} has {known}")
+        raise ValueError(f"--adapter names one of a bank's adapters; {run.path} has {known}")
     used = catalog.number(run.method, adapter)
 
     devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
-    with sharding.use(devices, rules):
+    with sharding.mesh_context(devices, rules):
         model = runs.load_model(run, devices, rules)
         score = make_score(model, sharding.batch_sharding(devices, rules))
 

@@ -23,7 +23,7 @@ from research.config import cli
 
 if TYPE_CHECKING:
     from research.checkpoints.runs import Run
-    from research.generation.prompts import Voice
+    from research.generation.prompts import Responder
     from research.generation.sampling import Sampling
 
 
@@ -78,7 +78,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     voices = prompts.find_voices(run, named, arguments.switch_off)
     stops = prompts.find_stops(run, voices)
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
-    with sharding.use(mesh, rules):
+    with sharding.mesh_context(mesh, rules):
         if named:
             model = catalog.load_bank(named, mesh, rules)
         else:
@@ -112,7 +112,7 @@ class _Writer:
 
     model: Any
     run: Run
-    voices: list[Voice]
+    voices: list[Responder]
     stops: tuple[int, ...]
     sampling: Sampling
     tokens: int

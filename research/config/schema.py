@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeVar, Union
 import ml_collections
 import pydantic
 
+from research.config.renamed import upgrade
 from research.config.suggestions import suggestion
 
 T = TypeVar("T")
@@ -37,13 +38,17 @@ Name = Annotated[str, pydantic.Field(pattern=r"^\w+$")]
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # pydantic's names for it
 
 
-def build(cls: type[T], mapping: Any, where: str = "config") -> T:
+def build(cls: type[T], mapping: Any, where: str = "config", name: str = "") -> T:
     """Converts a mapping (dict, ConfigDict or dataclass) to the dataclass `cls`, strictly.
+
+    Keys that `research.config.renamed` knows under the name of the class (or `name`, for a union of
+    classes) are read under their old names too.
 
     Raises ValueError that names every wrong key by its dotted path, starting with `where`: unknown
     keys with the nearest valid one, values of a wrong type, and required keys that are missing.
     """
-    text = json.dumps([_plain(mapping, where)])
+    plain = upgrade(_plain(mapping, where), name or getattr(cls, "__name__", ""))
+    text = json.dumps([plain])
     try:
         # JSON, because pydantic's strict mode then still takes a list for a tuple, and a mapping
         # for a dataclass.

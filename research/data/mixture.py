@@ -17,7 +17,7 @@ from research.data.sources.base import SourceConfig, nearest
 # Shares are kept as whole numbers of this sum.
 _WHOLE = 2**30
 # Rows that no run reads.
-ENDLESS = 2**60
+NO_LIMIT = 2**60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,9 @@ class MixtureConfig:
     # often, more reads small ones more often ("mT5", Xue et al. 2021, calls 1 / temperature
     # alpha). None: weights are the shares.
     temperature: PositiveNumber | None = None
-    # Times that a source is read at most, unless its own `most_epochs` says otherwise; the others
+    # Times that a source is read at most, unless its own `max_epochs` says otherwise; the others
     # then share what it would have given. None: no end.
-    most_epochs: PositiveNumber | None = None
+    max_epochs: PositiveNumber | None = None
     # Weights that begin later, in the order of their steps.
     schedule: tuple[Phase, ...] = ()
 
@@ -51,7 +51,7 @@ class MixtureConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class Interval:
     """Rows of constant shares."""
 
     # Its first row.
@@ -105,9 +105,9 @@ class Mixture:
         self._names = [source.name for source in sources]
         self._sizes = list(sizes)
         caps = [
-            ENDLESS if epochs is None else max(1, int(epochs * size))
+            NO_LIMIT if epochs is None else max(1, int(epochs * size))
             for epochs, size in zip(
-                [source.most_epochs or config.most_epochs for source in sources], sizes, strict=True
+                [source.max_epochs or config.max_epochs for source in sources], sizes, strict=True
             )
         ]
         weights = {source.name: source.weight for source in sources}
@@ -126,9 +126,9 @@ class Mixture:
             if not any(weights.values()):
                 raise ValueError(f"mixture.schedule, step {phase.step}: all weights are 0.")
             phases.append((phase.step * batch_size, dict(weights)))
-        self.stretches: list[Stretch] = []
+        self.stretches: list[Interval] = []
         given, start = [0] * len(sizes), 0
-        ends = [row for row, _ in phases[1:]] + [ENDLESS]
+        ends = [row for row, _ in phases[1:]] + [NO_LIMIT]
         for (_, weights), end in zip(phases, ends, strict=True):
             wanted = np.array([weights[n] for n in self._names])
             scaled = wanted * scale
@@ -140,7 +140,7 @@ class Mixture:
                     scaled = wanted
                 parts = np.rint(scaled * open_ / (scaled * open_).sum() * _WHOLE).astype(int)
                 parts = np.where(wanted * open_ > 0, np.maximum(parts, 1), 0)
-                stretch = Stretch(start, tuple(parts.tolist()), tuple(given))
+                stretch = Interval(start, tuple(parts.tolist()), tuple(given))
                 rows = min(end - start, _until_one_is_used_up(stretch, caps))
                 self.stretches.append(stretch)
                 given = [a + b for a, b in zip(given, stretch.given(rows), strict=True)]
@@ -167,7 +167,7 @@ class Mixture:
         if rows > len(self):
             raise ValueError(
                 f"The sources have {len(self):,} rows to give and not the {rows:,} of this run: "
-                "their epochs are capped (most_epochs); train fewer steps, or raise a cap."
+                "their epochs are capped (max_epochs); train fewer steps, or raise a cap."
             )
         if not rows:
             return [0] * len(self._sizes)
@@ -189,13 +189,13 @@ class Mixture:
                 lines.append(f"from step {stretch.start // batch_size:,}: {said}")
         return lines
 
-    def _at(self, row: int) -> Stretch:
+    def _at(self, row: int) -> Interval:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row:,} of {len(self):,}: the sources are used up")
         return self.stretches[bisect.bisect_right(self._starts, row) - 1]
 
 
-def _until_one_is_used_up(stretch: Stretch, caps: Sequence[int]) -> int:
+def _until_one_is_used_up(stretch: Interval, caps: Sequence[int]) -> int:
     """The first number of rows at which a source that gives has given all that it may."""
 
     def used_up(rows: int) -> bool:
@@ -208,7 +208,7 @@ def _until_one_is_used_up(stretch: Stretch, caps: Sequence[int]) -> int:
 
     low, high = 0, 1
     while not used_up(high):
-        if high >= ENDLESS:
-            return ENDLESS
-        low, high = high, min(2 * high, ENDLESS)
+        if high >= NO_LIMIT:
+            return NO_LIMIT
+        low, high = high, min(2 * high, NO_LIMIT)
     return bisect.bisect_left(range(high + 1), True, lo=low, key=used_up)

@@ -182,11 +182,11 @@ class Pipeline:
         return {name: origin.fingerprint for name, origin in self.origins.items()}
 
     @property
-    def companions(self) -> dict[str, bytes]:
+    def sidecar_files(self) -> dict[str, bytes]:
         """Files that a model trained on this needs beside its tokenizer."""
         files: dict[str, bytes] = {}
         for rows in self.rows.values():
-            files |= {name: text.encode() for name, text in rows.examples.companions.items()}
+            files |= {name: text.encode() for name, text in rows.examples.sidecar_files.items()}
         return files
 
     def statistics(self, steps: int) -> dict[str, dict[str, Any]]:

@@ -33,11 +33,11 @@ def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
     return score
 
 
-def open_heldout(data: Pipeline, split: str | None, most_tokens: int | None) -> list[HeldOut]:
+def open_heldout(data: Pipeline, split: str | None, max_tokens: int | None) -> list[HeldOut]:
     """The split of every source of a pipeline, or a part of it; none for None."""
     if split is None:
         return []
-    return [data.heldout(source.name, split, most_tokens) for source in data.config.sources]
+    return [data.heldout(source.name, split, max_tokens) for source in data.config.sources]
 
 
 def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:

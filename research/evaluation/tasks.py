@@ -27,7 +27,7 @@ class TextTask:
     sources: tuple[SourceConfig, ...]
     split: str = "heldout"
     # most tokens of each source, whole documents drawn by a fixed seed; None reads them all
-    most_tokens: Positive | None = None
+    max_tokens: Positive | None = None
     # tokens of a row, and rows of a batch
     sequence_length: Positive = 256
     batch_size: Positive = 32
@@ -45,7 +45,7 @@ class ChoiceTask:
     objective: Supervised
     split: str = "test"
     # most questions, drawn by a fixed seed; None asks them all
-    most_questions: Positive | None = None
+    max_questions: Positive | None = None
     # how many worked examples stand in front of each question; they come from the training split
     shots: Count = 0
     # tokens to which a worked example's prompt is cut
@@ -103,7 +103,7 @@ def open_text(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> Hel
     """The part of a source that the task reads."""
     config = DataConfig(task.sources, task.sequence_length, task.batch_size)
     cache = default_cache()
-    return HeldOut(config, tokenizer, cache, source.name, task.split, task.most_tokens)
+    return HeldOut(config, tokenizer, cache, source.name, task.split, task.max_tokens)
 
 
 def heldout_texts(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> list[str]:
@@ -167,9 +167,9 @@ def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
 
 def questions(task: ChoiceTask, rows: int) -> list[int]:
     """Which rows of the split are asked, in their order."""
-    if task.most_questions is None or task.most_questions >= rows:
+    if task.max_questions is None or task.max_questions >= rows:
         return list(range(rows))
-    drawn = np.random.default_rng(0).permutation(rows)[: task.most_questions]
+    drawn = np.random.default_rng(0).permutation(rows)[: task.max_questions]
     return sorted(int(i) for i in drawn)
 
 

@@ -18,7 +18,7 @@ Turn = Mapping[str, str]  # of a conversation: its role and content
 
 
 @dataclasses.dataclass(frozen=True)
-class Voice:
+class Responder:
     """One that answers."""
 
     # its model may be attached to another's, its template is its own
@@ -47,7 +47,7 @@ class Voice:
         turns = [*map(dict, said), {"role": "user", "content": prompt}]
         if not raw:
             template = (
-                None if self.run.experiment else chat_template.find_template(self.run.companions)
+                None if self.run.experiment else chat_template.find_template(self.run.sidecar_files)
             )
             if template is not None:
                 begin, end = words.roles["begin"], words.roles["end"]
@@ -69,7 +69,7 @@ class Voice:
         return found
 
 
-def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str]) -> list[Voice]:
+def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str]) -> list[Responder]:
     """Who answers: the run; or each adapter of a bank, given by name or the run's own.
 
     Args:
@@ -80,21 +80,21 @@ def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str])
     """
     bank = dict(named) or {name: run for name in methods.bank_names(run.method)}
     if not bank:
-        return [Voice(run)]
+        return [Responder(run)]
     if set(switched_off) - set(bank):
         raise ValueError(f"--switch-off: the adapters side by side are {', '.join(bank)}")
-    voices = [Voice(of, name, number) for number, (name, of) in enumerate(bank.items())]
+    voices = [Responder(of, name, number) for number, (name, of) in enumerate(bank.items())]
     left = [voice for voice in voices if voice.name not in switched_off]
-    return left or [Voice(run.base or run, "base", catalog.OFF)]
+    return left or [Responder(run.base or run, "base", catalog.OFF)]
 
 
-def find_stops(run: Run, voices: Sequence[Voice]) -> tuple[int, ...]:
+def find_stops(run: Run, voices: Sequence[Responder]) -> tuple[int, ...]:
     """Tokens besides end-of-text that end an answer.
 
     Raises:
       ValueError: one of them was trained to fill in masked tokens, and does not write.
     """
-    stops = chat_template.find_stops(run.companions)
+    stops = chat_template.find_stops(run.sidecar_files)
     for voice in voices:
         objective = voice.objective
         if isinstance(objective, Masked):

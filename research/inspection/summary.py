@@ -20,7 +20,7 @@ from research.text import near_duplicates
 from research.text.normalize import normalise
 
 if TYPE_CHECKING:
-    from research.data.packing.planning import Plan
+    from research.data.packing.planning import PackingPlan
     from research.objectives.base import Examples, Objective
     from research.text.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def _describe(examples: Examples, plan: Plan) -> dict[str, Any]:
+def _describe(examples: Examples, plan: PackingPlan) -> dict[str, Any]:
     filled = examples.lengths > 0
     lengths = examples.lengths[filled]
     return {

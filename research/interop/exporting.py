@@ -51,7 +51,7 @@ def export_huggingface(
             merged,
             dtype=dtype or imported.get("dtype", "float32"),
             dtypes=None if dtype else imported.get("dtypes"),
-            files=_tokenizer_files(run) | run.companions,
+            files=_tokenizer_files(run) | run.sidecar_files,
             kind=imported.get("family"),
             file_size=file_size,
         )

@@ -102,7 +102,7 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
         family = _without(prefix, family)  # saved as a model without a head
     check_layers(family, config.layers, tensors.shapes, str(path))
     found = sources(family, parameter_shapes(config))
-    check_tensors(family, found, tensors.shapes, config.tied, str(path))
+    check_tensors(family, found, tensors.shapes, config.tie_embeddings, str(path))
     for source in found.values():
         kind = tensors.dtypes[source.name]
         if kind not in tensor_files.DTYPES:

@@ -32,7 +32,7 @@ from research.text import chat_template, tokenizer
 TOKENIZER = "tokenizer.json"
 
 
-class Foreign(Protocol):
+class ExternalModel(Protocol):
     """A model in another project's format, opened and checked."""
 
     @property
@@ -56,7 +56,7 @@ class Foreign(Protocol):
         """`config.json`, the tokenizer and what belongs to it, as transformers names them."""
 
 
-def open_model(path: str | Path) -> Foreign:
+def open_model(path: str | Path) -> ExternalModel:
     """Opens whatever lies at a path.
 
     Raises:
@@ -72,7 +72,7 @@ def open_model(path: str | Path) -> Foreign:
         return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
 
 
-def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:
+def load_tokenizer(model: ExternalModel) -> tokenizer.Tokenizer:
     """The model's tokenizer with the roles that its files give it.
 
     Raises:
@@ -97,7 +97,7 @@ def load_tokenizer(model: Foreign) -> tokenizer.Tokenizer:
 
 
 def import_model(
-    model: Foreign, out: str | Path, say: Callable[[str, int], None] = lambda name, size: None
+    model: ExternalModel, out: str | Path, say: Callable[[str, int], None] = lambda name, size: None
 ) -> Path:
     """Writes a model as a run's folder, which `init_from`, `generate` and `evaluate` take.
 
@@ -117,7 +117,9 @@ def import_model(
     _check_companions(files, str(model.path))
     start = time.time()
     arrays: dict[str, jax.Array] = {}
-    for name, array in read_parameters(model, sharding.spread(parameter_shapes(model.config))):
+    for name, array in read_parameters(
+        model, sharding.shard_any_axis(parameter_shapes(model.config))
+    ):
         arrays[name] = array
         say(name, array.nbytes)
     metadata = {
@@ -148,7 +150,7 @@ def import_model(
 
 
 def read_parameters(
-    model: Foreign, shapes: Mapping[str, jax.ShapeDtypeStruct]
+    model: ExternalModel, shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Iterator[tuple[str, jax.Array]]:
     """Parameters by single-layer name, float32, each on the sharding that its shape carries."""
     for name, shape in shapes.items():

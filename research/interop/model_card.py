@@ -42,7 +42,7 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
     imported, summary = dict(run.imported or {}), _summary(run)
     licence = imported.get("licence", UNKNOWN)
     lines = ["---", f"license: {licence}", "---", ""] if licence != UNKNOWN else []
-    lines += [f"# {run.saved.path.parent.parent.name}", ""]
+    lines += [f"# {run.path.parent.parent.name}", ""]
     lines += [f"Made with Graft. Method: {_method(run)}.", "", "## Base", ""]
     if imported:
         lines += [f"- imported from {imported['source']} ({imported['family']})"]
@@ -89,11 +89,12 @@ def _training(run: Run, summary: Mapping[str, Any]) -> list[str]:
     experiment = run.experiment
     if experiment is None:
         return ["- none"]
-    versions = run.saved.metadata().get("versions", {})
+    versions = run.checkpoint.metadata().get("versions", {})
+    data, schedule = experiment.data, experiment.schedule
     lines = [
-        f"- {run.saved.step:,} of {experiment.steps:,} steps of {experiment.data.batch_size} x "
-        f"{experiment.data.sequence_length} tokens, {experiment.optimizer.name}, rate "
-        f"{experiment.schedule.rate:g} ({experiment.schedule.kind}), seed {experiment.seed}",
+        f"- {run.checkpoint.step:,} of {experiment.steps:,} steps of {data.batch_size} x "
+        f"{data.sequence_length} tokens, {experiment.optimizer.name}, rate "
+        f"{schedule.learning_rate:g} ({schedule.kind}), seed {experiment.seed}",
     ]
     if summary:
         trained, every = summary["trainable_parameters"], summary["parameters"]
@@ -132,6 +133,6 @@ def _template(run: Run) -> list[str]:
 
 def _summary(run: Run) -> dict[str, Any]:
     """What the run wrote at its end; empty for a checkpoint of one that goes on."""
-    path = run.saved.path.parent.parent / "summary.json"
+    path = run.path.parent.parent / "summary.json"
     summary = json.loads(path.read_text()) if storage.is_file(path) else {}
-    return summary if summary.get("steps") == run.saved.step else {}
+    return summary if summary.get("steps") == run.checkpoint.step else {}

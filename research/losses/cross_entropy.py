@@ -18,7 +18,7 @@ class LossConfig:
 
     # share of the target's probability spread evenly over the vocabulary (Szegedy 2015)
     label_smoothing: BelowOne = 0.0
-    # weight of log(normaliser)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311)
+    # weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311)
     z_loss: NonNegative = 0.0
     # columns of the sequence whose logits exist at one time
     chunk: Positive = 128
@@ -29,39 +29,39 @@ class LossConfig:
 class TokenLosses(NamedTuple):
     """Per-token results, each [B,S], or their sums."""
 
-    trained: jax.Array  # what training minimises
+    loss: jax.Array  # what training minimizes
     nll: jax.Array  # negative log-likelihood in nats
     correct: jax.Array  # whether no token is likelier than the target, float32
 
 
 def losses(
-    highest: jax.Array,
-    normaliser: jax.Array,
-    chosen: jax.Array,
+    max_logit: jax.Array,
+    log_z: jax.Array,
+    target_logit: jax.Array,
     mean: jax.Array | float,
     config: LossConfig,
 ) -> TokenLosses:
     """Losses [B,S] from each token's highest logit, log of the sum of exponentials, logit of the
     target, and mean logit (read with label smoothing alone)."""
-    trained = nll = normaliser - chosen
+    loss = nll = log_z - target_logit
     if smooth := config.label_smoothing:
-        trained = (1 - smooth) * nll + smooth * (normaliser - mean)
+        loss = (1 - smooth) * nll + smooth * (log_z - mean)
     if config.z_loss:
-        trained += config.z_loss * normaliser**2
-    return TokenLosses(trained, nll, (chosen >= highest).astype(jnp.float32))
+        loss += config.z_loss * log_z**2
+    return TokenLosses(loss, nll, (target_logit >= max_logit).astype(jnp.float32))
 
 
-def slope(
-    share: jax.Array, normaliser: jax.Array, hit: jax.Array, vocabulary: int, config: LossConfig
+def logits_grad(
+    probs: jax.Array, log_z: jax.Array, is_target: jax.Array, vocabulary: int, config: LossConfig
 ) -> jax.Array:
-    """How `trained` grows with each logit [B,S,C].
+    """The gradient of `loss` with respect to each logit [B,S,C].
 
     Args:
-      share: [B,S,C] their probabilities.
-      hit: [B,S,C] bool, which of them are the targets.
+      probs: [B,S,C] their probabilities.
+      is_target: [B,S,C] bool, which of them are the targets.
       vocabulary: V, of which C may be a chunk.
     """
     if config.z_loss:
-        share *= 1 + 2 * config.z_loss * normaliser[..., None]
+        probs *= 1 + 2 * config.z_loss * log_z[..., None]
     smooth = config.label_smoothing
-    return share - jnp.where(hit, 1 - smooth, 0.0) - smooth / vocabulary
+    return probs - jnp.where(is_target, 1 - smooth, 0.0) - smooth / vocabulary

@@ -44,7 +44,7 @@ def summed_losses(
     context: Context | None,
     config: LossConfig,
 ) -> TokenLosses:
-    """Sums of weights [B,S] times losses. Only `trained` has a gradient: to hidden and model.
+    """Sums of weights [B,S] times losses. Only `loss` has a gradient: to hidden and model.
 
     Raises:
       ValueError: chunks of the vocabulary that do not fit the head.
@@ -58,7 +58,7 @@ def summed_losses(
     leaves, structure = jax.tree.flatten(model.projection())
     given = (targets, weights, context)
     sums = _summed((config, structure), leaves, hidden, given)
-    return TokenLosses(sums.trained, *map(jax.lax.stop_gradient, sums[1:]))
+    return TokenLosses(sums.loss, *map(jax.lax.stop_gradient, sums[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -79,7 +79,7 @@ def _summed(static: Any, leaves: list[Any], hidden: jax.Array, given: Any) -> To
 
 
 def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
-    """The sums, and the gradients of `trained` to hidden and to those leaves that train."""
+    """The sums, and the gradients of `loss` to hidden and to those leaves that train."""
     config, structure = static
     trains = [leaf.perturbed for leaf in leaves]
     leaves, hidden, given = jax.tree.map(lambda x: x.value, (leaves, hidden, given))
@@ -96,8 +96,8 @@ def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
             return project(hidden, _of_columns(context, columns))
 
         values, pull = jax.vjp(logits, trained, hidden)
-        losses, slope = _losses(values, targets, config)
-        to_leaves, to_hidden = pull(slope * weights[..., None])
+        losses, logits_grad = _losses(values, targets, config)
+        to_leaves, to_hidden = pull(logits_grad * weights[..., None])
         sums = jax.tree.map(lambda x: jnp.sum(x * weights), losses)
         return jax.tree.map(jnp.add, total, (sums, to_leaves)), to_hidden
 
@@ -111,7 +111,7 @@ def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
 
 
 def _summed_backward(static: Any, kept: Any, cotangents: TokenLosses):
-    return *jax.tree.map(lambda x: (cotangents.trained * x).astype(x.dtype), kept), None
+    return *jax.tree.map(lambda x: (cotangents.loss * x).astype(x.dtype), kept), None
 
 
 _summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
@@ -127,21 +127,21 @@ def _of_columns(context: Context | None, columns: jax.Array) -> Context | None:
 
 
 def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[TokenLosses, jax.Array]:
-    """Losses [B,C] of logits [B,C,V], and the slope of `trained` along the logits."""
-    highest = jnp.max(logits, axis=-1)
-    raised = jnp.exp(logits - highest[..., None])
+    """Losses [B,C] of logits [B,C,V], and the gradient of `loss` along the logits."""
+    max_logit = jnp.max(logits, axis=-1)
+    exp_logits = jnp.exp(logits - max_logit[..., None])
     if sharding.platform() == "cpu":  # a sum is slow over what it computes itself, not over memory
-        raised = jax.lax.optimization_barrier(raised)
-    total = jnp.sum(raised, axis=-1)
-    normaliser = highest + jnp.log(total)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        exp_logits = jax.lax.optimization_barrier(exp_logits)
+    total = jnp.sum(exp_logits, axis=-1)
+    log_z = max_logit + jnp.log(total)
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     mean = jnp.mean(logits, axis=-1) if config.label_smoothing else 0.0
-    losses = cross_entropy.losses(highest, normaliser, chosen, mean, config)
+    losses = cross_entropy.losses(max_logit, log_z, target_logit, mean, config)
     vocabulary = logits.shape[-1]
     places = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    hit = places == targets[..., None]
-    share = raised / total[..., None]
-    return losses, cross_entropy.slope(share, normaliser, hit, vocabulary, config)
+    is_target = places == targets[..., None]
+    probs = exp_logits / total[..., None]
+    return losses, cross_entropy.logits_grad(probs, log_z, is_target, vocabulary, config)
 
 
 def _over_chunks(

@@ -4,7 +4,7 @@
 needs the whole head for that. Where the head is cut over many devices, and one row is all that a
 device has, the gathered head and its gradient would be the largest arrays of the step (128,256
 words of width 4,096: 1 and 2 GiB). Here each device gathers one chunk of the head at a time, for
-all of its tokens. The price: the logits are computed twice, once for the normaliser, once for the
+all of its tokens. The price: the logits are computed twice, once for log Z, once for the
 gradient (a third more of the head's products).
 """
 
@@ -36,14 +36,14 @@ def summed(
 
     Args:
       hidden: [B,S,D].
-      kernel: [D,V] of the head. Only `trained` has a gradient: to hidden and kernel.
+      kernel: [D,V] of the head. Only `loss` has a gradient: to hidden and kernel.
       cap: soft cap of the logits, 0 for none.
 
     Raises:
       ValueError: V does not divide by the chunks, or by those of a device.
     """
     sums = _summed((config, cap), hidden, kernel, (targets, weights))
-    return TokenLosses(sums.trained, *map(jax.lax.stop_gradient, sums[1:]))
+    return TokenLosses(sums.loss, *map(jax.lax.stop_gradient, sums[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -52,32 +52,34 @@ def _summed(static: Any, hidden: jax.Array, kernel: jax.Array, given: Any):
 
 
 def _forward(static: Any, hidden: Any, kernel: Any, given: Any):
-    """The sums, and the gradients of `trained`, to the kernel only where it trains."""
+    """The sums, and the gradients of `loss`, to the kernel only where it trains."""
     trains = kernel.perturbed
     hidden, kernel, given = jax.tree.map(lambda x: x.value, (hidden, kernel, given))
     config, cap = static
     chunks = _cut(kernel, config.vocabulary_chunks)
-    sums, normaliser = _sums(static, hidden, chunks, *given)
+    sums, log_z = _sums(static, hidden, chunks, *given)
     targets, weights = given
 
     def one(to_hidden, part):
         words, chunk = part
         logits = _logits(hidden, chunk, cap)
-        share = jnp.exp(logits - normaliser[..., None])
-        hit = _hit(targets, words)
-        slope = cross_entropy.slope(share, normaliser, hit, kernel.shape[1], config)
-        slope *= weights[..., None]
+        probs = jnp.exp(logits - log_z[..., None])
+        is_target = _is_target(targets, words)
+        logits_grad = cross_entropy.logits_grad(probs, log_z, is_target, kernel.shape[1], config)
+        logits_grad *= weights[..., None]
         if cap:
-            slope *= 1 - (logits / cap) ** 2
-        slope = slope.astype(hidden.dtype)
+            logits_grad *= 1 - (logits / cap) ** 2
+        logits_grad = logits_grad.astype(hidden.dtype)
         back = jnp.einsum(
-            "bsc,dc->bsd", slope, _gathered(chunk, hidden), preferred_element_type=jnp.float32
+            "bsc,dc->bsd", logits_grad, _gathered(chunk, hidden), preferred_element_type=jnp.float32
         )
         if not trains:
             return to_hidden + back, None
         flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
         # in float32, and to where it lies: the sum over devices is never whole anywhere
-        to_chunk = sharding.constrain(outer(flat(hidden), flat(slope)), ("embed", "vocabulary"))
+        to_chunk = sharding.constrain(
+            outer(flat(hidden), flat(logits_grad)), ("embed", "vocabulary")
+        )
         return to_hidden + back, to_chunk
 
     start = sharding.constrain(jnp.zeros(hidden.shape, jnp.float32), ("batch", "sequence", None))
@@ -87,35 +89,35 @@ def _forward(static: Any, hidden: Any, kernel: Any, given: Any):
 
 
 def _backward(static: Any, kept: Any, cotangents: Any):
-    return *jax.tree.map(lambda x: (cotangents.trained * x).astype(x.dtype), kept), None
+    return *jax.tree.map(lambda x: (cotangents.loss * x).astype(x.dtype), kept), None
 
 
 _summed.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _sums(static: Any, hidden: jax.Array, chunks: Any, targets: Array, weights: Array):
-    """The sums, and the normaliser [B,S]."""
+    """The sums, and log Z [B,S]."""
     config, cap = static
 
     def one(so_far, part):
-        highest, total, chosen, added = so_far
+        max_logit, total, target_logit, added = so_far
         words, chunk = part
         logits = _logits(hidden, chunk, cap)
-        higher = jnp.maximum(highest, jnp.max(logits, axis=-1))
-        total *= jnp.exp(highest - higher)
-        total += jnp.sum(jnp.exp(logits - higher[..., None]), axis=-1)
-        chosen += jnp.sum(jnp.where(_hit(targets, words), logits, 0.0), axis=-1)
+        new_max = jnp.maximum(max_logit, jnp.max(logits, axis=-1))
+        total *= jnp.exp(max_logit - new_max)
+        total += jnp.sum(jnp.exp(logits - new_max[..., None]), axis=-1)
+        target_logit += jnp.sum(jnp.where(_is_target(targets, words), logits, 0.0), axis=-1)
         if config.label_smoothing:
             added += jnp.sum(logits, axis=-1)
-        return (higher, total, chosen, added), None
+        return (new_max, total, target_logit, added), None
 
     zeros = sharding.constrain(jnp.zeros(targets.shape, jnp.float32), ("batch", "sequence"))
     start = (zeros - jnp.inf, zeros, zeros, zeros)
-    (highest, total, chosen, added), _ = jax.lax.scan(one, start, chunks)
-    normaliser = highest + jnp.log(total)
+    (max_logit, total, target_logit, added), _ = jax.lax.scan(one, start, chunks)
+    log_z = max_logit + jnp.log(total)
     mean = added / chunks[0].size
-    losses = cross_entropy.losses(highest, normaliser, chosen, mean, config)
-    return jax.tree.map(lambda x: jnp.sum(x * weights), losses), normaliser
+    losses = cross_entropy.losses(max_logit, log_z, target_logit, mean, config)
+    return jax.tree.map(lambda x: jnp.sum(x * weights), losses), log_z
 
 
 def _logits(hidden: jax.Array, chunk: jax.Array, cap: float) -> jax.Array:
@@ -128,7 +130,7 @@ def _gathered(chunk: jax.Array, like: jax.Array) -> jax.Array:
     return sharding.constrain(chunk.astype(like.dtype), (None, "vocabulary"))
 
 
-def _hit(targets: Array, words: jax.Array) -> jax.Array:
+def _is_target(targets: Array, words: jax.Array) -> jax.Array:
     """[B,S,C] bool: which of the words [C] of a chunk are asked for."""
     return words == targets[..., None]
 

@@ -2,7 +2,7 @@
 
 A method is a frozen dataclass with `trains`, ordered (pattern, bool) rules over parameter names,
 and `attach(model, key) -> model`, which returns a copy with filled sites. One whose sites drop
-units (`Context.site_dropout`) says `drops`. Adding one costs one file and one line here.
+units (`Context.adapter_dropout`) says `drops`. Adding one costs one file and one line here.
 """
 
 from typing import TYPE_CHECKING, Any

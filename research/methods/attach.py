@@ -146,7 +146,7 @@ _AXES: dict[type, tuple[str | None, ...] | None] = {
     Embedding: ("vocabulary", "embed"),
     Head: ("embed", "vocabulary"),
     Residual: ("embed",),
-    Attention: ("key_heads",),
+    Attention: ("kv_heads",),
 }
 
 
@@ -235,7 +235,7 @@ def derive_stacks(config: ModelConfig, method: Method) -> tuple[str, ...]:
 
     kinds = [kind(name) for name in single]
     alike = lambda i, j: kinds[i] == kinds[j]  # noqa: E731
-    return tree.group(config.layers, alike, config.longest_stack)
+    return tree.group(config.layers, alike, config.max_scan_layers)
 
 
 def merge(model: Transformer, adapter: str) -> Transformer:
@@ -247,7 +247,7 @@ def merge(model: Transformer, adapter: str) -> Transformer:
     """
     model = jax.tree.map(lambda leaf: leaf, model)
     for name, module in places(model, Embedding, Head):
-        check_untied(name, model.config.tied and adapter in module.site)
+        check_untied(name, model.config.tie_embeddings and adapter in module.site)
     shared = dict(model.methods)
     if not merge_sites(model, adapter, shared, lambda module: weight_of(model, module)):
         raise ValueError(f"no adapter named {adapter!r} is attached to a weight of this model")
@@ -302,12 +302,14 @@ def merge_sites(
         if adapter in module.site and first != adapter:
             raise ValueError(f"{name}: {adapter!r} acts on what {first!r} gives; merge that first")
     for name, module, delta in _taken(part, adapter):
-        if not hasattr(delta, "merged"):
+        if not hasattr(delta, "merge_into"):
             raise ValueError(f"{name}: {type(delta).__name__} cannot be merged into a weight")
 
         def run(delta, weight):
-            keeps = delta.keeps(weight, shared) if hasattr(delta, "keeps") else {}
-            return delta.merged(weight, shared), keeps
+            residual = (
+                delta.unmerge_residual(weight, shared) if hasattr(delta, "unmerge_residual") else {}
+            )
+            return delta.merge_into(weight, shared), residual
 
         made, kept[name] = _over_layers(name, run)(delta, weight(module))
         _put(module, made)
@@ -324,7 +326,7 @@ def unmerge_sites(
     """The inverse of `merge_sites`, of weights in which the adapter is merged; `kept` is what
     that gave."""
     for name, module, delta in _taken(part, adapter):
-        run = lambda delta, weight, kept: delta.unmerged(weight, shared, kept)  # noqa: E731
+        run = lambda delta, weight, kept: delta.unmerge_from(weight, shared, kept)  # noqa: E731
         _put(module, _over_layers(name, run)(delta, weight(module), kept.get(name, {})))
 
 

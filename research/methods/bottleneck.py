@@ -46,7 +46,7 @@ class Bottleneck:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf".*/site/{re.escape(self.adapter)}/(down|up)(_bias)?", True),)
 
-    def summed(self, others: Sequence[Bottleneck], sides: Mapping[str, int]) -> Bottleneck:
+    def weighted_sum(self, others: Sequence[Bottleneck], sides: Mapping[str, int]) -> Bottleneck:
         """The adapter that a weighted sum of this and others is: their units side by side.
 
         Raises:
@@ -83,7 +83,7 @@ class SmallMLP(nnx.Module):
         self.activation = method.activation
 
     @staticmethod
-    def summed(parts: Sequence[tuple[float, SmallMLP]]) -> dict[str, jax.Array]:
+    def weighted_sum(parts: Sequence[tuple[float, SmallMLP]]) -> dict[str, jax.Array]:
         """The leaves of the weighted sum: all units beside each other."""
         scaled = [(weight * delta.scale[...], delta) for weight, delta in parts]
         return {
@@ -96,7 +96,7 @@ class SmallMLP(nnx.Module):
 
     def __call__(self, x, y, weight: None, context: Context) -> jax.Array:
         act = jax.nn.relu if self.activation == "relu" else ACTIVATIONS[self.activation]
-        z = context.drop(x if self.parallel else y, context.site_dropout)
+        z = context.drop(x if self.parallel else y, context.adapter_dropout)
         inner = act(matmul(z, self.down[...]) + self.down_bias[...].astype(y.dtype))
         made = matmul(inner, self.up[...]) + self.up_bias[...].astype(y.dtype)
         return y + self.scale[...].astype(y.dtype) * made

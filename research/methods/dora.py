@@ -64,7 +64,7 @@ class Decomposed(nnx.Module):
 
     def ratio(self, weight: Weight) -> jax.Array:
         """magnitude over the column norms [O]; no gradient flows through the norms (sec. 4.3)."""
-        kernel = self.low.merged(weight, {}).kernel
+        kernel = self.low.merge_into(weight, {}).kernel
         return self.magnitude[...] / jax.lax.stop_gradient(_norms(kernel))
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
@@ -79,18 +79,19 @@ class Decomposed(nnx.Module):
         norms = Chain(((None, after),), rows=inputs, each="pass")
         return Work((low._replace(factors=(*low.factors, ("magnitude", ()))), norms))
 
-    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
-        kernel = self.low.merged(weight, shared).kernel * self.ratio(weight)
+        kernel = self.low.merge_into(weight, shared).kernel * self.ratio(weight)
         return weight._replace(kernel=kernel)
 
-    def keeps(self, weight: Weight, shared: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def unmerge_residual(self, weight: Weight, shared: Mapping[str, Any]) -> dict[str, jax.Array]:
         """What the merged weight no longer tells: the column norms before."""
         return {"ratio": self.ratio(weight)}
 
-    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
         """The inverse of `merged`, given what it keeps; infinite where a magnitude is zero."""
-        return self.low.unmerged(weight._replace(kernel=weight.kernel / kept["ratio"]), shared, {})
+        directions = weight._replace(kernel=weight.kernel / kept["ratio"])
+        return self.low.unmerge_from(directions, shared, {})
 
 
 def _norms(kernel: jax.Array) -> jax.Array:

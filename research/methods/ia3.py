@@ -33,7 +33,7 @@ class IA3:
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf".*/site/{re.escape(self.adapter)}/factor", True),)
 
-    def summed(self, others: Sequence[IA3], sides: Mapping[str, int]) -> IA3:
+    def weighted_sum(self, others: Sequence[IA3], sides: Mapping[str, int]) -> IA3:
         """The IA3 that a weighted sum of this and others is.
 
         Raises:
@@ -68,16 +68,16 @@ class Scaled(nnx.Module):
         return scaled(y, self.factor[...])
 
     @staticmethod
-    def summed(parts: Sequence[tuple[float, Scaled]]) -> dict[str, jax.Array]:
+    def weighted_sum(parts: Sequence[tuple[float, Scaled]]) -> dict[str, jax.Array]:
         """The factor of the weighted sum: each adds (factor - 1) times the output."""
         one = jnp.ones(())
         return {"factor": one + sum(weight * (delta.factor[...] - one) for weight, delta in parts)}
 
-    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
         return _times(weight, self.factor[...])
 
-    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
         """The inverse of `merged`; infinite where a factor is zero."""
         return _times(weight, 1 / self.factor[...])
 

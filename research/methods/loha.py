@@ -77,7 +77,7 @@ class Hadamard(nnx.Module):
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         # made again in the backward pass: it is as large as the weight
         change = jax.checkpoint(Hadamard.change)(self)
-        return y + matmul(context.drop(x, context.site_dropout), change).astype(y.dtype)
+        return y + matmul(context.drop(x, context.adapter_dropout), change).astype(y.dtype)
 
     def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
         inputs, outputs = weight.kernel.shape
@@ -88,10 +88,10 @@ class Hadamard(nnx.Module):
         # the product of x and the change, which has a gradient
         return Work((Chain((("first_in", (inputs, outputs)),)), *made))
 
-    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
         return weight._replace(kernel=weight.kernel.astype(jnp.float32) + self.change())
 
-    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
         """The inverse of `merged`."""
         return weight._replace(kernel=weight.kernel - self.change())

@@ -26,7 +26,8 @@ EVERY_LINEAR = r"layers/\d+/(attention|mlp)/\w+"
 class LoRA:
     """Low-rank adaptation; everything of the base stays frozen.
 
-    LoRA+ (arXiv:2402.12354) is a rule of the experiment: `rate_rules = [(".*/lora/b", 16.0)]`.
+    LoRA+ (arXiv:2402.12354) is a rule of the experiment: `learning_rate_rules = [(".*/lora/b",
+    16.0)]`.
     """
 
     # patterns over names of linears, such as layers/7/attention/query, `embedding` and `head`
@@ -85,7 +86,7 @@ class LoRA:
     def numbers(self) -> tuple[tuple[str, float], ...]:
         return (*self.alphas, (".*", self.alpha))
 
-    def summed(self, others: Sequence[LoRA], sides: Mapping[str, int]) -> LoRA:
+    def weighted_sum(self, others: Sequence[LoRA], sides: Mapping[str, int]) -> LoRA:
         """The LoRA that a weighted sum of this and others is: their ranks side by side, or that of
         the weight's smaller side where they are more.
 
@@ -164,7 +165,7 @@ class LowRank(nnx.Module):
         return [(self.a[...], self.b[...], 1.0)]
 
     @staticmethod
-    def summed(parts: Sequence[tuple[float, LowRank]]) -> dict[str, jax.Array]:
+    def weighted_sum(parts: Sequence[tuple[float, LowRank]]) -> dict[str, jax.Array]:
         """The leaves of the weighted sum: a [I,R+R'], b [R+R',O], scale []; with more ranks than
         the smaller side has numbers, the sum itself and an identity."""
         a, b = [], []
@@ -180,11 +181,11 @@ class LowRank(nnx.Module):
             left, right = (small, change) if inputs <= outputs else (change, small)
         return {"a": left, "b": right, "scale": jnp.float32(1)}
 
-    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
         return weight._replace(kernel=weight.kernel.astype(jnp.float32) + self.change())
 
-    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
         """The inverse of `merged`."""
         return weight._replace(kernel=weight.kernel - self.change())
 
@@ -192,11 +193,11 @@ class LowRank(nnx.Module):
 def low_rank(x, y, a, b, scale, context: Context) -> jax.Array:
     """scale * (x @ a) @ b, or scale * a[x] @ b for tokens, in y's type."""
     if jnp.issubdtype(x.dtype, jnp.integer):
-        low = context.drop(a[x].astype(y.dtype), context.site_dropout)
+        low = context.drop(a[x].astype(y.dtype), context.adapter_dropout)
         prompts = y.shape[1] - x.shape[1]  # of another method, in front
         low = jnp.pad(low, ((0, 0), (prompts, 0), (0, 0)))
     else:
-        low = matmul(context.drop(x, context.site_dropout), a)
+        low = matmul(context.drop(x, context.adapter_dropout), a)
     return matmul(low * scale.astype(low.dtype), b).astype(y.dtype)
 
 
@@ -224,7 +225,7 @@ class Principal(LowRank):
         first_a, first_b, scale = self.first_a[...], self.first_b[...], self.scale[...]
         if jnp.issubdtype(x.dtype, jnp.integer):
             return super().product(x, y, context) - low_rank(x, y, first_a, first_b, scale, context)
-        rows = context.drop(x, context.site_dropout).reshape(-1, x.shape[-1])
+        rows = context.drop(x, context.adapter_dropout).reshape(-1, x.shape[-1])
         change = _difference(rows, self.a[...], scale * self.b[...], first_a, scale * first_b)
         return change.reshape(y.shape).astype(y.dtype)
 

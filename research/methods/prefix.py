@@ -30,14 +30,14 @@ class Prefix:
     # make them from vectors [P,D] by an MLP whose first half all layers share
     reparameterized: bool = False
     # units M of that MLP
-    hidden: Positive = 512
+    mlp_width: Positive = 512
     # the adapter's name
     adapter: Name = "prefix"
     kind: Literal["prefix"] = "prefix"
 
     def __post_init__(self):
-        if self.hidden != Prefix.hidden and not self.reparameterized:
-            raise ValueError("method: `hidden` is the MLP's of a `reparameterized` prefix")
+        if self.mlp_width != Prefix.mlp_width and not self.reparameterized:
+            raise ValueError("method: `mlp_width` is the MLP's of a `reparameterized` prefix")
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
@@ -63,11 +63,11 @@ class KeysAndValues(nnx.Module):
     """(keys, values) [B,T,K,N] -> [B,P+T,K,N]; rotary positions leave the prefix alone."""
 
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
-        width = config.key_heads * config.size
+        width = config.kv_heads * config.size
         start = lambda key: 0.02 * jax.random.normal(key, (method.length, width))  # noqa: E731
         first, second = jax.random.split(key)
-        self.keys = nnx.Param(start(first), axes=(None, "key_heads"))
-        self.values = nnx.Param(start(second), axes=(None, "key_heads"))
+        self.keys = nnx.Param(start(first), axes=(None, "kv_heads"))
+        self.values = nnx.Param(start(second), axes=(None, "kv_heads"))
 
     def made(self, context: Context) -> tuple[jax.Array, jax.Array]:
         """Keys and values, each [P,K*N]."""
@@ -92,10 +92,10 @@ class Vectors(nnx.Module):
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
         first, second = jax.random.split(key)
         normal = jax.random.normal
-        vectors, into = (method.length, config.width), (config.width, method.hidden)
+        vectors, into = (method.length, config.width), (config.width, method.mlp_width)
         self.vectors = nnx.Param(normal(first, vectors), axes=(None, "embed"))
         self.into = nnx.Param(config.width**-0.5 * normal(second, into), axes=("embed", "rank"))
-        self.bias = nnx.Param(jnp.zeros(method.hidden), axes=("rank",))
+        self.bias = nnx.Param(jnp.zeros(method.mlp_width), axes=("rank",))
 
     def __call__(self) -> jax.Array:
         return jnp.tanh(self.vectors[...] @ self.into[...] + self.bias[...])
@@ -105,10 +105,10 @@ class FromVectors(KeysAndValues):
     """A layer's half of the MLP: [P,M] @ out [M,2,K*N] + out_bias."""
 
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
-        width = config.key_heads * config.size
-        out = method.hidden**-0.5 * jax.random.normal(key, (method.hidden, 2, width))
-        self.out = nnx.Param(out, axes=("rank", None, "key_heads"))
-        self.out_bias = nnx.Param(jnp.zeros((2, width)), axes=(None, "key_heads"))
+        width = config.kv_heads * config.size
+        out = method.mlp_width**-0.5 * jax.random.normal(key, (method.mlp_width, 2, width))
+        self.out = nnx.Param(out, axes=("rank", None, "kv_heads"))
+        self.out_bias = nnx.Param(jnp.zeros((2, width)), axes=(None, "kv_heads"))
         self.name = method.adapter
 
     def made(self, context: Context) -> tuple[jax.Array, jax.Array]:

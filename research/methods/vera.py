@@ -97,12 +97,12 @@ class Vectors(nnx.Module):
         b = f"methods/{self.name}/b", (rank, outputs)
         return Work((Chain((a, ("inner", ()), b, ("outer", ()))),))
 
-    def merged(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
         """The weight that does the same alone."""
         change = self.change(shared, weight.kernel.shape[0])
         return weight._replace(kernel=weight.kernel.astype(jnp.float32) + change)
 
-    def unmerged(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
         """The inverse of `merged`."""
         return weight._replace(kernel=weight.kernel - self.change(shared, weight.kernel.shape[0]))
 

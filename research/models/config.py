@@ -43,9 +43,9 @@ class ModelConfig:
     # query heads H
     heads: Positive
     # key and value heads K, each shared by H / K query heads
-    key_heads: Positive
+    kv_heads: Positive
     # feed-forward width F
-    hidden: Positive
+    mlp_width: Positive
     # head size N; 0 takes width / heads
     head_size: Count = 0
     # base of the rotary frequencies
@@ -80,7 +80,7 @@ class ModelConfig:
     # what multiplies embeddings
     embedding_scale: PositiveNumber = 1.0
     # whether the head reuses the embedding's table
-    tied: bool = True
+    tie_embeddings: bool = True
     # tokens that a query sees back, by layer, repeated cyclically; 0 sees all
     windows: tuple[Count, ...] = (0,)
     # ordered (pattern over names such as layers/7/mlp/up, embedding and head, type): how weights
@@ -90,7 +90,7 @@ class ModelConfig:
     # splash (TPU)
     attention: str = AUTO
     # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
-    longest_stack: Count = 0
+    max_scan_layers: Count = 0
     # what the backward pass recomputes: nothing, everything but layer inputs (which `offload` keeps
     # in the host's memory meanwhile), all but products; on CPU it saves memory in scans only (XLA
     # there recomputes an unrolled layer at once)
@@ -104,10 +104,10 @@ class ModelConfig:
     def __post_init__(self):
         if not self.windows:
             raise ValueError("model: `windows` is empty; (0,) lets every layer see everything")
-        if min(self.heads, self.key_heads, self.width) < 1:
+        if min(self.heads, self.kv_heads, self.width) < 1:
             return  # the door names the field
-        if self.heads % self.key_heads:
-            raise ValueError(f"model: {self.heads} heads do not share {self.key_heads} key heads")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model: {self.heads} heads do not share {self.kv_heads} key heads")
         if not self.head_size and self.width % self.heads:
             raise ValueError(f"model: width {self.width} does not divide by {self.heads} heads")
         if self.size % 2:
@@ -167,7 +167,7 @@ class ComputeConfig:
     """How a model is computed, where that differs from what its config says; None: as there."""
 
     attention: str | None = None
-    longest_stack: Count | None = None
+    max_scan_layers: Count | None = None
     remat: Remat | None = None
     mlp_chunks: Count | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None

@@ -121,7 +121,7 @@ class Head(nnx.Module):
 
     def __init__(self, key: jax.Array, config: ModelConfig):
         self.kernel = nnx.data(None)
-        if not config.tied:
+        if not config.tie_embeddings:
             shape = (config.width, config.vocabulary)
             kernel = config.width**-0.5 * jax.random.truncated_normal(key, -3, 3, shape)
             self.kernel = nnx.Param(kernel, axes=("embed", "vocabulary"))

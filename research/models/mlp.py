@@ -28,7 +28,7 @@ class MLP(nnx.Module):
     `down(activation(up(x)))`."""
 
     def __init__(self, key: jax.Array, config: ModelConfig):
-        d, f, biases = config.width, config.hidden, config.biases
+        d, f, biases = config.width, config.mlp_width, config.biases
         keys = jax.random.split(key, 3)
         into = ("embed", "mlp")
         self.gate = nnx.data(None)

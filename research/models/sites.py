@@ -49,7 +49,7 @@ class Context:
       adapter: [B] int32, which of a delta's adapters each row uses.
       keys: [B] random keys, one a row; None in evaluation, which switches dropout off.
       dropout: [] probability of dropping a unit of the base's residual branches.
-      site_dropout: [] probability of dropping a unit of the input of a delta.
+      adapter_dropout: [] probability of dropping a unit of the input of a delta.
       columns: [B,C] int32, the columns of its row that a part holds, where a row is cut into parts
         (`research.losses.sequence_chunks`): so what is dropped does not depend on how it is cut.
       shared: modules that a method shares between its sites, by method name.
@@ -58,7 +58,7 @@ class Context:
     adapter: Array | None = None
     keys: jax.Array | None = None
     dropout: Array | None = None
-    site_dropout: Array | None = None
+    adapter_dropout: Array | None = None
     columns: Array | None = None
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

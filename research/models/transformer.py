@@ -90,11 +90,11 @@ class Attention(nnx.Module):
     """Grouped-query attention (Ainslie 2023, arXiv:2305.13245)."""
 
     def __init__(self, key: jax.Array, config: ModelConfig):
-        d, h, k, n = config.width, config.heads, config.key_heads, config.size
+        d, h, k, n = config.width, config.heads, config.kv_heads, config.size
         keys, biases = jax.random.split(key, 4), config.biases
         self.query = Linear(keys[0], d, h * n, ("embed", "heads"), bias="query" in biases)
-        self.key = Linear(keys[1], d, k * n, ("embed", "key_heads"), bias="key" in biases)
-        self.value = Linear(keys[2], d, k * n, ("embed", "key_heads"), bias="value" in biases)
+        self.key = Linear(keys[1], d, k * n, ("embed", "kv_heads"), bias="key" in biases)
+        self.value = Linear(keys[2], d, k * n, ("embed", "kv_heads"), bias="value" in biases)
         self.output = Linear(
             keys[3],
             h * n,
@@ -238,7 +238,7 @@ class Transformer(nnx.Module):
         self.config = config
         keys = jax.random.split(key, 3)
         if stacks is None:
-            stacks = tree.group(config.layers, lambda i, j: True, config.longest_stack)
+            stacks = tree.group(config.layers, lambda i, j: True, config.max_scan_layers)
         size = config.vocabulary, config.width
         self.embedding = Embedding(keys[0], *size, scale=config.embedding_scale)
         self.positions = nnx.data(None)
@@ -348,7 +348,7 @@ class Transformer(nnx.Module):
 
     def projection(self) -> Projection:
         """What turns hidden states into logits, apart from the rest of the model."""
-        table = self.embedding.kernel[...] if self.config.tied else None
+        table = self.embedding.kernel[...] if self.config.tie_embeddings else None
         return Projection(self.head, table, self.methods)
 
     def logits(self, hidden: jax.Array, context: Context | None = None) -> jax.Array:
@@ -358,7 +358,7 @@ class Transformer(nnx.Module):
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache for B = `rows` and T = `length` slots, prompt tokens included."""
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        shape = (rows, length, config.key_heads, config.size)
+        shape = (rows, length, config.kv_heads, config.size)
         layers = {
             name: (jnp.zeros((len(tree.stack_range(name)), *shape), dtype),) * 2
             for name in self.layers

@@ -92,7 +92,7 @@ class Examples:
     # What a run's plan says of how they were made.
     note: str = ""
     # Files that a model trained on them needs beside its tokenizer, such as the chat template.
-    companions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sidecar_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lengths)

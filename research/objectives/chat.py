@@ -136,7 +136,7 @@ class Chat:
             piece=piece,
             stops=tuple(np.unique(last).tolist()),
             note=f"{note}, {len(long):,} over-long left out" if len(long) else note,
-            companions={chat_template.TEMPLATE: template},
+            sidecar_files={chat_template.TEMPLATE: template},
         )
 
 

@@ -1,9 +1,10 @@
 """Optimizers from Optax, told apart from rate and decay.
 
-`direction(config)` turns gradients into a step of unit rate; the train step multiplies it by the
-rate and adds decoupled decay, both arrays, so that a sweep over them compiles once. Stacked leaves
-pass through the optimizer layer by layer, and those of a bank adapter by adapter (`vmap` over these
-axes), so norms, factored moments and orthogonalised matrices mean what they mean for one.
+`make_optimizer(config)` turns gradients into a step of unit rate; the train step multiplies it by
+the rate and adds decoupled decay, both arrays, so that a sweep over them compiles once. Stacked
+leaves pass through the optimizer layer by layer, and those of a bank adapter by adapter (`vmap`
+over these axes), so norms, factored moments and orthogonalised matrices mean what they mean for
+one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ Axes = tuple[str | None, ...]  # the logical axes of an array
 APART = ("layers", "adapters")  # axes along which arrays of their own lie side by side
 
 
-def direction(config: OptimizerConfig, axes: Mapping[str, Axes]) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, axes: Mapping[str, Axes]
+) -> optax.GradientTransformation:
     """Gradients `{name: array}` -> the step that gradient ascent of rate 1 would take.
 
     The state of a leaf stands under the leaf's own name, with its axes of layers and adapters.

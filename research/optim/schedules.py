@@ -22,7 +22,7 @@ class ScheduleConfig:
     """Linear warm-up, then the kind's own course down to `final_share` of the peak rate."""
 
     # highest learning rate
-    rate: PositiveNumber = 1e-3
+    learning_rate: PositiveNumber = 1e-3
     # constant, linear, cosine (arXiv:1608.03983) or wsd: warm-up, stable, decay (2404.06395)
     kind: Kind = "cosine"
     # steps from 0 to the peak
@@ -38,7 +38,7 @@ class ScheduleConfig:
 class Schedule:
     """The numbers of a schedule, each a float32 scalar."""
 
-    rate: jax.Array
+    learning_rate: jax.Array
     warmup: jax.Array
     total: jax.Array
     final_share: jax.Array
@@ -54,7 +54,7 @@ class Schedule:
         if config.warmup >= max(steps, 1):
             raise ValueError(f"schedule: warm-up of {config.warmup} steps in a run of {steps}")
         stable = (1 - config.decay_share) * steps if config.kind == "wsd" else config.warmup
-        numbers = (config.rate, config.warmup, steps, config.final_share, stable)
+        numbers = (config.learning_rate, config.warmup, steps, config.final_share, stable)
         return cls(*(jnp.asarray(number, jnp.float32) for number in numbers))
 
 
@@ -71,4 +71,6 @@ def learning_rate(kind: Kind, schedule: Schedule, step: jax.Array) -> jax.Array:
             left = 1 - gone
         case "cosine":
             left = 0.5 * (1 + jnp.cos(jnp.pi * gone))
-    return schedule.rate * warm * (schedule.final_share + (1 - schedule.final_share) * left)
+    return (
+        schedule.learning_rate * warm * (schedule.final_share + (1 - schedule.final_share) * left)
+    )

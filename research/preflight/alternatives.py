@@ -86,7 +86,7 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
             save.append(f"loss.vocabulary_chunks={chunks}")
             yield list(save)
     mlps = [block.mlp for block in program.model_shapes.layers.values()]
-    if shape.hidden % 8 == 0 and not shape.mlp_chunks and all(mlp.whole is None for mlp in mlps):
+    if shape.mlp_width % 8 == 0 and not shape.mlp_chunks and all(mlp.whole is None for mlp in mlps):
         save.append("compute.mlp_chunks=8")
         yield list(save)
     meshes: list[tuple[int, list[str]]] = [(program.mesh.shape["tensor"], [])]
@@ -95,18 +95,18 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
         meshes = [(program.mesh.shape["tensor"], one)]
         yield [*save, *one]
     for tensor in (2, 4, 8):
-        if shape.key_heads % tensor == 0 and tensor > program.mesh.shape["tensor"]:
+        if shape.kv_heads % tensor == 0 and tensor > program.mesh.shape["tensor"]:
             meshes.append((tensor, [*one, f"mesh.tensor={tensor}"]))
     first = meshes[0][1]
-    rows, least = program.rows_of_device, experiment.accumulate
+    rows, least = program.rows_of_device, experiment.accumulation_steps
     while rows > 1 and rows % 2 == 0:
         rows, least = rows // 2, least * 2
-        yield [*save, *first, f"accumulate={least}"]
+        yield [*save, *first, f"accumulation_steps={least}"]
     for tensor, mesh in meshes[1:]:
         yield [*save, *mesh]
         rows = experiment.data.batch_size * tensor // devices
         if rows > 1:
-            yield [*save, *mesh, f"accumulate={experiment.accumulate * rows}"]
+            yield [*save, *mesh, f"accumulation_steps={experiment.accumulation_steps * rows}"]
     fewer = experiment.data.batch_size // 2
     while fewer and fewer * program.mesh.shape["tensor"] >= devices:
         yield [*save, *first, f"data.batch_size={fewer}"]

@@ -65,7 +65,7 @@ def examine(experiment: Experiment, topology: Topology, prices: Prices | None = 
         return _config_facts(nowhere, topology) | _unfitting(str(error))
     report = facts(program, topology, prices)
     start = time.perf_counter()
-    with sharding.use(program.mesh, experiment.sharding_rules):
+    with sharding.mesh_context(program.mesh, experiment.sharding_rules):
         try:
             memory = Memory.of(program.compile(program.batch_shapes))
         except ValueError as error:
@@ -161,7 +161,7 @@ def _config_facts(program: Program, topology: Topology) -> Report:
         "trainable_parameters": program.trainable_parameters,
         "batch_size": data.batch_size,
         "sequence_length": data.sequence_length,
-        "accumulate": experiment.accumulate,
+        "accumulation_steps": experiment.accumulation_steps,
         "remat": program.shape.remat,
         "steps": experiment.steps,
         "model_flops": program.flops_per_token * data.batch_size * data.sequence_length,
@@ -175,7 +175,7 @@ def held_bytes(program: Program) -> dict[str, int]:
     for name, leaf in tree.flatten(program.state_shapes).items():
         size = _own_bytes(program, name, leaf)
         own = name.removeprefix("model/")
-        if program.placed[name].memory_kind == sharding.HOST:
+        if program.shardings[name].memory_kind == sharding.HOST:
             continue
         if not name.startswith("model/"):
             held["optimizer"] += size
@@ -187,7 +187,7 @@ def held_bytes(program: Program) -> dict[str, int]:
 def host_bytes(program: Program) -> int:
     """Bytes that the host keeps for one device: offloaded moments, and inputs of layers."""
     leaves = tree.flatten(program.state_shapes)
-    there = [n for n, placed in program.placed.items() if placed.memory_kind == sharding.HOST]
+    there = [n for n, placed in program.shardings.items() if placed.memory_kind == sharding.HOST]
     total = sum(_own_bytes(program, name, leaves[name]) for name in there)
     if program.shape.remat == "offload":
         shape, data = program.shape, program.experiment.data
@@ -199,12 +199,13 @@ def host_bytes(program: Program) -> int:
 def _batch_bytes(program: Program) -> int:
     leaves = jax.tree.leaves(program.batch_shapes)
     return sum(
-        math.prod(program.rows.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+        math.prod(program.batch_sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in leaves
     )
 
 
 def _own_bytes(program: Program, name: str, leaf: Any) -> int:
-    return math.prod(program.placed[name].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return math.prod(program.shardings[name].shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _needed(error: str) -> int | None:
@@ -224,7 +225,7 @@ def describe(report: Mapping[str, Any]) -> str:
         f"{_verdict(report)}",
         f"{'run':10} {report['method']}, {report['parameters'] / 1e9:.2f} billion parameters, "
         f"{trains:.2%} train; {report['batch_size']} rows of {report['sequence_length']}, "
-        f"accumulate {report['accumulate']}, remat {report['remat']}",
+        f"accumulation_steps {report['accumulation_steps']}, remat {report['remat']}",
     ]
     if "mesh" not in report:
         return "\n".join([*lines, f"{'FLOPs':10} {report['model_flops']:.3g} a step"])

@@ -25,8 +25,10 @@ def describe(program: Program) -> str:
     batch = tree.flatten(program.batch_shapes)
     # by its first part: model, optimizer, step
     for part, names in itertools.groupby(state, key=lambda name: name.partition("/")[0]):
-        lines += _lines(part, {name: (state[name], program.placed[name]) for name in names})
-    lines += _lines("batch", {f"batch/{n}": (leaf, program.rows) for n, leaf in batch.items()})
+        lines += _lines(part, {name: (state[name], program.shardings[name]) for name in names})
+    lines += _lines(
+        "batch", {f"batch/{n}": (leaf, program.batch_sharding) for n, leaf in batch.items()}
+    )
     return "\n".join(lines) + "\n"
 
 

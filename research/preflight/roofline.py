@@ -89,7 +89,7 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
     """
     data, shape = program.experiment.data, program.shape
     tokens = data.batch_size * data.sequence_length
-    passes, flops = program.experiment.accumulate, program.flops
+    passes, flops = program.experiment.accumulation_steps, program.flops
     model_flops = passes * flops.train(tokens / passes)
     hardware = model_flops
     if shape.computes_again:
@@ -126,9 +126,9 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     """
     mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
     wide = jnp.dtype(shape.compute_dtype).itemsize
-    passes = experiment.accumulate
+    passes = experiment.accumulation_steps
     replicas = mesh["data"]
-    trained = set(program.plan.trainable)
+    trained = set(program.step_config.trainable)
     gathered = scattered = copied = 0.0
     for name, leaf, placed in _parameters(program):
         shared = _ways(placed, ("fsdp", "sequence"))
@@ -151,7 +151,7 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     again = shape.computes_again
     acts = 2 * over * activation * shape.layers * (2 + 2 + again)
     acts += 2 * activation * (1 - 1 / (mesh["fsdp"] * mesh["sequence"]))
-    keys = 2 * tokens * mesh["sequence"] * shape.key_heads * shape.size * wide * passes
+    keys = 2 * tokens * mesh["sequence"] * shape.kv_heads * shape.size * wide * passes
     keys *= (1 - 1 / mesh["sequence"]) * shape.layers * (2 + again) / mesh["tensor"]
     return Traffic(gathered, scattered, inside, acts, keys, between)
 
@@ -161,20 +161,20 @@ def memory_bytes(program: Program) -> float:
     written once and read for each product, and what each product gives."""
     mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
     wide = jnp.dtype(shape.compute_dtype).itemsize
-    trained, total = set(program.plan.trainable), 0.0
+    trained, total = set(program.step_config.trainable), 0.0
     for name, leaf in tree.flatten(program.state_shapes).items():
-        own = _local(leaf, program.placed[name]) * leaf.dtype.itemsize
+        own = _local(leaf, program.shardings[name]) * leaf.dtype.itemsize
         inside = name.removeprefix("model/")
         total += own * (2 if not name.startswith("model/") or inside in trained else 1)
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
-    tokens *= experiment.accumulate
+    tokens *= experiment.accumulation_steps
     again = shape.computes_again
     for name, leaf, placed in _parameters(program):
         if len(leaf.shape) - tree.is_stacked(name) != 2 or not _is_used_whole(name, program):
             continue
         whole = _local(leaf, placed) * _ways(placed, ("fsdp", "sequence"))
         uses = 2 + again
-        total += experiment.accumulate * whole * wide * (uses + 1)
+        total += experiment.accumulation_steps * whole * wide * (uses + 1)
         # what it gives is written, and its gradient read; inputs are what others give
         inputs, outputs = (n / w for n, w in zip(leaf.shape[-2:], _cuts(placed)[-2:], strict=True))
         layers = leaf.shape[0] if tree.is_stacked(name) else 1
@@ -190,12 +190,12 @@ def memory_bytes(program: Program) -> float:
 def _is_used_whole(name: str, program: Program) -> bool:
     """Whether a device needs all of a weight that it shares: tokens travel to an embedding that is
     no head."""
-    return name != "embedding/kernel" or program.shape.tied
+    return name != "embedding/kernel" or program.shape.tie_embeddings
 
 
 def _parameters(program: Program) -> Iterator[tuple[str, Any, NamedSharding]]:
     for name, leaf in tree.flatten(program.model_shapes).items():
-        yield name, leaf, program.placed[f"model/{name}"]
+        yield name, leaf, program.shardings[f"model/{name}"]
 
 
 def _local(leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> int:

@@ -24,30 +24,30 @@ class Quality:
 
     # Kinds that the rules are not applied to, such as code.
     exempt: tuple[str, ...] = ()
-    fewest_words: Count = 50
-    most_words: Positive = 100_000
+    min_words: Count = 50
+    max_words: Positive = 100_000
     # Characters of a word, on average.
     shortest_mean_word: Count = 3
     longest_mean_word: Positive = 10
     # Hash signs a word, and ellipses a word.
-    most_symbols: Share = 0.1
+    max_symbols: Share = 0.1
     # Share of the lines that start with a bullet, and that end with an ellipsis.
-    most_bullet_lines: Share = 0.9
-    most_ellipsis_lines: Share = 0.3
+    max_bullet_lines: Share = 0.9
+    max_ellipsis_lines: Share = 0.3
     # Share of the words that hold a letter.
-    fewest_letter_words: Share = 0.8
+    min_letter_words: Share = 0.8
     # How many different ones of `stop_words` there must be.
-    fewest_stop_words: Count = 2
+    min_stop_words: Count = 2
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
     # Share of the lines, and of the paragraphs, that stood before; in number and in characters.
-    most_repeated_lines: Share = 0.3
-    most_repeated_paragraphs: Share = 0.3
-    most_repeated_line_characters: Share = 0.2
-    most_repeated_paragraph_characters: Share = 0.2
+    max_repeated_lines: Share = 0.3
+    max_repeated_paragraphs: Share = 0.3
+    max_repeated_line_characters: Share = 0.2
+    max_repeated_paragraph_characters: Share = 0.2
     # Words in an n-gram -> share of the characters that the most common one may cover.
-    most_common_ngram: tuple[tuple[Positive, Share], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
+    max_common_ngram: tuple[tuple[Positive, Share], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
     # Words in an n-gram -> share of the characters in n-grams that stood before.
-    most_repeated_ngrams: tuple[tuple[Positive, Share], ...] = (
+    max_repeated_ngrams: tuple[tuple[Positive, Share], ...] = (
         (5, 0.15),
         (6, 0.14),
         (7, 0.13),
@@ -79,15 +79,15 @@ class Contamination:
     words: Positive = 13
     # A shorter text of an example is looked for as a whole, but not one of fewer words than this:
     # chance would find it.
-    fewest_words: Positive = 8
+    min_words: Positive = 8
 
     def __post_init__(self) -> None:
         if not self.evaluations:
             raise ValueError("evaluations: name at least one source of examples, or leave out all.")
         _check_once("evaluation", [each.source.name for each in self.evaluations])
-        if self.fewest_words > self.words:
+        if self.min_words > self.words:
             raise ValueError(
-                f"fewest_words is {self.fewest_words}, above the {self.words} words of an n-gram."
+                f"min_words is {self.min_words}, above the {self.words} words of an n-gram."
             )
 
 

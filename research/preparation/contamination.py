@@ -84,7 +84,7 @@ def _collect(config: Contamination, chosen: Range) -> bytes:
         for text in texts:
             hashes = ngrams.word_hashes(words_of(text))
             size = min(config.words, len(hashes))
-            if size >= config.fewest_words:
+            if size >= config.min_words:
                 grams = ngrams.ngram_hashes(hashes, size)
                 records = np.zeros(len(grams), _NGRAM)
                 records["words"], records["hash"], records["evaluation"] = size, grams, number
@@ -133,9 +133,9 @@ def check_found(stage: Stage, config: Contamination) -> dict[str, int]:
     for name, count in found.items():
         if not count:
             raise ValueError(
-                f"evaluation {name!r}: no text of it has {config.fewest_words} words that no "
+                f"evaluation {name!r}: no text of it has {config.min_words} words that no "
                 "evaluation before it has, so that it could not be found among documents: lower "
-                "fewest_words, name longer fields, or leave it out."
+                "min_words, name longer fields, or leave it out."
             )
     return found
 

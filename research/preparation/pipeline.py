@@ -45,7 +45,7 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PreparationPlan:
     """What will be done, and in which order."""
 
     config: PreparationConfig
@@ -74,7 +74,7 @@ class Plan:
         return [stage for stage, _ in self.removing if stage.name in earlier]
 
 
-def plan(config: PreparationConfig, root: str | os.PathLike[str]) -> Plan:
+def plan(config: PreparationConfig, root: str | os.PathLike[str]) -> PreparationPlan:
     """Opens all sources and the tokenizer and computes every stage's key.
 
     Raises:
@@ -113,16 +113,18 @@ def plan(config: PreparationConfig, root: str | os.PathLike[str]) -> Plan:
         add("near", "documents", "quality", "contamination", "exact", near=settings)
     add("tokens", *found, tokenizer=tokenizer.fingerprint())
     ranges = Ranges(tuple(parts), config.rows)
-    return Plan(config, folder, tuple(parts), ranges, tuple(evaluations), tokenizer, found)
+    return PreparationPlan(
+        config, folder, tuple(parts), ranges, tuple(evaluations), tokenizer, found
+    )
 
 
-def describe(planned: Plan) -> str:
+def describe(planned: PreparationPlan) -> str:
     """The plan in words: sources, documents, stages and what is there already."""
     lines = ["sources:"]
-    for parts, use in ((planned.parts, ""), (planned.evaluations, ", only looked for")):
+    for parts, note in ((planned.parts, ""), (planned.evaluations, ", only looked for")):
         for part in parts:
             bad = f", {part.bad_lines:,} bad lines left out" if part.bad_lines else ""
-            lines.append(f"  {part.kind}, {part.split}: {part.rows:,} rows{bad}{use}")
+            lines.append(f"  {part.kind}, {part.split}: {part.rows:,} rows{bad}{note}")
     lines.append(f"{planned.ranges.documents:,} documents in {len(planned.ranges):,} ranges")
     lines.append("stages:")
     for stage in planned.stages.values():
@@ -171,7 +173,7 @@ def prepare(
     return numbers
 
 
-def _bring_about(planned: Plan, name: str, run: Runner, say: Say) -> bool:
+def _bring_about(planned: PreparationPlan, name: str, run: Runner, say: Say) -> bool:
     """Makes a stage unless it is done; returns whether it had to."""
     stage = planned.stages[name]
     state = stage.state()
@@ -185,7 +187,7 @@ def _bring_about(planned: Plan, name: str, run: Runner, say: Say) -> bool:
     return True
 
 
-def _work(planned: Plan, name: str, run: Runner) -> None:
+def _work(planned: PreparationPlan, name: str, run: Runner) -> None:
     """What a stage does."""
     config, stage, ranges = planned.config, planned.stages[name], planned.ranges
     before = planned.before(name)
@@ -210,7 +212,7 @@ def _work(planned: Plan, name: str, run: Runner) -> None:
         _write_tokens(planned, stage, run)
 
 
-def _write_tokens(planned: Plan, stage: Stage, run: Runner) -> None:
+def _write_tokens(planned: PreparationPlan, stage: Stage, run: Runner) -> None:
     removing = planned.removing
     numbers, kept = statistics.count(planned.ranges, planned.stages["documents"], removing)
     for split in planned.config.splits:

@@ -36,8 +36,8 @@ def rule_names(config: Quality) -> tuple[str, ...]:
         "repeated_paragraphs",
         "repeated_line_characters",
         "repeated_paragraph_characters",
-        *(f"common_{size}gram" for size, _ in config.most_common_ngram),
-        *(f"repeated_{size}grams" for size, _ in config.most_repeated_ngrams),
+        *(f"common_{size}gram" for size, _ in config.max_common_ngram),
+        *(f"repeated_{size}grams" for size, _ in config.max_repeated_ngrams),
     )
 
 
@@ -45,41 +45,41 @@ def broken_rules(text: str, config: Quality) -> Iterator[str]:
     """Names of the rules that the text breaks, in their order; the rest is not computed."""
     words = text.split()
     count = max(1, len(words))
-    if not config.fewest_words <= len(words) <= config.most_words:
+    if not config.min_words <= len(words) <= config.max_words:
         yield "words"
     sizes = np.fromiter(map(len, words), np.int64, len(words))
     characters = int(sizes.sum())
     if not config.shortest_mean_word <= characters / count <= config.longest_mean_word:
         yield "mean_word"
-    if text.count("#") / count > config.most_symbols:
+    if text.count("#") / count > config.max_symbols:
         yield "hash_signs"
-    if sum(map(text.count, _ELLIPSES)) / count > config.most_symbols:
+    if sum(map(text.count, _ELLIPSES)) / count > config.max_symbols:
         yield "ellipses"
     lines = [line for line in map(str.strip, text.splitlines()) if line]
-    if _share([line.startswith(_BULLETS) for line in lines]) > config.most_bullet_lines:
+    if _share([line.startswith(_BULLETS) for line in lines]) > config.max_bullet_lines:
         yield "bullet_lines"
-    if _share([line.endswith(_ELLIPSES) for line in lines]) > config.most_ellipsis_lines:
+    if _share([line.endswith(_ELLIPSES) for line in lines]) > config.max_ellipsis_lines:
         yield "ellipsis_lines"
-    if sum(any(map(str.isalpha, word)) for word in words) / count < config.fewest_letter_words:
+    if sum(any(map(str.isalpha, word)) for word in words) / count < config.min_letter_words:
         yield "letter_words"
     found = set(config.stop_words).intersection(word.lower() for word in words)
-    if len(found) < config.fewest_stop_words:
+    if len(found) < config.min_stop_words:
         yield "stop_words"
     paragraphs = [part for part in map(str.strip, _BLANK_LINE.split(text)) if part]
     of_lines, of_paragraphs = _repeated(lines), _repeated(paragraphs)
-    if of_lines[0] > config.most_repeated_lines:
+    if of_lines[0] > config.max_repeated_lines:
         yield "repeated_lines"
-    if of_paragraphs[0] > config.most_repeated_paragraphs:
+    if of_paragraphs[0] > config.max_repeated_paragraphs:
         yield "repeated_paragraphs"
-    if of_lines[1] > config.most_repeated_line_characters:
+    if of_lines[1] > config.max_repeated_line_characters:
         yield "repeated_line_characters"
-    if of_paragraphs[1] > config.most_repeated_paragraph_characters:
+    if of_paragraphs[1] > config.max_repeated_paragraph_characters:
         yield "repeated_paragraph_characters"
     hashes = word_hashes(words)
-    for size, most in config.most_common_ngram:
+    for size, most in config.max_common_ngram:
         if _common_ngram(hashes, sizes, size) > most * characters:
             yield f"common_{size}gram"
-    for size, most in config.most_repeated_ngrams:
+    for size, most in config.max_repeated_ngrams:
         if _repeated_ngrams(hashes, sizes, size) > most * characters:
             yield f"repeated_{size}grams"
 

@@ -57,9 +57,9 @@ class Memory:
         if self.peak > limit:
             raise ValueError(
                 f"the step needs {text}, and {limit / GIB:.2f} GiB are free. To lower "
-                "temporaries: compute.remat=full (on CPU with compute.longest_stack=0), a larger "
-                "accumulate, a smaller data.batch_size or loss.chunk; to lower arguments: a larger "
-                "mesh.fsdp, another method"
+                "temporaries: compute.remat=full (on CPU with compute.max_scan_layers=0), a larger "
+                "accumulation_steps, a smaller data.batch_size or loss.chunk; to lower arguments: "
+                "a larger mesh.fsdp, another method"
             )
         return f"{text}; {limit / GIB:.2f} are free"
 
@@ -102,7 +102,7 @@ def _reclaimable(statistics: Path) -> int:
     return int(found[1]) if found else 0
 
 
-def give_back(compiled: bool = False) -> None:
+def release_memory(compiled: bool = False) -> None:
     """Frees what nothing refers to, for the machine too: glibc keeps what lies scattered.
 
     Args:

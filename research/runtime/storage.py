@@ -82,7 +82,7 @@ def _is(path: str | os.PathLike[str], folder: bool) -> bool:
     place = absolute(path)
     if not is_remote(place):
         return place.is_dir() if folder else place.is_file()
-    with reaching(place):
+    with storage_errors(place):
         try:
             return place.stat().is_directory == folder
         except FileNotFoundError:
@@ -90,7 +90,7 @@ def _is(path: str | os.PathLike[str], folder: bool) -> bool:
 
 
 @contextlib.contextmanager
-def reaching(path: str | os.PathLike[str], what: str = "read") -> Iterator[None]:
+def storage_errors(path: str | os.PathLike[str], what: str = "read") -> Iterator[None]:
     """Errors of a bucket that refuses or does not answer, with the place and what to do.
 
     Raises:
@@ -161,7 +161,7 @@ def upload(file: Path, path: epath.Path) -> None:
     Raises:
       StorageError: the bucket refuses or does not answer.
     """
-    with reaching(path, "write"):
+    with storage_errors(path, "write"):
         system, inside = fsspec.url_to_fs(os.fspath(path))
         system.put_file(str(file), inside)
 
@@ -175,7 +175,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     if is_remote(folder):
         probe = absolute(folder) / ".writable"
         _upload(probe, b"")
-        with reaching(probe, "remove"):
+        with storage_errors(probe, "remove"):
             probe.unlink()
 
 

@@ -187,7 +187,7 @@ def load(
     file = storage.absolute(path)
     if not storage.is_file(file):
         raise FileNotFoundError(f"There is no tokenizer at {os.fspath(path)}.")
-    with storage.reaching(file):
+    with storage.storage_errors(file):
         text = file.read_bytes().decode()
     return from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
 

@@ -84,8 +84,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         saved = runs.open_run(folder, experiment.init_from)
         assert saved.experiment is not None  # imported models lie in no run's checkpoints
         check_same_run(experiment, saved.experiment, folder)
-        check_same_data(saved.saved.metadata(), data, words, folder)
-        spent = saved.saved.metadata()["seconds"]
+        check_same_data(saved.checkpoint.metadata(), data, words, folder)
+        spent = saved.checkpoint.metadata()["seconds"]
         if first_step >= experiment.steps and (folder / SUMMARY).exists():
             print(f"{folder} is finished: {first_step} of {experiment.steps} steps")
             return json.loads((folder / SUMMARY).read_text())
@@ -102,10 +102,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         print(describe(program, reading, tokens_to_read, shares, first_step), flush=True)
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
-    with sharding.use(program.mesh, experiment.sharding_rules):
+    with sharding.mesh_context(program.mesh, experiment.sharding_rules):
         # --- executable, before any array: what cannot fit is said now ---
         with timing("compile"):
-            train_step = program.compile(data.batch(first_step, program.rows_here))
+            train_step = program.compile(data.batch(first_step, program.local_rows))
         needed = Memory.of(train_step)
         fits = needed.check(free_bytes())
         if speaks:
@@ -119,15 +119,15 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 state = program.resumed_state(checkpoints.at(first_step))
             else:
                 state = program.fresh_state()
-            hyper = jax.block_until_ready(program.place_numbers())
+            hyper = jax.block_until_ready(program.place_hyper())
 
         # --- loop ---
         if speaks:
             if not storage.is_remote(folder):  # there are no locks in a bucket
-                only_one(Path(folder))
+                lock_workdir(Path(folder))
             runs.write_json(folder / "config.json", schema.to_dict(experiment))
             words.save(folder / runs.TOKENIZER)
-        companions = (base.companions if base else {}) | data.companions
+        sidecar_files = (base.sidecar_files if base else {}) | data.sidecar_files
         metadata = {
             "experiment": schema.to_dict(experiment),
             "model": schema.to_dict(program.shape),
@@ -146,7 +146,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             peak_flops=peak_flops,
         )
         step, skipped, total_skipped = first_step, 0, 0
-        most_skipped = min(experiment.most_skipped, experiment.steps)
+        max_skipped = min(experiment.max_skipped, experiment.steps)
         last: dict[str, float] = {}
         measured: dict[str, float] = {}
         measured_at = 0
@@ -173,10 +173,11 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 if _due(done, experiment.log_every, experiment.steps) or skipped:
                     with timing("logging"):
                         writer.write(done, last)
-                if skipped >= most_skipped:
+                if skipped >= max_skipped:
                     raise FloatingPointError(
                         f"{skipped} steps in a row up to step {done} had no finite loss and "
-                        "gradient, or no trained token: lower schedule.rate, or look at the data"
+                        "gradient, or no trained token: lower schedule.learning_rate, or look at "
+                        "the data"
                     )
 
         def save(to: Checkpointer, names: list[str]) -> None:
@@ -187,13 +188,13 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 runs.unstack_for_saving({name: arrays[name] for name in names}),
                 metadata | {"seconds": spent + time.perf_counter() - started},
                 metrics=measured if measured_at == step else None,  # an older model's say nothing
-                files={**companions, runs.TOKENIZER: words.to_json().encode()},
+                files={**sidecar_files, runs.TOKENIZER: words.to_json().encode()},
             )
 
         with distributed.stop_signals() as stopped, writer, progress, checkpoints:
             timing.seconds["start"] = time.perf_counter() - started - sum(timing.seconds.values())
             batches = itertools.islice(
-                data.batches(first_step, program.rows_here),
+                data.batches(first_step, program.local_rows),
                 max(0, experiment.steps - first_step),
             )
             for batch in timing.each("data", batches):
@@ -205,20 +206,22 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 if heldout and _due(step, experiment.evaluate_every, experiment.steps):
                     report(behind=0)
                     with progress.pause(), timing("evaluation"):
-                        measured = heldout_loss(make_score(state.model, program.rows), heldout)
+                        measured = heldout_loss(
+                            make_score(state.model, program.batch_sharding), heldout
+                        )
                     measured_at = step
                     writer.write(step, measured)
                 stop = stopped.at(step)  # asked once: a signal may come between the two uses
                 if stop or _due(step, experiment.checkpoint.every, experiment.steps):
                     report(behind=0)
                     with timing("checkpoint"):
-                        save(checkpoints, program.owned)
+                        save(checkpoints, program.saved_names)
                 if stop:
                     break
             report(behind=0)
             if step >= experiment.steps:  # what others use: the weights without the optimizer
                 with timing("export"), Checkpointer(folder / "model", keep_last=ALL) as shelf:
-                    save(shelf, [name for name in program.owned if name.startswith("model/")])
+                    save(shelf, [name for name in program.saved_names if name.startswith("model/")])
 
     lasted = [after - before for before, after in itertools.pairwise(ended)]
     # the whole run's numbers after the last step's, whose `tokens` are one batch's
@@ -286,7 +289,7 @@ def describe(
     )
 
 
-def only_one(workdir: Path) -> None:
+def lock_workdir(workdir: Path) -> None:
     """Makes the folder and keeps every other process of this machine from training in it."""
     workdir.mkdir(parents=True, exist_ok=True)
     if workdir in _LOCKS:
@@ -313,7 +316,7 @@ def check_same_run(now: Experiment, then: Experiment, workdir: Any) -> None:
         "offload",
         "checkpoint",
         "log_every",
-        "most_skipped",
+        "max_skipped",
         "checks",
     }
     free |= {"evaluate_every", "evaluate_split", "evaluate_tokens"}

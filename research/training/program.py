@@ -19,7 +19,7 @@ from research import methods, sharding, tree
 from research import step as stepping
 from research.batch import Batch
 from research.checkpoints import runs
-from research.checkpoints.checkpoint import SavedStep
+from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.runs import Run
 from research.data.examples import make_objective
 from research.experiment import Experiment
@@ -43,54 +43,56 @@ class Program:
     model_shapes: Transformer
     state_shapes: stepping.TrainState
     # the static and the numeric half of the step
-    plan: stepping.Plan
+    step_config: stepping.StepConfig
     hyper: stepping.Hyper
     # where every leaf of the state lies, by name
-    placed: Mapping[str, NamedSharding]
+    shardings: Mapping[str, NamedSharding]
     # base parameters that stay exactly as they are: the base's fingerprint stands for them
-    kept: tuple[str, ...]
+    frozen_base: tuple[str, ...]
 
     @property
-    def owned(self) -> list[str]:
+    def saved_names(self) -> list[str]:
         """Names of the state's leaves that are this run's own, and so are saved."""
-        kept = {f"model/{name}" for name in self.kept}
-        return [name for name in self.placed if name not in kept]
+        kept = {f"model/{name}" for name in self.frozen_base}
+        return [name for name in self.shardings if name not in kept]
 
     @property
     def origin(self) -> dict[str, str] | None:
         """The base that a checkpoint of this run needs beside it."""
-        if not self.kept or self.base is None:
+        if not self.frozen_base or self.base is None:
             return None
-        return {"path": self.base.lasting, "fingerprint": self.base.fingerprint}
+        return {"path": self.base.permanent_path, "fingerprint": self.base.fingerprint}
 
     @property
     def flops(self) -> cost.Flops:
         """What a token costs, in closed form."""
         length = self.experiment.data.sequence_length
-        return cost.flops_per_token(self.shape, self.model_shapes, self.plan.trainable, length)
+        return cost.flops_per_token(
+            self.shape, self.model_shapes, self.step_config.trainable, length
+        )
 
     @property
     def flops_per_token(self) -> float:
         """Model FLOPs of training on one token."""
         data = self.experiment.data
-        tokens = data.batch_size * data.sequence_length / self.experiment.accumulate
+        tokens = data.batch_size * data.sequence_length / self.experiment.accumulation_steps
         return self.flops.train(tokens) / tokens
 
     @property
     def trainable_parameters(self) -> int:
-        return cost.count(self.model_shapes, self.plan.trainable)
+        return cost.count(self.model_shapes, self.step_config.trainable)
 
     @property
     def parameters(self) -> int:
         return cost.count(self.model_shapes)
 
     @property
-    def rows(self) -> NamedSharding:
+    def batch_sharding(self) -> NamedSharding:
         """Where a batch lies."""
         return sharding.batch_sharding(self.mesh, self.experiment.sharding_rules)
 
     @property
-    def everywhere(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """A copy on each device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
@@ -98,7 +100,7 @@ class Program:
     def rows_of_device(self) -> int:
         """Rows that a device, and those that share them with it, work on at one time."""
         parts = sharding.batch_parts(self.mesh, self.experiment.sharding_rules)
-        return self.experiment.data.batch_size // self.experiment.accumulate // parts
+        return self.experiment.data.batch_size // self.experiment.accumulation_steps // parts
 
     @property
     def batch_shapes(self) -> Batch:
@@ -120,20 +122,20 @@ class Program:
         )
 
     @functools.cached_property
-    def rows_here(self) -> np.ndarray:
+    def local_rows(self) -> np.ndarray:
         """The numbers of the rows that this host feeds; hosts whose devices share rows feed the
         same ones."""
-        return sharding.rows_here(self.rows, self.experiment.data.batch_size)
+        return sharding.local_rows(self.batch_sharding, self.experiment.data.batch_size)
 
     def place(self, batch: Batch) -> Batch:
         """This host's rows of a batch, on the devices as part of the global one."""
         size = self.experiment.data.batch_size
-        return sharding.place_rows(batch, self.rows, self.rows_here, size)
+        return sharding.place_rows(batch, self.batch_sharding, self.local_rows, size)
 
-    def place_numbers(self) -> stepping.Hyper:
+    def place_hyper(self) -> stepping.Hyper:
         """The run's numbers on every device, so that no step sends them again."""
         # jit, as device_put refuses devices of other processes
-        return jax.jit(lambda numbers: numbers, out_shardings=self.everywhere)(self.hyper)
+        return jax.jit(lambda numbers: numbers, out_shardings=self.replicated)(self.hyper)
 
     def compile(self, batch: Batch) -> Any:
         """The train step as an executable `(state, batch, hyper) -> (state, metrics)`.
@@ -147,16 +149,16 @@ class Program:
         def shaped(x: Any, placed: NamedSharding, shape: Any = None) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape or x.shape, x.dtype, sharding=placed)
 
-        placed = tree.unflatten(self.state_shapes, dict(self.placed))
+        placed = tree.unflatten(self.state_shapes, dict(self.shardings))
         state = jax.tree.map(shaped, self.state_shapes, placed)
         size = self.experiment.data.batch_size
-        rows = jax.tree.map(lambda x: shaped(x, self.rows, (size, *x.shape[1:])), batch)
-        numbers = jax.tree.map(lambda x: shaped(x, self.everywhere), self.hyper)
+        rows = jax.tree.map(lambda x: shaped(x, self.batch_sharding, (size, *x.shape[1:])), batch)
+        numbers = jax.tree.map(lambda x: shaped(x, self.replicated), self.hyper)
         run = stepping.train_step
         if self.experiment.offload:
-            run = lambda state, *rest: stepping.train_step(sharding.fetched(state, placed), *rest)  # noqa: E731
+            run = lambda state, *rest: stepping.train_step(sharding.to_device(state, placed), *rest)  # noqa: E731
         step = jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(placed, None))
-        lowered = step.lower(state, rows, numbers, self.plan)
+        lowered = step.lower(state, rows, numbers, self.step_config)
         try:
             return lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -185,17 +187,17 @@ class Program:
             arrays = runs.restore_stacked(shapes, parameters, self.base.parameters)
             held = tree.unflatten(self.base_shapes, arrays)
             model = jax.jit(method.attach, out_shardings=placed)(held, attach_key)
-        begin_state = functools.partial(stepping.init_state, plan=self.plan)
-        whole = tree.unflatten(self.state_shapes, dict(self.placed))
+        begin_state = functools.partial(stepping.init_state, step_config=self.step_config)
+        whole = tree.unflatten(self.state_shapes, dict(self.shardings))
         return jax.jit(begin_state, out_shardings=whole, donate_argnums=0)(model)
 
-    def resumed_state(self, saved: SavedStep) -> stepping.TrainState:
+    def resumed_state(self, saved: Checkpoint) -> stepping.TrainState:
         """The state as a checkpoint of this run has it; what it leaves to the base from there."""
         flat = tree.flatten(self.state_shapes)
-        mine = {name: flat[name] for name in self.owned}
-        arrays = runs.restore_stacked(mine, self.placed, saved.restore)
-        if self.base is not None and self.kept:
-            theirs = {name: flat[f"model/{name}"] for name in self.kept}
+        mine = {name: flat[name] for name in self.saved_names}
+        arrays = runs.restore_stacked(mine, self.shardings, saved.restore)
+        if self.base is not None and self.frozen_base:
+            theirs = {name: flat[f"model/{name}"] for name in self.frozen_base}
             read = runs.restore_stacked(theirs, self._part("model/"), self.base.parameters)
             arrays |= {f"model/{name}": array for name, array in read.items()}
         return tree.unflatten(self.state_shapes, arrays)
@@ -203,7 +205,7 @@ class Program:
     def _part(self, prefix: str) -> dict[str, NamedSharding]:
         return {
             name.removeprefix(prefix): placed
-            for name, placed in self.placed.items()
+            for name, placed in self.shardings.items()
             if name.startswith(prefix)
         }
 
@@ -211,13 +213,14 @@ class Program:
 class UnevenBatch(ValueError):
     """A batch that the devices cannot share; `nearest` has the sizes that they can."""
 
-    def __init__(self, micro: int, accumulate: int, parts: int):
+    def __init__(self, micro: int, accumulation_steps: int, parts: int):
         below = micro // parts * parts
         sizes = sorted((below, below + parts), key=lambda size: abs(size - micro))
-        self.nearest = [size * accumulate for size in sizes if size]
+        self.nearest = [size * accumulation_steps for size in sizes if size]
         super().__init__(
             f"a micro-batch of {micro} rows does not divide over {parts} devices; change "
-            f"data.batch_size (nearest: {' or '.join(map(str, self.nearest))}), accumulate or mesh"
+            f"data.batch_size (nearest: {' or '.join(map(str, self.nearest))}), "
+            "accumulation_steps or mesh"
         )
 
 
@@ -238,8 +241,10 @@ def make_program(
       UnevenBatch: of these, a number of rows that does not divide over the devices.
     """
     method, rules = experiment.method, experiment.sharding_rules
-    if experiment.site_dropout and not getattr(method, "drops", False):
-        raise ValueError(f"site_dropout: nothing that {method.kind} attaches drops units; set it 0")
+    if experiment.adapter_dropout and not getattr(method, "drops", False):
+        raise ValueError(
+            f"adapter_dropout: nothing that {method.kind} attaches drops units; set it 0"
+        )
     given = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
     shape = experiment.compute.apply(given)
     stacks = methods.derive_stacks(shape, method)
@@ -247,35 +252,39 @@ def make_program(
     base_shapes = jax.eval_shape(lambda key: Transformer(key, shape, stacks), start_key)
     if base is not None:
         wanted = tree.unstack_shapes(tree.flatten(base_shapes))
-        what = f"parameters of {base.saved.path} (init_from takes whole models, not adapters)"
+        what = f"parameters of {base.path} (init_from takes whole models, not adapters)"
         tree.check_names(wanted, base.checksums(), what)
     model_shapes = jax.eval_shape(method.attach, base_shapes, attach_key)
     names = methods.trainable(model_shapes, method)
     methods.check_full_precision(model_shapes, names)
     every = tree.flatten(model_shapes)
-    plan = stepping.Plan(
+    step_config = stepping.StepConfig(
         names,
         experiment.optimizer,
         experiment.schedule.kind,
         experiment.loss,
-        experiment.accumulate,
+        experiment.accumulation_steps,
     )
     number = lambda x: None if x is None else np.asarray(x, np.float32)  # noqa: E731
     hyper = stepping.Hyper(
         key=row_key,
         schedule=Schedule.make(experiment.schedule, experiment.steps),
-        rates=stepping.multipliers(experiment.rate_rules, names, every, "rate_rules"),
-        decays=stepping.multipliers(experiment.decay_rules, names, every, "decay_rules"),
-        decay=np.asarray(experiment.decay, np.float32),
-        clip=number(experiment.clip),
+        learning_rate_multipliers=stepping.multipliers(
+            experiment.learning_rate_rules, names, every, "learning_rate_rules"
+        ),
+        weight_decay_multipliers=stepping.multipliers(
+            experiment.weight_decay_rules, names, every, "weight_decay_rules"
+        ),
+        weight_decay=np.asarray(experiment.weight_decay, np.float32),
+        max_grad_norm=number(experiment.max_grad_norm),
         dropout=number(experiment.dropout or None),
-        site_dropout=number(experiment.site_dropout or None),
+        adapter_dropout=number(experiment.adapter_dropout or None),
     )
     mesh = mesh or experiment.mesh.make(devices)
     parts = sharding.batch_parts(mesh, rules)
-    micro = experiment.data.batch_size // experiment.accumulate
+    micro = experiment.data.batch_size // experiment.accumulation_steps
     if micro % parts:
-        raise UnevenBatch(micro, experiment.accumulate, parts)
+        raise UnevenBatch(micro, experiment.accumulation_steps, parts)
     length, prompt = experiment.data.sequence_length, cost.tokens_in_front(model_shapes)
     row = f"data.sequence_length {length}" + (f" and {prompt} tokens of prompts" if prompt else "")
     if prompt > length:
@@ -283,7 +292,9 @@ def make_program(
     shape.check_length(length + prompt, row)
     if (length + prompt) % mesh.shape["sequence"]:
         raise ValueError(f"{row} does not divide over mesh.sequence={mesh.shape['sequence']}")
-    state_shapes = jax.eval_shape(functools.partial(stepping.init_state, plan=plan), model_shapes)
+    state_shapes = jax.eval_shape(
+        functools.partial(stepping.init_state, step_config=step_config), model_shapes
+    )
     parameters = sharding.shardings(tree.parameter_axes(model_shapes), every, mesh, rules)
     leaves = tree.flatten(state_shapes)
     placed = sharding.state_shardings(leaves, parameters, mesh)
@@ -298,10 +309,10 @@ def make_program(
         base_shapes=base_shapes,
         model_shapes=model_shapes,
         state_shapes=state_shapes,
-        plan=plan,
+        step_config=step_config,
         hyper=hyper,
-        placed=placed,
-        kept=tuple(sorted(frozen)) if base is not None else (),
+        shardings=placed,
+        frozen_base=tuple(sorted(frozen)) if base is not None else (),
     )
 
 

@@ -55,18 +55,18 @@ def saved(world, tmp_path, *chosen):
 @pytest.mark.parametrize("case", CASES)
 def test_a_saved_adapter_holds_no_base_weights_and_loads_whatever_the_start(world, case, tmp_path):
     (run,) = saved(world, tmp_path, CASES[case])
-    own, below = set(run.saved.checksums("model/")), set(run.base.checksums())
+    own, below = set(run.checkpoint.checksums("model/")), set(run.base.checksums())
     assert own and not own & below
     loaded = tree.unstack(tree.flatten(load(run)))  # its start was drawn with another seed
     assert set(loaded) == own | below
-    for name, array in run.read(*run.saved.checksums("model/")).items():
+    for name, array in run.read(*run.checkpoint.checksums("model/")).items():
         assert np.array_equal(loaded[name], array), name
 
 
 @pytest.mark.parametrize("case", ["lora", "dora", "ia3", "houlsby", "vera", "prompt", "prefix-mlp"])
 def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
     (run,) = saved(world, tmp_path, CASES[case])
-    arrays = run.read(*run.saved.checksums("model/"))
+    arrays = run.read(*run.checkpoint.checksums("model/"))
     first = sorted(arrays)[0]
     torn = {f"{first}x" if n == first else n: a for n, a in arrays.items()}
     runs.write(tmp_path / "torn", run, torn, run.model, method=run.method, base=run.base)
@@ -88,7 +88,7 @@ def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
 )
 def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, message, tmp_path):
     good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
-    arrays = change(run.read(*run.saved.checksums("model/")))
+    arrays = change(run.read(*run.checkpoint.checksums("model/")))
     runs.write(tmp_path / "torn", run, arrays, run.model, method=run.method, base=run.base)
     torn, out = runs.open_run(tmp_path / "torn"), tmp_path / "out"
     for act in (
@@ -231,7 +231,7 @@ def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
 
 def test_numbers_that_are_not_finite_are_in_no_bank_and_no_sum(world, tmp_path):
     good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
-    arrays = run.read(*run.saved.checksums("model/"))
+    arrays = run.read(*run.checkpoint.checksums("model/"))
     arrays[A] = np.full_like(arrays[A], np.nan)
     runs.write(tmp_path / "nan", run, arrays, run.model, method=run.method, base=run.base)
     broken, out = runs.open_run(tmp_path / "nan"), tmp_path / "out"

@@ -115,7 +115,7 @@ def broken(world, tmp_path, value, name="layers/1/mlp/up/site/lora/b", method=No
     """An adapter with one number replaced."""
     path = tiny_run.adapter(world.base, method or LoRA(rank=2), tmp_path / "whole")
     run = runs.open_run(path)
-    own = run.saved.checksums("model/")
+    own = run.checkpoint.checksums("model/")
     arrays = jax.tree.map(jnp.asarray, run.read(*own))
     arrays[name] = arrays[name].at[(0,) * arrays[name].ndim].set(value)
     runs.write(tmp_path / "broken", run, arrays, run.model, method=run.method, base=run.base)
@@ -244,7 +244,7 @@ def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
     )
     assert 0 < report[kind]["error"] < {"nf4": 0.12, "int8": 0.01, "bfloat16": 0.003}[kind]
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).make()
-    with sharding.use(mesh, sharding.RULES):
+    with sharding.mesh_context(mesh, sharding.RULES):
         model = runs.load_model(small, mesh, sharding.RULES)
     for name, leaf in tree.unstack(tree.flatten(model)).items():
         assert np.array_equal(leaf, kept[name]), name

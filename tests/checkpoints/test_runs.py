@@ -42,13 +42,13 @@ def sharded(world, tmp_path_factory):
     return workdir
 
 
-def load(run, mesh=None, longest_stack=0):
+def load(run, mesh=None, max_scan_layers=0):
     """The run's model on all devices."""
     run = dataclasses.replace(
-        run, model=dataclasses.replace(run.model, longest_stack=longest_stack)
+        run, model=dataclasses.replace(run.model, max_scan_layers=max_scan_layers)
     )
     made = (mesh or MeshConfig()).make()
-    with sharding.use(made, sharding.RULES):
+    with sharding.mesh_context(made, sharding.RULES):
         return runs.load_model(run, made, sharding.RULES)
 
 
@@ -96,16 +96,16 @@ def test_full_tuning_saves_everything_and_needs_its_base_no_more(world, sharded,
 
 def test_restoring_onto_another_mesh_and_other_stacks_gives_the_same_bits(sharded):
     run = runs.open_run(sharded)
-    saved = run.saved.restore(run.saved.abstract())
+    saved = run.checkpoint.restore(run.checkpoint.abstract())
     expected = {
         name.removeprefix("model/"): np.asarray(array)
         for name, array in saved.items()
         if name.startswith("model/")
     }
     other = [(MeshConfig(data=8), 0), (MeshConfig(data=1, fsdp=8), 1), (MeshConfig(tensor=2), 1)]
-    for mesh, longest_stack in other:
-        model = load(run, mesh, longest_stack)
-        assert list(model.layers) == (["0-0", "1-1"] if longest_stack else ["0-1"])
+    for mesh, max_scan_layers in other:
+        model = load(run, mesh, max_scan_layers)
+        assert list(model.layers) == (["0-0", "1-1"] if max_scan_layers else ["0-1"])
         found = parameters(model)
         assert found.keys() == expected.keys()
         for name, array in expected.items():
@@ -149,9 +149,7 @@ def test_another_base_is_refused_and_a_base_that_moved_is_found(world, tuned, tm
         resumed = world.tuning(5, init_from=str(moved), method=LORA)
         shutil.copytree(workdir, tmp_path / "run")
         assert train(resumed, tmp_path / "run")["finished"]
-        assert (
-            runs.open_run(tmp_path / "run").base.saved.path == open_checkpoint(moved / "model").path
-        )
+        assert runs.open_run(tmp_path / "run").base.path == open_checkpoint(moved / "model").path
         with pytest.raises(ValueError, match=f"base with fingerprint {mine}, but {other}"):
             train(dataclasses.replace(resumed, steps=6, init_from=str(other)), tmp_path / "run")
     finally:

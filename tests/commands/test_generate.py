@@ -25,7 +25,7 @@ def chatting(monkeypatch):
     run = types.SimpleNamespace(
         experiment=types.SimpleNamespace(data=data),
         tokenizer=words,
-        companions={},
+        sidecar_files={},
         method=types.SimpleNamespace(kind="full"),
     )
     given = []

@@ -32,7 +32,7 @@ def work(tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
         sources.append(SourceConfig(name, "jsonl", str(folder / f"{name}.jsonl"), weight=3.0 - i))
     phases = (Phase(11, {"code": 5.0}), Phase(23, {"prose": 0.0}))
-    mixture = MixtureConfig(temperature=2.0, most_epochs=9.0, schedule=phases)
+    mixture = MixtureConfig(temperature=2.0, max_epochs=9.0, schedule=phases)
     config = DataConfig(tuple(sources), 48, 8, mixture=mixture, seed=3)
     tokenizer.train(texts, 330).save(folder / "tokenizer.json")
     return {

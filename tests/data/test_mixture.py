@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.mixture import ENDLESS, Mixture, MixtureConfig, Phase
+from research.data.mixture import NO_LIMIT, Mixture, MixtureConfig, Phase
 from research.data.sources import SourceConfig
 
 WEIGHT = st.floats(1e-3, 1e3)
@@ -15,7 +15,7 @@ WEIGHT = st.floats(1e-3, 1e3)
 def _mix(sizes, weights=None, batch_size=4, caps=None, **config) -> Mixture:
     weights, caps = weights or [1.0] * len(sizes), caps or [None] * len(sizes)
     sources = [
-        SourceConfig(f"s{i}", weight=weight, most_epochs=cap)
+        SourceConfig(f"s{i}", weight=weight, max_epochs=cap)
         for i, (weight, cap) in enumerate(zip(weights, caps, strict=True))
     ]
     return Mixture(MixtureConfig(**config), sources, sizes, batch_size)
@@ -75,11 +75,11 @@ def test_a_used_up_source_leaves_its_share_to_the_others():
         "from step 0: s0 50.0%, s1 25.0%, s2 25.0%",
         "from step 7: s1 50.0%, s2 50.0%",
     ]
-    assert len(mixture) == ENDLESS
+    assert len(mixture) == NO_LIMIT
 
 
 def test_the_mixture_ends_when_all_is_used_up_and_says_so():
-    mixture = _mix([10, 20], most_epochs=2.0, caps=[None, 1.0])
+    mixture = _mix([10, 20], max_epochs=2.0, caps=[None, 1.0])
     assert len(mixture) == 40 and mixture.counts(40) == [20, 20]
     with pytest.raises(ValueError, match="40 rows to give and not the 41 of this run"):
         mixture.counts(41)

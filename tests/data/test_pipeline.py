@@ -337,7 +337,7 @@ def test_an_objective_that_never_trains_the_end_is_refused(data):
 
 
 def test_a_cap_below_one_batch_is_refused_before_a_batch_is_made(data):
-    sources = (dataclasses.replace(_source(data, "prose"), most_epochs=0.1),)
+    sources = (dataclasses.replace(_source(data, "prose"), max_epochs=0.1),)
     with pytest.raises(ValueError, match="rows to give and not the 8 of this run"):
         Pipeline(dataclasses.replace(_config(data), sources=sources), data[1], data[0] / "cache")
 

@@ -125,7 +125,7 @@ def test_fewer_questions_are_the_same_ones_every_time(world):
     source = world.questions().sources[0]
     task = tasks.ChoiceTask(source, Supervised("{prompt}"), split="heldout")
     assert tasks.questions(task, 12) == list(range(12))
-    fewer = dataclasses.replace(task, most_questions=5)
+    fewer = dataclasses.replace(task, max_questions=5)
     chosen = tasks.questions(fewer, 12)
     assert chosen == sorted(set(chosen)) and len(chosen) == 5 and chosen[-1] < 12
     words = tokenizer.load(world.folder / "tokenizer.json")

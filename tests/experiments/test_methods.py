@@ -116,7 +116,7 @@ def test_every_form_fits_the_shape_that_it_is_for(form):
 
     experiment = cli.load(Experiment, f"configs/methods/smollm2.py:{form}")
     kind = smollm2.FORMS[form].stored
-    shape = ModelConfig(**MODEL, longest_stack=1, storage=weight_storage.PRESETS.get(kind, ()))
+    shape = ModelConfig(**MODEL, max_scan_layers=1, storage=weight_storage.PRESETS.get(kind, ()))
     method = experiment.method
 
     class Words:

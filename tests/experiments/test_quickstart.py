@@ -107,7 +107,7 @@ def test_the_second_storys_model_is_smollm2s():
 
 def tiny_folder(world, path):
     """A toy Llama in a folder of transformers."""
-    shape = ModelConfig(vocabulary=288, width=16, layers=1, heads=2, key_heads=2, hidden=24)
+    shape = ModelConfig(vocabulary=288, width=16, layers=1, heads=2, kv_heads=2, mlp_width=24)
     folder, family, random = path / "theirs", FAMILIES["llama"], np.random.default_rng(0)
     folder.mkdir()
     fields = family.write(shape) | {"model_type": "llama", "eos_token_id": 2}

@@ -94,7 +94,7 @@ def tuned(world, tmp_path_factory):
 def answers(path, prompts):
     """What a run says after prompts (token ids), at most 12 tokens of the likeliest."""
     run, mesh = runs.open_run(path), MeshConfig().make()
-    with sharding.use(mesh, sharding.RULES):
+    with sharding.mesh_context(mesh, sharding.RULES):
         model = runs.load_model(run, mesh, sharding.RULES)
         rows = decode.generate(model, prompts, 12, run.tokenizer.end_id)
     return [run.tokenizer.decode(row) for row in rows]

@@ -14,7 +14,7 @@ from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 from research.optim import schedules
 
-CONFIG = ModelConfig(vocabulary=64, width=32, layers=3, heads=4, key_heads=2, hidden=48)
+CONFIG = ModelConfig(vocabulary=64, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48)
 
 
 def config(**changes) -> ModelConfig:
@@ -56,18 +56,22 @@ def batch(rows: int = 8, length: int = 16, seed: int = 0, documents: int = 2) ->
     )
 
 
-def hyper(names, rate=1e-2, steps=10, dropout=None, decay=0.1, clip=1.0) -> stepping.Hyper:
-    course = schedules.ScheduleConfig(rate=rate, warmup=2)
+def hyper(
+    names, rate=1e-2, steps=10, dropout=None, weight_decay=0.1, max_grad_norm=1.0
+) -> stepping.Hyper:
+    course = schedules.ScheduleConfig(learning_rate=rate, warmup=2)
     number = lambda x: None if x is None else np.float32(x)  # noqa: E731
     return stepping.Hyper(
         key=jax.random.key(7),
         schedule=schedules.Schedule.make(course, steps),
-        rates=stepping.multipliers((), names, names, "rates"),
-        decays=stepping.multipliers((), names, names, "decays"),
-        decay=number(decay),
-        clip=number(clip),
+        learning_rate_multipliers=stepping.multipliers(
+            (), names, names, "learning_rate_multipliers"
+        ),
+        weight_decay_multipliers=stepping.multipliers((), names, names, "decays"),
+        weight_decay=number(weight_decay),
+        max_grad_norm=number(max_grad_norm),
         dropout=number(dropout),
-        site_dropout=number(dropout),
+        adapter_dropout=number(dropout),
     )
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Where programs keep tokenised sources; also for those that tests start.
 os.environ.setdefault("GRAFT_CACHE", str(ROOT / ".cache" / "graft"))
 
-MODEL = ModelConfig(vocabulary=288, width=16, layers=2, heads=2, key_heads=2, hidden=32)
+MODEL = ModelConfig(vocabulary=288, width=16, layers=2, heads=2, kv_heads=2, mlp_width=32)
 COLOURS = ("red", "green", "blue", "white")
 
 
@@ -56,7 +56,7 @@ class World:
             "data": self.data(),
             "model": MODEL,
             "tokenizer": str(self.folder / "tokenizer.json"),
-            "schedule": ScheduleConfig(rate=1e-2, kind="constant"),
+            "schedule": ScheduleConfig(learning_rate=1e-2, kind="constant"),
             "log_every": 1,
         }
         return Experiment(steps=steps, **settings | changes)

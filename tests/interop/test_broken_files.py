@@ -355,7 +355,7 @@ def test_fields_that_are_absent_have_transformers_defaults():
     shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
     shape |= {"num_attention_heads": 8, "hidden_size": 64}
     mistral = FAMILIES["mistral"].read(Fields(shape, "x"))
-    assert (mistral.key_heads, mistral.windows) == (8, (4096,))
+    assert (mistral.kv_heads, mistral.windows) == (8, (4096,))
     null = FAMILIES["mistral"].read(Fields(shape | {"sliding_window": None}, "x"))
     assert null.windows == (0,)
     gemma = FAMILIES["gemma2"].read(Fields(shape, "x"))

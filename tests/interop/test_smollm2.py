@@ -65,14 +65,14 @@ def test_ids_logits_and_greedy_text_are_those_of_transformers(imported, model, c
 def test_its_chat_template_renders_as_transformers_renders_it(imported, tmp_path):
     import transformers
 
-    for name, text in imported.companions.items():
+    for name, text in imported.sidecar_files.items():
         (tmp_path / name).write_bytes(text)
     (tmp_path / "tokenizer.json").write_text(imported.tokenizer.to_json())
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     expected = theirs.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
     roles = imported.tokenizer.roles
     render = functools.partial(chat_template.render, begin=roles["begin"], end=roles["end"])
-    ours = render(chat_template.find_template(imported.companions), CONVERSATION)
+    ours = render(chat_template.find_template(imported.sidecar_files), CONVERSATION)
     assert ours == expected and "helpful AI assistant named SmolLM" in ours
     assert imported.tokenizer.encode(ours, special=True) == theirs(ours)["input_ids"]
 
@@ -82,9 +82,9 @@ def tuned(imported, tmp_path_factory):
     """A short LoRA tune on real licence notices, at a rate that moves every logit."""
     folder = tmp_path_factory.mktemp("tuned")
     changes = {
-        "init_from": str(imported.saved.path),
+        "init_from": str(imported.path),
         "steps": 4,
-        "schedule": {"rate": 3e-3, "kind": "constant", "warmup": 0},
+        "schedule": {"learning_rate": 3e-3, "kind": "constant", "warmup": 0},
         "data.sequence_length": 64,
         "data.batch_size": 8,
         "data.objective_settings": {"template": "{prompt}\nLicence: ", "cut": "right"},

@@ -132,7 +132,7 @@ def test_what_is_on_this_machine_only_is_refused(monkeypatch, changes, refused):
     monkeypatch.setattr(clone, "files", lambda folder: there)
     data = {"sources": changes.pop("sources", [{"name": "graft_books"}]), "sequence_length": 8}
     base = {"model": {"vocabulary": 9}, "tokenizer": "gs://b/t.json", "steps": 1}
-    base["model"] |= {"width": 8, "layers": 1, "heads": 1, "key_heads": 1, "hidden": 8}
+    base["model"] |= {"width": 8, "layers": 1, "heads": 1, "kv_heads": 1, "mlp_width": 8}
     content = {**base, "data": {**data, "batch_size": 1}, **changes}
     job = Job("x", "configs/a.py:arg", "gs://b/run")
     experiment = schema.build(Experiment, content)

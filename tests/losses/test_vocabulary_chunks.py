@@ -22,12 +22,12 @@ def losses_and_gradients(model, hidden, batch, config):
         sums = sequence_chunks.summed_losses(
             model, hidden, batch.targets, batch.weights, None, config
         )
-        return sums.trained, sums
+        return sums.loss, sums
 
     return jax.value_and_grad(trained, argnums=(0, 1), has_aux=True)(model, hidden)
 
 
-@pytest.mark.parametrize("shape", [{}, {"tied": False}, {"logit_cap": 2.0}], ids=str)
+@pytest.mark.parametrize("shape", [{}, {"tie_embeddings": False}, {"logit_cap": 2.0}], ids=str)
 @pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["plain", "smoothed"])
 @pytest.mark.parametrize("mesh", [None, (1, 2, 2, 2)], ids=["one device", "mesh"])
 def test_chunks_of_the_vocabulary_give_the_sums_and_gradients_of_chunks_of_columns(
@@ -40,7 +40,7 @@ def test_chunks_of_the_vocabulary_give_the_sums_and_gradients_of_chunks_of_colum
     if mesh is None:
         found = losses_and_gradients(model, hidden, batch, config)
     else:
-        with sharding.use(sharding.MeshConfig(*mesh).make(), sharding.RULES):
+        with sharding.mesh_context(sharding.MeshConfig(*mesh).make(), sharding.RULES):
             found = losses_and_gradients(model, hidden, batch, config)
             again = dataclasses.replace(config, vocabulary_chunks=0, chunk=6)
             columns = losses_and_gradients(model, hidden, batch, again)

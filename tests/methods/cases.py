@@ -20,7 +20,7 @@ from research.methods.lora import EVERY_LINEAR
 from tests.helpers import tiny
 
 # an untied head, so that whatever is attached to a weight can be merged into it
-SHAPE = tiny.config(tied=False)
+SHAPE = tiny.config(tie_embeddings=False)
 CASES: dict[str, Method] = {
     "lora": LoRA(rank=4),
     "lora-patterns": LoRA(
@@ -43,7 +43,7 @@ CASES: dict[str, Method] = {
     "prompt-text": Prompt(length=3, start="text", text="ab", tokens=((5,), (9,))),
     "prompt-labels": Prompt(length=3, start="labels", labels=("a", "bc"), tokens=((5,), (9, 4))),
     "prefix": Prefix(length=3),
-    "prefix-mlp": Prefix(length=3, reparameterized=True, hidden=8),
+    "prefix-mlp": Prefix(length=3, reparameterized=True, mlp_width=8),
 }
 # what changes weights of the base, and methods together
 BESIDE: dict[str, Method] = {
@@ -57,11 +57,11 @@ BANKS: dict[str, Method] = {
     for case in ("lora-ends", "prefix-mlp")
 }
 LINEARS = ("query", "key", "value", "output", "up", "down")
-BIASED = tiny.config(tied=False, biases=(*LINEARS, "gate"))
+BIASED = tiny.config(tie_embeddings=False, biases=(*LINEARS, "gate"))
 # bases that differ from Llama in whatever a method may meet
 FAMILIES = {
     "gemma": tiny.config(
-        tied=False,
+        tie_embeddings=False,
         biases=(*LINEARS, "gate"),
         windows=(6, 0),
         post_norms=True,
@@ -69,7 +69,7 @@ FAMILIES = {
         embedding_scale=2.0,
     ),
     "gpt2": tiny.config(
-        tied=False,
+        tie_embeddings=False,
         biases=LINEARS,
         gated=False,
         norm="layer",

@@ -117,13 +117,13 @@ def short_run(case, mesh=None, order=range(8)):
     mesh = (mesh or MeshConfig(data=1)).make(devices if mesh else devices[:1])
     names = methods.trainable(model, method)
     # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-    plan = stepping.Plan(names, OptimizerConfig(epsilon=1e-2))
+    plan = stepping.StepConfig(names, OptimizerConfig(epsilon=1e-2))
     # no decay: it moves what no gradient reaches
-    hyper, rules, losses = tiny.hyper(names, dropout=0.1, decay=0.0), sharding.RULES, []
+    hyper, rules, losses = tiny.hyper(names, dropout=0.1, weight_decay=0.0), sharding.RULES, []
     batch = tiny.batch()
     if case in BANKS:  # a row of -1 is the base's
         batch = dataclasses.replace(batch, adapter=np.arange(8, dtype=np.int32) % 3 - 1)
-    with sharding.use(mesh, rules):
+    with sharding.mesh_context(mesh, rules):
         state = stepping.init_state(model, plan)
         axes, flat = tree.parameter_axes(model), tree.flatten(state)
         parameters = sharding.shardings(axes, tree.flatten(model), mesh, rules)
@@ -140,7 +140,7 @@ def short_run(case, mesh=None, order=range(8)):
 @every_case
 def test_what_is_attached_does_not_depend_on_how_layers_are_grouped(case):
     whole = tree.unstack(tree.flatten(attached(case)))
-    single = tiny.attached(CASES[case], tiny.config(tied=False, longest_stack=1))
+    single = tiny.attached(CASES[case], tiny.config(tie_embeddings=False, max_scan_layers=1))
     cut = tree.unstack(tree.flatten(single))
     assert set(whole) == set(cut)
     for name in whole:  # pissa: singular vectors, which rounding moves, and of either sign
@@ -238,7 +238,9 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
             checked += expected is not None
     assert bool(checked) == (case in MERGED)
     names = methods.trainable(model, CASES[case])
-    state = functools.partial(stepping.init_state, plan=stepping.Plan(names, OptimizerConfig()))
+    state = functools.partial(
+        stepping.init_state, plan=stepping.StepConfig(names, OptimizerConfig())
+    )
     state = tree.flatten(jax.eval_shape(state, model))
     moments = sharding.state_shardings(state, placed, mesh)
     for name in names:
@@ -249,7 +251,7 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
 @every_case
 def test_a_method_says_whether_its_sites_drop(case):
     model = tiny.abstract(method_of(case), shape_of(case))
-    context = Context(keys=jax.random.split(jax.random.key(0), 8), site_dropout=np.float32(0.5))
+    context = Context(keys=jax.random.split(jax.random.key(0), 8), adapter_dropout=np.float32(0.5))
     program = str(jax.make_jaxpr(tiny.logits)(model, tiny.batch(), context))
     assert ("random_bits" in program) == getattr(method_of(case), "drops", False)
 
@@ -257,7 +259,7 @@ def test_a_method_says_whether_its_sites_drop(case):
 def test_dropout_inside_a_method_is_the_same_for_both_halves_of_pissa():
     model, batch = attached("pissa"), tiny.batch()
     keys = jax.random.split(jax.random.key(0), 8)
-    dropped = forward(model, batch, Context(keys=keys, site_dropout=np.float32(0.5)))
+    dropped = forward(model, batch, Context(keys=keys, adapter_dropout=np.float32(0.5)))
     np.testing.assert_allclose(dropped, base_logits(), atol=1e-4)
 
 
@@ -288,12 +290,12 @@ def test_what_a_delta_of_the_head_drops_does_not_depend_on_chunks(mesh):
 
     @functools.partial(jax.jit, static_argnums=0)
     def total(chunk, rate):
-        context = Context(keys=keys, site_dropout=rate)
+        context = Context(keys=keys, adapter_dropout=rate)
         given = batch.targets, batch.weights, context, LossConfig(chunk=chunk)
-        return sequence_chunks.summed_losses(model, hidden, *given).trained
+        return sequence_chunks.summed_losses(model, hidden, *given).loss
 
     whole = total(16, np.float32(0.5))
-    with sharding.use(mesh and MeshConfig(*mesh).make(), sharding.RULES):
+    with sharding.mesh_context(mesh and MeshConfig(*mesh).make(), sharding.RULES):
         np.testing.assert_allclose(total(5, np.float32(0.5)), whole, rtol=1e-5)
     assert abs(total(16, np.float32(0.0)) - whole) > 1e-3 * abs(whole)
 

@@ -12,7 +12,7 @@ from tests.helpers import tiny
 
 
 def test_its_change_has_a_rank_above_its_factors():
-    shape = tiny.config(tied=False)
+    shape = tiny.config(tie_embeddings=False)
     model = tiny.shaken(tiny.attached(LoHa(rank=3), shape))
     block = model.layers["0-2"]
     changes = jax.vmap(Hadamard.change)(block.mlp.up.site["loha"])

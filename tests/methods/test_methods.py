@@ -41,7 +41,7 @@ def test_dropout_of_sites_that_drop_nothing_is_refused():
     nothing = SourceConfig("none", "jsonl", "none")
     data = DataConfig((nothing,), sequence_length=16, batch_size=8)
     experiment = functools.partial(
-        Experiment, steps=1, model=tiny.CONFIG, tokenizer="none", data=data, site_dropout=0.1
+        Experiment, steps=1, model=tiny.CONFIG, tokenizer="none", data=data, adapter_dropout=0.1
     )
     make_program(experiment(method=LoRA(rank=2)), None)
     for method in (IA3(), Prompt(length=2), Partial(), Bank(of=IA3(), names=("a", "b"))):
@@ -63,7 +63,7 @@ def test_stacks_follow_sites_and_trainability():
 
 def test_adapter_start_does_not_depend_on_grouping():
     whole = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4))))
-    cut = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4), tiny.config(longest_stack=1))))
+    cut = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4), tiny.config(max_scan_layers=1))))
     assert all(np.array_equal(whole[name], cut[name]) for name in whole)
     a = [leaf for name, leaf in whole.items() if name.endswith("query/site/lora/a")]
     assert len(a) == 3 and not np.array_equal(a[0], a[1])
@@ -82,7 +82,7 @@ def test_adapter_start_does_not_depend_on_mesh(world, method):
         tuning = world.tuning(1, method=method, mesh=mesh)
         base, _ = runs.open_start(tuning)
         made = make_program(tuning, base, [jax.devices()[i] for i in devices])
-        with sharding.use(made.mesh, tuning.sharding_rules):
+        with sharding.mesh_context(made.mesh, tuning.sharding_rules):
             states.append(tree.flatten(made.fresh_state().model))
     for name, leaf in states[0].items():
         np.testing.assert_allclose(np.abs(leaf), np.abs(states[1][name]), atol=2e-5, err_msg=name)
@@ -98,7 +98,7 @@ def test_two_adapters_act_together_and_merge_apart():
 
 
 def test_adapters_act_on_untied_heads_too():
-    shape = tiny.config(tied=False)
+    shape = tiny.config(tie_embeddings=False)
     method = LoRA(targets=(r"layers/\d+/mlp/down",), rank=2)
     model = tiny.attached(method, shape)
     assert jnp.isfinite(forward(model, tiny.batch())).all()
@@ -129,8 +129,8 @@ def test_lora_plus_is_a_rule_over_rates():
     method = LoRA(rank=2)
     model = tiny.abstract(method)
     names = methods.trainable(model, method)
-    rules = smollm2.FORMS["lora_plus"].more["rate_rules"]
-    rates = stepping.multipliers(rules, names, names, "rate_rules")
+    rules = smollm2.FORMS["lora_plus"].more["learning_rate_rules"]
+    rates = stepping.multipliers(rules, names, names, "learning_rate_rules")
     assert {name.rpartition("/")[2] for name in names} == {"a", "b"}
     for name in names:
         assert set(rates[name].tolist()) == {16.0 if name.endswith("/b") else 1.0}

@@ -82,7 +82,7 @@ def test_a_banks_adapters_are_optimised_as_each_alone(optimizer, case):
     for model, one in ((bank.stack(alone, method), together), *((m, method) for m in alone)):
         weights, _ = tree.partition(model, methods.trainable(model, one))
         axes = tree.parameter_axes(model)
-        step = optimizers.direction(OptimizerConfig(optimizer), axes)
+        step = optimizers.make_optimizer(OptimizerConfig(optimizer), axes)
         gradients = {name: jax.numpy.cos(weight) for name, weight in weights.items()}
         steps.append(jax.jit(step.update)(gradients, step.init(weights), weights)[0])
     for name, whole in steps[0].items():
@@ -131,7 +131,10 @@ def test_several_methods_act_together_in_any_order():
         ({"kind": "prompt", "start": "text"}, "belong together"),
         ({"kind": "prompt", "labels": ["a"]}, "belong together"),
         ({"kind": "prompt", "tokens": [[3]]}, 'start "vocabulary" takes no `tokens`'),
-        ({"kind": "prefix", "hidden": 8}, "`hidden` is the MLP's of a `reparameterized` prefix"),
+        (
+            {"kind": "prefix", "mlp_width": 8},
+            "`mlp_width` is the MLP's of a `reparameterized` prefix",
+        ),
         ({"kind": "vera", "inner": 0.0}, "greater than 0"),
         (
             {"kind": "several", "of": [{"kind": "lora"}, {"kind": "dora"}]},

@@ -164,7 +164,7 @@ def test_splash_on_a_mesh_equals_plain(mesh, length, window):
     """Rows over `fsdp`, heads over `tensor`, queries over `sequence`, swapped where halves of a
     device's part are whole lanes and all see different numbers of keys; all keys everywhere."""
     made = sharding.MeshConfig(*mesh).make(jax.devices()[: math.prod(mesh)])
-    over = functools.partial(sharding.use, made, sharding.RULES)
+    over = functools.partial(sharding.mesh_context, made, sharding.RULES)
     equal(*splash_and_plain(splash_case(length, window=window), over=over), 2e-5)
 
 
@@ -190,5 +190,5 @@ def test_splash_says_what_is_not_for_it(monkeypatch):
     prefixed = splash_case(prefix=True)[3]
     assert "bidirectional prefix" in refuses(query, key, prefixed, 0.0)
     assert "a multiple of 128, not 250" in refuses(query[:, :250], key[:, :250], mask, 0.0)
-    with sharding.use(sharding.MeshConfig(2, 1, 4).make(), sharding.RULES):
+    with sharding.mesh_context(sharding.MeshConfig(2, 1, 4).make(), sharding.RULES):
         assert "4 devices (mesh.tensor) divide, not 2" in refuses(query, key, mask, 0.0)

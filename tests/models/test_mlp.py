@@ -27,7 +27,7 @@ def value_and_gradient(model, batch):
 def test_chunks_of_units_give_the_whole_value_and_gradient(shape, mesh):
     batch, devices = tiny.batch(), jax.devices()[: int(np.prod(mesh))]
     expected = value_and_gradient(tiny.model(tiny.config(**shape)), batch)
-    with sharding.use(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
+    with sharding.mesh_context(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
         found = value_and_gradient(tiny.model(tiny.config(**shape, mlp_chunks=3)), batch)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

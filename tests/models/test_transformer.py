@@ -22,15 +22,15 @@ forward = jax.jit(tiny.logits)
 
 def closed_form(c: ModelConfig) -> int:
     """Parameters of a Llama."""
-    d, f, n = c.width, c.hidden, c.size
-    attention = d * (c.heads + 2 * c.key_heads) * n + c.heads * n * d
+    d, f, n = c.width, c.mlp_width, c.size
+    attention = d * (c.heads + 2 * c.kv_heads) * n + c.heads * n * d
     layer = attention + 3 * d * f + 2 * d
-    return c.vocabulary * d * (1 if c.tied else 2) + c.layers * layer + d
+    return c.vocabulary * d * (1 if c.tie_embeddings else 2) + c.layers * layer + d
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tied):
-    shape = tiny.config(tied=tied)
+    shape = tiny.config(tie_embeddings=tied)
     make = lambda key: Transformer(key, shape)  # noqa: E731
     models = {
         "eager": make(KEY),
@@ -47,7 +47,7 @@ def test_grouping_changes_neither_start_nor_output():
     whole, batch = tiny.model(), tiny.batch()
     expected = forward(whole, batch)
     for longest in (1, 2):
-        cut = tiny.model(tiny.config(longest_stack=longest))
+        cut = tiny.model(tiny.config(max_scan_layers=longest))
         mine, theirs = (tree.unstack(tree.flatten(m)) for m in (cut, whole))
         assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
         np.testing.assert_allclose(forward(cut, batch), expected, atol=1e-5)
@@ -126,7 +126,7 @@ def test_chunked_loss_equals_the_plain_one(chunk, extras):
         losses = token_losses(model, hidden, batch.targets, None, config)
         sums = summed_losses(model, hidden, batch.targets, batch.weights, None, config)
         same = jax.tree.map(lambda x, y: jnp.abs(jnp.sum(x * batch.weights) - y), losses, sums)
-        return sums.trained, same
+        return sums.loss, same
 
     def plain(model):
         logits = tiny.logits(model, batch)
@@ -151,7 +151,7 @@ def test_whole_logits_never_exist():
     def loss(model):
         hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
         given = batch.targets, batch.weights, None, LossConfig(chunk=16)
-        return summed_losses(model, hidden, *given).trained
+        return summed_losses(model, hidden, *given).loss
 
     abstract = jax.eval_shape(lambda key: Transformer(key, shape), KEY)
     text = jax.jit(jax.grad(loss)).lower(abstract).compile().as_text()
@@ -170,7 +170,7 @@ def test_rematerialisation_changes_no_gradient(remat):
 
 
 def test_each_policy_of_rematerialisation_keeps_less_than_the_one_before():
-    shape = tiny.config(layers=8, width=64, hidden=192)
+    shape = tiny.config(layers=8, width=64, mlp_width=192)
     tokens, segments, positions = jnp.zeros((3, 8, 64), jnp.int32)
 
     def temporaries(remat):

@@ -75,8 +75,8 @@ def test_the_product_and_its_gradient_are_those_of_the_matrix_that_is_read(kind)
 
 @pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
 def test_a_stored_model_computes_what_its_plain_copy_does_and_is_close_to_its_source(kind):
-    shape = tiny.config(tied=False, storage=weight_storage.PRESETS[kind])
-    stored, source = tiny.model(shape), tiny.model(tiny.config(tied=False))
+    shape = tiny.config(tie_embeddings=False, storage=weight_storage.PRESETS[kind])
+    stored, source = tiny.model(shape), tiny.model(tiny.config(tie_embeddings=False))
     found = np.asarray(forward(stored, tiny.batch()))
     # the same seed, so the same weights before they were stored
     assert relative(found, forward(source, tiny.batch())) < {"nf4": 0.3}.get(kind, 0.02)
@@ -100,7 +100,7 @@ def test_rules_say_which_layers_are_stored_how():
         ({"storage": ((r"layers/\d+/mlp/upp", "nf4"),)}, "'.*upp' matches nothing; nearest"),
         ({"storage": (("embedding", "int8"),)}, "embedding is looked up or shared; int8"),
         (
-            {"storage": weight_storage.PRESETS["nf4"], "hidden": 67},
+            {"storage": weight_storage.PRESETS["nf4"], "mlp_width": 67},
             "67 x 32 cannot be stored as nf4",
         ),
     ],
@@ -127,10 +127,10 @@ def steps(method, shape, mesh=None):
     """Three steps; the losses and the last state."""
     model = tiny.attached(method, shape)
     names = methods.trainable(model, method)
-    plan, hyper, rules = stepping.Plan(names), tiny.hyper(names), sharding.RULES
+    plan, hyper, rules = stepping.StepConfig(names), tiny.hyper(names), sharding.RULES
     mesh = (mesh or MeshConfig(data=1)).make(jax.devices()[: 8 if mesh else 1])
     step, losses = jax.jit(stepping.train_step, static_argnames="plan"), []
-    with sharding.use(mesh, rules):
+    with sharding.mesh_context(mesh, rules):
         state = stepping.init_state(model, plan)
         parameters = sharding.shardings(
             tree.parameter_axes(model), tree.flatten(model), mesh, rules
@@ -146,7 +146,7 @@ def steps(method, shape, mesh=None):
 
 def test_the_principal_parts_of_a_quantised_stack_are_found():
     """Their decompositions side by side waited for each other for ever."""
-    shape = tiny.config(hidden=64, storage=((weight_storage.LINEARS, "nf4"),))
+    shape = tiny.config(mlp_width=64, storage=((weight_storage.LINEARS, "nf4"),))
     method = LoRA(rank=4, start="pissa")
     model = tiny.attached(method, shape)
     batch = tiny.batch()
@@ -163,7 +163,7 @@ ON_STORED += [
 @pytest.mark.parametrize(("case", "kind"), ON_STORED)
 def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(case, kind):
     method = CASES[case]
-    shape = tiny.config(tied=False, storage=weight_storage.PRESETS[kind])
+    shape = tiny.config(tie_embeddings=False, storage=weight_storage.PRESETS[kind])
     before = tree.flatten(tiny.attached(method, shape))
     losses, after = steps(method, shape)
     assert losses[2] < losses[0]
@@ -177,7 +177,7 @@ def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(cas
 
 
 def test_a_quantised_base_gives_the_same_on_any_mesh():
-    shape = tiny.config(hidden=64, storage=((weight_storage.LINEARS, "nf4"),))
+    shape = tiny.config(mlp_width=64, storage=((weight_storage.LINEARS, "nf4"),))
     losses, _ = steps(LoRA(rank=4), shape)
     again, after = steps(LoRA(rank=4), shape, MeshConfig(2, 2, 2))
     np.testing.assert_allclose(again, losses, atol=2e-5)

@@ -53,7 +53,7 @@ class Read:
     prefix: list[bool]
 
 
-def batch(examples: Examples, words: Tokenizer, length: int) -> tuple[Batch, planning.Plan]:
+def batch(examples: Examples, words: Tokenizer, length: int) -> tuple[Batch, planning.PackingPlan]:
     """All examples packed into one batch that may be trained on."""
     plan = planning.plan(examples.lengths, length, splittable=False, pack=True, seed=1)
     packed = planning.PackedRows(examples, plan, words.pad_id)

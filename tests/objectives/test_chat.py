@@ -231,7 +231,7 @@ def test_batches_of_conversations_and_the_template_that_is_stated(tokenizer, tmp
     said = pipeline.statistics(1)["a"]
     kind = "plain" if template is None else "configured"
     assert said["format"] == f"sharegpt, the {kind} chat template"
-    assert pipeline.companions == {chat_template.TEMPLATE: (template or PLAIN).encode()}
+    assert pipeline.sidecar_files == {chat_template.TEMPLATE: (template or PLAIN).encode()}
     batch = pipeline.batch(0)
     texts = [
         tokenizer.decode(batch.targets[row][batch.weights[row] > 0], special=True)

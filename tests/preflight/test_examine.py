@@ -19,8 +19,8 @@ pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = str(ROOT / "configs/pretrain/llama3_8b.py")
 SMALL = [
-    *("model.width=512", "model.layers=4", "model.hidden=1024", "model.heads=4"),
-    *("model.key_heads=2", "model.vocabulary=8192", "data.sequence_length=1024"),
+    *("model.width=512", "model.layers=4", "model.mlp_width=1024", "model.heads=4"),
+    *("model.kv_heads=2", "model.vocabulary=8192", "data.sequence_length=1024"),
 ]
 LORA = ['method={"kind": "lora", "rank": 8}', 'model.storage=[["layers/.*", "nf4"]]']
 
@@ -81,7 +81,7 @@ def command(tmp_path, *words, config=()):
 
 
 def test_what_does_not_fit_is_said_with_what_would(tmp_path):
-    big = ["data.batch_size=512", "model.remat=none", "model.hidden=16384", "model.layers=8"]
+    big = ["data.batch_size=512", "model.remat=none", "model.mlp_width=16384", "model.layers=8"]
     words = ["--topology", "v5e:2x2", "--tries", "4"]
     status, said, report = command(tmp_path, *words, config=big)
     assert status == 3
@@ -136,7 +136,7 @@ def test_every_version_compiles_with_its_flags_and_what_is_refused_says_why(tmp_
 
 
 def test_what_does_not_fit_is_not_launched():
-    big = ["data.batch_size=512", "model.remat=none", "model.hidden=16384"]
+    big = ["data.batch_size=512", "model.remat=none", "model.mlp_width=16384"]
     there = ["tokenizer=gs://made/tokenizer.json", "data.sources[0].path=gs://made/web"]
     flags = [f"--config.{override}" for override in [*SMALL, *big, *there]]
     target = ["--target", "gke", "--image", "graft:1", "--workdir", "gs://made/big"]

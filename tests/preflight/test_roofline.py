@@ -62,7 +62,9 @@ def test_fully_sharded_weights_travel_twice_and_their_gradients_once():
 
 
 def test_a_tied_table_travels_to_the_head_and_its_gradient_back_once():
-    apart, tied = (roofline.traffic(program(64, 1, f"model.tied={x}")) for x in (False, True))
+    apart, tied = (
+        roofline.traffic(program(64, 1, f"model.tie_embeddings={x}")) for x in (False, True)
+    )
     table = 63 / 64 * TABLE
     # the embedding's own table was not gathered, but its gradient was summed
     assert tied.gathered_weights == pytest.approx(apart.gathered_weights, rel=1e-6)
@@ -70,7 +72,7 @@ def test_a_tied_table_travels_to_the_head_and_its_gradient_back_once():
 
 
 def test_accumulation_gathers_weights_for_each_micro_batch():
-    once, four = (roofline.traffic(program(16, 1, *x)) for x in ([], ["accumulate=4"]))
+    once, four = (roofline.traffic(program(16, 1, *x)) for x in ([], ["accumulation_steps=4"]))
     assert four.gathered_weights == pytest.approx(4 * once.gathered_weights)
     assert four.activations == pytest.approx(once.activations)
 
@@ -151,8 +153,12 @@ def test_what_is_refused_says_why_in_its_row_and_in_words():
 
 
 def test_rows_that_do_not_divide_name_the_nearest_sizes_that_do():
-    for rows, accumulate, nearest in ((256, 1, [512]), (1500, 1, [1536, 1024]), (512, 2, [1024])):
-        given = f"data.batch_size={rows}", f"accumulate={accumulate}"
+    for rows, accumulation_steps, nearest in (
+        (256, 1, [512]),
+        (1500, 1, [1536, 1024]),
+        (512, 2, [1024]),
+    ):
+        given = f"data.batch_size={rows}", f"accumulation_steps={accumulation_steps}"
         with pytest.raises(UnevenBatch, match=f"nearest: {nearest[0]}") as caught:
             program(512, 2, *given)
         assert caught.value.nearest == nearest

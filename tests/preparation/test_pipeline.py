@@ -71,7 +71,7 @@ def test_a_second_run_does_nothing_and_says_so(config, tmp_path):
 def test_a_change_makes_anew_what_depends_on_it_and_nothing_else(config, tmp_path):
     out = tmp_path / "out"
     corpus.prepare(config, out)
-    lax = corpus.changed(config, quality=Quality(fewest_words=1, fewest_stop_words=0))
+    lax = corpus.changed(config, quality=Quality(min_words=1, min_stop_words=0))
     _, said = corpus.prepare(lax, out)
     assert _made(said) == ["quality", "tokens"] and len(corpus.kept(out)) == 29
     _, said = corpus.prepare(config, out)  # what it had made is there still

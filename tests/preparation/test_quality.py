@@ -75,9 +75,9 @@ def test_a_document_that_breaks_one_rule_breaks_no_other(name):
 
 
 def test_thresholds_are_the_configs():
-    lax = dataclasses.replace(Quality(), fewest_words=49)
+    lax = dataclasses.replace(Quality(), min_words=49)
     assert not list(broken_rules(CASES["words"], lax))
-    only = dataclasses.replace(Quality(), most_repeated_ngrams=((3, 0.01),))
+    only = dataclasses.replace(Quality(), max_repeated_ngrams=((3, 0.01),))
     assert "repeated_3grams" in rule_names(only) and "repeated_5grams" not in rule_names(only)
     assert list(broken_rules(CASES["repeated_10grams"], only)) == ["repeated_3grams"]
 

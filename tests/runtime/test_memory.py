@@ -20,7 +20,7 @@ def test_arguments_are_the_state_the_batch_and_the_numbers(world):
     words = tokenizer.load(experiment.tokenizer)
     data = Pipeline(experiment.data, words, token_cache.default_cache(), program.shape.vocabulary)
     batch = data.batch(0)
-    with sharding.use(program.mesh, experiment.sharding_rules):
+    with sharding.mesh_context(program.mesh, experiment.sharding_rules):
         needed = Memory.of(program.compile(batch))
     held = lambda x: x.size * x.dtype.itemsize  # noqa: E731
     # replicated state, one row a device; a few numbers beside

@@ -40,7 +40,7 @@ from tests.system.test_hosts import together
 
 pytest.importorskip("gcp_storage_emulator", reason="tools/setup services")
 pytestmark = pytest.mark.heavy
-ENDLESS = 1_000_000
+NO_LIMIT = 1_000_000
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_run_of_two_processes_in_one_bucket_stops_at_one_step_and_goes_on(remo
         file = tiny_run.config_file(tmp_path, remote(steps))
         return together([tiny_run.command("train", "--config", file, "--workdir", where)] * 2)
 
-    pair = start(ENDLESS)
+    pair = start(NO_LIMIT)
     tiny_run.wait_for(pair[0], lambda: is_saved(folder, 5), 200)
     pair[1].send_signal(signal.SIGTERM)
     outputs = [finish(process) for process in pair]
@@ -349,7 +349,7 @@ def test_a_run_outlasts_storage_that_is_away_and_says_when_it_is_gone(emulator, 
     where, folder = "gs://made/lost", absolute("gs://made/lost")
     saved = lambda: len(list((folder / "checkpoints").glob("*/commit_success.txt")))  # noqa: E731
     newest = lambda: max(int(p.parent.name) for p in (folder / "checkpoints").glob("*/commit*"))  # noqa: E731
-    process = tiny_run.start(remote(ENDLESS), tmp_path, where)
+    process = tiny_run.start(remote(NO_LIMIT), tmp_path, where)
     tiny_run.wait_for(process, saved)
     emulator.process.kill()
     time.sleep(3)

@@ -68,7 +68,7 @@ def compile_step(world, forget):
         program = make_program(experiment, base)
         words = tokenizer.load(world.folder / "tokenizer.json")
         batch = Pipeline(experiment.data, words, default_cache()).batch(0)
-        with sharding.use(program.mesh, experiment.sharding_rules):
+        with sharding.mesh_context(program.mesh, experiment.sharding_rules):
             program.compile(batch)
 
     return run
@@ -84,7 +84,11 @@ def test_pretraining_and_full_tuning_and_two_rates_share_one_entry(
     assert tuning.data.objective != world.data().objective
     compile_step(tuning)
     assert cached() == first
-    numbers = {"decay": 0.1, "clip": 0.5, "rate_rules": ((r"layers/.*", 0.5),)}
+    numbers = {
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.5,
+        "learning_rate_rules": ((r"layers/.*", 0.5),),
+    }
     compile_step(world.experiment(30, schedule=ScheduleConfig(1.0, "constant"), **numbers))
     assert cached() == first
     forget()

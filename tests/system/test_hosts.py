@@ -27,7 +27,7 @@ from research.training.loop import train
 from tests.helpers import tiny_run
 
 DEVICES, STEPS = 8, 12
-ENDLESS = 1_000_000
+NO_LIMIT = 1_000_000
 
 
 def experiment(world, **changes):
@@ -129,7 +129,7 @@ def test_two_processes_train_as_one(pair, alone):
 def test_what_four_processes_saved_goes_on_on_two_and_on_one(world, alone, tmp_path):
     # two of them share each row: their devices are those of its tensor axis
     half = experiment(world, steps=STEPS // 2, mesh=MeshConfig(data=2, fsdp=1, tensor=4))
-    wide = dataclasses.replace(half, model=dataclasses.replace(half.model, heads=4, key_heads=4))
+    wide = dataclasses.replace(half, model=dataclasses.replace(half.model, heads=4, kv_heads=4))
     finish(start(4, wide, tmp_path / "run"))
     shutil.copytree(tmp_path / "run", tmp_path / "one")
     whole = dataclasses.replace(wide, steps=STEPS, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
@@ -166,7 +166,7 @@ def test_one_killed_ends_the_others_within_a_minute_and_the_run_goes_on_to_the_s
 @pytest.mark.heavy
 def test_a_signal_to_one_saves_on_all_at_one_step(world, tmp_path):
     run = tmp_path / "run"
-    tuned = experiment(world, steps=ENDLESS, evaluate_split=None, method=LoRA(rank=2))
+    tuned = experiment(world, steps=NO_LIMIT, evaluate_split=None, method=LoRA(rank=2))
     tuned = dataclasses.replace(
         tuned, model=None, tokenizer=None, init_from=str(world.base), checkpoint=CheckpointConfig()
     )
@@ -265,7 +265,7 @@ def test_a_process_that_nothing_says_its_place_to_says_what_to_do(world, tmp_pat
 def test_a_host_feeds_the_rows_that_its_devices_hold(axes):
     mesh = MeshConfig(*axes).make()
     placed = sharding.batch_sharding(mesh, sharding.RULES)
-    here = sharding.rows_here(placed, 16)
+    here = sharding.local_rows(placed, 16)
     assert here.tolist() == list(range(16))  # this process has all devices
     leaf = np.arange(16 * 3).reshape(16, 3)
     made = sharding.place_rows({"leaf": leaf}, placed, here, 16)["leaf"]

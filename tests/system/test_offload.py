@@ -37,12 +37,12 @@ def test_offloaded_moments_and_layer_inputs_give_the_losses_of_those_on_devices(
 
 def test_moments_lie_with_the_host_between_steps(world):
     program = make_program(world.experiment(2, mesh=MESH, offload=MOMENTS), None)
-    held = {name for name, placed in program.placed.items() if placed.memory_kind == HOST}
+    held = {name for name, placed in program.shardings.items() if placed.memory_kind == HOST}
     assert held and all(name.endswith(("/mu", "/nu")) for name in held)
     batch = jax.tree.map(np.asarray, tiny.batch(rows=8, length=32))
     with jax.set_mesh(program.mesh):
         step = program.compile(batch)
-        after, _ = step(program.fresh_state(), program.place(batch), program.place_numbers())
+        after, _ = step(program.fresh_state(), program.place(batch), program.place_hyper())
     for state in (program.fresh_state(), after):
         kinds = {x.sharding.memory_kind for x in jax.tree.leaves(state.optimizer) if x.ndim > 1}
         assert kinds == {HOST}

@@ -24,7 +24,7 @@ from research.training.loop import train
 from tests.helpers import tiny_run
 
 EVERY_SECOND = CheckpointConfig(every=2, keep_last=2)
-ENDLESS = 1_000_000  # steps of a run that is not meant to reach its end
+NO_LIMIT = 1_000_000  # steps of a run that is not meant to reach its end
 # TensorStore's late callbacks find Orbax's event loop closed, where no code can catch the error.
 late_callbacks = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -35,7 +35,7 @@ def full(world, steps):
         steps,
         mesh=MeshConfig(2, 2, 2),
         dropout=0.1,
-        accumulate=2,
+        accumulation_steps=2,
         checkpoint=EVERY_SECOND,
         evaluate_split="heldout",
         evaluate_every=3,
@@ -61,7 +61,7 @@ def unfinished(whole, folder):
 
 def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(world, tmp_path):
     workdir, kill_at = tmp_path / "run", random.SystemRandom().randint(2, 9)
-    process = tiny_run.start(full(world, ENDLESS), tmp_path, workdir)
+    process = tiny_run.start(full(world, NO_LIMIT), tmp_path, workdir)
     tiny_run.wait_for(process, lambda: len(tiny_run.lines(workdir)) >= kill_at)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -85,10 +85,12 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
     world, tmp_path
 ):
     def tuning(steps):
-        return world.tuning(steps, method=LoRA(rank=2), site_dropout=0.1)  # saves at its end only
+        return world.tuning(
+            steps, method=LoRA(rank=2), adapter_dropout=0.1
+        )  # saves at its end only
 
     workdir = tmp_path / "run"
-    process = tiny_run.start(tuning(ENDLESS), tmp_path, workdir)
+    process = tiny_run.start(tuning(NO_LIMIT), tmp_path, workdir)
     tiny_run.wait_for(process, lambda: len(tiny_run.lines(workdir)) >= 3)
     process.terminate()
     output, _ = process.communicate(timeout=120)
@@ -111,7 +113,7 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
     [
         Several(of=(LoRA(rank=2), Prompt(length=4, start="text", text="red roofs"))),
         VeRA(rank=4),
-        Prefix(length=3, reparameterized=True, hidden=8),
+        Prefix(length=3, reparameterized=True, mlp_width=8),
         Partial((r"layers/1/.*",)),
         Several(of=(DoRA(rank=2), IA3())),
         Bank(of=LoRA(rank=2, start="pissa"), names=("a", "b")),
@@ -123,7 +125,7 @@ def test_what_is_bound_shared_or_part_of_the_base_resumes_to_the_same_bits(world
     if method.kind == "bank":
         both = [dataclasses.replace(data.sources[0], name=n, adapter=n) for n in method.names]
         data = dataclasses.replace(data, sources=tuple(both))
-    tuning = functools.partial(world.tuning, method=method, site_dropout=dropout, data=data)
+    tuning = functools.partial(world.tuning, method=method, adapter_dropout=dropout, data=data)
     train(tuning(3), tmp_path / "run")
     train(tuning(6), tmp_path / "run")
     train(tuning(6), tmp_path / "whole")
@@ -135,12 +137,12 @@ def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(world, tmp_pat
     asked = program._due
 
     def due(step, every, steps):
-        if step == 3 and every == ENDLESS:
+        if step == 3 and every == NO_LIMIT:
             signal.raise_signal(signal.SIGTERM)
         return asked(step, every, steps)
 
     monkeypatch.setattr(program, "_due", due)
-    summary = train(world.experiment(9, checkpoint=CheckpointConfig(ENDLESS)), tmp_path)
+    summary = train(world.experiment(9, checkpoint=CheckpointConfig(NO_LIMIT)), tmp_path)
     assert summary["steps"] in (3, 4) and not summary["finished"]
     assert open_checkpoint(tmp_path).step == summary["steps"]
     whole = json.loads((world.base / "summary.json").read_text())  # of the same data
@@ -208,14 +210,16 @@ def test_a_full_disk_ends_the_run_and_the_step_before_it_restores(world, whole, 
     assert open_checkpoint(workdir).step == 8
     assert tiny_run.content(workdir) == tiny_run.content(whole)
     run = runs.open_run(workdir)
-    run.saved.restore(run.saved.abstract())  # compares with the checksums
+    run.checkpoint.restore(run.checkpoint.abstract())  # compares with the checksums
     train(full(world, 12), workdir)
     assert open_checkpoint(workdir).step == 12
 
 
 def test_a_folder_of_another_experiment_is_refused(world, whole):
     before = tiny_run.content(whole), (whole / "config.json").read_bytes()
-    other = dataclasses.replace(full(world, 9), dropout=0.2, schedule=ScheduleConfig(rate=1.0))
+    other = dataclasses.replace(
+        full(world, 9), dropout=0.2, schedule=ScheduleConfig(learning_rate=1.0)
+    )
     with pytest.raises(ValueError, match=r"whole.*another experiment \(schedule, dropout differ\)"):
         train(other, whole)
     assert before == (tiny_run.content(whole), (whole / "config.json").read_bytes())
@@ -224,9 +228,11 @@ def test_a_folder_of_another_experiment_is_refused(world, whole):
 def test_a_run_without_finite_losses_stops_and_keeps_what_it_has(world, tmp_path):
     workdir = tmp_path / "run"
     experiment = world.experiment(
-        20, schedule=ScheduleConfig(1e30, "constant"), clip=None, most_skipped=3, seed=5
+        20, schedule=ScheduleConfig(1e30, "constant"), max_grad_norm=None, max_skipped=3, seed=5
     )
-    with pytest.raises(FloatingPointError, match=r"3 steps in a row up to step 4 .*schedule.rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"3 steps in a row up to step 4 .*schedule.learning_rate"
+    ):
         train(experiment, workdir)
     lines = [json.loads(line) for line in tiny_run.lines(workdir)]
     assert [line["skipped"] for line in lines[:4]] == [0, 1, 1, 1]

@@ -20,14 +20,14 @@ from tests.helpers import tiny
 from tests.methods.cases import CASES
 
 # Wide, so that products dominate, and unrolled, because XLA counts a scan's body once.
-WIDE = tiny.config(width=256, hidden=768, layers=2, longest_stack=1, vocabulary=512)
+WIDE = tiny.config(width=256, mlp_width=768, layers=2, max_scan_layers=1, vocabulary=512)
 ROWS, LENGTH = 8, 64
 FORMS = CASES | {
     "full": Full(),
     "norms": Partial(),
     "last": Partial((r"layers/1/.*",)),
     "several": Several(of=(LoRA(rank=8), Prompt(length=20))),
-    "prefix-mlp-wide": Prefix(length=20, reparameterized=True, hidden=128),
+    "prefix-mlp-wide": Prefix(length=20, reparameterized=True, mlp_width=128),
     "bank": Bank(of=LoRA(rank=8), names=("a", "b")),
     "bank-prefix": Bank(of=Prefix(length=3, reparameterized=True), names=("a", "b")),
 }
@@ -42,7 +42,7 @@ def both_counts(form: str, remat: str = "none") -> tuple[float, float]:
         batch = dataclasses.replace(batch, adapter=np.arange(ROWS, dtype=np.int32) % 2)
     model = tiny.abstract(method, shape)
     names = methods.trainable(model, method)
-    plan = stepping.Plan(names)
+    plan = stepping.StepConfig(names)
     state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
     compiled = (
         jax.jit(stepping.train_step, static_argnames="plan")
@@ -89,10 +89,10 @@ def test_what_remat_computes_again_is_known(form):
 @pytest.mark.parametrize("remat", ["none", "products", "full"])
 def test_what_chunks_of_the_mlp_compute_again_is_known(remat, gated):
     def products(chunks):
-        shape = tiny.config(width=64, hidden=192, remat=remat, mlp_chunks=chunks, gated=gated)
+        shape = tiny.config(width=64, mlp_width=192, remat=remat, mlp_chunks=chunks, gated=gated)
         model = tiny.abstract(Full(), shape)
         names = methods.trainable(model, Full())
-        plan = stepping.Plan(names)
+        plan = stepping.StepConfig(names)
         state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
         traced = jax.jit(stepping.train_step, static_argnames="plan").trace(
             state, tiny.batch(ROWS, LENGTH), tiny.hyper(names), plan
@@ -144,7 +144,7 @@ def test_attention_is_counted_over_the_keys_that_are_seen(window):
 def test_lora_parameters_equal_the_closed_form():
     shape, rank = tiny.CONFIG, 4
     model = tiny.abstract(LoRA(rank=rank), shape)
-    d, f, kv = shape.width, shape.hidden, shape.key_heads * shape.size
+    d, f, kv = shape.width, shape.mlp_width, shape.kv_heads * shape.size
     pairs = [(d, d), (d, kv), (d, kv), (d, d), (d, f), (d, f), (f, d)]  # q k v o, gate up down
     expected = shape.layers * rank * sum(i + o for i, o in pairs)
     assert cost.count(model, methods.trainable(model, LoRA(rank=rank))) == expected

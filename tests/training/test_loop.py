@@ -62,11 +62,15 @@ def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tm
     file = tiny_run.config_file(tmp_path, world.experiment(4))
     line = tiny_run.command("train", "--config", file, "--workdir", tmp_path / "run")
     ended = subprocess.run(
-        [*line, "--config.schedule.rte=0.1"], cwd=tiny_run.ROOT, capture_output=True, text=True
+        [*line, "--config.schedule.learning_rte=0.1"],
+        cwd=tiny_run.ROOT,
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 1 and not (tmp_path / "run").exists()
     assert ended.stderr.splitlines() == [
-        "error: config.schedule.rte: no such key; did you mean config.schedule.rate?"
+        "error: config.schedule.learning_rte: no such key; "
+        "did you mean config.schedule.learning_rate?"
     ]
 
 
@@ -74,9 +78,12 @@ def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tm
     "overrides, message",
     [
         (["mesh.data=3"], "mesh data=3 fsdp=1 tensor=1 does not fit 8 devices"),
-        (["mesh.data=1", "mesh.tensor=8", "model.hidden=36"], "'mlp' of length 36 does not divide"),
-        (["accumulate=3"], "data.batch_size 8 does not divide by accumulate 3"),
-        (["accumulate=2"], "a micro-batch of 4 rows does not divide over 8 devices"),
+        (
+            ["mesh.data=1", "mesh.tensor=8", "model.mlp_width=36"],
+            "'mlp' of length 36 does not divide",
+        ),
+        (["accumulation_steps=3"], "data.batch_size 8 does not divide by accumulation_steps 3"),
+        (["accumulation_steps=2"], "a micro-batch of 4 rows does not divide over 8 devices"),
         (
             ["mesh.data=4", "mesh.sequence=2", "method={'kind': 'prompt', 'length': 3}"],
             "and 3 tokens of prompts does not divide over mesh.sequence=2",
@@ -94,7 +101,10 @@ def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tm
         (["schedule.warmup=4"], "warm-up of 4 steps in a run of 4"),
         (["method={'kind': 'lora', 'rank': 99}"], "rank 99 does not fit a weight of 16 x 16"),
         (["method={'kind': 'partial', 'patterns': ['layer/.*']}"], "'layer/.*' matches nothing"),
-        (["decay_rules=[['norm', 0.0]]"], "decay_rules: pattern 'norm' matches nothing"),
+        (
+            ["weight_decay_rules=[['norm', 0.0]]"],
+            "weight_decay_rules: pattern 'norm' matches nothing",
+        ),
         (["checkpoint.keep_best=true"], "keep_best .*evaluate_split"),
     ],
     ids=lambda value: value[-1].split("=")[0] if isinstance(value, list) else "",
@@ -168,7 +178,7 @@ def test_the_plan_says_each_sources_format_and_the_lines_left_out():
 
 
 def test_a_tune_says_how_its_base_is_computed_and_a_run_lends_its_tokenizer(world, tmp_path):
-    compute = ComputeConfig(longest_stack=1, remat="full", compute_dtype="bfloat16")
+    compute = ComputeConfig(max_scan_layers=1, remat="full", compute_dtype="bfloat16")
     start = world.tuning(1, compute=compute)
     train(start, tmp_path / "tuned")
     base, tuned = runs.open_run(world.base), runs.open_run(tmp_path / "tuned")
@@ -208,7 +218,7 @@ LEARNERS = [
     (LoHa(rank=4), 3e-2),
     (Prompt(length=4, start="text", text="red roofs"), 0.3),
     (Prefix(length=4), 0.3),
-    (Prefix(length=4, reparameterized=True, hidden=16), 3e-2),
+    (Prefix(length=4, reparameterized=True, mlp_width=16), 3e-2),
     (Several(of=(LoRA(rank=4), Prompt(length=2))), 3e-2),
 ]
 
@@ -263,7 +273,9 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path / "run")]
     assert len(losses) == 30 and np.mean(losses[-4:]) < losses[0] / 2
     run = runs.open_run(tmp_path / "run")
-    assert run.companions[chat_template.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
+    assert (
+        run.sidecar_files[chat_template.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
+    )
     # so it does where the tokenizer's file is given too, and tunes are held to it
     started = {"model": None, "init_from": str(tmp_path / "run")}
     again = world.experiment(1, data=world.questions(), **started)

@@ -35,7 +35,7 @@ def assign(sizes: np.ndarray, limit: int) -> np.ndarray:
       limit: tokens in a row.
 
     Returns:
-      [P] from 0 without a gap. They are at least 98% full, or no more than `fewest_rows` and 1% or
+      [P] from 0 without a gap. They are at least 98% full, or no more than `min_rows` and 1% or
       one row (for natural lengths: the linear program promises no more).
     """
     rows = best_fit(sizes, limit)
@@ -48,7 +48,7 @@ def assign(sizes: np.ndarray, limit: int) -> np.ndarray:
     return better if better.max() < rows.max() else rows
 
 
-def fewest_rows(sizes: np.ndarray, limit: int) -> int:
+def min_rows(sizes: np.ndarray, limit: int) -> int:
     """A number of rows that no plan without cuts can be below, from the dual of the program."""
     sizes = sizes.astype(np.int64)
     volume = -(-int(sizes.sum()) // limit)

@@ -21,7 +21,7 @@ _CHUNK = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """Which piece lies where. Row r holds pieces `offsets[r]` to `offsets[r + 1] - 1`."""
 
     offsets: np.ndarray  # [rows + 1] int64
@@ -41,7 +41,7 @@ class Plan:
 
 def plan(
     lengths: np.ndarray, sequence_length: int, *, splittable: bool, pack: bool, seed: int
-) -> Plan:
+) -> PackingPlan:
     """Plans rows for examples of these lengths; every token is placed exactly once.
 
     Args:
@@ -136,17 +136,17 @@ def _totals(rows: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
 
 def _arrange(
     rows: np.ndarray, examples: np.ndarray, starts: np.ndarray, sizes: np.ndarray, limit: int
-) -> Plan:
+) -> PackingPlan:
     order = np.argsort(rows, kind="stable").astype(examples.dtype)
     counts = _totals(rows, None)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    return Plan(offsets, examples[order], starts[order], sizes[order], limit)
+    return PackingPlan(offsets, examples[order], starts[order], sizes[order], limit)
 
 
 class PackedRows:
     """Random access to planned rows: `rows[i]` is a dict of `[S]` arrays, fields of `Batch`."""
 
-    def __init__(self, examples: Examples, plan: Plan, pad_id: int):
+    def __init__(self, examples: Examples, plan: PackingPlan, pad_id: int):
         self.examples = examples
         self.plan = plan
         self._pad_id = pad_id

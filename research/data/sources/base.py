@@ -39,7 +39,7 @@ class SourceConfig:
     # Share of the rows of every batch, relative to the other sources (see `mixture`).
     weight: float = 1.0
     # Times that it is read at most; None: as often as the mixture says.
-    most_epochs: PositiveNumber | None = None
+    max_epochs: PositiveNumber | None = None
     # Wanted field -> field in the file, such as {"text": "content"}; unnamed fields keep theirs.
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # One of `research.data.sources.formats.FORMATS`; None: what the first records look like.

@@ -49,7 +49,7 @@ class File:
 
     def open(self) -> BinaryIO:
         """For reading bytes, at any place."""
-        with storage.reaching(self.name):
+        with storage.storage_errors(self.name):
             return self.system.open(self.path, "rb")
 
     def digest(self) -> str:
@@ -95,7 +95,7 @@ def find(config: SourceConfig, split: str) -> list[File]:
         return [File(system, path, name)]
     if not any(sign in path for sign in _MAGIC):
         raise FileNotFoundError(f"Source {config.name!r}: there is no file {name}.")
-    with storage.reaching(name):
+    with storage.storage_errors(name):
         fitting = sorted(system.glob(path))
     found = [p for p in fitting if _is("file", system, p, name)]
     if not found:
@@ -116,7 +116,7 @@ def under(config: SourceConfig, split: str, endings: Collection[str]) -> dict[st
     if not _is("directory", system, folder, name):
         raise FileNotFoundError(f"Source {config.name!r}: there is no folder {name}.")
     found = {}
-    with storage.reaching(name):
+    with storage.storage_errors(name):
         every = system.find(folder, detail=True)
     for path, about in every.items():
         below = PurePosixPath(path).relative_to(PurePosixPath(folder))
@@ -149,7 +149,11 @@ def local_copy(file: File) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=copy.parent)
     try:
-        with storage.reaching(file.name), os.fdopen(descriptor, "wb") as out, file.open() as raw:
+        with (
+            storage.storage_errors(file.name),
+            os.fdopen(descriptor, "wb") as out,
+            file.open() as raw,
+        ):
             stream: Any = pyarrow.CompressedInputStream(raw, codec) if codec else raw
             try:
                 while block := stream.read(_BLOCK):
@@ -195,7 +199,7 @@ def _is(kind: str, system: fsspec.AbstractFileSystem, path: str, name: str) -> b
     """Whether it is a "file" or a "directory"; gcsfs says no where it was refused."""
     if isinstance(system, LocalFileSystem):
         return system.isfile(path) if kind == "file" else system.isdir(path)
-    with storage.reaching(name):
+    with storage.storage_errors(name):
         try:
             return system.info(path)["type"] == kind
         except FileNotFoundError:

@@ -67,7 +67,7 @@ class Prepared:
                 f"run graft prepare --out {root}."
             )
         try:
-            with storage.reaching(root):
+            with storage.storage_errors(root):
                 self._folder = root / json.loads((root / _POINTER).read_text())["dataset"]
                 done = json.loads((self._folder / "done.json").read_text())
                 content = json.loads((self._folder / "content.json").read_text())
@@ -94,7 +94,7 @@ class Prepared:
     def _check_files(self, files: dict[str, Any]) -> None:
         """Raises ValueError if a file of the split is lost or torn: not of the index's number."""
         ours = [name for name in files if name.startswith(f"prepared-{self._split}.")]
-        with storage.reaching(self._folder):
+        with storage.storage_errors(self._folder):
             lost = [name for name in ours if not (self._folder / name).exists()]
         held = len(self._index("tokens"))
         if lost or held != self._total or len(self._index("bytes")) != held:
@@ -107,7 +107,7 @@ class Prepared:
         """[documents of the split] uint32."""
         path = self._folder / "index" / f"{self._split}.{name}.npy"
         try:
-            with storage.reaching(path), path.open("rb") as file:
+            with storage.storage_errors(path), path.open("rb") as file:
                 return np.load(file, allow_pickle=False)
         except storage.StorageError:
             raise

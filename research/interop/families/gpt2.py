@@ -34,15 +34,15 @@ def read(fields: Fields) -> ModelConfig:
         width=width,
         layers=fields.layers("n_layer"),
         heads=heads,
-        key_heads=heads,
-        hidden=fields.size("n_inner", 4 * width),
+        kv_heads=heads,
+        mlp_width=fields.size("n_inner", 4 * width),
         learned_positions=fields.size("n_positions", 1024),
         norm="layer",
         norm_epsilon=fields.number("layer_norm_epsilon", 1e-5),
         biases=("query", "key", "value", "output", "up", "down"),
         activation="gelu_tanh",
         gated=False,
-        tied=fields("tie_word_embeddings", True),
+        tie_embeddings=fields("tie_word_embeddings", True),
     )
 
 
@@ -52,11 +52,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "n_embd": config.width,
         "n_layer": config.layers,
         "n_head": config.heads,
-        "n_inner": config.hidden,
+        "n_inner": config.mlp_width,
         "n_positions": config.learned_positions,
         "layer_norm_epsilon": config.norm_epsilon,
         "activation_function": "gelu_new",
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
     }
 
 

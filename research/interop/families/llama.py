@@ -15,14 +15,14 @@ def common(
     head: int | None = None,
     tied: bool = False,
     layers: str | None = None,
-    key_heads: int | None = None,
+    kv_heads: int | None = None,
 ) -> dict[str, Any]:
     """The fields that all relatives of Llama have alike.
 
     Args:
       head: the default of the head size; None for the width's share.
       tied: the default of tying.
-      key_heads: the default of their number; None for as many as heads.
+      kv_heads: the default of their number; None for as many as heads.
       layers: whose rotary frequencies to take, where kinds of layers have their own.
     """
     width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
@@ -32,11 +32,11 @@ def common(
         "width": width,
         "layers": fields.layers(),
         "heads": heads,
-        "key_heads": fields.size("num_key_value_heads", key_heads or heads),
-        "hidden": fields.size("intermediate_size"),
+        "kv_heads": fields.size("num_key_value_heads", kv_heads or heads),
+        "mlp_width": fields.size("intermediate_size"),
         "head_size": head_size(fields, head),
         "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
-        "tied": fields.flag("tie_word_embeddings", tied),
+        "tie_embeddings": fields.flag("tie_word_embeddings", tied),
         "rotary_base": base,
         "rotary_scaling": scaling,
     }
@@ -54,13 +54,13 @@ def write_common(config: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
-        "intermediate_size": config.hidden,
+        "intermediate_size": config.mlp_width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
-        "num_key_value_heads": config.key_heads,
+        "num_key_value_heads": config.kv_heads,
         "head_dim": config.size,
         "rms_norm_eps": config.norm_epsilon,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
         "rope_theta": config.rotary_base,
         "rope_scaling": write_rotary(config.rotary_scaling),
     }

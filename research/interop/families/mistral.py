@@ -13,7 +13,7 @@ from research.models.config import ModelConfig
 def read(fields: Fields) -> ModelConfig:
     fields.demand("hidden_act", "silu")
     return ModelConfig(
-        **common(fields, key_heads=8),
+        **common(fields, kv_heads=8),
         # null is no window, and only absence transformers' default
         windows=(fields.size("sliding_window", 0 if "sliding_window" in fields.content else 4096),),
     )

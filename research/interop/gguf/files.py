@@ -181,7 +181,7 @@ def open_file(path: str | Path) -> GGUFModel:
     names = tensor_names(family, kind)
     check_layers(names, config.layers, tensors.shapes, str(path))
     found = sources(names, parameter_shapes(config))
-    check_tensors(names, found, tensors.shapes, config.tied, str(path))
+    check_tensors(names, found, tensors.shapes, config.tie_embeddings, str(path))
     tensors.heads = rotary_heads(kind, config, found)
     return GGUFModel(path, family, config, content, metadata, tensors, found)
 
@@ -203,7 +203,7 @@ def rotary_heads(kind: str, config: ModelConfig, found: Mapping[str, Source]) ->
     queries and keys."""
     if kind != "llama":
         return {}
-    heads = {"query": config.heads, "key": config.key_heads}
+    heads = {"query": config.heads, "key": config.kv_heads}
     every = [(name.split("/"), source.name) for name, source in found.items()]
     return {
         tensor: heads[parts[3]]

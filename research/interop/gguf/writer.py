@@ -85,7 +85,7 @@ def export_gguf(
     with whole_file(out) as partial:
         writer = gguf.GGUFWriter(partial, kind)
         _describe(writer, kind, run)
-        _tokenizer(writer, run.tokenizer, config.vocabulary, run.companions)
+        _tokenizer(writer, run.tokenizer, config.vocabulary, run.sidecar_files)
         matrix, quantisation = DTYPES[dtype]
         if kind == "llama" and config.rotary_scaling and config.rotary_scaling.kind == "llama3":
             plain = np.asarray(rotary.frequencies(config, None))
@@ -148,7 +148,7 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
 def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
     """The shape, in llama.cpp's words."""
     config, scaling = run.model, run.model.rotary_scaling
-    known = json.loads(run.companions.get(CONFIG, b"{}"))
+    known = json.loads(run.sidecar_files.get(CONFIG, b"{}"))
     trained = run.experiment.data.sequence_length if run.experiment else 2048
     writer.add_name(str((run.imported or {}).get("source", "graft")))
     writer.add_context_length(
@@ -156,9 +156,9 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
     )
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.hidden)
+    writer.add_feed_forward_length(config.mlp_width)
     writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.key_heads)
+    writer.add_head_count_kv(config.kv_heads)
     writer.add_vocab_size(config.vocabulary)
     if config.norm == "layer":
         writer.add_layer_norm_eps(config.norm_epsilon)
@@ -184,7 +184,7 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
 
 
 def _tokenizer(
-    writer: gguf.GGUFWriter, words: Tokenizer, rows: int, companions: Mapping[str, bytes]
+    writer: gguf.GGUFWriter, words: Tokenizer, rows: int, sidecar_files: Mapping[str, bytes]
 ) -> None:
     """BPE of bytes, or SentencePiece's, with its special tokens and chat template."""
     content: dict[str, Any] = json.loads(words.to_json())
@@ -217,6 +217,6 @@ def _tokenizer(
     writer.add_pad_token_id(words.pad_id)
     writer.add_add_bos_token(bool(words.opening))
     writer.add_add_space_prefix(prefix)
-    template = chat_template.find_template(companions)
+    template = chat_template.find_template(sidecar_files)
     if template:
         writer.add_chat_template(template)

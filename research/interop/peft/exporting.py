@@ -101,10 +101,12 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {known} do")
     shapes = {
         name.removeprefix("model/"): shape
-        for name, shape in run.saved.abstract().items()
+        for name, shape in run.checkpoint.abstract().items()
         if name.startswith("model/methods/") or (name.startswith("model/") and "/site/" in name)
     }
-    arrays = {name: np.asarray(a) for name, a in run.parameters(sharding.spread(shapes)).items()}
+    arrays = {
+        name: np.asarray(a) for name, a in run.parameters(sharding.shard_any_axis(shapes)).items()
+    }
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds numbers that are not finite; nothing is exported")
@@ -157,8 +159,8 @@ def _write_places(
         for ours, name in PROJECTIONS.items():
             tensors[name] = arrays[f"methods/{adapter}/{ours}"].T
     short = {name.rpartition(".")[2] for name in theirs.values()}
-    everywhere = {name for name in modules if name.rpartition(".")[2] in short}
-    targets = sorted(short if everywhere == set(theirs.values()) else theirs.values())
+    replicated = {name for name in modules if name.rpartition(".")[2] in short}
+    targets = sorted(short if replicated == set(theirs.values()) else theirs.values())
     return tensors, config.write(method, scales) | {"target_modules": targets}
 
 

@@ -214,8 +214,8 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
     runs.check_free(out)
     if base.base is not None:
         raise UnsupportedModel(
-            f"{base.saved.path} is an adapter itself: --base takes whole models, such as its own "
-            f"base {base.base.saved.path}, or what graft adapters merge makes of it"
+            f"{base.path} is an adapter itself: --base takes whole models, such as its own "
+            f"base {base.base.path}, or what graft adapters merge makes of it"
         )
     adapter = open_adapter(path, base)
     arrays = {name: adapter.read(name) for name in adapter.shapes}
@@ -234,7 +234,7 @@ def _check_unchanged(
         near = tree.nearest(module, modules, 1)
         raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
     place = modules[module]
-    table = place == "embedding" or (place == "head" and base.model.tied)
+    table = place == "embedding" or (place == "head" and base.model.tie_embeddings)
     weight = "embedding/kernel" if table else f"{place}/kernel"
     own = np.asarray(base.read(weight)[weight], np.float32)
     own = own if table else own.T

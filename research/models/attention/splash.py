@@ -80,7 +80,7 @@ def attention(
     if not mesh.empty:
         over = sharding.spec_in_use
         queries = over(("batch", "heads", "sequence", None))
-        keys = over(("batch", "key_heads", None, None))
+        keys = over(("batch", "kv_heads", None, None))
         ids: Any = (over(("batch", "sequence")), over(("batch", None)))
         blocks = NamedSharding(mesh, PartitionSpec(None, axes or None))
         call = jax.shard_map(

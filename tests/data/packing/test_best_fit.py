@@ -62,7 +62,7 @@ def _exactly(sizes: tuple[int, ...], limit: int) -> int:
 def test_rows_are_98_percent_full_or_within_1_percent_of_the_fewest(kind, limit, count):
     sizes = _sizes(kind, 0, count, limit)
     used = _rows(sizes, limit, best_fit.assign(sizes, limit))
-    fewest = best_fit.fewest_rows(sizes, limit)
+    fewest = best_fit.min_rows(sizes, limit)
     assert fewest <= used
     assert sizes.sum() >= 0.98 * used * limit or used <= max(1.01 * fewest, fewest + 1)
 
@@ -72,7 +72,7 @@ def test_rows_are_98_percent_full_or_within_1_percent_of_the_fewest(kind, limit,
 def test_the_bound_is_below_every_plan_and_plans_are_near_the_best(sizes, limit):
     best = _exactly(tuple(sorted(sizes, reverse=True)), limit)
     pieces = np.asarray(sizes)
-    assert best_fit.fewest_rows(pieces, limit) <= best
+    assert best_fit.min_rows(pieces, limit) <= best
     assert best <= _rows(pieces, limit, best_fit.assign(pieces, limit)) <= best + 1
 
 
@@ -81,7 +81,7 @@ def test_the_bound_is_below_every_plan_and_plans_are_near_the_best(sizes, limit)
 def test_rounded_lengths_still_fit_their_rows(sizes, limit):
     pieces = np.asarray([*sizes, limit])
     rows = best_fit._by_patterns(pieces, limit)
-    assert _rows(pieces, limit, rows) >= best_fit.fewest_rows(pieces, limit)
+    assert _rows(pieces, limit, rows) >= best_fit.min_rows(pieces, limit)
 
 
 def test_patterns_save_5_percent_of_the_rows_where_lengths_are_a_third_of_one():
@@ -109,5 +109,5 @@ def test_the_bound_knows_lengths_that_are_one_token_apart():
     # 1366 leaves room for 682, and so for 341 twice or a 342: no plan is full
     volume = -(-int(sizes.sum()) // 2048)
     rows = _rows(sizes, 2048, best_fit.assign(sizes, 2048))
-    assert volume < best_fit.fewest_rows(sizes, 2048) <= rows
-    assert rows <= 1.001 * best_fit.fewest_rows(sizes, 2048)
+    assert volume < best_fit.min_rows(sizes, 2048) <= rows
+    assert rows <= 1.001 * best_fit.min_rows(sizes, 2048)

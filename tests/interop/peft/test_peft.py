@@ -92,7 +92,7 @@ def test_a_tune_is_the_same_in_transformers_merged_and_as_an_adapter(
     import transformers
     from peft import PeftModel
 
-    tuning = world.tuning(6, init_from=str(base), method=METHODS[name], decay=0.0)
+    tuning = world.tuning(6, init_from=str(base), method=METHODS[name], weight_decay=0.0)
     train(tuning, tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
     ours, before = our_logits(run), our_logits(runs.open_run(base))

@@ -82,15 +82,15 @@ def parse_rule(name: str, content: str) -> Notice | None:
 
 
 def frequent_labels(
-    labels: Sequence[str], cluster: np.ndarray, count: int, least_clusters: int
+    labels: Sequence[str], cluster: np.ndarray, count: int, min_clusters: int
 ) -> list[str]:
-    """The `count` most frequent labels among those in at least `least_clusters` clusters."""
+    """The `count` most frequent labels among those in at least `min_clusters` clusters."""
     seen: dict[str, set[int]] = collections.defaultdict(set)
     for label, number in zip(labels, cluster.tolist(), strict=True):
         seen[label].add(number)
     frequency = collections.Counter(labels)
     ordered = sorted(frequency, key=lambda label: (-frequency[label], label))
-    return [label for label in ordered if len(seen[label]) >= least_clusters][:count]
+    return [label for label in ordered if len(seen[label]) >= min_clusters][:count]
 
 
 def split_clusters(names: Sequence[str], labels: Sequence[str], cluster: np.ndarray) -> list[str]:

@@ -1,0 +1,87 @@
+"""Keys that configs had before: what is on disk under an old name is read under the new one.
+
+Runs, checkpoints and config files that were written before a key was renamed still open. This is
+the one place that knows the old names; `research.config.schema.build` applies it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_MODEL = {
+    "hidden": "mlp_width",
+    "key_heads": "kv_heads",
+    "longest_stack": "max_scan_layers",
+    "tied": "tie_embeddings",
+}
+# the class that is built -> dotted path of an old key -> its new name; * stands for every element
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "Experiment": {
+        "decay": "weight_decay",
+        "decay_rules": "weight_decay_rules",
+        "rate_rules": "learning_rate_rules",
+        "clip": "max_grad_norm",
+        "accumulate": "accumulation_steps",
+        "site_dropout": "adapter_dropout",
+        "most_skipped": "max_skipped",
+        "schedule.rate": "learning_rate",
+        "compute.longest_stack": "max_scan_layers",
+        "data.mixture.most_epochs": "max_epochs",
+        "data.sources.*.most_epochs": "max_epochs",
+        "method.hidden": "mlp_width",
+        "method.of.hidden": "mlp_width",
+        "method.of.*.hidden": "mlp_width",
+        **{f"model.{old}": new for old, new in _MODEL.items()},
+    },
+    "ModelConfig": _MODEL,
+    "Method": {"hidden": "mlp_width", "of.hidden": "mlp_width", "of.*.hidden": "mlp_width"},
+    "Evaluation": {
+        "text.most_tokens": "max_tokens",
+        "choice.most_questions": "max_questions",
+    },
+    "PreparationConfig": {
+        **{
+            f"quality.most_{name}": f"max_{name}"
+            for name in (
+                *("words", "symbols", "bullet_lines", "ellipsis_lines", "repeated_lines"),
+                *("repeated_paragraphs", "repeated_line_characters", "common_ngram"),
+                *("repeated_paragraph_characters", "repeated_ngrams"),
+            )
+        },
+        **{
+            f"quality.fewest_{name}": f"min_{name}"
+            for name in ("words", "letter_words", "stop_words")
+        },
+        "contamination.fewest_words": "min_words",
+    },
+}
+# logical axes in `sharding_rules`
+RENAMED_AXES = {"key_heads": "kv_heads"}
+
+
+def upgrade(mapping: Any, name: str) -> Any:
+    """A config (nested dicts and lists), with old keys under their new names.
+
+    Args:
+        mapping: what `schema.build` was given, as plain JSON types; changed in place.
+        name: the class that it is of, a key of RENAMED.
+    """
+    for path, new in RENAMED.get(name, {}).items():
+        *parents, old = path.split(".")
+        for holder in _find(mapping, parents):
+            if old in holder and new not in holder:
+                holder[new] = holder.pop(old)
+    rules = mapping.get("sharding_rules") if isinstance(mapping, dict) else None
+    for rule in rules if isinstance(rules, list) else ():
+        if isinstance(rule, list) and rule and isinstance(rule[0], str):
+            rule[0] = RENAMED_AXES.get(rule[0], rule[0])
+    return mapping
+
+
+def _find(node: Any, path: list[str]) -> list[dict[str, Any]]:
+    """Every dict at a path."""
+    if path and path[0] == "*":
+        nodes = node if isinstance(node, list) else []
+        return [found for child in nodes for found in _find(child, path[1:])]
+    if not isinstance(node, dict):
+        return []
+    return _find(node.get(path[0]), path[1:]) if path else [node]

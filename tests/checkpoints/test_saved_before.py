@@ -1,0 +1,83 @@
+"""Runs that were saved before fields of configs were renamed (saved_before.tar.gz): a base of four
+steps, and on it a LoRA stopped at its second step of four and a finished prefix."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from research.checkpoints import runs
+from research.config import cli, schema
+from research.experiment import Experiment
+from research.interop import exporting
+from research.training.loop import train
+from research.training.metrics import read_metrics
+
+HERE = Path(__file__).parent
+SAVED = "/tmp/graft_saved"  # where they were made, which their configs name
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The runs, as if they had been made where they are now."""
+    folder = tmp_path_factory.mktemp("saved")
+    with tarfile.open(HERE / "saved_before.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    for file in folder.rglob("*.json"):
+        file.write_text(file.read_text().replace(SAVED, str(folder)))
+    return folder
+
+
+def experiment(folder):
+    return schema.load_json(Experiment, folder / "config.json")
+
+
+def test_a_config_on_disk_is_read_under_the_new_names(saved):
+    base, lora, prefix = (experiment(saved / name) for name in ("base", "lora", "prefix"))
+    assert base.model.mlp_width == 32 and base.model.kv_heads == 2 and base.model.tie_embeddings
+    assert (base.weight_decay, base.max_grad_norm, base.schedule.learning_rate) == (0.1, 0.5, 1e-2)
+    assert base.weight_decay_rules == ((".*norm.*", 0.0),)
+    assert base.learning_rate_rules == ((".*kernel", 1.5),)
+    assert (lora.adapter_dropout, lora.max_skipped, lora.accumulation_steps) == (0.1, 3, 1)
+    assert dict(lora.sharding_rules)["kv_heads"] == "tensor"
+    assert prefix.method.mlp_width == 8
+
+
+def test_a_config_file_with_old_names_is_read_and_overridden_with_new_ones(saved, tmp_path):
+    content = (saved / "base" / "config.json").read_text()
+    file = tmp_path / "config.py"
+    file.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
+    loaded = cli.load(Experiment, str(file), ["weight_decay=0.3"])
+    assert loaded.weight_decay == 0.3 and loaded.max_grad_norm == 0.5
+
+
+@pytest.mark.parametrize("name", ["base", "lora", "prefix"])
+def test_a_saved_run_opens_to_the_same_weights(saved, name):
+    run = runs.open_run(saved / name)
+    assert run.fingerprint == FINGERPRINTS[name]
+    assert run.model.mlp_width == 32
+
+
+def test_a_stopped_run_goes_on_as_it_would_have(saved):
+    folder = saved / "lora"
+    before = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
+    stopped = runs.open_run(folder / "checkpoints" / "2").checkpoint
+    assert stopped.step == 2
+    train(experiment(folder), folder)
+    after = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
+    # another machine's rounding: the losses are sums of some 1e3 float32 products
+    np.testing.assert_allclose(list(after.values()), list(before.values()), rtol=1e-4)
+
+
+def test_a_saved_adapter_is_exported(saved, tmp_path):
+    exporting.export_huggingface(runs.open_run(saved / "lora"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] == 32
+
+
+FINGERPRINTS = {
+    "base": "5c311c36cdf194883b80525be8b0a36f9712650de6ef7de8ff676e73c14dea12",
+    "lora": "66748cc5f58e410a5acc924e0ec00f067f5dc6588183e101705fa361ad31f0af",
+    "prefix": "4f88114d635fb8990a4a6c0d0d91c1eb1aa7c49a3a46774f69a84119d731fdfa",
+}
