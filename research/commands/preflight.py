@@ -23,7 +23,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-PRICES = Path(__file__).resolve().parent.parent / "configs" / "prices.json"
+from research.runtime.environment import ROOT
+
+PRICES = ROOT / "configs" / "prices.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,7 +128,7 @@ def _in_process(arguments, topology: str) -> dict:
     given += [f"--config.{override}" for override in arguments.overrides]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
-        words = [sys.executable, str(Path(__file__).resolve()), *given, "--json", str(file)]
+        words = [sys.executable, "-m", "research.cli", "preflight", *given, "--json", str(file)]
         done = subprocess.run(words, stderr=subprocess.PIPE, text=True)
         if done.returncode in (0, 3):  # 3: it does not fit, which is a result
             print(flush=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 _LOCAL = ("DirectRunner", "FnApiRunner")
 _WORKER = f"{__package__}.worker"
 # As a traceback names errors of files and disks.

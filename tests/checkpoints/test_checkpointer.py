@@ -23,7 +23,7 @@ from research.checkpoints.checkpointer import (
     open_checkpoint,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _arrays(step, rows=16):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from research.config import cli, schema
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from research.optim.schedules import ScheduleConfig
 from research.text import tokenizer
 from research.training.loop import train
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Where programs keep tokenised sources; also for those that tests start.
 os.environ.setdefault("GRAFT_CACHE", str(ROOT / ".cache" / "graft"))
 

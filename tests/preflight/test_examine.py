@@ -16,7 +16,7 @@ from research.preflight import examine  # noqa: E402
 from research.runtime import accelerators
 
 pytestmark = pytest.mark.heavy
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LLAMA = str(ROOT / "configs/pretrain/llama3_8b.py")
 SMALL = [
     *("model.width=512", "model.layers=4", "model.mlp_width=1024", "model.heads=4"),

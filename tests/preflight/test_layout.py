@@ -12,7 +12,7 @@ from research.experiment import Experiment
 from research.preflight import layout
 from research.training.program import make_program
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).parent / "layouts"
 # topology: devices, slices
 TOPOLOGIES = {

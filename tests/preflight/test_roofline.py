@@ -15,7 +15,7 @@ from research.runtime import accelerators
 from research.runtime.accelerators import TPUS, Topology
 from research.training.program import UnevenBatch, make_program
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LLAMA = str(ROOT / "configs/pretrain/llama3_8b.py")
 # parameters of Llama 3 8B: two tables, and in each layer attention, MLP and two norms
 TABLE, NORMS = 128_256 * 4096, 65 * 4096

@@ -16,7 +16,7 @@ from tests.preparation import corpus
 pytest.importorskip("apache_beam", reason="tools/setup prepare")
 
 pytestmark = pytest.mark.heavy
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 def get_config():
     return dict(

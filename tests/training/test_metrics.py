@@ -20,7 +20,7 @@ from research.runtime import accelerators
 from research.runtime.compilation_cache import enable_compilation_cache
 from research.training import metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def report(writer: metrics.MetricsWriter, steps: range) -> None:
