@@ -18,7 +18,7 @@ from research.optim.schedules import ScheduleConfig
 from research.sharding import MeshConfig
 from tests.helpers import tiny
 
-train_step = jax.jit(stepping.train_step, static_argnames="plan")
+train_step = jax.jit(stepping.train_step, static_argnames="step_config")
 
 
 FULL = Full()

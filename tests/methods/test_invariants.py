@@ -23,7 +23,7 @@ from tests.methods.cases import BANKS, BESIDE, BIASED, CASES, EXACT, MERGED, OTH
 
 forward = jax.jit(tiny.logits)
 merge = jax.jit(methods.merge, static_argnames="adapter")
-train_step = jax.jit(stepping.train_step, static_argnames="plan")
+train_step = jax.jit(stepping.train_step, static_argnames="step_config")
 every_case = pytest.mark.parametrize("case", CASES)
 # what tests/test_step.py asks too
 LONG = [pytest.param(case, marks=pytest.mark.heavy) for case in ("full", "last-layers")]
@@ -239,7 +239,7 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
     assert bool(checked) == (case in MERGED)
     names = methods.trainable(model, CASES[case])
     state = functools.partial(
-        stepping.init_state, plan=stepping.StepConfig(names, OptimizerConfig())
+        stepping.init_state, step_config=stepping.StepConfig(names, OptimizerConfig())
     )
     state = tree.flatten(jax.eval_shape(state, model))
     moments = sharding.state_shardings(state, placed, mesh)

@@ -29,8 +29,8 @@ def closed_form(c: ModelConfig) -> int:
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tied):
-    shape = tiny.config(tie_embeddings=tied)
+def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tie_embeddings):
+    shape = tiny.config(tie_embeddings=tie_embeddings)
     make = lambda key: Transformer(key, shape)  # noqa: E731
     models = {
         "eager": make(KEY),
@@ -40,7 +40,7 @@ def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tied):
     }
     for how, model in models.items():
         assert cost.count(model) == cost.parameter_count(shape) == closed_form(shape), how
-        assert len(jax.tree.leaves(model)) == (12 if not tied else 11), how
+        assert len(jax.tree.leaves(model)) == (12 if not tie_embeddings else 11), how
 
 
 def test_grouping_changes_neither_start_nor_output():

@@ -129,7 +129,7 @@ def steps(method, shape, mesh=None):
     names = methods.trainable(model, method)
     plan, hyper, rules = stepping.StepConfig(names), tiny.hyper(names), sharding.RULES
     mesh = (mesh or MeshConfig(data=1)).make(jax.devices()[: 8 if mesh else 1])
-    step, losses = jax.jit(stepping.train_step, static_argnames="plan"), []
+    step, losses = jax.jit(stepping.train_step, static_argnames="step_config"), []
     with sharding.mesh_context(mesh, rules):
         state = stepping.init_state(model, plan)
         parameters = sharding.shardings(

@@ -45,7 +45,7 @@ def both_counts(form: str, remat: str = "none") -> tuple[float, float]:
     plan = stepping.StepConfig(names)
     state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
     compiled = (
-        jax.jit(stepping.train_step, static_argnames="plan")
+        jax.jit(stepping.train_step, static_argnames="step_config")
         .lower(state, batch, tiny.hyper(names), plan)
         .compile()
     )
@@ -94,7 +94,7 @@ def test_what_chunks_of_the_mlp_compute_again_is_known(remat, gated):
         names = methods.trainable(model, Full())
         plan = stepping.StepConfig(names)
         state = jax.eval_shape(lambda model: stepping.init_state(model, plan), model)
-        traced = jax.jit(stepping.train_step, static_argnames="plan").trace(
+        traced = jax.jit(stepping.train_step, static_argnames="step_config").trace(
             state, tiny.batch(ROWS, LENGTH), tiny.hyper(names), plan
         )
         flops = cost.flops_per_token(shape, model, names, LENGTH)
