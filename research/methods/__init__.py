@@ -5,13 +5,11 @@ and `attach(model, key) -> model`, which returns a copy with filled sites. One w
 units (`Context.adapter_dropout`) says `drops`. Adding one costs one file and one line here.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from research.methods import bank, several
 from research.methods.attach import (
     PLACES,
     WEIGHTED,
-    Method,
     abstract,
     attached,
     check_full_precision,
@@ -28,53 +26,40 @@ from research.methods.attach import (
     unmerge_sites,
     weight_of,
 )
+from research.methods.bank import Bank
+from research.methods.base import Method
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
 from research.methods.full import Full
 from research.methods.ia3 import IA3
 from research.methods.loha import LoHa
 from research.methods.lora import LoRA
+from research.methods.members import MEMBERS
 from research.methods.partial import Partial
 from research.methods.prefix import Prefix
 from research.methods.prompt import Prompt
+from research.methods.several import Several
 from research.methods.vera import VeRA
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
 
-METHODS: dict[str, type[Method]] = {
-    "full": Full,
-    "partial": Partial,
-    "lora": LoRA,
-    "dora": DoRA,
-    "ia3": IA3,
-    "bottleneck": Bottleneck,
-    "prompt": Prompt,
-    "prefix": Prefix,
-    "vera": VeRA,
-    "loha": LoHa,
-}
-_single = tuple(METHODS.values())
-METHODS |= {"several": several.make(_single), "bank": bank.make(_single)}
-Several, Bank = METHODS["several"], METHODS["bank"]
+METHODS: dict[str, type[Method]] = MEMBERS | {"several": Several, "bank": Bank}
 
 
 def adapter_names(method: Method) -> tuple[str, ...]:
     """The names under which its parts stand in sites, in the order in which they act."""
-    held: Any = method
-    parts = held.of if held.kind == "several" else (getattr(held, "of", held),)
-    return tuple(part.adapter for part in parts if hasattr(part, "adapter"))
+    return method.adapter_names
 
 
 def bank_names(method: Method) -> tuple[str, ...]:
     """The names of the adapters that rows choose among; none of other methods."""
-    held: Any = method
-    return tuple(held.names) if held.kind == "bank" else ()
+    return method.bank_names
 
 
 def bind(method: Method, words: "Tokenizer") -> Method:
     """The method with what it takes of the tokenizer, such as the tokens of a prompt's text."""
-    return method.bind(words) if hasattr(method, "bind") else method
+    return method.bind(words)
 
 
 __all__ = [

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research import tree
+from research.methods.base import Method
 from research.models.config import ModelConfig
 from research.models.layers import Embedding, Head, Linear
 from research.models.sites import Weight, places
@@ -38,22 +39,6 @@ class MakeDelta(Protocol):
         setting: Any,
         number: jax.Array,
     ) -> nnx.Module: ...
-
-
-class Method(Protocol):
-    """See the package's docstring; `kind` is its name in the registry and in configs."""
-
-    @property
-    def kind(self) -> str: ...
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def trains(self) -> tuple[tuple[str, bool], ...]:
-        """Ordered rules over parameter names; what no rule matches stays frozen."""
-
-    def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        """A copy of the model with this method's parameters in its sites."""
 
 
 # places with a weight, and all that have a site

@@ -12,42 +12,41 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research import tree
-from research.config.schema import Name, one_of
+from research.config.schema import Name
 from research.methods.attach import PLACES, places
+from research.methods.base import Method
+from research.methods.members import Member
 from research.models import sites
 from research.models.sites import Context, Weight, Work
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
-    from research.methods.attach import Method
     from research.text.tokenizer import Tokenizer
 
 
-def make(members: tuple[type, ...]) -> type[Any]:
-    """The method whose adapters are of these classes."""
-    fields: Any = [
-        # what each of them is
-        ("of", one_of(members)),
-        # their names; `Batch.adapter` counts them from 0
-        ("names", tuple[Name, ...]),
-        ("kind", Literal["bank"], "bank"),
-    ]
-    return dataclasses.make_dataclass("Bank", fields, bases=(_Bank,), frozen=True)
+@dataclasses.dataclass(frozen=True)
+class Bank(Method):
+    """Adapters of one method and form; `Batch.adapter` says which one each row uses."""
 
-
-class _Bank:
-    of: Any
-    names: tuple[str, ...]
+    # what each of them is
+    of: Member
+    # their names; `Batch.adapter` counts them from 0
+    names: tuple[Name, ...]
+    kind: Literal["bank"] = "bank"
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"method: `names` of a bank are different ones, not {self.names}")
-        if not hasattr(self.of, "adapter") or self.of.kind == "bank":
+        if not self.of.adapter:
             raise ValueError(f"method: {self.of.kind} attaches nothing that a bank could hold")
 
     @property
     def adapter(self) -> str:
-        return str(self.of.adapter)
+        return self.of.adapter
+
+    @property
+    def bank_names(self) -> tuple[str, ...]:
+        return self.names
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
@@ -59,11 +58,10 @@ class _Bank:
 
     @property
     def drops(self) -> bool:
-        return getattr(self.of, "drops", False)
+        return self.of.drops
 
-    def bind(self, words: Tokenizer) -> Any:
-        bound = self.of.bind(words) if hasattr(self.of, "bind") else self.of
-        return dataclasses.replace(self, of=bound)  # type: ignore[type-var]
+    def bind(self, tokenizer: Tokenizer) -> Bank:
+        return dataclasses.replace(self, of=self.of.bind(tokenizer))
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(self.names)))
@@ -74,9 +72,9 @@ class _Bank:
 
 def stack(models: list[Transformer], method: Method) -> Transformer:
     """Models with one adapter each, on one base -> one model with all of them."""
-    adapter: str = method.adapter  # type: ignore[attr-defined]
-    each = [_attached(model, adapter) for model in models]
-    return _filled(models[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), adapter)
+    each = [_attached(model, method.adapter) for model in models]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return _filled(models[0], stacked, method.adapter)
 
 
 def _attached(model: Transformer, adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,6 +14,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at
+from research.methods.base import Method
 from research.models.mlp import ACTIVATIONS
 from research.models.products import matmul
 from research.models.sites import Context
@@ -24,7 +25,7 @@ PFEIFFER = r"layers/\d+/mlp_output"
 
 
 @dataclasses.dataclass(frozen=True)
-class Bottleneck:
+class Bottleneck(Method):
     """Adapters at the ends of residual branches: after attention and MLP as Houlsby's, or with
     `targets` of `layers/\\d+/mlp_output` alone as Pfeiffer's."""
 

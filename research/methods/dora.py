@@ -13,6 +13,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at
+from research.methods.base import Method
 from research.methods.lora import EVERY_LINEAR, LoRA, LowRank
 from research.models.layers import Linear
 from research.models.products import scaled
@@ -21,7 +22,7 @@ from research.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class DoRA:
+class DoRA(Method):
     """Weight-decomposed low-rank adaptation of linears; fields are LoRA's."""
 
     targets: tuple[str, ...] = (EVERY_LINEAR,)

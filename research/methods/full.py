@@ -7,11 +7,12 @@ from typing import Literal
 
 import jax
 
+from research.methods.base import Method
 from research.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class Full:
+class Full(Method):
     """Every parameter trains."""
 
     kind: Literal["full"] = "full"

@@ -13,6 +13,7 @@ from flax import nnx
 
 from research.config.schema import Name
 from research.methods.attach import attach_at, linears
+from research.methods.base import Method
 from research.models.layers import Linear
 from research.models.products import scaled
 from research.models.sites import Context, Weight
@@ -20,7 +21,7 @@ from research.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class IA3:
+class IA3(Method):
     """Scales outputs of linears. Scaling `up` is scaling the gated MLP's inner activation."""
 
     # patterns over names of linears

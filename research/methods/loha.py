@@ -13,6 +13,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at
+from research.methods.base import Method
 from research.methods.lora import EVERY_LINEAR
 from research.models.layers import Linear
 from research.models.products import matmul
@@ -21,7 +22,7 @@ from research.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class LoHa:
+class LoHa(Method):
     """A change of rank up to R squared, from twice the parameters of a LoRA of rank R."""
 
     # patterns over names of linears, such as layers/7/attention/query

@@ -15,6 +15,7 @@ from flax import nnx
 from research import tree
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import WEIGHTED, attach_at, places
+from research.methods.base import Method
 from research.models.products import matmul, matmul_transposed, outer
 from research.models.sites import Context, Weight, Work, chain
 from research.models.transformer import Transformer
@@ -23,7 +24,7 @@ EVERY_LINEAR = r"layers/\d+/(attention|mlp)/\w+"
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRA:
+class LoRA(Method):
     """Low-rank adaptation; everything of the base stays frozen.
 
     LoRA+ (arXiv:2402.12354) is a rule of the experiment: `learning_rate_rules = [(".*/lora/b",

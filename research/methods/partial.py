@@ -9,11 +9,12 @@ import jax
 
 from research import tree
 from research.methods.attach import OF_THE_BASE, attached
+from research.methods.base import Method
 from research.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class Partial:
+class Partial(Method):
     r"""Trains the parameters that the patterns match, such as `layers/(22|23)/.*`."""
 
     # full regular expressions over parameter names

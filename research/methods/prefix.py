@@ -14,13 +14,14 @@ from flax import nnx
 
 from research.config.schema import Name, Positive
 from research.methods.attach import attach_at
+from research.methods.base import Method
 from research.models.config import ModelConfig
 from research.models.sites import Chain, Context, Work
 from research.models.transformer import Attention, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefix:
+class Prefix(Method):
     """P keys and values a layer that every document of a row sees, whatever its window."""
 
     # keys and values P

@@ -13,6 +13,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive
 from research.methods.attach import attach_at
+from research.methods.base import Method
 from research.models.layers import Embedding
 from research.models.sites import Context, Weight, Work
 from research.models.transformer import Transformer
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class Prompt(Method):
     """P vectors that every document of a row sees; positions of the text start after them."""
 
     # vectors P
@@ -51,7 +52,7 @@ class Prompt:
                 f"method: {len(self.labels)} labels do not fit a prompt of length {self.length}"
             )
 
-    def bind(self, words: Tokenizer) -> Prompt:
+    def bind(self, tokenizer: Tokenizer) -> Prompt:
         """The method with the tokens of its text or labels.
 
         Raises:
@@ -59,9 +60,9 @@ class Prompt:
         """
         tokens: tuple[tuple[int, ...], ...]
         if self.start == "text":
-            tokens = tuple((token,) for token in words.encode(self.text))
+            tokens = tuple((token,) for token in tokenizer.encode(self.text))
         elif self.start == "labels":
-            tokens = tuple(tuple(words.encode(label)) for label in self.labels)
+            tokens = tuple(tuple(tokenizer.encode(label)) for label in self.labels)
         else:
             return self
         if not tokens or not all(tokens):

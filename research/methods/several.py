@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 
-from research.config.schema import one_of
+from research.methods.base import Method
+from research.methods.members import Member
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
 
 
-def make(members: tuple[type, ...]) -> type[Any]:
-    """The method whose parts are of these classes."""
-    part: Any = one_of(members)
-    fields: Any = [
-        # the methods, in the order in which they act where they meet
-        ("of", tuple[part, ...]),
-        ("kind", Literal["several"], "several"),
-    ]
-    return dataclasses.make_dataclass("Several", fields, bases=(_Several,), frozen=True)
+@dataclasses.dataclass(frozen=True)
+class Several(Method):
+    """Methods with different adapter names, all of which train."""
 
-
-class _Several:
-    of: tuple[Any, ...]
+    # the methods, in the order in which they act where they meet
+    of: tuple[Member, ...]
+    kind: Literal["several"] = "several"
 
     def __post_init__(self) -> None:
-        names = [getattr(method, "adapter", method.kind) for method in self.of]
+        names = [method.adapter or method.kind for method in self.of]
         if len(self.of) < 2 or len(set(names)) < len(names):
             raise ValueError(f"method: `of` holds two methods or more by different names: {names}")
         if any(method.kind == "full" for method in self.of):
@@ -48,12 +43,15 @@ class _Several:
         return tuple(rule for method in self.of for rule in method.trains)
 
     @property
-    def drops(self) -> bool:
-        return any(getattr(method, "drops", False) for method in self.of)
+    def adapter_names(self) -> tuple[str, ...]:
+        return tuple(name for method in self.of for name in method.adapter_names)
 
-    def bind(self, words: Tokenizer) -> Any:
-        bound = tuple(m.bind(words) if hasattr(m, "bind") else m for m in self.of)
-        return dataclasses.replace(self, of=bound)  # type: ignore[type-var]
+    @property
+    def drops(self) -> bool:
+        return any(method.drops for method in self.of)
+
+    def bind(self, tokenizer: Tokenizer) -> Several:
+        return dataclasses.replace(self, of=tuple(m.bind(tokenizer) for m in self.of))
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         for number, method in enumerate(self.of):

@@ -14,6 +14,7 @@ from flax import nnx
 from research import tree
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at, linears
+from research.methods.base import Method
 from research.methods.lora import EVERY_LINEAR, low_rank
 from research.models.layers import Linear
 from research.models.products import scaled
@@ -22,7 +23,7 @@ from research.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class VeRA:
+class VeRA(Method):
     """Vector-based random-matrix adaptation of linears."""
 
     # patterns over names of linears

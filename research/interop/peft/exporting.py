@@ -135,7 +135,7 @@ def _write_places(
     method: Method, arrays: Mapping[str, np.ndarray], family: Family, modules: set[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and config of a method that attaches to weights; `modules` are all of the base's."""
-    adapter: str = method.adapter  # type: ignore[attr-defined]
+    adapter: str = method.adapter
     named = sorted({n.partition("/site/")[0] for n in arrays if "/site/" in n}, key=_order)
     theirs = module_names(family, named)
     tensors: dict[str, np.ndarray] = {}

@@ -1,0 +1,35 @@
+"""The methods that stand alone; `several` and `bank` are made of them. A new one is a line here."""
+
+from typing import TYPE_CHECKING
+
+from research.config.schema import one_of
+from research.methods.base import Method
+from research.methods.bottleneck import Bottleneck
+from research.methods.dora import DoRA
+from research.methods.full import Full
+from research.methods.ia3 import IA3
+from research.methods.loha import LoHa
+from research.methods.lora import LoRA
+from research.methods.partial import Partial
+from research.methods.prefix import Prefix
+from research.methods.prompt import Prompt
+from research.methods.vera import VeRA
+
+MEMBERS: dict[str, type[Method]] = {
+    "full": Full,
+    "partial": Partial,
+    "lora": LoRA,
+    "dora": DoRA,
+    "ia3": IA3,
+    "bottleneck": Bottleneck,
+    "prompt": Prompt,
+    "prefix": Prefix,
+    "vera": VeRA,
+    "loha": LoHa,
+}
+
+# the type of a field that holds one of them, told apart by its `kind`
+if TYPE_CHECKING:
+    Member = Method
+else:
+    Member = one_of(MEMBERS.values())
