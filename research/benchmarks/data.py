@@ -22,8 +22,8 @@ import numpy as np
 
 from research.benchmarks import deduplication, harness
 from research.data.packing import best_fit, planning
-from research.data.token_cache import Ragged, TokenTable
 from research.objectives.causal import Causal
+from research.text.token_table import Ragged, TokenTable
 from research.text.tokenizer import Tokenizer
 
 PARTS = ("reading", "tokenising", "packing", "index", "deduplication")

@@ -112,7 +112,7 @@ def _tokenise(settings: Mapping[str, Any]):
     def run() -> float:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            token_cache.tokenise(_InMemory(texts), tokenizer, {"text": True}, Path(folder))
+            token_cache.tokenize(_InMemory(texts), tokenizer, {"text": True}, Path(folder))
             return time.perf_counter() - start
 
     return {"bytes": sum(len(text.encode()) for text in texts)}, run

@@ -1,4 +1,4 @@
-"""Prepares documents for pretraining: filters, removes duplicates, tokenises once.
+"""Prepares documents for pretraining: filters, removes duplicates, tokenizes once.
 
     graft prepare --config configs/data/generic_text.py --out data/generic_text --dry-run
     graft prepare --config configs/data/generic_text.py --out data/generic_text

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from research.config import schema
 from research.data import checks
+from research.data.prepared_tokens import read_prepared
 from research.data.sources import Source, SourceConfig, open_source
 from research.data.sources.prepared import Prepared
-from research.data.token_cache import encode, field_text, read_prepared, tokenise
+from research.data.token_cache import encode, tokenize
 from research.objectives import OBJECTIVES
 from research.objectives.base import Encodes, Examples, Objective
 from research.objectives.chat import Chat, read_messages
+from research.text.token_table import field_text
 from research.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def read_examples(
     tokenizer: Tokenizer,
     cache: str | os.PathLike[str],
 ) -> tuple[Examples, Origin]:
-    """Opens, tokenises (once, if it is no prepared source) and checks one split of one source."""
+    """Opens, tokenizes (once, if it is no prepared source) and checks one split of one source."""
     objective = make_objective(config)
     opened = open_source(source, split)
     checks.check_not_empty(opened.name, len(opened))
@@ -92,7 +94,7 @@ def read_examples(
     elif isinstance(objective, Encodes):
         table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
     else:
-        table = tokenise(opened, tokenizer, objective.fields, cache)
+        table = tokenize(opened, tokenizer, objective.fields, cache)
     examples = objective.prepare(table, tokenizer, config.sequence_length)
     checks.check_examples(examples, tokenizer, config.sequence_length)
     return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines)

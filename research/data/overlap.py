@@ -20,9 +20,10 @@ import numpy as np
 from research.data.examples import open_texts, read_texts
 from research.data.sources import SourceConfig
 from research.data.token_cache import encode
-from research.objectives.base import Encoded, Objective
+from research.objectives.base import Objective
 from research.objectives.chat import Chat
 from research.text.normalize import normalise
+from research.text.token_table import Encoded
 from research.text.tokenizer import Tokenizer
 
 

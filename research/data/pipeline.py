@@ -79,12 +79,12 @@ class Pipeline:
         model_vocabulary: int | None = None,
         adapters: Sequence[str] = (),
     ):
-        """Reads, tokenises and plans all sources.
+        """Reads, tokenizes and plans all sources.
 
         Args:
           config: sources and shapes.
           tokenizer: the model's.
-          cache: folder for tokenised sources, shared by all runs of this machine.
+          cache: folder for tokenized sources, shared by all runs of this machine.
           model_vocabulary: V of the model, to check the tokenizer against.
           adapters: names of a bank's adapters; every source then says which its rows use, and
             `Batch.adapter` counts them.

@@ -54,7 +54,7 @@ def check_run(
       data: the run's.
       config: what is tolerated.
       split: the one that the run is measured on.
-      cache: folder for tokenised sources, which keeps the hashes of rows too.
+      cache: folder for tokenized sources, which keeps the hashes of rows too.
 
     Raises:
         ValueError: completions are empty, prompts are written unlike the model's chat template,

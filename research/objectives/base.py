@@ -1,7 +1,7 @@
 """What an objective gives to packing: the length of every example, and any stretch of it.
 
 An objective is a frozen dataclass with
-  fields: ClassVar, field of the source -> whether end-of-text is appended when it is tokenised;
+  fields: ClassVar, field of the source -> whether end-of-text is appended when it is tokenized;
   prepare(table, tokenizer, window) -> Examples.
 Where its pieces have a prefix that sees both ways it says `bidirectional`, so that a batch's shape
 is known before data is. What reads more than the text of fields has an `encoder` beside them: see
@@ -12,13 +12,12 @@ in `research.objectives.OBJECTIVES`.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import Encoder, TokenTable
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,40 +122,8 @@ class Objective(Protocol):
 
     fields: ClassVar[Mapping[str, bool]]
 
-    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Examples of `table`, none longer than `window` unless they may be split."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One field of a run of examples."""
-
-    # Its token ids (or numbers of another meaning), for each example.
-    values: Sequence[Sequence[int]]
-    # The UTF-8 bytes of its text.
-    bytes: Sequence[int]
-
-
-class Encoder(Protocol):
-    """Turns examples into arrays, many at once: what `add` took is what `take` returns."""
-
-    @property
-    def key(self) -> Mapping[str, Any]:
-        """What the arrays depend on beside the source, as JSON."""
-        ...
-
-    @property
-    def types(self) -> Mapping[str, np.dtype]:
-        """Field -> type of its values."""
-        ...
-
-    def add(self, example: Mapping[str, Any], where: str) -> int:
-        """Takes an example; returns its characters. ValueError says `where` it is."""
-        ...
-
-    def take(self) -> Mapping[str, Encoded]:
-        """Every field of the examples that were added since the last call."""
         ...
 
 
@@ -164,6 +131,6 @@ class Encoder(Protocol):
 class Encodes(Protocol):
     """An objective whose tokens are not those of text fields alone."""
 
-    def encoder(self, tokenizer: "Tokenizer", window: int) -> Encoder:
+    def encoder(self, tokenizer: Tokenizer, window: int) -> Encoder:
         """Makes the table that `prepare` takes."""
         ...

@@ -2,15 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from research.objectives.base import Examples, Piece
-
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import TokenTable
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Causal:
 
     fields: ClassVar[Mapping[str, bool]] = {"text": True}
 
-    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Documents of `table`; `window` does not matter, since documents may be split."""
         documents = table["text"]
         lengths = documents.lengths

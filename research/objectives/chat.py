@@ -11,17 +11,15 @@ import datetime
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from research.config.schema import Share
-from research.objectives.base import Encoded, Examples, Piece, name_rows
+from research.objectives.base import Examples, Piece, name_rows
 from research.text import chat_template
-
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import Encoded, TokenTable
+from research.text.tokenizer import Tokenizer
 
 # Where the tokenizer's makers give no template. It writes the tokenizer's own begin and end.
 PLAIN = (
@@ -41,7 +39,7 @@ Message = Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A stretch of a written conversation that is tokenised apart."""
+    """A stretch of a written conversation that is tokenized apart."""
 
     text: str
     # Whether the assistant says it; then it ends with `end`, the name of a token.
@@ -73,27 +71,27 @@ class Chat:
         if self.template is not None:
             chat_template.check(self.template)
 
-    def writer(self, tokenizer: "Tokenizer") -> "Writer":
+    def writer(self, tokenizer: Tokenizer) -> "Writer":
         """Writes conversations for the model of `tokenizer`."""
         return Writer(self.template or tokenizer.chat_template or PLAIN, tokenizer)
 
-    def encoder(self, tokenizer: "Tokenizer", window: int) -> "Conversations":
+    def encoder(self, tokenizer: Tokenizer, window: int) -> "Conversations":
         """Turns examples into tokens, and says which of them are trained on."""
         return Conversations(self.writer(tokenizer), tokenizer, window, self.too_long)
 
-    def prompt_ids(self, tokenizer: "Tokenizer", messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
         """What the model reads before it answers: exactly what it reads in training."""
         writer = self.writer(tokenizer)
         (ids,) = writer.encode([writer.prompt(messages)])
         return [token for part in ids for token in part]
 
-    def end_id(self, tokenizer: "Tokenizer") -> int:
+    def end_id(self, tokenizer: Tokenizer) -> int:
         """The token that ends what the assistant says."""
         asked = {"prompt": "?", "completion": "!"}
         end = self.writer(tokenizer).write(read_messages(asked, "an example"))[-1].end
         return tokenizer.encode(end, special=True)[0]
 
-    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Conversations of `table`, which `encoder` wrote.
 
         Raises:
@@ -147,7 +145,7 @@ class Writer:
     message can end its own turn, or begin another's.
     """
 
-    def __init__(self, template: str, tokenizer: "Tokenizer"):
+    def __init__(self, template: str, tokenizer: Tokenizer):
         self.template = template
         self._tokenizer = tokenizer
         self._unwritten = [_MARK, *sorted(tokenizer.special, key=len, reverse=True)]
@@ -261,7 +259,7 @@ class Conversations:
     which then has none of the others.
     """
 
-    def __init__(self, writer: Writer, tokenizer: "Tokenizer", window: int, too_long: str):
+    def __init__(self, writer: Writer, tokenizer: Tokenizer, window: int, too_long: str):
         self._writer = writer
         self._window = window
         self._too_long = too_long

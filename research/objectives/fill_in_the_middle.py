@@ -2,17 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from research.objectives import markers
 from research.objectives.base import Examples, Piece
 from research.objectives.windows import Windows, uniform
-
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import TokenTable
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +56,7 @@ class FillInTheMiddle:
         if not 0 <= self.suffix_first <= 1:
             raise ValueError(f"suffix_first must be from 0 to 1, not {self.suffix_first}.")
 
-    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Windows of documents, reordered or not, none longer than `window`.
 
         Raises:
@@ -100,7 +98,7 @@ class FillInTheMiddle:
         )
 
     def _moved(
-        self, index: int, text: np.ndarray, ids: list[np.ndarray], tokenizer: "Tokenizer"
+        self, index: int, text: np.ndarray, ids: list[np.ndarray], tokenizer: Tokenizer
     ) -> Piece:
         order, *places = uniform(self.seed, index, np.arange(1, 4))
         first, last = sorted(int(place * (len(text) + 1)) for place in places)

@@ -5,19 +5,17 @@ text holds does well there, such as "\\x01", which is one token in a byte-level 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import TokenTable
+from research.text.tokenizer import Tokenizer
 
 # Tokens that are searched at one time.
 _CHUNK = 2**22
 
 
-def encode(markers: Sequence[str], tokenizer: "Tokenizer") -> list[np.ndarray]:
+def encode(markers: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
     """Token ids of every marker.
 
     Raises:
@@ -40,7 +38,7 @@ def encode(markers: Sequence[str], tokenizer: "Tokenizer") -> list[np.ndarray]:
     return [np.asarray(found, np.int32) for found in ids]
 
 
-def is_special(ids: np.ndarray, tokenizer: "Tokenizer") -> bool:
+def is_special(ids: np.ndarray, tokenizer: Tokenizer) -> bool:
     """Whether a marker is one special token, which no text can hold."""
     return len(ids) == 1 and int(ids[0]) in tokenizer.special_ids
 
@@ -48,9 +46,9 @@ def is_special(ids: np.ndarray, tokenizer: "Tokenizer") -> bool:
 def check_absent(
     markers: Sequence[str],
     ids: Sequence[np.ndarray],
-    table: "TokenTable",
+    table: TokenTable,
     field: str,
-    tokenizer: "Tokenizer",
+    tokenizer: Tokenizer,
 ) -> None:
     """Raises ValueError if a text holds one of the markers, which names its row.
 

@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from research.objectives.base import Examples, Piece
 from research.objectives.windows import Windows, uniform
-
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import TokenTable
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class PrefixLM:
                 f"{self.shortest} and {self.longest}."
             )
 
-    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Windows of documents, none longer than `window`."""
         windows = Windows.cut(table["text"], window)
         drawn = uniform(self.seed, np.arange(len(windows)), 0)

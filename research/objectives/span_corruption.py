@@ -2,17 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from research.objectives import markers
 from research.objectives.base import Examples, Piece
 from research.objectives.windows import Windows, uniform
-
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import TokenTable
+from research.text.tokenizer import Tokenizer
 
 _SLOT = "{number}"
 
@@ -68,7 +66,7 @@ class SpanCorruption:
         some = lengths >= 2
         return (hidden * some).astype(np.int64), (count * some).astype(np.int64)
 
-    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Windows of documents with what is hidden of them, none longer than `window`.
 
         Raises:
@@ -115,7 +113,7 @@ class SpanCorruption:
             rows=windows.rows,
         )
 
-    def _longest_text(self, tokenizer: "Tokenizer", window: int) -> tuple[int, list[np.ndarray]]:
+    def _longest_text(self, tokenizer: Tokenizer, window: int) -> tuple[int, list[np.ndarray]]:
         """The tokens of text that fit into a window, and the sentinels that they need."""
         texts = np.arange(window + 1)
         spans = self.spans(texts)[1]

@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from research.config.schema import Share
 from research.objectives.base import Examples, Piece, name_rows
-
-if TYPE_CHECKING:
-    from research.data.token_cache import TokenTable
-    from research.text.tokenizer import Tokenizer
+from research.text.token_table import TokenTable
+from research.text.tokenizer import Tokenizer
 
 _SLOT = "{prompt}"
 
@@ -20,7 +18,7 @@ _SLOT = "{prompt}"
 class Supervised:
     """An example reads `begin head prompt tail completion` and is trained on `completion end`.
 
-    Head and tail are the fixed parts of the template. All four parts are tokenised apart, in
+    Head and tail are the fixed parts of the template. All four parts are tokenized apart, in
     training, scoring and generation alike, so that the same token boundaries are seen everywhere.
     """
 
@@ -53,14 +51,14 @@ class Supervised:
         if self.answer_tokens < 0:
             raise ValueError(f"answer_tokens must not be negative, not {self.answer_tokens}.")
 
-    def fixed(self, tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+    def fixed(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """Token ids of the template's head and tail, without the begin token."""
         head, tail = self.template.split(_SLOT)
         return tokenizer.encode(head, special=True), tokenizer.encode(tail, special=True)
 
     def prompt_ids(
         self,
-        tokenizer: "Tokenizer",
+        tokenizer: Tokenizer,
         prompt: str,
         window: int,
         answer: int = 0,
@@ -107,7 +105,7 @@ class Supervised:
         kept = max(0, min(length, space))
         return (length - kept, length) if self.cut == "left" else (0, kept)
 
-    def prepare(self, table: "TokenTable", tokenizer: "Tokenizer", window: int) -> Examples:
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Labelled examples of `table`, prompts cut to `window` tokens.
 
         Raises:

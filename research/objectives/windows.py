@@ -4,15 +4,12 @@ Also their chance: numbers that depend on a seed, an example and nothing else.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from research.objectives.base import Piece
 from research.text.hashing import STEP, splitmix64
-
-if TYPE_CHECKING:
-    from research.data.token_cache import Ragged
+from research.text.token_table import Ragged
 
 # Tokens that are looked up at one time.
 _CHUNK = 2**22
@@ -22,13 +19,13 @@ _CHUNK = 2**22
 class Windows:
     """Stretches of documents that end with end-of-text; in order they are every token once."""
 
-    documents: "Ragged"
+    documents: Ragged
     rows: np.ndarray  # [N] int64: the document of each window
     starts: np.ndarray  # [N] int64: its first token in `documents.values`
     lengths: np.ndarray  # [N] int64: its tokens; end-of-text is the last of a document's last one
 
     @classmethod
-    def cut(cls, documents: "Ragged", limit: int) -> "Windows":
+    def cut(cls, documents: Ragged, limit: int) -> "Windows":
         """Cuts documents longer than `limit` tokens: windows of `limit` and a rest."""
         counts = -(-documents.lengths // limit)
         rows = np.repeat(np.arange(len(documents)), counts)

@@ -15,10 +15,10 @@ import numpy as np
 
 from research.config import schema
 from research.data.sources import Source, SourceConfig, open_source
-from research.data.token_cache import field_text
 from research.preparation import stages
 from research.preparation.stages import Stage
 from research.text.normalize import normalise
+from research.text.token_table import field_text
 
 # What the first pass leaves of a document: UTF-8 bytes, and a hash of its normalised text.
 RECORD = np.dtype([("bytes", "<i8"), ("digest", "<u8", 2)])

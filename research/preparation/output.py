@@ -1,4 +1,4 @@
-"""The last stage: documents that stay are tokenised once, into a TFDS dataset of ArrayRecord files.
+"""The last stage: documents that stay are tokenized once, into a TFDS dataset of ArrayRecord files.
 
     prepared-SPLIT.array_record-00000-of-00012   a record a document: id, kind, tokens, bytes
     dataset_info.json, features.json             for tfds.builder_from_directory
@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from research.data.token_cache import TextEncoder
 from research.preparation import documents, stages
 from research.preparation.documents import InputError, Range, Ranges
 from research.preparation.running import Runner
 from research.preparation.stages import Stage
 from research.text import tokenizer as tokenizers
+from research.text.token_table import TextEncoder
 from research.text.tokenizer import Tokenizer
 
 NAME = "prepared"
 _COUNTS = np.dtype([("tokens", "<u4"), ("bytes", "<u4")])
-# Characters that are tokenised in one call.
+# Characters that are tokenized in one call.
 _CHUNK = 2**21
 
 
@@ -155,7 +155,7 @@ def features() -> Any:
 
 
 def _write_shard(stage: Stage, words: Words, before: Sequence[Stage], shard: Shard) -> None:
-    """Tokenises what stays of a range: the records, and beside them their counts and digest."""
+    """Tokenizes what stays of a range: the records, and beside them their counts and digest."""
     from tensorflow_datasets.core import example_serializer, file_adapters
 
     form = features()

@@ -75,7 +75,7 @@ class Tokenizer:
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that no text is tokenised to."""
+        """Ids that no text is tokenized to."""
         added = self._plain.get_added_tokens_decoder()
         return frozenset(id for id, token in added.items() if token.special)
 

@@ -72,7 +72,7 @@ def _read(work, start: int, stop: int, hosts: int) -> list[list[str]]:
 def test_1_2_and_4_processes_read_the_same_batches_also_after_some_were_killed(work, tmp_path):
     whole = _read(work | {"cache": str(tmp_path / "alone")}, 0, STEPS, 1)
     assert len(whole) == STEPS and len({row for batch in whole for row in batch}) > STEPS
-    # Two that tokenise into one new cache at the same time, and die in the middle.
+    # Two that tokenize into one new cache at the same time, and die in the middle.
     stopped = 17
     running = _start(work, 0, 10**6, 2)
     seen = [[json.loads(process.stdout.readline()) for _ in range(stopped)] for process in running]

@@ -1,4 +1,4 @@
-"""Sources and their tokenised cache."""
+"""Sources and their tokenized cache."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.data.sources import SourceConfig, open_source
-from research.data.token_cache import tokenise
+from research.data.token_cache import tokenize
 from research.text import tokenizer as tokenizer_lib
 
 
@@ -32,7 +32,7 @@ def test_a_broken_jsonl_line_names_file_and_line(tmp_path, tokenizer, line):
     path = _write(tmp_path / "bad.jsonl", ['{"text": "a"}', "", line])
     source = open_source(SourceConfig("bad", "jsonl", str(path)))
     with pytest.raises(ValueError, match=r"bad\.jsonl:3: "):
-        tokenise(source, tokenizer, {"text": True}, tmp_path / "cache")
+        tokenize(source, tokenizer, {"text": True}, tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").iterdir()], "nothing half-written is left"
 
 
@@ -107,9 +107,9 @@ class Counted:
 def test_a_cached_source_is_not_read_again_and_is_the_same(tmp_path, tokenizer):
     texts = ["some words", "", "wörter 😀"]
     first = Counted(texts, "one")
-    table = tokenise(first, tokenizer, {"text": True}, tmp_path)
+    table = tokenize(first, tokenizer, {"text": True}, tmp_path)
     second = Counted(texts, "one")
-    again = tokenise(second, tokenizer, {"text": True}, tmp_path)
+    again = tokenize(second, tokenizer, {"text": True}, tmp_path)
     assert (first.reads, second.reads) == (3, 0)
     for t in (table, again):
         assert [tokenizer.decode(t["text"][i]) for i in range(3)] == texts
@@ -120,41 +120,41 @@ def test_a_cached_source_is_not_read_again_and_is_the_same(tmp_path, tokenizer):
 
 
 def test_another_content_tokenizer_or_field_is_another_cache(tmp_path, tokenizer):
-    tokenise(Counted(["a"], "one"), tokenizer, {"text": True}, tmp_path)
+    tokenize(Counted(["a"], "one"), tokenizer, {"text": True}, tmp_path)
     other = tokenizer_lib.train(["other things " * 9], 290)
     for source, made_by, fields in (
         (Counted(["b"], "two"), tokenizer, {"text": True}),
         (Counted(["a"], "one"), other, {"text": True}),
         (Counted(["a"], "one"), tokenizer, {"text": False}),
     ):
-        tokenise(source, made_by, fields, tmp_path)
+        tokenize(source, made_by, fields, tmp_path)
         assert source.reads == 1
 
 
 def test_tokenising_in_chunks_equals_tokenising_at_once(tmp_path, tokenizer, monkeypatch):
     texts = [f"some words {i} " * (i % 7) for i in range(50)]
-    whole = tokenise(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "a")
+    whole = tokenize(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "a")
     monkeypatch.setattr("research.data.token_cache._CHUNK", 100)
-    parts = tokenise(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "b")
+    parts = tokenize(Counted(texts, "x"), tokenizer, {"text": True}, tmp_path / "b")
     assert np.array_equal(whole["text"].values, parts["text"].values)
     assert np.array_equal(whole["text"].offsets, parts["text"].offsets)
 
 
 def test_a_damaged_cache_is_an_error_that_names_its_folder(tmp_path, tokenizer):
-    tokenise(Counted(["some words"], "x"), tokenizer, {"text": True}, tmp_path)
+    tokenize(Counted(["some words"], "x"), tokenizer, {"text": True}, tmp_path)
     file = next(tmp_path.glob("*/text.tokens.npy"))
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(ValueError, match=f"damaged.*{file.parent.name}"):
-        tokenise(Counted(["some words"], "x"), tokenizer, {"text": True}, tmp_path)
+        tokenize(Counted(["some words"], "x"), tokenizer, {"text": True}, tmp_path)
 
 
 def test_a_missing_or_non_text_field_names_source_and_row(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="counted, row 0: there is no field 'prompt'"):
-        tokenise(Counted(["a"], "x"), tokenizer, {"prompt": False}, tmp_path)
+        tokenize(Counted(["a"], "x"), tokenizer, {"prompt": False}, tmp_path)
     with pytest.raises(ValueError, match="counted, row 1: field 'text' must be text, not int"):
-        tokenise(Counted(["a", 3], "x"), tokenizer, {"text": True}, tmp_path)
+        tokenize(Counted(["a", 3], "x"), tokenizer, {"text": True}, tmp_path)
     with pytest.raises(ValueError, match="rows 0 to 0, field 'text': .*no Unicode"):
-        tokenise(Counted(["\ud800"], "x"), tokenizer, {"text": True}, tmp_path)
+        tokenize(Counted(["\ud800"], "x"), tokenizer, {"text": True}, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "text"])
@@ -169,7 +169,7 @@ def test_the_fingerprint_follows_the_content(tmp_path, kind):
 
 
 def test_fingerprints_stay_what_they_were(tmp_path):
-    """A change would tokenise every corpus again, and refuse to resume every run."""
+    """A change would tokenize every corpus again, and refuse to resume every run."""
     _write(tmp_path / "x.jsonl", ['{"text":"a"}', "", '{"text":"b","n":1}'])
     (tmp_path / "t" / "a").mkdir(parents=True)
     (tmp_path / "t" / "a" / "b.txt").write_text("x")

@@ -28,7 +28,7 @@ from research.text import tokenizer
 from research.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where programs keep tokenised sources; also for those that tests start.
+# Where programs keep tokenized sources; also for those that tests start.
 os.environ.setdefault("GRAFT_CACHE", str(ROOT / ".cache" / "graft"))
 
 MODEL = ModelConfig(vocabulary=288, width=16, layers=2, heads=2, kv_heads=2, mlp_width=32)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from research.batch import Batch
 from research.data import checks
 from research.data.packing import planning
-from research.data.token_cache import Ragged, TokenTable
 from research.objectives.base import Examples
 from research.text import tokenizer as tokenizer_lib
+from research.text.token_table import Ragged, TokenTable
 from research.text.tokenizer import Tokenizer
 
 SPECIAL = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|mask|>"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from research.data.token_cache import Ragged, TokenTable
 from research.objectives.causal import Causal
 from research.text import tokenizer as tokenizer_lib
+from research.text.token_table import Ragged, TokenTable
 
 
 @pytest.fixture(scope="module")

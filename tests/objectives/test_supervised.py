@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.token_cache import Ragged, TokenTable
 from research.objectives.supervised import Supervised
 from research.text import tokenizer as tokenizer_lib
+from research.text.token_table import Ragged, TokenTable
 
 TEMPLATE = "Notice:\n{prompt}\nLicence:\n"
 

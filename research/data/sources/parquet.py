@@ -19,7 +19,7 @@ class _ParquetRows:
     """Rows; the row group that was read last stays in memory.
 
     A row group is read whole, so rows in order are fast, and rows at random places are exact and
-    slow: sources are read in order once, to be tokenised.
+    slow: sources are read in order once, to be tokenized.
     """
 
     def __init__(self, found: Sequence[files.File]):

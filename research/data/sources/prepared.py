@@ -1,4 +1,4 @@
-"""Documents that `graft prepare` has filtered and tokenised: read as tokens, by row.
+"""Documents that `graft prepare` has filtered and tokenized: read as tokens, by row.
 
 The lengths of all documents are known from an index, 8 bytes a document, so that nothing else is
 read until a batch needs it.
@@ -29,7 +29,7 @@ def open_prepared(config: SourceConfig, split: str) -> Source:
 
 
 class Prepared:
-    """Random access to the tokens of documents; see `research.data.token_cache.read_prepared`."""
+    """Random access to the tokens of documents (`research.data.prepared_tokens`)."""
 
     # Its records are no text of any format: this is what a plan calls them.
     format = "prepared"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from research.data import overlap
 from research.data.pipeline import DataConfig, Pipeline
+from research.data.prepared_tokens import RecordTokens, read_prepared
 from research.data.sources import SourceConfig, open_source
-from research.data.token_cache import RecordTokens, read_prepared, tokenise
+from research.data.token_cache import tokenize
 from research.inspection import rows as inspection
 from research.objectives import OBJECTIVES as OBJECTIVES_BY_NAME
 from research.text import tokenizer as tokenizers
@@ -105,7 +106,7 @@ def flat(tmp_path_factory):
     corpus.prepare(corpus.config(folder, TEXTS), folder / "out")
     source = open_source(SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",)))
     direct = open_source(corpus.source(folder, "made"))
-    text = tokenise(direct, corpus.tokenizer(), {"text": True}, folder / "cache")["text"]
+    text = tokenize(direct, corpus.tokenizer(), {"text": True}, folder / "cache")["text"]
     return text.values, RecordTokens(source, text.offsets)
 
 
