@@ -1,16 +1,20 @@
-"""SmolLM2-135M-Instruct tuned on licence notices, once for each method: what experiments/methods
-compares.
+"""SmolLM2-135M-Instruct tuned on licence notices, once for each method of experiments/methods.
 
     graft convert import --from smollm2 --out runs/smollm2
     graft train --config configs/methods/smollm2.py:dora --workdir runs/dora
     graft convert quantize --from runs/smollm2 --to nf4 --out runs/smollm2_nf4
     graft train --config configs/methods/smollm2.py:qlora_nf4 --workdir runs/qlora
 
-Every form has the same data, steps and optimizer. Its rates are those that its study begins from
-(experiments/methods).
+Every form has the same data, steps and optimizer; its rates are those that the study's sweep begins
+with (python -m experiments.methods).
+
+Expected, each form at its best rate, mean and Student's 95% interval over three seeds, of 120 test
+notices: full 67% [46, 89] right, LoRA 60% [44, 76], DoRA 56% [29, 83], QLoRA in nf4 63% [44, 82],
+the base alone 35%; steps of 0.7 to 2.2 s. experiments/methods/table.md has all forms.
+Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -23,13 +27,13 @@ LORA = dict(kind="lora", rank=16, alpha=32.0)
 class Form(NamedTuple):
     """One line of the study."""
 
-    method: dict
-    # the rates that a sweep begins with
-    rates: tuple[float, ...]
-    # what else it sets
-    more: dict = {}
+    method: dict[str, Any]
+    # the learning rates that a sweep begins with
+    learning_rates: tuple[float, ...]
+    # what else it changes in the config
+    overrides: dict[str, Any] = {}
     # how the base is stored: nf4, int8; None: float32
-    stored: str | None = None
+    storage: str | None = None
 
 
 FORMS = {
@@ -45,8 +49,8 @@ FORMS = {
     ),
     "rslora": Form(LORA | dict(rank=64, rank_stabilized=True), (1e-4, 3e-4, 1e-3)),
     "pissa": Form(LORA | dict(alpha=16.0, start="pissa"), (1e-4, 3e-4, 1e-3)),
-    "qlora_nf4": Form(LORA, (3e-4, 1e-3, 3e-3), stored="nf4"),
-    "qlora_int8": Form(LORA, (3e-4, 1e-3, 3e-3), stored="int8"),
+    "qlora_nf4": Form(LORA, (3e-4, 1e-3, 3e-3), storage="nf4"),
+    "qlora_int8": Form(LORA, (3e-4, 1e-3, 3e-3), storage="int8"),
     "dora": Form(dict(kind="dora", rank=16, alpha=32.0), (3e-4, 1e-3, 3e-3)),
     "ia3": Form(dict(kind="ia3"), (3e-3, 1e-2, 3e-2)),
     "vera": Form(dict(kind="vera", rank=256), (3e-3, 1e-2, 3e-2)),
@@ -85,21 +89,21 @@ FORMS = {
 }
 
 
-def get_config(form: str = "lora") -> ConfigDict:
-    if form not in FORMS:
-        raise ValueError(f"smollm2.py:{form}: there are {', '.join(FORMS)}")
-    chosen = FORMS[form]
+def get_config(name: str = "lora") -> ConfigDict:
+    if name not in FORMS:
+        raise ValueError(f"smollm2.py:{name}: there are {', '.join(FORMS)}")
+    form = FORMS[name]
     config = smollm2_lora.get_config()
     config.steps = 32
-    if chosen.stored:
-        config.init_from = f"{smollm2_lora.BASE}_{chosen.stored}"
-    config.method = chosen.method
-    config.schedule.learning_rate = chosen.rates[1]
+    if form.storage:
+        config.init_from = f"{smollm2_lora.BASE}_{form.storage}"
+    config.method = form.method
+    config.schedule.learning_rate = form.learning_rates[1]
     config.schedule.warmup = 5
     config.compute.compute_dtype = "bfloat16"
     config.data.batch_size = 4
     # what rates are chosen by
     config.evaluate_split = "validation"
     config.evaluate_tokens = 6_000
-    config.update(chosen.more)
+    config.update(form.overrides)
     return config

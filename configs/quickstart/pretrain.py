@@ -4,22 +4,19 @@
         --vocabulary 2048 --out runs/quickstart/tokenizer.json
     graft train --config configs/quickstart/pretrain.py \\
         --workdir runs/quickstart/pretrain
+
+Expected: 1.57M parameters, 13.5 TFLOPs, 171 s. Bits per byte of held-out text: code 2.02, books
+2.45, encyclopedia 2.22, forum 2.12, web 2.14. One seed; the range over repeats was not measured.
+Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 """
 
 from ml_collections import ConfigDict
 
-KINDS = ("code", "books", "encyclopedia", "forum", "web")
+from configs import shapes, tasks
+
 TOKENIZER = "runs/quickstart/tokenizer.json"
-MODEL = dict(
-    vocabulary=2048,
-    width=192,
-    layers=3,
-    heads=3,
-    kv_heads=1,
-    mlp_width=512,
-    # fastest on CPU: layers one by one
-    max_scan_layers=1,
-)
+# max_scan_layers: layers one by one, fastest on CPU
+MODEL = dict(shapes.QUICKSTART, max_scan_layers=1)
 
 
 def get_config() -> ConfigDict:
@@ -29,11 +26,7 @@ def get_config() -> ConfigDict:
     config.model = MODEL
 
     # the five kinds in equal parts; no kind is read twice
-    config.data = dict(
-        sources=[dict(name=f"graft_{kind}") for kind in KINDS],
-        sequence_length=256,
-        batch_size=16,
-    )
+    config.data = dict(sources=tasks.generic_text(), sequence_length=256, batch_size=16)
 
     # refuses to train on a text that evaluate.py holds out
     config.checks = dict(splits=("heldout",))

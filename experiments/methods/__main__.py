@@ -76,7 +76,7 @@ class Study:
 
     def run(self, forms: Sequence[str], seeds: Sequence[int]) -> None:
         for form in forms:
-            self.measure_base(FORMS[form].stored)
+            self.measure_base(FORMS[form].storage)
         for form in forms:
             rate = self.sweep(form)
             for seed in seeds:
@@ -106,7 +106,7 @@ class Study:
                 kept |= self.evaluate(self.start(kind))
                 self.keep()
             if "heldout_loss" not in kept:
-                form = next(form for form in FORMS if FORMS[form].stored == kind)
+                form = next(form for form in FORMS if FORMS[form].storage == kind)
                 kept["heldout_loss"] = self.screen(form, STILL)
                 self.keep()
 
@@ -115,7 +115,7 @@ class Study:
         kept = self.results["forms"].setdefault(
             form, {"setting": setting(form), "screen": {}, "runs": {}}
         )
-        rates, losses = sorted(FORMS[form].rates), kept["screen"]
+        rates, losses = sorted(FORMS[form].learning_rates), kept["screen"]
         for _ in range(1 + EXTENSIONS):
             for rate in rates:
                 if f"{rate:g}" not in losses:
@@ -153,7 +153,7 @@ class Study:
 
     def train(self, form: str, rate: float, seed: int, run: Path, *more: str) -> dict[str, Any]:
         """The run's summary."""
-        start = self.start(FORMS[form].stored)
+        start = self.start(FORMS[form].storage)
         numbers = [f"schedule.learning_rate={rate!r}", f"seed={seed}", f"data.seed={seed}"]
         overrides = [f"--config.{setting}" for setting in (*numbers, f"init_from={start}")]
         self.command("train", "--config", f"{TRAIN}:{form}", "--workdir", run, *overrides, *more)
@@ -184,7 +184,7 @@ class Study:
 def setting(form: str) -> dict[str, Any]:
     """What makes a form what it is, but for its rate; as JSON has it."""
     chosen = FORMS[form]
-    return json.loads(json.dumps(chosen.method | chosen.more | {"stored": chosen.stored}))
+    return json.loads(json.dumps(chosen.method | chosen.overrides | {"stored": chosen.storage}))
 
 
 def finite(loss: float | None) -> float:

@@ -112,11 +112,13 @@ def test_every_method_has_a_form():
 @pytest.mark.heavy
 @pytest.mark.parametrize("form", smollm2.FORMS)
 def test_every_form_fits_the_shape_that_it_is_for(form):
-    from configs.quickstart.smollm2_tune import MODEL
+    from configs.shapes import SMOLLM2_135M
 
     experiment = cli.load(Experiment, f"configs/methods/smollm2.py:{form}")
-    kind = smollm2.FORMS[form].stored
-    shape = ModelConfig(**MODEL, max_scan_layers=1, storage=weight_storage.PRESETS.get(kind, ()))
+    kind = smollm2.FORMS[form].storage
+    shape = ModelConfig(
+        **SMOLLM2_135M, max_scan_layers=1, storage=weight_storage.PRESETS.get(kind, ())
+    )
     method = experiment.method
 
     class Words:
@@ -140,10 +142,10 @@ def test_every_form_is_measured_and_learns():
     assert set(forms) == set(smollm2.FORMS)
     for form, kept in forms.items():
         runs = [kept["runs"][str(seed)] for seed in study.SEEDS]
-        stored = smollm2.FORMS[form].stored
+        stored = smollm2.FORMS[form].storage
         before = bases[f"base_{stored}" if stored else "base"]["heldout_loss"]
         assert all(run["heldout_loss"] < before / 2 for run in runs), form
         right = sum(run["quality"]["value"] for run in runs) / len(runs)
         # what 32 steps teach a prompt does not show in its answers yet, what 320 do does
-        short = form.startswith("prompt") and "steps" not in smollm2.FORMS[form].more
+        short = form.startswith("prompt") and "steps" not in smollm2.FORMS[form].overrides
         assert right > bases["base"]["quality"]["value"] or short, form

@@ -129,7 +129,7 @@ def test_lora_plus_is_a_rule_over_rates():
     method = LoRA(rank=2)
     model = tiny.abstract(method)
     names = methods.trainable(model, method)
-    rules = smollm2.FORMS["lora_plus"].more["learning_rate_rules"]
+    rules = smollm2.FORMS["lora_plus"].overrides["learning_rate_rules"]
     rates = stepping.multipliers(rules, names, names, "learning_rate_rules")
     assert {name.rpartition("/")[2] for name in names} == {"a", "b"}
     for name in names:

@@ -192,7 +192,7 @@ def test_the_first_candidates_cost_only_time():
 def test_every_accelerator_has_something_to_begin_with(accelerator):
     experiment = cli.load(Experiment, f"{LLAMA}:{accelerator}", ["data.batch_size=64"])
     assert make_program(experiment, None, mesh=experiment.mesh.abstract(64)).rows_of_device == 1
-    assert experiment.model.remat == presets.PRESETS[accelerator]["remat"]
+    assert experiment.model.remat == presets.PRESETS[accelerator].remat
 
 
 def test_an_accelerator_without_a_preset_is_named():
