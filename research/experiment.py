@@ -14,7 +14,7 @@ from research.config.schema import (
     PositiveNumber,
     one_of,
 )
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.run_checks import CheckConfig
 from research.losses.sequence_chunks import LossConfig
 from research.methods import METHODS, Full

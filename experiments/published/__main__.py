@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig

@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from research.benchmarks import deduplication, harness
-from research.data.packing import best_fit, planning
+from research.data.packing import best_fit, cutting_stock, planning
 from research.objectives.causal import Causal
 from research.text.token_table import Ragged, TokenTable
 from research.text.tokenizer import Tokenizer
@@ -120,10 +120,10 @@ def _packing(arguments: argparse.Namespace) -> dict[str, Any]:
         parts = draw(np.random.default_rng(0), 20_000)
         sizes = np.clip(parts * arguments.length, 1, arguments.length).astype(np.int64)
         start = time.perf_counter()
-        planned = int(best_fit.assign(sizes, arguments.length).max()) + 1
+        planned = int(cutting_stock.assign(sizes, arguments.length).max()) + 1
         seconds = time.perf_counter() - start
         simple = int(best_fit.best_fit(sizes, arguments.length).max()) + 1
-        fewest = best_fit.min_rows(sizes, arguments.length)
+        fewest = cutting_stock.min_rows(sizes, arguments.length)
         print(f"  {name:26} best fit {simple:,}, Graft {planned:,} ({seconds:.1f} s), ", end="")
         print(f"no plan below {fewest:,}")
         results |= {

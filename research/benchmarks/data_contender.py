@@ -13,7 +13,8 @@ import numpy as np
 import tokenizers
 
 from research.data import token_cache
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig, open_source
 from research.text import tokenizer as tokenizer_lib
 from research.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import numpy as np
 from research import sharding, tree
 from research.batch import Batch
 from research.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment, MethodConfig
 from research.losses.sequence_chunks import LossConfig

@@ -3,10 +3,15 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from research.config import schema
 from research.data import checks
+from research.data.config import DataConfig
+from research.data.packing import planning
+from research.data.packing.rows import PackedRows
 from research.data.prepared_tokens import read_prepared
 from research.data.sources import Source, SourceConfig, open_source
 from research.data.sources.prepared import Prepared
@@ -16,9 +21,6 @@ from research.objectives.base import Encodes, Examples, Objective
 from research.objectives.chat import Chat, read_messages
 from research.text.token_table import field_text
 from research.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from research.data.pipeline import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Origin:
     bad_lines: int
 
 
-def make_objective(config: "DataConfig") -> Objective:
+def make_objective(config: DataConfig) -> Objective:
     """The configured objective. Raises ValueError for unknown names and settings."""
     if config.objective not in OBJECTIVES:
         raise ValueError(
@@ -79,7 +81,7 @@ def open_texts(source: SourceConfig, split: str, tokenizer: Tokenizer) -> Source
 
 
 def read_examples(
-    config: "DataConfig",
+    config: DataConfig,
     source: SourceConfig,
     split: str,
     tokenizer: Tokenizer,
@@ -98,3 +100,17 @@ def read_examples(
     examples = objective.prepare(table, tokenizer, config.sequence_length)
     checks.check_examples(examples, tokenizer, config.sequence_length)
     return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines)
+
+
+def pack_examples(
+    config: DataConfig, examples: Examples, lengths: np.ndarray, tokenizer: Tokenizer, seed: int
+) -> PackedRows:
+    """Rows of the examples; those whose `lengths` [N] are 0 are left out."""
+    plan = planning.plan(
+        lengths,
+        config.sequence_length,
+        splittable=examples.splittable,
+        pack=config.pack,
+        seed=seed,
+    )
+    return PackedRows(examples, plan, tokenizer.pad_id)

@@ -4,24 +4,21 @@ Any number of hosts reads the same global batch, each the rows that its devices 
 restarted run reads what it would have read.
 """
 
-import collections
 import dataclasses
-import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from research.batch import Batch
-from research.config.schema import Positive
 from research.data import checks
-from research.data.examples import Origin, read_examples
-from research.data.mixture import Mixture, MixtureConfig
-from research.data.packing import planning
-from research.data.sources import SourceConfig
-from research.objectives.base import Examples
+from research.data.config import DataConfig
+from research.data.examples import Origin, pack_examples, read_examples
+from research.data.heldout import HeldOut
+from research.data.mixture import Mixture
+from research.data.packing.rows import PackedRows, empty_rows
 from research.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -32,40 +29,6 @@ _EPOCHS_WORTH = 4.0
 Rows = Sequence[int] | np.ndarray  # row numbers of a global batch
 # Batches that are made ahead, by as many threads.
 _AHEAD = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What is read, and how it becomes batches."""
-
-    sources: tuple[SourceConfig, ...]
-    # Tokens in a row (S).
-    sequence_length: Positive
-    # Rows in a global batch (B), over all hosts.
-    batch_size: Positive
-    # Name of the objective, one of `objectives.OBJECTIVES`.
-    objective: str = "causal"
-    # Settings of the objective, such as {"template": "Notice:\n{prompt}\nLicence:\n"}.
-    objective_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # Whether a row may hold several documents; if not, each piece has a row of its own.
-    pack: bool = True
-    # How the sources' weights become shares of the rows, and when these change.
-    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
-    # Decides packing and order.
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("At least one source is needed.")
-        names = collections.Counter(source.name for source in self.sources)
-        if len(names) < len(self.sources):
-            raise ValueError(f"The source {names.most_common(1)[0][0]!r} is listed twice.")
-        for source in self.sources:
-            if not source.weight > 0 or not np.isfinite(source.weight):
-                raise ValueError(
-                    f"The weight of source {source.name!r} must be positive, not {source.weight}: "
-                    "leave a source out to not read it."
-                )
 
 
 class Pipeline:
@@ -100,16 +63,15 @@ class Pipeline:
         self.tokenizer = tokenizer
         self._cache = cache
         self._adapters = _number_adapters(config, adapters)
-        self.rows: dict[str, planning.PackedRows] = {}
+        self.rows: dict[str, PackedRows] = {}
         self.origins: dict[str, Origin] = {}
         # for each source: (how many rows it gave before) -> row
         self._orders: list[Any] = []
         for source in config.sources:
             examples, origin = read_examples(config, source, source.split, tokenizer, cache)
             self.origins[source.name] = origin
-            # Of its own name, so that another source in the list changes nothing here.
-            seed = _seed(config.seed, source.name)
-            rows = _plan_rows(config, examples, examples.lengths, tokenizer, seed)
+            seed = config.source_seed(source.name)
+            rows = pack_examples(config, examples, examples.lengths, tokenizer, seed)
             self.rows[source.name] = rows
             self._orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
         sizes = [len(rows) for rows in self.rows.values()]
@@ -130,7 +92,7 @@ class Pipeline:
         if step < 0:
             raise ValueError(f"step must not be negative, not {step}.")
         found = self.rows_of(step, rows)
-        made: dict[str, Any] = planning.empty_rows(
+        made: dict[str, Any] = empty_rows(
             len(found), self.config.sequence_length, self.tokenizer.pad_id
         )
         if self._adapters:
@@ -164,7 +126,7 @@ class Pipeline:
         finally:
             batches.close()
 
-    def heldout(self, source: str, split: str, max_tokens: int | None = None) -> "HeldOut":
+    def heldout(self, source: str, split: str, max_tokens: int | None = None) -> HeldOut:
         """Batches once through `split` of the source of this name; see `HeldOut`."""
         found = HeldOut(self.config, self.tokenizer, self._cache, source, split, max_tokens)
         found.adapter = self._adapters.get(source)
@@ -247,96 +209,6 @@ class _Batches:
         return self.pipeline.batch(step, self.rows)
 
 
-class HeldOut:
-    """Every token of a split exactly once, in a fixed order; the last batch is padded.
-
-    Bits per byte = (nats summed over all trained tokens, end-of-text included) / ln 2 / `bytes`.
-    Every target of a document is in some row, so nothing is missing from the numerator, and the
-    figure does not depend on the tokenizer.
-    """
-
-    def __init__(
-        self,
-        config: DataConfig,
-        tokenizer: Tokenizer,
-        cache: str | os.PathLike[str],
-        source: str,
-        split: str,
-        max_tokens: int | None = None,
-    ):
-        """Reads one split; needs no training data.
-
-        Args:
-          config: its sources, objective, sequence length, batch size and packing hold here too.
-          tokenizer: the model's.
-          cache: as for `Pipeline`.
-          source: name of a source of `config`.
-          split: which of its splits.
-          max_tokens: whole documents are drawn (by the seed) up to so many tokens; at least one.
-        """
-        found = [s for s in config.sources if s.name == source]
-        if not found:
-            names = [s.name for s in config.sources]
-            raise ValueError(f"There is no source {source!r}, only {names}.")
-        examples, _ = read_examples(config, found[0], split, tokenizer, cache)
-        chosen = np.ones(len(examples), bool)
-        if max_tokens is not None:
-            order = np.random.default_rng(_seed(config.seed, source)).permutation(len(examples))
-            fits = np.cumsum(examples.lengths[order]) <= max_tokens
-            fits[0] = True
-            chosen[order] = fits
-        lengths = np.where(chosen, examples.lengths, 0)
-        self.name = examples.name
-        # which rows of the split are read
-        self.chosen = np.unique(examples.row_of(np.flatnonzero(chosen)))
-        self.documents = len(self.chosen)
-        # Places that are trained on, and the UTF-8 bytes of the text that they spell (0 where an
-        # objective has no bits per byte).
-        self.tokens = int(examples.trained[chosen].sum())
-        self.bytes = examples.text_bytes(chosen)
-        self.truncated = int(examples.truncated[chosen].sum())
-        self.rows = _plan_rows(config, examples, lengths, tokenizer, _seed(config.seed, source))
-        # which of a bank's adapters its rows use
-        self.adapter: int | None = None
-        self._config = config
-        self._pad_id = tokenizer.pad_id
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self.rows) // self._config.batch_size)
-
-    def batch(self, index: int) -> Batch:
-        """Batch `index` of `len(self)`, on every host the whole."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        size = self._config.batch_size
-        made: dict[str, Any] = planning.empty_rows(size, self._config.sequence_length, self._pad_id)
-        rows = list(range(index * size, min((index + 1) * size, len(self.rows))))
-        if rows:
-            self.rows.write(made, list(range(len(rows))), rows)
-        if self.adapter is not None:
-            made["adapter"] = np.full(size, self.adapter, np.int32)
-        return Batch(**made)
-
-    def batches(self) -> Iterator[Batch]:
-        """All batches in order."""
-        for index in range(len(self)):
-            yield self.batch(index)
-
-
-def _plan_rows(
-    config: DataConfig, examples: Examples, lengths: np.ndarray, tokenizer: Tokenizer, seed: int
-) -> planning.PackedRows:
-    plan = planning.plan(
-        lengths,
-        config.sequence_length,
-        splittable=examples.splittable,
-        pack=config.pack,
-        seed=seed,
-    )
-    return planning.PackedRows(examples, plan, tokenizer.pad_id)
-
-
 def _number_adapters(config: DataConfig, adapters: Sequence[str]) -> dict[str, int]:
     """The number of each source's adapter, by the source's name; none without a bank.
 
@@ -361,8 +233,3 @@ def _number_adapters(config: DataConfig, adapters: Sequence[str]) -> dict[str, i
     if unused:
         raise ValueError(f"No source trains the adapters {unused}: give each a source, or drop it.")
     return numbers
-
-
-def _seed(seed: int, name: str) -> int:
-    """32 bits that are the same in every process (Python's own hash is not)."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")

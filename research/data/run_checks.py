@@ -6,21 +6,19 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from research.config.schema import Share
 from research.data import overlap
 from research.data.checks import refuse
+from research.data.config import DataConfig
 from research.data.examples import make_objective
+from research.data.pipeline import Pipeline
 from research.objectives.base import Examples, Objective, name_rows
 from research.objectives.chat import Chat
 from research.objectives.supervised import Supervised
-
-if TYPE_CHECKING:
-    from research.data.pipeline import DataConfig, Pipeline
-    from research.text.tokenizer import Tokenizer
+from research.text.tokenizer import Tokenizer
 
 # Pairs of equal rows that an error names.
 _NAMED = 5
@@ -46,7 +44,7 @@ class CheckConfig:
 
 
 def check_run(
-    data: "Pipeline", config: CheckConfig, split: str | None, cache: str | os.PathLike[str]
+    data: Pipeline, config: CheckConfig, split: str | None, cache: str | os.PathLike[str]
 ) -> None:
     """Whether a run may begin; its examples and its first batch have been checked before.
 
@@ -89,7 +87,7 @@ def check_answers(examples: Examples, objective: Objective, allowed: float) -> N
         )
 
 
-def check_template(objective: Objective, tokenizer: "Tokenizer") -> None:
+def check_template(objective: Objective, tokenizer: Tokenizer) -> None:
     """Refuses a template that writes prompts unlike the one that came with the model."""
     if tokenizer.chat_template is None or not isinstance(objective, Chat | Supervised):
         return
@@ -105,7 +103,7 @@ def check_template(objective: Objective, tokenizer: "Tokenizer") -> None:
             return
 
 
-def _written(objective: Objective, tokenizer: "Tokenizer") -> Iterator[tuple[str, str]]:
+def _written(objective: Objective, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """Prompts as the objective writes them, and as the model's own chat template does."""
     for roles in _PROBES:
         talk = [{"role": role, "content": _SAID[role]} for role in roles]
@@ -125,8 +123,8 @@ def _written(objective: Objective, tokenizer: "Tokenizer") -> Iterator[tuple[str
 
 
 def check_overlap(
-    config: "DataConfig",
-    tokenizer: "Tokenizer",
+    config: DataConfig,
+    tokenizer: Tokenizer,
     splits: Sequence[str],
     allowed: float,
     cache: str | os.PathLike[str],

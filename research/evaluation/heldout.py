@@ -11,7 +11,8 @@ from jax.experimental import multihost_utils
 
 from research import sharding
 from research.batch import Batch
-from research.data.pipeline import HeldOut, Pipeline
+from research.data.heldout import HeldOut
+from research.data.pipeline import Pipeline
 from research.evaluation import scoring
 from research.evaluation.scoring import Score
 from research.step import eval_step

@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from research.config.schema import Count, Positive
-from research.data.pipeline import DataConfig, HeldOut
+from research.data.config import DataConfig
+from research.data.heldout import HeldOut
 from research.data.sources import SourceConfig, open_source
 from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring

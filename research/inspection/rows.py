@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from research.batch import PADDING, Batch
 from research.data import checks, run_checks, token_cache
-from research.data.packing.planning import PackedRows
-from research.data.pipeline import HeldOut, Pipeline
+from research.data.heldout import HeldOut
+from research.data.packing.rows import PackedRows
+from research.data.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from research.experiment import Experiment

@@ -9,7 +9,7 @@ import pytest
 
 from research.checkpoints import runs
 from research.commands import generate
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.sources import SourceConfig
 from research.generation import decode
 from research.methods import LoRA

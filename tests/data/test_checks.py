@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data import checks, run_checks
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
 from research.data.run_checks import CheckConfig
 from research.data.sources import SourceConfig
 from research.objectives.base import name_rows

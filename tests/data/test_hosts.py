@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from research.config import schema
+from research.data.config import DataConfig
 from research.data.mixture import MixtureConfig, Phase
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
 from research.text import tokenizer
 from tests.helpers.reader import digests

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from research.batch import Batch
 from research.data import checks
+from research.data.config import DataConfig
+from research.data.heldout import HeldOut
 from research.data.mixture import MixtureConfig
-from research.data.pipeline import DataConfig, HeldOut, Pipeline
+from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
 from research.text import tokenizer as tokenizer_lib
 from tests.helpers.reader import share
@@ -112,7 +114,8 @@ def test_a_new_process_reads_the_same_batch(data):
         "import numpy as np\n"
         "from research import config\n"
         "from research.data import tokenizer\n"
-        "from research.data.pipeline import DataConfig, Pipeline\n"
+        "from research.data.config import DataConfig\n"
+        "from research.data.pipeline import Pipeline\n"
         "made = config.build(DataConfig, json.loads(sys.argv[1]))\n"
         "batch = Pipeline(made, tokenizer.load(sys.argv[2]), sys.argv[3]).batch(37)\n"
         f"np.savez(sys.argv[4], **{{f: getattr(batch, f) for f in {FIELDS!r}}})\n"

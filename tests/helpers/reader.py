@@ -13,7 +13,8 @@ import numpy as np
 
 from research.batch import Batch
 from research.config import schema
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
 from research.text import tokenizer
 
 FIELDS = ("tokens", "targets", "weights", "segments", "positions")

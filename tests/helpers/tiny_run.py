@@ -18,7 +18,7 @@ from research import methods, tree
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import open_checkpoint
 from research.config import schema
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig

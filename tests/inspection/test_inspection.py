@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from research.data import checks
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
 from research.inspection import page as inspection_page
 from research.inspection import rows as inspection

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research import methods
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.generation import decode

@@ -11,7 +11,7 @@ from configs.methods import smollm2
 from research import methods, sharding, tree
 from research import step as stepping
 from research.checkpoints import runs
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Partial, Prompt, Several, VeRA

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from research.batch import Batch
 from research.data import checks
 from research.data.packing import planning
+from research.data.packing import rows as rows_lib
 from research.objectives.base import Examples
 from research.text import tokenizer as tokenizer_lib
 from research.text.token_table import Ragged, TokenTable
@@ -56,7 +57,7 @@ class Read:
 def batch(examples: Examples, words: Tokenizer, length: int) -> tuple[Batch, planning.PackingPlan]:
     """All examples packed into one batch that may be trained on."""
     plan = planning.plan(examples.lengths, length, splittable=False, pack=True, seed=1)
-    packed = planning.PackedRows(examples, plan, words.pad_id)
+    packed = rows_lib.PackedRows(examples, plan, words.pad_id)
     rows = [{"prefix": np.zeros(length, bool)} | packed[i] for i in range(len(packed))]
     made = Batch(**{field: np.stack([row[field] for row in rows]) for field in rows[0]})
     checks.check_batch(made, words.vocabulary_size)

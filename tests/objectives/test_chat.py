@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from research.data import checks
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
 from research.data.token_cache import encode
 from research.objectives.chat import PLAIN, Chat

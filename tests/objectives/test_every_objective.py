@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from research.data import checks
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
 from research.evaluation.heldout import heldout_loss
 from research.objectives import OBJECTIVES

@@ -14,7 +14,7 @@ import pytest
 from research import methods
 from research.checkpoints import runs
 from research.commands import train as program
-from research.data.pipeline import DataConfig
+from research.data.config import DataConfig
 from research.data.run_checks import CheckConfig
 from research.data.sources import SourceConfig
 from research.methods import (

@@ -11,8 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from research.data.packing import best_fit
-from research.objectives.base import Examples
+from research.data.packing import cutting_stock
+from research.data.packing.best_fit import best_fit
 
 # Rows emptier than this are repacked with cuts, if the objective allows cuts.
 _FULL = 0.99
@@ -70,9 +70,9 @@ def plan(
     examples, starts, sizes = examples[order], starts[order], sizes[order]
     del order
     if not splittable:
-        rows = best_fit.assign(sizes, sequence_length)
+        rows = cutting_stock.assign(sizes, sequence_length)
         return _arrange(rows, examples, starts, sizes, sequence_length)
-    rows = best_fit.best_fit(sizes, sequence_length)
+    rows = best_fit(sizes, sequence_length)
     used = _totals(rows, sizes)
     loose_rows = used < _FULL * sequence_length
     if loose_rows.sum() > 1:  # One such row alone cannot be filled further.
@@ -141,63 +141,3 @@ def _arrange(
     counts = _totals(rows, None)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     return PackingPlan(offsets, examples[order], starts[order], sizes[order], limit)
-
-
-class PackedRows:
-    """Random access to planned rows: `rows[i]` is a dict of `[S]` arrays, fields of `Batch`."""
-
-    def __init__(self, examples: Examples, plan: PackingPlan, pad_id: int):
-        self.examples = examples
-        self.plan = plan
-        self._pad_id = pad_id
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        row = empty_rows(1, self.plan.sequence_length, self._pad_id)
-        self.write(row, [0], [index])
-        return {field: values[0] for field, values in row.items()}
-
-    def write(self, into: dict[str, np.ndarray], places: list[int], rows: list[int]) -> None:
-        """Writes rows into the places of a batch; adds the field `prefix` if they have one.
-
-        Args:
-          into: fields [n, S], as `empty_rows` makes them.
-          places: below n.
-          rows: the row for each of them.
-        """
-        plan = self.plan
-        first, last = plan.offsets[rows], plan.offsets[np.add(rows, 1)]
-        counts = last - first
-        numbers = np.repeat(first - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        sizes = plan.lengths[numbers].astype(np.int64)
-        starts = plan.starts[numbers].astype(np.int64)
-        piece = self.examples.pieces(plan.examples[numbers], starts, starts + sizes)
-        ends = np.cumsum(sizes)
-        made = {
-            "tokens": piece.tokens,
-            "targets": piece.targets,
-            "weights": piece.weights,
-            "segments": np.repeat(numbers - np.repeat(first, counts) + 1, sizes),
-            "positions": np.arange(sizes.sum()) - np.repeat(ends - sizes, sizes),
-        }
-        if piece.prefix is not None:
-            into.setdefault("prefix", np.zeros(into["tokens"].shape, bool))
-            made["prefix"] = piece.prefix
-        edges = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])].tolist()
-        for field, values in made.items():
-            for place, start, stop in zip(places, edges, edges[1:], strict=False):
-                into[field][place, : stop - start] = values[start:stop]
-
-
-def empty_rows(count: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """[count, length] of padding: nothing in it is trained on."""
-    shape = (count, length)
-    return {
-        "tokens": np.full(shape, pad_id, np.int32),
-        "targets": np.full(shape, pad_id, np.int32),
-        "weights": np.zeros(shape, np.float32),
-        "segments": np.zeros(shape, np.int32),
-        "positions": np.zeros(shape, np.int32),
-    }

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.packing import best_fit
+from research.data.packing import best_fit, cutting_stock
 
 # Lengths as data have them, in rows of 1: short notices, chats, answers of a third of a row, ...
 NATURAL = {
@@ -61,8 +61,8 @@ def _exactly(sizes: tuple[int, ...], limit: int) -> int:
 @pytest.mark.parametrize(("limit", "count"), [(128, 40), (1000, 400), (2048, 20_000)])
 def test_rows_are_98_percent_full_or_within_1_percent_of_the_fewest(kind, limit, count):
     sizes = _sizes(kind, 0, count, limit)
-    used = _rows(sizes, limit, best_fit.assign(sizes, limit))
-    fewest = best_fit.min_rows(sizes, limit)
+    used = _rows(sizes, limit, cutting_stock.assign(sizes, limit))
+    fewest = cutting_stock.min_rows(sizes, limit)
     assert fewest <= used
     assert sizes.sum() >= 0.98 * used * limit or used <= max(1.01 * fewest, fewest + 1)
 
@@ -72,27 +72,27 @@ def test_rows_are_98_percent_full_or_within_1_percent_of_the_fewest(kind, limit,
 def test_the_bound_is_below_every_plan_and_plans_are_near_the_best(sizes, limit):
     best = _exactly(tuple(sorted(sizes, reverse=True)), limit)
     pieces = np.asarray(sizes)
-    assert best_fit.min_rows(pieces, limit) <= best
-    assert best <= _rows(pieces, limit, best_fit.assign(pieces, limit)) <= best + 1
+    assert cutting_stock.min_rows(pieces, limit) <= best
+    assert best <= _rows(pieces, limit, cutting_stock.assign(pieces, limit)) <= best + 1
 
 
 @given(st.lists(st.integers(1, 1500), min_size=1, max_size=60), st.integers(1500, 2100))
 @settings(max_examples=30, deadline=None)
 def test_rounded_lengths_still_fit_their_rows(sizes, limit):
     pieces = np.asarray([*sizes, limit])
-    rows = best_fit._by_patterns(pieces, limit)
-    assert _rows(pieces, limit, rows) >= best_fit.min_rows(pieces, limit)
+    rows = cutting_stock._by_patterns(pieces, limit)
+    assert _rows(pieces, limit, rows) >= cutting_stock.min_rows(pieces, limit)
 
 
 def test_patterns_save_5_percent_of_the_rows_where_lengths_are_a_third_of_one():
     sizes = _sizes("thirds", 1, 5000, 512)
     fitted = _rows(sizes, 512, best_fit.best_fit(sizes, 512))
-    assert _rows(sizes, 512, best_fit.assign(sizes, 512)) < 0.96 * fitted
+    assert _rows(sizes, 512, cutting_stock.assign(sizes, 512)) < 0.96 * fitted
 
 
 def test_the_same_pieces_get_the_same_rows():
     sizes = _sizes("about a third", 2, 3000, 128)
-    assert np.array_equal(best_fit.assign(sizes, 128), best_fit.assign(sizes.copy(), 128))
+    assert np.array_equal(cutting_stock.assign(sizes, 128), cutting_stock.assign(sizes.copy(), 128))
 
 
 def test_best_fit_fills_rows_that_are_begun():
@@ -101,13 +101,13 @@ def test_best_fit_fills_rows_that_are_begun():
 
 
 def test_no_pieces_need_no_rows():
-    assert len(best_fit.assign(np.zeros(0, np.int64), 8)) == 0
+    assert len(cutting_stock.assign(np.zeros(0, np.int64), 8)) == 0
 
 
 def test_the_bound_knows_lengths_that_are_one_token_apart():
     sizes = np.repeat([341, 342, 683, 684, 1365, 1366], [3000, 3000, 1500, 1500, 1000, 1000])
     # 1366 leaves room for 682, and so for 341 twice or a 342: no plan is full
     volume = -(-int(sizes.sum()) // 2048)
-    rows = _rows(sizes, 2048, best_fit.assign(sizes, 2048))
-    assert volume < best_fit.min_rows(sizes, 2048) <= rows
-    assert rows <= 1.001 * best_fit.min_rows(sizes, 2048)
+    rows = _rows(sizes, 2048, cutting_stock.assign(sizes, 2048))
+    assert volume < cutting_stock.min_rows(sizes, 2048) <= rows
+    assert rows <= 1.001 * cutting_stock.min_rows(sizes, 2048)

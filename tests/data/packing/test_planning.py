@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.data.packing.planning import PackedRows, plan
+from research.data.packing.planning import plan
+from research.data.packing.rows import PackedRows
 from research.objectives.base import Examples, Piece
 
 ROW = 16

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data import overlap
-from research.data.pipeline import DataConfig, Pipeline
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
 from research.data.prepared_tokens import RecordTokens, read_prepared
 from research.data.sources import SourceConfig, open_source
 from research.data.token_cache import tokenize

@@ -1,0 +1,90 @@
+"""A held-out split as batches: every token exactly once, in a fixed order."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from research.batch import Batch
+from research.data.config import DataConfig
+from research.data.examples import pack_examples, read_examples
+from research.data.packing.rows import empty_rows
+from research.text.tokenizer import Tokenizer
+
+
+class HeldOut:
+    """Every token of a split exactly once, in a fixed order; the last batch is padded.
+
+    Bits per byte = (nats summed over all trained tokens, end-of-text included) / ln 2 / `bytes`.
+    Every target of a document is in some row, so nothing is missing from the numerator, and the
+    figure does not depend on the tokenizer.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        cache: str | os.PathLike[str],
+        source: str,
+        split: str,
+        max_tokens: int | None = None,
+    ):
+        """Reads one split; needs no training data.
+
+        Args:
+          config: its sources, objective, sequence length, batch size and packing hold here too.
+          tokenizer: the model's.
+          cache: as for `Pipeline`.
+          source: name of a source of `config`.
+          split: which of its splits.
+          max_tokens: whole documents are drawn (by the seed) up to so many tokens; at least one.
+        """
+        found = [s for s in config.sources if s.name == source]
+        if not found:
+            names = [s.name for s in config.sources]
+            raise ValueError(f"There is no source {source!r}, only {names}.")
+        examples, _ = read_examples(config, found[0], split, tokenizer, cache)
+        chosen = np.ones(len(examples), bool)
+        if max_tokens is not None:
+            order = np.random.default_rng(config.source_seed(source)).permutation(len(examples))
+            fits = np.cumsum(examples.lengths[order]) <= max_tokens
+            fits[0] = True
+            chosen[order] = fits
+        lengths = np.where(chosen, examples.lengths, 0)
+        self.name = examples.name
+        # which rows of the split are read
+        self.chosen = np.unique(examples.row_of(np.flatnonzero(chosen)))
+        self.documents = len(self.chosen)
+        # Places that are trained on, and the UTF-8 bytes of the text that they spell (0 where an
+        # objective has no bits per byte).
+        self.tokens = int(examples.trained[chosen].sum())
+        self.bytes = examples.text_bytes(chosen)
+        self.truncated = int(examples.truncated[chosen].sum())
+        self.rows = pack_examples(config, examples, lengths, tokenizer, config.source_seed(source))
+        # which of a bank's adapters its rows use
+        self.adapter: int | None = None
+        self._config = config
+        self._pad_id = tokenizer.pad_id
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.rows) // self._config.batch_size)
+
+    def batch(self, index: int) -> Batch:
+        """Batch `index` of `len(self)`, on every host the whole."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        size = self._config.batch_size
+        made: dict[str, Any] = empty_rows(size, self._config.sequence_length, self._pad_id)
+        rows = list(range(index * size, min((index + 1) * size, len(self.rows))))
+        if rows:
+            self.rows.write(made, list(range(len(rows))), rows)
+        if self.adapter is not None:
+            made["adapter"] = np.full(size, self.adapter, np.int32)
+        return Batch(**made)
+
+    def batches(self) -> Iterator[Batch]:
+        """All batches in order."""
+        for index in range(len(self)):
+            yield self.batch(index)
