@@ -90,7 +90,7 @@ def describe(saved: Checkpoint) -> dict[str, Any]:
     return {
         "path": str(saved.path.parent.parent),
         "method": method.kind,
-        "adapters": ", ".join(methods.bank_names(method) or methods.adapter_names(method)),
+        "adapters": ", ".join(method.bank_names or method.adapter_names),
         "parameters": sum(sizes.values()),
         "bytes": sum(stored.values()),
         "base": base["path"] + ("" if storage.absolute(base["path"]).exists() else " (gone)"),
@@ -114,8 +114,6 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
     first, *others = (run.method for run in opened)
     if any(other.kind != first.kind for other in others):
         raise ValueError(f"a sum is of one method, not of {[run.method.kind for run in opened]}")
-    if not hasattr(first, "weighted_sum"):
-        raise ValueError(f"a sum of {first.kind} adapters is not linear: it is no adapter")
     for run in opened:
         runs.check_parameters(run)
     plain = methods.abstract(base.model, methods.Full(), methods.single_layers(base.model))
@@ -157,7 +155,7 @@ def _bank_method(named: Mapping[str, Run]) -> Any:
     forms, shapes = {}, {}
     for name, run in named.items():
         method: Any = run.method
-        if not hasattr(method, "adapter") or methods.bank_names(method):
+        if not method.adapter or method.bank_names:
             raise ValueError(f"{name} is {method.kind}: a bank holds adapters, one of each name")
         alone = dataclasses.replace(method, adapter="one")
         made = methods.abstract(base.model, alone, methods.single_layers(base.model))
@@ -198,7 +196,7 @@ def gather(named: Mapping[str, Run]) -> tuple[Run, Any, Arrays]:
     axes = _axes(base, method.of)
     columns: dict[str, list[Any]] = {}
     for name, run in named.items():
-        mine = getattr(run.method, "adapter", adapter)
+        mine = run.method.adapter
         own = {
             n: array
             for n, array in run.read(*run.checkpoint.checksums("model/")).items()
@@ -248,7 +246,7 @@ def number(method: Method, name: str | None) -> int:
     """
     if name is None:
         return OFF
-    known = methods.bank_names(method)
+    known = method.bank_names
     if name not in known:
         near = tree.nearest(name, known, 1)
         raise ValueError(f"there is no adapter {name!r} in the bank; nearest: {near}")

@@ -47,9 +47,9 @@ class Merged:
     def __init__(self, run: Run, merged_in: Run | None = None):
         runs.check_parameters(run)
         self._run, self._merged_in = run, merged_in
-        if names := methods.bank_names(run.method):
+        if names := run.method.bank_names:
             raise ValueError(f"{names} stand side by side; one model holds one of them")
-        self._adapters = methods.adapter_names(run.method)
+        self._adapters = run.method.adapter_names
         # what unmerging needs beside the adapter, by name: filled as layers are read
         self.kept: dict[str, np.ndarray] = {}
         config = run.model if merged_in is None else merged_in.model
@@ -57,7 +57,7 @@ class Merged:
         for name, module in methods.places(self._shapes, *methods.PLACES):
             outside = not name.startswith("layers/")
             for delta in module.site.values():
-                if not hasattr(delta, "merge_into"):
+                if not delta.mergeable:
                     raise ValueError(
                         f"{name}: {type(delta).__name__} is no change of a weight and cannot be "
                         "merged; as an adapter beside the base it can be served"

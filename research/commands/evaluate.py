@@ -94,12 +94,12 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
     """
     import numpy as np
 
-    from research import methods, sharding
+    from research import sharding
     from research.adapters import catalog
     from research.checkpoints import runs
     from research.evaluation.heldout import make_score
 
-    bank = methods.bank_names(run.method)
+    bank = run.method.bank_names
     if bool(bank) != (adapter is not None):
         known = ", ".join(bank) or "none"
         raise ValueError(f"--adapter names one of a bank's adapters; {run.path} has {known}")

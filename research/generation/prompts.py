@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 
-from research import methods
 from research.adapters import catalog
 from research.checkpoints.runs import Run
 from research.data.examples import make_objective
@@ -78,7 +77,7 @@ def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str])
     Raises:
       ValueError: such a name that the bank does not have.
     """
-    bank = dict(named) or {name: run for name in methods.bank_names(run.method)}
+    bank = dict(named) or {name: run for name in run.method.bank_names}
     if not bank:
         return [Responder(run)]
     if set(switched_off) - set(bank):

@@ -55,11 +55,10 @@ def open_data(experiment: Experiment, splits: Sequence[str] = ()) -> Opened:
         ValueError: the data cannot be read at all.
         FileNotFoundError: data, tokenizer or base are not there.
     """
-    from research import methods
     from research.checkpoints import runs
 
     base, words = runs.open_start(experiment)
-    names = methods.bank_names(methods.bind(experiment.method, words))
+    names = experiment.method.bind(words).bank_names
     shape = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
     config = dataclasses.replace(
         experiment.checks, splits=tuple(dict.fromkeys([*experiment.checks.splits, *splits]))

@@ -13,11 +13,10 @@ from flax import nnx
 
 from research import tree
 from research.config.schema import Name
-from research.methods.attach import PLACES, places
-from research.methods.base import Method
+from research.methods.attach import PLACES
+from research.methods.base import Delta, Method
 from research.methods.members import Member
-from research.models import sites
-from research.models.sites import Context, Weight, Work
+from research.models.sites import Context, Weight, Work, places
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def _filled(
         if name in deltas:
             # behind the axis of layers, where there is one
             axis = int(tree.is_stacked(name))
-            module.site[adapter] = Rows(_with_axis(deltas[name], axis), adapter)
+            module.site[adapter] = RowDeltas(_with_axis(deltas[name], axis), adapter)
     for name, module in shared.items():
         whole.methods[name] = _with_axis(module, 0)
     return whole
@@ -118,7 +117,7 @@ def check_numbers(model: Transformer, adapter: Any) -> None:
     """
     for name, module in places(model, *PLACES):
         for delta in module.site.values():
-            if isinstance(delta, Rows):
+            if isinstance(delta, RowDeltas):
                 count = jax.tree.leaves(delta.each)[0].shape[int(tree.is_stacked(name))]
                 strange = sorted({int(i) for i in adapter if not -1 <= i < count})
                 if strange:
@@ -128,7 +127,7 @@ def check_numbers(model: Transformer, adapter: Any) -> None:
                 return
 
 
-class Rows(nnx.Module):
+class RowDeltas(Delta):
     """Passes each row through its own delta; a row of adapter -1 is the base's."""
 
     def __init__(self, each: Any, adapter: str):
@@ -170,6 +169,6 @@ class Rows(nnx.Module):
     def work(self, weight: Weight | None, shared: Mapping[str, Any]) -> Work:
         """Each row does what one adapter does, and what that does in each pass."""
         mine = {n: tree.one_of(module) for n, module in shared.items() if n == self.adapter}
-        alone = sites.work(tree.one_of(self.each), weight, mine).inside("each")
+        alone = tree.one_of(self.each).work(weight, mine).under("each")
         rows = [c._replace(each="row") if c.each == "pass" else c for c in alone.chains]
         return alone._replace(chains=tuple(rows))

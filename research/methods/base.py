@@ -1,15 +1,20 @@
-"""The base class of tuning methods."""
+"""The base classes of tuning methods and of what they put into sites."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
+import jax.numpy as jnp
 
+from research.models.sites import Delta, Weight
 from research.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
+
+__all__ = ["Delta", "KernelChange", "Method"]
 
 
 class Method:
@@ -58,3 +63,30 @@ class Method:
           ValueError: the method does not fit the model.
         """
         return model
+
+    def weighted_sum(self, others: Sequence[Any], sides: Mapping[str, int]) -> Method:
+        """The method that a weighted sum of this one's adapter and those of others is.
+
+        Args:
+          others: methods of the same kind.
+          sides: the smaller side of each weight, by place.
+
+        Raises:
+          ValueError: such a sum is of no method, or they act on different places.
+        """
+        raise ValueError(f"a sum of {self.kind} adapters is not linear: it is no adapter")
+
+
+class KernelChange(Delta):
+    """A delta that adds a matrix to its kernel."""
+
+    def change(self, weight: Weight, shared: Mapping[str, Any]) -> jax.Array:
+        """The matrix [I,O] that it adds."""
+        raise NotImplementedError
+
+    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+        kernel = weight.kernel.astype(jnp.float32) + self.change(weight, shared)
+        return weight._replace(kernel=kernel)
+
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], residual: Any) -> Weight:
+        return weight._replace(kernel=weight.kernel - self.change(weight, shared))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at
-from research.methods.base import Method
+from research.methods.base import Delta, Method
 from research.models.mlp import ACTIVATIONS
 from research.models.products import matmul
 from research.models.sites import Context
@@ -68,7 +68,7 @@ class Bottleneck(Method):
         return attach_at(model, key, targets, self.adapter, make, (Residual,), scales)
 
 
-class SmallMLP(nnx.Module):
+class SmallMLP(Delta):
     """y + scale * (activation(z @ down + down_bias) @ up + up_bias), where z is y, or x if it is
     parallel; `up` [M,D] and both biases are zero at the start."""
 
@@ -83,8 +83,8 @@ class SmallMLP(nnx.Module):
         self.parallel = method.placement == "parallel"
         self.activation = method.activation
 
-    @staticmethod
-    def weighted_sum(parts: Sequence[tuple[float, SmallMLP]]) -> dict[str, jax.Array]:
+    @classmethod
+    def weighted_sum(cls, parts: Sequence[tuple[float, SmallMLP]]) -> dict[str, jax.Array]:
         """The leaves of the weighted sum: all units beside each other."""
         scaled = [(weight * delta.scale[...], delta) for weight, delta in parts]
         return {
@@ -99,5 +99,5 @@ class SmallMLP(nnx.Module):
         act = jax.nn.relu if self.activation == "relu" else ACTIVATIONS[self.activation]
         z = context.drop(x if self.parallel else y, context.adapter_dropout)
         inner = act(matmul(z, self.down[...]) + self.down_bias[...].astype(y.dtype))
-        made = matmul(inner, self.up[...]) + self.up_bias[...].astype(y.dtype)
-        return y + self.scale[...].astype(y.dtype) * made
+        outer = matmul(inner, self.up[...]) + self.up_bias[...].astype(y.dtype)
+        return y + self.scale[...].astype(y.dtype) * outer

@@ -13,8 +13,9 @@ from flax import nnx
 
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at
-from research.methods.base import Method
-from research.methods.lora import EVERY_LINEAR, LoRA, LowRank
+from research.methods.base import Delta, Method
+from research.methods.lora import EVERY_LINEAR, LoRA
+from research.methods.low_rank import LowRank
 from research.models.layers import Linear
 from research.models.products import scaled
 from research.models.sites import Chain, Context, Weight, Work, chain
@@ -42,7 +43,7 @@ class DoRA(Method):
 
     @property
     def low(self) -> LoRA:
-        """What it has of LoRA."""
+        """Its low-rank half, as a LoRA."""
         settings = dataclasses.asdict(self) | {"kind": "lora"}
         return LoRA(**settings)
 
@@ -56,7 +57,7 @@ class DoRA(Method):
         return attach_at(model, key, low.settings, self.adapter, make, (Linear,), low.numbers)
 
 
-class Decomposed(nnx.Module):
+class Decomposed(Delta):
     """magnitude * (kernel + low) / norm(kernel + low), columns apart; starts as the kernel."""
 
     def __init__(self, key, weight: Weight, axes, rank: int, scale: jax.Array):
@@ -81,17 +82,16 @@ class Decomposed(nnx.Module):
         return Work((low._replace(factors=(*low.factors, ("magnitude", ()))), norms))
 
     def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
-        """The weight that does the same alone."""
         kernel = self.low.merge_into(weight, shared).kernel * self.ratio(weight)
         return weight._replace(kernel=kernel)
 
     def unmerge_residual(self, weight: Weight, shared: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """What the merged weight no longer tells: the column norms before."""
+        # the merged weight no longer has the column norms before
         return {"ratio": self.ratio(weight)}
 
-    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
-        """The inverse of `merged`, given what it keeps; infinite where a magnitude is zero."""
-        directions = weight._replace(kernel=weight.kernel / kept["ratio"])
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], residual: Any) -> Weight:
+        """The weight before; infinite where a magnitude is zero."""
+        directions = weight._replace(kernel=weight.kernel / residual["ratio"])
         return self.low.unmerge_from(directions, shared, {})
 
 

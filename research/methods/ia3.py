@@ -13,7 +13,7 @@ from flax import nnx
 
 from research.config.schema import Name
 from research.methods.attach import attach_at, linears
-from research.methods.base import Method
+from research.methods.base import Delta, Method
 from research.models.layers import Linear
 from research.models.products import scaled
 from research.models.sites import Context, Weight
@@ -59,7 +59,7 @@ class IA3(Method):
         return model
 
 
-class Scaled(nnx.Module):
+class Scaled(Delta):
     """y * factor, with factor [O] one at the start."""
 
     def __init__(self, weight: Weight, axes: tuple[str | None, ...]):
@@ -68,18 +68,17 @@ class Scaled(nnx.Module):
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         return scaled(y, self.factor[...])
 
-    @staticmethod
-    def weighted_sum(parts: Sequence[tuple[float, Scaled]]) -> dict[str, jax.Array]:
+    @classmethod
+    def weighted_sum(cls, parts: Sequence[tuple[float, Scaled]]) -> dict[str, jax.Array]:
         """The factor of the weighted sum: each adds (factor - 1) times the output."""
         one = jnp.ones(())
         return {"factor": one + sum(weight * (delta.factor[...] - one) for weight, delta in parts)}
 
     def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
-        """The weight that does the same alone."""
         return _times(weight, self.factor[...])
 
-    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
-        """The inverse of `merged`; infinite where a factor is zero."""
+    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], residual: Any) -> Weight:
+        """The weight before; infinite where a factor is zero."""
         return _times(weight, 1 / self.factor[...])
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at
-from research.methods.base import Method
+from research.methods.base import KernelChange, Method
 from research.methods.lora import EVERY_LINEAR
 from research.models.layers import Linear
 from research.models.products import matmul
@@ -49,7 +49,7 @@ class LoHa(Method):
         return attach_at(model, key, targets, self.adapter, make, (Linear,), alphas)
 
 
-class Hadamard(nnx.Module):
+class Hadamard(KernelChange):
     """y + x @ (scale * (first_in @ first_out) * (second_in @ second_out)), with the factors [I,R]
     and [R,O]; second_in is zero at the start, as in PEFT."""
 
@@ -70,14 +70,17 @@ class Hadamard(nnx.Module):
         self.second_out = nnx.Param(uniform(keys[2], (rank, outputs), rank**-0.5), axes=out)
         self.scale = nnx.Param(jnp.asarray(scale, jnp.float32), axes=())
 
-    def change(self) -> jax.Array:
-        """What it adds to the kernel [I,O]."""
+    def change(self, weight: Weight, shared: Mapping[str, Any]) -> jax.Array:
+        return self.product()
+
+    def product(self) -> jax.Array:
+        """The change [I,O] of the kernel."""
         first = self.first_in[...] @ self.first_out[...]
         return self.scale[...] * first * (self.second_in[...] @ self.second_out[...])
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         # made again in the backward pass: it is as large as the weight
-        change = jax.checkpoint(Hadamard.change)(self)
+        change = jax.checkpoint(Hadamard.product)(self)
         return y + matmul(context.drop(x, context.adapter_dropout), change).astype(y.dtype)
 
     def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
@@ -88,11 +91,3 @@ class Hadamard(nnx.Module):
         ]
         # the product of x and the change, which has a gradient
         return Work((Chain((("first_in", (inputs, outputs)),)), *made))
-
-    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
-        """The weight that does the same alone."""
-        return weight._replace(kernel=weight.kernel.astype(jnp.float32) + self.change())
-
-    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
-        """The inverse of `merged`."""
-        return weight._replace(kernel=weight.kernel - self.change())

@@ -14,7 +14,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive
 from research.methods.attach import attach_at
-from research.methods.base import Method
+from research.methods.base import Delta, Method
 from research.models.config import ModelConfig
 from research.models.sites import Chain, Context, Work
 from research.models.transformer import Attention, Transformer
@@ -50,28 +50,31 @@ class Prefix(Method):
         config = model.config
 
         def make(key, weight, *, axes, setting, number):
-            made = FromVectors if self.reparameterized else KeysAndValues
-            return made(key, config, self)
+            delta = FromVectors if self.reparameterized else KeysAndValues
+            return delta(key, config, self)
 
         targets = [(pattern, self.length) for pattern in self.targets]
         model = attach_at(model, key, targets, self.adapter, make, (Attention,))
         if self.reparameterized:
-            model.methods[self.adapter] = Vectors(key, config, self)
+            model.methods[self.adapter] = SharedVectors(key, config, self)
         return model
 
 
-class KeysAndValues(nnx.Module):
+class KeysAndValues(Delta):
     """(keys, values) [B,T,K,N] -> [B,P+T,K,N]; rotary positions leave the prefix alone."""
 
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
         width = config.kv_heads * config.size
-        start = lambda key: 0.02 * jax.random.normal(key, (method.length, width))  # noqa: E731
-        first, second = jax.random.split(key)
-        self.keys = nnx.Param(start(first), axes=(None, "kv_heads"))
-        self.values = nnx.Param(start(second), axes=(None, "kv_heads"))
 
-    def made(self, context: Context) -> tuple[jax.Array, jax.Array]:
-        """Keys and values, each [P,K*N]."""
+        def normal(key: jax.Array) -> jax.Array:
+            return 0.02 * jax.random.normal(key, (method.length, width))
+
+        first, second = jax.random.split(key)
+        self.keys = nnx.Param(normal(first), axes=(None, "kv_heads"))
+        self.values = nnx.Param(normal(second), axes=(None, "kv_heads"))
+
+    def keys_and_values(self, context: Context) -> tuple[jax.Array, jax.Array]:
+        """Those of the prefix, each [P,K*N]."""
         return self.keys[...], self.values[...]
 
     def __call__(self, x, y, weight: None, context: Context) -> tuple[jax.Array, jax.Array]:
@@ -80,14 +83,14 @@ class KeysAndValues(nnx.Module):
             new = jnp.broadcast_to(new, (old.shape[0], *new.shape[1:]))
             return jnp.concatenate([new, old], axis=1)
 
-        keys, values = self.made(context)
+        keys, values = self.keys_and_values(context)
         return front(keys, y[0]), front(values, y[1])
 
     def work(self, weight: None, shared: Mapping[str, Any]) -> Work:
         return Work(keys=self.keys.shape[0])
 
 
-class Vectors(nnx.Module):
+class SharedVectors(nnx.Module):
     """tanh(vectors [P,D] @ into [D,M] + bias), which all layers share."""
 
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
@@ -112,7 +115,7 @@ class FromVectors(KeysAndValues):
         self.out_bias = nnx.Param(jnp.zeros((2, width)), axes=(None, "kv_heads"))
         self.name = method.adapter
 
-    def made(self, context: Context) -> tuple[jax.Array, jax.Array]:
+    def keys_and_values(self, context: Context) -> tuple[jax.Array, jax.Array]:
         both = jnp.einsum("pm,mcw->cpw", context.shared[self.name](), self.out[...])
         keys, values = both + self.out_bias[...][:, None]
         return keys, values
@@ -121,5 +124,5 @@ class FromVectors(KeysAndValues):
         both, front = shared[self.name], f"methods/{self.name}"
         length = both.vectors.shape[0]
         first = (f"{front}/vectors", ()), (f"{front}/into", both.into.shape)
-        made = Chain((*first, ("out", self.out.shape)), rows=length, each="pass")
-        return Work((made,), keys=length)
+        mlp = Chain((*first, ("out", self.out.shape)), rows=length, each="pass")
+        return Work((mlp,), keys=length)

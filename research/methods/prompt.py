@@ -13,7 +13,7 @@ from flax import nnx
 
 from research.config.schema import Name, Positive
 from research.methods.attach import attach_at
-from research.methods.base import Method
+from research.methods.base import Delta, Method
 from research.models.layers import Embedding
 from research.models.sites import Context, Weight, Work
 from research.models.transformer import Transformer
@@ -42,8 +42,8 @@ class Prompt(Method):
     kind: Literal["prompt"] = "prompt"
 
     def __post_init__(self):
-        for start, given in (("text", self.text), ("labels", self.labels)):
-            if (self.start == start) != bool(given):
+        for start, value in (("text", self.text), ("labels", self.labels)):
+            if (self.start == start) != bool(value):
                 raise ValueError(f'method: start "{start}" and `{start}` belong together')
         if self.tokens and self.start not in ("text", "labels"):
             raise ValueError(f'method: start "{self.start}" takes no `tokens`')
@@ -75,18 +75,18 @@ class Prompt(Method):
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         windows = [window for window in model.config.window_kinds if window]
-        others = [d for d in model.embedding.site.values() if isinstance(d, Vectors)]
+        others = [d for d in model.embedding.site.values() if isinstance(d, PromptVectors)]
         length = self.length + sum(delta.vectors.shape[-2] for delta in others)
         if windows and length >= min(windows):
             raise ValueError(f"a prompt of {length} tokens does not fit a window of {min(windows)}")
 
         def make(key, weight, *, axes, setting, number):
-            return Vectors(key, weight, self)
+            return PromptVectors(key, weight, self)
 
         return attach_at(model, key, (("embedding", True),), self.adapter, make, (Embedding,))
 
 
-class Vectors(nnx.Module):
+class PromptVectors(Delta):
     """[B,S,D] -> [B,P+S,D], with the vectors [P,D] in front of every row."""
 
     def __init__(self, key: jax.Array, weight: Weight, method: Prompt):
@@ -98,8 +98,8 @@ class Vectors(nnx.Module):
         elif method.start == "vocabulary":
             vectors = table[jax.random.choice(key, table.shape[0], (length,))]
         elif method.tokens:
-            given = [table[jnp.asarray(one)].astype(jnp.float32) for one in method.tokens]
-            means = [jnp.mean(vectors, axis=0) for vectors in given]
+            rows = [table[jnp.asarray(one)].astype(jnp.float32) for one in method.tokens]
+            means = [jnp.mean(vectors, axis=0) for vectors in rows]
             vectors = jnp.stack([means[i % len(means)] for i in range(length)])
         else:
             raise ValueError(f"method: tokens of `{method.start}` are not known; `bind` gives them")

@@ -14,8 +14,9 @@ from flax import nnx
 from research import tree
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import attach_at, linears
-from research.methods.base import Method
-from research.methods.lora import EVERY_LINEAR, low_rank
+from research.methods.base import KernelChange, Method
+from research.methods.lora import EVERY_LINEAR
+from research.methods.low_rank import low_rank_product
 from research.models.layers import Linear
 from research.models.products import scaled
 from research.models.sites import Chain, Context, Weight, Work
@@ -43,7 +44,7 @@ class VeRA(Method):
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         def make(key, weight, *, axes, setting, number):
-            return Vectors(weight.kernel.shape[1], axes, self)
+            return VectorPair(weight.kernel.shape[1], axes, self)
 
         targets = [(pattern, self.rank) for pattern in self.targets]
         model = attach_at(model, key, targets, self.adapter, make, (Linear,))
@@ -68,15 +69,17 @@ class SharedMatrices(nnx.Module):
 
     def __init__(self, key: jax.Array, inputs: int, outputs: int, rank: int):
         keys = jax.random.split(key)
-        uniform = lambda key, shape, fan: jax.random.uniform(  # noqa: E731
-            key, shape, minval=-((6 / fan) ** 0.5), maxval=(6 / fan) ** 0.5
-        )
+
+        def uniform(key: jax.Array, shape: tuple[int, int], fan: int) -> jax.Array:
+            bound = (6 / fan) ** 0.5
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
         # as PEFT starts: kaiming_uniform of the matrices as torch has them
         self.a = nnx.Param(uniform(keys[0], (inputs, rank), inputs), axes=(None, "rank"))
         self.b = nnx.Param(uniform(keys[1], (rank, outputs), rank), axes=("rank", None))
 
 
-class Vectors(nnx.Module):
+class VectorPair(KernelChange):
     """y + outer * (((x @ a) * inner) @ b), with inner [R] constant and outer [O] zero at first."""
 
     def __init__(self, outputs: int, axes: tuple[str | None, ...], method: VeRA):
@@ -86,9 +89,10 @@ class Vectors(nnx.Module):
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         a, b = self.matrices(context.shared, x.shape[-1])
-        return y + scaled(low_rank(x, y, a, b, self.inner[...], context), self.outer[...])
+        return y + scaled(low_rank_product(x, y, a, b, self.inner[...], context), self.outer[...])
 
     def matrices(self, shared: Mapping[str, Any], inputs: int) -> tuple[jax.Array, jax.Array]:
+        """a [I,R] and b [R,O], cut to this linear's sides."""
         both = shared[self.name]
         return both.a[...][:inputs], both.b[...][:, : self.outer.shape[0]]
 
@@ -98,16 +102,6 @@ class Vectors(nnx.Module):
         b = f"methods/{self.name}/b", (rank, outputs)
         return Work((Chain((a, ("inner", ()), b, ("outer", ()))),))
 
-    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
-        """The weight that does the same alone."""
-        change = self.change(shared, weight.kernel.shape[0])
-        return weight._replace(kernel=weight.kernel.astype(jnp.float32) + change)
-
-    def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], kept: Any) -> Weight:
-        """The inverse of `merged`."""
-        return weight._replace(kernel=weight.kernel - self.change(shared, weight.kernel.shape[0]))
-
-    def change(self, shared: Mapping[str, Any], inputs: int) -> jax.Array:
-        """What it adds to the kernel [I,O]."""
-        a, b = self.matrices(shared, inputs)
+    def change(self, weight: Weight, shared: Mapping[str, Any]) -> jax.Array:
+        a, b = self.matrices(shared, weight.kernel.shape[0])
         return (a * self.inner[...]) @ b * self.outer[...]

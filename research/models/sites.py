@@ -1,8 +1,8 @@
 """Sites: the named places of a model where a tuning method may act.
 
-Every site is an ordered map from a name to a delta, empty in a base model. A delta is a module
-with `delta(x, y, weight, context) -> y`, which sees the place's input, its output so far and its
-weight (kernel and bias). The places, by the path of the module that owns them:
+Every site is an ordered map from a name to a `Delta`, empty in a base model: a module with
+`delta(x, y, weight, context) -> y`, which gets the place's input, its output so far and its weight
+(kernel and bias). The places, by the path of the module that owns them:
 
   `embedding`                    x tokens [B,S], y [B,S,D] -> [B,P+S,D] (P prompt tokens in front)
   `layers/N/attention/query` ..  every Linear: x [B,S,I], y [B,S,O], kernel [I,O]
@@ -12,9 +12,7 @@ weight (kernel and bias). The places, by the path of the module that owns them:
   `head`                         x [B,S,D], y logits [B,S,V], kernel [D,V]
 
 So a base parameter's path and value are the same before and after tuning, a model without
-attachments is the base, and a new method needs no edit of the model. A delta that does more than
-pass its input through its matrices in turn says so in `work(weight, shared)`, for
-`research.training.cost`.
+attachments is the base, and a new method needs no edit of the model.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -34,7 +32,7 @@ from research.batch import Array
 
 
 class Weight(NamedTuple):
-    """The weight of a place; a quantised base may put another kind of leaf here."""
+    """The weight of a place; a quantised base has another kind of leaf as its kernel."""
 
     kernel: Any
     bias: jax.Array | None = None
@@ -71,19 +69,30 @@ class Context:
         return dataclasses.replace(self, keys=keys)
 
     def drop(self, x: jax.Array, rate: Array | None) -> jax.Array:
-        """Dropout whose mask depends on each row's key, and its columns: x [B,...] -> [B,...]."""
-        if self.keys is None or rate is None:
+        """Dropout whose mask depends on each row's key, and its columns: x [B,...] -> [B,...].
+
+        Raises:
+          ValueError: a rate without random keys.
+        """
+        if rate is None:
             return x
+        if self.keys is None:
+            raise ValueError(
+                "a dropout rate needs random keys: give `Context.keys`, one a row, or no rate"
+            )
         keys = self.keys
         if self.columns is not None:
             keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, self.columns)
-        keep = lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[keys.ndim :])  # noqa: E731
+
+        def mask(key: jax.Array) -> jax.Array:
+            return jax.random.bernoulli(key, 1 - rate, x.shape[keys.ndim :])
+
         for _ in range(keys.ndim):
-            keep = jax.vmap(keep)
-        return jnp.where(keep(keys), x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
+            mask = jax.vmap(mask)
+        return jnp.where(mask(keys), x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 
 
-def empty() -> OrderedDict[str, nnx.Module]:
+def empty() -> OrderedDict[str, Delta]:
     """An empty site. Data, not a static attribute, so that it can be filled later."""
     return nnx.data(OrderedDict())
 
@@ -91,19 +100,13 @@ def empty() -> OrderedDict[str, nnx.Module]:
 def places(model: Any, *kinds: type) -> Iterator[tuple[str, Any]]:
     """A model's modules of these kinds with their names, such as `layers/0-23/mlp/up`."""
     for kind in kinds:  # one after the other: an attention holds linears
-        wanted = lambda node, kind=kind: isinstance(node, kind)  # noqa: E731
-        for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=wanted)[0]:
-            if wanted(node):
+
+        def is_place(node: Any, kind: type = kind) -> bool:
+            return isinstance(node, kind)
+
+        for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=is_place)[0]:
+            if is_place(node):
                 yield tree.join(path), node
-
-
-def apply(
-    site: Mapping[str, Any], x: jax.Array, y: Any, weight: Weight | None, context: Context
-) -> Any:
-    """Passes a place's output through its deltas in the order in which they were attached."""
-    for name, delta in site.items():
-        y = delta(x, y, weight, context.at(name))
-    return y
 
 
 class Chain(NamedTuple):
@@ -134,27 +137,83 @@ class Work(NamedTuple):
     tokens: int = 0
     keys: int = 0
 
-    def inside(self, owner: str) -> Work:
-        """The same with the names of leaves as the owner of the delta has them."""
+    def under(self, owner: str) -> Work:
+        """The same with its own leaves named as the delta's owner names them."""
 
-        def named(name: str | None) -> str | None:
+        def full_name(name: str | None) -> str | None:
             return name if name is None or name.startswith("methods/") else f"{owner}/{name}"
 
         chains = [
-            chain._replace(factors=tuple((named(name), shape) for name, shape in chain.factors))
+            chain._replace(factors=tuple((full_name(name), shape) for name, shape in chain.factors))
             for chain in self.chains
         ]
         return self._replace(chains=tuple(chains))
-
-
-def work(delta: Any, weight: Weight | None, shared: Mapping[str, Any]) -> Work:
-    """The work of one layer's delta (abstract will do): what it says, or its leaves in turn."""
-    if hasattr(delta, "work"):
-        return delta.work(weight, shared)
-    return Work((chain(delta, *tree.flatten(delta)),))
 
 
 def chain(delta: Any, *names: str) -> Chain:
     """The chain of a delta's own leaves, which each token passes."""
     leaves = tree.flatten(delta)
     return Chain(tuple((name, leaves[name].shape) for name in names))
+
+
+class Delta(nnx.Module):
+    """What stands in a site. A subclass overrides what it does; the rest has defaults."""
+
+    def __call__(self, x: Any, y: Any, weight: Any, context: Context) -> Any:
+        """The place's output.
+
+        Args:
+          x: the place's input.
+          y: its output so far, of the weight and of the deltas before this one.
+          weight: its `Weight`, or None where the place has none.
+        """
+        return y
+
+    def work(self, weight: Any, shared: Mapping[str, Any]) -> Work:
+        """The work of one layer's delta (abstract will do): by default its leaves in turn."""
+        return Work((chain(self, *tree.flatten(self)),))
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether it is a change of its weight."""
+        return type(self).merge_into is not Delta.merge_into
+
+    def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
+        """The weight, in float32, that does the same alone.
+
+        Raises:
+          ValueError: it is no change of a weight.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be merged into a weight")
+
+    def unmerge_residual(self, weight: Weight, shared: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Arrays that unmerging needs beside the delta, from the weight before it is merged."""
+        return {}
+
+    def unmerge_from(
+        self, weight: Weight, shared: Mapping[str, Any], residual: Mapping[str, jax.Array]
+    ) -> Weight:
+        """The inverse of `merge_into`, given what `unmerge_residual` returned before it.
+
+        Raises:
+          ValueError: it is no change of a weight.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be taken out of a weight")
+
+    @classmethod
+    def weighted_sum(cls, parts: Sequence[tuple[float, Any]]) -> dict[str, jax.Array]:
+        """The leaves of the delta that a weighted sum of (weight, delta) is.
+
+        Raises:
+          ValueError: such a sum is no delta of this class.
+        """
+        raise ValueError(f"a weighted sum of {cls.__name__} is none itself")
+
+
+def apply(
+    site: Mapping[str, Delta], x: jax.Array, y: Any, weight: Weight | None, context: Context
+) -> Any:
+    """Passes a place's output through its deltas in the order in which they were attached."""
+    for name, delta in site.items():
+        y = delta(x, y, weight, context.at(name))
+    return y

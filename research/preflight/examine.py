@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research import methods, sharding, tree
+from research import sharding, tree
 from research.checkpoints import runs
 from research.experiment import Experiment
 from research.preflight.roofline import roofline
@@ -110,7 +110,7 @@ def abstract_program(
     elif experiment.tokenizer and Path(experiment.tokenizer).is_file():
         words = tokenizers.load(Path(experiment.tokenizer))
     if words is not None:
-        bound = methods.bind(experiment.method, words)
+        bound = experiment.method.bind(words)
         experiment = dataclasses.replace(experiment, method=bound)
     return make_program(experiment, base, devices, mesh)
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from research import methods, tree
-from research.models import sites, weight_storage
+from research.models import weight_storage
 from research.models.config import ModelConfig
 from research.models.sites import Chain, Weight, Work
 from research.models.transformer import Transformer
@@ -56,7 +56,7 @@ def flops_per_token(
 
     A product of x with W costs 2|W| forward, 2|W| for the gradient of x where something before it
     trains, and 2|W| for the gradient of W where W trains. Deltas say which products they add
-    (`sites.work`); for tokens that they put in front of a row those of its text pay.
+    (`Delta.work`); for tokens that they put in front of a row those of its text pay.
     """
     model = jax.eval_shape(weight_storage.plain, model)
     trains = {layer for name in trainable for layer in tree.layer_names(name)}
@@ -113,15 +113,15 @@ def _works(model: Any) -> Iterator[tuple[str, Work]]:
         if tied:
             table = model.embedding.kernel
             weight = Weight(jax.ShapeDtypeStruct(table.shape[::-1], table.dtype))
-        elif hasattr(module, "kernel"):
+        elif isinstance(module, methods.WEIGHTED):
             weight = Weight(module.kernel)
         for layer in tree.layer_names(name):
             if weight is not None:
                 own = "embedding/kernel" if tied else f"{layer}/kernel"
                 yield layer, Work((Chain(((own, weight.kernel.shape),)),))
             for adapter, delta in module.site.items():
-                work = sites.work(delta, weight, model.methods)
-                yield layer, work.inside(f"{layer}/site/{adapter}")
+                work = delta.work(weight, model.methods)
+                yield layer, work.under(f"{layer}/site/{adapter}")
 
 
 def _products(

@@ -35,7 +35,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     """
     import jax
 
-    from research import methods, sharding, tree
+    from research import sharding, tree
     from research.checkpoints import runs
     from research.checkpoints.checkpointer import Checkpointer, library_versions
     from research.data import run_checks, token_cache
@@ -57,12 +57,12 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 
     # --- program: everything abstract, so that what does not fit is said before compute ---
     base, words = runs.open_start(experiment)
-    method = methods.bind(experiment.method, words)
+    method = experiment.method.bind(words)
     experiment = dataclasses.replace(experiment, method=method)
     program = make_program(experiment, base)
 
     # --- data ---
-    vocabulary, bank = program.shape.vocabulary, methods.bank_names(method)
+    vocabulary, bank = program.shape.vocabulary, method.bank_names
     data = Pipeline(experiment.data, words, token_cache.default_cache(), vocabulary, bank)
     split = experiment.evaluate_split
     run_checks.check_run(data, experiment.checks, split, token_cache.default_cache())

@@ -110,7 +110,7 @@ class Program:
         shaped: Any = jax.ShapeDtypeStruct
         tokens = shaped(shape, np.int32)
         both_ways = getattr(make_objective(data), "bidirectional", False)
-        bank = methods.bank_names(self.experiment.method)
+        bank = self.experiment.method.bank_names
         return Batch(
             tokens=tokens,
             targets=tokens,
@@ -241,7 +241,7 @@ def make_program(
       UnevenBatch: of these, a number of rows that does not divide over the devices.
     """
     method, rules = experiment.method, experiment.sharding_rules
-    if experiment.adapter_dropout and not getattr(method, "drops", False):
+    if experiment.adapter_dropout and not method.drops:
         raise ValueError(
             f"adapter_dropout: nothing that {method.kind} attaches drops units; set it 0"
         )

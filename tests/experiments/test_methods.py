@@ -125,7 +125,7 @@ def test_every_form_fits_the_shape_that_it_is_for(form):
         def encode(self, text):
             return [len(text) % 7]
 
-    assert methods.derive_stacks(shape, methods.bind(method, Words()))
+    assert methods.derive_stacks(shape, method.bind(Words()))
 
 
 def test_the_committed_table_and_plot_are_those_of_the_committed_numbers():

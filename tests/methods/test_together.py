@@ -187,7 +187,7 @@ def test_a_config_builds_what_composes():
     content = {"kind": "several", "of": [{"kind": "lora", "rank": 2}, {"kind": "prompt"}]}
     built = schema.build(MethodConfig, content, "config.method")
     assert built == Several(of=(LoRA(rank=2), Prompt())) and schema.to_dict(built)["of"]
-    assert methods.bind(built, None) == built
+    assert built.bind(None) == built
     assert {Full().kind, IA3().kind, Partial().kind} < set(methods.METHODS)
 
 
@@ -196,7 +196,7 @@ def test_a_prompts_text_becomes_its_tokens():
         def encode(self, text):
             return [ord(letter) for letter in text]
 
-    bound = methods.bind(Prompt(length=5, start="text", text="ab"), Words())
+    bound = Prompt(length=5, start="text", text="ab").bind(Words())
     assert bound.tokens == ((97,), (98,))
     rows = tiny.model(tiny.config(vocabulary=128)).embedding.kernel[...]
     made = tiny.attached(bound, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors

@@ -3,14 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from research.generation import decode
-from research.models.sites import Context
+from research.models.sites import Context, Delta
 from tests.helpers import tiny
 
 
-class Prompt(nnx.Module):
+class Prompt(Delta):
     """P learnt vectors in front of every row."""
 
     def __init__(self, length, width):
@@ -21,7 +22,7 @@ class Prompt(nnx.Module):
         return jnp.concatenate([vectors, y], axis=1)
 
 
-class Prefix(nnx.Module):
+class Prefix(Delta):
     """P learnt keys and values in front of every row's own."""
 
     def __init__(self, key, length, heads, size):
@@ -76,4 +77,9 @@ def test_dropout_depends_on_the_row_key_and_the_place_alone():
     assert np.array_equal(whole[2:], part)
     assert not np.array_equal(whole, context.at("there").drop(x, context.dropout))
     assert set(np.unique(whole)) == {0.0, 2.0}
-    assert np.array_equal(Context(dropout=jnp.float32(0.5)).drop(x, context.dropout), x)
+    assert np.array_equal(context.drop(x, None), x)
+
+
+def test_dropout_without_random_keys_is_refused():
+    with pytest.raises(ValueError, match="a dropout rate needs random keys"):
+        Context(dropout=jnp.float32(0.5)).drop(jnp.ones((2, 3)), jnp.float32(0.5))

@@ -121,7 +121,7 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
     ids=lambda method: method.kind,
 )
 def test_what_is_bound_shared_or_part_of_the_base_resumes_to_the_same_bits(world, tmp_path, method):
-    dropout, data = 0.1 * getattr(method, "drops", False), world.questions()
+    dropout, data = 0.1 * method.drops, world.questions()
     if method.kind == "bank":
         both = [dataclasses.replace(data.sources[0], name=n, adapter=n) for n in method.names]
         data = dataclasses.replace(data, sources=tuple(both))
