@@ -54,7 +54,7 @@ def saved(world, tmp_path, *chosen):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_saved_adapter_holds_no_base_weights_and_loads_whatever_the_start(world, case, tmp_path):
-    (run,) = saved(world, tmp_path, CASES[case])
+    (run,) = saved(world, tmp_path, CASES[case].method)
     own, below = set(run.checkpoint.checksums("model/")), set(run.base.checksums())
     assert own and not own & below
     loaded = tree.unstack(tree.flatten(load(run)))  # its start was drawn with another seed
@@ -65,7 +65,7 @@ def test_a_saved_adapter_holds_no_base_weights_and_loads_whatever_the_start(worl
 
 @pytest.mark.parametrize("case", ["lora", "dora", "ia3", "houlsby", "vera", "prompt", "prefix-mlp"])
 def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
-    (run,) = saved(world, tmp_path, CASES[case])
+    (run,) = saved(world, tmp_path, CASES[case].method)
     arrays = run.read(*run.checkpoint.checksums("model/"))
     first = sorted(arrays)[0]
     torn = {f"{first}x" if n == first else n: a for n, a in arrays.items()}

@@ -14,25 +14,18 @@ from research.adapters import merging
 from research.checkpoints import runs
 from research.checkpoints.checkpoint import CheckpointError
 from research.interop import exporting, importing, model_card
-from research.methods import IA3, Bottleneck, DoRA, Full, LoRA, Partial, Several, VeRA
-from research.methods.loha import LoHa
+from research.methods import IA3, Bottleneck, Full, LoRA, Partial, Several, VeRA
 from research.models import weight_storage
 from research.sharding import MeshConfig
 from research.training.loop import train
 from tests.helpers import tiny, tiny_run
+from tests.methods.cases import CASES, MERGED
 
-METHODS = {
-    "lora": LoRA(rank=2),
-    "pissa": LoRA(rank=2, start="pissa"),
-    "dora": DoRA(rank=2),
-    "ia3": IA3(),
-    "vera": VeRA(rank=4),
-    "loha": LoHa(rank=2),
-    "patterns": LoRA(rank=2, ranks=((r"layers/1/.*", 4),), alphas=((r".*/up", 3.0),)),
-    "several": Several(of=(LoRA(rank=2), IA3())),
-}
+# the base's embedding and head share a table, into which nothing can be merged
+METHODS = {name: CASES[name].method for name in MERGED if name != "lora-ends"}
+METHODS["several"] = Several(of=(LoRA(rank=2), IA3()))
 
-LONG = ("loha", "patterns")  # a quick test merges them too, in memory
+LONG = ("loha", "lora-patterns")  # a quick test merges them too, in memory
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,19 @@ from research.models.sites import Context, Weight
 from research.optim.optimizers import OptimizerConfig
 from research.sharding import MeshConfig
 from tests.helpers import tiny
-from tests.methods.cases import BANKS, BESIDE, BIASED, CASES, EXACT, MERGED, OTHER, ROUNDED, SHAPE
+from tests.methods.cases import BANKS, BESIDE, BIASED, CASES, SHAPE
 
 forward = jax.jit(tiny.logits)
 merge = jax.jit(methods.merge, static_argnames="adapter")
 train_step = jax.jit(stepping.train_step, static_argnames="step_config")
 every_case = pytest.mark.parametrize("case", CASES)
 # what tests/test_step.py asks too
-LONG = [pytest.param(case, marks=pytest.mark.heavy) for case in ("full", "last-layers")]
+LONG = [pytest.param(case, marks=pytest.mark.heavy) for case in ("full", "one-layer")]
 and_beside = pytest.mark.parametrize("case", [*CASES, *list(BESIDE)[2:], *LONG])
 
 
 def method_of(case):
-    return (CASES | BESIDE | BANKS)[case]
+    return BANKS[case] if case in BANKS else (CASES | BESIDE)[case].method
 
 
 def shape_of(case):
@@ -50,19 +50,19 @@ def base_logits():
 @every_case
 def test_the_start_is_the_base_or_is_said_not_to_be(case):
     ours = np.asarray(forward(attached(case), tiny.batch()))
-    difference = np.abs(ours - base_logits()).max()
-    if case in EXACT:
-        assert np.array_equal(ours, base_logits())
-    elif case in ROUNDED:
-        assert difference <= ROUNDED[case] * np.abs(base_logits()).max()
+    difference, start = np.abs(ours - base_logits()).max(), CASES[case].start
+    if start is None:
+        assert difference > 1e-4
+    elif start:
+        assert difference <= start * np.abs(base_logits()).max()
     else:
-        assert case in OTHER and difference > 1e-4
+        assert np.array_equal(ours, base_logits())
 
 
 @every_case
 def test_merged_equals_attached_where_it_can_be_merged_at_all(case):
-    method, model = CASES[case], tiny.shaken(attached(case))
-    if case not in MERGED:
+    method, model = method_of(case), tiny.shaken(attached(case))
+    if not CASES[case].merges:
         message = r"cannot be merged|no adapter named"
         with pytest.raises(ValueError, match=message):
             methods.merge(model, method.adapter)
@@ -71,8 +71,10 @@ def test_merged_equals_attached_where_it_can_be_merged_at_all(case):
     merged = merge(model, adapter=method.adapter)
     after = tree.flatten(model)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    layers = lambda model: set(tree.unstack_shapes(tree.flatten(model)))  # noqa: E731
-    assert layers(merged) == layers(tiny.model(SHAPE))
+    merged_names, base_names = (
+        set(tree.unstack_shapes(tree.flatten(m))) for m in (merged, tiny.model(SHAPE))
+    )
+    assert merged_names == base_names
     expected = np.asarray(forward(model, tiny.batch()))
     np.testing.assert_allclose(forward(merged, tiny.batch()), expected, rtol=1e-4, atol=1e-4)
     assert np.abs(expected - base_logits()).max() > 1e-2
@@ -140,7 +142,7 @@ def short_run(case, mesh=None, order=range(8)):
 @every_case
 def test_what_is_attached_does_not_depend_on_how_layers_are_grouped(case):
     whole = tree.unstack(tree.flatten(attached(case)))
-    single = tiny.attached(CASES[case], tiny.config(tie_embeddings=False, max_scan_layers=1))
+    single = tiny.attached(method_of(case), tiny.config(tie_embeddings=False, max_scan_layers=1))
     cut = tree.unstack(tree.flatten(single))
     assert set(whole) == set(cut)
     for name in whole:  # pissa: singular vectors, which rounding moves, and of either sign
@@ -152,41 +154,17 @@ def test_documents_of_a_packed_row_see_what_is_attached_and_not_each_other(case)
     tiny.check_documents_apart(forward, tiny.shaken(attached(case)))
 
 
-@every_case
+@pytest.mark.parametrize("case", [*CASES, *BESIDE])
 def test_trained_parameters_are_as_many_as_arithmetic_says(case):
-    d, f, k, layers, v = 32, 48, 16, 3, 64
-    linears = {"query": (d, d), "key": (d, k), "value": (d, k), "output": (d, d)}
-    linears |= {"gate": (d, f), "up": (d, f), "down": (f, d)}
-    low = lambda rank, sides: rank * sum(sides)  # noqa: E731
-    every = sum(low(4, sides) for sides in linears.values())
-    outputs = sum(out for _, out in linears.values())
-    houlsby = (d + 1) * 8 + (8 + 1) * d
-    second = sum(low(2, sides) for sides in linears.values())
-    pattern = second + 2 * sum(
-        low(8 if name in ("gate", "up", "down") else 4, sides) for name, sides in linears.items()
-    )
-    expected = {
-        "lora": layers * every,
-        "lora-patterns": pattern,
-        "lora-ends": layers * every + 2 * low(4, (v, d)),
-        "pissa": layers * every,
-        "dora": layers * (every + outputs),
-        "ia3": layers * (2 * k + f),
-        "houlsby": layers * 2 * houlsby,
-        "pfeiffer": layers * houlsby,
-        "parallel": layers * 2 * houlsby,
-        "vera": layers * (7 * 8 + outputs),
-        "loha": 2 * layers * every,
-        "prompt": 3 * d,
-        "prompt-random": 3 * d,
-        "prompt-text": 3 * d,
-        "prompt-labels": 3 * d,
-        "prefix": layers * 2 * 3 * k,
-        "prefix-mlp": 3 * d + d * 8 + 8 + layers * (8 + 1) * 2 * k,
-    }
-    model = tiny.abstract(CASES[case], SHAPE)
+    model = tiny.abstract(method_of(case), shape_of(case))
     sizes = {name: math.prod(leaf.shape) for name, leaf in tree.flatten(model).items()}
-    assert sum(sizes[name] for name in methods.trainable(model, CASES[case])) == expected[case]
+    trained = sum(sizes[name] for name in methods.trainable(model, method_of(case)))
+    assert trained == (CASES | BESIDE)[case].parameters
+
+
+def test_every_method_has_a_case():
+    cases = [case.method for case in (CASES | BESIDE).values()]
+    assert {method.kind for method in (*cases, *BANKS.values())} == set(methods.METHODS)
 
 
 @pytest.mark.heavy
@@ -211,33 +189,38 @@ def gradients(case, remat):
         losses = stepping.forward(tree.merge(model, trainable, frozen), batch, None, LossConfig())
         return (losses.nll * batch.weights).sum()
 
-    return jax.jit(jax.grad(sequence_chunks))(trainable)
+    return jax.jit(jax.grad(loss))(trainable)
 
 
 @every_case
 def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
     """So no product with it moves more than the base's own does."""
-    model = tiny.abstract(CASES[case], SHAPE)
+    model = tiny.abstract(method_of(case), SHAPE)
     flat, mesh = tree.flatten(model), MeshConfig(1, 2, 1, 4).make(jax.devices())
-    placed = sharding.shardings(tree.parameter_axes(model), flat, mesh, sharding.RULES)
-    spec = lambda name: tuple(placed[name].spec) + (None,) * 3  # noqa: E731
-    inputs, outputs = ("a", "first_in", "second_in"), ("b", "first_out", "second_out")
-    sides = dict.fromkeys(inputs, (0, None)) | dict.fromkeys(outputs, (None, 1))
-    sides |= dict.fromkeys(("magnitude", "factor", "outer"), (1,))
+    axes = tree.parameter_axes(model)
+    placed = sharding.shardings(axes, flat, mesh, sharding.RULES)
+
+    def spec(name):
+        """The mesh axes of each axis."""
+        placed_axes = tuple(placed[name].spec)
+        return placed_axes + (None,) * (flat[name].ndim - len(placed_axes))
+
     checked = 0
-    for name in flat:
-        place, found, rest = name.partition("/site/")
-        leaf = rest.partition("/")[2]
-        if not found or leaf not in sides or f"{place}/kernel" not in flat:
+    for name, leaf in flat.items():
+        place, in_site, _ = name.partition("/site/")
+        if not in_site or f"{place}/kernel" not in flat:
             continue
         stacked = int(tree.is_stacked(name))
-        kernel = spec(f"{place}/kernel")[stacked:]
-        for axis, side in enumerate(sides[leaf]):
-            expected = None if side is None else kernel[side]
-            assert spec(name)[stacked + axis] == expected, name
-            checked += expected is not None
-    assert bool(checked) == (case in MERGED)
-    names = methods.trainable(model, CASES[case])
+        kernel = f"{place}/kernel"
+        sides, logical = flat[kernel].shape[stacked:], axes[kernel][stacked:]
+        for length, axis, part in zip(leaf.shape, axes[name], spec(name), strict=True):
+            if sides[0] != sides[1] and length in sides:
+                assert axis == logical[sides.index(length)], name
+            if axis in logical:
+                assert part == spec(kernel)[stacked + logical.index(axis)], name
+                checked += part is not None
+    assert bool(checked) == CASES[case].merges
+    names = methods.trainable(model, method_of(case))
     state = functools.partial(
         stepping.init_state, step_config=stepping.StepConfig(names, OptimizerConfig())
     )

@@ -15,7 +15,7 @@ def test_its_change_has_a_rank_above_its_factors():
     shape = tiny.config(tie_embeddings=False)
     model = tiny.shaken(tiny.attached(LoHa(rank=3), shape))
     block = model.layers["0-2"]
-    changes = jax.vmap(Hadamard.change)(block.mlp.up.site["loha"])
+    changes = jax.vmap(Hadamard.product)(block.mlp.up.site["loha"])
     assert all(np.linalg.matrix_rank(np.asarray(change), tol=1e-4) == 9 for change in changes)
 
 

@@ -21,7 +21,7 @@ forward = jax.jit(tiny.logits)
 
 @pytest.mark.parametrize("case", CASES)
 def test_rows_of_a_bank_are_those_of_each_adapter_alone(case):
-    method = CASES[case]
+    method = CASES[case].method
     alone = [tiny.shaken(tiny.attached(method, SHAPE), seed=3)]
     fixed = lambda n: not {"site", "methods"} & set(n.split("/")) or "first_" in n or "/vera/" in n  # noqa: E731
     for seed in (4, 5):  # what is attached differs, the base does not
@@ -75,7 +75,7 @@ def test_a_bank_trains_each_adapter_on_its_own_rows():
 @pytest.mark.parametrize("case", ["lora-ends", "ia3", "prefix-mlp"])
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "muon"])
 def test_a_banks_adapters_are_optimised_as_each_alone(optimizer, case):
-    method = CASES[case]
+    method = CASES[case].method
     alone = [tiny.shaken(tiny.attached(method, SHAPE), seed=seed) for seed in (3, 4)]
     together = Bank(of=method, names=("a", "b"))
     steps = []

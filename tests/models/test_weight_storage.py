@@ -162,7 +162,7 @@ ON_STORED += [
 
 @pytest.mark.parametrize(("case", "kind"), ON_STORED)
 def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(case, kind):
-    method = CASES[case]
+    method = CASES[case].method
     shape = tiny.config(tie_embeddings=False, storage=weight_storage.PRESETS[kind])
     before = tree.flatten(tiny.attached(method, shape))
     losses, after = steps(method, shape)

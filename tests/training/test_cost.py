@@ -22,7 +22,7 @@ from tests.methods.cases import CASES
 # Wide, so that products dominate, and unrolled, because XLA counts a scan's body once.
 WIDE = tiny.config(width=256, mlp_width=768, layers=2, max_scan_layers=1, vocabulary=512)
 ROWS, LENGTH = 8, 64
-FORMS = CASES | {
+FORMS = {name: case.method for name, case in CASES.items()} | {
     "full": Full(),
     "norms": Partial(),
     "last": Partial((r"layers/1/.*",)),

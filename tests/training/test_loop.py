@@ -18,18 +18,8 @@ from research.data.config import DataConfig
 from research.data.run_checks import CheckConfig
 from research.data.sources import SourceConfig
 from research.methods import (
-    IA3,
-    Bottleneck,
-    DoRA,
     Full,
-    LoRA,
-    Partial,
-    Prefix,
-    Prompt,
-    Several,
-    VeRA,
 )
-from research.methods.loha import LoHa
 from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal
 from research.objectives.chat import PLAIN
@@ -37,6 +27,7 @@ from research.optim.schedules import ScheduleConfig
 from research.text import chat_template, tokenizer
 from research.training.loop import train
 from tests.helpers import tiny_run
+from tests.methods.cases import BESIDE, CASES
 
 
 @pytest.fixture
@@ -205,31 +196,18 @@ def test_help_imports_no_jax():
     assert ended.returncode == 0, ended.stderr
 
 
-LEARNERS = [
-    (Full(), 1e-2),
-    (Partial((r"layers/1/.*", "final_norm/scale")), 1e-2),
-    (LoRA(rank=4), 3e-2),
-    (DoRA(rank=4), 3e-2),
-    (LoRA(rank=4, start="pissa", alpha=4.0), 1e-2),
-    (IA3(), 0.3),
-    (Bottleneck(width=8), 3e-2),
-    (Bottleneck(width=8, placement="parallel", scale=4.0), 3e-2),
-    (VeRA(rank=32), 0.3),
-    (LoHa(rank=4), 3e-2),
-    (Prompt(length=4, start="text", text="red roofs"), 0.3),
-    (Prefix(length=4), 0.3),
-    (Prefix(length=4, reparameterized=True, mlp_width=16), 3e-2),
-    (Several(of=(LoRA(rank=4), Prompt(length=2))), 3e-2),
-]
+LEARNERS = {name: case for name, case in (CASES | BESIDE).items() if case.learning_rate}
 
 
 def test_every_method_is_asked_whether_it_learns():
     # rows of a bank are what its adapters are (tests/adapters/test_catalog.py)
-    assert {method.kind for method, _ in LEARNERS} == set(methods.METHODS) - {"bank"}
+    kinds = {case.method.kind for case in LEARNERS.values()}
+    assert kinds == set(methods.METHODS) - {"bank"}
 
 
-@pytest.mark.parametrize("method, rate", LEARNERS, ids=lambda value: getattr(value, "kind", ""))
-def test_every_method_learns(world, tmp_path, method, rate):
+@pytest.mark.parametrize("case", LEARNERS)
+def test_every_method_learns(world, tmp_path, case):
+    method, rate = LEARNERS[case].method, LEARNERS[case].learning_rate
     train(world.tuning(20, method=method, schedule=ScheduleConfig(rate, "constant")), tmp_path)
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]
     # a base of two thin layers leaves less to vectors in front of it

@@ -26,10 +26,10 @@ METHODS = {
     "some": LoRA(targets=(r"layers/1/attention/(query|output)",), rank=2),
     "dora-patterns": DoRA(rank=4, ranks=((r"layers/1/.*", 2),)),
     **{
-        name: CASES[name]
+        name: CASES[name].method
         for name in ("lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera", "loha")
     },
-    **{name: CASES[name] for name in ("prompt", "prefix", "prefix-mlp")},
+    **{name: CASES[name].method for name in ("prompt", "prefix", "prefix-mlp")},
 }
 
 
