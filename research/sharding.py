@@ -132,15 +132,23 @@ def shardings(
 ) -> dict[str, NamedSharding]:
     """The sharding of each named array.
 
+    An axis of what a method attached that does not divide by its part of the mesh is replicated:
+    it is small, and a rank need not fit the mesh.
+
     Raises:
-      ValueError: when an axis does not divide by its part of the mesh, naming both.
+      ValueError: when an axis of the base does not divide by its part of the mesh, naming both.
     """
     result = {}
     for name, logical in axes.items():
         placed = NamedSharding(mesh, spec(logical, rules))
-        for length, axis, parts in zip(shapes[name].shape, logical, placed.spec, strict=False):
+        for number, (length, axis, parts) in enumerate(
+            zip(shapes[name].shape, logical, placed.spec, strict=False)
+        ):
             over = math.prod(mesh.shape[part] for part in _parts(parts))
-            if length % over:
+            if length % over and tree.is_attached(name):
+                whole = (*placed.spec[:number], None, *placed.spec[number + 1 :])
+                placed = NamedSharding(mesh, PartitionSpec(*whole))
+            elif length % over:
                 raise ValueError(
                     f"{name}: axis {axis!r} of length {length} does not divide by {over} devices "
                     f"(mesh axis {parts!r}); change the mesh or the rule for {axis!r}"

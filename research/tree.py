@@ -49,14 +49,36 @@ def unflatten(like: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 def parameter_axes(tree: Any) -> dict[str, tuple[str | None, ...]]:
-    """The logical axes noted beside each parameter, the stack's layer axis included."""
-    is_parameter = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_parameter)[0]
+    """The logical axes noted beside each parameter, the stack's layer axis included.
+
+    Raises:
+      ValueError: a parameter that notes none, or not one for each of its axes.
+    """
+
+    def is_parameter(node: Any) -> bool:
+        return isinstance(node, nnx.Variable)
+
     axes = {}
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_parameter)[0]:
         name, noted = join(path), leaf.get_metadata().get("axes")
-        axes[name] = ("layers", *noted) if is_stacked(name) else tuple(noted)
+        layers = ("layers",) if is_stacked(name) else ()
+        if noted is None or len(layers) + len(noted) != leaf.ndim:
+            own = leaf.shape[len(layers) :]
+            raise ValueError(
+                f"{name}: a parameter of shape {own} notes one logical axis (or None) for each of "
+                f"its {len(own)}, as in nnx.Param(array, axes=...), not {noted}"
+            )
+        axes[name] = (*layers, *noted)
     return axes
+
+
+# in front of a pattern over parameter names: only those that no method attached
+OF_THE_BASE = "(?!(.*/)?site/|methods/)"
+
+
+def is_attached(name: str) -> bool:
+    """Whether a method attached a parameter, by its name."""
+    return re.match(OF_THE_BASE, name) is None
 
 
 def partition(tree: Any, trainable: Iterable[str]) -> tuple[Arrays, Arrays]:

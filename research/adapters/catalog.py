@@ -200,7 +200,7 @@ def gather(named: Mapping[str, Run]) -> tuple[Run, Any, Arrays]:
         own = {
             n: array
             for n, array in run.read(*run.checkpoint.checksums("model/")).items()
-            if methods.attached(n)
+            if tree.is_attached(n)
         }
         renamed = {_in_bank(n, mine, adapter): n for n in own}
         if columns:
@@ -264,7 +264,7 @@ def _axes(base: Run, method: Any) -> dict[str, tuple[str | None, ...]]:
     shapes = methods.abstract(base.model, method, methods.single_layers(base.model))
     found = {}
     for name, axes in tree.parameter_axes(shapes).items():
-        if methods.attached(name):
+        if tree.is_attached(name):
             (single,) = tree.layer_names(name)
             inner = axes[1:] if tree.is_stacked(name) else axes
             found[_in_bank(single, method.adapter, method.adapter)] = inner
@@ -273,7 +273,7 @@ def _axes(base: Run, method: Any) -> dict[str, tuple[str | None, ...]]:
 
 def _attached(model: Transformer) -> dict[str, Any]:
     """What methods attached to an abstract model."""
-    return {name: s for name, s in tree.flatten(model).items() if methods.attached(name)}
+    return {name: s for name, s in tree.flatten(model).items() if tree.is_attached(name)}
 
 
 def _filled_up(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

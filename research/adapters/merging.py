@@ -238,7 +238,7 @@ def unmerge(
         )
     assert adapter.base is not None
     trained = methods.trainable(methods.abstract(adapter.model, adapter.method), adapter.method)
-    changed = [name for name in trained if not methods.attached(name)]
+    changed = [name for name in trained if not tree.is_attached(name)]
     if changed:
         raise ValueError(
             f"{adapter.method.kind} changed weights of the base itself ({changed[0]}), which no "

@@ -7,7 +7,6 @@ one costs its file and a line in members.py.
 from research.methods.attach import (
     PLACES,
     WEIGHTED,
-    attached,
     check_full_precision,
     linears,
     trainable,
@@ -50,7 +49,6 @@ __all__ = [
     "VeRA",
     "WEIGHTED",
     "abstract",
-    "attached",
     "check_full_precision",
     "check_untied",
     "derive_stacks",

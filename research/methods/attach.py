@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -49,15 +48,6 @@ PLACES = (*WEIGHTED, Residual, Attention)
 def linears(model: Transformer) -> Iterator[tuple[str, Linear]]:
     """The model's linear modules with their names."""
     return places(model, Linear)
-
-
-# in front of a pattern over names of parameters: only those that no method attached
-OF_THE_BASE = "(?!(.*/)?site/|methods/)"
-
-
-def attached(name: str) -> bool:
-    """Whether a method attached a parameter, by its name."""
-    return re.match(OF_THE_BASE, name) is None
 
 
 def weight_of(model: Transformer, module: Any) -> Weight | None:

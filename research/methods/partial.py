@@ -8,7 +8,6 @@ from typing import Literal
 import jax
 
 from research import tree
-from research.methods.attach import OF_THE_BASE, attached
 from research.methods.base import Method
 from research.models.transformer import Transformer
 
@@ -24,9 +23,9 @@ class Partial(Method):
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
         # of the base alone: what another method attaches trains as that method says
-        return tuple((rf"{OF_THE_BASE}(?:{p})", True) for p in self.patterns)
+        return tuple((rf"{tree.OF_THE_BASE}(?:{p})", True) for p in self.patterns)
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
-        base = [name for name in tree.flatten(model) if not attached(name)]
+        base = [name for name in tree.flatten(model) if not tree.is_attached(name)]
         tree.check_patterns(self.patterns, base, "method: patterns")
         return model

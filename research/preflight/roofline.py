@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from research import methods, tree
+from research import tree
 
 if TYPE_CHECKING:
     from jax.sharding import NamedSharding
@@ -180,7 +180,7 @@ def memory_bytes(program: Program) -> float:
         layers = leaf.shape[0] if tree.is_stacked(name) else 1
         if name == "embedding/kernel":  # as the head: turned
             outputs = inputs
-        gives = min(inputs, outputs) if methods.attached(name) else outputs
+        gives = min(inputs, outputs) if tree.is_attached(name) else outputs
         total += layers * tokens * gives * wide * uses
         if name in trained:
             total += whole * GRADIENT

@@ -113,7 +113,7 @@ def _attaching(shape: ModelConfig, method: Any) -> Callable[[jax.Array], dict[st
     @jax.jit
     def build(key):
         leaves = tree.flatten(method.attach(Transformer(key, shape, stacks), key))
-        return {name: leaf for name, leaf in leaves.items() if methods.attached(name)}
+        return {name: leaf for name, leaf in leaves.items() if tree.is_attached(name)}
 
     return build
 

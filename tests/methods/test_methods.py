@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs.methods import smollm2
 from research import methods, sharding, tree
@@ -150,3 +151,28 @@ def test_adapters_of_one_weight_merge_in_the_order_in_which_they_act(of):
     merged = methods.merge(methods.merge(model, first), second)
     expected = forward(model, tiny.batch())
     np.testing.assert_allclose(forward(merged, tiny.batch()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "parts"), [(4, "tensor"), (2, None)])
+def test_what_is_attached_is_replicated_where_it_does_not_divide_over_the_mesh(rank, parts):
+    model = tiny.abstract(LoRA(rank=rank))
+    rules = (("rank", "tensor"), *(rule for rule in sharding.RULES if rule[0] != "rank"))
+    mesh = MeshConfig(data=1, fsdp=2, tensor=4).make()
+    flat = tree.flatten(model)
+    placed = sharding.shardings(tree.parameter_axes(model), flat, mesh, rules)
+    assert placed["layers/0-2/mlp/up/site/lora/a"].spec[2] == parts
+    # the rest of it lies as before
+    assert "fsdp" in placed["layers/0-2/mlp/up/site/lora/a"].spec[1]
+    assert placed["layers/0-2/mlp/up/kernel"].spec[2] == "tensor"
+
+
+@pytest.mark.parametrize("axes", [("embed",), None])
+def test_a_parameter_notes_a_logical_axis_for_each_of_its_own(axes):
+    model = tiny.model()
+    noted = {} if axes is None else {"axes": axes}
+    model.head.site["mine"] = nnx.Param(jnp.zeros((3, 4)), **noted)
+    message = (
+        r"head/site/mine: a parameter of shape \(3, 4\) notes one logical axis .* each of its 2"
+    )
+    with pytest.raises(ValueError, match=message):
+        tree.parameter_axes(model)
