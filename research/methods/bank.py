@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -64,9 +64,12 @@ class Bank(Method):
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(self.names)))
+
+        def attach_one(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+            return _attached(self.of.attach(model, key), self.adapter)
+
         # mapped, so that a bank compiles as fast as one adapter
-        alone = lambda key: _attached(self.of.attach(model, key), self.adapter)  # noqa: E731
-        return _filled(model, jax.vmap(alone)(keys), self.adapter)
+        return _filled(model, jax.vmap(attach_one)(keys), self.adapter)
 
 
 def stack(models: list[Transformer], method: Method) -> Transformer:
@@ -105,7 +108,9 @@ def _with_axis(module: Any, axis: int) -> Any:
         axes = tuple(parameter.get_metadata()["axes"])
         return nnx.Param(jnp.moveaxis(parameter[...], 0, axis), axes=("adapters", *axes))
 
-    is_parameter = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    def is_parameter(node: Any) -> bool:
+        return isinstance(node, nnx.Variable)
+
     return jax.tree.map(place, module, is_leaf=is_parameter)
 
 
@@ -119,10 +124,10 @@ def check_numbers(model: Transformer, adapter: Any) -> None:
         for delta in module.site.values():
             if isinstance(delta, RowDeltas):
                 count = jax.tree.leaves(delta.each)[0].shape[int(tree.is_stacked(name))]
-                strange = sorted({int(i) for i in adapter if not -1 <= i < count})
-                if strange:
+                unknown = sorted({int(i) for i in adapter if not -1 <= i < count})
+                if unknown:
                     raise ValueError(
-                        f"adapters {strange}: the bank holds {count}, counted from 0; -1 is none"
+                        f"adapters {unknown}: the bank holds {count}, counted from 0; -1 is none"
                     )
                 return
 
@@ -134,37 +139,56 @@ class RowDeltas(Delta):
         self.each = nnx.data(each)
         self.adapter = adapter
 
+    def before(self, x: jax.Array, context: Context) -> jax.Array:
+        if type(self.each).before is Delta.before:
+            return x
+
+        def before(delta: Delta, x: jax.Array, row_context: Context) -> jax.Array:
+            return delta.before(x, row_context)
+
+        return self._by_row(before, (x,), context)
+
     def __call__(self, x, y, weight, context: Context) -> Any:
+        def after(delta: Delta, x: Any, y: Any, row_context: Context) -> Any:
+            return delta(x, y, weight, row_context)
+
+        return self._by_row(after, (x, y), context)
+
+    def _by_row(
+        self, function: Callable[..., Any], inputs: tuple[Any, ...], context: Context
+    ) -> Any:
+        """`function(delta, *inputs, context)` of each row; the last input, where a row has none."""
         if context.adapter is None:
             raise ValueError(
                 f"a bank of adapters ({self.adapter}) is attached: `Batch.adapter` must say which "
                 "of them each row uses"
             )
         ids = jnp.asarray(context.adapter)
-        # not a number, for a row that asks for an adapter that is not there
-        chosen = jnp.maximum(ids, 0)
-        pick = lambda node: jax.tree.map(  # noqa: E731
-            lambda leaf: leaf.at[chosen].get(mode="fill", fill_value=jnp.nan), node
-        )
-        shared = {n: pick(m) for n, m in context.shared.items() if n == self.adapter}
+        numbers = jnp.maximum(ids, 0)
 
-        def row(delta, shared, x, y, own):
-            one = lambda node: jax.tree.map(lambda leaf: leaf[None], node)  # noqa: E731
-            keys, columns = one(own)
-            inner = dataclasses.replace(
+        def pick(node: Any) -> Any:
+            # not a number, for a row that asks for an adapter that is not there
+            return jax.tree.map(
+                lambda leaf: leaf.at[numbers].get(mode="fill", fill_value=jnp.nan), node
+            )
+
+        def row(delta: Delta, shared: Any, inputs: tuple[Any, ...], own: Any) -> Any:
+            inputs, (keys, columns) = jax.tree.map(lambda leaf: leaf[None], (inputs, own))
+            row_context = dataclasses.replace(
                 context, adapter=None, keys=keys, columns=columns, shared=shared
             )
-            return jax.tree.map(lambda leaf: leaf[0], delta(one(x), one(y), weight, inner))
+            return jax.tree.map(lambda leaf: leaf[0], function(delta, *inputs, row_context))
 
+        shared = {n: pick(m) for n, m in context.shared.items() if n == self.adapter}
         own = context.keys, context.columns
-        made = jax.vmap(row)(pick(self.each), shared, x, y, own)
+        outputs = jax.vmap(row)(pick(self.each), shared, inputs, own)
 
         def choose(new: jax.Array, old: jax.Array) -> jax.Array:
             if new.shape != old.shape:  # hidden in rows of -1 (`Transformer.hidden`)
                 return new
             return jnp.where((ids >= 0).reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-        return jax.tree.map(choose, made, y)
+        return jax.tree.map(choose, outputs, inputs[-1])
 
     def work(self, weight: Weight | None, shared: Mapping[str, Any]) -> Work:
         """Each row does what one adapter does, and what that does in each pass."""

@@ -39,10 +39,12 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """x [B,S,I] -> [B,S,O]."""
         weight = self.weight()
-        y = matmul(x, weight.kernel)
-        if weight.bias is not None:
-            y = y + weight.bias.astype(y.dtype)
-        return sites.apply(self.site, x, y, weight, context)
+
+        def product(x: jax.Array) -> jax.Array:
+            y = matmul(x, weight.kernel)
+            return y if weight.bias is None else y + weight.bias.astype(y.dtype)
+
+        return sites.apply_around(self.site, x, product, weight, context)
 
     def weight(self) -> Weight:
         kernel = self.kernel if isinstance(self.kernel, Quantized) else self.kernel[...]

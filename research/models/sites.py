@@ -5,7 +5,8 @@ Every site is an ordered map from a name to a `Delta`, empty in a base model: a 
 (kernel and bias). The places, by the path of the module that owns them:
 
   `embedding`                    x tokens [B,S], y [B,S,D] -> [B,P+S,D] (P prompt tokens in front)
-  `layers/N/attention/query` ..  every Linear: x [B,S,I], y [B,S,O], kernel [I,O]
+  `layers/N/attention/query` ..  every Linear: x [B,S,I], y [B,S,O], kernel [I,O]; its deltas may
+                                 change x `before` the product too
   `layers/N/attention`           x [B,S,D], y (keys, values) [B,T,K,N] -> [B,P+T,K,N] (a prefix)
   `layers/N/attention_output`    x the sub-layer's input [B,S,D], y its output [B,S,D]
   `layers/N/mlp_output`          the same, after the MLP
@@ -20,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -109,6 +110,10 @@ def places(model: Any, *kinds: type) -> Iterator[tuple[str, Any]]:
                 yield tree.join(path), node
 
 
+# a name and a shape
+Factor = tuple[str | None, tuple[int, ...]]
+
+
 class Chain(NamedTuple):
     """Factors that rows pass one after the other, as x does in `(x @ a) @ b`.
 
@@ -119,7 +124,7 @@ class Chain(NamedTuple):
       each: ... for each token, for each row of the batch, or in each pass of the model.
     """
 
-    factors: tuple[tuple[str | None, tuple[int, ...]], ...]
+    factors: tuple[Factor, ...]
     rows: int = 1
     each: Literal["token", "row", "pass"] = "token"
 
@@ -131,11 +136,13 @@ class Work(NamedTuple):
       chains: its matrix products.
       tokens: how many tokens it puts in front of every row.
       keys: how many keys and values it puts in front of every row's.
+      before: whether rows pass its chains before the place's own weight (`Delta.before`).
     """
 
     chains: tuple[Chain, ...] = ()
     tokens: int = 0
     keys: int = 0
+    before: bool = False
 
     def under(self, owner: str) -> Work:
         """The same with its own leaves named as the delta's owner names them."""
@@ -158,6 +165,13 @@ def chain(delta: Any, *names: str) -> Chain:
 
 class Delta(nnx.Module):
     """What stands in a site. A subclass overrides what it does; the rest has defaults."""
+
+    def before(self, x: jax.Array, context: Context) -> jax.Array:
+        """A linear's input before the product with the weight, and before what acts earlier.
+
+        So what changes the input needs no second product with the weight. Only linears have it.
+        """
+        return x
 
     def __call__(self, x: Any, y: Any, weight: Any, context: Context) -> Any:
         """The place's output.
@@ -216,4 +230,23 @@ def apply(
     """Passes a place's output through its deltas in the order in which they were attached."""
     for name, delta in site.items():
         y = delta(x, y, weight, context.at(name))
+    return y
+
+
+def apply_around(
+    site: OrderedDict[str, Delta],
+    x: jax.Array,
+    product: Callable[[jax.Array], jax.Array],
+    weight: Weight,
+    context: Context,
+) -> jax.Array:
+    """Passes a linear's input through `before` of its deltas, last one first, and through the
+    product; then its output as `apply` does. A delta gets the input as the later ones leave it:
+    each of them acts on the linear as it is with all earlier ones."""
+    inputs = [x]
+    for name, delta in reversed(site.items()):
+        inputs.append(delta.before(inputs[-1], context.at(name)))
+    y = product(inputs.pop())
+    for name, delta in site.items():
+        y = delta(inputs.pop(), y, weight, context.at(name))
     return y

@@ -19,7 +19,7 @@ import jax
 from research import methods, tree
 from research.models import weight_storage
 from research.models.config import ModelConfig
-from research.models.sites import Chain, Weight, Work
+from research.models.sites import Chain, Factor, Weight, Work
 from research.models.transformer import Transformer
 
 
@@ -104,7 +104,7 @@ def _in_front(works: Iterable[tuple[str, Work]]) -> int:
 
 
 def _works(model: Any) -> Iterator[tuple[str, Work]]:
-    """The work of every layer's places: of their own weights, then of each delta."""
+    """The work of every layer's places: of their own weights and of each delta."""
     for name, module in methods.places(model, *methods.PLACES):
         if tree.is_stacked(name):
             module = tree.one_of(module)
@@ -116,12 +116,21 @@ def _works(model: Any) -> Iterator[tuple[str, Work]]:
         elif isinstance(module, methods.WEIGHTED):
             weight = Weight(module.kernel)
         for layer in tree.layer_names(name):
+            front: tuple[Factor, ...] = ()
+            for adapter, delta in reversed(module.site.items()):
+                work = delta.work(weight, model.methods).under(f"{layer}/site/{adapter}")
+                chains = tuple(_behind(front, chain) for chain in work.chains)
+                yield layer, work._replace(chains=chains)
+                if work.before:
+                    front += tuple((n, ()) for chain in chains for n, _ in chain.factors)
             if weight is not None:
                 own = "embedding/kernel" if tied else f"{layer}/kernel"
-                yield layer, Work((Chain(((own, weight.kernel.shape),)),))
-            for adapter, delta in module.site.items():
-                work = delta.work(weight, model.methods)
-                yield layer, work.under(f"{layer}/site/{adapter}")
+                yield layer, Work((_behind(front, Chain(((own, weight.kernel.shape),))),))
+
+
+def _behind(front: tuple[Factor, ...], chain: Chain) -> Chain:
+    """The chain of tokens that passed others in front, whose gradients pass through this one."""
+    return chain._replace(factors=(*front, *chain.factors)) if chain.each == "token" else chain
 
 
 def _products(

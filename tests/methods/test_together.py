@@ -201,7 +201,7 @@ def test_a_prompts_text_becomes_its_tokens():
     rows = tiny.model(tiny.config(vocabulary=128)).embedding.kernel[...]
     made = tiny.attached(bound, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
     np.testing.assert_allclose(made[...], rows[np.array([97, 98, 97, 98, 97])], atol=1e-7)
-    labels = methods.bind(Prompt(length=2, start="labels", labels=("ab", "c")), Words())
+    labels = Prompt(length=2, start="labels", labels=("ab", "c")).bind(Words())
     assert labels.tokens == ((97, 98), (99,))
     made = tiny.attached(labels, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
     np.testing.assert_allclose(made[0], rows[97:99].mean(0), atol=1e-7)
