@@ -10,6 +10,7 @@ from research.methods.full import Full
 from research.methods.ia3 import IA3
 from research.methods.loha import LoHa
 from research.methods.lora import LoRA
+from research.methods.oft import OFT
 from research.methods.partial import Partial
 from research.methods.prefix import Prefix
 from research.methods.prompt import Prompt
@@ -26,6 +27,7 @@ MEMBERS: dict[str, type[Method]] = {
     "prefix": Prefix,
     "vera": VeRA,
     "loha": LoHa,
+    "oft": OFT,
 }
 
 # the type of a field that holds one of them, told apart by its `kind`

@@ -23,6 +23,7 @@ from research.methods import (
 from research.methods.bottleneck import PFEIFFER
 from research.methods.loha import LoHa
 from research.methods.lora import EVERY_LINEAR
+from research.methods.oft import OFT
 from tests.helpers import tiny
 
 
@@ -37,6 +38,7 @@ class Case:
       parameters: how many train.
       learning_rate: one at which it learns the task of tests/training/test_loop.py; None where
         another form of the method does.
+      studied: whether experiments/methods has a form of the method.
     """
 
     method: Method
@@ -44,6 +46,7 @@ class Case:
     merges: bool
     parameters: int
     learning_rate: float | None = None
+    studied: bool = True
 
 
 # an untied head, so that whatever is attached to a weight can be merged into it
@@ -92,6 +95,8 @@ CASES: dict[str, Case] = {
     ),
     "vera": Case(VeRA(rank=24), 0, True, LAYERS * (7 * 24 + OUTPUTS), 0.3),
     "loha": Case(LoHa(rank=4), 0, True, 2 * LAYERS * 4 * SIDES, 3e-2),
+    # blocks of 4 x 4, of which 6 entries train
+    "oft": Case(OFT(block_size=4), 0, True, LAYERS * (6 * (D // 4) + F // 4) * 6, 0.1, False),
     "prompt": Case(Prompt(length=3), None, False, 3 * D),
     "prompt-random": Case(Prompt(length=3, start="random"), None, False, 3 * D),
     "prompt-text": Case(

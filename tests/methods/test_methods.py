@@ -17,6 +17,7 @@ from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Partial, Prompt, Several, VeRA
 from research.methods.loha import LoHa
+from research.methods.oft import OFT
 from research.sharding import MeshConfig
 from research.training.program import make_program
 from tests.helpers import tiny
@@ -142,7 +143,16 @@ def test_merging_what_is_not_there_is_refused():
         methods.merge(tiny.model(), "lora")
 
 
-@pytest.mark.parametrize("of", [(IA3(), LoRA(rank=2)), (LoRA(rank=2), IA3())])
+@pytest.mark.parametrize(
+    "of",
+    [
+        (IA3(), LoRA(rank=2)),
+        (LoRA(rank=2), IA3()),
+        (OFT(block_size=4), LoRA(rank=2)),
+        (LoRA(rank=2), OFT(block_size=4)),
+    ],
+    ids=lambda of: f"{of[0].kind}-{of[1].kind}",
+)
 def test_adapters_of_one_weight_merge_in_the_order_in_which_they_act(of):
     model = tiny.shaken(tiny.attached(Several(of=of)))
     first, second = (method.adapter for method in of)
