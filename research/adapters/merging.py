@@ -23,7 +23,6 @@ from research.checkpoints.runs import Run
 from research.config import schema
 from research.models import weight_storage
 from research.models.config import ModelConfig
-from research.models.config import Storage as StorageKind
 from research.models.sites import Weight
 from research.models.transformer import Transformer
 from research.runtime import storage as paths
@@ -170,7 +169,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     merged = Merged(run)
     attached = _outputs(runs.load_model(_in_float32(run), *_one_device()))
     arrays = {}
-    for name in _names(run.model):
+    for name in parameter_names(run.model):
         arrays[name] = jnp.asarray(merged(name))
         say(name)
     config = run.model.full_precision
@@ -246,7 +245,7 @@ def unmerge(
         )
     apart, whole = Merged(adapter, merged), Merged(adapter.base)
     arrays, difference, largest = {}, 0.0, 0.0
-    for name in _names(merged.model):
+    for name in parameter_names(merged.model):
         weight, expected = apart(name), whole(name)
         arrays[name] = jnp.asarray(weight)
         difference = max(difference, float(np.abs(weight - expected).max()))
@@ -263,60 +262,18 @@ def unmerge(
     return report
 
 
-def store(
-    run: Run,
-    out: str | Path,
-    rules: tree.Rules[StorageKind],
-    say: Callable[[str], None] = lambda name: None,
-) -> dict[str, Any]:
-    """Writes a run's model, adapters merged, with its weights stored as the rules say.
-
-    Returns:
-      kind -> parameters, bytes, and the root mean square error over that of the weights.
-
-    Raises:
-      ValueError: a rule that matches nothing or does not fit, or numbers that are not finite.
-      FileExistsError: the folder holds a model.
-    """
-    runs.check_free(out)
-    config = dataclasses.replace(run.model, storage=tuple(rules))
-    shapes = tree.unstack_shapes(tree.flatten(_abstract(config)))  # the rules are checked here
-    merged = Merged(run)
-    report: dict[str, Any] = {}
-    arrays: dict[str, jax.Array] = {}
-    for name in _names(run.model):
-        wide = merged(name)
-        place = name.removesuffix("/kernel")
-        kind = tree.first_match(rules, place, "float32") if place != name else "float32"
-        parts, read = weight_storage.stored(wide, kind)
-        arrays |= {name + part: array for part, array in parts.items()}
-        line = report.setdefault(kind, {"parameters": 0, "bytes": 0, "error": 0.0, "size": 0.0})
-        line["parameters"] += wide.size
-        line["bytes"] += sum(array.nbytes for array in parts.values())
-        line["error"] += float(np.square(read - wide).sum())
-        line["size"] += float(np.square(wide).sum())
-        say(name)
-    tree.check_names(shapes, arrays, "arrays as they are stored")
-    for line in report.values():
-        line["error"] = (line["error"] / line.pop("size")) ** 0.5
-    source = {"path": str(run.path), "fingerprint": run.fingerprint}
-    facts = {"stored": {"from": source, "as": report}}
-    runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts)
-    return report
-
-
-def _abstract(config: ModelConfig) -> Transformer:
+def abstract_base(config: ModelConfig) -> Transformer:
     return jax.eval_shape(functools.partial(Transformer, config=config), jax.random.key(0))
 
 
-def _names(config: ModelConfig) -> list[str]:
+def parameter_names(config: ModelConfig) -> list[str]:
     """A plain base's parameters by single-layer name, layer after layer."""
-    return list(tree.unstack_shapes(tree.flatten(_abstract(config.full_precision))))
+    return list(tree.unstack_shapes(tree.flatten(abstract_base(config.full_precision))))
 
 
 def _model(config: ModelConfig, arrays: Mapping[str, Any]) -> Transformer:
     config = dataclasses.replace(config, compute_dtype="float32")
-    shapes = _abstract(config)
+    shapes = abstract_base(config)
     return tree.unflatten(shapes, tree.restack(arrays, tree.flatten(shapes)))
 
 

@@ -68,7 +68,7 @@ def show(arguments: argparse.Namespace) -> None:
 
     if not storage.absolute(arguments.folder).is_dir():
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
-    rows = catalog.find(arguments.folder)
+    rows = catalog.list_adapters(arguments.folder)
     if not rows:
         print(f"no adapters in {arguments.folder}")
         return
@@ -120,7 +120,7 @@ def unmerge(arguments: argparse.Namespace) -> None:
 
 def add(arguments: argparse.Namespace) -> None:
     """Adds adapters up."""
-    from research.adapters import catalog
+    from research.adapters import sums
     from research.checkpoints import runs
 
     parts = []
@@ -135,15 +135,15 @@ def add(arguments: argparse.Namespace) -> None:
         if not found or number != number or abs(number) == float("inf"):
             raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
         parts.append((number, runs.open_run(path, arguments.base)))
-    print(f"written to {catalog.add(parts, arguments.out)}")
+    print(f"written to {sums.add(parts, arguments.out)}")
 
 
 def bank(arguments: argparse.Namespace) -> None:
     """Puts adapters side by side."""
-    from research.adapters import catalog
+    from research.adapters import banks, catalog
 
     named = catalog.open_named(arguments.source, arguments.base)
-    print(f"written to {catalog.bank(named, arguments.out)}")
+    print(f"written to {banks.write(named, arguments.out)}")
 
 
 def _bar(unit: str):

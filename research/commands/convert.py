@@ -127,13 +127,15 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
 
 def shrink(arguments: argparse.Namespace) -> None:
     """Stores a base's weights in fewer bits."""
-    from research.adapters import merging
+    from research.adapters import quantizing
     from research.checkpoints import runs
     from research.models.weight_storage import PRESETS
 
     run = runs.open_run(arguments.source, arguments.base)
     with _bar(len(run.checksums())) as bar:
-        report = merging.store(run, arguments.out, PRESETS[arguments.to], lambda name: bar.update())
+        report = quantizing.store(
+            run, arguments.out, PRESETS[arguments.to], lambda name: bar.update()
+        )
     for kind, line in report.items():
         print(
             f"{kind:9} {line['parameters']:>15,} parameters, {line['bytes']:>15,} bytes, "

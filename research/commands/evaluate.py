@@ -95,7 +95,7 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
     import numpy as np
 
     from research import sharding
-    from research.adapters import catalog
+    from research.adapters import banks
     from research.checkpoints import runs
     from research.evaluation.heldout import make_score
 
@@ -103,7 +103,7 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
     if bool(bank) != (adapter is not None):
         known = ", ".join(bank) or "none"
         raise ValueError(f"--adapter names one of a bank's adapters; {run.path} has {known}")
-    used = catalog.number(run.method, adapter)
+    used = banks.adapter_number(run.method, adapter)
 
     devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
     with sharding.mesh_context(devices, rules):

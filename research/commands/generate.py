@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _answer(arguments: argparse.Namespace) -> None:
     from research import methods, sharding
-    from research.adapters import catalog
+    from research.adapters import banks, catalog
     from research.checkpoints import runs
     from research.generation import prompts
     from research.generation.sampling import Sampling
@@ -80,7 +80,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     with sharding.mesh_context(mesh, rules):
         if named:
-            model = catalog.load_bank(named, mesh, rules)
+            model = banks.load_bank(named, mesh, rules)
         else:
             model = runs.load_model(run, mesh, rules)
         bank = voices[0].number is not None

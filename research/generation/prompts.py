@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 
-from research.adapters import catalog
+from research.adapters import banks
 from research.checkpoints.runs import Run
 from research.data.examples import make_objective
 from research.objectives import Chat, Masked, Supervised
@@ -84,7 +84,7 @@ def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str])
         raise ValueError(f"--switch-off: the adapters side by side are {', '.join(bank)}")
     voices = [Responder(of, name, number) for number, (name, of) in enumerate(bank.items())]
     left = [voice for voice in voices if voice.name not in switched_off]
-    return left or [Responder(run.base or run, "base", catalog.OFF)]
+    return left or [Responder(run.base or run, "base", banks.NO_ADAPTER)]
 
 
 def find_stops(run: Run, voices: Sequence[Responder]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research import methods, sharding, tree
-from research.adapters import catalog, merging
+from research.adapters import banks, catalog, merging, sums
 from research.checkpoints import runs
 from research.commands import evaluate
 from research.data import token_cache
@@ -94,8 +94,8 @@ def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, mes
     for act in (
         lambda: load(torn),
         lambda: merging.merge(torn, out),
-        lambda: catalog.add([(1, good), (1, torn)], out),
-        lambda: catalog.bank({"good": good, "torn": torn}, out),
+        lambda: sums.add([(1, good), (1, torn)], out),
+        lambda: banks.write({"good": good, "torn": torn}, out),
         lambda: exporting.adapter_tensors(torn),
     ):
         with pytest.raises(ValueError, match=rf"torn/model/0(?s:.)*{message}"):
@@ -106,7 +106,7 @@ def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, mes
 def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
     train(world.tuning(1, method=LoRA(rank=2)), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
-    catalog.add([(0.5, run), (0.3, run)], tmp_path / "sum")
+    sums.add([(0.5, run), (0.3, run)], tmp_path / "sum")
     experiment = runs.open_run(tmp_path / "sum").experiment
     assert experiment is not None and experiment.data.objective == "supervised"
 
@@ -114,7 +114,7 @@ def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
 @pytest.mark.parametrize("name", SUMMED)
 def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
     first, second = saved(world, tmp_path, *SUMMED[name])
-    catalog.add([(0.7, first), (-0.4, second)], tmp_path / "sum")
+    sums.add([(0.7, first), (-0.4, second)], tmp_path / "sum")
     added = load(runs.open_run(tmp_path / "sum"))
     models = [load(run) for run in (first, second)]
     key = jax.random.key(5)
@@ -161,7 +161,7 @@ def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
 ):
     """Also with other ranks, and where something stands in front of the text."""
     named = dict(zip("ab", saved(world, tmp_path, *BANKS[name]), strict=True))
-    catalog.bank(named, tmp_path / "bank")
+    banks.write(named, tmp_path / "bank")
     bank, base = runs.open_run(tmp_path / "bank"), runs.open_run(world.base)
     rows = np.asarray([1, -1, 0, 0, 0, 0, 0, 2], np.int32)
     batch = tiny.batch()
@@ -179,11 +179,11 @@ def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
 def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
     chosen = (LoRA(rank=2), LoRA(rank=2, alpha=5.0, adapter="other"))
     named = dict(zip(("law", "style"), saved(world, tmp_path, *chosen), strict=True))
-    catalog.bank(named, tmp_path / "bank")
+    banks.write(named, tmp_path / "bank")
     run, batch = runs.open_run(tmp_path / "bank"), tiny.batch()
     mesh = MeshConfig(data=1).make(jax.devices()[:1])
     chosen = np.asarray([1, -1, 0, 0, 0, 0, 0, 0], np.int32)
-    for model in (load(run), catalog.load_bank(named, mesh, sharding.RULES)):
+    for model in (load(run), banks.load_bank(named, mesh, sharding.RULES)):
         found = forward(model, batch, Context(adapter=chosen))
         alone = (named["style"], runs.open_run(world.base), named["law"])
         for row, one in enumerate(alone):
@@ -203,25 +203,37 @@ def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
         LoRA(rank=2, ranks=((r".*/up", 6),)),
     )
     bank = tmp_path / "bank"
-    catalog.bank({"a": lora}, bank)
+    banks.write({"a": lora}, bank)
     out, base = tmp_path / "out", runs.open_run(world.base)
     other = tmp_path / "other"
     train(world.experiment(1, seed=1), other)
     far = runs.open_run(tiny_run.adapter(other, LoRA(rank=2), tmp_path / "far"))
     checks = [
-        (lambda: catalog.add([(1, lora), (1, vera)], out), "a sum is of one method"),
-        (lambda: catalog.add([(1, dora), (1, dora)], out), "sum of dora adapters is not linear"),
-        (lambda: catalog.add([(1, prompt)], out), "sum of prompt adapters is not linear"),
-        (lambda: catalog.add([(1, lora), (1, far)], out), "adapters of different bases do not"),
-        (lambda: catalog.bank({"a": lora, "b": far}, out), "adapters of different bases do not"),
-        (lambda: catalog.bank({"a": lora, "b": vera}, out), "b is vera and a is lora"),
-        (lambda: catalog.bank({"a": mixed, "b": wide}, out), "none of a, b has the largest rank"),
-        (lambda: catalog.bank({"a": prompt, "b": longer}, out), "adapters of a bank have one sh"),
-        (lambda: catalog.bank({"a": silu, "b": gelu}, out), "(?s)b is bottleneck .*gelu.*silu"),
-        (lambda: catalog.bank({"a": runs.open_run(bank)}, out), "a is bank: a bank holds"),
-        (lambda: catalog.bank({"a": lora, "b": base}, out), "is a whole model, not an adapter"),
+        (lambda: sums.add([(1, lora), (1, vera)], out), "a sum is of one method"),
+        (lambda: sums.add([(1, dora), (1, dora)], out), "sum of dora adapters is not linear"),
+        (lambda: sums.add([(1, prompt)], out), "sum of prompt adapters is not linear"),
+        (lambda: sums.add([(1, lora), (1, far)], out), "adapters of different bases do not"),
+        (
+            lambda: banks.write({"a": lora, "b": far}, out),
+            "adapters of different bases do not",
+        ),
+        (lambda: banks.write({"a": lora, "b": vera}, out), "b is vera and a is lora"),
+        (
+            lambda: banks.write({"a": mixed, "b": wide}, out),
+            "none of a, b has the largest rank",
+        ),
+        (
+            lambda: banks.write({"a": prompt, "b": longer}, out),
+            "adapters of a bank have one sh",
+        ),
+        (lambda: banks.write({"a": silu, "b": gelu}, out), "(?s)b is bottleneck .*gelu.*silu"),
+        (lambda: banks.write({"a": runs.open_run(bank)}, out), "a is bank: a bank holds"),
+        (lambda: banks.write({"a": lora, "b": base}, out), "is a whole model, not an adapter"),
         (lambda: catalog.open_named(["law"]), "write it as NAME=RUN"),
-        (lambda: catalog.number(Bank(of=LoRA(), names=("law",)), "lax"), "no adapter 'lax'.*law"),
+        (
+            lambda: banks.adapter_number(Bank(of=LoRA(), names=("law",)), "lax"),
+            "no adapter 'lax'.*law",
+        ),
     ]
     for act, message in checks:
         with pytest.raises(ValueError, match=message):
@@ -236,9 +248,9 @@ def test_numbers_that_are_not_finite_are_in_no_bank_and_no_sum(world, tmp_path):
     runs.write(tmp_path / "nan", run, arrays, run.model, method=run.method, base=run.base)
     broken, out = runs.open_run(tmp_path / "nan"), tmp_path / "out"
     for act in (
-        lambda: catalog.add([(1, good), (1, broken)], out),
-        lambda: catalog.add([(1e39, good)], out),
-        lambda: catalog.bank({"a": good, "b": broken}, out),
+        lambda: sums.add([(1, good), (1, broken)], out),
+        lambda: sums.add([(1e39, good)], out),
+        lambda: banks.write({"a": good, "b": broken}, out),
     ):
         with pytest.raises(ValueError, match="is not finite everywhere; nothing is written"):
             act()
@@ -249,12 +261,12 @@ def test_an_adapter_whose_base_is_gone_is_listed_and_found_again(world, tmp_path
     train(world.experiment(1, seed=1), tmp_path / "base")
     path = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "shelf" / "law")
     (tmp_path / "base").rename(tmp_path / "moved")
-    (row,) = catalog.find(tmp_path / "shelf")
+    (row,) = catalog.list_adapters(tmp_path / "shelf")
     assert row["path"] == str(path) and row["base"].endswith("(gone)") and row["method"] == "lora"
     with pytest.raises(FileNotFoundError, match="say where it is now with --base"):
         catalog.open_named([f"law={path}"])
     named = catalog.open_named([f"law={path}"], str(tmp_path / "moved"))
-    catalog.bank(named, tmp_path / "bank")
+    banks.write(named, tmp_path / "bank")
 
 
 def two_sources(world):
