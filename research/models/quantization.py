@@ -1,139 +1,87 @@
-"""A frozen matrix in 4 or 8 bits, and its product.
+"""How the weights of a base are stored, by rule: float32, bfloat16, int8 or nf4.
 
-nf4 is QLoRA's 4-bit NormalFloat with double quantisation (Dettmers 2023, arXiv:2305.14314): the 16
-quantiles of a normal distribution, scaled by the largest number of each tile of a column, and
-those scales in 8 bits in their turn. int8 has one scale a column. Qwix quantises; reading is
-written out here, because a table of 16 numbers is looked up fastest by four rounds of selection
-(a gather of single numbers is slow on accelerators).
+A base that stays frozen needs no float32: a conversion (`graft convert quantize`) makes one that
+is smaller, and its config says so (`ModelConfig.storage`). What a method attaches is float32 on
+any base; a weight that is to train must be.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from research import sharding
+from research import tree
+from research.models import sites
+from research.models.config import Storage
+from research.models.layers import Embedding, Head, Linear
+from research.models.quantization import Quantized
 
-FewBits = Literal["nf4", "int8"]
-# rows of a column that share a scale, and scales of a row that share theirs, at most
-TILE, SCALES_TILE = 64, 256
-SMALLEST_TILE = 16
+LINEARS, ALL = r"layers/\d+/(attention|mlp)/\w+", r".*"
+# what `quantize --to` takes: products are stored so, tables in bfloat16
+PRESETS: dict[str, tuple[tuple[str, Storage], ...]] = {
+    "nf4": ((LINEARS, "nf4"), (ALL, "bfloat16")),
+    "int8": ((LINEARS, "int8"), (ALL, "bfloat16")),
+    "bfloat16": ((ALL, "bfloat16"),),
+}
 
 
-class Quantized(nnx.Module):
-    """A matrix [I,O], read as value(codes) * scales, T tiles a column.
+def store(model: Any, rules: tree.Rules[Storage]) -> None:
+    """Turns the kernels of a model into what the rules say, in place; all else stays float32.
 
-    Attributes:
-      codes: nf4: [I/2,O] uint8, two rows a byte, the first in its low half; int8: [I,O].
-      scales: [T,O]; nf4: int8, to be multiplied by `steps` [T,G], of G groups of columns, and added
-        to `mean` []; int8: float32.
+    Args:
+      rules: ordered (pattern over names of places with a kernel, such as `layers/7/mlp/up`,
+        `embedding` and `head`); float32 where none matches.
+
+    Raises:
+      ValueError: a pattern that matches nothing, or a matrix that a rule does not fit.
     """
-
-    def __init__(self, matrix: jax.Array, axes: tuple[str | None, ...], kind: FewBits):
-        """Raises ValueError for a matrix that cannot be cut into tiles."""
-        import qwix  # half a second: only conversions and abstract models come here
-
-        rows, columns = matrix.shape
-        tile = _divisor(rows, TILE) if kind == "nf4" else rows
-        if kind == "nf4" and (tile < SMALLEST_TILE or rows % 2):
+    found = dict(sites.places(model, Linear, Embedding, Head))
+    tree.check_patterns([pattern for pattern, _ in rules], found, "model: storage")
+    for name, module in found.items():
+        kind = tree.match(rules, name, "float32")
+        if kind == "float32" or module.kernel is None:
+            continue
+        kernel, axes = module.kernel[...], module.kernel.get_metadata()["axes"]
+        if kind == "bfloat16":
+            module.kernel = nnx.Param(kernel.astype(jnp.bfloat16), axes=axes)
+            continue
+        if not isinstance(module, Linear):
             raise ValueError(
-                f"a matrix of {rows} x {columns} cannot be stored as nf4: {rows} is not a "
-                f"multiple of any even number from {SMALLEST_TILE} to {TILE}"
+                f"model: storage: {name} is looked up or shared; {kind} is for linears"
             )
-        matrix = matrix.astype(jnp.float32)
-        made = qwix.quantize(matrix, kind, channelwise_axes=(1,), tiled_axes={0: tile})
-        self.kind, self.axes = kind, tuple(axes)
-        self.steps, self.mean = nnx.data(None), nnx.data(None)
-        if kind == "int8":
-            self.codes = nnx.Param(made.qvalue, axes=axes)
-            self.scales = nnx.Param(made.scale, axes=(None, axes[1]))
-            return
-        codes = made.qvalue.astype(jnp.uint8).reshape(rows // 2, 2, columns)
-        self.codes = nnx.Param(codes[:, 0] | (codes[:, 1] << 4), axes=axes)
-        # a tile of zeros has no scale of its own, and any will do
-        largest = jnp.abs(matrix).reshape(-1, tile, columns).max(axis=1)
-        scales = jnp.where(largest > 0, made.scale, jnp.mean(largest))
-        mean = jnp.mean(scales)
-        groups = {1: _divisor(columns, SCALES_TILE)}
-        again = qwix.quantize(scales - mean, "int8", channelwise_axes=(0,), tiled_axes=groups)
-        self.scales = nnx.Param(again.qvalue, axes=(None, axes[1]))
-        self.steps = nnx.Param(again.scale, axes=(None, None))
-        self.mean = nnx.Param(mean, axes=())
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[...,I,O], as the matrix has it."""
-        *before, rows, columns = self.codes.shape
-        return (*before, 2 * rows if self.kind == "nf4" else rows, columns)
-
-    def astype(self, dtype: jnp.dtype) -> jax.Array:
-        """The matrix [I,O] itself."""
-        # gathered over `fsdp` as it is stored, as any weight is before its use
-        whole = tuple(None if axis == "embed" else axis for axis in self.axes)
-        codes, scales = sharding.constrain(self.codes[...], whole), self.scales[...]
-        if self.kind == "nf4":
-            codes = jnp.stack([codes & 15, codes >> 4], axis=1).reshape(self.shape)
-            tiles, columns = scales.shape
-            grouped = scales.reshape(tiles, self.steps.shape[1], -1) * self.steps[...][..., None]
-            scales = grouped.reshape(tiles, columns) + self.mean[...]
-            values = _normal_floats(codes)
-        else:
-            values = codes.astype(jnp.float32)
-        rows, columns = self.shape
-        tiled = values.reshape(scales.shape[0], -1, columns) * scales[:, None]
-        return tiled.reshape(rows, columns).astype(dtype)
+        make = lambda kernel, axes=axes, kind=kind: Quantized(kernel, axes, kind)  # noqa: E731
+        module.kernel = jax.vmap(make)(kernel) if tree.is_stacked(name) else make(kernel)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def quantized_product(x: jax.Array, kernel: Quantized, dtype: jnp.dtype) -> jax.Array:
-    """x [T,I] @ kernel [I,O] -> [T,O]. The backward pass reads the codes again, so that no
-    matrix is kept."""
-    wide = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return wide.astype(dtype)
+@functools.partial(jax.jit, static_argnames="kind")
+def stored(matrix: jax.Array, kind: Storage) -> tuple[dict[str, jax.Array], jax.Array]:
+    """One kernel as it is stored, and as it then reads.
+
+    Returns:
+      The arrays, by what follows the kernel's name in theirs ("" for a plain one), and the matrix
+      in float32.
+    """
+    if kind == "float32" or kind == "bfloat16":
+        plain = matrix.astype(kind)
+        return {"": plain}, plain.astype(jnp.float32)
+    made = Quantized(matrix, (None, None), kind)
+    return {f"/{name}": a for name, a in tree.flatten(made).items()}, made.astype(jnp.float32)
 
 
-def _forward(x, kernel, dtype):
-    return quantized_product(x, kernel, dtype), (kernel, jnp.zeros((), x.dtype))
+def plain(model: Any) -> Any:
+    """A copy with every quantised matrix as float32; of abstract models, shapes will do."""
+    is_quantized = lambda node: isinstance(node, Quantized)  # noqa: E731
 
+    def read(node: Any) -> Any:
+        if not is_quantized(node):
+            return node
+        whole = lambda node: node.astype(jnp.float32)  # noqa: E731
+        stacked = len(node.codes.shape) == 3
+        matrix = (jax.vmap(whole) if stacked else whole)(node)
+        return nnx.Param(matrix, axes=node.axes)
 
-def _backward(dtype, kept, dy):
-    kernel, like = kept
-    dy = dy.astype(like.dtype)
-    dx = jax.lax.dot_general(
-        dy, kernel.astype(like.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return dx.astype(like.dtype), None  # frozen
-
-
-quantized_product.defvjp(_forward, _backward)
-
-
-def _divisor(size: int, most: int) -> int:
-    """The largest divisor of `size` up to `most`."""
-    return next(n for n in range(min(size, most), 0, -1) if size % n == 0)
-
-
-# the values of codes 0 to 15 (QLoRA, appendix E)
-NORMAL_FLOATS = np.asarray(
-    [
-        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-    ],
-    np.float32,
-)
-
-
-def _normal_floats(codes: jax.Array) -> jax.Array:
-    """The values of codes: each bit chooses between halves of what is left."""
-    left = [jnp.asarray(value) for value in NORMAL_FLOATS]
-    for bit in range(4):
-        one = (codes >> bit) & 1 != 0
-        left = [jnp.where(one, high, low) for low, high in zip(left[::2], left[1::2], strict=True)]
-    return left[0]
+    return jax.tree.map(read, model, is_leaf=is_quantized)
