@@ -136,7 +136,7 @@ def _fold(part: Any, shared: Any, adapters: tuple[str, ...]) -> tuple[tree.Array
     for adapter in adapters:
         for place, arrays in methods.merge_sites(part, adapter, shared, _weight).items():
             kept |= {f"{place}/{adapter}/{name}": array for name, array in arrays.items()}
-    return tree.flatten(weight_storage.plain(part)), kept
+    return tree.flatten(quantization.dequantize(part)), kept
 
 
 @functools.partial(jax.jit, static_argnames="adapters")
@@ -144,7 +144,7 @@ def _unfold(part: Any, shared: Any, kept: Any, adapters: tuple[str, ...]) -> tre
     """The inverse of `_fold`; `kept` by adapter and place."""
     for adapter in reversed(adapters):
         methods.unmerge_sites(part, adapter, shared, _weight, kept[adapter])
-    return tree.flatten(weight_storage.plain(part))
+    return tree.flatten(quantization.dequantize(part))
 
 
 def _weight(module: Any) -> Weight:

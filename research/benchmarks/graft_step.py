@@ -33,7 +33,7 @@ from research.methods import (
 from research.methods.bottleneck import PFEIFFER
 from research.methods.loha import LoHa
 from research.models.config import ModelConfig
-from research.models.weight_storage import PRESETS
+from research.models.quantization import PRESETS
 from research.optim.optimizers import OptimizerConfig
 from research.optim.schedules import ScheduleConfig
 from research.runtime import memory

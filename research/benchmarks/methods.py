@@ -25,7 +25,7 @@ from research import sharding
 from research.benchmarks import graft_step, harness
 from research.benchmarks.shapes import SHAPES
 from research.models.layers import Linear
-from research.models.quantization import Quantized
+from research.models.quantized_matrix import QuantizedMatrix
 from research.models.sites import places
 from research.runtime import memory
 from research.training import program
@@ -180,7 +180,7 @@ def _facts(settings: dict[str, Any]) -> dict[str, Any]:
     plan, scanned = _compiled(settings | {"model": {"max_scan_layers": 0, "remat": "full"}})
     needed = memory.Memory.of(scanned)
     base = plan.base_shapes
-    few_bits = [m.kernel for _, m in places(base, Linear) if isinstance(m.kernel, Quantized)]
+    few_bits = [m.kernel for _, m in places(base, Linear) if isinstance(m.kernel, QuantizedMatrix)]
     quantised = sum(math.prod(kernel.shape) for kernel in few_bits)
     return {
         "base_bytes": _bytes(base),

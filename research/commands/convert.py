@@ -129,7 +129,7 @@ def shrink(arguments: argparse.Namespace) -> None:
     """Stores a base's weights in fewer bits."""
     from research.adapters import quantizing
     from research.checkpoints import runs
-    from research.models.weight_storage import PRESETS
+    from research.models.quantization import PRESETS
 
     run = runs.open_run(arguments.source, arguments.base)
     with _bar(len(run.checksums())) as bar:

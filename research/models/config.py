@@ -9,7 +9,7 @@ from research.config.schema import Count, NonNegative, Positive, PositiveNumber
 from research.models.attention import AUTO, BACKENDS
 
 # how a weight is stored
-Storage = Literal["float32", "bfloat16", "int8", "nf4"]
+StorageKind = Literal["float32", "bfloat16", "int8", "nf4"]
 Remat = Literal["none", "full", "products", "offload"]
 LinearName = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
@@ -85,7 +85,7 @@ class ModelConfig:
     windows: tuple[Count, ...] = (0,)
     # ordered (pattern over names such as layers/7/mlp/up, embedding and head, type): how weights
     # are stored; float32 where none matches. Anything less stays frozen
-    storage: tuple[tuple[str, Storage], ...] = ()
+    storage: tuple[tuple[str, StorageKind], ...] = ()
     # attention backend: auto (the platform's fastest), plain, blocked (CPU), cudnn (NVIDIA) or
     # splash (TPU)
     attention: str = AUTO

@@ -12,7 +12,7 @@ from research.models import sites
 from research.models.attention import soft_cap
 from research.models.config import ModelConfig
 from research.models.products import matmul, matmul_transposed
-from research.models.quantization import Quantized
+from research.models.quantized_matrix import QuantizedMatrix
 from research.models.sites import Context, Weight
 
 
@@ -32,7 +32,7 @@ class Linear(nnx.Module):
         deviation = inputs**-0.5 if deviation is None else deviation
         kernel = deviation * jax.random.truncated_normal(key, -3, 3, (inputs, outputs))
         self.axes = axes
-        self.kernel: nnx.Param | Quantized = nnx.data(nnx.Param(kernel, axes=axes))
+        self.kernel: nnx.Param | QuantizedMatrix = nnx.data(nnx.Param(kernel, axes=axes))
         self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[1:]) if bias else nnx.data(None)
         self.site = sites.empty()
 
@@ -47,7 +47,7 @@ class Linear(nnx.Module):
         return sites.apply_around(self.site, x, product, weight, context)
 
     def weight(self) -> Weight:
-        kernel = self.kernel if isinstance(self.kernel, Quantized) else self.kernel[...]
+        kernel = self.kernel if isinstance(self.kernel, QuantizedMatrix) else self.kernel[...]
         return Weight(kernel, None if self.bias is None else self.bias[...])
 
 

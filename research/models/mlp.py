@@ -13,7 +13,7 @@ from research import sharding
 from research.models.config import ModelConfig
 from research.models.layers import Linear
 from research.models.products import matmul
-from research.models.quantization import Quantized
+from research.models.quantized_matrix import QuantizedMatrix
 from research.models.sites import Context
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -63,7 +63,7 @@ class MLP(nnx.Module):
         linears = [linear for linear in (self.gate, self.up, self.down) if linear is not None]
         if any(linear.site for linear in linears):
             return "a method acts inside the MLP"
-        if any(isinstance(linear.kernel, Quantized) for linear in linears):
+        if any(isinstance(linear.kernel, QuantizedMatrix) for linear in linears):
             return "the MLP is stored in fewer bits"
         return None
 

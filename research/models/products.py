@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from research import sharding
-from research.models.quantization import Quantized, quantized_product
+from research.models.quantized_matrix import QuantizedMatrix, quantized_product
 
 # what `remat: products` keeps
 PRODUCT = "product"
@@ -23,14 +23,14 @@ ROWS, COLUMNS = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
 
 def matmul(
-    x: jax.Array, kernel: jax.Array | Quantized, dtype: jnp.dtype | None = None
+    x: jax.Array, kernel: jax.Array | QuantizedMatrix, dtype: jnp.dtype | None = None
 ) -> jax.Array:
     """x [...,I] @ kernel [I,O] -> [...,O] in `dtype`, or in x's type.
 
     Leading axes are flattened first: on CPU the gradients' products of two matrices are half as
     fast again as the same with a batch axis, elsewhere they are no worse.
     """
-    product = quantized_product if isinstance(kernel, Quantized) else _product
+    product = quantized_product if isinstance(kernel, QuantizedMatrix) else _product
     y = product(x.reshape(-1, x.shape[-1]), kernel, jnp.dtype(dtype or x.dtype))
     return checkpoint_name(y, PRODUCT).reshape(*x.shape[:-1], kernel.shape[-1])
 

@@ -1,8 +1,8 @@
-"""How the weights of a base are stored, by rule: float32, bfloat16, int8 or nf4.
+"""Conversion of a base's weights, by rule: float32, bfloat16, int8 or nf4.
 
-A base that stays frozen needs no float32: a conversion (`graft convert quantize`) makes one that
-is smaller, and its config says so (`ModelConfig.storage`). What a method attaches is float32 on
-any base; a weight that is to train must be.
+A base that stays frozen needs no float32: a conversion (`graft convert quantize`) makes a smaller
+one, and its config says so (`ModelConfig.storage`). What a method attaches is float32 on any base;
+a weight that trains must be.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from flax import nnx
 
 from research import tree
 from research.models import sites
-from research.models.config import Storage
+from research.models.config import StorageKind
 from research.models.layers import Embedding, Head, Linear
-from research.models.quantization import Quantized
+from research.models.quantized_matrix import QuantizedMatrix
 
 LINEARS, ALL = r"layers/\d+/(attention|mlp)/\w+", r".*"
-# what `quantize --to` takes: products are stored so, tables in bfloat16
-PRESETS: dict[str, tuple[tuple[str, Storage], ...]] = {
+# what `graft convert quantize --to` takes: linears in the type named, tables in bfloat16
+PRESETS: dict[str, tuple[tuple[str, StorageKind], ...]] = {
     "nf4": ((LINEARS, "nf4"), (ALL, "bfloat16")),
     "int8": ((LINEARS, "int8"), (ALL, "bfloat16")),
     "bfloat16": ((ALL, "bfloat16"),),
 }
 
 
-def store(model: Any, rules: tree.Rules[Storage]) -> None:
-    """Turns the kernels of a model into what the rules say, in place; all else stays float32.
+def quantize(model: Any, rules: tree.Rules[StorageKind]) -> None:
+    """Converts the kernels of a model in place, as the rules say; all else stays float32.
 
     Args:
-      rules: ordered (pattern over names of places with a kernel, such as `layers/7/mlp/up`,
+      rules: ordered (pattern over names of modules with a kernel, such as `layers/7/mlp/up`,
         `embedding` and `head`); float32 where none matches.
 
     Raises:
       ValueError: a pattern that matches nothing, or a matrix that a rule does not fit.
     """
-    found = dict(sites.places(model, Linear, Embedding, Head))
-    tree.check_patterns([pattern for pattern, _ in rules], found, "model: storage")
-    for name, module in found.items():
+    modules = dict(sites.places(model, Linear, Embedding, Head))
+    tree.check_patterns([pattern for pattern, _ in rules], modules, "model: storage")
+    for name, module in modules.items():
         kind = tree.match(rules, name, "float32")
         if kind == "float32" or module.kernel is None:
             continue
@@ -53,35 +53,42 @@ def store(model: Any, rules: tree.Rules[Storage]) -> None:
             raise ValueError(
                 f"model: storage: {name} is looked up or shared; {kind} is for linears"
             )
-        make = lambda kernel, axes=axes, kind=kind: Quantized(kernel, axes, kind)  # noqa: E731
-        module.kernel = jax.vmap(make)(kernel) if tree.is_stacked(name) else make(kernel)
+        convert = functools.partial(QuantizedMatrix, axes=axes, kind=kind)
+        module.kernel = jax.vmap(convert)(kernel) if tree.is_stacked(name) else convert(kernel)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def stored(matrix: jax.Array, kind: Storage) -> tuple[dict[str, jax.Array], jax.Array]:
-    """One kernel as it is stored, and as it then reads.
+def quantize_matrix(matrix: jax.Array, kind: StorageKind) -> tuple[dict[str, jax.Array], jax.Array]:
+    """One kernel as it is stored, and its value then.
 
     Returns:
       The arrays, by what follows the kernel's name in theirs ("" for a plain one), and the matrix
       in float32.
     """
     if kind == "float32" or kind == "bfloat16":
-        plain = matrix.astype(kind)
-        return {"": plain}, plain.astype(jnp.float32)
-    made = Quantized(matrix, (None, None), kind)
-    return {f"/{name}": a for name, a in tree.flatten(made).items()}, made.astype(jnp.float32)
+        cast = matrix.astype(kind)
+        return {"": cast}, cast.astype(jnp.float32)
+    quantized = QuantizedMatrix(matrix, (None, None), kind)
+    parts = {f"/{name}": array for name, array in tree.flatten(quantized).items()}
+    return parts, quantized.astype(jnp.float32)
 
 
-def plain(model: Any) -> Any:
-    """A copy with every quantised matrix as float32; of abstract models, shapes will do."""
-    is_quantized = lambda node: isinstance(node, Quantized)  # noqa: E731
+def dequantize(model: Any) -> Any:
+    """A copy with every quantized matrix in float32; abstract models will do."""
+    return jax.tree.map(_dequantize_node, model, is_leaf=_is_quantized)
 
-    def read(node: Any) -> Any:
-        if not is_quantized(node):
-            return node
-        whole = lambda node: node.astype(jnp.float32)  # noqa: E731
-        stacked = len(node.codes.shape) == 3
-        matrix = (jax.vmap(whole) if stacked else whole)(node)
-        return nnx.Param(matrix, axes=node.axes)
 
-    return jax.tree.map(read, model, is_leaf=is_quantized)
+def _is_quantized(node: Any) -> bool:
+    return isinstance(node, QuantizedMatrix)
+
+
+def _dequantize_node(node: Any) -> Any:
+    if not _is_quantized(node):
+        return node
+    is_stack = len(node.codes.shape) == 3
+    matrix = (jax.vmap(_in_float32) if is_stack else _in_float32)(node)
+    return nnx.Param(matrix, axes=node.axes)
+
+
+def _in_float32(matrix: QuantizedMatrix) -> jax.Array:
+    return matrix.astype(jnp.float32)

@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from research import sharding, tree
 from research.batch import PADDING, SHARED
-from research.models import rotary, sites, weight_storage
+from research.models import quantization, rotary, sites
 from research.models.attention import Mask, attention
 from research.models.config import ModelConfig
 from research.models.layers import Embedding, Head, Linear, Norm, Positions
@@ -250,7 +250,7 @@ class Transformer(nnx.Module):
         self.head = Head(keys[2], config)
         self.methods: OrderedDict[str, nnx.Module] = nnx.data(OrderedDict())
         if config.storage:
-            weight_storage.store(self, config.storage)
+            quantization.quantize(self, config.storage)
 
     def _stack(self, key: jax.Array, name: str) -> Block:
         layers = tree.stack_range(name)

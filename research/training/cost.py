@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from research import methods, tree
-from research.models import weight_storage
+from research.models import quantization
 from research.models.config import ModelConfig
 from research.models.sites import Chain, Factor, Weight, Work
 from research.models.transformer import Transformer
@@ -58,7 +58,7 @@ def flops_per_token(
     trains, and 2|W| for the gradient of W where W trains. Deltas say which products they add
     (`Delta.work`); for tokens that they put in front of a row those of its text pay.
     """
-    model = jax.eval_shape(weight_storage.plain, model)
+    model = jax.eval_shape(quantization.dequantize, model)
     trains = {layer for name in trainable for layer in tree.layer_names(name)}
     works = list(_works(model))
     rows = length + _in_front(works)
@@ -96,7 +96,7 @@ def flops_per_token(
 
 def tokens_in_front(model: Any) -> int:
     """How many tokens attached prompts put in front of each row."""
-    return _in_front(_works(jax.eval_shape(weight_storage.plain, model)))
+    return _in_front(_works(jax.eval_shape(quantization.dequantize, model)))
 
 
 def _in_front(works: Iterable[tuple[str, Work]]) -> int:
@@ -189,5 +189,5 @@ def _acting(works: Iterable[tuple[str, Work]], trains: Collection[str]) -> Itera
 
 def count(model: Any, names: Collection[str] | None = None) -> int:
     """Number of parameters in a model (abstract will do), or in the named leaves of it."""
-    leaves = tree.flatten(jax.eval_shape(weight_storage.plain, model))
+    leaves = tree.flatten(jax.eval_shape(quantization.dequantize, model))
     return sum(math.prod(leaves[name].shape) for name in (leaves if names is None else names))

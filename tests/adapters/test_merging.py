@@ -15,7 +15,7 @@ from research.checkpoints import runs
 from research.checkpoints.checkpoint import CheckpointError
 from research.interop import exporting, importing, model_card
 from research.methods import IA3, Bottleneck, Full, LoRA, Partial, Several, VeRA
-from research.models import weight_storage
+from research.models import quantization
 from research.sharding import MeshConfig
 from research.training.loop import train
 from tests.helpers import tiny, tiny_run
@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", weight_storage.PRESETS)
+@pytest.mark.parametrize("kind", quantization.PRESETS)
 def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
     source = runs.open_run(world.base)
     report = quantizing.store(source, tmp_path / "small", weight_storage.PRESETS[kind])

@@ -117,7 +117,7 @@ def test_every_form_fits_the_shape_that_it_is_for(form):
     experiment = cli.load(Experiment, f"configs/methods/smollm2.py:{form}")
     kind = smollm2.FORMS[form].storage
     shape = ModelConfig(
-        **SMOLLM2_135M, max_scan_layers=1, storage=weight_storage.PRESETS.get(kind, ())
+        **SMOLLM2_135M, max_scan_layers=1, storage=quantization.PRESETS.get(kind, ())
     )
     method = experiment.method
 

@@ -1,4 +1,6 @@
-"""Weights in few bits: what is read is what was stored, in as many bytes as promised."""
+"""Quantized weights: values as they were stored, in as many bytes as promised."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,17 @@ from hypothesis import strategies as st
 from research import methods, sharding, tree
 from research import step as stepping
 from research.methods import Full, LoRA, Partial
-from research.models import weight_storage
-from research.models.quantization import Quantized, quantized_product
+from research.models import quantization
+from research.models.quantized_matrix import QuantizedMatrix, quantized_product
 from research.sharding import MeshConfig
 from research.training import cost
 from tests.helpers import tiny
 from tests.methods.cases import CASES
 
 forward = jax.jit(tiny.logits)
-quantize = jax.jit(lambda matrix, kind: Quantized(matrix, ("embed", "mlp"), kind), static_argnums=1)
+quantize = jax.jit(
+    functools.partial(QuantizedMatrix, axes=("embed", "mlp")), static_argnames="kind"
+)
 KINDS = ("nf4", "int8")
 
 
@@ -27,66 +31,67 @@ def normal(rows, columns, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
 
 
-def relative(found, expected):
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def relative_error(actual, expected):
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize(("kind", "error", "share"), [("nf4", 0.1, 0.53), ("int8", 0.01, 1.01)])
 def test_bytes_and_error_of_a_parameter(kind, error, share):
     matrix = normal(576, 384)
-    made = quantize(matrix, kind)
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(made)) <= share * matrix.size
-    assert made.shape == matrix.shape
-    assert error / 2 < relative(made.astype(jnp.float32), matrix) < error
+    quantized = quantize(matrix, kind=kind)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(quantized)) <= share * matrix.size
+    assert quantized.shape == matrix.shape
+    assert error / 2 < relative_error(quantized.astype(jnp.float32), matrix) < error
 
 
 @given(st.integers(1, 4), st.integers(1, 40), st.floats(1e-6, 1e6), st.integers(0, 9))
 @settings(deadline=None, max_examples=8)
-def test_nf4_reads_as_qwix_reads_it_up_to_the_scales_eight_bits(tiles, columns, size, seed):
+def test_nf4_agrees_with_qwix_up_to_the_scales_eight_bits(tiles, columns, size, seed):
     matrix = size * normal(16 * tiles, columns, seed)
-    ours = np.asarray(Quantized(jnp.asarray(matrix), (None, None), "nf4").astype(jnp.float32))
+    quantized = QuantizedMatrix(jnp.asarray(matrix), (None, None), "nf4")
+    actual = np.asarray(quantized.astype(jnp.float32))
     tile = 16 * tiles
-    theirs = qwix.quantize(
+    qwix_matrix = qwix.quantize(
         jnp.asarray(matrix), "nf4", channelwise_axes=(1,), tiled_axes={0: min(tile, 64)}
     )
-    theirs = np.asarray(qwix.dequantize(theirs))
+    expected = np.asarray(qwix.dequantize(qwix_matrix))
     # a scale is off by half a step, and a step is at most 1/127 of the largest scale
-    np.testing.assert_allclose(ours, theirs, atol=np.abs(matrix).max() / 127)
-    assert np.array_equal(np.sign(ours), np.sign(theirs))
+    np.testing.assert_allclose(actual, expected, atol=np.abs(matrix).max() / 127)
+    assert np.array_equal(np.sign(actual), np.sign(expected))
 
 
 def test_a_tile_of_zeros_stays_zero_and_leaves_its_neighbours_alone():
     matrix = normal(128, 8)
     matrix[:64, 3] = 0
-    read = np.asarray(quantize(matrix, "nf4").astype(jnp.float32))
-    assert not read[:64, 3].any()
-    assert relative(read, matrix) < 0.12
+    values = np.asarray(quantize(matrix, kind="nf4").astype(jnp.float32))
+    assert not values[:64, 3].any()
+    assert relative_error(values, matrix) < 0.12
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_product_and_its_gradient_are_those_of_the_matrix_that_is_read(kind):
-    x, made = normal(5, 64, 1), quantize(normal(64, 48), kind)
-    matrix = np.asarray(made.astype(jnp.float32))
-    out, back = jax.vjp(lambda x: quantized_product(x, made, jnp.dtype("float32")), x)
-    np.testing.assert_allclose(out, x @ matrix, rtol=1e-5, atol=1e-5)
+def test_the_product_and_its_gradient_are_those_of_the_dequantized_matrix(kind):
+    x, quantized = normal(5, 64, 1), quantize(normal(64, 48), kind=kind)
+    matrix = np.asarray(quantized.astype(jnp.float32))
+    y, vjp = jax.vjp(lambda x: quantized_product(x, quantized, jnp.dtype("float32")), x)
+    np.testing.assert_allclose(y, x @ matrix, rtol=1e-5, atol=1e-5)
     dy = normal(5, 48, 2)
-    np.testing.assert_allclose(back(dy)[0], dy @ matrix.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(vjp(dy)[0], dy @ matrix.T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
-def test_a_stored_model_computes_what_its_plain_copy_does_and_is_close_to_its_source(kind):
-    shape = tiny.config(tie_embeddings=False, storage=weight_storage.PRESETS[kind])
-    stored, source = tiny.model(shape), tiny.model(tiny.config(tie_embeddings=False))
-    found = np.asarray(forward(stored, tiny.batch()))
+def test_a_quantized_model_computes_what_its_dequantized_copy_does_and_is_close_to_its_source(kind):
+    shape = tiny.config(tie_embeddings=False, storage=quantization.PRESETS[kind])
+    quantized, source = tiny.model(shape), tiny.model(tiny.config(tie_embeddings=False))
+    logits = np.asarray(forward(quantized, tiny.batch()))
     # the same seed, so the same weights before they were stored
-    assert relative(found, forward(source, tiny.batch())) < {"nf4": 0.3}.get(kind, 0.02)
-    copy = jax.jit(weight_storage.plain)(stored)
+    assert relative_error(logits, forward(source, tiny.batch())) < {"nf4": 0.3}.get(kind, 0.02)
+    copy = jax.jit(quantization.dequantize)(quantized)
     assert set(tree.flatten(copy)) == set(tree.flatten(source))
-    np.testing.assert_allclose(forward(copy, tiny.batch()), found, atol=1e-5)
-    assert cost.count(stored) == cost.count(source)
+    np.testing.assert_allclose(forward(copy, tiny.batch()), logits, atol=1e-5)
+    assert cost.count(quantized) == cost.count(source)
 
 
-def test_rules_say_which_layers_are_stored_how():
+def test_rules_decide_how_each_layer_is_stored():
     rules = ((r"layers/1/mlp/\w+", "float32"), (r"layers/\d+/mlp/\w+", "nf4"))
     shape = tiny.config(storage=rules)
     assert methods.derive_stacks(shape, LoRA(rank=2)) == ("0-0", "1-1", "2-2")
@@ -100,7 +105,7 @@ def test_rules_say_which_layers_are_stored_how():
         ({"storage": ((r"layers/\d+/mlp/upp", "nf4"),)}, "'.*upp' matches nothing; nearest"),
         ({"storage": (("embedding", "int8"),)}, "embedding is looked up or shared; int8"),
         (
-            {"storage": weight_storage.PRESETS["nf4"], "mlp_width": 67},
+            {"storage": quantization.PRESETS["nf4"], "mlp_width": 67},
             "67 x 32 cannot be stored as nf4",
         ),
     ],
@@ -115,71 +120,71 @@ def test_a_rule_that_does_not_fit_is_refused(changes, message):
     "method", [Full(), Partial((r"layers/2/mlp/up/.*",))], ids=lambda m: m.kind
 )
 @pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
-def test_what_is_stored_in_less_than_float32_does_not_train(method, kind):
-    shape = tiny.config(storage=weight_storage.PRESETS[kind])
+def test_what_is_stored_below_float32_does_not_train(method, kind):
+    shape = tiny.config(storage=quantization.PRESETS[kind])
     model, norms = tiny.abstract(method, shape), Partial((r".*norm/scale",))
     with pytest.raises(ValueError, match=r"would train, but the base stores it in \w+(8|16)"):
         methods.check_full_precision(model, methods.trainable(model, method))
     methods.check_full_precision(model, methods.trainable(model, norms))
 
 
-def steps(method, shape, mesh=None):
-    """Three steps; the losses and the last state."""
+def run_steps(method, shape, mesh=None):
+    """Three steps: the losses and the last state."""
     model = tiny.attached(method, shape)
     names = methods.trainable(model, method)
-    plan, hyper, rules = stepping.StepConfig(names), tiny.hyper(names), sharding.RULES
+    step_config, hyper, rules = stepping.StepConfig(names), tiny.hyper(names), sharding.RULES
     mesh = (mesh or MeshConfig(data=1)).make(jax.devices()[: 8 if mesh else 1])
     step, losses = jax.jit(stepping.train_step, static_argnames="step_config"), []
     with sharding.mesh_context(mesh, rules):
-        state = stepping.init_state(model, plan)
+        state = stepping.init_state(model, step_config)
         parameters = sharding.shardings(
             tree.parameter_axes(model), tree.flatten(model), mesh, rules
         )
-        placed = sharding.state_shardings(tree.flatten(state), parameters, mesh)
-        state = jax.device_put(state, tree.unflatten(state, placed))
+        shardings = sharding.state_shardings(tree.flatten(state), parameters, mesh)
+        state = jax.device_put(state, tree.unflatten(state, shardings))
         batch = jax.device_put(tiny.batch(), sharding.batch_sharding(mesh, rules))
         for _ in range(3):
-            state, metrics = step(state, batch, hyper, plan)
+            state, metrics = step(state, batch, hyper, step_config)
             losses.append(float(metrics["loss"]))
     return losses, tree.flatten(state)
 
 
-def test_the_principal_parts_of_a_quantised_stack_are_found():
-    """Their decompositions side by side waited for each other for ever."""
-    shape = tiny.config(mlp_width=64, storage=((weight_storage.LINEARS, "nf4"),))
+def test_pissa_starts_on_a_quantized_stack():
+    """Decompositions of several layers side by side once waited for each other for ever."""
+    shape = tiny.config(mlp_width=64, storage=((quantization.LINEARS, "nf4"),))
     method = LoRA(rank=4, start="pissa")
     model = tiny.attached(method, shape)
     batch = tiny.batch()
-    found, expected = (tiny.logits(m, batch) for m in (model, tiny.attached(LoRA(rank=4), shape)))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    actual, expected = (tiny.logits(m, batch) for m in (model, tiny.attached(LoRA(rank=4), shape)))
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-ON_STORED = [("lora", kind) for kind in (*KINDS, "bfloat16")]
-ON_STORED += [
+ON_QUANTIZED = [("lora", kind) for kind in (*KINDS, "bfloat16")]
+ON_QUANTIZED += [
     pytest.param(case, "nf4", marks=pytest.mark.heavy) for case in CASES if case != "lora"
 ]
 
 
-@pytest.mark.parametrize(("case", "kind"), ON_STORED)
-def test_adapters_on_a_stored_base_train_in_float32_and_leave_its_bits_alone(case, kind):
+@pytest.mark.parametrize(("case", "kind"), ON_QUANTIZED)
+def test_adapters_on_a_quantized_base_train_in_float32_and_leave_its_bits_alone(case, kind):
     method = CASES[case].method
-    shape = tiny.config(tie_embeddings=False, storage=weight_storage.PRESETS[kind])
+    shape = tiny.config(tie_embeddings=False, storage=quantization.PRESETS[kind])
     before = tree.flatten(tiny.attached(method, shape))
-    losses, after = steps(method, shape)
+    losses, after = run_steps(method, shape)
     assert losses[2] < losses[0]
-    chosen = set(methods.trainable(tiny.attached(method, shape), method))
+    trainable = set(methods.trainable(tiny.attached(method, shape), method))
     for name, leaf in before.items():
-        assert np.array_equal(leaf, after[f"model/{name}"]) == (name not in chosen), name
-        if name in chosen:
+        assert np.array_equal(leaf, after[f"model/{name}"]) == (name not in trainable), name
+        if name in trainable:
             assert leaf.dtype == np.float32
     moments = [leaf for name, leaf in after.items() if name.startswith("optimizer/")]
     assert all(leaf.dtype in (np.float32, np.int32) for leaf in moments)
 
 
-def test_a_quantised_base_gives_the_same_on_any_mesh():
-    shape = tiny.config(mlp_width=64, storage=((weight_storage.LINEARS, "nf4"),))
-    losses, _ = steps(LoRA(rank=4), shape)
-    again, after = steps(LoRA(rank=4), shape, MeshConfig(2, 2, 2))
+def test_a_quantized_base_gives_the_same_on_any_mesh():
+    shape = tiny.config(mlp_width=64, storage=((quantization.LINEARS, "nf4"),))
+    losses, _ = run_steps(LoRA(rank=4), shape)
+    again, after = run_steps(LoRA(rank=4), shape, MeshConfig(2, 2, 2))
     np.testing.assert_allclose(again, losses, atol=2e-5)
     codes = after["model/layers/0-2/mlp/up/kernel/codes"]
     assert codes.sharding.shard_shape(codes.shape) == (3, 8, 32)
