@@ -113,10 +113,10 @@ class Merged:
         """Arrays by name: weights of the merged model where there is one, the rest of the run."""
         placed = sharding.shard_any_axis(shapes)
         if self._merged_in is None:
-            return self._run.parameters(placed)
+            return self._run.restore(placed)
         mine = {n: s for n, s in placed.items() if "/site/" in n or n.startswith("methods/")}
         theirs = {n: s for n, s in placed.items() if n not in mine}
-        return self._run.parameters(mine) | self._merged_in.parameters(theirs)
+        return self._run.restore(mine) | self._merged_in.restore(theirs)
 
     def _read_kept(self, part: Any, prefix: str, adapter: str) -> dict[str, dict[str, np.ndarray]]:
         assert self._merged_in is not None
@@ -180,7 +180,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
             f"the merged model's outputs differ by {difference:.3g} of {largest:.3g} from the "
             "attached model's; nothing is written"
         )
-    after = runs.measured_fingerprint(run.base)
+    after = runs.recompute_fingerprint(run.base)
     if after != run.base.fingerprint:
         raise ValueError(
             f"the base {run.base.path} was replaced while it was read: its fingerprint was "
@@ -205,7 +205,9 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     facts = {"merged": certificate}
     # first, so that no merged model is ever without it
     runs.write_json(paths.absolute(out) / CERTIFICATE, certificate)
-    runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts, beside=kept)
+    runs.write(
+        out, run, arrays, config, experiment=run.experiment, extra_metadata=facts, extra_arrays=kept
+    )
     return certificate
 
 
@@ -258,7 +260,7 @@ def unmerge(
         )
     report = {"largest_difference": difference, "largest_weight": largest}
     base, facts = adapter.base, {"unmerged": report}
-    runs.write(out, base, arrays, merged.model, experiment=base.experiment, facts=facts)
+    runs.write(out, base, arrays, merged.model, experiment=base.experiment, extra_metadata=facts)
     return report
 
 

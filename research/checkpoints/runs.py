@@ -1,7 +1,7 @@
-"""A run's folder: what a training run leaves, and how a model is read from it.
+"""A run's folder: its checkpoint, metadata and tokenizer, and the model read from them.
 
 A run that trained everything holds a whole model. A tuned run holds what was attached or trained
-and names its base by path and fingerprint; reading it reads the base too, and refuses another one.
+and names its base by path and fingerprint; opening it opens the base too, and refuses another one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from research.checkpoints.checkpointer import (
     library_versions,
     open_checkpoint,
 )
+from research.checkpoints.stacking import restore_model
 from research.config import schema
 from research.experiment import Experiment, MethodConfig
 from research.methods import Method
@@ -39,13 +40,11 @@ from research.text import tokenizer as tokenizers
 from research.tree import Arrays
 
 TOKENIZER = "tokenizer.json"
-# abstract single layers by name, with shardings -> their arrays
-Read = Callable[[Mapping[str, jax.ShapeDtypeStruct]], Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A checkpoint with what it says of itself."""
+    """A checkpoint and what its metadata describes: model, tokenizer, method and base."""
 
     checkpoint: Checkpoint
     # None: the model was imported, not trained here
@@ -55,7 +54,7 @@ class Run:
     base: Run | None
     # what is attached to the model
     method: Method
-    # where the model, or what it was tuned from, was imported from; None: trained from random
+    # where the model, or the base it was tuned from, was imported from; None: trained from random
     imported: Mapping[str, Any] | None
 
     @property
@@ -66,50 +65,60 @@ class Run:
     @property
     def sidecar_files(self) -> dict[str, bytes]:
         """Files of an imported model beside the tokenizer: chat template, generation config."""
-        return {name: text for name, text in self.checkpoint.files().items() if name != TOKENIZER}
+        files = self.checkpoint.files()
+        return {name: content for name, content in files.items() if name != TOKENIZER}
 
     def checksums(self) -> dict[str, fingerprint.Checksum]:
-        """Of every parameter, the base's included; reads no array."""
-        below = self.base.checksums() if self.base else {}
-        return below | self.checkpoint.checksums("model/")
+        """The checksum of every parameter, the base's included; reads no array."""
+        base_checksums = self.base.checksums() if self.base else {}
+        return base_checksums | self.checkpoint.checksums("model/")
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What identifies the whole model: names, shapes, types and bits of all parameters."""
+        """The fingerprint of the whole model: names, shapes, types and bits of all parameters."""
         return fingerprint.combine(self.checksums())
 
     @property
     def permanent_path(self) -> str:
-        """Where these weights stay: the finished model's own folder, if it is that of one."""
+        """The folder of the finished model, which pruning never removes; else the checkpoint's."""
         path = self.checkpoint.path
-        shelf = path.parent.parent / "model" / path.name
-        return str(shelf if shelf.exists() else path)
+        finished = path.parent.parent / "model" / path.name
+        return str(finished if finished.exists() else path)
 
-    def parameters(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
-        """Reads single-layer parameters, each onto the sharding that it asks for.
+    def restore(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arrays:
+        """Reads single-layer parameters, each onto the sharding that its abstract array has.
 
         Raises:
           ValueError: names or shapes that the run does not have.
         """
-        own = self.checkpoint.checksums("model/")
-        mine = {name: shape for name, shape in abstract.items() if name in own or not self.base}
-        rest = {name: shape for name, shape in abstract.items() if name not in mine}
-        read = self.checkpoint.restore({f"model/{n}": s for n, s in mine.items()}, partial=True)
-        arrays = {name.removeprefix("model/"): array for name, array in read.items()}
-        return arrays | (self.base.parameters(rest) if self.base and rest else {})
+        own_names, base_names = self._split(abstract)
+        own = {f"model/{name}": abstract[name] for name in own_names}
+        arrays = _without_prefix(self.checkpoint.restore(own, partial=True))
+        if self.base and base_names:
+            arrays |= self.base.restore({name: abstract[name] for name in base_names})
+        return arrays
 
     def read(self, *names: str) -> dict[str, np.ndarray]:
-        """Parameters on the host, by their single-layer names; the base's where it is not tuned.
+        """Reads parameters on the host, by their single-layer names; the base's where not tuned.
 
         Raises:
           ValueError: no such parameter.
         """
+        own_names, base_names = self._split(names)
+        arrays = _without_prefix(self.checkpoint.read(*(f"model/{name}" for name in own_names)))
+        return arrays | (self.base.read(*base_names) if self.base and base_names else {})
+
+    def _split(self, names: Iterable[str]) -> tuple[list[str], list[str]]:
+        """The names that this run's own checkpoint has, and those that its base has."""
+        if self.base is None:
+            return list(names), []
         own = self.checkpoint.checksums("model/")
-        mine = [name for name in names if name in own or self.base is None]
-        read = self.checkpoint.read(*(f"model/{name}" for name in mine))
-        arrays = {name.removeprefix("model/"): array for name, array in read.items()}
-        rest = [name for name in names if name not in arrays]
-        return arrays | (self.base.read(*rest) if self.base and rest else {})
+        names = list(names)
+        return [n for n in names if n in own], [n for n in names if n not in own]
+
+
+def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("model/"): array for name, array in arrays.items()}
 
 
 def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
@@ -122,41 +131,62 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
       FileNotFoundError: no checkpoint there, or the base is gone.
       ValueError: the base is not the one that the run was tuned on.
     """
-    saved = open_checkpoint(path)
-    metadata = saved.metadata()
-    where = f"{saved.path}: metadata"
+    checkpoint = open_checkpoint(path)
+    metadata = checkpoint.metadata()
+    where = f"{checkpoint.path}: metadata"
     experiment = metadata["experiment"]
     if experiment is not None:
         experiment = schema.build(Experiment, experiment, f"{where}.experiment")
-    model = schema.build(ModelConfig, metadata["model"], f"{where}.model")
-    below = None
-    if metadata["base"] is not None:
-        place = base or metadata["base"]["path"]
-        try:
-            below = open_run(place)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{saved.path} was tuned on the base {place}, which is gone ({error}); "
-                "say where it is now with --base"
-            ) from error
-        if below.fingerprint != metadata["base"]["fingerprint"]:
-            raise ValueError(
-                f"{saved.path} was tuned on a base with fingerprint "
-                f"{metadata['base']['fingerprint'][:16]}, but {place} has "
-                f"{below.fingerprint[:16]}: it is another model, or another step of it"
-            )
-    method = method_of(metadata, str(saved.path))
-    text, name = saved.files()[TOKENIZER].decode(), f"{saved.path}: {TOKENIZER}"
-    words = tokenizers.from_json(text, name, **metadata.get("roles", {}))
-    words.chat_template = chat_template.find_template(saved.files())
-    return Run(saved, experiment, model, words, below, method, metadata.get("imported"))
+    files = checkpoint.files()
+    tokenizer = tokenizers.from_json(
+        files[TOKENIZER].decode(),
+        f"{checkpoint.path}: {TOKENIZER}",
+        **metadata.get("roles", {}),
+    )
+    tokenizer.chat_template = chat_template.find_template(files)
+    return Run(
+        checkpoint=checkpoint,
+        experiment=experiment,
+        model=schema.build(ModelConfig, metadata["model"], f"{where}.model"),
+        tokenizer=tokenizer,
+        base=_open_base(checkpoint, metadata["base"], base),
+        method=method_of(metadata, str(checkpoint.path)),
+        imported=metadata.get("imported"),
+    )
+
+
+def _open_base(
+    checkpoint: Checkpoint, recorded: Mapping[str, str] | None, path: str | None
+) -> Run | None:
+    """The base that a checkpoint's metadata records, at `path` if it has moved.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_run` does.
+    """
+    if recorded is None:
+        return None
+    path = path or recorded["path"]
+    try:
+        base = open_run(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{checkpoint.path} was tuned on the base {path}, which is gone ({error}); "
+            "say where it is now with --base"
+        ) from error
+    if base.fingerprint != recorded["fingerprint"]:
+        raise ValueError(
+            f"{checkpoint.path} was tuned on a base with fingerprint "
+            f"{recorded['fingerprint'][:16]}, but {path} has "
+            f"{base.fingerprint[:16]}: it is another model, or another step of it"
+        )
+    return base
 
 
 def method_of(metadata: Mapping[str, Any], path: str) -> Method:
-    """The method that a checkpoint's metadata speaks of.
+    """The method that a checkpoint's metadata records.
 
     Raises:
-      ValueError: it is none of this version's.
+      ValueError: this version has no such method.
     """
     method = metadata.get("method") or (metadata["experiment"] or {}).get("method")
     if method is None:
@@ -164,7 +194,7 @@ def method_of(metadata: Mapping[str, Any], path: str) -> Method:
     return schema.build(MethodConfig, method, f"{path}: metadata.method", "Method")
 
 
-def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer]:
+def open_base_and_tokenizer(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer]:
     """The base that an experiment starts from, if there is one, and the tokenizer of its data.
 
     Raises:
@@ -175,12 +205,11 @@ def open_start(experiment: Experiment) -> tuple[Run | None, tokenizers.Tokenizer
     if not experiment.tokenizer:
         assert base is not None  # Experiment checks that one of the two is given
         return base, base.tokenizer
-    whose = experiment.tokenizer
-    is_run = storage.is_folder(whose)
-    words = open_run(whose).tokenizer if is_run else tokenizers.load(whose)
+    path = experiment.tokenizer
+    tokenizer = open_run(path).tokenizer if storage.is_folder(path) else tokenizers.load(path)
     if base is None:
-        return None, words
-    if words.fingerprint() != base.tokenizer.fingerprint():
+        return None, tokenizer
+    if tokenizer.fingerprint() != base.tokenizer.fingerprint():
         raise ValueError(
             f"{experiment.tokenizer} is not the tokenizer of {experiment.init_from}: the "
             "base would read other words; leave `tokenizer` out"
@@ -197,19 +226,19 @@ def write(
     method: Method | None = None,
     base: Run | None = None,
     experiment: Experiment | None = None,
-    facts: Mapping[str, Any] | None = None,
-    beside: Mapping[str, Any] | None = None,
+    extra_metadata: Mapping[str, Any] | None = None,
+    extra_arrays: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a model that was made of another without training, as a run's folder.
+    """Writes a model that was derived from another without training, as a run's folder.
 
     Args:
-      like: the run whose tokenizer and companions it keeps.
+      like: the run whose tokenizer and sidecar files it keeps.
       arrays: its own parameters, by single-layer name.
       method, base: what the parameters are attached by, and to; neither for a whole model.
-      experiment: what `like` was tuned by, if this is that model in another form: its template
-        and its data are said by it.
-      facts: what the metadata says beside that.
-      beside: arrays that are no parameters.
+      experiment: the experiment that trained `like`, if this is that model in another form; it
+        records the template and the data.
+      extra_metadata: entries of the metadata beside the usual ones.
+      extra_arrays: arrays that are not parameters.
 
     Returns:
       The step's folder.
@@ -229,26 +258,26 @@ def write(
         "roles": like.tokenizer.roles,
         "imported": like.imported,
         "versions": library_versions(),
-        **(facts or {}),
+        **(extra_metadata or {}),
     }
     files = {**like.sidecar_files, TOKENIZER: like.tokenizer.to_json().encode()}
     folder = storage.absolute(out) / "model"
-    with Checkpointer(folder, keep_last=1, asynchronous=False) as shelf:
-        saved = {f"model/{name}": array for name, array in arrays.items()}
-        step = like.checkpoint.step if experiment else 0
-        shelf.save(step, {**saved, **(beside or {})}, metadata, files=files)
+    step = like.checkpoint.step if experiment else 0
+    parameters = {f"model/{name}": array for name, array in arrays.items()}
+    with Checkpointer(folder, keep_last=1, asynchronous=False) as checkpointer:
+        checkpointer.save(step, {**parameters, **(extra_arrays or {})}, metadata, files=files)
     return folder / str(step)
 
 
 def check_free(out: str | os.PathLike[str]) -> None:
-    """Refuses a run's folder that holds a model; what a killed program left does not count.
+    """Refuses a run's folder that holds a model; leftovers of a killed save do not count.
 
     Raises:
-      FileExistsError: it does.
+      FileExistsError: the folder holds a model.
     """
-    for shelf in (storage.absolute(out) / "model", storage.absolute(out) / "checkpoints"):
-        if storage.is_folder(shelf) and not all(
-            LEFTOVER.fullmatch(path.name) for path in shelf.iterdir()
+    for folder in (storage.absolute(out) / "model", storage.absolute(out) / "checkpoints"):
+        if storage.is_folder(folder) and not all(
+            LEFTOVER.fullmatch(path.name) for path in folder.iterdir()
         ):
             raise FileExistsError(f"{out} holds a model already; choose another folder")
 
@@ -259,14 +288,19 @@ def check_parameters(run: Run) -> None:
     Raises:
       ValueError: arrays that are missing or too many, or of other shapes or types, by name.
     """
-    shapes = methods.abstract(run.model, run.method, methods.single_layers(run.model))
-    trains = set(tree.unstack_shapes(_only(shapes, methods.trainable(shapes, run.method))))
-    below = run.base.checksums() if run.base else {}
-    every = tree.unstack_shapes(tree.flatten(shapes))
-    wanted = {name: s for name, s in every.items() if name not in below or name in trains}
+    model = methods.abstract(run.model, run.method, methods.single_layers(run.model))
+    leaves = tree.flatten(model)
+    trainable = {name: leaves[name] for name in methods.trainable(model, run.method)}
+    trainable_names = set(tree.unstack_shapes(trainable))
+    base_names = run.base.checksums() if run.base else {}
+    expected = {
+        name: shape
+        for name, shape in tree.unstack_shapes(leaves).items()
+        if name not in base_names or name in trainable_names
+    }
     own = run.checkpoint.checksums("model/")
-    tree.check_names(wanted, own, f"{run.checkpoint.path}: arrays of {run.method.kind}")
-    for name, shape in wanted.items():
+    tree.check_names(expected, own, f"{run.checkpoint.path}: arrays of {run.method.kind}")
+    for name, shape in expected.items():
         if (own[name].shape, own[name].dtype) != (shape.shape, str(shape.dtype)):
             raise ValueError(
                 f"{run.checkpoint.path}: {name} is {own[name].dtype} {list(own[name].shape)}; "
@@ -274,77 +308,27 @@ def check_parameters(run: Run) -> None:
             )
 
 
-def _only(shapes: Transformer, names: Iterable[str]) -> dict[str, Any]:
-    flat = tree.flatten(shapes)
-    return {name: flat[name] for name in names}
-
-
-def measured_fingerprint(run: Run) -> str:
-    """The fingerprint of what lies in the run's files now: every array is read again.
+def recompute_fingerprint(run: Run) -> str:
+    """The fingerprint of the content of the run's files now: reads every array again.
 
     Raises:
       CheckpointError: a file is missing, cut short or changed.
     """
-    found = [fingerprint.checksums(run.read(name)) for name in run.checksums()]
-    return fingerprint.combine({name: one for each in found for name, one in each.items()})
+    checksums: dict[str, fingerprint.Checksum] = {}
+    for name in run.checksums():
+        checksums |= fingerprint.checksums(run.read(name))
+    return fingerprint.combine(checksums)
 
 
 def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Transformer:
-    """The run's model with everything attached, sharded over the mesh.
+    """Reads the run's model with everything attached, sharded over the mesh.
 
     Raises:
       ValueError: the run's arrays are not those of its method.
     """
     check_parameters(run)
-    return read_model(methods.abstract(run.model, run.method), run.parameters, mesh, rules)
-
-
-def read_model(
-    shapes: Transformer, read: Read, mesh: jax.sharding.Mesh, rules: sharding.Rules
-) -> Transformer:
-    """An abstract model with arrays, sharded over the mesh; `read` gives single layers."""
-    flat = tree.flatten(shapes)
-    placed = sharding.shardings(tree.parameter_axes(shapes), flat, mesh, rules)
-    return tree.unflatten(shapes, restore_stacked(flat, placed, read))
-
-
-def restore_stacked(flat: Mapping[str, Any], placed: Mapping[str, Any], read: Read) -> Arrays:
-    """Reads single layers with `read(abstract) -> arrays` and stacks them under `flat`'s names."""
-    singles = single_layers(flat, placed)
-    stack = _stacking(tuple(flat))
-    return jax.jit(stack, out_shardings={name: placed[name] for name in flat})(read(singles))
-
-
-@functools.cache  # JAX knows a program again by its function
-def _stacking(names: tuple[str, ...]) -> Callable[[Arrays], Arrays]:
-    return functools.partial(tree.restack, names=names)
-
-
-def single_layers(
-    flat: Mapping[str, Any], placed: Mapping[str, Any]
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Abstract single layers of (stacked) shapes, on the shardings that the stacks have."""
-    singles = {}
-    for name, shape in flat.items():
-        names = tree.layer_names(name)
-        stacked = tree.is_stacked(name)
-        where = sharding.layer_shardings(names, placed[name]) if stacked else {name: placed[name]}
-        for single in names:
-            form = shape.shape[1:] if stacked else shape.shape
-            singles[single] = jax.ShapeDtypeStruct(form, shape.dtype, sharding=where[single])
-    return singles
-
-
-def unstack_for_saving(arrays: Arrays) -> Arrays:
-    """Stacked arrays -> single layers, on the shardings that the stacks have."""
-    placed: dict[str, jax.sharding.Sharding] = {}
-    for name, array in arrays.items():
-        names = tree.layer_names(name)
-        if tree.is_stacked(name):
-            placed |= sharding.layer_shardings(names, array.sharding)
-        else:
-            placed[name] = array.sharding
-    return jax.jit(tree.unstack, out_shardings=placed)(arrays)
+    abstract_model = methods.abstract(run.model, run.method)
+    return restore_model(abstract_model, run.restore, mesh, rules)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

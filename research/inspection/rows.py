@@ -57,7 +57,7 @@ def open_data(experiment: Experiment, splits: Sequence[str] = ()) -> Opened:
     """
     from research.checkpoints import runs
 
-    base, words = runs.open_start(experiment)
+    base, words = runs.open_base_and_tokenizer(experiment)
     names = experiment.method.bind(words).bank_names
     shape = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
     config = dataclasses.replace(

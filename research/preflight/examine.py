@@ -106,7 +106,7 @@ def abstract_program(
     """The program on devices that need not exist, of a base that need not either."""
     base = words = None
     if experiment.init_from and (Path(experiment.init_from).exists() or experiment.model is None):
-        base, words = runs.open_start(experiment)
+        base, words = runs.open_base_and_tokenizer(experiment)
     elif experiment.tokenizer and Path(experiment.tokenizer).is_file():
         words = tokenizers.load(Path(experiment.tokenizer))
     if words is not None:

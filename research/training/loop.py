@@ -36,7 +36,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     import jax
 
     from research import sharding, tree
-    from research.checkpoints import runs
+    from research.checkpoints import runs, stacking
     from research.checkpoints.checkpointer import Checkpointer, library_versions
     from research.data import run_checks, token_cache
     from research.data.pipeline import Pipeline
@@ -56,7 +56,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     started, folder, timing = time.perf_counter(), storage.absolute(workdir), Timing()
 
     # --- program: everything abstract, so that what does not fit is said before compute ---
-    base, words = runs.open_start(experiment)
+    base, words = runs.open_base_and_tokenizer(experiment)
     method = experiment.method.bind(words)
     experiment = dataclasses.replace(experiment, method=method)
     program = make_program(experiment, base)
@@ -185,7 +185,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             writer.mirror()  # lines up to a checkpoint are not written again
             to.save(
                 step,
-                runs.unstack_for_saving({name: arrays[name] for name in names}),
+                stacking.unstack_for_saving({name: arrays[name] for name in names}),
                 metadata | {"seconds": spent + time.perf_counter() - started},
                 metrics=measured if measured_at == step else None,  # an older model's say nothing
                 files={**sidecar_files, runs.TOKENIZER: words.to_json().encode()},

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research import methods, sharding, tree
 from research import step as stepping
 from research.batch import Batch
-from research.checkpoints import runs
+from research.checkpoints import stacking
 from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.runs import Run
 from research.data.examples import make_objective
@@ -184,7 +184,7 @@ class Program:
             model = jax.jit(begin, out_shardings=placed)(start_key, attach_key)
         else:
             shapes = tree.flatten(self.base_shapes)
-            arrays = runs.restore_stacked(shapes, parameters, self.base.parameters)
+            arrays = stacking.restore_stacked(shapes, parameters, self.base.restore)
             held = tree.unflatten(self.base_shapes, arrays)
             model = jax.jit(method.attach, out_shardings=placed)(held, attach_key)
         begin_state = functools.partial(stepping.init_state, step_config=self.step_config)
@@ -195,10 +195,10 @@ class Program:
         """The state as a checkpoint of this run has it; what it leaves to the base from there."""
         flat = tree.flatten(self.state_shapes)
         mine = {name: flat[name] for name in self.saved_names}
-        arrays = runs.restore_stacked(mine, self.shardings, saved.restore)
+        arrays = stacking.restore_stacked(mine, self.shardings, saved.restore)
         if self.base is not None and self.frozen_base:
             theirs = {name: flat[f"model/{name}"] for name in self.frozen_base}
-            read = runs.restore_stacked(theirs, self._part("model/"), self.base.parameters)
+            read = stacking.restore_stacked(theirs, self._part("model/"), self.base.restore)
             arrays |= {f"model/{name}": array for name, array in read.items()}
         return tree.unflatten(self.state_shapes, arrays)
 

@@ -82,7 +82,7 @@ def test_adapter_start_does_not_depend_on_mesh(world, method):
     states = []
     for mesh, devices in ((MeshConfig(1), [0]), (MeshConfig(1, 2, 2, 2), [3, 1, 4, 0, 6, 7, 2, 5])):
         tuning = world.tuning(1, method=method, mesh=mesh)
-        base, _ = runs.open_start(tuning)
+        base, _ = runs.open_base_and_tokenizer(tuning)
         made = make_program(tuning, base, [jax.devices()[i] for i in devices])
         with sharding.mesh_context(made.mesh, tuning.sharding_rules):
             states.append(tree.flatten(made.fresh_state().model))

@@ -257,7 +257,7 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
     # so it does where the tokenizer's file is given too, and tunes are held to it
     started = {"model": None, "init_from": str(tmp_path / "run")}
     again = world.experiment(1, data=world.questions(), **started)
-    assert again.tokenizer and runs.open_start(again)[1].chat_template == PLAIN
+    assert again.tokenizer and runs.open_base_and_tokenizer(again)[1].chat_template == PLAIN
     with pytest.raises(ValueError, match=r"unlike the chat template(?s:.*)Q: What is red"):
         train(again, tmp_path / "tuned")
     train(dataclasses.replace(again, checks=CheckConfig(other_template=True)), tmp_path / "tuned")

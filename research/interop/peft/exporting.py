@@ -105,7 +105,7 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if name.startswith("model/methods/") or (name.startswith("model/") and "/site/" in name)
     }
     arrays = {
-        name: np.asarray(a) for name, a in run.parameters(sharding.shard_any_axis(shapes)).items()
+        name: np.asarray(a) for name, a in run.restore(sharding.shard_any_axis(shapes)).items()
     }
     for name, array in arrays.items():
         if not np.isfinite(array).all():
