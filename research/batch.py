@@ -1,4 +1,4 @@
-"""The one thing that objectives make and the train step reads.
+"""The batch: what objectives make and the train step reads.
 
 B is the number of sequences (rows), S the number of tokens in a row.
 """
@@ -21,17 +21,17 @@ SHARED = -1
 class Batch:
     """Rows of packed documents. A pytree; on the host its leaves are numpy arrays.
 
-    `targets[b, s]` is what place s says: as a rule the token that follows `tokens[b, s]` in its
-    document, and in masked data the token that belongs at place s itself. Nothing shifts again.
-    `data.checks.check_batch` says whether a batch makes sense.
+    `targets[b, s]` is the token to predict at position s: as a rule the one that follows
+    `tokens[b, s]` in its document, in masked data the one that belongs at s itself. Nothing shifts
+    again. `data.checks.check_batch` tells whether a batch is consistent.
     """
 
-    tokens: Array  # [B, S] int32: what the model reads.
-    targets: Array  # [B, S] int32: what it should say there.
-    weights: Array  # [B, S] float32: 0 = not trained on.
-    segments: Array  # [B, S] int32: 0 padding, 1.. which document, -1 seen by all of them.
-    positions: Array  # [B, S] int32: 0, 1, 2 .. along every document (fast attention relies on it).
-    prefix: Array | None = None  # [B, S] bool: region whose tokens see each other both ways.
+    tokens: Array  # [B,S] int32: the model's input.
+    targets: Array  # [B,S] int32: the token to predict at each position.
+    weights: Array  # [B,S] float32: weight of each target in the loss; 0 = not trained on.
+    segments: Array  # [B,S] int32: 0 padding, 1.. number of the document, -1 seen by all of them.
+    positions: Array  # [B,S] int32: 0, 1, 2 .. along every document (fast attention relies on it).
+    prefix: Array | None = None  # [B,S] bool: region with bidirectional attention.
     adapter: Array | None = None  # [B] int32: which attached adapter a row uses.
     # Whether some segment may be -1; static, because fast attention has no such segment.
     shared: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})

@@ -1,14 +1,14 @@
 """The train step and the evaluation step: one code path for every objective and every method.
 
-The step knows a batch, a partition of the model's leaves and numbers. Pretraining, full
-fine-tuning and LoRA differ in those alone.
+The step takes a batch, a partition of the model's leaves into trainable and frozen, and numbers.
+Pretraining, full fine-tuning and LoRA differ in those alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ class TrainState:
     """Everything that a step changes.
 
     Attributes:
-      step: [] int32, steps taken, skipped ones included.
+      step: [] int32, number of steps taken, skipped ones included.
       model: the model, a pytree of arrays.
       optimizer: Optax state of the trainable leaves only.
     """
@@ -45,15 +45,15 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hyper:
-    """Numbers that a run can vary without another compilation.
+    """Hyper-parameters as arrays: runs that differ only in them share one compiled program.
 
     Attributes:
       key: random key of the run's dropout.
       schedule: numbers of the learning-rate schedule.
-      rates, decays: for each trainable leaf, what multiplies the rate and the decay; [] or, for
+      learning_rate_multipliers, weight_decay_multipliers: one for each trainable leaf; [] or, for
         a stacked leaf, [L].
-      decay: [] decoupled weight decay.
-      clip: [] largest global norm of the gradient; None never clips.
+      weight_decay: [] decoupled weight decay.
+      max_grad_norm: [] largest global norm of the gradient; None never clips.
       dropout, adapter_dropout: [] see `Context`; None compiles no dropout at all.
     """
 
@@ -69,33 +69,35 @@ class Hyper:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What fixes the program of a step; two runs with equal plans and shapes share one."""
+    """What the compiled program depends on; runs with equal configs and shapes share one."""
 
-    # names of the leaves that train, see `methods.trainable`
+    # names of the trainable leaves, see `methods.trainable`
     trainable: tuple[str, ...]
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: schedules.Kind = "cosine"
     loss: LossConfig = LossConfig()
-    # micro-batches that one step adds up
+    # number of micro-batches in a step
     accumulation_steps: int = 1
 
 
 def init_state(model: Any, step_config: StepConfig) -> TrainState:
     """The state before the first step."""
     trainable, _ = tree.partition(model, step_config.trainable)
-    state = optimizers.make_optimizer(step_config.optimizer, tree.parameter_axes(model)).init(
-        trainable
-    )
-    return TrainState(jnp.zeros((), jnp.int32), model, state)
+    optimizer = _make_optimizer(model, step_config)
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trainable))
+
+
+def _make_optimizer(model: Any, step_config: StepConfig) -> optax.GradientTransformation:
+    return optimizers.make_optimizer(step_config.optimizer, tree.parameter_axes(model))
 
 
 def multipliers(
     rules: tree.Rules[float], trainable: Iterable[str], names: Iterable[str], what: str
 ) -> dict[str, jax.Array]:
-    """The rules' number for each trainable leaf (1 where none matches), one a layer in stacks.
+    """The rules' number for each trainable leaf, 1 where none matches; [L] for a stacked leaf.
 
     Args:
-      names: all of the model's leaves; a rule may speak of what another method trains.
+      names: all of the model's leaves; a rule may name one that does not train.
 
     Raises:
       ValueError: a pattern that matches none of them.
@@ -109,8 +111,8 @@ def multipliers(
 
 
 def row_context(batch: Batch, hyper: Hyper, step: jax.Array, rows: jax.Array) -> Context:
-    """The context of training: a key for each global row, so that mesh and accumulation do not
-    change which units are dropped."""
+    """The context of a training pass, with a key for each global row, so that mesh and accumulation
+    do not change which units are dropped."""
     keys = None
     if hyper.dropout is not None or hyper.adapter_dropout is not None:
         key = jax.random.fold_in(hyper.key, step)
@@ -144,7 +146,7 @@ def train_step(
     """
     trainable, frozen = tree.partition(state.model, step_config.trainable)
 
-    def sums(trainable, batch, rows):
+    def loss_sums(trainable, batch, rows):
         model = tree.merge(state.model, trainable, frozen)
         context = row_context(batch, hyper, state.step, rows)
         hidden = last_hidden(model, batch, context)
@@ -154,24 +156,11 @@ def train_step(
             )
         return losses.loss, losses
 
-    gradient = jax.grad(sums, has_aux=True)
-    rows = jnp.arange(batch.tokens.shape[0])
-    if step_config.accumulation_steps == 1:
-        gradients, losses = gradient(trainable, batch, rows)
-    else:
-        # rows are dealt out in turn, so that each device's rows stay its own
-        def split_rows(x):
-            return x.reshape(-1, step_config.accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
-
-        parts = jax.tree.map(split_rows, (batch, rows))
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, gradient(trainable, *part)), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient, trainable, *first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (gradients, losses), _ = jax.lax.scan(add, zeros, parts)
+    # gradients and losses are sums; both are divided once, by the weights of the whole batch
+    gradient_function = jax.grad(loss_sums, has_aux=True)
+    gradients, losses = _accumulate(
+        gradient_function, trainable, batch, step_config.accumulation_steps
+    )
     weight = jnp.sum(batch.weights)
     scale = 1 / jnp.maximum(weight, 1e-9)
     gradients = jax.tree.map(lambda x: x * scale, gradients)
@@ -182,37 +171,68 @@ def train_step(
     is_finite = jnp.isfinite(losses.loss) & jnp.isfinite(norm) & (weight > 0)
 
     with jax.named_scope("optimizer"):
-        make_optimizer = optimizers.make_optimizer(
-            step_config.optimizer, tree.parameter_axes(state.model)
-        )
-        updates, optimizer = make_optimizer.update(gradients, state.optimizer, trainable)
+        optimizer = _make_optimizer(state.model, step_config)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trainable)
     is_finite &= jnp.isfinite(optax.tree.norm(updates))
-    rate = schedules.learning_rate(step_config.schedule, hyper.schedule, state.step)
+    learning_rate = schedules.learning_rate(step_config.schedule, hyper.schedule, state.step)
 
-    def apply(name: str) -> jax.Array:
-        old = trainable[name]
-        spread = lambda x: x.reshape(x.shape + (1,) * (old.ndim - x.ndim))  # noqa: E731
-        weight_decay = hyper.weight_decay * spread(hyper.weight_decay_multipliers[name])
-        new = old - rate * spread(hyper.learning_rate_multipliers[name]) * (
-            updates[name] + weight_decay * old
-        )
-        return jnp.where(is_finite, new, old)
-
+    # where, not cond: both branches are cheap, and the program has no branch
+    keep_finite = functools.partial(jnp.where, is_finite)
     with jax.named_scope("apply"):
-        trained = {name: apply(name) for name in trainable}
-    keep = functools.partial(jnp.where, is_finite)
-    optimizer = jax.tree.map(keep, optimizer, state.optimizer)
+        new = {
+            name: keep_finite(_apply_update(name, old, updates[name], learning_rate, hyper), old)
+            for name, old in trainable.items()
+        }
+    optimizer_state = jax.tree.map(keep_finite, optimizer_state, state.optimizer)
     metrics = {
         "loss": losses.loss * scale,
         "nll": losses.nll * scale,
         "accuracy": losses.correct * scale,
         "trained_tokens": weight,
         "gradient_norm": norm,
-        "learning_rate": rate,
+        "learning_rate": learning_rate,
         "skipped": 1 - is_finite.astype(jnp.int32),
     }
-    model = tree.merge(state.model, trained, frozen)
-    return TrainState(state.step + 1, model, optimizer), metrics
+    model = tree.merge(state.model, new, frozen)
+    return TrainState(state.step + 1, model, optimizer_state), metrics
+
+
+def _accumulate(
+    gradient_function: Callable[..., tuple[tree.Arrays, TokenLosses]],
+    trainable: tree.Arrays,
+    batch: Batch,
+    steps: int,
+) -> tuple[tree.Arrays, TokenLosses]:
+    """Sums of gradients and losses over `steps` micro-batches."""
+    rows = jnp.arange(batch.tokens.shape[0])
+    if steps == 1:
+        return gradient_function(trainable, batch, rows)
+
+    def split_rows(x: Array) -> jax.Array:
+        # [B,...] -> [steps,B/steps,...], rows in turn, so that each device's rows stay its own
+        return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, gradient_function(trainable, *micro_batch)), None
+
+    micro_batches = jax.tree.map(split_rows, (batch, rows))
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    shapes = jax.eval_shape(gradient_function, trainable, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
+def _apply_update(
+    name: str, old: jax.Array, update: jax.Array, learning_rate: jax.Array, hyper: Hyper
+) -> jax.Array:
+    """One leaf after decoupled weight decay (Loshchilov 2019, arXiv:1711.05101) and its update."""
+
+    def per_layer(multiplier: Array) -> Array:
+        return multiplier.reshape(multiplier.shape + (1,) * (old.ndim - multiplier.ndim))
+
+    weight_decay = hyper.weight_decay * per_layer(hyper.weight_decay_multipliers[name])
+    rate = learning_rate * per_layer(hyper.learning_rate_multipliers[name])
+    return old - rate * (update + weight_decay * old)
 
 
 def eval_step(model: Any, batch: Batch) -> TokenLosses:

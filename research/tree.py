@@ -25,14 +25,14 @@ _STACKED = re.compile(r"^(?P<before>.*?)layers/(?P<first>\d+)-(?P<last>\d+)(?P<a
 
 
 def join(path: tuple[Any, ...]) -> str:
-    """The name of a place in a model: the keys of its path, joined by `/`."""
+    """The name of a node of a model: the keys of its path, joined by `/`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def name_of(path: tuple[Any, ...]) -> str:
     """The name of a leaf: its path without the `value` that every `nnx.Param` ends with."""
-    inner = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
-    return join(path[:-1] if inner else path)
+    is_value = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+    return join(path[:-1] if is_value else path)
 
 
 def flatten(tree: Any) -> Arrays:
@@ -49,27 +49,27 @@ def unflatten(like: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 def parameter_axes(tree: Any) -> dict[str, tuple[str | None, ...]]:
-    """The logical axes noted beside each parameter, the stack's layer axis included.
+    """The logical axes in each parameter's metadata; a stacked one has `layers` in front.
 
     Raises:
-      ValueError: a parameter that notes none, or not one for each of its axes.
+      ValueError: a parameter without logical axes, or not one for each of its axes.
     """
 
     def is_parameter(node: Any) -> bool:
         return isinstance(node, nnx.Variable)
 
-    axes = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_parameter)[0]:
-        name, noted = join(path), leaf.get_metadata().get("axes")
+    result = {}
+    for path, parameter in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_parameter)[0]:
+        name, axes = join(path), parameter.get_metadata().get("axes")
         layers = ("layers",) if is_stacked(name) else ()
-        if noted is None or len(layers) + len(noted) != leaf.ndim:
-            own = leaf.shape[len(layers) :]
+        if axes is None or len(layers) + len(axes) != parameter.ndim:
+            shape = parameter.shape[len(layers) :]
             raise ValueError(
-                f"{name}: a parameter of shape {own} notes one logical axis (or None) for each of "
-                f"its {len(own)}, as in nnx.Param(array, axes=...), not {noted}"
+                f"{name}: a parameter of shape {shape} notes one logical axis (or None) for each "
+                f"of its {len(shape)}, as in nnx.Param(array, axes=...), not {axes}"
             )
-        axes[name] = (*layers, *noted)
-    return axes
+        result[name] = (*layers, *axes)
+    return result
 
 
 # in front of a pattern over parameter names: only those that no method attached
@@ -83,15 +83,15 @@ def is_attached(name: str) -> bool:
 
 def partition(tree: Any, trainable: Iterable[str]) -> tuple[Arrays, Arrays]:
     """Splits a model into `{name: leaf}` of the trainable leaves and of the frozen ones."""
-    arrays, chosen = flatten(tree), set(trainable)
+    arrays, names = flatten(tree), set(trainable)
     return (
-        {name: leaf for name, leaf in arrays.items() if name in chosen},
-        {name: leaf for name, leaf in arrays.items() if name not in chosen},
+        {name: leaf for name, leaf in arrays.items() if name in names},
+        {name: leaf for name, leaf in arrays.items() if name not in names},
     )
 
 
 def merge(like: Any, *parts: Mapping[str, Any]) -> Any:
-    """The inverse of `partition`; `like` gives the structure only."""
+    """The inverse of `partition`; of `like`, only the structure is used."""
     return unflatten(like, {name: leaf for part in parts for name, leaf in part.items()})
 
 
@@ -108,22 +108,21 @@ def stack_key(first: int, count: int) -> str:
 
 
 def stack_range(key: str) -> range:
-    """The layers that a stack's key names."""
+    """The layers of a stack, from its key."""
     first, last = key.split("-")
     return range(int(first), int(last) + 1)
 
 
 def stacks(layers: Mapping[str, Value]) -> list[tuple[range, Value]]:
     """The stacks of a model in the order of their layers."""
-    return sorted(((stack_range(key), stack) for key, stack in layers.items()), key=_first)
-
-
-def _first(item: tuple[range, Any]) -> int:
-    return item[0].start
+    return sorted(
+        ((stack_range(key), stack) for key, stack in layers.items()),
+        key=lambda item: item[0].start,
+    )
 
 
 def layer_names(name: str) -> list[str]:
-    """The single-layer names that a leaf stands for: itself when it is not stacked."""
+    """The single-layer names of a leaf: its own name when it is not stacked."""
     match = _STACKED.match(name)
     if match is None:
         return [name]
@@ -142,12 +141,12 @@ def unstack(arrays: Mapping[str, Any]) -> Arrays:
     return result
 
 
-def restack(layered: Mapping[str, Any], names: Iterable[str]) -> Arrays:
+def restack(arrays: Mapping[str, Any], names: Iterable[str]) -> Arrays:
     """One array a layer -> arrays under the given, possibly stacked, names."""
     return {
-        name: jnp.stack([layered[layer] for layer in layer_names(name)])
+        name: jnp.stack([arrays[layer] for layer in layer_names(name)])
         if is_stacked(name)
-        else layered[name]
+        else arrays[name]
         for name in names
     }
 
@@ -157,23 +156,22 @@ def unstack_shapes(shapes: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]
     return jax.eval_shape(unstack, dict(shapes))
 
 
-def one_of(stacked: Any) -> Any:
-    """One of what lies along the leaves' first axis, abstractly."""
-    inner = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)  # noqa: E731
-    return jax.tree.map(inner, stacked)
+def one_of(stack: Any) -> Any:
+    """One abstract element along the leaves' first axis."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
 
 
-def group(count: int, alike: Callable[[int, int], bool], longest: int) -> tuple[str, ...]:
-    """Cuts layers 0..count-1 into stacks of consecutive layers that are alike.
+def group(count: int, alike: Callable[[int, int], bool], max_layers: int) -> tuple[str, ...]:
+    """Groups layers 0..count-1 into stacks of consecutive layers that are alike.
 
     Args:
       alike: whether layer j can share a stack with layer i.
-      longest: most layers in one stack; 0 for no limit, 1 for an unrolled model.
+      max_layers: most layers in one stack; 0 for no limit, 1 for an unrolled model.
     """
     keys, first = [], 0
     for layer in range(1, count + 1):
-        full = longest and layer - first == longest
-        if layer == count or full or not alike(first, layer):
+        is_full = max_layers and layer - first == max_layers
+        if layer == count or is_full or not alike(first, layer):
             keys.append(stack_key(first, layer - first))
             first = layer
     return tuple(keys)
@@ -193,19 +191,19 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) ->
     Raises:
       ValueError: with the nearest names.
     """
-    singles = [layer for name in names for layer in layer_names(name)]
+    layers = [layer for name in names for layer in layer_names(name)]
     for pattern in patterns:
         try:
-            compiled = re.compile(pattern)
+            regex = re.compile(pattern)
         except re.error as error:
             raise ValueError(f"{where}: {pattern!r} is no regular expression: {error}") from error
-        if not any(compiled.fullmatch(name) for name in singles):
-            near = nearest(pattern, singles)
+        if not any(regex.fullmatch(name) for name in layers):
+            near = nearest(pattern, layers)
             raise ValueError(f"{where}: pattern {pattern!r} matches nothing; nearest: {near}")
 
 
 def match_layers(rules: Rules[Value], name: str, default: Value) -> list[Value]:
-    """The rules' values for each layer that a (possibly stacked) name stands for."""
+    """The rules' value for each layer of a (possibly stacked) name."""
     return [first_match(rules, layer, default) for layer in layer_names(name)]
 
 
@@ -227,17 +225,17 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     return ", ".join(difflib.get_close_matches(plain, list(names), count, 0.0)) or "(none)"
 
 
-def check_names(wanted: Iterable[str], given: Iterable[str], what: str) -> None:
+def check_names(expected: Iterable[str], actual: Iterable[str], what: str) -> None:
     """Refuses missing and surplus names.
 
     Raises:
       ValueError: listing both.
     """
-    wanted, given = set(wanted), set(given)
-    missing, surplus = sorted(wanted - given), sorted(given - wanted)
+    expected, actual = set(expected), set(actual)
+    missing, surplus = sorted(expected - actual), sorted(actual - expected)
     if missing or surplus:
         lines = [f"{what} do not fit:"]
-        lines += [f"  missing {n} (nearest given: {nearest(n, given, 1)})" for n in missing[:8]]
-        lines += [f"  surplus {n} (nearest wanted: {nearest(n, wanted, 1)})" for n in surplus[:8]]
-        left = max(len(missing) - 8, 0) + max(len(surplus) - 8, 0)
-        raise ValueError("\n".join(lines + ([f"  and {left} more"] if left else [])))
+        lines += [f"  missing {n} (nearest given: {nearest(n, actual, 1)})" for n in missing[:8]]
+        lines += [f"  surplus {n} (nearest wanted: {nearest(n, expected, 1)})" for n in surplus[:8]]
+        remaining = max(len(missing) - 8, 0) + max(len(surplus) - 8, 0)
+        raise ValueError("\n".join(lines + ([f"  and {remaining} more"] if remaining else [])))
