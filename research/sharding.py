@@ -1,8 +1,8 @@
-"""The mesh, and rules that say on which of its axes each logical axis of an array lies.
+"""The device mesh, and the rules that map each logical axis of an array to mesh axes.
 
 Axes of the mesh: `data` (replicas of the model, and all slices of a cluster), `fsdp` (batch rows
 and weights both), `sequence` (the tokens of a row, and weights), `tensor` (heads, feed-forward and
-vocabulary). Every parameter notes its logical axes where it is made; `rules` translate them, first
+vocabulary). Every parameter names its logical axes in its metadata; `rules` translate them, first
 match wins, None replicates.
 """
 
@@ -38,14 +38,14 @@ RULES: Rules = (
     ("norm", None),
     ("rank", None),
 )
-HOST = "pinned_host"  # JAX's name of the memory beside the devices that they can reach
-# From what changes most seldom to what is said most often: neighbours share heads.
+HOST = "pinned_host"  # JAX's name for host memory that the devices can reach
+# From the axis with the least communication to the one with the most, which neighbours share.
 AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices of a slice lie along each axis; one of them may be -1, which takes the rest.
+    """Number of devices of a slice along each axis; one of them may be -1, which takes the rest.
 
     Several slices are replicas of each other: they lie along `data`, whatever the config says. So
     the same config runs on one slice and on many.
@@ -61,42 +61,42 @@ class MeshConfig:
     sequence: int = 1
 
     def sizes(self, devices: int, slices: int = 1) -> tuple[int, ...]:
-        """How many of so many devices, of all slices, lie along each of `AXES`.
+        """The mesh's size along each of `AXES`, over the devices of all slices.
 
         Raises:
-          ValueError: when the axes do not fit the number of devices of a slice.
+          ValueError: the axes do not fit the number of devices of a slice.
         """
         sizes = [self.data, self.fsdp, self.sequence, self.tensor]
-        asked = f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
-        asked += f" sequence={self.sequence}" if self.sequence != 1 else ""
+        description = f"mesh data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
+        description += f" sequence={self.sequence}" if self.sequence != 1 else ""
         if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-            raise ValueError(f"{asked}: sizes are positive; at most one is -1 (all the rest)")
-        known = math.prod(size for size in sizes if size != -1)
-        if devices % (known * slices) or (-1 not in sizes and known * slices != devices):
+            raise ValueError(f"{description}: sizes are positive; at most one is -1 (all the rest)")
+        fixed = math.prod(size for size in sizes if size != -1)
+        if devices % (fixed * slices) or (-1 not in sizes and fixed * slices != devices):
             within = f" in {slices} slices (a mesh is that of one)" if slices > 1 else ""
-            raise ValueError(f"{asked} does not fit {devices} devices{within}")
-        data, *rest = (devices // slices // known if size == -1 else size for size in sizes)
+            raise ValueError(f"{description} does not fit {devices} devices{within}")
+        data, *rest = (devices // slices // fixed if size == -1 else size for size in sizes)
         return (slices * data, *rest)
 
     def make(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh over all devices.
 
         Raises:
-          ValueError: when the axes do not fit them.
+          ValueError: the axes do not fit them.
         """
         devices = jax.devices() if devices is None else list(devices)
-        slices = slices_of(devices)
+        slices = count_slices(devices)
         sizes = self.sizes(len(devices), slices)
-        automatic = (AxisType.Auto,) * len(AXES)  # XLA places what we do not
+        automatic = (AxisType.Auto,) * len(AXES)  # XLA shards what we do not
         try:
             if slices == 1 and devices[0].platform == "tpu":
                 return jax.make_mesh(sizes, AXES, axis_types=automatic, devices=devices)
             if slices == 1:  # jax.make_mesh refuses GPUs of several hosts
-                placed = mesh_utils.create_device_mesh(sizes, devices)
+                grid = mesh_utils.create_device_mesh(sizes, devices)
             else:
                 inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
-                placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
-            return Mesh(placed, AXES, axis_types=automatic)
+                grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+            return Mesh(grid, AXES, axis_types=automatic)
         except NotImplementedError as error:
             size = "mesh " + " ".join(f"{a}={n}" for a, n in zip(AXES, sizes, strict=True) if n > 1)
             raise ValueError(
@@ -105,22 +105,26 @@ class MeshConfig:
             ) from None
 
     def abstract(self, devices: int, slices: int = 1) -> AbstractMesh:
-        """The mesh of so many devices, of which nothing else is known: for plans."""
+        """The mesh of devices of which only the number is known: for planning."""
         return AbstractMesh(self.sizes(devices, slices), AXES)
 
 
-def slices_of(devices: Sequence[jax.Device]) -> int:
-    """How many slices of TPUs these are. Hosts of GPUs, which JAX calls slices too, count as one:
-    weights may be shared between them."""
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """Number of TPU slices among the devices. Hosts of GPUs, which JAX calls slices too, count as
+    one: weights may be sharded between them."""
     return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
 
 
 def spec(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
-    """The mesh axes of an array with these logical axes."""
-    known = {name for name, _ in rules}
-    unknown = [axis for axis in axes if axis is not None and axis not in known]
+    """The mesh axes of an array with these logical axes.
+
+    Raises:
+      ValueError: a logical axis that no rule names.
+    """
+    names = {name for name, _ in rules}
+    unknown = [axis for axis in axes if axis is not None and axis not in names]
     if unknown:
-        raise ValueError(f"the sharding rules name no axis {unknown[0]!r}; they name {known}")
+        raise ValueError(f"the sharding rules name no axis {unknown[0]!r}; they name {names}")
     return linen.logical_to_mesh_axes(axes, rules)
 
 
@@ -136,24 +140,22 @@ def shardings(
     it is small, and a rank need not fit the mesh.
 
     Raises:
-      ValueError: when an axis of the base does not divide by its part of the mesh, naming both.
+      ValueError: the length of an axis of the base does not divide by the size of its mesh axes.
     """
     result = {}
     for name, logical in axes.items():
-        placed = NamedSharding(mesh, spec(logical, rules))
-        for number, (length, axis, parts) in enumerate(
-            zip(shapes[name].shape, logical, placed.spec, strict=False)
-        ):
-            over = math.prod(mesh.shape[part] for part in _parts(parts))
-            if length % over and tree.is_attached(name):
-                whole = (*placed.spec[:number], None, *placed.spec[number + 1 :])
-                placed = NamedSharding(mesh, PartitionSpec(*whole))
-            elif length % over:
+        entries = list(spec(logical, rules))
+        lengths = zip(shapes[name].shape, logical, strict=True)
+        for index, (length, axis) in enumerate(lengths):
+            size = math.prod(mesh.shape[mesh_axis] for mesh_axis in _as_tuple(entries[index]))
+            if length % size and tree.is_attached(name):
+                entries[index] = None
+            elif length % size:
                 raise ValueError(
-                    f"{name}: axis {axis!r} of length {length} does not divide by {over} devices "
-                    f"(mesh axis {parts!r}); change the mesh or the rule for {axis!r}"
+                    f"{name}: axis {axis!r} of length {length} does not divide by {size} devices "
+                    f"(mesh axis {entries[index]!r}); change the mesh or the rule for {axis!r}"
                 )
-        result[name] = placed
+        result[name] = NamedSharding(mesh, PartitionSpec(*entries))
     return result
 
 
@@ -166,12 +168,12 @@ def state_shardings(
       shapes: abstract leaves by name, `model/NAME`, `optimizer/NAME/...`, `step`.
       parameters: the model's shardings by NAME.
 
-    A leaf of the optimizer that has its parameter's shape lies where the parameter lies; factors
-    and counts are small and replicated.
+    A leaf of the optimizer with its parameter's shape has the parameter's sharding; factors and
+    counts are small and replicated.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     result = {name: replicated for name in shapes}
-    result |= {f"model/{name}": placed for name, placed in parameters.items()}
+    result |= {f"model/{name}": parameters[name] for name in parameters}
     for name, shape in shapes.items():
         owner = name.removeprefix("optimizer/")
         while owner and owner not in parameters:
@@ -183,112 +185,115 @@ def state_shardings(
 
 
 def on_host(
-    patterns: Sequence[str], leaves: Mapping[str, Any], placed: Mapping[str, NamedSharding]
+    patterns: Sequence[str], leaves: Mapping[str, Any], shardings: Mapping[str, NamedSharding]
 ) -> dict[str, NamedSharding]:
-    """The shardings, in the host's memory, of the optimizer's arrays that the patterns name.
+    """Shardings in the host's memory for the optimizer's arrays that match the patterns.
 
     Raises:
-      ValueError: a pattern that names none of them.
+      ValueError: a pattern that matches none of them.
     """
     arrays = [name for name, leaf in leaves.items() if name.startswith("optimizer/") and leaf.ndim]
     tree.check_patterns(patterns, arrays, "offload")
     rules = tuple((pattern, True) for pattern in patterns)
-    named = [name for name in arrays if tree.match(rules, name, False)]
-    return {name: placed[name].with_memory_kind(HOST) for name in named}
+    matched_names = [name for name in arrays if tree.match(rules, name, False)]
+    return {name: shardings[name].with_memory_kind(HOST) for name in matched_names}
 
 
-def to_device(arrays: Any, placed: Any) -> Any:
-    """Under jit: arrays that lie in the host's memory, brought to the devices."""
-    there = jax.memory.Space.Device
-    bring = lambda x, at: jax.device_put(x, there) if at.memory_kind == HOST else x  # noqa: E731
-    return jax.tree.map(bring, arrays, placed)
+def to_device(arrays: Any, shardings: Any) -> Any:
+    """Under jit: moves the arrays in the host's memory to the devices."""
+
+    def move(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        return jax.device_put(x, jax.memory.Space.Device) if sharding.memory_kind == HOST else x
+
+    return jax.tree.map(move, arrays, shardings)
 
 
-def layer_shardings(names: list[str], stacked: NamedSharding) -> dict[str, NamedSharding]:
+def layer_shardings(names: list[str], stack: NamedSharding) -> dict[str, NamedSharding]:
     """The shardings of the single layers of a stacked leaf."""
-    return {name: NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:])) for name in names}
+    return {name: NamedSharding(stack.mesh, PartitionSpec(*stack.spec[1:])) for name in names}
 
 
 def shard_any_axis(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes with shardings over all devices: each array cut along its first axis that they
-    divide. For arrays that are only read and written."""
+    """The shapes with shardings over all devices: each array along its first axis whose length
+    they divide. For arrays that are only read and written."""
     devices = np.asarray(jax.devices())
     mesh = Mesh(devices, ("all",))
 
-    def place(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        cut = next((i for i, n in enumerate(shape.shape) if n % devices.size == 0), None)
-        parts = [None] * cut + ["all"] if cut is not None else []
-        where = NamedSharding(mesh, PartitionSpec(*parts))
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+    def with_sharding(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axis = next((i for i, n in enumerate(shape.shape) if n % devices.size == 0), None)
+        entries = [] if axis is None else [None] * axis + ["all"]
+        sharding = NamedSharding(mesh, PartitionSpec(*entries))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
-    return {name: place(shape) for name, shape in shapes.items()}
+    return {name: with_sharding(shape) for name, shape in shapes.items()}
 
 
-def _parts(parts: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if parts is None else (parts,) if isinstance(parts, str) else tuple(parts)
+def _as_tuple(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """An entry of a PartitionSpec as a tuple of mesh axes."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def batch_sharding(mesh: AnyMesh, rules: Rules) -> NamedSharding:
-    """Rows over the batch's mesh axes, everything else whole."""
+    """Rows over the batch's mesh axes, other axes replicated."""
     return NamedSharding(mesh, spec(("batch",), rules))
 
 
 def batch_parts(mesh: AnyMesh, rules: Rules) -> int:
-    """In how many parts the batch is cut."""
-    parts = _parts(batch_sharding(mesh, rules).spec[0])
-    return math.prod(mesh.shape[part] for part in parts)
+    """Number of shards of the batch's rows."""
+    axes = _as_tuple(batch_sharding(mesh, rules).spec[0])
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def local_rows(placed: NamedSharding, rows: int) -> np.ndarray:
-    """Which of so many rows the devices of this process hold, ascending."""
-    held = placed.addressable_devices_indices_map((rows,)).values()
-    return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
+def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
+    """Indices of the rows, out of `rows`, that lie on this process's devices, ascending."""
+    indices = sharding.addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in indices]))
 
 
-def place_rows(batch: Any, placed: NamedSharding, here: np.ndarray, rows: int) -> Any:
-    """Global arrays [rows,...] of leaves that hold the rows `here` of them, see `local_rows`."""
+def place_rows(batch: Any, sharding: NamedSharding, row_indices: np.ndarray, rows: int) -> Any:
+    """Global arrays [rows,...] from leaves that hold this process's rows, see `local_rows`."""
 
     def place(leaf: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(rows)
-            start = int(np.searchsorted(here, first))  # the rows of a device follow each other
+            # the rows of a device follow each other
+            start = int(np.searchsorted(row_indices, first))
             return leaf[start : start + last - first]
 
-        return jax.make_array_from_callback((rows, *leaf.shape[1:]), placed, part)
+        return jax.make_array_from_callback((rows, *leaf.shape[1:]), sharding, shard)
 
     return jax.tree.map(place, batch)
 
 
 @contextlib.contextmanager
 def mesh_context(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """Makes the mesh and the rules those that `constrain` follows while tracing."""
+    """Sets the mesh and the rules that `constrain` follows while tracing."""
     with jax.set_mesh(mesh), linen.logical_axis_rules(rules):
         yield
 
 
 def platform() -> str:
-    """What is compiled for, in JAX's name: that of the mesh in use, else this machine's."""
+    """The platform that is compiled for, such as `tpu`: the current mesh's, else this machine's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
-def spec_in_use(axes: tuple[str | None, ...]) -> PartitionSpec:
+def current_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     """`spec` by the rules that `mesh_context` has set."""
     return spec(axes, linen.get_logical_axis_rules())
 
 
-def axes_of(logical: str) -> tuple[str, ...]:
-    """The mesh axes of more than one device that a logical axis lies on; none outside
-    `mesh_context`."""
+def mesh_axes(logical: str) -> tuple[str, ...]:
+    """The mesh axes, of more than one device, of a logical axis; none outside `mesh_context`."""
     mesh, rules = jax.sharding.get_abstract_mesh(), linen.get_logical_axis_rules()
     if mesh.empty or not rules:
         return ()
-    return tuple(axis for axis in _parts(spec((logical,), rules)[0]) if mesh.shape[axis] > 1)
+    return tuple(axis for axis in _as_tuple(spec((logical,), rules)[0]) if mesh.shape[axis] > 1)
 
 
-def parts_of(logical: str) -> int:
-    """In how many parts a logical axis is cut."""
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes_of(logical))
+def shard_count(logical: str) -> int:
+    """Number of shards of a logical axis."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in mesh_axes(logical))
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
@@ -297,4 +302,4 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
         return x
     if not linen.get_logical_axis_rules():
         return x
-    return jax.lax.with_sharding_constraint(x, spec_in_use(axes))
+    return jax.lax.with_sharding_constraint(x, current_spec(axes))

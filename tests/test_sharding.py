@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from research.sharding import MeshConfig, slices_of
+from research.sharding import MeshConfig, count_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ def test_a_mesh_that_does_not_fit_a_slice_is_refused():
 
 
 def test_slices_are_those_of_tpus_and_hosts_of_gpus_share_weights():
-    assert slices_of(devices("tpu", slices=4)) == 4
-    assert slices_of(jax.devices()) == 1
+    assert count_slices(devices("tpu", slices=4)) == 4
+    assert count_slices(jax.devices()) == 1
     hosts = devices("gpu")
     mesh = MeshConfig(data=1, fsdp=-1, tensor=2).make(hosts)
     assert mesh.devices.shape == (1, 4, 1, 2)

@@ -152,7 +152,7 @@ def _over_chunks(
     Where P devices share a row's tokens, each chunk takes its columns from all of them.
     """
     b, s = jax.tree.leaves(parts)[0].shape[:2]
-    devices = sharding.parts_of("sequence")
+    devices = sharding.shard_count("sequence")
     own = s // devices  # columns of a device
     chunk = max(1, min(chunk, s) // devices)
     count = -(-own // chunk)

@@ -140,7 +140,7 @@ def _cut(kernel: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
     Each chunk has columns of every device that shares the vocabulary.
     """
-    (width, vocabulary), devices = kernel.shape, sharding.parts_of("vocabulary")
+    (width, vocabulary), devices = kernel.shape, sharding.shard_count("vocabulary")
     if vocabulary % (count * devices):
         raise ValueError(
             f"loss.vocabulary_chunks {count}: a vocabulary of {vocabulary} does not divide into so "
@@ -154,6 +154,6 @@ def _cut(kernel: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 def _whole(chunks: jax.Array) -> jax.Array:
     """The inverse of `_cut`: [count,D,C] -> [D,V]."""
-    (count, width, _), devices = chunks.shape, sharding.parts_of("vocabulary")
+    (count, width, _), devices = chunks.shape, sharding.shard_count("vocabulary")
     cut = chunks.reshape(count, width, devices, -1).transpose(1, 2, 0, 3)
     return sharding.constrain(cut.reshape(width, -1), ("embed", "vocabulary"))

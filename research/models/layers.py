@@ -97,10 +97,10 @@ def _rows(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     they exchange what they found: as much as one activation, where whole rows of a large table
     would be the largest array of a step.
     """
-    columns = sharding.axes_of("embed")
+    columns = sharding.mesh_axes("embed")
     if not columns:
         return table[tokens].astype(dtype)
-    rows = tuple(axis for axis in sharding.axes_of("batch") if axis not in columns)
+    rows = tuple(axis for axis in sharding.mesh_axes("batch") if axis not in columns)
     found = table.astype(dtype)[tokens]
     found = jax.lax.with_sharding_constraint(found, PartitionSpec(rows, None, columns))
     return sharding.constrain(found, ("batch", "sequence", None))

@@ -105,7 +105,7 @@ def _gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
 
 def _cut(chunks: int, axis: int, leaf: jax.Array) -> jax.Array:
     """[...,F,...] -> [chunks,...,F/chunks,...], each with units of all devices that share them."""
-    axis, devices = axis % leaf.ndim, sharding.parts_of("mlp")
+    axis, devices = axis % leaf.ndim, sharding.shard_count("mlp")
     before, units, after = leaf.shape[:axis], leaf.shape[axis], leaf.shape[axis + 1 :]
     if units % (chunks * devices):
         raise ValueError(

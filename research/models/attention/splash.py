@@ -29,7 +29,7 @@ BLOCK = 512
 def refuses(query: jax.Array, key: jax.Array, mask: Mask, cap: float) -> str | None:
     """Why this call is not for the kernel, or None."""
     s, (t, k) = query.shape[1], key.shape[1:3]
-    parts, tensor = sharding.parts_of("sequence"), sharding.parts_of("heads")
+    parts, tensor = sharding.shard_count("sequence"), sharding.shard_count("heads")
     if (platform := sharding.platform()) != "tpu":
         return f"runs on TPUs, not on {platform}"
     if mask.key_prefix is not None:
@@ -59,8 +59,8 @@ def attention(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second
 
     s, h, n = query.shape[1:]
-    axes = sharding.axes_of("sequence")
-    parts, tensor = sharding.parts_of("sequence"), sharding.parts_of("heads")
+    axes = sharding.mesh_axes("sequence")
+    parts, tensor = sharding.shard_count("sequence"), sharding.shard_count("heads")
     query = query * jnp.asarray(n**-0.5, query.dtype)
     query, key, value = (_pad(x.swapaxes(1, 2)) for x in (query, key, value))  # [B,H,S,N]
     # in a window all queries see the same number of keys
@@ -78,7 +78,7 @@ def attention(
     segments = splash.SegmentIds(asks, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        over = sharding.spec_in_use
+        over = sharding.current_spec
         queries = over(("batch", "heads", "sequence", None))
         keys = over(("batch", "kv_heads", None, None))
         ids: Any = (over(("batch", "sequence")), over(("batch", None)))
