@@ -1,5 +1,8 @@
-"""Cross-entropy and what is added to it, however the logits are made: in chunks of the sequence
-(`research.losses.sequence_chunks`) or of the vocabulary (`research.losses.vocabulary_chunks`)."""
+"""Cross-entropy with label smoothing and z-loss, from statistics of each token's logits.
+
+The logits come in chunks of the sequence (`research.losses.sequence_chunks`) or of the vocabulary
+(`research.losses.vocabulary_chunks`).
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ from research.config.schema import BelowOne, Count, NonNegative, Positive
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is added to plain cross-entropy, and how much of it is computed at once."""
+    """Label smoothing and z-loss, and the sizes of chunks."""
 
     # share of the target's probability spread evenly over the vocabulary (Szegedy 2015)
     label_smoothing: BelowOne = 0.0
     # weight of log(Z)^2, which keeps logits from drifting (PaLM, arXiv:2204.02311)
     z_loss: NonNegative = 0.0
-    # columns of the sequence whose logits exist at one time
+    # columns of the sequence whose logits are in memory at one time
     chunk: Positive = 128
-    # cut the vocabulary into so many chunks instead, for large heads that devices share; 0: do not
+    # number of chunks of the vocabulary instead, for large heads that devices share; 0: none
     vocabulary_chunks: Count = 0
 
 
 class TokenLosses(NamedTuple):
-    """Per-token results, each [B,S], or their sums."""
+    """Losses of each token, [B,S] each, or their sums."""
 
     loss: jax.Array  # what training minimizes
     nll: jax.Array  # negative log-likelihood in nats
-    correct: jax.Array  # whether no token is likelier than the target, float32
+    correct: jax.Array  # 1 where no token is likelier than the target, float32
 
 
 def losses(
@@ -41,8 +44,8 @@ def losses(
     mean: jax.Array | float,
     config: LossConfig,
 ) -> TokenLosses:
-    """Losses [B,S] from each token's highest logit, log of the sum of exponentials, logit of the
-    target, and mean logit (read with label smoothing alone)."""
+    """Losses [B,S] from each token's largest logit, log of the sum of exponentials, logit of the
+    target, and mean logit (used with label smoothing only)."""
     loss = nll = log_z - target_logit
     if smooth := config.label_smoothing:
         loss = (1 - smooth) * nll + smooth * (log_z - mean)
@@ -57,9 +60,9 @@ def logits_grad(
     """The gradient of `loss` with respect to each logit [B,S,C].
 
     Args:
-      probs: [B,S,C] their probabilities.
-      is_target: [B,S,C] bool, which of them are the targets.
-      vocabulary: V, of which C may be a chunk.
+      probs: [B,S,C] probabilities.
+      is_target: [B,S,C] bool, whether the logit is the target's.
+      vocabulary: V; C may be a chunk of it.
     """
     if config.z_loss:
         probs *= 1 + 2 * config.z_loss * log_z[..., None]

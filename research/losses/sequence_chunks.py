@@ -1,7 +1,7 @@
-"""Cross-entropy over the vocabulary in chunks: `[B,S,V]` logits never exist.
+"""Cross-entropy in chunks of the sequence, so that the `[B,S,V]` logits never exist.
 
 `token_losses` gives every token's loss, for evaluation. `summed_losses` gives their weighted sums,
-for training: there the gradient of a chunk is taken while its logits are at hand, so that they are
+for training: it takes the gradient of each chunk while its logits are in memory, so that they are
 computed once. (`jax.checkpoint` would compute them again in the backward pass, a sixth of the step
 of a small model with a large vocabulary.)
 """
@@ -26,14 +26,17 @@ from research.models.sites import Context
 def token_losses(
     model: Any, hidden: jax.Array, targets: Array, context: Context | None, config: LossConfig
 ) -> TokenLosses:
-    """Losses [B,S] of hidden states [B,S,D] against targets [B,S]; not made to be differentiated:
-    its gradient is right, and keeps all logits."""
+    """Losses [B,S] of hidden states [B,S,D] against targets [B,S].
+
+    For evaluation: its gradient is right, but keeps all logits.
+    """
     project = model.projection()
 
-    def one(hidden, targets):
+    def body(_, chunk):
+        hidden, targets = chunk
         return None, _losses(project(hidden, context), targets, config)[0]
 
-    return _over_chunks(lambda _, part: one(*part), None, (hidden, targets), config.chunk)[1]
+    return _scan_chunks(body, None, (hidden, targets), config.chunk)[1]
 
 
 def summed_losses(
@@ -44,7 +47,7 @@ def summed_losses(
     context: Context | None,
     config: LossConfig,
 ) -> TokenLosses:
-    """Sums of weights [B,S] times losses. Only `loss` has a gradient: to hidden and model.
+    """Sums of weights [B,S] times losses. Only `loss` has a gradient, for hidden and model.
 
     Raises:
       ValueError: chunks of the vocabulary that do not fit the head.
@@ -54,83 +57,86 @@ def summed_losses(
         if head.site:
             raise ValueError("loss.vocabulary_chunks: the head has a delta, which needs it whole")
         kernel = model.embedding.kernel[...].T if head.kernel is None else head.kernel[...]
-        return vocabulary_chunks.summed(hidden, kernel, head.cap, targets, weights, config)
+        return vocabulary_chunks.summed_losses(hidden, kernel, head.cap, targets, weights, config)
     leaves, structure = jax.tree.flatten(model.projection())
-    given = (targets, weights, context)
-    sums = _summed((config, structure), leaves, hidden, given)
+    sums = _weighted_sums((config, structure), leaves, hidden, (targets, weights, context))
     return TokenLosses(sums.loss, *map(jax.lax.stop_gradient, sums[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(static: Any, leaves: list[Any], hidden: jax.Array, given: Any) -> TokenLosses:
+def _weighted_sums(static: Any, leaves: list[Any], hidden: jax.Array, rest: Any) -> TokenLosses:
+    """The sums; `static` is (config, tree structure of the projection), `rest` has no gradient."""
     config, structure = static
     project = jax.tree.unflatten(structure, leaves)
-    targets, weights, context = given
+    targets, weights, context = rest
 
-    def one(total, part):
-        hidden, targets, weights, columns = part
-        logits = project(hidden, _of_columns(context, columns))
+    def body(total, chunk):
+        hidden, targets, weights, columns = chunk
+        logits = project(hidden, _with_columns(context, columns))
         losses = _losses(logits, targets, config)[0]
         return jax.tree.map(lambda t, x: t + jnp.sum(x * weights), total, losses), None
 
     zeros = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
-    parts = (hidden, targets, weights, _columns(targets))
-    return _over_chunks(one, zeros, parts, config.chunk)[0]
+    arrays = (hidden, targets, weights, _columns(targets))
+    return _scan_chunks(body, zeros, arrays, config.chunk)[0]
 
 
-def _summed_forward(static: Any, leaves: list[Any], hidden: Any, given: Any):
-    """The sums, and the gradients of `loss` to hidden and to those leaves that train."""
+def _weighted_sums_forward(static: Any, leaves: list[Any], hidden: Any, rest: Any):
+    """The sums, and the gradients of `loss` with respect to hidden and the trainable leaves."""
     config, structure = static
-    trains = [leaf.perturbed for leaf in leaves]
-    leaves, hidden, given = jax.tree.map(lambda x: x.value, (leaves, hidden, given))
-    targets, weights, context = given
-    trained = [leaf for leaf, does in zip(leaves, trains, strict=True) if does]
+    is_trainable = [leaf.perturbed for leaf in leaves]
+    leaves, hidden, rest = jax.tree.map(lambda x: x.value, (leaves, hidden, rest))
+    targets, weights, context = rest
+    trainable = [leaf for leaf, trains in zip(leaves, is_trainable, strict=True) if trains]
 
-    def one(total, part):
-        hidden, targets, weights, columns = part
+    def body(total, chunk):
+        hidden, targets, weights, columns = chunk
 
-        def logits(trained, hidden):
-            fill = iter(trained)
-            whole = [next(fill) if does else leaf for leaf, does in zip(leaves, trains)]  # noqa: B905
-            project = jax.tree.unflatten(structure, whole)
-            return project(hidden, _of_columns(context, columns))
+        def compute_logits(trainable, hidden):
+            remaining = iter(trainable)
+            all_leaves = [
+                next(remaining) if trains else leaf
+                for leaf, trains in zip(leaves, is_trainable, strict=True)
+            ]
+            project = jax.tree.unflatten(structure, all_leaves)
+            return project(hidden, _with_columns(context, columns))
 
-        values, pull = jax.vjp(logits, trained, hidden)
-        losses, logits_grad = _losses(values, targets, config)
-        to_leaves, to_hidden = pull(logits_grad * weights[..., None])
+        logits, vjp = jax.vjp(compute_logits, trainable, hidden)
+        losses, logits_grad = _losses(logits, targets, config)
+        leaves_grad, hidden_grad = vjp(logits_grad * weights[..., None])
         sums = jax.tree.map(lambda x: jnp.sum(x * weights), losses)
-        return jax.tree.map(jnp.add, total, (sums, to_leaves)), to_hidden
+        return jax.tree.map(jnp.add, total, (sums, leaves_grad)), hidden_grad
 
     sums = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
-    zeros = (sums, jax.tree.map(jnp.zeros_like, trained))
-    parts = (hidden, targets, weights, _columns(targets))
-    (sums, to_leaves), to_hidden = _over_chunks(one, zeros, parts, config.chunk)
-    fill = iter(to_leaves)
-    gradients = [next(fill) if does else None for does in trains]
-    return sums, (gradients, to_hidden)
+    zeros = (sums, jax.tree.map(jnp.zeros_like, trainable))
+    arrays = (hidden, targets, weights, _columns(targets))
+    (sums, leaves_grad), hidden_grad = _scan_chunks(body, zeros, arrays, config.chunk)
+    remaining = iter(leaves_grad)
+    gradients = [next(remaining) if trains else None for trains in is_trainable]
+    return sums, (gradients, hidden_grad)
 
 
-def _summed_backward(static: Any, kept: Any, cotangents: TokenLosses):
-    return *jax.tree.map(lambda x: (cotangents.loss * x).astype(x.dtype), kept), None
+def _weighted_sums_backward(static: Any, gradients: Any, cotangents: TokenLosses):
+    return *jax.tree.map(lambda x: (cotangents.loss * x).astype(x.dtype), gradients), None
 
 
-_summed.defvjp(_summed_forward, _summed_backward, symbolic_zeros=True)
+_weighted_sums.defvjp(_weighted_sums_forward, _weighted_sums_backward, symbolic_zeros=True)
 
 
 def _columns(targets: Array) -> jax.Array:
-    """[B,S] the column of each token, which dropout in a delta of the head asks for."""
+    """[B,S] the column of each token, for dropout in a delta of the head."""
     return jax.lax.broadcasted_iota(jnp.int32, targets.shape, 1)
 
 
-def _of_columns(context: Context | None, columns: jax.Array) -> Context | None:
+def _with_columns(context: Context | None, columns: jax.Array) -> Context | None:
     return context and dataclasses.replace(context, columns=columns)
 
 
 def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[TokenLosses, jax.Array]:
-    """Losses [B,C] of logits [B,C,V], and the gradient of `loss` along the logits."""
+    """Losses [B,C] of logits [B,C,V], and the gradient of `loss` with respect to the logits."""
     max_logit = jnp.max(logits, axis=-1)
     exp_logits = jnp.exp(logits - max_logit[..., None])
-    if sharding.platform() == "cpu":  # a sum is slow over what it computes itself, not over memory
+    if sharding.platform() == "cpu":  # else XLA fuses exp into the sum, which is slower there
         exp_logits = jax.lax.optimization_barrier(exp_logits)
     total = jnp.sum(exp_logits, axis=-1)
     log_z = max_logit + jnp.log(total)
@@ -138,38 +144,38 @@ def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[Toke
     mean = jnp.mean(logits, axis=-1) if config.label_smoothing else 0.0
     losses = cross_entropy.losses(max_logit, log_z, target_logit, mean, config)
     vocabulary = logits.shape[-1]
-    places = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    is_target = places == targets[..., None]
+    token_ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    is_target = token_ids == targets[..., None]
     probs = exp_logits / total[..., None]
     return losses, cross_entropy.logits_grad(probs, log_z, is_target, vocabulary, config)
 
 
-def _over_chunks(
-    body: Callable[[Any, Any], tuple[Any, Any]], start: Any, parts: Any, chunk: int
+def _scan_chunks(
+    body: Callable[[Any, Any], tuple[Any, Any]], init: Any, arrays: Any, chunk: int
 ) -> tuple[Any, Any]:
-    """A scan over columns: parts [B,S,...], padded to whole chunks -> outputs [B,S,...].
+    """A scan over chunks of columns: arrays [B,S,...], padded to whole chunks -> outputs [B,S,...].
 
-    Where P devices share a row's tokens, each chunk takes its columns from all of them.
+    Where devices share a row's tokens, each chunk takes its columns from all of them.
     """
-    b, s = jax.tree.leaves(parts)[0].shape[:2]
+    b, s = jax.tree.leaves(arrays)[0].shape[:2]
     devices = sharding.shard_count("sequence")
-    own = s // devices  # columns of a device
+    device_columns = s // devices
     chunk = max(1, min(chunk, s) // devices)
-    count = -(-own // chunk)
+    count = -(-device_columns // chunk)
     if count == 1:
-        return body(start, parts)
+        return body(init, arrays)
 
-    def cut(x):
-        x = x.reshape(b, devices, own, *x.shape[2:])
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, count * chunk - own)) + ((0, 0),) * (x.ndim - 3))
+    def split(x: jax.Array) -> jax.Array:  # [B,S,...] -> [count,B,devices*chunk,...]
+        x = x.reshape(b, devices, device_columns, *x.shape[2:])
+        padding = (0, count * chunk - device_columns)
+        x = jnp.pad(x, ((0, 0), (0, 0), padding) + ((0, 0),) * (x.ndim - 3))
         x = jnp.moveaxis(x.reshape(b, devices, count, chunk, *x.shape[3:]), 2, 0)
         return x.reshape(count, b, devices * chunk, *x.shape[4:])
 
-    def whole(x):
+    def join(x: jax.Array) -> jax.Array:  # the inverse of `split`
         x = jnp.moveaxis(x.reshape(count, b, devices, chunk, *x.shape[3:]), 0, 2)
-        return x.reshape(b, devices, count * chunk, *x.shape[4:])[:, :, :own].reshape(
-            b, s, *x.shape[4:]
-        )
+        x = x.reshape(b, devices, count * chunk, *x.shape[4:])[:, :, :device_columns]
+        return x.reshape(b, s, *x.shape[3:])
 
-    end, outputs = jax.lax.scan(body, start, jax.tree.map(cut, parts))
-    return end, jax.tree.map(whole, outputs)
+    carry, outputs = jax.lax.scan(body, init, jax.tree.map(split, arrays))
+    return carry, jax.tree.map(join, outputs)
