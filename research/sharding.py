@@ -145,7 +145,7 @@ def shardings(
     result = {}
     for name, logical in axes.items():
         entries = list(spec(logical, rules))
-        lengths = zip(shapes[name].shape, logical, strict=True)
+        lengths = zip(shapes[name].shape, logical, strict=False)
         for index, (length, axis) in enumerate(lengths):
             size = math.prod(mesh.shape[mesh_axis] for mesh_axis in _as_tuple(entries[index]))
             if length % size and tree.is_attached(name):

@@ -227,7 +227,7 @@ def _apply_update(
 ) -> jax.Array:
     """One leaf after decoupled weight decay (Loshchilov 2019, arXiv:1711.05101) and its update."""
 
-    def per_layer(multiplier: Array) -> Array:
+    def per_layer(multiplier: Array) -> Any:
         return multiplier.reshape(multiplier.shape + (1,) * (old.ndim - multiplier.ndim))
 
     weight_decay = hyper.weight_decay * per_layer(hyper.weight_decay_multipliers[name])

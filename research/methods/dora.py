@@ -17,7 +17,7 @@ from research.methods.base import Delta, Method
 from research.methods.lora import EVERY_LINEAR, LoRA
 from research.methods.low_rank import LowRank
 from research.models.layers import Linear
-from research.models.products import scaled
+from research.models.products import scale_features
 from research.models.sites import Chain, Context, Weight, Work, chain
 from research.models.transformer import Transformer
 
@@ -72,7 +72,7 @@ class Decomposed(Delta):
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         bias = jnp.zeros((), y.dtype) if weight.bias is None else weight.bias.astype(y.dtype)
         y = y - bias + self.low.product(x, y, context)
-        return scaled(y, self.ratio(weight)) + bias
+        return scale_features(y, self.ratio(weight)) + bias
 
     def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
         low = chain(self, "low/a", "low/b")

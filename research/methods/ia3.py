@@ -15,7 +15,7 @@ from research.config.schema import Name
 from research.methods.attach import attach_at, linears
 from research.methods.base import Delta, Method
 from research.models.layers import Linear
-from research.models.products import scaled
+from research.models.products import scale_features
 from research.models.sites import Context, Weight
 from research.models.transformer import Transformer
 
@@ -66,7 +66,7 @@ class Scaled(Delta):
         self.factor = nnx.Param(jnp.ones(weight.kernel.shape[1]), axes=axes[1:])
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
-        return scaled(y, self.factor[...])
+        return scale_features(y, self.factor[...])
 
     @classmethod
     def weighted_sum(cls, parts: Sequence[tuple[float, Scaled]]) -> dict[str, jax.Array]:

@@ -18,7 +18,7 @@ from research.methods.base import KernelChange, Method
 from research.methods.lora import EVERY_LINEAR
 from research.methods.low_rank import low_rank_product
 from research.models.layers import Linear
-from research.models.products import scaled
+from research.models.products import scale_features
 from research.models.sites import Chain, Context, Weight, Work
 from research.models.transformer import Transformer
 
@@ -89,7 +89,8 @@ class VectorPair(KernelChange):
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
         a, b = self.matrices(context.shared, x.shape[-1])
-        return y + scaled(low_rank_product(x, y, a, b, self.inner[...], context), self.outer[...])
+        change = low_rank_product(x, y, a, b, self.inner[...], context)
+        return y + scale_features(change, self.outer[...])
 
     def matrices(self, shared: Mapping[str, Any], inputs: int) -> tuple[jax.Array, jax.Array]:
         """a [I,R] and b [R,O], cut to this linear's sides."""

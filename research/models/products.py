@@ -1,9 +1,9 @@
-"""The matrix product that every linear uses, with its gradients written out.
+"""The matrix product of every linear, with its gradients written out.
 
 All three products of a linear (the output, the gradients of input and weight) take operands in the
-activations' type and sum in float32, which is what matrix units do. They are written out for CPU's
-sake, where how a product is put decides which kernel XLA takes (docs/performance.md has figures).
-The price: JAX differentiates them backward, also twice, but not forward (`jax.jvp`).
+activations' type and sum in float32, as matrix units do. They are written out for the CPU, where
+the form of a product decides which kernel XLA takes (docs/performance.md has figures). The price:
+reverse-mode differentiation works, also twice, but forward mode (`jax.jvp`) does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from research import sharding
 from research.models.quantized_matrix import QuantizedMatrix, quantized_product
 
-# what `remat: products` keeps
+# the checkpoint name of what `remat: products` keeps
 PRODUCT = "product"
 ROWS, COLUMNS = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
@@ -28,7 +28,7 @@ def matmul(
     """x [...,I] @ kernel [I,O] -> [...,O] in `dtype`, or in x's type.
 
     Leading axes are flattened first: on CPU the gradients' products of two matrices are half as
-    fast again as the same with a batch axis, elsewhere they are no worse.
+    fast again as those with a batch axis, elsewhere they are no slower.
     """
     product = quantized_product if isinstance(kernel, QuantizedMatrix) else _product
     y = product(x.reshape(-1, x.shape[-1]), kernel, jnp.dtype(dtype or x.dtype))
@@ -36,7 +36,7 @@ def matmul(
 
 
 def matmul_transposed(x: jax.Array, table: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """x [...,I] @ table.T for table [O,I] -> [...,O]: the table is read as it lies."""
+    """x [...,I] @ table.T for table [O,I] -> [...,O], without transposing the table in memory."""
     y = _transposed_product(x.reshape(-1, x.shape[-1]), table, jnp.dtype(dtype))
     return y.reshape(*x.shape[:-1], table.shape[0])
 
@@ -51,8 +51,8 @@ def _product_forward(x, kernel, dtype):
     return _product(x, kernel, dtype), (x, kernel)
 
 
-def _product_backward(dtype, kept, dy):
-    x, kernel = kept
+def _product_backward(dtype, residuals, dy):
+    x, kernel = residuals
     dy = dy.astype(x.dtype)
     dx = jax.lax.dot_general(
         dy, kernel.astype(x.dtype), COLUMNS, preferred_element_type=jnp.float32
@@ -75,8 +75,8 @@ def _transposed_forward(x, table, dtype):
     return _transposed_product(x, table, dtype), (x, table)
 
 
-def _transposed_backward(dtype, kept, dy):
-    x, table = kept
+def _transposed_backward(dtype, residuals, dy):
+    x, table = residuals
     dy = dy.astype(x.dtype)
     dx = jnp.matmul(dy, table.astype(x.dtype), preferred_element_type=jnp.float32)
     return dx.astype(x.dtype), outer(dy, x).astype(table.dtype)
@@ -86,32 +86,32 @@ _transposed_product.defvjp(_transposed_forward, _transposed_backward)
 
 
 @jax.custom_vjp
-def scaled(y: jax.Array, factor: jax.Array) -> jax.Array:
+def scale_features(y: jax.Array, factor: jax.Array) -> jax.Array:
     """y [...,O] * factor [O], in y's type.
 
-    The factor keeps its own: near 1, bfloat16 has nothing finer than 1/128. Its gradient is summed
-    in float32, where JAX's own sums in y's type. On CPU it is asked for as a product: as a sum it
-    costs as much as LoRA's products.
+    The factor keeps its own type: near 1, bfloat16 has nothing finer than 1/128. Its gradient is
+    summed in float32, where JAX's own sums in y's type. On CPU that sum is written as a product: as
+    a sum it costs as much as LoRA's products.
     """
     return (y.astype(jnp.float32) * factor).astype(y.dtype)
 
 
-def _scaled_forward(y, factor):
-    return scaled(y, factor), (y, factor)
+def _scale_features_forward(y, factor):
+    return scale_features(y, factor), (y, factor)
 
 
-def _scaled_backward(kept, dy):
-    y, factor = kept
+def _scale_features_backward(residuals, dy):
+    y, factor = residuals
     if sharding.platform() == "cpu":
-        rows, slopes = (array.reshape(-1, array.shape[-1]) for array in (y, dy))
-        dfactor = jnp.einsum("to,to->o", rows, slopes, preferred_element_type=jnp.float32)
+        y_rows, dy_rows = (array.reshape(-1, array.shape[-1]) for array in (y, dy))
+        dfactor = jnp.einsum("to,to->o", y_rows, dy_rows, preferred_element_type=jnp.float32)
     else:
         wide = y.astype(jnp.float32) * dy.astype(jnp.float32)
         dfactor = jnp.sum(wide, axis=range(y.ndim - 1))
-    return scaled(dy, factor), dfactor.astype(factor.dtype)
+    return scale_features(dy, factor), dfactor.astype(factor.dtype)
 
 
-scaled.defvjp(_scaled_forward, _scaled_backward)
+scale_features.defvjp(_scale_features_forward, _scale_features_backward)
 
 
 def outer(a: jax.Array, b: jax.Array) -> jax.Array:

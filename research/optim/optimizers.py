@@ -1,10 +1,10 @@
-"""Optimizers from Optax, told apart from rate and decay.
+"""Optax optimizers, apart from learning rate and weight decay.
 
-`make_optimizer(config)` turns gradients into a step of unit rate; the train step multiplies it by
-the rate and adds decoupled decay, both arrays, so that a sweep over them compiles once. Stacked
-leaves pass through the optimizer layer by layer, and those of a bank adapter by adapter (`vmap`
-over these axes), so norms, factored moments and orthogonalised matrices mean what they mean for
-one.
+`make_optimizer(config)` turns gradients into updates of unit learning rate; the train step
+multiplies them by the rate and adds decoupled weight decay, both arrays, so that a sweep over them
+compiles once. Stacked leaves pass through the optimizer layer by layer, and those of a bank adapter
+by adapter (`vmap` over these axes), so norms, factored moments and orthogonalized matrices are
+those of single layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from research.tree import Arrays
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimizer, and the numbers that shape its state."""
+    """The optimizer and its constants."""
 
     # adamw (arXiv:1711.05101), lion (2302.06675), adafactor (1804.04235), muon (2502.16982)
     name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
@@ -35,15 +35,15 @@ class OptimizerConfig:
 
 
 Axes = tuple[str | None, ...]  # the logical axes of an array
-APART = ("layers", "adapters")  # axes along which arrays of their own lie side by side
+STACK_AXES = ("layers", "adapters")  # axes along which independent arrays are stacked
 
 
 def make_optimizer(
     config: OptimizerConfig, axes: Mapping[str, Axes]
 ) -> optax.GradientTransformation:
-    """Gradients `{name: array}` -> the step that gradient ascent of rate 1 would take.
+    """The optimizer of `{name: gradient}`: its updates are to be subtracted, times the rate.
 
-    The state of a leaf stands under the leaf's own name, with its axes of layers and adapters.
+    The state of a leaf is under the leaf's own name, with the same stack axes.
 
     Args:
       axes: the logical axes of each leaf, see `tree.parameter_axes`.
@@ -51,28 +51,29 @@ def make_optimizer(
 
     def init(arrays: Arrays) -> Arrays:
         return {
-            name: _apart(axes[name], _transformation(config, axes[name]).init)(array)
+            name: _over_stack(axes[name], _transformation(config, axes[name]).init)(array)
             for name, array in arrays.items()
         }
 
     def update(gradients: Arrays, state: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
-        steps, new = {}, {}
+        updates, new_state = {}, {}
         for name, gradient in gradients.items():
-            run = _apart(axes[name], _transformation(config, axes[name]).update)
-            steps[name], new[name] = run(gradient, state[name], arrays[name])
-        return steps, new
+            update_leaf = _over_stack(axes[name], _transformation(config, axes[name]).update)
+            updates[name], new_state[name] = update_leaf(gradient, state[name], arrays[name])
+        return updates, new_state
 
     return optax.GradientTransformation(init, update)
 
 
-def _apart(axes: Axes, run: Callable[..., Any]) -> Callable[..., Any]:
+def _over_stack(axes: Axes, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a function of one layer's leaf, of one adapter, over the stack axes."""
     for axis in axes:
-        run = jax.vmap(run) if axis in APART else run
-    return run
+        function = jax.vmap(function) if axis in STACK_AXES else function
+    return function
 
 
 def _transformation(config: OptimizerConfig, axes: Axes) -> optax.GradientTransformation:
-    """What one layer's leaf, of one adapter, goes through."""
+    """The Optax transformation of one layer's leaf, of one adapter."""
     match config.name:
         case "adamw":
             return optax.scale_by_adam(config.b1, config.b2, config.epsilon)
@@ -85,10 +86,10 @@ def _transformation(config: OptimizerConfig, axes: Axes) -> optax.GradientTransf
                 optax.scale_by_param_block_rms(),
             )
         case "muon":
-            if "layers" not in axes or sum(axis not in APART for axis in axes) != 2:
-                # the embedding, the head and vectors are Adam's
+            if "layers" not in axes or sum(axis not in STACK_AXES for axis in axes) != 2:
+                # the embedding, the head and vectors use Adam
                 return optax.scale_by_adam(config.b1, config.b2, config.epsilon)
-            # matrices of layers are orthogonalised and scaled to Adam's usual size of step, so
-            # that one rate serves both (arXiv:2502.16982); Optax's own sign is a descent
+            # matrices of layers are orthogonalized and scaled to the usual size of Adam's updates,
+            # so that one rate serves both (arXiv:2502.16982); Optax's muon has the opposite sign
             muon = optax.contrib.muon(1.0, consistent_rms=0.2, eps=config.epsilon)
             return optax.chain(muon, optax.scale(-1.0))

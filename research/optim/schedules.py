@@ -1,7 +1,7 @@
 """Learning-rate schedules whose numbers are arrays: runs that differ in them share a program.
 
-Optax's schedules take Python numbers; these equal them (tests/optim/test_schedules.py) and can be
-traced.
+Optax's schedules take Python numbers; these give the same rates (tests/optim/test_schedules.py)
+and can be traced.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Kind = Literal["constant", "linear", "cosine", "wsd"]
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Linear warm-up, then the kind's own course down to `final_share` of the peak rate."""
+    """Linear warm-up, then a decay to `final_share` of the peak rate, by kind."""
 
     # highest learning rate
     learning_rate: PositiveNumber = 1e-3
     # constant, linear, cosine (arXiv:1608.03983) or wsd: warm-up, stable, decay (2404.06395)
     kind: Kind = "cosine"
-    # steps from 0 to the peak
+    # number of warm-up steps, from 0 to the peak
     warmup: Count = 0
-    # the last rate as a share of the peak
+    # the final rate as a share of the peak
     final_share: Share = 0.1
     # for wsd: the share of all steps over which the rate falls at the end
     decay_share: Share = 0.2
@@ -49,7 +49,7 @@ class Schedule:
         """The numbers for a run of `steps` steps.
 
         Raises:
-          ValueError: when the warm-up is as long as the run.
+          ValueError: the warm-up is as long as the run.
         """
         if config.warmup >= max(steps, 1):
             raise ValueError(f"schedule: warm-up of {config.warmup} steps in a run of {steps}")
@@ -59,18 +59,17 @@ class Schedule:
 
 
 def learning_rate(kind: Kind, schedule: Schedule, step: jax.Array) -> jax.Array:
-    """The rate of step 0, 1, ... as a scalar."""
+    """The learning rate of step 0, 1, ... as a scalar."""
     step = jnp.asarray(step, jnp.float32)
-    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(schedule.warmup, 1))
+    warmup_factor = jnp.minimum(1.0, (step + 1) / jnp.maximum(schedule.warmup, 1))
     start = jnp.maximum(schedule.decay_start, schedule.warmup)
-    gone = jnp.clip((step - start) / jnp.maximum(schedule.total - start, 1), 0, 1)
+    progress = jnp.clip((step - start) / jnp.maximum(schedule.total - start, 1), 0, 1)
     match kind:
         case "constant":
-            left = jnp.ones(())
+            factor = jnp.ones(())
         case "linear" | "wsd":
-            left = 1 - gone
+            factor = 1 - progress
         case "cosine":
-            left = 0.5 * (1 + jnp.cos(jnp.pi * gone))
-    return (
-        schedule.learning_rate * warm * (schedule.final_share + (1 - schedule.final_share) * left)
-    )
+            factor = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    final = schedule.final_share
+    return schedule.learning_rate * warmup_factor * (final + (1 - final) * factor)

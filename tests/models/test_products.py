@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.models import products
-from research.models.products import matmul, matmul_transposed, scaled
+from research.models.products import matmul, matmul_transposed, scale_features
 
 # odd and even rows; wide, square and thin weights: every case of the gradient on CPU
 ROWS = st.sampled_from([1, 5, 6, 48])
@@ -53,11 +53,11 @@ def test_scaled_outputs_and_gradients_equal_jaxs(dtype, platform, monkeypatch):
     plain = lambda y, factor: y.astype(jnp.float32) * factor  # noqa: E731
     got, want = (
         jax.value_and_grad(lambda *given: jnp.sum(slope * f(*given)), (0, 1))(y, factor)  # noqa: B023
-        for f in (scaled, plain)
+        for f in (scale_features, plain)
     )
     assert got[1][0].dtype == y.dtype and got[1][1].dtype == jnp.float32
     # a factor that bfloat16 would round to 1
-    assert (scaled(jnp.full(6, 1.5, dtype), jnp.full(6, 1.003)) > 1.5).all()
+    assert (scale_features(jnp.full(6, 1.5, dtype), jnp.full(6, 1.003)) > 1.5).all()
     close = 1e-5 if dtype == "float32" else 2e-2
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)

@@ -133,7 +133,7 @@ def test_attention_is_counted_over_the_keys_that_are_seen(window):
         segments = jnp.where(jnp.arange(rows) < prompts, SHARED, 1)[None]
         places = jnp.arange(rows)[None]
         mask = Mask(segments, places, segments, places, window=window)
-        pairs = mask.allowed()[0].sum() + rows * keys
+        pairs = mask.to_array()[0].sum() + rows * keys
         head = 2 * shape.width * shape.vocabulary * length
         in_layers = [name for name in tree.flatten(model) if re.search("layers.*kernel", name)]
         products = 2 * cost.count(model, in_layers) * rows

@@ -1,7 +1,7 @@
-"""Attention backends, one file each, and the mask that they all understand.
+"""Attention backends, one file each, and the mask that all of them take.
 
 A backend is a module with `attention(query, key, value, mask, cap)` and
-`refuses(query, key, mask, cap)`, which says why a call is not for it, or None.
+`refuses(query, key, mask, cap)`, which gives the reason why it cannot compute a call, or None.
 """
 
 import warnings
@@ -14,7 +14,7 @@ from research.models.attention.mask import Mask
 from research.models.attention.plain import soft_cap
 
 BACKENDS = {"plain": plain, "blocked": blocked, "cudnn": cudnn, "splash": splash}
-# what "auto" takes, by JAX's name for the platform
+# the backend of "auto", by JAX's name for the platform
 FASTEST = {"cpu": "blocked", "gpu": "cudnn", "tpu": "splash"}
 AUTO = "auto"
 
@@ -30,7 +30,7 @@ def attention(
     """Grouped-query attention: query [B,S,H,N], key and value [B,T,K,N] -> [B,S,H,N].
 
     Scores go through a soft `cap` unless it is 0. Where the backend refuses, the plain one
-    computes, and a warning says why.
+    computes, with a warning that gives the reason.
     """
     if backend == AUTO:
         backend = FASTEST.get(sharding.platform(), "plain")

@@ -1,7 +1,7 @@
 """cuDNN's flash attention: the fast path on NVIDIA GPUs, through JAX's public function.
 
-Which keys a row sees is handed over as a mask [B,1,S,T] (packing, prefix, window); the causal half
-is left to the kernel, which skips what lies above the diagonal. Scores [B,H,S,T] never exist.
+Packing, prefix and window go to the kernel as a mask [B,1,S,T]; the causal half is its own, and it
+skips the blocks above the diagonal. Scores [B,H,S,T] never exist.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def attention(
         query,
         key,
         value,
-        mask=mask.allowed()[:, None],
-        is_causal=in_order,  # says nothing new about what is seen, only what need not be computed
+        mask=mask.to_array()[:, None],
+        is_causal=in_order,  # the mask implies it; this lets the kernel skip blocks
         implementation="cudnn",
     )

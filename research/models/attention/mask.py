@@ -1,4 +1,4 @@
-"""Who may see whom: one rule, from segments, positions, prefix and window."""
+"""The attention mask: one rule from segments, positions, prefix and window."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from research.batch import PADDING, SHARED
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """S queries and T keys of B rows.
+    """Which of T keys each of S queries attends to, in B rows.
 
     Attributes:
       segments, positions: [B,S] int32 of the queries.
       key_segments, key_positions: [B,T] int32 of the keys.
-      key_prefix: [B,T] bool or None; keys that their whole document sees (prefix-LM).
-      window: how many tokens back a query sees, itself included; 0 for all. Shared keys are seen
-        from anywhere.
+      key_prefix: [B,T] bool or None; keys that their whole document attends to (prefix-LM).
+      window: number of tokens back that a query attends to, itself included; 0 for all. Shared keys
+        are in every window.
       shared: whether some key may be a shared one.
     """
 
@@ -36,13 +36,14 @@ class Mask:
     window: int = 0
     shared: bool = True
 
-    def allowed(self) -> jax.Array:
+    def to_array(self) -> jax.Array:
         """[B,S,T] bool: the same document (or a shared key), not padding, not in the future."""
-        query, key = self.segments[:, :, None], self.key_segments[:, None, :]
-        at, other = self.positions[:, :, None], self.key_positions[:, None, :]
-        seen = other <= at
+        segment, key_segment = self.segments[:, :, None], self.key_segments[:, None, :]
+        position, key_position = self.positions[:, :, None], self.key_positions[:, None, :]
+        mask = key_position <= position
         if self.window:
-            seen &= (other > at - self.window) | (key == SHARED)
+            mask &= (key_position > position - self.window) | (key_segment == SHARED)
         if self.key_prefix is not None:
-            seen |= self.key_prefix[:, None, :]
-        return seen & ((query == key) | (key == SHARED)) & (key != PADDING)
+            mask |= self.key_prefix[:, None, :]
+        same_document = (segment == key_segment) | (key_segment == SHARED)
+        return mask & same_document & (key_segment != PADDING)

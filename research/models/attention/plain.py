@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from research.models.attention.mask import Mask
 
-HIDDEN = -1e30  # finite, so that a row that sees nothing (padding) gives no NaN
+MASKED_SCORE = -1e30  # finite, so that a row that attends to nothing (padding) gives no NaN
 
 
 def refuses(query: jax.Array, key: jax.Array, mask: Mask, cap: float) -> None:
-    """Nothing."""
+    """None: it computes every call."""
 
 
 def attention(
@@ -20,7 +20,7 @@ def attention(
     """Grouped-query attention with a float32 softmax.
 
     Args:
-      query: [B,S,H,N]; H = K * G, neighbours share a key head.
+      query: [B,S,H,N]; H = K * G, and G consecutive heads share a key head.
       key, value: [B,T,K,N].
       cap: soft cap of the scores; 0 for none.
 
@@ -29,10 +29,10 @@ def attention(
     """
     b, s, h, n = query.shape
     k = key.shape[2]
-    grouped = query.reshape(b, s, k, h // k, n)
-    scores = jnp.einsum("bskgn,btkn->bkgst", grouped, key, preferred_element_type=jnp.float32)
+    groups = query.reshape(b, s, k, h // k, n)
+    scores = jnp.einsum("bskgn,btkn->bkgst", groups, key, preferred_element_type=jnp.float32)
     scores = soft_cap(scores * n**-0.5, cap)
-    scores = jnp.where(mask.allowed()[:, None, None], scores, HIDDEN)
+    scores = jnp.where(mask.to_array()[:, None, None], scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bkgst,btkn->bskgn", weights, value).reshape(b, s, h, n)
 
