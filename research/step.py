@@ -208,7 +208,7 @@ def _accumulate(
     if steps == 1:
         return gradient_function(trainable, batch, rows)
 
-    def split_rows(x: Array) -> jax.Array:
+    def split_rows(x: Array) -> Array:
         # [B,...] -> [steps,B/steps,...], rows in turn, so that each device's rows stay its own
         return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
 
