@@ -19,7 +19,7 @@ from research.adapters.compatibility import (
     common_base,
     common_experiment,
 )
-from research.checkpoints import runs
+from research.checkpoints import runs, stacking
 from research.checkpoints.runs import Run
 from research.config import schema
 from research.methods import Method
@@ -131,9 +131,9 @@ def load_bank(
         mine = {
             n: jax.device_put(arrays[n], s.sharding) for n, s in abstract.items() if n in arrays
         }
-        return mine | base.parameters({n: s for n, s in abstract.items() if n not in arrays})
+        return mine | base.restore({n: s for n, s in abstract.items() if n not in arrays})
 
-    return runs.read_model(methods.abstract(base.model, method), read, mesh, rules)
+    return stacking.restore_model(methods.abstract(base.model, method), read, mesh, rules)
 
 
 def adapter_number(method: Method, name: str | None) -> int:

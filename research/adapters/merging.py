@@ -21,7 +21,7 @@ from research import methods, sharding, tree
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.config import schema
-from research.models import weight_storage
+from research.models import quantization
 from research.models.config import ModelConfig
 from research.models.sites import Weight
 from research.models.transformer import Transformer

@@ -14,8 +14,8 @@ from research import tree
 from research.adapters.merging import Merged, abstract_base, parameter_names
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
-from research.models import weight_storage
-from research.models.config import Storage as StorageKind
+from research.models import quantization
+from research.models.config import StorageKind
 
 
 def store(
@@ -43,7 +43,7 @@ def store(
         wide = merged(name)
         place = name.removesuffix("/kernel")
         kind = tree.first_match(rules, place, "float32") if place != name else "float32"
-        parts, read = weight_storage.stored(wide, kind)
+        parts, read = quantization.quantize_matrix(wide, kind)
         arrays |= {name + part: array for part, array in parts.items()}
         line = report.setdefault(kind, {"parameters": 0, "bytes": 0, "error": 0.0, "size": 0.0})
         line["parameters"] += wide.size
@@ -56,5 +56,5 @@ def store(
         line["error"] = (line["error"] / line.pop("size")) ** 0.5
     source = {"path": str(run.path), "fingerprint": run.fingerprint}
     facts = {"stored": {"from": source, "as": report}}
-    runs.write(out, run, arrays, config, experiment=run.experiment, facts=facts)
+    runs.write(out, run, arrays, config, experiment=run.experiment, extra_metadata=facts)
     return report

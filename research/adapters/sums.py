@@ -50,7 +50,11 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
     tree.check_names(wanted, arrays, "arrays of the sum")
     check_finite(arrays, "the sum")
     facts = {"sum": [[weight, str(run.path)] for weight, run in parts]}
-    kept: dict[str, Any] = {"base": base, "experiment": common_experiment(opened), "facts": facts}
+    kept: dict[str, Any] = {
+        "base": base,
+        "experiment": common_experiment(opened),
+        "extra_metadata": facts,
+    }
     return runs.write(out, base, arrays, base.model, method=method, **kept)
 
 

@@ -32,7 +32,7 @@ LONG = ("loha", "lora-patterns")  # a quick test merges them too, in memory
 def bases(world, tmp_path_factory):
     """Runs of the base as it is, and quantised."""
     folder = tmp_path_factory.mktemp("bases")
-    quantizing.store(runs.open_run(world.base), folder / "nf4", weight_storage.PRESETS["nf4"])
+    quantizing.store(runs.open_run(world.base), folder / "nf4", quantization.PRESETS["nf4"])
     return {"float32": world.base, "nf4": folder / "nf4"}
 
 
@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):
 @pytest.mark.parametrize("kind", quantization.PRESETS)
 def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
     source = runs.open_run(world.base)
-    report = quantizing.store(source, tmp_path / "small", weight_storage.PRESETS[kind])
+    report = quantizing.store(source, tmp_path / "small", quantization.PRESETS[kind])
     small = runs.open_run(tmp_path / "small")
     assert small.fingerprint != source.fingerprint
     count = sum(line["parameters"] for line in report.values())

@@ -10,7 +10,7 @@ from experiments.methods import table
 from research import methods
 from research.config import cli
 from research.experiment import Experiment
-from research.models import weight_storage
+from research.models import quantization
 from research.models.config import ModelConfig
 from tests.methods.cases import BESIDE, CASES
 
