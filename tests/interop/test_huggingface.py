@@ -8,6 +8,7 @@ import pytest
 from research import tree
 from research.interop import huggingface, importing
 from research.interop.family import architecture, parameter_shapes
+from research.interop.fields import UnsupportedModel
 from research.models.transformer import Transformer
 
 TINY = {
@@ -38,6 +39,8 @@ CASES = {
         "Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}
     ),
     "qwen3": ("Qwen3", {"head_dim": 12}),
+    "phi3": ("Phi3", {"pad_token_id": 0}),
+    "phi3-window": ("Phi3", {"pad_token_id": 0, "sliding_window": 5, "tie_word_embeddings": True}),
     "gemma2": ("Gemma2", {"sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 24}),
     "gemma3": ("Gemma3", {"sliding_window": 5, "head_dim": 16, "layer_types": CYCLE}),
     "gpt2": (
@@ -102,7 +105,12 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
     values = dict(importing.read_parameters(theirs, parameter_shapes(theirs.config)))
     read = lambda name: np.asarray(values[name])  # noqa: E731
     written = huggingface.write_folder(
-        tmp_path / "ours", theirs.config, read, kind=theirs.family.kind, file_size=20_000
+        tmp_path / "ours",
+        theirs.config,
+        read,
+        kind=theirs.family.kind,
+        files={huggingface.CONFIG: b'{"pad_token_id": 0}'},  # Phi-3's own is token 32,000
+        file_size=20_000,
     )
     assert sorted(set(written)) == sorted({source.name for source in theirs.sources.values()})
     before = load_file(tmp_path / "theirs" / "model.safetensors")
@@ -114,3 +122,19 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert type(loaded) is type(model)
     np.testing.assert_array_equal(their_logits(loaded, tokens), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "'longrope' is not among"),
+        ({"rope_scaling": {"type": "su", "short_factor": [1.0]}}, "'su' is not among default"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "Phi-3 has no such rope scaling"),
+        ({"partial_rotary_factor": 0.75}, "partial_rotary_factor is 0.75; Graft computes 1.0"),
+    ],
+)
+def test_a_phi3_that_graft_does_not_compute_is_refused(fields, message):
+    content = TINY | {"model_type": "phi3"} | fields
+    family = huggingface.find_family(content, "config.json")
+    with pytest.raises(UnsupportedModel, match=message):
+        huggingface.read_config(family, content, "config.json")

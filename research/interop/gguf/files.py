@@ -54,8 +54,12 @@ MODULES = {
     "final_norm": "output_norm",
     "head": "output",
 }
-_JOINED = {
-    "gpt2": ("layers/*/attention/query", "layers/*/attention/key", "layers/*/attention/value")
+# GGUF's modules that hold several of Graft's side by side
+JOINED = {
+    ("layers/*/attention/query", "layers/*/attention/key", "layers/*/attention/value"): (
+        "blk.*.attn_qkv"
+    ),
+    ("layers/*/mlp/gate", "layers/*/mlp/up"): "blk.*.ffn_up",
 }
 # GGUF's architectures -> families
 ARCHITECTURES = {
@@ -65,6 +69,7 @@ ARCHITECTURES = {
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
     "gpt2": "gpt2",
+    "phi3": "phi3",
 }
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 FREQUENCIES = "rope_freqs.weight"
@@ -178,7 +183,7 @@ def open_file(path: str | Path) -> GGUFModel:
     tensors.norm_offset = config.norm_offset
     if FREQUENCIES in tensors.shapes:
         config = dataclasses.replace(config, rotary_scaling=_scaling(config, tensors, path))
-    names = tensor_names(family, kind)
+    names = tensor_names(family)
     check_layers(names, config.layers, tensors.shapes, str(path))
     found = sources(names, parameter_shapes(config))
     check_tensors(names, found, tensors.shapes, config.tie_embeddings, str(path))
@@ -186,13 +191,13 @@ def open_file(path: str | Path) -> GGUFModel:
     return GGUFModel(path, family, config, content, metadata, tensors, found)
 
 
-def tensor_names(family: Family, kind: str) -> Family:
-    """The family with GGUF's names for its tensors."""
-    together = _JOINED.get(kind, ())
+def tensor_names(family: Family) -> Family:
+    """The family with GGUF's names for its tensors; llama.cpp joins what transformers joins."""
+    joined = {JOINED[parts]: parts for parts in family.joined.values()}
     return dataclasses.replace(
         family,
-        modules={**MODULES, **dict.fromkeys(together, "blk.*.attn_qkv")},
-        joined={"blk.*.attn_qkv": together} if together else {},
+        modules=MODULES | {ours: theirs for theirs, parts in joined.items() for ours in parts},
+        joined=joined,
         transposed=True,
         ignored=(re.escape(FREQUENCIES),),
     )

@@ -54,7 +54,7 @@ def plan(run: Run) -> tuple[str, dict[str, Source]]:
         sentencepiece.pieces(content, "GGUF")
     else:
         tokenizer.kind_of(content)
-    return kind, sources(tensor_names(family, kind), parameter_shapes(run.model))
+    return kind, sources(tensor_names(family), parameter_shapes(run.model))
 
 
 def export_gguf(
@@ -131,6 +131,8 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
     """
     cycle = {"gemma2": 2, "gemma3": 6}.get(kind, 1)
     windows = [config.window(layer) for layer in range(config.layers)]
+    if kind == "phi3" and any(windows):
+        raise UnsupportedModel(f"llama.cpp's phi3 sees everything, not windows {config.windows}")
     fixed = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
     if windows != fixed:
         raise UnsupportedModel(f"llama.cpp's {kind} sees other windows than {config.windows}")

@@ -26,6 +26,7 @@ CASES = {
     "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6, "layer_types": None,
                "sliding_window": 5},
     "gpt2": {},
+    "phi3": {},
 }  # fmt: skip
 IDS = np.random.default_rng(0).integers(3, 288, 12).astype(np.int32)
 
@@ -117,6 +118,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused():
     shape = tiny.config(windows=(4,))
     with pytest.raises(UnsupportedModel, match=r"llama sees other windows than \(4,\)"):
         gguf_writer._check_fixed("llama", shape)
+    with pytest.raises(UnsupportedModel, match=r"phi3 sees everything, not windows \(4,\)"):
+        gguf_writer._check_fixed("phi3", shape)
     gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0)))
     with pytest.raises(UnsupportedModel, match="root of 8, not of 24"):
         gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0), score_size=24))
