@@ -118,8 +118,8 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
     adapter = peft_importing.open_adapter(arguments.source, base)
     print(f"{arguments.source}: {adapter.method}")
     if arguments.dry_run:
-        for name, tensor in adapter.sources.items():
-            print(f"  {name:52} {tensor} {list(adapter.tensors.shapes[tensor])}")
+        for name, part in adapter.sources.items():
+            print(f"  {name:52} {part.name} {list(adapter.tensors.shapes[part.name])}")
         return
     path = peft_importing.import_adapter(arguments.source, base, arguments.out)
     print(f"written to {path}: graft generate --run {arguments.out}")

@@ -90,42 +90,43 @@ def parameter_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 def sources(family: Family, shapes: Mapping[str, Any]) -> dict[str, Source]:
     """For each parameter of `shapes` the tensor that holds it."""
-    found: dict[str, Source] = {}
+    result: dict[str, Source] = {}
     for name, value in shapes.items():
         module, leaf = name.rsplit("/", 1)
-        form = re.sub(r"^layers/\d+/", "layers/*/", module)
-        layer = module.split("/")[1] if form != module else ""
-        theirs = family.modules[form].replace("*", layer)
-        linear = leaf == "kernel" and module not in _TABLES
-        transposed = linear and (family.transposed or module == "head")
-        shape, first = tuple(value.shape), 0
-        if form in (together := _together(family, form)):
-            sizes = [shapes[f"{other.replace('*', layer)}/{leaf}"].shape[-1] for other in together]
-            first = sum(sizes[: together.index(form)])
-            shape = (*shape[:-1], sum(sizes))
+        is_linear = leaf == "kernel" and module not in _TABLES
+        transposed = is_linear and (family.transposed or module == "head")
+        joined = joined_linears(family, module)
+        sizes = [shapes[f"{linear}/{leaf}"].shape[-1] for linear in joined]
+        first = sum(sizes[: joined.index(module)])
+        shape = (*value.shape[:-1], sum(sizes))
         shape = shape[::-1] if transposed else shape
-        found[name] = Source(f"{theirs}.{_LEAVES[leaf]}", shape, transposed, first)
-    return found
+        tensor = f"{module_name(family, module)}.{_LEAVES[leaf]}"
+        result[name] = Source(tensor, shape, transposed, first)
+    return result
 
 
-def module_names(family: Family, linears: Iterable[str]) -> dict[str, str]:
-    """Transformers' module for each of Graft's linears, by single-layer name.
-
-    Raises:
-      UnsupportedModel: several of Graft's are one of theirs.
-    """
-    found = {}
-    for name in linears:
-        form = re.sub(r"^layers/\d+/", "layers/*/", name)
-        if _together(family, form):
-            raise UnsupportedModel(f"{name} is a part of {family.modules[form]} in {family.kind}")
-        layer = name.split("/")[1] if form != name else ""
-        found[name] = family.modules[form].replace("*", layer)
-    return found
+def module_name(family: Family, linear: str) -> str:
+    """Transformers' module that holds a linear of Graft's, given by its single-layer name."""
+    pattern, layer = _layer_pattern(linear)
+    return family.modules[pattern].replace("*", layer)
 
 
-def _together(family: Family, form: str) -> tuple[str, ...]:
-    return next((group for group in family.joined.values() if form in group), ())
+def joined_linears(family: Family, linear: str) -> tuple[str, ...]:
+    """The linears whose outputs stand side by side in the module of one, in order; it is among
+    them, and mostly alone."""
+    pattern, layer = _layer_pattern(linear)
+    joined = _joined_patterns(family, pattern) or (pattern,)
+    return tuple(other.replace("*", layer) for other in joined)
+
+
+def _layer_pattern(module: str) -> tuple[str, str]:
+    """`layers/7/mlp/up` -> `layers/*/mlp/up` and `7`; a name outside layers and nothing."""
+    pattern = re.sub(r"^layers/\d+/", "layers/*/", module)
+    return pattern, module.split("/")[1] if pattern != module else ""
+
+
+def _joined_patterns(family: Family, pattern: str) -> tuple[str, ...]:
+    return next((group for group in family.joined.values() if pattern in group), ())
 
 
 def check_tensors(

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from research import sharding, tree
+from research import sharding
+from research.adapters.merging import Merged
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.interop import tensor_files
 from research.interop.exporting import whole_or_nothing
-from research.interop.families import FAMILIES
-from research.interop.family import Family, for_model, module_names
 from research.interop.fields import UnsupportedModel
-from research.interop.peft import config, prompts
-from research.methods import (
-    Full,
-    Method,
-    Prefix,
-    Prompt,
-    VeRA,
-    abstract,
-    places,
-    single_layers,
-)
-from research.methods.attach import WEIGHTED
-from research.models.transformer import Transformer
+from research.interop.peft import config, joined, prompts
+from research.interop.peft.joined import TargetModules, target_modules
+from research.methods import Method, Prefix, Prompt, VeRA
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -51,8 +40,6 @@ _LEAVES: dict[str, dict[str, str]] = {
         "second_out": "hada_w2_a",
     },
 }
-# a delta's leaf that has the rank on its second axis
-_RANKED = {"lora": "a", "dora": "low/a", "loha": "first_in"}
 # what VeRA's places share
 PROJECTIONS = {"a": "base_model.vera_A", "b": "base_model.vera_B"}
 
@@ -127,52 +114,71 @@ def tensors_of(
     if isinstance(run.method, Prompt | Prefix):
         tensor, content = prompts.write(run.method, arrays, run.model)
         return {prompts.NAME: tensor}, content
-    family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
-    return _write_places(run.method, arrays, family, set(linears(run)[1]))
+    merged = functools.cache(functools.partial(Merged, run))
+
+    def kernel(linear: str) -> np.ndarray:
+        return merged()(f"{linear}/kernel")
+
+    return _write_modules(run.method, arrays, target_modules(run)[1], kernel)
 
 
-def _write_places(
-    method: Method, arrays: Mapping[str, np.ndarray], family: Family, modules: set[str]
+def _write_modules(
+    method: Method,
+    arrays: Mapping[str, np.ndarray],
+    modules: TargetModules,
+    kernel: Callable[[str], np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors and config of a method that attaches to weights; `modules` are all of the base's."""
+    """Tensors and config of a method that attaches to weights.
+
+    Args:
+      kernel: the base's weight of a linear to which nothing is attached.
+    """
+    if modules.conv1d and method.kind == "loha":
+        raise UnsupportedModel(
+            "PEFT's LoHa takes no Conv1D, which GPT-2 is made of in transformers"
+        )
     adapter: str = method.adapter
-    named = sorted({n.partition("/site/")[0] for n in arrays if "/site/" in n}, key=_order)
-    theirs = module_names(family, named)
+    deltas = _deltas(arrays, adapter)
     tensors: dict[str, np.ndarray] = {}
     scales: dict[str, tuple[int, float]] = {}
-    for place in named:
-        site = f"{place}/site/{adapter}/"
-        held = {n.removeprefix(site): a for n, a in arrays.items() if n.startswith(site)}
-        if "first_a" in held:
-            # PEFT's PiSSA changes the base; as a LoRA of twice the rank it need not
-            held["a"] = np.concatenate([held["a"], -held["first_a"]], axis=1)
-            held["b"] = np.concatenate([held["b"], held["first_b"]], axis=0)
-        for leaf, name in leaves_of(method.kind, place).items():
-            value = held[leaf]
-            value = value[:, None] if name == "ia3_l" else value.T
-            tensors[f"{PREFIX}{theirs[place]}.{name}"] = value
+    names = list(dict.fromkeys(modules.module_of(linear) for linear in deltas))
+    for name in names:
+        linears = modules.linears[name]
+        present = {linear: deltas.get(linear) for linear in linears}
+        delta = joined.join(method.kind, present, modules.outputs, kernel)
+        for leaf, their_leaf in leaves_of(method.kind, linears[0]).items():
+            value = delta[leaf]
+            value = value[:, None] if their_leaf == "ia3_l" else value.T
+            tensors[f"{PREFIX}{name}.{their_leaf}"] = value
         low = "low/" if method.kind == "dora" else ""
-        if f"{low}scale" in held:
-            rank = held[_RANKED[method.kind]].shape[1]
-            scales[theirs[place]] = rank, float(held[f"{low}scale"]) * rank
+        if f"{low}scale" in delta:
+            rank = delta[joined.INPUT_LEAVES[method.kind][0]].shape[1]
+            scales[name] = rank, float(delta[f"{low}scale"]) * rank
     if isinstance(method, VeRA):
-        for ours, name in PROJECTIONS.items():
-            tensors[name] = arrays[f"methods/{adapter}/{ours}"].T
-    short = {name.rpartition(".")[2] for name in theirs.values()}
-    replicated = {name for name in modules if name.rpartition(".")[2] in short}
-    targets = sorted(short if replicated == set(theirs.values()) else theirs.values())
-    return tensors, config.write(method, scales) | {"target_modules": targets}
+        for ours, projection in PROJECTIONS.items():
+            tensors[projection] = arrays[f"methods/{adapter}/{ours}"].T
+    content = config.write(method, scales)
+    if modules.conv1d:
+        content["fan_in_fan_out"] = True
+    short_names = {name.rpartition(".")[2] for name in names}
+    same_ends = {name for name in modules.linears if name.rpartition(".")[2] in short_names}
+    targets = sorted(short_names if same_ends == set(names) else names)
+    return tensors, content | {"target_modules": targets}
 
 
-def linears(base: Run) -> tuple[Transformer, dict[str, str]]:
-    """The base in single layers, abstractly, and its linears by transformers' names."""
-    plain = abstract(base.model, Full(), single_layers(base.model))
-    family, _ = for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
-    together = {form for group in family.joined.values() for form in group}
-    every = [name for name, _ in places(plain, *WEIGHTED)]
-    names = [n for name in every for n in tree.layer_names(name)]
-    names = [name for name in names if re.sub(r"/\d+/", "/*/", name) not in together]
-    return plain, {theirs: ours for ours, theirs in module_names(family, names).items()}
+def _deltas(arrays: Mapping[str, np.ndarray], adapter: str) -> dict[str, dict[str, np.ndarray]]:
+    """Each place's leaves, as a LoRA where the method is PiSSA."""
+    places = sorted({n.partition("/site/")[0] for n in arrays if "/site/" in n}, key=_layer_order)
+    result = {}
+    for place in places:
+        site = f"{place}/site/{adapter}/"
+        delta = {n.removeprefix(site): a for n, a in arrays.items() if n.startswith(site)}
+        if "first_a" in delta:
+            # PEFT's PiSSA changes the base; as a LoRA of twice the rank it need not
+            delta["a"] = np.concatenate([delta["a"], -delta["first_a"]], axis=1)
+            delta["b"] = np.concatenate([delta["b"], delta["first_b"]], axis=0)
+        result[place] = delta
+    return result
 
 
 def leaves_of(kind: str, place: str) -> dict[str, str]:
@@ -182,5 +188,5 @@ def leaves_of(kind: str, place: str) -> dict[str, str]:
     return _LEAVES[kind]
 
 
-def _order(name: str) -> list[Any]:
+def _layer_order(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in name.split("/")]

@@ -24,14 +24,29 @@ from research.interop.peft.exporting import (
     PROJECTIONS,
     WEIGHTS,
     leaves_of,
-    linears,
 )
+from research.interop.peft.joined import INPUT_LEAVES, TargetModules, target_modules
 from research.interop.tensor_files import SafeTensors
-from research.methods import DoRA, LoHa, LoRA, Method, smaller_sides
+from research.methods import DoRA, LoHa, LoRA, Method, VeRA, smaller_sides
 from research.models.transformer import Transformer
 from research.runtime import storage
 
 _BASE = ".base_layer.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorPart:
+    """A tensor of an adapter's file, or some of its outputs.
+
+    Attributes:
+      name: the tensor's.
+      columns: which of its outputs; None: all.
+      width: how many outputs the tensor has; None: as many as the linear.
+    """
+
+    name: str
+    columns: slice | None = None
+    width: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,21 +56,21 @@ class Adapter:
     Attributes:
       method: what it is in Graft.
       shapes: what the method attaches, by single-layer name.
-      sources: the tensor of each, but for scales, which are the method's.
-      made: those that are no tensor of the file, but made of one.
+      sources: where each stands in the file, but for scales, which are the method's.
+      computed: those that are no tensor of the file, but made of one.
     """
 
     method: Method
     shapes: Mapping[str, jax.ShapeDtypeStruct]
-    sources: Mapping[str, str]
+    sources: Mapping[str, TensorPart]
     tensors: SafeTensors
-    made: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def read(self, name: str) -> jax.Array:
         """A parameter of the adapter."""
         shape = self.shapes[name].shape
-        if name in self.made:
-            return jnp.asarray(self.made[name])
+        if name in self.computed:
+            return jnp.asarray(self.computed[name])
         if name not in self.sources:
             assert isinstance(self.method, LoRA | DoRA | LoHa)
             if isinstance(self.method, LoHa):
@@ -64,9 +79,12 @@ class Adapter:
             rank = tree.first_match(self.method.ranks, linear, self.method.rank)
             alpha = tree.first_match(self.method.alphas, linear, self.method.alpha)
             return jnp.full(shape, alpha / rank)
-        source = self.sources[name]
-        value = self.tensors.read(source, tuple(slice(None) for _ in self.tensors.shapes[source]))
+        part = self.sources[name]
+        everything = tuple(slice(None) for _ in self.tensors.shapes[part.name])
+        value = self.tensors.read(part.name, everything)
         value = value.reshape(-1) if len(shape) == 1 else value.T
+        if part.columns is not None:
+            value = value[..., part.columns]
         return jnp.asarray(np.ascontiguousarray(value, np.float32))
 
 
@@ -88,95 +106,123 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
 def _open(path: Path, base: Run) -> Adapter:
     content, where = read_json(path / CONFIG), str(path / WEIGHTS)
     tensors = SafeTensors(path / WEIGHTS)
-    plain, modules = linears(base)
+    plain, modules = target_modules(base)
     if content.get("peft_type") in prompts.KINDS:
         return _open_prompts(content, tensors, plain, base, where)
-    held = _by_place(content, tensors, modules, base, where)
-    named = {ours: theirs for theirs, ours in modules.items() if ours in held}
+    parts = _tensors_by_linear(content, tensors, modules, base, where)
+    # in the base's order, not the file's
+    linears = [linear for group in modules.linears.values() for linear in group if linear in parts]
+    names = {linear: modules.module_of(linear) for linear in linears}
     sides = smaller_sides(plain)
-    method, ranks = config.read(content, str(path / CONFIG), named, sides)
-    if not isinstance(method, LoRA) and "embedding" in named:
+    method, ranks = config.read(content, str(path / CONFIG), names, sides)
+    if not isinstance(method, LoRA) and "embedding" in names:
         raise UnsupportedModel(f"{where}: Graft's {method.kind} is for linears, not the embedding")
+    _check_joined(method, names, modules, where)
     over = [place for place, rank in ranks.items() if rank > sides[place]]
     if over and isinstance(method, LoHa):
         raise UnsupportedModel(
-            f"{where}: rank {ranks[over[0]]} of {named[over[0]]} is over the smaller side of its "
+            f"{where}: rank {ranks[over[0]]} of {names[over[0]]} is over the smaller side of its "
             f"weight, {sides[over[0]]}; Graft's loha takes no such rank"
         )
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
-    attached = {name: whole[name] for name in whole if name not in tree.flatten(plain)}
-    shapes = tree.unstack_shapes(attached)
-    sources = _sources(method.kind, shapes, held, ranks, tensors, where)
-    made: dict[str, np.ndarray] = {}
-    adapter = Adapter(method, shapes, sources, tensors, made)
+    base_names = tree.flatten(plain)
+    shapes = tree.unstack_shapes({name: whole[name] for name in whole if name not in base_names})
+    sources = _sources(method.kind, shapes, parts, ranks, tensors, where)
+    computed: dict[str, np.ndarray] = {}
+    adapter = Adapter(method, shapes, sources, tensors, computed)
     for place in over:
-        made |= _of_full_rank(adapter, place)
+        computed |= _of_full_rank(adapter, place)
     return adapter
 
 
-def _by_place(
+def _tensors_by_linear(
     content: Mapping[str, Any],
     tensors: SafeTensors,
-    modules: Mapping[str, str],
+    modules: TargetModules,
     base: Run,
     where: str,
-) -> dict[str, dict[str, str]]:
-    """The tensors' names by our places and PEFT's leaves."""
-    held: dict[str, dict[str, str]] = {}
-    given = set()
-    for name in tensors.shapes:
-        if name in PROJECTIONS.values():
+) -> dict[str, dict[str, TensorPart]]:
+    """Where the numbers of each linear's adapter stand, by PEFT's names of leaves."""
+    parts: dict[str, dict[str, TensorPart]] = {}
+    names = set()
+    for tensor in tensors.shapes:
+        if tensor in PROJECTIONS.values():
             continue
-        if name.endswith(_BASE):
-            _check_unchanged(name, tensors, modules, base, where)
+        if tensor.endswith(_BASE):
+            _check_unchanged(tensor, tensors, modules, base, where)
             continue
-        module, leaf = _split(name)
-        given.add(module)
-        if content.get("peft_type") == "IA3":
-            module = _scaled(module, content.get("feedforward_modules"), modules, base, where)
-        if module not in modules:
-            near = tree.nearest(module, modules, 1)
-            raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
-        if leaf in held.setdefault(modules[module], {}):
-            raise UnsupportedModel(f"{where}: {name} scales what another tensor scales too")
-        held[modules[module]][leaf] = name
-    targets.check(content, modules, given, where)
-    return held
+        module, leaf = _split(tensor)
+        names.add(module)
+        if module not in modules.linears:
+            raise _no_module(tensor, module, modules, where)
+        here = {
+            linear: TensorPart(tensor, columns, modules.width(module))
+            for linear, columns in modules.columns(module).items()
+        }
+        inputs = content.get("feedforward_modules")
+        if content.get("peft_type") == "IA3" and _scales_input(module, inputs, where):
+            here = {_scaled_linear(module, modules, base, where): TensorPart(tensor)}
+        for linear, part in here.items():
+            if leaf in parts.setdefault(linear, {}):
+                raise UnsupportedModel(f"{where}: {tensor} scales what another tensor scales too")
+            parts[linear][leaf] = part
+    targets.check(content, modules.linears, names, where)
+    return parts
+
+
+def _check_joined(
+    method: Method, names: Mapping[str, str], modules: TargetModules, where: str
+) -> None:
+    """Refuses what no methods of Graft's can say of the parts of a joined module."""
+    for name in names.values() if isinstance(method, VeRA) else ():
+        if len(modules.linears[name]) > 1:
+            raise UnsupportedModel(
+                f"{where}: {name} is {' and '.join(modules.linears[name])} in Graft, which share "
+                "other rows of VeRA's projections; merge it in PEFT"
+            )
+
+
+def _no_module(tensor: str, module: str, modules: TargetModules, where: str) -> UnsupportedModel:
+    near = tree.nearest(module, modules.linears, 1)
+    return UnsupportedModel(f"{where}: {tensor} is for no linear of this base ({near} is)")
 
 
 def _sources(
     kind: str,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
-    held: Mapping[str, dict[str, str]],
+    parts: Mapping[str, dict[str, TensorPart]],
     ranks: Mapping[str, int],
     tensors: SafeTensors,
     where: str,
-) -> dict[str, str]:
-    """The tensor of each parameter but scales; all tensors must be one's, and of its shape."""
+) -> dict[str, TensorPart]:
+    """Where each parameter but scales stands; all tensors must be one's, and of its shape."""
     sources = {}
     for name, shape in shapes.items():
         linear, _, rest = name.partition("/site/")
         leaf, leaves = rest.partition("/")[2], leaves_of(kind, linear)
-        wanted = shape.shape
         if name.startswith("methods/"):
-            found = PROJECTIONS[name.rpartition("/")[2]]
-            source = found if found in tensors.shapes else None
-            leaves = {leaf: f"{found}, which PEFT writes with save_projection,"}
+            tensor = PROJECTIONS[name.rpartition("/")[2]]
+            part = TensorPart(tensor) if tensor in tensors.shapes else None
+            leaves = {leaf: f"{tensor}, which PEFT writes with save_projection,"}
         elif leaf not in leaves:
             continue  # the scale
         else:
-            source = held[linear].pop(leaves[leaf], None)
-            if leaf in ("a", "low/a") and linear in ranks:
-                wanted = wanted[0], ranks[linear]
-            elif leaf in ("b", "low/b") and linear in ranks:
-                wanted = ranks[linear], wanted[1]
-        if source is None:
+            part = parts[linear].pop(leaves[leaf], None)
+        if part is None:
             raise UnsupportedModel(f"{where}: {leaves[leaf]} of {linear} is missing")
-        given = tensors.shapes[source]
-        if not (math.prod(given) == wanted[0] if len(wanted) == 1 else given[::-1] == wanted):
-            raise UnsupportedModel(f"{where}: {source} has shape {given}, not {wanted[::-1]}")
-        sources[name] = source
-    surplus = [name for left in held.values() for name in left.values()]
+        *rows, width = shape.shape
+        if leaf in INPUT_LEAVES.get(kind, ()):
+            part, width = TensorPart(part.name), ranks.get(linear, width)
+        else:
+            width = part.width or width
+            if leaf in ("b", "low/b") and linear in ranks:
+                rows = [ranks[linear]]
+        expected, given = (*rows, width), tensors.shapes[part.name]
+        fits = math.prod(given) == width if not rows else given[::-1] == expected
+        if not fits:
+            raise UnsupportedModel(f"{where}: {part.name} has shape {given}, not {expected[::-1]}")
+        sources[name] = part
+    surplus = [part.name for leaves in parts.values() for part in leaves.values()]
     if surplus:
         raise UnsupportedModel(f"{where}: {surplus[0]} is no part of a {kind}")
     return sources
@@ -197,11 +243,11 @@ def _open_prompts(
     if list(tensors.shapes) != [prompts.NAME]:
         raise UnsupportedModel(f"{where} holds {list(tensors.shapes)}, not {prompts.NAME}")
     tensor = tensors.read(prompts.NAME, (slice(None), slice(None)))
-    method, made = prompts.read(content, tensor, base.model, where)
+    method, arrays = prompts.read(content, tensor, base.model, where)
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
     shapes = tree.unstack_shapes({n: s for n, s in whole.items() if "/site/" in n})
-    tree.check_names(shapes, made, where)
-    return Adapter(method, shapes, {}, tensors, made)
+    tree.check_names(shapes, arrays, where)
+    return Adapter(method, shapes, {}, tensors, arrays)
 
 
 def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
@@ -226,46 +272,49 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
 
 
 def _check_unchanged(
-    name: str, tensors: SafeTensors, modules: Mapping[str, str], base: Run, where: str
+    tensor: str, tensors: SafeTensors, modules: TargetModules, base: Run, where: str
 ) -> None:
-    """PEFT saves the base's table beside an adapter on it: it must be the base's own."""
-    module = name.removeprefix(PREFIX).removesuffix(_BASE)
-    if module not in modules:
-        near = tree.nearest(module, modules, 1)
-        raise UnsupportedModel(f"{where}: {name} is for no linear of this base ({near} is)")
-    place = modules[module]
-    table = place == "embedding" or (place == "head" and base.model.tie_embeddings)
-    weight = "embedding/kernel" if table else f"{place}/kernel"
-    own = np.asarray(base.read(weight)[weight], np.float32)
-    own = own if table else own.T
-    given = tensors.read(name, (slice(None), slice(None)))
+    """Checks the table that PEFT saves beside an adapter on it: it must be the base's own."""
+    module = tensor.removeprefix(PREFIX).removesuffix(_BASE)
+    if len(modules.linears.get(module, ())) != 1:
+        raise _no_module(tensor, module, modules, where)
+    (place,) = modules.linears[module]
+    is_table = place == "embedding" or (place == "head" and base.model.tie_embeddings)
+    name = "embedding/kernel" if is_table else f"{place}/kernel"
+    own = np.asarray(base.read(name)[name], np.float32)
+    own = own if is_table else own.T
+    saved = tensors.read(tensor, (slice(None), slice(None)))
     # it may have been rounded to the type in which the adapter was saved
-    if given.shape != own.shape or not np.allclose(given, own, rtol=1e-2, atol=1e-6):
-        raise UnsupportedModel(f"{where}: {name} is another one than the base's; merge it in PEFT")
+    if saved.shape != own.shape or not np.allclose(saved, own, rtol=1e-2, atol=1e-6):
+        raise UnsupportedModel(
+            f"{where}: {tensor} is another one than the base's; merge it in PEFT"
+        )
 
 
-def _scaled(module: str, inputs: Any, modules: Mapping[str, str], base: Run, where: str) -> str:
-    """The module whose output IA3 scales. PEFT scales the input of `feedforward_modules`: of a
-    gated MLP's last linear that is the output of the one that is not activated."""
+def _scales_input(module: str, inputs: Any, where: str) -> bool:
+    """Whether IA3 scales a module's input: whether it is among `feedforward_modules`."""
     if not isinstance(inputs or [], list):
         raise UnsupportedModel(f"{where}: feedforward_modules is {inputs!r}; give names in a list")
-    if not any(module == name or module.endswith(f".{name}") for name in inputs or []):
-        return module
-    place = modules.get(module, "")
+    return any(module == name or module.endswith(f".{name}") for name in inputs or [])
+
+
+def _scaled_linear(module: str, modules: TargetModules, base: Run, where: str) -> str:
+    """The linear whose output is the input that IA3 scales: of a gated MLP's last linear that is
+    the output of the one that is not activated."""
+    place = modules.linears[module][0]
     if not (place.endswith("mlp/down") and base.model.gated):
         raise UnsupportedModel(
             f"{where}: the input of {module} is scaled; Graft's IA3 scales outputs, and takes the "
             "last linear of a gated MLP besides"
         )
-    up = place.removesuffix("down") + "up"
-    return next(theirs for theirs, ours in modules.items() if ours == up)
+    return f"{place.removesuffix('down')}up"
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A tensor's name -> its module's and its leaf's."""
+    """Splits a tensor's name into its module's and its leaf's."""
     bare = name.removeprefix(PREFIX)
-    module, found, leaf = bare.rpartition(".lora_")
-    if found:
+    module, is_lora, leaf = bare.rpartition(".lora_")
+    if is_lora:
         return module, f"lora_{leaf}"
     module, _, leaf = bare.rpartition(".")
     return module, leaf

@@ -13,16 +13,19 @@ from research.interop.fields import UnsupportedModel
 _BOUNDED = re.compile(r"(?:\\[.bdw]|[\w.|()^$]|\[[\w-]+\]|\(\?:|(?<!\))[*+?])*")
 _MOST_REPEATS = 5
 _NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)\.")  # the list of layers, and the layer
-_ENDS = ("embedding", "head")  # no linears to PEFT's all-linear
+_ENDS = (("embedding",), ("head",))  # no linears to PEFT's all-linear
 
 
 def check(
-    content: Mapping[str, Any], modules: Mapping[str, str], held: Collection[str], where: str
+    content: Mapping[str, Any],
+    modules: Mapping[str, tuple[str, ...]],
+    held: Collection[str],
+    where: str,
 ) -> None:
     """Refuses an adapter that lacks tensors of a module that its config names, or has too many.
 
     Args:
-      modules: linears of the base by transformers' names, and our name of each.
+      modules: those of the base by transformers' names, and Graft's linears in each.
       held: those of them that have tensors.
 
     Raises:
@@ -47,10 +50,12 @@ def check(
         )
 
 
-def _named(content: Mapping[str, Any], modules: Mapping[str, str], where: str) -> set[str]:
+def _named(
+    content: Mapping[str, Any], modules: Mapping[str, tuple[str, ...]], where: str
+) -> set[str]:
     targets, layers = content["target_modules"], content.get("layers_to_transform")
     if targets == "all-linear":
-        found = {name for name, ours in modules.items() if ours not in _ENDS}
+        found = {name for name, linears in modules.items() if linears not in _ENDS}
     else:
         matches = _matcher(targets, f"{where}: target_modules")
         found = {name for name in modules if matches(name)}

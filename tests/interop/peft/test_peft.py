@@ -16,6 +16,7 @@ from research.interop import exporting, importing
 from research.interop.fields import UnsupportedModel
 from research.interop.peft import exporting as peft
 from research.interop.peft import importing as peft_importing
+from research.interop.peft import joined
 from research.methods import DoRA, LoRA, Prefix, Prompt
 from research.training.loop import train
 from tests.helpers import tiny_run
@@ -373,17 +374,20 @@ def test_an_adapter_comes_back_whole_or_not_at_all(world, tmp_path):
 def test_an_adapter_on_some_linears_names_no_others_of_the_same_name():
     """GPT-2 has a c_proj in its attention and one in its MLP."""
     from research.interop.families import FAMILIES
+    from research.interop.family import module_name
 
-    family = FAMILIES["gpt2"]
     places = [f"layers/{i}/{place}" for i in (0, 1) for place in ("attention/output", "mlp/down")]
-    names = peft.module_names(family, places)
+    names = {place: module_name(FAMILIES["gpt2"], place) for place in places}
+    modules = joined.TargetModules(
+        {names[place]: (place,) for place in places}, dict.fromkeys(places, 8)
+    )
     method = LoRA(targets=(r"layers/\d+/attention/output",), rank=2)
     arrays = {}
     for place in places[::2]:
         site = f"{place}/site/lora/"
         arrays[f"{site}a"], arrays[f"{site}b"] = np.ones((8, 2)), np.ones((2, 8))
         arrays[f"{site}scale"] = np.ones(())
-    _, content = peft._write_places(method, arrays, family, set(names.values()))
+    _, content = peft._write_modules(method, arrays, modules, arrays.__getitem__)
     assert content["target_modules"] == sorted(names[place] for place in places[::2])
 
 
