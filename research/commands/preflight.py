@@ -14,7 +14,10 @@ devices cannot share the batch, the nearest configs that do are looked for (a co
 given; `all` exits with 3 if any does not fit.
 """
 
+from __future__ import annotations
+
 import argparse
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -22,8 +25,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from research.runtime.environment import ROOT
+
+if TYPE_CHECKING:
+    from research.preflight.examine import Prices
+    from research.preflight.report import Alternative
+    from research.runtime.accelerators import Topology
 
 PRICES = ROOT / "configs" / "prices.json"
 
@@ -62,16 +71,18 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _examine(arguments) -> bool:
+def _examine(arguments: argparse.Namespace) -> bool:
+    """Prints and writes reports; whether everything fits."""
     from configs import presets
     from research.preflight import examine
 
-    every = arguments.topology == "all"
-    if not every:
+    is_table = arguments.topology == "all"
+    if not is_table:
         examine.prepare_environment(presets.flags(arguments.topology))
 
     from research.config import cli, schema
     from research.experiment import Experiment
+    from research.preflight.describe import describe
     from research.runtime import accelerators
 
     if importlib.util.find_spec("libtpu") is None:
@@ -79,83 +90,91 @@ def _examine(arguments) -> bool:
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     prices = schema.load_json(examine.Prices, arguments.prices)
-    if every:
+    if is_table:
         cli.load(Experiment, arguments.config, arguments.overrides)  # a wrong key is said once
-        return _every(arguments)
+        return _examine_all(arguments)
     topology = accelerators.topology(arguments.topology, arguments.slices)
     overrides = list(arguments.overrides)
     if arguments.sequences_per_chip:
         overrides.append(f"data.batch_size={topology.rows(arguments.sequences_per_chip)}")
     experiment = cli.load(Experiment, arguments.config, overrides)
     report = examine.examine(experiment, topology, prices)
-    print(examine.describe(report), flush=True)
-    _write(arguments, report)
-    if not report["fits"] and arguments.tries > 0:
-        _search(arguments, overrides, topology, prices, report)
-        _write(arguments, report)
-    return report["fits"]
+    print(describe(report), flush=True)
+    _write(arguments, report.to_json())
+    if not report.fits and arguments.tries > 0:
+        fitting = _search(arguments, overrides, topology, prices)
+        _write(arguments, dataclasses.replace(report, alternatives=fitting).to_json())
+    return report.fits
 
 
-def _write(arguments, found) -> None:
+def _write(arguments: argparse.Namespace, content: Any) -> None:
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _every(arguments) -> bool:
-    """A process for each version, as the compiler reads its flags once in one; what is found is
-    printed and written at once."""
-    from research.preflight import examine
+def _examine_all(arguments: argparse.Namespace) -> bool:
+    """One report for each version, in processes of their own, as the compiler reads its flags once
+    in one; each result is printed and written at once."""
+    from research.preflight.describe import table
     from research.runtime import accelerators
 
-    reports = []
+    rows: list[dict[str, Any]] = []
     try:
-        for name in accelerators.EXAMPLES:
-            reports.append(_in_process(arguments, name))
-            _write(arguments, reports)
+        for topology in accelerators.EXAMPLES:
+            rows.append(_examine_in_process(arguments, topology))
+            _write(arguments, rows)
     finally:
-        if reports:
-            print(examine.table(reports), flush=True)
-    return all(report["fits"] for report in reports)
+        if rows:
+            print(table(rows), flush=True)
+    return all(row["fits"] for row in rows)
 
 
-def _in_process(arguments, topology: str) -> dict:
-    from research.preflight import examine
+def _examine_in_process(arguments: argparse.Namespace, topology: str) -> dict[str, Any]:
+    """The JSON of one topology's report; where there is none, of why."""
+    from research.preflight.report import MemoryFit, Report
 
-    given = ["--config", arguments.config, "--topology", topology, "--tries", "0"]
-    given += ["--slices", str(arguments.slices), "--prices", str(arguments.prices)]
+    flags = ["--config", arguments.config, "--topology", topology, "--tries", "0"]
+    flags += ["--slices", str(arguments.slices), "--prices", str(arguments.prices)]
     if arguments.sequences_per_chip:
-        given += ["--sequences-per-chip", str(arguments.sequences_per_chip)]
-    given += [f"--config.{override}" for override in arguments.overrides]
+        flags += ["--sequences-per-chip", str(arguments.sequences_per_chip)]
+    flags += [f"--config.{override}" for override in arguments.overrides]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
-        words = [sys.executable, "-m", "research.cli", "preflight", *given, "--json", str(file)]
-        done = subprocess.run(words, stderr=subprocess.PIPE, text=True)
-        if done.returncode in (0, 3):  # 3: it does not fit, which is a result
+        command = [sys.executable, "-m", "research.cli", "preflight", *flags, "--json", str(file)]
+        process = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if process.returncode in (0, 3):  # 3: it does not fit, which is a result
             print(flush=True)
             return json.loads(file.read_text(encoding="utf-8"))
-    why = (done.stderr.strip() or f"ended with {done.returncode}").splitlines()[-1]
+    why = (process.stderr.strip() or f"ended with {process.returncode}").splitlines()[-1]
     why = why.removeprefix("error: ")
     print(f"{'NO':10} {topology}: {why}\n", flush=True)
-    return examine.refused(topology, arguments.slices, why)
+    return Report(topology, arguments.slices, MemoryFit.refused(why)).to_json()
 
 
-def _search(arguments, overrides, topology, prices, report) -> None:
+def _search(
+    arguments: argparse.Namespace, overrides: list[str], topology: Topology, prices: Prices
+) -> list[Alternative]:
+    """Prints the nearest configs as they are compiled; those that fit."""
     from research.preflight import alternatives
 
     print("\nlooking for the nearest configs that fit", flush=True)
-    fitting = report["alternatives"] = []
-    given = (arguments.config, overrides, topology, prices, arguments.tries)
-    for changes, found in alternatives.nearest(*given):
-        flags = " ".join(f"--config.{change}" for change in changes)
-        if found["fits"]:
-            fitting.append({"changes": changes} | found)
+    fitting = []
+    for alternative in alternatives.nearest(
+        arguments.config, overrides, topology, prices, arguments.tries
+    ):
+        flags = " ".join(f"--config.{change}" for change in alternative.changes)
+        peak, estimate = alternative.report.memory.peak_gib, alternative.report.estimate
+        if alternative.report.fits:
+            assert estimate is not None
+            fitting.append(alternative)
             print(
-                f"{'fits':10} {flags}\n{'':10} {found['peak_gib']:.2f} GiB, at best "
-                f"{found['tokens_per_second']:,.0f} tokens/s",
+                f"{'fits':10} {flags}\n{'':10} {peak:.2f} GiB, at best "
+                f"{estimate.tokens_per_second:,.0f} tokens/s",
                 flush=True,
             )
         else:
-            peak = "" if found["peak_gib"] is None else f" {found['peak_gib']:.2f} GiB:"
-            print(f"{'no':10}{peak} {flags}", flush=True)
+            size = "" if peak is None else f" {peak:.2f} GiB:"
+            print(f"{'no':10}{size} {flags}", flush=True)
     if not fitting:
         print("none found: take more chips, fewer rows (data.batch_size), or a smaller model")
+    return fitting

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from research.config import cli
 from research.experiment import Experiment
-from research.preflight.examine import Prices, Report, abstract_program, examine, held_bytes
+from research.preflight.examine import Prices, abstract_program, examine, resident_bytes
+from research.preflight.report import Alternative
 from research.runtime.accelerators import Topology
 from research.training.program import Program, UnevenBatch
 
@@ -17,55 +18,54 @@ def nearest(
     topology: Topology,
     prices: Prices | None = None,
     tries: int = 6,
-    wanted: int = 2,
-) -> Iterator[tuple[list[str], Report]]:
-    """Configs like the one that does not fit, with what was found; those that fit come too.
+    max_fitting: int = 2,
+) -> Iterator[Alternative]:
+    """Configs like the one that does not fit, the least changes first, each compiled.
 
     Yields:
-      Overrides on top of the given ones, and the report; after `wanted` that fit, or `tries`,
-      no more.
+      Those that fit and those that do not; no more after `max_fitting` that fit, or `tries`.
     """
-    limit, found = topology.accelerator.memory, 0
+    limit, fitting = topology.accelerator.memory, 0
     for changes in proposals(file, overrides, topology):
         try:
             experiment = cli.load(Experiment, file, [*overrides, *changes])
-            held = held_bytes(abstract_program(experiment, topology.devices))
+            resident = resident_bytes(abstract_program(experiment, topology.devices))
         except ValueError:
             continue  # a mesh that the model's heads or the batch do not divide by
-        if sum(held.values()) >= limit:
+        if sum(resident.values()) >= limit:
             continue  # known without compiling
-        if not tries or found >= wanted:
+        if not tries or fitting >= max_fitting:
             return
         tries -= 1
         report = examine(experiment, topology, prices)
-        found += report["fits"]
-        yield changes, report
+        fitting += report.fits
+        yield Alternative(changes, report)
 
 
 def proposals(file: str, overrides: Sequence[str], topology: Topology) -> Iterator[list[str]]:
     """Changes, the least first; where the devices cannot share the rows, each makes that so."""
 
-    def changed(changes: list[str]) -> Program:
+    def make_changed(changes: list[str]) -> Program:
         experiment = cli.load(Experiment, file, [*overrides, *changes])
         return abstract_program(experiment, topology.devices)
 
     try:
-        starts: list[tuple[list[str], Program]] = [([], changed([]))]
+        starts: list[tuple[list[str], Program]] = [([], make_changed([]))]
     except UnevenBatch as error:
-        starts = [([change], changed([change])) for change in _even(error, changed)]
+        starts = [([change], make_changed([change])) for change in _even(error, make_changed)]
         yield from (changes for changes, _ in starts)
     for changes, program in starts:
         for more in candidates(program, topology):
             yield [*changes, *more]
 
 
-def _even(error: UnevenBatch, changed: Callable[[list[str]], Program]) -> Iterator[str]:
+def _even(error: UnevenBatch, make_changed: Callable[[list[str]], Program]) -> Iterator[str]:
     """Changes with which the devices can share the rows: other rows, or each on several devices."""
     yield from (f"data.batch_size={size}" for size in error.nearest)
     for axis in ("tensor", "sequence"):
         for size in (2, 4, 8):
             try:
-                changed([change := f"mesh.{axis}={size}"])
+                make_changed([change := f"mesh.{axis}={size}"])
             except ValueError:
                 continue
             yield change

@@ -1,4 +1,4 @@
-"""Where every array of a run lies, as text that a person can check."""
+"""The sharding of every array of a run, as text that a person can check."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def describe(program: Program) -> str:
 
 def _lines(part: str, leaves: dict[str, tuple[Any, NamedSharding]]) -> list[str]:
     rows, total = [], 0
-    for name, (leaf, placed) in leaves.items():
-        here = math.prod(placed.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        total += here
-        parts = [*placed.spec, *(None,) * (len(leaf.shape) - len(placed.spec))]
+    for name, (leaf, sharding) in leaves.items():
+        size = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        total += size
+        mesh_axes = [*sharding.spec, *(None,) * (len(leaf.shape) - len(sharding.spec))]
         axes = ", ".join(
-            f"{size}/{cut if isinstance(cut, str) else '*'.join(cut)}" if cut else str(size)
-            for size, cut in zip(leaf.shape, parts, strict=True)
+            f"{length}/{axis if isinstance(axis, str) else '*'.join(axis)}" if axis else str(length)
+            for length, axis in zip(leaf.shape, mesh_axes, strict=True)
         )
-        rows.append((name, str(leaf.dtype), f"[{axes}]", f"{here:,}"))
+        rows.append((name, str(leaf.dtype), f"[{axes}]", f"{size:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return [
         f"\n{part}: {total / GIB:.3f} GiB a device",

@@ -101,17 +101,17 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
     devices = program.mesh.size
     scores = flops.attention + shape.computes_again * flops.attention_recomputed
     idle = max(accelerator.array / shape.size - 1, 0) * scores * tokens
-    own = traffic(program, slices)
-    read = memory_bytes(program)
+    sends = traffic(program, slices)
+    moved_bytes = memory_bytes(program)
     return Roofline(
         model_flops=model_flops,
         hardware_flops=hardware,
-        memory_bytes=read,
-        traffic=own,
+        memory_bytes=moved_bytes,
+        traffic=sends,
         compute=(hardware + idle) / (devices * accelerator.flops),
-        memory=read / accelerator.memory_rate,
-        links=own.inside / accelerator.link_rate,
-        network=own.between_slices / accelerator.network_rate,
+        memory=moved_bytes / accelerator.memory_rate,
+        links=sends.inside / accelerator.link_rate,
+        network=sends.between_slices / accelerator.network_rate,
         tokens=tokens,
         peak=devices * accelerator.flops,
     )
@@ -128,23 +128,24 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     wide = jnp.dtype(shape.compute_dtype).itemsize
     passes = experiment.accumulation_steps
     replicas = mesh["data"]
-    trained = set(program.step_config.trainable)
-    gathered = scattered = copied = 0.0
-    for name, leaf, placed in _parameters(program):
-        shared = _ways(placed, ("fsdp", "sequence"))
-        held = _local(leaf, placed)
+    trainable = set(program.step_config.trainable)
+    gather_bytes = scatter_bytes = replica_bytes = 0.0
+    for name, leaf, sharding in _parameters(program):
+        shared = _ways(sharding, ("fsdp", "sequence"))
+        numbers = _local_size(leaf, sharding)
         share = 1 - 1 / shared
         if _is_used_whole(name, program):
             uses = 2 + bool(experiment.loss.vocabulary_chunks and not name.startswith("layers/"))
-            gathered += passes * uses * share * shared * held * min(leaf.dtype.itemsize, wide)
-        if name in trained:
-            scattered += passes * share * shared * held * GRADIENT
+            width = min(leaf.dtype.itemsize, wide)
+            gather_bytes += passes * uses * share * shared * numbers * width
+        if name in trainable:
+            scatter_bytes += passes * share * shared * numbers * GRADIENT
             rest = mesh["fsdp"] * mesh["sequence"] // shared
-            copied += 2 * held * GRADIENT
+            replica_bytes += 2 * numbers * GRADIENT
             # leaves that lie whole on devices with other tokens: small, so their sums are counted
-            scattered += 2 * (1 - 1 / rest) * held * GRADIENT
-    between = copied * (1 - 1 / slices)
-    inside = copied * (1 - 1 / (replicas // slices))
+            scatter_bytes += 2 * (1 - 1 / rest) * numbers * GRADIENT
+    between = replica_bytes * (1 - 1 / slices)
+    inside = replica_bytes * (1 - 1 / (replicas // slices))
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
     activation = tokens * shape.width * wide * passes
     over = 1 - 1 / mesh["tensor"]
@@ -153,7 +154,7 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     acts += 2 * activation * (1 - 1 / (mesh["fsdp"] * mesh["sequence"]))
     keys = 2 * tokens * mesh["sequence"] * shape.kv_heads * shape.size * wide * passes
     keys *= (1 - 1 / mesh["sequence"]) * shape.layers * (2 + again) / mesh["tensor"]
-    return Traffic(gathered, scattered, inside, acts, keys, between)
+    return Traffic(gather_bytes, scatter_bytes, inside, acts, keys, between)
 
 
 def memory_bytes(program: Program) -> float:
@@ -161,28 +162,30 @@ def memory_bytes(program: Program) -> float:
     written once and read for each product, and what each product gives."""
     mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
     wide = jnp.dtype(shape.compute_dtype).itemsize
-    trained, total = set(program.step_config.trainable), 0.0
+    trainable, total = set(program.step_config.trainable), 0.0
     for name, leaf in tree.flatten(program.state_shapes).items():
-        own = _local(leaf, program.shardings[name]) * leaf.dtype.itemsize
+        size = _local_size(leaf, program.shardings[name]) * leaf.dtype.itemsize
         inside = name.removeprefix("model/")
-        total += own * (2 if not name.startswith("model/") or inside in trained else 1)
+        total += size * (2 if not name.startswith("model/") or inside in trainable else 1)
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
     tokens *= experiment.accumulation_steps
     again = shape.computes_again
-    for name, leaf, placed in _parameters(program):
+    for name, leaf, sharding in _parameters(program):
         if len(leaf.shape) - tree.is_stacked(name) != 2 or not _is_used_whole(name, program):
             continue
-        whole = _local(leaf, placed) * _ways(placed, ("fsdp", "sequence"))
+        whole = _local_size(leaf, sharding) * _ways(sharding, ("fsdp", "sequence"))
         uses = 2 + again
         total += experiment.accumulation_steps * whole * wide * (uses + 1)
         # what it gives is written, and its gradient read; inputs are what others give
-        inputs, outputs = (n / w for n, w in zip(leaf.shape[-2:], _cuts(placed)[-2:], strict=True))
+        inputs, outputs = (
+            n / w for n, w in zip(leaf.shape[-2:], _cuts(sharding)[-2:], strict=True)
+        )
         layers = leaf.shape[0] if tree.is_stacked(name) else 1
         if name == "embedding/kernel":  # as the head: turned
             outputs = inputs
         gives = min(inputs, outputs) if tree.is_attached(name) else outputs
         total += layers * tokens * gives * wide * uses
-        if name in trained:
+        if name in trainable:
             total += whole * GRADIENT
     return total
 
@@ -198,18 +201,18 @@ def _parameters(program: Program) -> Iterator[tuple[str, Any, NamedSharding]]:
         yield name, leaf, program.shardings[f"model/{name}"]
 
 
-def _local(leaf: jax.ShapeDtypeStruct, placed: NamedSharding) -> int:
+def _local_size(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
     """Numbers of a leaf that one device holds."""
-    return math.prod(placed.shard_shape(leaf.shape))
+    return math.prod(sharding.shard_shape(leaf.shape))
 
 
-def _ways(placed: NamedSharding, axes: tuple[str, ...]) -> int:
+def _ways(sharding: NamedSharding, axes: tuple[str, ...]) -> int:
     """In how many parts a leaf is cut by these axes of the mesh."""
-    return math.prod(_cuts(placed, axes))
+    return math.prod(_cuts(sharding, axes))
 
 
-def _cuts(placed: NamedSharding, axes: tuple[str, ...] | None = None) -> list[int]:
+def _cuts(sharding: NamedSharding, axes: tuple[str, ...] | None = None) -> list[int]:
     """In how many parts each axis of a leaf is cut, by some axes of the mesh."""
-    sizes: Mapping[str, int] = placed.mesh.shape
-    parts = [() if p is None else (p,) if isinstance(p, str) else p for p in placed.spec]
+    sizes: Mapping[str, int] = sharding.mesh.shape
+    parts = [() if p is None else (p,) if isinstance(p, str) else p for p in sharding.spec]
     return [math.prod(sizes[a] for a in part if axes is None or a in axes) for part in parts]

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("libtpu", reason="tools/setup preflight")
 from configs import presets  # noqa: E402
-from research.config import schema as door  # noqa: E402
+from research.config import cli  # noqa: E402
 from research.experiment import Experiment  # noqa: E402
 from research.preflight import examine  # noqa: E402
 from research.runtime import accelerators
@@ -46,21 +46,22 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_compiles_with_the_kernel_and_holds_what_its_sharding_says(case):
     name, slices, overrides = CASES[case]
-    experiment = door.load(Experiment, LLAMA, [*SMALL, "data.batch_size=8", *overrides])
+    experiment = cli.load(Experiment, LLAMA, [*SMALL, "data.batch_size=8", *overrides])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a kernel that refuses says so
         report = examine.examine(experiment, accelerators.topology(name, slices))
-    assert report["fits"] and report["temp_gib"] > 0
-    held = sum(report[f"{part}_gib"] for part in ("weights", "adapters", "optimizer"))
-    assert (report["host_gib"] > 0) == ("with the host" in case)
+    memory, estimate = report.memory, report.estimate
+    assert memory.fits and memory.temp_gib > 0
+    resident = estimate.weights_gib + estimate.adapters_gib + estimate.optimizer_gib
+    assert (estimate.host_gib > 0) == ("with the host" in case)
     # the batch and the run's numbers besides; small arrays are padded
-    assert held <= report["argument_gib"] <= 1.1 * held + 0.01
+    assert resident <= memory.argument_gib <= 1.1 * resident + 0.01
 
 
 KEYS = {"argument_gib", "temp_gib", "fits", "model_flops"}
 
 
-def command(tmp_path, *words, config=()):
+def run_preflight(tmp_path, *flags, config=()):
     """Exit status, output and JSON of graft preflight with a small model."""
     out = tmp_path / "report.json"
     line = [
@@ -70,68 +71,74 @@ def command(tmp_path, *words, config=()):
         "preflight",
         "--config",
         LLAMA,
-        *words,
+        *flags,
         "--json",
         str(out),
     ]
     line += [f"--config.{override}" for override in [*SMALL, *config]]
-    made = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=1200)
-    assert out.exists(), made.stdout + made.stderr
-    return made.returncode, made.stdout, json.loads(out.read_text())
+    process = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=1200)
+    assert out.exists(), process.stdout + process.stderr
+    return process.returncode, process.stdout, json.loads(out.read_text())
 
 
 def test_what_does_not_fit_is_said_with_what_would(tmp_path):
     big = ["data.batch_size=512", "model.remat=none", "model.mlp_width=16384", "model.layers=8"]
-    words = ["--topology", "v5e:2x2", "--tries", "4"]
-    status, said, report = command(tmp_path, *words, config=big)
+    flags = ["--topology", "v5e:2x2", "--tries", "4"]
+    status, text, report = run_preflight(tmp_path, *flags, config=big)
     assert status == 3
     assert not report["fits"] and report["peak_gib"] > report["limit_gib"] > 15
     assert report["argument_gib"] + report["temp_gib"] == pytest.approx(report["peak_gib"])
     assert report["model_flops"] > 0
-    held = sum(report[f"{part}_gib"] for part in ("weights", "adapters", "optimizer"))
-    assert held < report["argument_gib"] < held + 0.1
-    assert said.startswith("NO") and "too many" in said and "looking for the nearest" in said
+    resident = sum(report[f"{part}_gib"] for part in ("weights", "adapters", "optimizer"))
+    assert resident < report["argument_gib"] < resident + 0.1
+    assert text.startswith("NO") and "too many" in text and "looking for the nearest" in text
     assert {"argument_gib", "temp_gib"} <= set(report["alternatives"][0])
-    assert "--config.compute.remat=full" in said
+    assert "--config.compute.remat=full" in text
 
 
 def test_the_same_config_lies_on_two_slices_and_rows_that_do_not_are_told_what_would(tmp_path):
-    words = ["--topology", "v5e:2x2", "--slices", "2", "--tries", "1"]
-    status, said, report = command(tmp_path, *words, config=["data.batch_size=12"])
+    flags = ["--topology", "v5e:2x2", "--slices", "2", "--tries", "1"]
+    status, text, report = run_preflight(tmp_path, *flags, config=["data.batch_size=12"])
     assert status == 3 and not report["fits"] and report["model_flops"] > 0
     assert report["argument_gib"] is report["temp_gib"] is None
-    assert said.startswith("NO         2 x v5e:2x2, 8 chips: a micro-batch of 12 rows does not")
-    (found,) = report["alternatives"]
-    assert found["changes"] == ["data.batch_size=8"] and found["fits"] and found["slices"] == 2
-    assert found["mesh"] == {"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1}
-    assert found["model_flops"] == pytest.approx(report["model_flops"] * 8 / 12)
+    assert text.startswith("NO         2 x v5e:2x2, 8 chips: a micro-batch of 12 rows does not")
+    (alternative,) = report["alternatives"]
+    assert (
+        alternative["changes"] == ["data.batch_size=8"]
+        and alternative["fits"]
+        and alternative["slices"] == 2
+    )
+    assert alternative["mesh"] == {"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1}
+    assert alternative["model_flops"] == pytest.approx(report["model_flops"] * 8 / 12)
 
 
 def test_rows_a_chip_are_whole_rows_a_device_and_prices_are_those_given(tmp_path):
     prices = {"date": "today", "currency": "Swiss francs", "chip_hour": {"tpu7x": 1e6}}
     (tmp_path / "prices.json").write_text(json.dumps(prices))
-    words = ["--topology", "tpu7x:2x2x1", "--sequences-per-chip", "1"]
-    status, said, report = command(tmp_path, *words, "--prices", str(tmp_path / "prices.json"))
+    flags = ["--topology", "tpu7x:2x2x1", "--sequences-per-chip", "1"]
+    status, text, report = run_preflight(
+        tmp_path, *flags, "--prices", str(tmp_path / "prices.json")
+    )
     assert status == 0 and report["fits"] and all(report[key] for key in KEYS)
     assert (report["chips"], report["batch_size"], report["rows_per_device"]) == (4, 8, 1)
     assert report["money"] == pytest.approx(1e6 * report["chip_hours"])
-    assert f"{report['money']:,.0f} Swiss francs" in said and "prices of today" in said
+    assert f"{report['money']:,.0f} Swiss francs" in text and "prices of today" in text
 
 
 def test_every_version_compiles_with_its_flags_and_what_is_refused_says_why(tmp_path):
     """`all` is a process a version: libtpu reads flags once, and ends at one that it does not
     know."""
-    words = ["--topology", "all", "--sequences-per-chip", "1"]
+    flags = ["--topology", "all", "--sequences-per-chip", "1"]
     # TPU7x has two devices a chip
-    status, said, reports = command(tmp_path, *words, config=["mesh.fsdp=64"])
+    status, text, reports = run_preflight(tmp_path, *flags, config=["mesh.fsdp=64"])
     assert status == 3
     assert [report["topology"] for report in reports] == list(accelerators.EXAMPLES)
-    *compiled, refused = reports
-    for report in compiled:
+    *results, refusal = reports
+    for report in results:
         assert all(report[key] for key in KEYS) and report["batch_size"] == 64
         assert report["flags"] == presets.flags(report["topology"]).split() != []
-    assert set(refused) >= KEYS and not refused["fits"] and "128 devices" in refused["why"]
-    table = said[said.index("| topology") :].splitlines()
+    assert set(refusal) >= KEYS and not refusal["fits"] and "128 devices" in refusal["why"]
+    table = text[text.index("| topology") :].splitlines()
     assert len(table) == 7 and "does not fit 128 devices" in table[-1] and "cost (US do" in table[0]
 
 
@@ -151,6 +158,8 @@ def test_what_does_not_fit_is_not_launched():
         "--topology",
         "v5e:2x2",
     ]
-    made = subprocess.run([*line, *target, *flags], capture_output=True, text=True, cwd=ROOT)
-    assert made.returncode == 1 and "it does not fit" in made.stderr, made.stdout + made.stderr
-    assert "$ kubectl" not in made.stdout
+    process = subprocess.run([*line, *target, *flags], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 1 and "it does not fit" in process.stderr, (
+        process.stdout + process.stderr
+    )
+    assert "$ kubectl" not in process.stdout

@@ -1,6 +1,6 @@
 """The committed layouts, which people have read, are where arrays lie.
 
-`python -m tests.test_layout` writes tests/layouts/*.txt anew; read the difference.
+`python -m tests.preflight.test_layout` writes the files in layouts/ anew; read the difference.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ CASES = {f"{model}-{where}": (model, where, ()) for model in MODELS for where in
 }
 
 
-def made(model: str, topology: str, flags: tuple[str, ...]) -> str:
+def describe_layout(model: str, topology: str, flags: tuple[str, ...]) -> str:
     devices, slices = TOPOLOGIES[topology]
     over = ["data.batch_size=1024", *flags]
     if model == "llama3_70b":
@@ -48,11 +48,11 @@ def made(model: str, topology: str, flags: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_array_lies_where_the_committed_layout_says(case):
-    committed = (FOLDER / f"{case}.txt").read_text(encoding="utf-8")
-    assert made(*CASES[case]) == committed
+    expected = (FOLDER / f"{case}.txt").read_text(encoding="utf-8")
+    assert describe_layout(*CASES[case]) == expected
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for case, given in CASES.items():
-        (FOLDER / f"{case}.txt").write_text(made(*given), encoding="utf-8")
+    for case, arguments in CASES.items():
+        (FOLDER / f"{case}.txt").write_text(describe_layout(*arguments), encoding="utf-8")

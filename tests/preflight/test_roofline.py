@@ -11,6 +11,8 @@ from configs import presets
 from research.config import cli, schema
 from research.experiment import Experiment
 from research.preflight import alternatives, examine, roofline
+from research.preflight.describe import describe, table
+from research.preflight.report import MemoryFit, Report
 from research.runtime import accelerators
 from research.runtime.accelerators import TPUS, Topology
 from research.training.program import UnevenBatch, make_program
@@ -29,46 +31,46 @@ def program(devices=64, slices=1, *overrides):
 
 
 def test_flops_of_llama_3_8b():
-    found = roofline.roofline(program(), TPUS["v5p"])
+    limits = roofline.roofline(program(), TPUS["v5p"])
     tokens = 64 * 4096
     # 6 for each weight of a product, and attention over the causal half: 4 forward, 8 backward
     products = 6 * (LAYERS + TABLE) * tokens
     attention = 12 * 32 * 4096 * (4097 / 2) * tokens
-    assert found.model_flops == pytest.approx(products + attention, rel=1e-6)
+    assert limits.model_flops == pytest.approx(products + attention, rel=1e-6)
     # rematerialisation: the layers forward again, each but for its last product; and the head
     again = 2 * (LAYERS - 32 * 4096 * 14_336 + TABLE) * tokens + attention / 3
-    assert found.hardware_flops == pytest.approx(found.model_flops + again, rel=1e-6)
-    assert found.compute == pytest.approx(found.hardware_flops / (64 * 459e12))
-    assert found.utilisation <= found.model_flops / found.hardware_flops
+    assert limits.hardware_flops == pytest.approx(limits.model_flops + again, rel=1e-6)
+    assert limits.compute == pytest.approx(limits.hardware_flops / (64 * 459e12))
+    assert limits.utilisation <= limits.model_flops / limits.hardware_flops
 
 
 def test_chunks_of_the_mlp_are_computed_again_where_layers_are_not():
     again = 2 * 32 * 2 * 4096 * 14_336 * 64 * 4096  # gate and up of 32 layers
     for remat, expected in {"none": again, "products": 0, "full": 0}.items():
-        made = [program(64, 1, f"model.remat={remat}", f"model.mlp_chunks={n}") for n in (0, 8)]
-        whole, chunked = (roofline.roofline(one, TPUS["v5p"]).hardware_flops for one in made)
-        assert chunked - whole == pytest.approx(expected, abs=1e-6 * whole)
+        programs = [program(64, 1, f"model.remat={remat}", f"model.mlp_chunks={n}") for n in (0, 8)]
+        whole, in_chunks = (roofline.roofline(p, TPUS["v5p"]).hardware_flops for p in programs)
+        assert in_chunks - whole == pytest.approx(expected, abs=1e-6 * whole)
 
 
 def test_fully_sharded_weights_travel_twice_and_their_gradients_once():
-    found = roofline.traffic(program())
+    traffic = roofline.traffic(program())
     part = 63 / 64
     weights = LAYERS + TABLE  # tokens travel to the embedding instead
     # in bfloat16; the head's chunks once more, for the normaliser
-    assert found.gathered_weights == pytest.approx(part * 2 * (2 * weights + TABLE), rel=1e-3)
-    assert found.scattered_gradients == pytest.approx(4 * part * PARAMETERS, rel=1e-3)
-    assert found.activations == pytest.approx(2 * part * 4096 * 4096 * 2)
-    assert found.replicas == found.keys_and_values == found.between_slices == 0
+    assert traffic.gathered_weights == pytest.approx(part * 2 * (2 * weights + TABLE), rel=1e-3)
+    assert traffic.scattered_gradients == pytest.approx(4 * part * PARAMETERS, rel=1e-3)
+    assert traffic.activations == pytest.approx(2 * part * 4096 * 4096 * 2)
+    assert traffic.replicas == traffic.keys_and_values == traffic.between_slices == 0
 
 
 def test_a_tied_table_travels_to_the_head_and_its_gradient_back_once():
-    apart, tied = (
+    apart, together = (
         roofline.traffic(program(64, 1, f"model.tie_embeddings={x}")) for x in (False, True)
     )
     table = 63 / 64 * TABLE
     # the embedding's own table was not gathered, but its gradient was summed
-    assert tied.gathered_weights == pytest.approx(apart.gathered_weights, rel=1e-6)
-    assert tied.scattered_gradients == pytest.approx(apart.scattered_gradients - 4 * table)
+    assert together.gathered_weights == pytest.approx(apart.gathered_weights, rel=1e-6)
+    assert together.scattered_gradients == pytest.approx(apart.scattered_gradients - 4 * table)
 
 
 def test_accumulation_gathers_weights_for_each_micro_batch():
@@ -78,12 +80,14 @@ def test_accumulation_gathers_weights_for_each_micro_batch():
 
 
 def test_slices_tell_each_other_gradients_alone():
-    found = roofline.traffic(program(128, 2, "data.batch_size=128"), 2)
+    between = roofline.traffic(program(128, 2, "data.batch_size=128"), 2)
     # an all-reduce of what a device holds, over two
-    assert found.between_slices == pytest.approx(2 * 0.5 * 4 * (PARAMETERS / 64 + NORMS), rel=1e-3)
-    assert found.replicas == 0
+    assert between.between_slices == pytest.approx(
+        2 * 0.5 * 4 * (PARAMETERS / 64 + NORMS), rel=1e-3
+    )
+    assert between.replicas == 0
     inside = roofline.traffic(program(128, 1, "mesh.data=2", "data.batch_size=128"))
-    assert inside.replicas == pytest.approx(found.between_slices) and not inside.between_slices
+    assert inside.replicas == pytest.approx(between.between_slices) and not inside.between_slices
 
 
 def test_tensor_and_sequence_axes_send_activations_and_keys():
@@ -98,14 +102,14 @@ def test_tensor_and_sequence_axes_send_activations_and_keys():
 
 
 def test_adapters_leave_gradients_of_the_base_at_home():
-    lora = ['method={"kind": "lora", "rank": 16}', 'model.storage=[[".*", "bfloat16"]]']
-    tuned, full = program(8, 1, *lora), program(8)
-    ours, theirs = roofline.traffic(tuned), roofline.traffic(full)
-    assert ours.scattered_gradients < 0.01 * theirs.scattered_gradients
-    held = examine.held_bytes(tuned)
-    assert held["weights"] == pytest.approx(2 * PARAMETERS / 8, rel=1e-2)
-    assert held["adapters"] + held["optimizer"] < 0.2 * held["weights"]
-    assert roofline.memory_bytes(tuned) < roofline.memory_bytes(full)
+    overrides = ['method={"kind": "lora", "rank": 16}', 'model.storage=[[".*", "bfloat16"]]']
+    lora, full = program(8, 1, *overrides), program(8)
+    scattered = [roofline.traffic(one).scattered_gradients for one in (lora, full)]
+    assert scattered[0] < 0.01 * scattered[1]
+    resident = examine.resident_bytes(lora)
+    assert resident["weights"] == pytest.approx(2 * PARAMETERS / 8, rel=1e-2)
+    assert resident["adapters"] + resident["optimizer"] < 0.2 * resident["weights"]
+    assert roofline.memory_bytes(lora) < roofline.memory_bytes(full)
 
 
 @pytest.mark.parametrize(
@@ -123,33 +127,53 @@ def test_a_topology_that_there_is_not_is_refused(name, message):
         accelerators.topology(name)
 
 
+V5P = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
+
+
+def make_report(memory, prices=None):
+    """A report on Llama 3 8B, with what a compiler would say of its memory."""
+    made = program()
+    return Report(
+        V5P.name,
+        V5P.slices,
+        memory,
+        examine.describe_workload(made, V5P),
+        examine.estimate_step(made, V5P, prices),
+    )
+
+
 def test_a_report_prices_its_steps_and_is_json():
     prices = schema.load_json(examine.Prices, ROOT / "configs/prices.json")
-    made = program()
-    topology = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
-    report = examine.facts(made, topology, prices)
-    assert report["chip_hours"] == pytest.approx(64 * report["hours"])
-    assert report["money"] == pytest.approx(report["chip_hours"] * prices.chip_hour["v5p"])
-    assert report["hours"] == pytest.approx(1e5 * report["step_seconds"] / 3600)
-    assert json.loads(json.dumps(report)) == report
-    assert math.isclose(max(report["seconds"].values()), report["step_seconds"])
-    said = examine.describe(report | {"fits": True, "peak_gib": 5.0})
-    assert "90.74 left" in said and "bound by compute" in said and "US dollars" in said
-    assert f"prices of {prices.date}, {prices.what}" in said
-    said = examine.describe(report | {"fits": False, "peak_gib": 100.0})
-    assert said.startswith("NO") and "4.26 too many" in said
+    report = make_report(MemoryFit(True, peak_gib=5.0), prices)
+    estimate, content = report.estimate, report.to_json()
+    assert estimate.chip_hours == pytest.approx(64 * estimate.hours)
+    assert estimate.money == pytest.approx(estimate.chip_hours * prices.chip_hour["v5p"])
+    assert estimate.hours == pytest.approx(1e5 * estimate.step_seconds / 3600)
+    assert json.loads(json.dumps(content)) == content
+    assert math.isclose(max(estimate.seconds.values()), estimate.step_seconds)
+    text = describe(report)
+    assert "90.74 left" in text and "bound by compute" in text and "US dollars" in text
+    assert f"prices of {prices.date}, {prices.what}" in text
+    text = describe(make_report(MemoryFit(False, peak_gib=100.0), prices))
+    assert text.startswith("NO") and "4.26 too many" in text
 
 
 def test_what_is_refused_says_why_in_its_row_and_in_words():
-    topology = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
-    fits = examine.facts(program(), topology) | {"fits": True, "peak_gib": 5.0}
-    refused = examine.refused("tpu7x:4x4x4", 1, "too many heads")
-    assert {"argument_gib", "temp_gib", "fits", "model_flops"} <= set(refused)
-    first, second = examine.table([fits, refused]).splitlines()[2:]
+    row = make_report(MemoryFit(True, peak_gib=5.0)).to_json()
+    refusal = Report("tpu7x:4x4x4", 1, MemoryFit.refused("too many heads")).to_json()
+    assert {"argument_gib", "temp_gib", "fits", "model_flops"} <= set(refusal)
+    first, second = table([row, refusal]).splitlines()[2:]
     assert "yes" in first and "too many heads" not in first
     assert "tpu7x:4x4x4" in second and "too many heads" in second
-    unsaid = fits | {"fits": False, "peak_gib": None, "why": "the compiler's own words"}
-    assert "64 chips: the compiler's own words" in examine.describe(unsaid)
+    unsized = make_report(MemoryFit.refused("the compiler's own words"))
+    assert "64 chips: the compiler's own words" in describe(unsized)
+
+
+def test_an_uncompiled_steps_size_is_what_is_known_of_it():
+    refusal = MemoryFit.refused("too large", 3 * 2**30, 5 * 2**30)
+    assert (refusal.argument_gib, refusal.temp_gib, refusal.peak_gib) == (3, 2, 5)
+    assert set(refusal.to_json()) == {"fits", "why", "argument_gib", "temp_gib", "peak_gib"}
+    assert "why" not in MemoryFit(True).to_json()
 
 
 def test_rows_that_do_not_divide_name_the_nearest_sizes_that_do():
@@ -158,17 +182,17 @@ def test_rows_that_do_not_divide_name_the_nearest_sizes_that_do():
         (1500, 1, [1536, 1024]),
         (512, 2, [1024]),
     ):
-        given = f"data.batch_size={rows}", f"accumulation_steps={accumulation_steps}"
+        accumulation = f"accumulation_steps={accumulation_steps}"
         with pytest.raises(UnevenBatch, match=f"nearest: {nearest[0]}") as caught:
-            program(512, 2, *given)
+            program(512, 2, f"data.batch_size={rows}", accumulation)
         assert caught.value.nearest == nearest
-        program(512, 2, f"data.batch_size={nearest[0]}", given[1])
+        program(512, 2, f"data.batch_size={nearest[0]}", accumulation)
 
 
 def test_rows_a_chip_are_whole_rows_a_device():
-    rows = lambda name, n: Topology(name, 1, TPUS[name], [None] * 128).rows(n)  # noqa: E731
-    assert [rows("v5p", n) for n in (1, 3)] == [128, 384]
-    assert [rows("tpu7x", n) for n in (1, 2, 3)] == [128, 128, 256]
+    v5p, tpu7x = (Topology(name, 1, TPUS[name], [None] * 128) for name in ("v5p", "tpu7x"))
+    assert [v5p.rows(n) for n in (1, 3)] == [128, 384]
+    assert [tpu7x.rows(n) for n in (1, 2, 3)] == [128, 128, 256]
 
 
 def test_prices_of_another_shape_are_refused(tmp_path):
@@ -180,12 +204,12 @@ def test_prices_of_another_shape_are_refused(tmp_path):
 def test_the_first_candidates_cost_only_time():
     experiment = cli.load(Experiment, LLAMA, ["model.remat=none", "loss.vocabulary_chunks=0"])
     topology = Topology("v5e:16x16", 1, TPUS["v5e"], [None] * 256)
-    made = make_program(experiment, None, mesh=experiment.mesh.abstract(256))
-    found = list(alternatives.candidates(dataclasses.replace(made), topology))
-    assert found[0] == ["compute.remat=full"]
-    assert found[1] == ["compute.remat=full", "loss.vocabulary_chunks=16"]
-    assert found[2] == [*found[1], "compute.mlp_chunks=8"]
-    assert any("mesh.tensor=2" in changes for changes in found)
+    big = make_program(experiment, None, mesh=experiment.mesh.abstract(256))
+    changes = list(alternatives.candidates(dataclasses.replace(big), topology))
+    assert changes[0] == ["compute.remat=full"]
+    assert changes[1] == ["compute.remat=full", "loss.vocabulary_chunks=16"]
+    assert changes[2] == [*changes[1], "compute.mlp_chunks=8"]
+    assert any("mesh.tensor=2" in change for change in changes)
 
 
 @pytest.mark.parametrize("accelerator", [*TPUS, "gpu", "cpu"])
