@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError("--slices is 1 at least, --restarts 0")
         from research.experiment import Experiment
 
-        # read here, so that a misspelt key costs nothing
+        # read here, so that a misspelled key costs nothing
         experiment = cli.load(Experiment, arguments.config, arguments.overrides)
         target.check(job, arguments, experiment)
         if job.topology:
@@ -90,7 +90,7 @@ def _preflight(job, arguments: argparse.Namespace, shell) -> None:
     """
     flags = ["--config", job.config, "--topology", job.topology, "--slices", str(job.slices)]
     flags += [f"--config.{override}" for override in job.overrides]
-    shell.say("graft", "preflight", *flags)
+    shell.echo("graft", "preflight", *flags)
     if shell.dry_run or arguments.anyway:
         return
     command = [sys.executable, "-m", "research.cli", "preflight", *flags, "--tries", "0"]

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from research.launch import google
-from research.launch.job import OWN, Job, Shell, check_name
+from research.launch.job import OWN_ERRORS, Job, Shell, check_name
 from research.runtime import environment
 
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -48,37 +48,38 @@ def check(job: Job, arguments, experiment) -> None:
 def start(job: Job, arguments, shell: Shell) -> int:
     """Applies the manifest, and follows the first process."""
     where = ("--namespace", arguments.namespace)
-    if end := _look(job, where, shell).get("terminalState"):
+    if end := _status(job, where, shell).get("terminalState"):
         print(f"launch: a JobSet of this name is there and has ended ({end})", flush=True)
         delete(job, arguments, shell)  # applied again it would stay as it is
-    shell.call("kubectl", "apply", *where, "-f", "-", given=to_yaml(manifest(job, arguments)))
-    said, followed = "", -1
+    shell.call("kubectl", "apply", *where, "-f", "-", stdin=to_yaml(manifest(job, arguments)))
+    last_message, followed_start = "", -1
     while True:  # queued, waiting for nodes, running, started again
-        status = _look(job, where, shell)
+        status = _status(job, where, shell)
         if end := status.get("terminalState"):
             print(f"launch: the JobSet has ended: {end}", flush=True)
             return 0 if end == "Completed" else 1
         ready = sum(child.get("ready", 0) for child in status.get("replicatedJobsStatus", []))
-        if (now := f"launch: {ready} of {job.slices} slices are ready") != said:
-            print(said := now, flush=True)
+        if (message := f"launch: {ready} of {job.slices} slices are ready") != last_message:
+            print(last_message := message, flush=True)
         if ready >= job.slices or shell.dry_run:
             restarts = status.get("restarts", 0)
-            tail = 20 if followed == restarts else -1  # the connection was lost, or a new start
-            followed = restarts
+            # the connection was lost, or a new start
+            tail = 20 if followed_start == restarts else -1
+            followed_start = restarts
             line = ("kubectl", "logs", *where, "--follow", f"--tail={tail}")
-            shell.follow(*line, f"--selector={','.join(_first(job))}")
+            shell.follow(*line, f"--selector={','.join(_first_pod_labels(job))}")
         if shell.dry_run:
             return 0
         shell.rest()
 
 
-def _look(job: Job, where: tuple[str, ...], shell: Shell) -> dict[str, Any]:
+def _status(job: Job, where: tuple[str, ...], shell: Shell) -> dict[str, Any]:
     """The status of the JobSet; empty: it is new, or there is none."""
     line = ("kubectl", "get", *where, f"jobset/{job.name}", "-o=json", "--ignore-not-found")
-    return json.loads(shell.call(*line, said=False, tries=TRIES) or "{}").get("status", {})
+    return json.loads(shell.call(*line, echo=False, tries=TRIES) or "{}").get("status", {})
 
 
-def _first(job: Job) -> tuple[str, ...]:
+def _first_pod_labels(job: Job) -> tuple[str, ...]:
     """The labels of the pod whose process is the first of the run, which alone prints."""
     return (
         f"jobset.sigs.k8s.io/jobset-name={job.name}",
@@ -133,7 +134,7 @@ def manifest(job: Job, arguments) -> dict[str, Any]:
                     "onExitCodes": {
                         "containerName": container["name"],
                         "operator": "In",
-                        "values": list(OWN),
+                        "values": list(OWN_ERRORS),
                     },
                 }
             ]

@@ -29,8 +29,8 @@ class Product:
 
     # --accelerator-type without its number; empty where there are no TPU VMs of it
     type: str
-    # what the number counts for each chip: chips, or the cores of older versions
-    counted: int
+    # what that number counts for each chip: 1, or the cores of older versions
+    units_per_chip: int
     # --runtime-version
     runtime: str
     # cloud.google.com/gke-tpu-accelerator
@@ -59,7 +59,7 @@ class Slice:
     @property
     def accelerator_type(self) -> str:
         """As queued resources ask for it."""
-        return f"{self.product.type}-{self.product.counted * self.chips}"
+        return f"{self.product.type}-{self.product.units_per_chip * self.chips}"
 
     @property
     def hosts(self) -> int:
@@ -104,8 +104,8 @@ def check_reachable(job: Job, experiment: Experiment, root: Path) -> None:
             f"--workdir {job.workdir}: the machines of a slice share no disk, and lose their own "
             "when they are preempted; give gs://BUCKET/FOLDER"
         )
-    sent = clone.files(root)
-    here = {
+    clone_files = clone.files(root)
+    paths = {
         "tokenizer": experiment.tokenizer,
         "init_from": experiment.init_from,
         **{
@@ -117,11 +117,11 @@ def check_reachable(job: Job, experiment: Experiment, root: Path) -> None:
     missing = [
         f"{path} is on this machine only: copy it to a bucket (gcloud storage cp --recursive) and "
         f"give --config.{key}=gs://BUCKET/PATH"
-        for key, path in here.items()
-        if path and "://" not in path and not _among(sent, path)
+        for key, path in paths.items()
+        if path and "://" not in path and not _is_among(clone_files, path)
     ]
     config = job.config.partition(":")[0]
-    if not _among(sent, config):
+    if not _is_among(clone_files, config):
         missing.append(
             f"--config {config}: name a file of the clone, from its root, that git does not ignore"
         )
@@ -129,7 +129,7 @@ def check_reachable(job: Job, experiment: Experiment, root: Path) -> None:
         raise ValueError("\n".join(missing))
 
 
-def _among(names: list[str], path: str) -> bool:
+def _is_among(names: list[str], path: str) -> bool:
     """Whether a path below the clone's root is one of its files, a folder or a pattern of them."""
     path = posixpath.normpath(path)
     return any(name.startswith(f"{path}/") for name in names) or bool(fnmatch.filter(names, path))

@@ -1,4 +1,4 @@
-"""What is launched, and how the programs that launch it are called."""
+"""The job that is launched, and the shell that runs the programs that launch it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
-# How a process of the run ended (research.runtime.distributed). 0: the run is finished. STOPPED: a
-# signal stopped it, or it lost the others. OWN: an error of its own, which starting it again would
-# repeat: of the program, of its flags, or no such program. Anything else, signals above all: it was
-# ended.
+# Exit statuses of the run's processes (research.runtime.distributed). 0: the run is finished.
+# STOPPED: a signal stopped it, or it lost the others. OWN_ERRORS: errors of the run itself, which
+# starting it again would repeat: of the program, of its flags, or no such program. Anything else,
+# signals above all: something else ended it.
 STOPPED = 75
-OWN = (1, 2, 126, 127)
+OWN_ERRORS = (1, 2, 126, 127)
 # by this one JAX ends a process that has lost the others, whatever they died of
 _ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)
 
@@ -48,21 +48,21 @@ class Job:
         ]
 
 
-def to_repeat(statuses: Sequence[int]) -> bool:
-    """Whether a run whose processes ended so is to be started again.
+def should_restart(statuses: Sequence[int]) -> bool:
+    """Whether a run whose processes ended with these statuses is to be started again.
 
     A process that is taken away makes others fail, perhaps with what looks like an error of their
     own; one that fails by itself leaves no other dead by a signal than JAX's.
     """
-    killed = any((n < 0 or n > 128) and n not in _ABORTED for n in statuses)
-    return any(statuses) and (killed or not any(n in OWN for n in statuses))
+    was_killed = any((n < 0 or n > 128) and n not in _ABORTED for n in statuses)
+    return any(statuses) and (was_killed or not any(n in OWN_ERRORS for n in statuses))
 
 
 def outcome(statuses: Sequence[int]) -> int:
     """One exit status for all of a run's processes."""
-    if to_repeat(statuses):
+    if should_restart(statuses):
         return STOPPED
-    return next((n for n in statuses if n in OWN), 0)
+    return next((n for n in statuses if n in OWN_ERRORS), 0)
 
 
 def check_name(name: str) -> str:
@@ -79,7 +79,7 @@ def check_name(name: str) -> str:
 
 
 class Shell:
-    """Runs other programs, and says each command before; a dry run says it and runs nothing."""
+    """Runs other programs, and prints each command before; a dry run prints and runs nothing."""
 
     INTERVAL = 10.0  # seconds between two questions
 
@@ -87,60 +87,60 @@ class Shell:
         self.dry_run = dry_run
 
     def call(
-        self, *words: str, given: str = "", said: bool = True, tries: int = 1, absent: str = ""
+        self, *command: str, stdin: str = "", echo: bool = True, tries: int = 1, absent: str = ""
     ) -> str:
         """What a command prints.
 
         Args:
-          given: its standard input.
-          said: not, of what is asked again and again.
+          stdin: its standard input.
+          echo: whether to print it; not for what is asked again and again.
           tries: how often it may fail but the last time, with a rest between.
           absent: words with which it says that there is no such thing; then it has printed nothing.
 
         Raises:
-          ValueError: the program is not there, or it failed; with the end of what it said.
+          ValueError: the program is not there, or it failed; with the end of its output.
         """
-        if said or self.dry_run:
-            self.say(*words, given=given)
+        if echo or self.dry_run:
+            self.echo(*command, stdin=stdin)
         if self.dry_run:
             return ""
-        program = _found(words[0])
-        for left in reversed(range(tries)):
-            done = subprocess.run(
-                [program, *words[1:]], input=given, capture_output=True, text=True
+        program = _find_program(command[0])
+        for tries_left in reversed(range(tries)):
+            process = subprocess.run(
+                [program, *command[1:]], input=stdin, capture_output=True, text=True
             )
-            if not done.returncode:
+            if not process.returncode:
                 break
-            end = (done.stderr.strip() or done.stdout.strip())[-2000:]
+            end = (process.stderr.strip() or process.stdout.strip())[-2000:]
             if absent and absent in end:
                 return ""
-            error = f"{shlex.join(words[:6])} ... failed ({done.returncode}): {end}"
-            if not left:
+            error = f"{shlex.join(command[:6])} ... failed ({process.returncode}): {end}"
+            if not tries_left:
                 raise ValueError(error)
             print(f"launch: {error}; tried again", flush=True)
             self.rest()
-        return done.stdout
+        return process.stdout
 
-    def follow(self, *words: str) -> int:
-        """Lets a command speak for itself; its exit status."""
-        self.say(*words)
+    def follow(self, *command: str) -> int:
+        """Runs a command whose output goes to the terminal; its exit status."""
+        self.echo(*command)
         if self.dry_run:
             return 0
-        return subprocess.run([_found(words[0]), *words[1:]]).returncode
+        return subprocess.run([_find_program(command[0]), *command[1:]]).returncode
 
     def rest(self) -> None:
         """Waits before the same question is asked again."""
         if not self.dry_run:
             time.sleep(self.INTERVAL)
 
-    def say(self, *words: str, given: str = "") -> None:
-        """Prints a command, and in a dry run what it is given."""
-        print(f"$ {shlex.join(words)}", flush=True)
-        if given and self.dry_run:
-            print(textwrap.indent(given, "  "), end="", flush=True)
+    def echo(self, *command: str, stdin: str = "") -> None:
+        """Prints a command, and in a dry run its standard input."""
+        print(f"$ {shlex.join(command)}", flush=True)
+        if stdin and self.dry_run:
+            print(textwrap.indent(stdin, "  "), end="", flush=True)
 
 
-def _found(program: str) -> str:
+def _find_program(program: str) -> str:
     path = shutil.which(program)
     if path is None:
         raise ValueError(f"{program} is not on PATH: {_INSTALL.get(program, 'install it')}")

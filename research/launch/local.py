@@ -9,7 +9,7 @@ import subprocess
 import sys
 from types import FrameType
 
-from research.launch.job import STOPPED, Job, Shell, outcome, to_repeat
+from research.launch.job import STOPPED, Job, Shell, outcome, should_restart
 
 
 def add_flags(parser) -> None:
@@ -30,16 +30,20 @@ def check(job: Job, arguments, experiment) -> None:
 def start(job: Job, arguments, shell: Shell) -> int:
     """Starts the run, again after it was stopped or killed; the exit status of its last end."""
     flags = ["--distributed"] if arguments.processes > 1 else []
-    words = job.command(sys.executable, *flags)
+    command = job.command(sys.executable, *flags)
     for attempt in range(job.restarts + 1):
-        places = [{**job.environment, **place} for place in _places(arguments.processes)]
-        for place in places:
-            variables = [f"{name}={value}" for name, value in place.items()]
-            shell.say(*(["env", *variables] if variables else []), *words)
+        environments = [
+            {**job.environment, **each} for each in _process_environments(arguments.processes)
+        ]
+        for environment in environments:
+            variables = [f"{name}={value}" for name, value in environment.items()]
+            shell.echo(*(["env", *variables] if variables else []), *command)
         if shell.dry_run:
             return 0
-        statuses, told = _attempt(words, places)
-        if told or not to_repeat(statuses):  # our own end, an error of the run, or its end
+        statuses, was_signaled = _run_once(command, environments)
+        if was_signaled or not should_restart(
+            statuses
+        ):  # our own end, an error of the run, or its end
             return outcome(statuses)
         if attempt < job.restarts:
             print(f"launch: it ended with {statuses}; started again", flush=True)
@@ -51,16 +55,17 @@ def delete(job: Job, arguments, shell: Shell) -> None:
     raise ValueError("local: processes end with the launcher; there is nothing to delete")
 
 
-def _attempt(words: list[str], places: list[dict[str, str]]) -> tuple[list[int], bool]:
+def _run_once(command: list[str], environments: list[dict[str, str]]) -> tuple[list[int], bool]:
     """One start of all processes: their statuses, and whether a signal came to the launcher."""
     processes = [  # of sessions of their own, so that Ctrl-C reaches them once, from here
-        subprocess.Popen(words, env=os.environ | place, start_new_session=True) for place in places
+        subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
+        for environment in environments
     ]
-    told = False
+    was_signaled = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        told = True
+        nonlocal was_signaled
+        was_signaled = True
         for process in processes:
             process.send_signal(signal.SIGTERM)
 
@@ -70,11 +75,11 @@ def _attempt(words: list[str], places: list[dict[str, str]]) -> tuple[list[int],
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return statuses, told
+    return statuses, was_signaled
 
 
-def _places(count: int) -> list[dict[str, str]]:
-    """What tells each process which it is."""
+def _process_environments(count: int) -> list[dict[str, str]]:
+    """The variables that tell each process which it is."""
     if count == 1:
         return [{}]
     with socket.socket() as free:

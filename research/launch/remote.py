@@ -5,7 +5,7 @@
     research/launch/remote.py follow|follow-on FOLDER
     research/launch/remote.py status FOLDER
 
-In FOLDER: log, what the run says; pid; status, its exit status once it has ended. `follow` prints
+In FOLDER: log, the run's output; pid; status, its exit status once it has ended. `follow` prints
 the log from the start, `follow-on` from near its end, and ends when the run does; `status` says how
 it ended (the number of a signal with a minus), or that it runs.
 """
@@ -20,15 +20,15 @@ INTERVAL = 1.0  # seconds
 STOPPED = 75  # research/launch/job.py, which is not imported: this runs under any Python 3
 
 
-def start(folder: Path, words: list[str]) -> None:
+def start(folder: Path, command: list[str]) -> None:
     """Starts the command in a session of its own; one that still runs there is left alone."""
-    if _runs(folder):
+    if _is_running(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "status").unlink(missing_ok=True)
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, __file__, "watch", str(folder), *words],
+            [sys.executable, __file__, "watch", str(folder), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -37,9 +37,9 @@ def start(folder: Path, words: list[str]) -> None:
     (folder / "pid").write_text(str(child.pid))
 
 
-def watch(folder: Path, words: list[str]) -> None:
+def watch(folder: Path, command: list[str]) -> None:
     """Runs the command, and keeps its status."""
-    status = subprocess.run(words, check=False).returncode
+    status = subprocess.run(command, check=False).returncode
     partial = folder / "status.partial"
     partial.write_text(str(status))
     partial.replace(folder / "status")
@@ -51,26 +51,26 @@ def follow(folder: Path, skip: bool = False) -> None:
         if skip:
             log.seek(max(0, (folder / "log").stat().st_size - 4000))
         while True:
-            ended = (folder / "status").exists() or not _runs(folder)
+            has_ended = (folder / "status").exists() or not _is_running(folder)
             while block := log.read(2**16):
                 sys.stdout.buffer.write(block)
             sys.stdout.flush()
-            if ended:
+            if has_ended:
                 return
             time.sleep(INTERVAL)
 
 
 def status(folder: Path) -> None:
-    """Says how the run ended. One that vanished without a word, as in a reboot, was stopped."""
+    """Prints how the run ended. One that vanished without a word, as in a reboot, was stopped."""
     if (folder / "status").exists():
         print(f"graft-status {(folder / 'status').read_text()}")
     elif (folder / "pid").exists():
-        print(f"graft-status {'running' if _runs(folder) else STOPPED}")
+        print(f"graft-status {'running' if _is_running(folder) else STOPPED}")
     else:
         print("graft-status none")
 
 
-def _runs(folder: Path) -> bool:
+def _is_running(folder: Path) -> bool:
     try:
         number = int((folder / "pid").read_text())
         os.kill(number, 0)

@@ -40,8 +40,8 @@ def check(job: Job, arguments, experiment) -> None:
 
 def start(job: Job, arguments, shell: Shell) -> int:
     """Submits the job; its script is sbatch's standard input, and a dry run prints it."""
-    said = shell.call("sbatch", "--parsable", given=script(job, arguments))
-    number = said.strip().partition(";")[0] or "JOB"
+    answer = shell.call("sbatch", "--parsable", stdin=script(job, arguments))
+    number = answer.strip().partition(";")[0] or "JOB"
     print(
         f"launch: job {number}. Follow it: tail -F {log(job, number)}; "
         f"its place in the queue: squeue -j {number}; end it: scancel {number}",
@@ -59,7 +59,7 @@ def log(job: Job, number: str) -> str:
 
 
 def script(job: Job, arguments) -> str:
-    """What sbatch takes.
+    """The batch script for sbatch.
 
     When a signal stopped the run, at the time limit or before a preemption, or killed a process of
     it, the job is queued again, under its own number. `srun` makes one process a GPU, and ends with
@@ -79,7 +79,7 @@ def script(job: Job, arguments) -> str:
         *arguments.sbatch,
     ]
     lines = [f"#SBATCH {flag}" for flag in flags]
-    stopped = f"[ $status = {STOPPED} ] || [ $status -gt 128 ]"
+    was_stopped = f"[ $status = {STOPPED} ] || [ $status -gt 128 ]"
     train = shlex.join(job.command(".venv/bin/python", "--distributed"))
     return "\n".join(
         [
@@ -89,7 +89,7 @@ def script(job: Job, arguments) -> str:
             f"cd {shlex.quote(str(Path.cwd()))}",
             f"srun --kill-on-bad-exit=1 {train}",
             "status=$?",
-            f"if {{ {stopped}; }} && [ ${{SLURM_RESTART_COUNT:-0}} -lt {job.restarts} ]; then",
+            f"if {{ {was_stopped}; }} && [ ${{SLURM_RESTART_COUNT:-0}} -lt {job.restarts} ]; then",
             '  scontrol requeue "$SLURM_JOB_ID"',
             "fi",
             "exit $status",

@@ -13,7 +13,7 @@ import re
 import shlex
 
 from research.launch import clone, google
-from research.launch.job import STOPPED, Job, Shell, check_name, outcome, to_repeat
+from research.launch.job import STOPPED, Job, Shell, check_name, outcome, should_restart
 from research.runtime import environment
 
 RUN = "graft-run"  # on each machine, beside the code
@@ -60,9 +60,9 @@ def check(job: Job, arguments, experiment) -> None:
 def start(job: Job, arguments, shell: Shell) -> int:
     """The whole life of the slice; the run's exit status."""
     resource = _Resource(job, arguments, shell)
-    state = resource.look()  # what goes wrong here leaves everything as it was
+    state = resource.request_state()  # what goes wrong here leaves everything as it was
     try:
-        status = resource.see_through(state)
+        status = resource.run_to_end(state)
     except Exception:  # not Ctrl-C, which leaves it
         resource.end()
         raise
@@ -83,10 +83,10 @@ class _Resource:
         self.spot, self.keep = arguments.spot, arguments.keep
         self.version = arguments.runtime_version
         self.where = (f"--project={arguments.project}", f"--zone={arguments.zone}")
-        self.packed = False
-        self.about = ""  # its state, as Google last said it
+        self.is_packed = False
+        self.description = ""  # its state, as Google last said it
 
-    def see_through(self, state: str) -> int:
+    def run_to_end(self, state: str) -> int:
         """From any state that the resource is in to the end of the run; the run's exit status.
 
         Raises:
@@ -96,11 +96,11 @@ class _Resource:
         for attempt in range(self.job.restarts + 1):
             if attempt:
                 print(f"launch: {why}; again ({attempt} of {self.job.restarts})", flush=True)
-                self._preempted(state := self.state())  # or deleted
+                self._is_preempted(state := self.state())  # or deleted
             statuses = None
             if self.obtain(state):
-                statuses = self.run(attached=state == "ACTIVE" and not attempt)
-            if statuses is not None and not to_repeat(statuses):
+                statuses = self.run(may_be_running=state == "ACTIVE" and not attempt)
+            if statuses is not None and not should_restart(statuses):
                 return outcome(statuses)
             why = "preempted" if statuses is None else f"it ended with {statuses}"
         print(f"launch: {why}, and {self.job.restarts} restarts are used up", flush=True)
@@ -134,18 +134,18 @@ class _Resource:
             *(["--spot"] if self.spot else []),
         )
 
-    def look(self) -> str:
+    def request_state(self) -> str:
         """Its state, such as WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED; empty: there is none."""
-        text = self._call("describe", "--format=json", said=False, tries=3, absent=ABSENT)
+        text = self._call("describe", "--format=json", echo=False, tries=3, absent=ABSENT)
         state = json.loads(text)["state"] if text else {"state": ""}
-        self.about = json.dumps(state)
+        self.description = json.dumps(state)
         return state["state"]
 
     def state(self) -> str:
         """The same, asked until there is an answer: nothing is given up because of a network."""
         while True:
             try:
-                return self.look()
+                return self.request_state()
             except ValueError as error:
                 print(f"launch: {error}; asked again", flush=True)
                 self.shell.rest()
@@ -156,86 +156,86 @@ class _Resource:
         Raises:
           ValueError: they will not come.
         """
-        said = ""
+        last_state = ""
         while (state := self.state()) != "ACTIVE" and not self.shell.dry_run:
-            if self._preempted(state):
+            if self._is_preempted(state):
                 return False
             if state in FAILED:
-                raise ValueError(f"{self.job.name} was refused: {self.about}")
-            if state != said:
+                raise ValueError(f"{self.job.name} was refused: {self.description}")
+            if state != last_state:
                 print(f"launch: {state}", flush=True)
-                said = state
+                last_state = state
             self.shell.rest()
         return True
 
     def prepare(self) -> None:
         """Copies the code as it was here at the launch, and installs what the lock says."""
         archive = environment.ROOT / ".cache" / "launch" / f"{self.job.name}.tar.gz"
-        if not self.packed:  # a restart gets the same code
+        if not self.is_packed:  # a restart gets the same code
             clone.pack(environment.ROOT, archive, self.shell)
-            self.packed = True
+            self.is_packed = True
         self._call("ssh", *EVERYWHERE, "--command=mkdir -p graft", tries=TRIES)
         self._call("scp", str(archive), f"{self.job.name}:graft.tar.gz", *EVERYWHERE, tries=3)
         self._ssh("tar -xzf ../graft.tar.gz", *EVERYWHERE, tries=3)
         self._ssh(PYTHON, *EVERYWHERE, tries=3)
         self._ssh(SETUP, *EVERYWHERE, tries=3)
 
-    def run(self, attached: bool) -> list[int] | None:
+    def run(self, may_be_running: bool) -> list[int] | None:
         """Starts the run on all machines and follows the first; how its processes ended, or None if
         the machines were taken away.
 
         Args:
-          attached: it may be running there already.
+          may_be_running: whether it may be running there already.
 
         Raises:
           ValueError: the machines cannot be made ready.
         """
         try:
-            if attached and "running" in self._statuses(tries=3):
+            if may_be_running and "running" in self._statuses(tries=3):
                 print("launch: it is running there already", flush=True)
             else:
                 self.prepare()
                 self._ssh(_remote("start", *self._training()), *EVERYWHERE, tries=3)
         except ValueError:
-            if self._preempted_soon():
+            if self._is_preempted_soon():
                 return None
             raise
         verb = "follow"
         while True:
-            self.shell.follow(*self._ssh_words(_remote(verb), "--worker=0"))
+            self.shell.follow(*self._ssh_command(_remote(verb), "--worker=0"))
             if self.shell.dry_run:
                 self._statuses()
                 return [0]
             statuses = self._statuses()
             if any(status != "running" for status in statuses):
-                return self._ended(statuses)
-            if self._preempted(self.state()):
+                return self._final_statuses(statuses)
+            if self._is_preempted(self.state()):
                 return None
             verb = "follow-on"  # the connection was lost
             self.shell.rest()
 
-    def _ended(self, statuses: list[str]) -> list[int] | None:
+    def _final_statuses(self, statuses: list[str]) -> list[int] | None:
         """How the processes ended, the first of which have; None if the machines were taken away,
         which Google may say a while after they are gone."""
-        ended: list[int] = []
+        final: list[int] = []
         for _ in range(PATIENCE):
-            ended = [int(status) for status in statuses if status != "running"] or ended
-            if statuses and not any(ended) and "running" not in statuses:
-                return ended
-            if self._preempted(self.state()):
+            final = [int(status) for status in statuses if status != "running"] or final
+            if statuses and not any(final) and "running" not in statuses:
+                return final
+            if self._is_preempted(self.state()):
                 return None
             self.shell.rest()
             statuses = self._statuses()
-        return ended
+        return final
 
-    def _preempted_soon(self) -> bool:
+    def _is_preempted_soon(self) -> bool:
         for _ in range(PATIENCE):
-            if self._preempted(self.state()):
+            if self._is_preempted(self.state()):
                 return True
             self.shell.rest()
         return False
 
-    def _preempted(self, state: str) -> bool:
+    def _is_preempted(self, state: str) -> bool:
         if state in ("", "DELETING"):
             raise ValueError(f"{self.job.name} was deleted by another command")
         return state in PREEMPTED
@@ -244,11 +244,11 @@ class _Resource:
         """How the processes ended that did, "running" of others; empty if nothing answers. What ssh
         returns is not always that of the command."""
         try:
-            said = self._ssh(_remote("status"), *EVERYWHERE, said=False, tries=tries)
+            output = self._ssh(_remote("status"), *EVERYWHERE, echo=False, tries=tries)
         except ValueError as error:
             print(f"launch: {error}", flush=True)
             return []
-        return re.findall(r"graft-status (-?\d+|running)\b", said)
+        return re.findall(r"graft-status (-?\d+|running)\b", output)
 
     def _training(self) -> list[str]:
         variables = [f"{name}={value}" for name, value in self.job.environment.items()]
@@ -263,31 +263,31 @@ class _Resource:
                 return True
             except ValueError as error:
                 why = f"{error}; {self.job.name} could not be deleted"
-        line = shlex.join(self._delete())
+        line = shlex.join(self._delete_command())
         print(f"launch: {why}, and costs while it is there. This ends it: {line}", flush=True)
         return False
 
     def delete(self) -> None:
-        self.shell.call(*self._delete(), tries=3, absent=ABSENT)
+        self.shell.call(*self._delete_command(), tries=3, absent=ABSENT)
 
-    def _delete(self) -> tuple[str, ...]:
+    def _delete_command(self) -> tuple[str, ...]:
         return (*GCLOUD, "delete", self.job.name, "--force", *self.where, "--quiet")
 
-    def _call(self, verb: str, *words: str, said: bool = True, tries: int = 1, absent="") -> str:
+    def _call(self, verb: str, *flags: str, echo: bool = True, tries: int = 1, absent="") -> str:
         name = () if verb == "scp" else (self.job.name,)
-        line = (*GCLOUD, verb, *name, *words, *self.where, "--quiet")
-        return self.shell.call(*line, said=said, tries=tries, absent=absent)
+        line = (*GCLOUD, verb, *name, *flags, *self.where, "--quiet")
+        return self.shell.call(*line, echo=echo, tries=tries, absent=absent)
 
-    def _ssh_words(self, command: str, *flags: str) -> tuple[str, ...]:
+    def _ssh_command(self, command: str, *flags: str) -> tuple[str, ...]:
         return (
             *(*GCLOUD, "ssh", self.job.name, *flags, *self.where),
             *("--quiet", f"--command=cd graft && {command}"),
         )
 
-    def _ssh(self, command: str, *flags: str, said: bool = True, tries: int = 1) -> str:
-        return self.shell.call(*self._ssh_words(command, *flags), said=said, tries=tries)
+    def _ssh(self, command: str, *flags: str, echo: bool = True, tries: int = 1) -> str:
+        return self.shell.call(*self._ssh_command(command, *flags), echo=echo, tries=tries)
 
 
-def _remote(verb: str, *words: str) -> str:
+def _remote(verb: str, *command: str) -> str:
     """A command for a machine's shell."""
-    return shlex.join(["python3", "research/launch/remote.py", verb, f"../{RUN}", *words])
+    return shlex.join(["python3", "research/launch/remote.py", verb, f"../{RUN}", *command])

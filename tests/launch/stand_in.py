@@ -1,5 +1,5 @@
 """Programs on PATH that stand in for gcloud, kubectl, sbatch and others: they write down how they
-were called, and answer as they were told."""
+were called, and give prepared answers."""
 
 import json
 import os
@@ -57,11 +57,11 @@ class StandIns:
         text = PROGRAM.format(python=sys.executable, folder=str(self.folder), reads=reads)
         (self.folder / name).write_text(text)
         (self.folder / name).chmod(0o755)
-        told = [
+        numbered = [
             {"number": number, "when": when, "answers": answers}
             for number, (when, *answers) in enumerate(rules)
         ]
-        (self.folder / f"{name}.json").write_text(json.dumps(told))
+        (self.folder / f"{name}.json").write_text(json.dumps(numbered))
 
     def calls(self) -> list[list[str]]:
         """How they were called, in order: the name, arguments, and standard input if any."""

@@ -1,5 +1,5 @@
 """graft launch --target gke against a kubectl that records and answers. The manifest itself:
-test_launch_manifests.py."""
+test_manifests.py."""
 
 import json
 
@@ -7,13 +7,13 @@ import pytest
 
 from tests.launch import launching
 
-WORDS = (*launching.GKE, *launching.BUCKET)
+FLAGS = (*launching.GKE, *launching.BUCKET)
 BUSY = {"complains": "etcdserver: request timed out", "status": 1}
 ABSENT = {"says": ""}
 
 
-def run(*words):
-    return launching.run(*WORDS, *words)
+def run(*flags):
+    return launching.run(*FLAGS, *flags)
 
 
 def jobset(ready=0, **status):
@@ -21,7 +21,7 @@ def jobset(ready=0, **status):
     return {"says": json.dumps(content)}
 
 
-def ended(how="Completed"):
+def end_state(how="Completed"):
     return jobset(terminalState=how)
 
 
@@ -33,7 +33,7 @@ def verbs(stand_ins):
 def test_a_jobset_is_applied_and_followed_through_restarts(stand_ins, capfd, end, status):
     stand_ins.add(
         "kubectl",
-        (["get"], ABSENT, jobset(), jobset(1), jobset(1), jobset(1, restarts=1), ended(end)),
+        (["get"], ABSENT, jobset(), jobset(1), jobset(1), jobset(1, restarts=1), end_state(end)),
         (["logs"], {"says": "step 1\n"}, {"says": "step 2\n", "status": 1}, {"says": "step 1\n"}),
         reads=True,
     )
@@ -50,7 +50,7 @@ def test_a_jobset_is_applied_and_followed_through_restarts(stand_ins, capfd, end
 
 
 def test_a_jobset_of_the_name_that_has_ended_is_replaced(stand_ins, capfd):
-    answers = ended("Failed"), jobset(), ended()
+    answers = end_state("Failed"), jobset(), end_state()
     stand_ins.add("kubectl", (["get"], *answers), reads=True)
     assert run() == 0
     assert verbs(stand_ins) == ["get", "delete", "apply", "get", "get"]
@@ -58,13 +58,13 @@ def test_a_jobset_of_the_name_that_has_ended_is_replaced(stand_ins, capfd):
 
 
 def test_a_jobset_of_the_name_that_runs_is_followed(stand_ins):
-    stand_ins.add("kubectl", (["get"], jobset(1), jobset(1), ended()), reads=True)
+    stand_ins.add("kubectl", (["get"], jobset(1), jobset(1), end_state()), reads=True)
     assert run() == 0
     assert verbs(stand_ins) == ["get", "apply", "get", "logs", "get"]
 
 
 def test_a_question_that_fails_once_is_asked_again(stand_ins):
-    answers = BUSY, ABSENT, BUSY, BUSY, ended()
+    answers = BUSY, ABSENT, BUSY, BUSY, end_state()
     stand_ins.add("kubectl", (["get"], *answers), reads=True)
     assert run() == 0
     assert verbs(stand_ins) == ["get", "get", "apply", "get", "get", "get"]

@@ -28,8 +28,8 @@ from tests.launch.launching import (
     LOCAL,
     SLURM,
     TEXT,
+    TOKENIZER,
     TPU_VM,
-    WORDS,
     run,
 )
 
@@ -44,9 +44,9 @@ DRY_RUNS = {
 
 def dry_run(target):
     """What it prints, without what only this machine has."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         assert run(*DRY_RUNS[target], "--dry-run") == 0
-    text = said.getvalue().replace(sys.executable, "python")
+    text = output.getvalue().replace(sys.executable, "python")
     text = text.replace(str(environment.ROOT), "/path/to/graft")
     return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
 
@@ -63,9 +63,9 @@ def test_a_dry_run_prints_every_command_and_runs_none(stand_ins, target):
 def test_the_example_of_a_page_can_be_launched(stand_ins, page):
     text = (environment.ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"graft launch (.* --dry-run)\n", text.replace("\\\n", " "))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         launch.main(shlex.split(example))
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
 
 
 # --- what is sent, and what the machines could not reach ----------------------------------------
@@ -113,7 +113,7 @@ def source(**fields):
 
 
 @pytest.mark.parametrize(
-    ("changes", "refused"),
+    ("changes", "bad_key"),
     [
         ({"tokenizer": "gs://b/t.json", "sources": [source(path="gs://b/{split}.jsonl")]}, ""),
         ({"tokenizer": "words.json", "sources": [source(path="text/{split}-*.jsonl")]}, ""),
@@ -127,19 +127,19 @@ def source(**fields):
         ),
     ],
 )
-def test_what_is_on_this_machine_only_is_refused(monkeypatch, changes, refused):
-    there = ["configs/a.py", "words.json", "run/config.json", "text/train-1.jsonl"]
-    monkeypatch.setattr(clone, "files", lambda folder: there)
+def test_what_is_on_this_machine_only_is_refused(monkeypatch, changes, bad_key):
+    clone_files = ["configs/a.py", "words.json", "run/config.json", "text/train-1.jsonl"]
+    monkeypatch.setattr(clone, "files", lambda folder: clone_files)
     data = {"sources": changes.pop("sources", [{"name": "graft_books"}]), "sequence_length": 8}
     base = {"model": {"vocabulary": 9}, "tokenizer": "gs://b/t.json", "steps": 1}
     base["model"] |= {"width": 8, "layers": 1, "heads": 1, "kv_heads": 1, "mlp_width": 8}
     content = {**base, "data": {**data, "batch_size": 1}, **changes}
     job = Job("x", "configs/a.py:arg", "gs://b/run")
     experiment = schema.build(Experiment, content)
-    if not refused:
+    if not bad_key:
         google.check_reachable(job, experiment, Path("."))
         return
-    with pytest.raises(ValueError, match=rf"this machine only.*--config\.{refused}=gs://") as error:
+    with pytest.raises(ValueError, match=rf"this machine only.*--config\.{bad_key}=gs://") as error:
         google.check_reachable(job, experiment, Path("."))
     assert str(error.value).count("\n") == 0
 
@@ -148,15 +148,15 @@ def test_what_is_on_this_machine_only_is_refused(monkeypatch, changes, refused):
 def test_a_config_that_is_not_in_the_clone_is_refused(stand_ins, tmp_path, target):
     config = tmp_path / "config.py"
     config.write_text((environment.ROOT / CONFIG).read_text())
-    said = run(*target, *BUCKET, config=str(config))
-    assert re.search(r"--config /\S+/config.py: name a file of the clone", said)
+    message = run(*target, *BUCKET, config=str(config))
+    assert re.search(r"--config /\S+/config.py: name a file of the clone", message)
 
 
 # --- what is wrong is said before anything is started -------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         ((*TPU_VM, *BUCKET, "--config.stps=7"), "did you mean config.steps"),
         ((*TPU_VM, *BUCKET, "--workdir", "runs/here"), "share no disk"),
@@ -167,7 +167,7 @@ def test_a_config_that_is_not_in_the_clone_is_refused(stand_ins, tmp_path, targe
         ((*GKE, *BUCKET, "--name", "run.1"), "lower-case letters"),
         ((*TPU_VM, *BUCKET, "--slices", "0"), "--slices is 1 at least"),
         ((*TPU_VM, *CHIPS), r"(?s)data/smollm2/tokenizer.json is on this .*\ndata/web is on this"),
-        ((*GKE, *CHIPS, WORDS), r"data/web is on .*--config.data.sources\[0\].path=gs://"),
+        ((*GKE, *CHIPS, TOKENIZER), r"data/web is on .*--config.data.sources\[0\].path=gs://"),
         ((*GKE, *CHIPS, TEXT), "--config.tokenizer=gs://"),
         (("--target", "tpu-vm", *BUCKET), "give --project and --zone"),
         (("--target", "gke", *BUCKET), "give --image.*docs/launch_gke.md"),
@@ -178,10 +178,10 @@ def test_a_config_that_is_not_in_the_clone_is_refused(stand_ins, tmp_path, targe
         ((*LOCAL, "--delete"), "nothing to delete"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_started(stand_ins, words, message):
+def test_what_is_wrong_is_said_before_anything_is_started(stand_ins, flags, message):
     for name in ("gcloud", "kubectl", "sbatch"):
         stand_ins.add(name)
-    assert re.search(message, run(*words)) and not stand_ins.calls()
+    assert re.search(message, run(*flags)) and not stand_ins.calls()
 
 
 @pytest.mark.parametrize("folder", ["runs/v1.2", "runs/2026", "runs/" + "x" * 50])
@@ -223,8 +223,8 @@ def test_ctrl_c_ends_the_following_alone(stand_ins, monkeypatch, capfd):
     ],
 )
 def test_a_slice_is_called_and_cut_as_google_does(topology, type_, hosts, chips):
-    found = google.find(topology)
-    assert (found.accelerator_type, found.hosts, found.chips_of_host) == (type_, hosts, chips)
+    one = google.find(topology)
+    assert (one.accelerator_type, one.hosts, one.chips_of_host) == (type_, hosts, chips)
 
 
 # --- Slurm --------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_batch_job_is_submitted(stand_ins, capfd):
 
 
 @pytest.mark.parametrize(
-    ("status", "restarted", "requeued"),
+    ("status", "restart_count", "is_requeued"),
     [
         (0, None, False),
         (75, None, True),
@@ -254,13 +254,13 @@ def test_a_batch_job_is_submitted(stand_ins, capfd):
     ],
 )
 def test_the_batch_script_queues_itself_again_when_it_was_stopped(
-    stand_ins, monkeypatch, status, restarted, requeued
+    stand_ins, monkeypatch, status, restart_count, is_requeued
 ):
     stand_ins.add("srun", ([], {"status": status}))
     stand_ins.add("scontrol")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    if restarted:
-        monkeypatch.setenv("SLURM_RESTART_COUNT", restarted)
+    if restart_count:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart_count)
     parser = argparse.ArgumentParser()
     slurm.add_flags(parser)
     job = Job("run-1", CONFIG, "/shared/run 1", ("steps=7",))
@@ -268,7 +268,7 @@ def test_the_batch_script_queues_itself_again_when_it_was_stopped(
     assert subprocess.run(["bash", "-c", script]).returncode == status
     calls = stand_ins.calls()
     assert "/shared/run 1" in calls[0] and "--config.steps=7" in calls[0]
-    assert (calls[1:] == [["scontrol", "requeue", "4711"]]) == requeued
+    assert (calls[1:] == [["scontrol", "requeue", "4711"]]) == is_requeued
 
 
 def test_sbatch_that_refuses_is_heard(stand_ins):

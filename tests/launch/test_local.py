@@ -12,7 +12,7 @@ import pytest
 from research.checkpoints.checkpointer import open_checkpoint
 from research.experiment import CheckpointConfig
 from research.launch import local
-from research.launch.job import Job, Shell, outcome, to_repeat
+from research.launch.job import Job, Shell, outcome, should_restart
 from tests.helpers import tiny_run
 
 ROOT = tiny_run.ROOT
@@ -36,7 +36,7 @@ ROOT = tiny_run.ROOT
     ],
 )
 def test_what_is_repeated(statuses, status):
-    assert outcome(statuses) == status and to_repeat(statuses) == (status == 75)
+    assert outcome(statuses) == status and should_restart(statuses) == (status == 75)
 
 
 class Program(Job):
@@ -55,8 +55,8 @@ class Program(Job):
 
 def attempts(folder, *statuses, restarts=10):
     """The launcher's exit status, and how often it started the program."""
-    calls, words = str(folder / "calls"), tuple(map(str, statuses))
-    job = Program("x", "", calls, words, environment={"FLAG": "given"}, restarts=restarts)
+    calls, overrides = str(folder / "calls"), tuple(map(str, statuses))
+    job = Program("x", "", calls, overrides, environment={"FLAG": "given"}, restarts=restarts)
     status = local.start(job, argparse.Namespace(processes=1), Shell(dry_run=False))
     variables = (folder / "calls").read_text().split()
     assert set(variables) == {"given"}
@@ -77,13 +77,21 @@ def test_a_stopped_run_is_started_again_an_error_is_not_and_restarts_end(tmp_pat
     assert "2 restarts are used up" in capfd.readouterr().out
 
 
-def launched(folder, experiment):
+def launch(folder, experiment):
     """The launcher as a process, with two that share 8 devices as one run."""
     file = tiny_run.config_file(folder, experiment)
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    words = ["--target", "local", "--processes", "2", "--config", str(file)]
+    arguments = ["--target", "local", "--processes", "2", "--config", str(file)]
     return subprocess.Popen(
-        [sys.executable, "-m", "research.cli", "launch", *words, "--workdir", str(folder / "run")],
+        [
+            sys.executable,
+            "-m",
+            "research.cli",
+            "launch",
+            *arguments,
+            "--workdir",
+            str(folder / "run"),
+        ],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags},
         stdout=subprocess.PIPE,
@@ -101,7 +109,7 @@ def experiment(world):
 def whole(experiment, tmp_path_factory):
     """The run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    process = launched(folder, experiment)
+    process = launch(folder, experiment)
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     return folder / "run"
@@ -114,13 +122,13 @@ def whole(experiment, tmp_path_factory):
 def test_a_run_whose_process_gets_a_signal_starts_again_and_ends_as_if_it_had_not(
     experiment, whole, tmp_path, number, index
 ):
-    started = launched(tmp_path, experiment)
+    launcher = launch(tmp_path, experiment)
     run = tmp_path / "run"
-    tiny_run.wait_for(started, lambda: len(tiny_run.lines(run)) >= 5)
-    children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    tiny_run.wait_for(launcher, lambda: len(tiny_run.lines(run)) >= 5)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(children[index]), number)
-    output = started.communicate(timeout=240)[0]
-    assert started.returncode == 0 and "started again" in output, output
+    output = launcher.communicate(timeout=240)[0]
+    assert launcher.returncode == 0 and "started again" in output, output
     if number == signal.SIGTERM:
         assert "it ended with [75, 75]; started again" in output, output
     assert open_checkpoint(run).step == 12

@@ -8,28 +8,28 @@ import pytest
 import yaml
 
 from research.launch import gke
-from research.launch.job import Job, to_repeat
+from research.launch.job import Job, should_restart
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="tools/setup services")
 models = pytest.importorskip("kubeflow_trainer_api.models", reason="tools/setup services")
 pytestmark = pytest.mark.heavy
 
 
-def made(**changes):
-    given = {"image": "graft:1", "queue": "team", "namespace": "default", "spot": True}
-    arguments = argparse.Namespace(**{**given, "service_account": "reader", **changes})
+def make_manifest(**changes):
+    defaults = {"image": "graft:1", "queue": "team", "namespace": "default", "spot": True}
+    arguments = argparse.Namespace(**{**defaults, "service_account": "reader", **changes})
     job = Job("run-1", "configs/a.py", "gs://b/run", ("a='b c'",), "v5p:4x4x4", 2, {"A": "b c"})
     return yaml.safe_load(gke.to_yaml(gke.manifest(job, arguments)))
 
 
 @pytest.mark.parametrize("changes", [{}, {"queue": "", "spot": False, "service_account": ""}])
 def test_every_field_is_one_that_jobset_knows(changes):
-    manifest = made(**changes)
+    manifest = make_manifest(**changes)
     assert models.JobsetV1alpha2JobSet.from_dict(copy.deepcopy(manifest)).to_dict() == manifest
 
 
 def test_the_child_job_passes_kubernetes_own_schema():
-    manifest = made()
+    manifest = make_manifest()
     (child,) = manifest["spec"]["replicatedJobs"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}}
     kubernetes_validate.validate(job | child["template"], "1.33", strict=True)
@@ -38,18 +38,18 @@ def test_the_child_job_passes_kubernetes_own_schema():
 
 def test_an_account_of_its_own_is_not_lost_on_the_nodes_network():
     for account in ("reader", ""):
-        (child,) = made(service_account=account)["spec"]["replicatedJobs"]
+        (child,) = make_manifest(service_account=account)["spec"]["replicatedJobs"]
         pod = child["template"]["spec"]["template"]["spec"]
         assert pod.get("serviceAccountName", "") == account
         assert pod.get("hostNetwork", False) != bool(account)
 
 
 def test_an_error_of_the_run_ends_the_jobset_and_nothing_else_does():
-    spec = made()["spec"]
+    spec = make_manifest()["spec"]
     (rule,) = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["operator"] == "In"
     ends = [n for n in range(1, 256) if n in rule["onExitCodes"]["values"]]
-    assert ends == [n for n in range(1, 256) if not to_repeat([n])]
+    assert ends == [n for n in range(1, 256) if not should_restart([n])]
     (then,) = spec["failurePolicy"]["rules"]
     assert then["action"] == "FailJobSet" and then["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert spec["failurePolicy"]["maxRestarts"] == 10
@@ -57,7 +57,7 @@ def test_an_error_of_the_run_ends_the_jobset_and_nothing_else_does():
 
 @pytest.mark.parametrize("path", ["spec", "spec.template.spec", "spec.template.spec.containers.0"])
 def test_the_schemas_notice_a_field_that_is_none(path):
-    (child,) = made()["spec"]["replicatedJobs"]
+    (child,) = make_manifest()["spec"]["replicatedJobs"]
     place = child["template"]
     for part in path.split("."):
         place = place[int(part) if part.isdecimal() else part]

@@ -11,14 +11,14 @@ import pytest
 from research.launch import clone, remote, tpu_vm
 from tests.launch import launching
 
-WORDS = (*launching.TPU_VM, *launching.BUCKET)
+FLAGS = (*launching.TPU_VM, *launching.BUCKET)
 ABSENT = {"complains": "NOT_FOUND: Resource 'run-1' was not found", "status": 1}
 BUSY = {"complains": "UNAVAILABLE: try again", "status": 1}
 FULL = {"complains": "no space left", "status": 1}
 
 
-def run(*words):
-    return launching.run(*WORDS, *words)
+def run(*flags):
+    return launching.run(*FLAGS, *flags)
 
 
 def state(name):
@@ -49,17 +49,17 @@ def machine(stand_ins, statuses):
     return {"run": {setup: install, "python3 ": f"{sys.executable} "}}
 
 
-def with_gcloud(stand_ins, statuses, *rules, said=("ACTIVE",)):
+def with_gcloud(stand_ins, statuses, *rules, later_states=("ACTIVE",)):
     """gcloud, with rules that come before those of machines that work."""
     answer = machine(stand_ins, statuses)
     copy = (["scp", "--worker=all", "--node=all"], {"copy": 4})
-    stand_ins.add("gcloud", *rules, states(*said), copy, (["ssh"], answer))
+    stand_ins.add("gcloud", *rules, states(*later_states), copy, (["ssh"], answer))
 
 
 def verbs(stand_ins, *among):
     """What gcloud was asked for, or what of it is among these."""
-    said = [call[4] for call in stand_ins.calls() if call[0] == "gcloud"]
-    return [verb for verb in said if not among or verb in among]
+    every = [call[4] for call in stand_ins.calls() if call[0] == "gcloud"]
+    return [verb for verb in every if not among or verb in among]
 
 
 def starts(stand_ins):
@@ -68,7 +68,7 @@ def starts(stand_ins):
 
 
 def test_a_run_from_request_to_deletion(stand_ins, capfd):
-    with_gcloud(stand_ins, [0], said=("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"))
+    with_gcloud(stand_ins, [0], later_states=("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"))
     assert run("--slices", "2", "--spot", "--config.steps=7") == 0
     create = next(call for call in stand_ins.calls() if call[4] == "create")
     assert create[1:5] == ["compute", "tpus", "queued-resources", "create"]
@@ -84,9 +84,9 @@ def test_a_run_from_request_to_deletion(stand_ins, capfd):
     for call in stand_ins.calls():  # on every machine, but for the log
         if call[4] in ("ssh", "scp") and "follow" not in call[-1]:
             assert {"--worker=all", "--node=all"} <= {*call}, call
-    said = capfd.readouterr().out
-    assert "launch: PROVISIONING" in said
-    assert "start 0 -m research.train" in said and "--config.steps=7" in said
+    output = capfd.readouterr().out
+    assert "launch: PROVISIONING" in output
+    assert "start 0 -m research.train" in output and "--config.steps=7" in output
     # the code is that of the clone, with what is new in it
     graft = stand_ins.folder / "machine" / "graft"
     assert (graft / "research/commands/train.py").exists() and not (graft / ".git").exists()
@@ -94,17 +94,17 @@ def test_a_run_from_request_to_deletion(stand_ins, capfd):
 
 def test_a_preempted_slice_is_deleted_and_asked_for_again(stand_ins, capfd):
     # the run fails at once, with a status like that of an error; Google says why a while later
-    said = ("ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "WAITING_FOR_RESOURCES")
-    with_gcloud(stand_ins, [1, 0], said=(*said, "ACTIVE"))
+    later = ("ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "WAITING_FOR_RESOURCES")
+    with_gcloud(stand_ins, [1, 0], later_states=(*later, "ACTIVE"))
     assert run() == 0
-    asked = verbs(stand_ins, "create", "delete")
-    assert asked == ["create", "delete", "create", "delete"] and starts(stand_ins) == 2
+    requests = verbs(stand_ins, "create", "delete")
+    assert requests == ["create", "delete", "create", "delete"] and starts(stand_ins) == 2
     assert "launch: preempted; again (1 of 10)" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("stopped", [75, -9, -6])
-def test_a_run_that_was_stopped_on_machines_that_stay_is_started_again(stand_ins, stopped):
-    with_gcloud(stand_ins, [stopped, stopped, 0])
+@pytest.mark.parametrize("status", [75, -9, -6])
+def test_a_run_that_was_stopped_on_machines_that_stay_is_started_again(stand_ins, status):
+    with_gcloud(stand_ins, [status, status, 0])
     assert run() == 0
     assert verbs(stand_ins).count("create") == 1 and starts(stand_ins) == 3
 
@@ -201,8 +201,8 @@ def test_the_same_command_goes_on_with_a_slice_that_is_there(stand_ins, capfd):
     with_gcloud(stand_ins, [], *rules)
     assert run() == 0
     assert verbs(stand_ins, "create", "scp", "delete") == ["delete"]
-    said = capfd.readouterr().out
-    assert "running there already" in said and "step 7" in said
+    output = capfd.readouterr().out
+    assert "running there already" in output and "step 7" in output
 
 
 def test_the_same_command_goes_on_with_a_request_that_waits(stand_ins):
@@ -257,5 +257,5 @@ def test_a_run_that_vanished_was_stopped_and_one_that_runs_is_not_started_twice(
     finally:
         sleeping.kill()
         sleeping.wait()
-    said = capsys.readouterr().out.split()[1::2]
-    assert said == ["none", "75", "running"] and not (tmp_path / "log").exists()
+    statuses = capsys.readouterr().out.split()[1::2]
+    assert statuses == ["none", "75", "running"] and not (tmp_path / "log").exists()
