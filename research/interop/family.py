@@ -1,7 +1,7 @@
-"""What a family of models declares, and how its tensors become Graft's parameters.
+"""Families of models: which tensor of transformers' holds each of Graft's parameters.
 
 A family is data: where each module of Graft's decoder stands in transformers' model, and two small
-functions between `config.json` and `ModelConfig`. All names are single layers'.
+functions between `config.json` and `ModelConfig`. All names are those of single layers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TABLES = ("embedding", "positions")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture of transformers, in Graft's words."""
+    """An architecture of transformers, and how Graft's decoder computes the same."""
 
     # transformers' `model_type` and class
     kind: str
@@ -131,87 +131,90 @@ def _joined_patterns(family: Family, pattern: str) -> tuple[str, ...]:
 
 def check_tensors(
     family: Family,
-    wanted: Mapping[str, Source],
-    given: Mapping[str, tuple[int, ...]],
-    tied: bool,
+    sources: Mapping[str, Source],
+    shapes: Mapping[str, tuple[int, ...]],
+    tie_embeddings: bool,
     where: str,
 ) -> None:
     """Refuses tensors that are missing, left over or of another shape.
 
+    Args:
+      sources: where each parameter stands.
+      shapes: those of the file's tensors.
+
     Raises:
       UnsupportedModel: naming them.
     """
-    shapes = {source.name: source.shape for source in wanted.values()}
-    surplus = set(given) - set(shapes)
+    expected = {source.name: source.shape for source in sources.values()}
+    surplus = set(shapes) - set(expected)
     surplus -= {name for name in surplus for p in family.ignored if re.fullmatch(p, name)}
-    if tied:  # some files carry the table twice
+    if tie_embeddings:  # some files carry the table twice
         surplus -= {f"{family.modules['head']}.weight"}
-    missing = sorted(set(shapes) - set(given))
+    missing = sorted(set(expected) - set(shapes))
     wrong = [
-        f"{name}: shape {given[name]} in the file, {shape} by the config"
-        for name, shape in shapes.items()
-        if name in given and tuple(given[name]) != shape
+        f"{name}: shape {shapes[name]} in the file, {shape} by the config"
+        for name, shape in expected.items()
+        if name in shapes and tuple(shapes[name]) != shape
     ]
-    lines = [f"missing {n} (nearest there: {tree.nearest(n, given, 1)})" for n in missing]
+    lines = [f"missing {n} (nearest there: {tree.nearest(n, shapes, 1)})" for n in missing]
     lines += [f"{name} is no parameter of a {family.kind} of this config" for name in surplus]
     lines += wrong
     if lines:
         more = [f"and {len(lines) - 12} more"] if len(lines) > 12 else []
-        listed = "\n  ".join([*sorted(lines)[:12], *more])
-        raise UnsupportedModel(f"{where} does not hold the model of its config:\n  {listed}")
+        text = "\n  ".join([*sorted(lines)[:12], *more])
+        raise UnsupportedModel(f"{where} does not hold the model of its config:\n  {text}")
 
 
-def check_layers(family: Family, layers: int, given: Iterable[str], where: str) -> None:
+def check_layers(family: Family, layers: int, tensors: Iterable[str], where: str) -> None:
     """Refuses more layers than there are tensors for, before thousands of them are listed.
 
     Raises:
       UnsupportedModel: naming the first that is missing.
     """
-    place = family.modules["layers/*/attention_norm"]
-    form = re.compile(re.escape(place).replace(r"\*", r"(\d+)") + r"\.")
-    there = {int(found[1]) for name in given if (found := form.match(name))}
-    if layers > len(there):
-        first = next(layer for layer in range(layers) if layer not in there)
+    norm = family.modules["layers/*/attention_norm"]
+    pattern = re.compile(re.escape(norm).replace(r"\*", r"(\d+)") + r"\.")
+    present = {int(match[1]) for name in tensors if (match := pattern.match(name))}
+    if layers > len(present):
+        first = next(layer for layer in range(layers) if layer not in present)
         raise UnsupportedModel(
             f"{where} does not hold the model of its config: {layers:,} layers there, "
-            f"{len(there):,} here; missing {place.replace('*', str(first))}.weight"
+            f"{len(present):,} here; missing {norm.replace('*', str(first))}.weight"
         )
 
 
 def architecture(config: ModelConfig) -> ModelConfig:
-    """The shape alone, in one way of saying it, without how it is computed."""
-    plain = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
-    computed = [field.name for field in dataclasses.fields(ComputeConfig)]
-    how: dict[str, Any] = {name: plain[name] for name in computed}
-    own_size = config.size * config.heads != config.width
+    """The shape alone, in its canonical form, without how it is computed."""
+    defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    compute: dict[str, Any] = {f.name: defaults[f.name] for f in dataclasses.fields(ComputeConfig)}
+    has_own_size = config.size * config.heads != config.width
     return dataclasses.replace(
         config.full_precision,
-        head_size=config.size if own_size else 0,
+        head_size=config.size if has_own_size else 0,
         score_size=0 if config.score_size == config.size else config.score_size,
         windows=shortest_cycle(tuple(config.window(layer) for layer in range(config.layers))),
-        **how,
+        **compute,
     )
 
 
-def for_model(
+def family_for_model(
     config: ModelConfig, families: Mapping[str, Family], first: str | None = None
 ) -> tuple[Family, dict[str, Any]]:
-    """The first family whose config says the same as this shape, and that config.
+    """The first family that can express this shape, and its `config.json`.
 
     Args:
       first: the family to try before others: where the model came from.
 
     Raises:
-      UnsupportedModel: no family can say it.
+      UnsupportedModel: none can.
     """
-    plain = architecture(config)
+    shape = architecture(config)
     for family in sorted(families.values(), key=lambda family: family.kind != first):
-        fields = family.write(plain)
+        fields = family.write(shape)
         try:
-            same = architecture(family.read(Fields(fields, family.kind))) == plain
+            is_same = architecture(family.read(Fields(fields, family.kind))) == shape
         except UnsupportedModel:
             continue
-        if same:
+        if is_same:
             return family, fields
     names = ", ".join(families)
     raise UnsupportedModel(f"no architecture that Graft writes ({names}) computes this model")

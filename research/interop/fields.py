@@ -1,4 +1,4 @@
-"""Reads a model's `config.json`; what it asks for and Graft does not compute is refused."""
+"""Fields of a model's `config.json`; what Graft does not compute is refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ class UnsupportedModel(ValueError):
 
 
 @contextlib.contextmanager
-def malformed(where: str) -> Iterator[None]:
-    """Whatever a reader stumbles over in a foreign file becomes one clear error."""
+def refuse_malformed(where: str) -> Iterator[None]:
+    """Turns whatever fails while a file from elsewhere is read into one clear error.
+
+    Raises:
+      UnsupportedModel: naming the file and what failed.
+    """
     try:
         yield
     except (UnsupportedModel, OSError):
@@ -57,26 +61,26 @@ class Fields:
             raise UnsupportedModel(f"{self.where}: {name} is neither true nor false: {value!r:.40}")
         return value
 
-    def size(self, name: str, default: Any = _REQUIRED, most: int = 2**31 - 1) -> Any:
-        """A whole number from zero to `most`."""
+    def size(self, name: str, default: Any = _REQUIRED, largest: int = 2**31 - 1) -> Any:
+        """A whole number from zero to `largest`."""
         value = self(name, default)
         if value is None:
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise UnsupportedModel(f"{self.where}: {name} is no size up to {most:,}: {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+            raise UnsupportedModel(f"{self.where}: {name} is no size up to {largest:,}: {value!r}")
         return value
 
     def layers(self, name: str = "num_hidden_layers") -> int:
-        """The number of layers; a broken file may say any."""
-        return self.size(name, most=10_000)
+        """The number of layers, within reason: a broken file may have any."""
+        return self.size(name, largest=10_000)
 
     def number(self, name: str, default: Any = _REQUIRED) -> Any:
         """A finite number over zero."""
         value = self(name, default)
         if value is None:
             return value
-        plain = isinstance(value, int | float) and not isinstance(value, bool)
-        if not plain or not 0 < value < float("inf"):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < float("inf"):
             raise UnsupportedModel(f"{self.where}: {name} is no number over zero: {value!r}")
         try:
             return float(value)

@@ -1,4 +1,4 @@
-"""Folders as transformers writes them: `config.json`, safetensors, tokenizer, chat template."""
+"""Model folders of transformers: `config.json`, safetensors, tokenizer, chat template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from research.interop.family import (
     Source,
     check_layers,
     check_tensors,
-    for_model,
+    family_for_model,
     parameter_shapes,
     sources,
 )
@@ -26,8 +26,8 @@ from research.interop.fields import Fields, UnsupportedModel
 from research.models.config import ModelConfig
 
 CONFIG = "config.json"
-# what transformers keeps beside the weights; kept as it is, and given back at export
-COMPANIONS = (
+# what transformers keeps beside the weights; a run keeps it as it is, for the export
+SIDECAR_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -62,24 +62,24 @@ class HuggingFaceModel:
     @property
     def dtypes(self) -> dict[str, str]:
         """The types of parameters that have another one, by single-layer name."""
-        every = {
+        dtypes = {
             name: str(tensor_files.DTYPES[self.tensors.dtypes[source.name]])
             for name, source in self.sources.items()
         }
-        return {name: dtype for name, dtype in every.items() if dtype != self.dtype}
+        return {name: dtype for name, dtype in dtypes.items() if dtype != self.dtype}
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the folder's own card says of its licence."""
+        """The licence that the folder's own card states."""
         card = self.path / "README.md"
         text = read_text(card) if card.is_file() else ""
-        found = re.search(r"\A---\n(?:.*\n)*?license: *(\S+)", text)
-        return {"licence": found[1]} if found else {}
+        match = re.search(r"\A---\n(?:.*\n)*?license: *(\S+)", text)
+        return {"licence": match[1]} if match else {}
 
     def files(self) -> dict[str, bytes]:
-        """The companions that are there, and the config."""
-        there = [name for name in (CONFIG, *COMPANIONS) if (self.path / name).is_file()]
-        return {name: read_text(self.path / name).encode() for name in there}
+        """The config and the sidecar files, as far as they exist."""
+        names = [name for name in (CONFIG, *SIDECAR_FILES) if (self.path / name).is_file()]
+        return {name: read_text(self.path / name).encode() for name in names}
 
 
 def open_folder(path: str | Path) -> HuggingFaceModel:
@@ -101,14 +101,14 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
     if not any(name.startswith(prefix) for name in tensors.shapes):
         family = _without(prefix, family)  # saved as a model without a head
     check_layers(family, config.layers, tensors.shapes, str(path))
-    found = sources(family, parameter_shapes(config))
-    check_tensors(family, found, tensors.shapes, config.tie_embeddings, str(path))
-    for source in found.values():
+    places = sources(family, parameter_shapes(config))
+    check_tensors(family, places, tensors.shapes, config.tie_embeddings, str(path))
+    for source in places.values():
         kind = tensors.dtypes[source.name]
         if kind not in tensor_files.DTYPES:
             known = ", ".join(tensor_files.DTYPES)
             raise UnsupportedModel(f"{path}: {source.name} is of type {kind}; Graft reads {known}")
-    return HuggingFaceModel(path, family, config, content, tensors, found)
+    return HuggingFaceModel(path, family, config, content, tensors, places)
 
 
 def find_family(content: Mapping[str, Any], where: str) -> Family:
@@ -149,7 +149,7 @@ def read_config(family: Family, content: Mapping[str, Any], where: str) -> Model
 def write_folder(
     path: str | Path,
     config: ModelConfig,
-    parameter: Callable[[str], np.ndarray],
+    read_parameter: Callable[[str], np.ndarray],
     *,
     dtype: Any = np.float32,
     dtypes: Mapping[str, Any] | None = None,
@@ -161,10 +161,10 @@ def write_folder(
 
     Args:
       config: its shape.
-      parameter: reads one by its single-layer name; asked for each when its turn comes.
+      read_parameter: gives one by its single-layer name; called for each when its turn comes.
       dtype: float32, float16 or bfloat16.
       dtypes: of parameters that have another one, by single-layer name.
-      files: companions; `config.json` among them gives what the shape does not say.
+      files: sidecar files; `config.json` among them gives what the shape does not say.
       kind: the family to prefer where several can say the same.
       file_size: bytes of a file at most.
 
@@ -172,11 +172,10 @@ def write_folder(
       UnsupportedModel: no architecture computes this model.
     """
     path, files = Path(path), dict(files or {})
-    before = json.loads(files.pop(CONFIG, b"{}"))
-    family, fields = for_model(config, FAMILIES, kind)
-    shapes = parameter_shapes(config)
-    found = sources(family, shapes)
-    content = {name: value for name, value in before.items() if name not in _DERIVED}
+    original = json.loads(files.pop(CONFIG, b"{}"))
+    family, fields = family_for_model(config, FAMILIES, kind)
+    places = sources(family, parameter_shapes(config))
+    content = {name: value for name, value in original.items() if name not in _DERIVED}
     content = content | fields | {
         "architectures": [family.architecture],
         "model_type": family.kind,
@@ -184,37 +183,39 @@ def write_folder(
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        if name not in COMPANIONS:
+        if name not in SIDECAR_FILES:
             raise ValueError(f"{name} is no file of a model folder")
         (path / name).write_bytes(text)
     (path / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    tensors = {source.name: source.shape for source in found.values()}
-    make = parameters_to_tensors(found, parameter)
-    others = {found[name].name: other for name, other in (dtypes or {}).items() if name in found}
-    yield from tensor_files.write(path, tensors, dtype, file_size, make, others)
+    shapes = {source.name: source.shape for source in places.values()}
+    read_tensor = tensor_reader(places, read_parameter)
+    others = {places[name].name: other for name, other in (dtypes or {}).items() if name in places}
+    yield from tensor_files.write(path, shapes, dtype, file_size, read_tensor, others)
 
 
 # fields of an imported config that the written ones replace
 _DERIVED = ("rope_parameters", "rope_scaling", "dtype", "transformers_version", "_name_or_path")
 
 
-def parameters_to_tensors(
-    found: Mapping[str, Source], parameter: Callable[[str], np.ndarray]
+def tensor_reader(
+    places: Mapping[str, Source], read_parameter: Callable[[str], np.ndarray]
 ) -> Callable[[str], np.ndarray]:
-    """Parameters by name -> tensors by name: transposed, those that share one side by side."""
+    """A function that gives tensors by name, from one that gives parameters by name: transposed,
+    and those that share a tensor side by side."""
     parts: dict[str, list[str]] = {}
-    for name in sorted(found, key=lambda name: found[name].first):
-        parts.setdefault(found[name].name, []).append(name)
+    for name in sorted(places, key=lambda name: places[name].first):
+        parts.setdefault(places[name].name, []).append(name)
 
-    def tensor(name: str) -> np.ndarray:
-        values = [parameter(part) for part in parts[name]]
+    def read_tensor(name: str) -> np.ndarray:
+        values = [read_parameter(part) for part in parts[name]]
         whole = values[0] if len(values) == 1 else np.concatenate(values, axis=-1)
-        return whole.T if found[parts[name][0]].transposed else whole
+        return whole.T if places[parts[name][0]].transposed else whole
 
-    return tensor
+    return read_tensor
 
 
 def _without(prefix: str, family: Family) -> Family:
+    """The family whose tensors have no such prefix."""
     modules = {ours: theirs.removeprefix(prefix) for ours, theirs in family.modules.items()}
     joined = {theirs.removeprefix(prefix): ours for theirs, ours in family.joined.items()}
     ignored = tuple(p.removeprefix(prefix.replace(".", r"\.")) for p in family.ignored)
@@ -237,6 +238,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+      UnsupportedModel: it is too large to be one.
+    """
     if path.stat().st_size > _LARGEST_TEXT:
         raise UnsupportedModel(f"{path} is larger than any such file is")
     return path.read_text(encoding="utf-8", errors="replace")

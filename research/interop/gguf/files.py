@@ -1,4 +1,4 @@
-"""GGUF, llama.cpp's files: their tensors dequantised region by region, their metadata as a config.
+"""GGUF, the files of llama.cpp: tensors dequantised region by region, metadata as a config.
 
 The `gguf` package reads the header and knows the quantised types. What it does not check is checked
 here: that tensors lie inside the file, apart from each other, with the sizes of their types.
@@ -106,8 +106,8 @@ class GGUFTensors:
             return halves.reshape(outputs, *rest)[region]
         if not columns:
             vector = gguf.quants.dequantize(tensor.data, tensor.tensor_type)[rows]
-            added = self.norm_offset if name.endswith("norm.weight") else 0.0
-            return vector - np.float32(added)
+            offset = self.norm_offset if name.endswith("norm.weight") else 0.0
+            return vector - np.float32(offset)
         # whole rows: blocks of quantised numbers lie along them
         return gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)[:, *columns]
 
@@ -132,7 +132,7 @@ class GGUFModel:
 
     @property
     def dtype(self) -> str:
-        """What an export is written in: quantised weights have no type of their own there."""
+        """The type that an export is written in, where quantised weights have none of their own."""
         kinds = set(self.tensors.dtypes.values())
         return "bfloat16" if kinds == {"BF16"} else "float16" if kinds == {"F16"} else "float32"
 
@@ -143,7 +143,7 @@ class GGUFModel:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the metadata says of the licence, and how the weights were quantised."""
+        """The licence, and how the weights were quantised, by the metadata."""
         kinds = sorted(set(self.tensors.dtypes.values()) - {"F32", "F16", "BF16"})
         facts = {"licence": self.metadata.get("general.license"), "quantised": ", ".join(kinds)}
         return {name: str(value) for name, value in facts.items() if value}
@@ -154,9 +154,9 @@ class GGUFModel:
 
     @functools.cached_property
     def _files(self) -> dict[str, bytes]:
-        made = tokenizer.files(self.metadata, str(self.path))
+        tokenizer_files = tokenizer.files(self.metadata, str(self.path))
         content = {name: value for name, value in self.content.items() if value is not None}
-        return {CONFIG: json.dumps(content).encode(), **made}
+        return {CONFIG: json.dumps(content).encode(), **tokenizer_files}
 
 
 def open_file(path: str | Path) -> GGUFModel:
@@ -185,10 +185,10 @@ def open_file(path: str | Path) -> GGUFModel:
         config = dataclasses.replace(config, rotary_scaling=_scaling(config, tensors, path))
     names = tensor_names(family)
     check_layers(names, config.layers, tensors.shapes, str(path))
-    found = sources(names, parameter_shapes(config))
-    check_tensors(names, found, tensors.shapes, config.tie_embeddings, str(path))
-    tensors.heads = rotary_heads(kind, config, found)
-    return GGUFModel(path, family, config, content, metadata, tensors, found)
+    places = sources(names, parameter_shapes(config))
+    check_tensors(names, places, tensors.shapes, config.tie_embeddings, str(path))
+    tensors.heads = rotary_heads(kind, config, places)
+    return GGUFModel(path, family, config, content, metadata, tensors, places)
 
 
 def tensor_names(family: Family) -> Family:
@@ -203,16 +203,16 @@ def tensor_names(family: Family) -> Family:
     )
 
 
-def rotary_heads(kind: str, config: ModelConfig, found: Mapping[str, Source]) -> dict[str, int]:
+def rotary_heads(kind: str, config: ModelConfig, places: Mapping[str, Source]) -> dict[str, int]:
     """Tensors whose heads have their halves interleaved, with their number of heads: Llama's
     queries and keys."""
     if kind != "llama":
         return {}
     heads = {"query": config.heads, "key": config.kv_heads}
-    every = [(name.split("/"), source.name) for name, source in found.items()]
+    split_names = [(name.split("/"), source.name) for name, source in places.items()]
     return {
         tensor: heads[parts[3]]
-        for parts, tensor in every
+        for parts, tensor in split_names
         if parts[2:3] == ["attention"] and parts[3] in heads
     }
 
@@ -246,7 +246,7 @@ def _read(path: Path) -> gguf.GGUFReader:
 def _config(
     kind: str, metadata: Mapping[str, Any], tensors: GGUFTensors, where: str
 ) -> dict[str, Any]:
-    """The metadata in the words of transformers' `config.json`."""
+    """The metadata as fields of transformers' `config.json`."""
 
     def get(key: str, default: Any = None) -> Any:
         value = metadata.get(f"{kind}.{key}", default)
@@ -260,7 +260,7 @@ def _config(
         f"{role}_token_id": metadata.get(f"tokenizer.ggml.{name}_token_id")
         for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
-    tied = "output.weight" not in tensors.shapes
+    tie_embeddings = "output.weight" not in tensors.shapes
     if kind == "gpt2":
         return ids | {
             "vocab_size": table[0],
@@ -270,7 +270,7 @@ def _config(
             "n_inner": get("feed_forward_length"),
             "n_positions": get("context_length"),
             "layer_norm_epsilon": get("attention.layer_norm_epsilon"),
-            "tie_word_embeddings": tied,
+            "tie_word_embeddings": tie_embeddings,
             "model_type": "gpt2",
         }
     heads, width = get("attention.head_count"), get("embedding_length")
@@ -287,7 +287,7 @@ def _config(
         "rope_theta": get("rope.freq_base"),
         "max_position_embeddings": get("context_length"),
         "sliding_window": get("attention.sliding_window"),
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": tie_embeddings,
     }
     if get("rope.scaling.type", "none") not in ("none", "linear"):
         raise UnsupportedModel(f"{where}: rope scaling {get('rope.scaling.type')!r}")
@@ -298,9 +298,9 @@ def _config(
         content["mlp_bias"] = "blk.0.ffn_up.bias" in tensors.shapes
     if kind.startswith("gemma") and heads and width:
         # as llama.cpp: the largest of each divides by the width's share instead
-        largest = LARGEST[kind] == content["num_hidden_layers"]
+        is_largest = LARGEST[kind] == content["num_hidden_layers"]
         size = content["head_dim"] or 256
-        content["query_pre_attn_scalar"] = width // heads if largest else size
+        content["query_pre_attn_scalar"] = width // heads if is_largest else size
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             if get(name) is not None:  # absent ones are llama.cpp's defaults, transformers' own
                 content[name] = get(name)
@@ -308,13 +308,13 @@ def _config(
 
 
 def _scaling(config: ModelConfig, tensors: GGUFTensors, path: Path) -> RotaryScaling:
-    """Llama 3's stretched frequencies, which GGUF stores one by one, as what made them."""
-    stored = tensors.read(FREQUENCIES, (slice(None),))
+    """The scaling behind Llama 3's stretched frequencies, which GGUF stores one by one."""
+    stretching = tensors.read(FREQUENCIES, (slice(None),))
     plain = np.asarray(rotary.frequencies(config, None))
     lengths = (8192, *(2**power for power in range(9, 18)))
     for factor, original in itertools.product((8.0, 32.0, 2.0, 4.0, 16.0, 64.0), lengths):
         scaling = RotaryScaling("llama3", factor, original_length=original)
-        made = plain / np.asarray(rotary.frequencies(config, scaling))
-        if made.shape == stored.shape and np.allclose(made, stored, rtol=1e-3):
+        candidate = plain / np.asarray(rotary.frequencies(config, scaling))
+        if candidate.shape == stretching.shape and np.allclose(candidate, stretching, rtol=1e-3):
             return scaling
     raise UnsupportedModel(f"{path}: {FREQUENCIES} is no scaling of Llama 3's")

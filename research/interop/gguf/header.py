@@ -35,7 +35,7 @@ def check(path: Path) -> None:
 
 class _Walk:
     def __init__(self, path: Path, content: mmap.mmap):
-        self.path, self.content, self.at, self.what = path, content, 0, "its start"
+        self.path, self.content, self.at, self.item = path, content, 0, "its start"
 
     def run(self) -> None:
         magic, version, tensors, keys = struct.unpack_from("<4sIQQ", self.content)
@@ -43,28 +43,28 @@ class _Walk:
             raise UnsupportedModel(f"{self.path} is no whole GGUF file of version 2 or 3")
         if max(tensors, keys) > _MOST:
             raise UnsupportedModel(f"{self.path} claims {keys:,} keys and {tensors:,} tensors")
-        self.at, alignment, places = 24, 32, []
+        self.at, alignment, tensor_ends = 24, 32, []
         for _ in range(keys):
-            self.what = f"a key after {self.what}"
-            self.what = f"the key {self.text()!r}"
+            self.item = f"a key after {self.item}"
+            self.item = f"the key {self.text()!r}"
             kind, start = self.number("<I"), self.at
             self.value(kind)
-            if self.what == "the key 'general.alignment'" and kind == 4:
+            if self.item == "the key 'general.alignment'" and kind == 4:
                 alignment = max(1, struct.unpack_from("<I", self.content, start)[0])
         for _ in range(tensors):
-            self.what = f"a tensor after {self.what}"
-            self.what = f"the tensor {self.text()!r}"
+            self.item = f"a tensor after {self.item}"
+            self.item = f"the tensor {self.text()!r}"
             dimensions = self.number("<I")
             if not 1 <= dimensions <= 4:
-                raise UnsupportedModel(f"{self.path}: {self.what} has {dimensions} dimensions")
+                raise UnsupportedModel(f"{self.path}: {self.item} has {dimensions} dimensions")
             numbers = math.prod(self.number("<Q") for _ in range(dimensions))
             kind = self.number("<I")
             if kind not in _BLOCKS:
-                raise UnsupportedModel(f"{self.path}: {self.what} is of an unknown type {kind}")
+                raise UnsupportedModel(f"{self.path}: {self.item} is of an unknown type {kind}")
             block, size = _BLOCKS[kind]
-            places.append((self.what, self.number("<Q") + numbers // block * size))
+            tensor_ends.append((self.item, self.number("<Q") + numbers // block * size))
         start = -(-self.at // alignment) * alignment
-        for self.what, end in places:
+        for self.item, end in tensor_ends:
             self.at = start
             self.skip(end)
 
@@ -79,18 +79,18 @@ class _Walk:
             elif inner in _SIZES:
                 self.skip(count * _SIZES[inner])
             else:
-                raise UnsupportedModel(f"{self.path}: {self.what} is no list that Graft reads")
+                raise UnsupportedModel(f"{self.path}: {self.item} is no list that Graft reads")
         elif kind in _SIZES:
             self.skip(_SIZES[kind])
         else:
-            raise UnsupportedModel(f"{self.path}: {self.what} is of an unknown kind {kind}")
+            raise UnsupportedModel(f"{self.path}: {self.item} is of an unknown kind {kind}")
 
     def text(self) -> str:
         length = self.number("<Q")
         start = self.at
         self.skip(length)
         if length > 4096:
-            raise UnsupportedModel(f"{self.path}: a name of {length:,} bytes after {self.what}")
+            raise UnsupportedModel(f"{self.path}: a name of {length:,} bytes after {self.item}")
         return self.content[start : self.at].decode("utf-8", "replace")
 
     def number(self, form: str) -> int:
@@ -102,5 +102,5 @@ class _Walk:
         self.at += size
         if self.at > len(self.content):
             raise UnsupportedModel(
-                f"{self.path} is no whole GGUF file: {self.what} ends behind its end"
+                f"{self.path} is no whole GGUF file: {self.item} ends behind its end"
             )

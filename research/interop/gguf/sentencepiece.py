@@ -53,12 +53,12 @@ def build(
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
         if kind == Kind.NORMAL
     }
-    found = [(-rank[left + right], len(left), left, right) for left, right in _splits(rank)]
-    found.sort(key=lambda merge: merge[:2])
+    merges = [(-rank[left + right], len(left), left, right) for left, right in _splits(rank)]
+    merges.sort(key=lambda merge: merge[:2])
     backend = Tokenizer(
         models.BPE(
             vocab=dict(vocabulary),
-            merges=[(left, right) for _, _, left, right in found],
+            merges=[(left, right) for _, _, left, right in merges],
             unk_token=tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
@@ -81,7 +81,7 @@ def byte_token(byte: int) -> str:
 def pieces(
     content: Mapping[str, Any], where: str
 ) -> tuple[dict[int, tuple[str, float, Kind]], bool]:
-    """What GGUF says of each id: piece, score and kind; and whether a space goes before a text.
+    """Piece, score and kind of each id for GGUF, and whether a space goes before a text.
 
     Args:
       content: a `tokenizer.json`.
@@ -89,31 +89,31 @@ def pieces(
     Raises:
       UnsupportedModel: it is another kind of tokenizer, or treats spaces in another way.
     """
-    model, prefix = content["model"], _prefix(content, where)
+    model, prefix = content["model"], _has_prefix(content, where)
     if model["type"] != "BPE" or model.get("unk_token") not in model["vocab"]:
         raise UnsupportedModel(f"{where}: a tokenizer without a token for what it does not know")
     missing = [name for name in map(byte_token, range(256)) if name not in model["vocab"]]
     if missing:
         raise UnsupportedModel(f"{where}: the tokenizer has no token {missing[0]} for a byte")
-    added = {token["content"]: token for token in content["added_tokens"]}
-    vocabulary = model["vocab"] | {name: token["id"] for name, token in added.items()}
+    added_tokens = {token["content"]: token for token in content["added_tokens"]}
+    vocabulary = model["vocab"] | {name: token["id"] for name, token in added_tokens.items()}
     rank: dict[str, int] = {}
     for merge in model["merges"]:
         piece = "".join(merge if isinstance(merge, list) else merge.split(" ", 1))
         rank.setdefault(piece, len(rank))
     single_bytes = set(map(byte_token, range(256)))
-    found = {}
+    result = {}
     for piece, number in vocabulary.items():
         if piece == model.get("unk_token"):
             kind = Kind.UNKNOWN
-        elif piece in added:
-            kind = Kind.CONTROL if added[piece]["special"] else Kind.USER_DEFINED
+        elif piece in added_tokens:
+            kind = Kind.CONTROL if added_tokens[piece]["special"] else Kind.USER_DEFINED
         else:
             kind = Kind.BYTE if piece in single_bytes else Kind.NORMAL
         # what never comes of a merge stands after all that do
-        found[number] = piece, -float(rank.get(piece, len(rank))), kind
+        result[number] = piece, -float(rank.get(piece, len(rank))), kind
     merges = {tuple(m if isinstance(m, list) else m.split(" ", 1)) for m in model["merges"]}
-    normal = {piece for piece, _, kind in found.values() if kind == Kind.NORMAL}
+    normal = {piece for piece, _, kind in result.values() if kind == Kind.NORMAL}
     others = sorted("".join(pair) for pair in _splits(normal) if pair not in merges)
     if others:
         warnings.warn(
@@ -121,35 +121,38 @@ def pieces(
             "of which this tokenizer does not, and may read some texts as other tokens",
             stacklevel=2,
         )
-    return found, prefix
+    return result, prefix
 
 
 def _splits(pieces: Collection[str]) -> Iterator[tuple[str, str]]:
     """Every way in which a piece is two others."""
     for piece in pieces:
-        for cut in range(1, min(len(piece), _LONGEST)):
-            if piece[:cut] in pieces and piece[cut:] in pieces:
-                yield piece[:cut], piece[cut:]
+        for at in range(1, min(len(piece), _LONGEST)):
+            if piece[:at] in pieces and piece[at:] in pieces:
+                yield piece[:at], piece[at:]
 
 
 # letters of a piece that are looked at: SentencePiece's own limit is 16
 _LONGEST = 256
 
 
-def _prefix(content: Mapping[str, Any], where: str) -> bool:
-    """Whether a space goes before each text, from the two ways in which files say it."""
+def _has_prefix(content: Mapping[str, Any], where: str) -> bool:
+    """Whether a space goes before each text, which files say in one of two ways."""
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepend = {"type": "Prepend", "prepend": SPACE}
-    normalizer, cut = content["normalizer"], content["pre_tokenizer"]
-    # spaces are gone when this one looks for them
-    gone = {"type": "Split", "pattern": {"String": " "}}
-    idle = cut is None or (normalizer and {k: cut.get(k) for k in gone} == gone)
-    if idle and normalizer == replace:
+    normalizer, splitter = content["normalizer"], content["pre_tokenizer"]
+    # which finds no spaces once they are replaced
+    at_spaces = {"type": "Split", "pattern": {"String": " "}}
+    is_idle = splitter is None or (
+        normalizer and {key: splitter.get(key) for key in at_spaces} == at_spaces
+    )
+    if is_idle and normalizer == replace:
         return False
-    if idle and normalizer == {"type": "Sequence", "normalizers": [prepend, replace]}:
+    if is_idle and normalizer == {"type": "Sequence", "normalizers": [prepend, replace]}:
         return True
-    if normalizer is None and cut and cut["type"] == "Metaspace" and not cut.get("split"):
-        prefix = cut.get("prepend_scheme", "always") != "never"
+    is_metaspace = splitter and splitter["type"] == "Metaspace" and not splitter.get("split")
+    if normalizer is None and is_metaspace:
+        prefix = splitter.get("prepend_scheme", "always") != "never"
         if prefix:
             warnings.warn(
                 f"{where}: llama.cpp puts a space before a text that begins with one too, and "

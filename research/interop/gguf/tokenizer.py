@@ -26,8 +26,8 @@ def _split(digits: str) -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), bytes_only])
 
 
-def _cut(kind: str, where: str) -> Any:
-    """How text is cut before merging, by GGUF's name for it."""
+def _pre_tokenizer(kind: str, where: str) -> Any:
+    """What cuts text before merging, by GGUF's name for it."""
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     match kind:
         case "default" | "gpt-2":
@@ -54,9 +54,11 @@ def kind_of(content: Mapping[str, Any]) -> str:
     if model["type"] != "BPE" or model.get("byte_fallback"):
         raise UnsupportedModel("GGUF: the tokenizer is no byte-level BPE")
     for kind in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
-        made = tokenizers.Tokenizer(models.BPE())
-        made.pre_tokenizer = _cut(kind, "")
-        if _plain(json.loads(made.to_str())["pre_tokenizer"]) == _plain(content["pre_tokenizer"]):
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = _pre_tokenizer(kind, "")
+        if _plain(json.loads(backend.to_str())["pre_tokenizer"]) == _plain(
+            content["pre_tokenizer"]
+        ):
             return kind
     raise UnsupportedModel("GGUF: llama.cpp has no name for how this tokenizer cuts text")
 
@@ -74,7 +76,10 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     Raises:
       UnsupportedModel: no tokenizer, or one that Graft does not rebuild exactly.
     """
-    get = lambda key, default=None: metadata.get(f"tokenizer.ggml.{key}", default)  # noqa: E731
+
+    def get(key: str, default: Any = None) -> Any:
+        return metadata.get(f"tokenizer.ggml.{key}", default)
+
     tokens, kinds = get("tokens"), get("token_type")
     if not tokens:
         raise UnsupportedModel(f"{where} has no tokenizer")
@@ -97,14 +102,14 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
             get("add_space_prefix", True),
             where,
         )
-    special, added = [], []
+    special_tokens, user_tokens = [], []
     for text, kind in zip(tokens, kinds or (), strict=False):
         if kind in _SPECIAL:
-            special.append(AddedToken(text, special=True, normalized=False))
+            special_tokens.append(AddedToken(text, special=True, normalized=False))
         elif kind == gguf.TokenType.USER_DEFINED:
-            added.append(AddedToken(text, special=False, normalized=False))
-    backend.add_special_tokens(special)
-    backend.add_tokens(added)
+            user_tokens.append(AddedToken(text, special=False, normalized=False))
+    backend.add_special_tokens(special_tokens)
+    backend.add_tokens(user_tokens)
 
     def token(role: str) -> str | None:
         number = get(f"{role}_token_id")
@@ -116,9 +121,9 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
             single=f"{begin} $A", pair=f"{begin} $A {begin} $B",
             special_tokens=[(begin, vocabulary[begin])],
         )  # fmt: skip
-    named = {"bos_token": begin, "eos_token": token("eos"), "pad_token": token("padding")}
-    named["unk_token"] = token("unknown")
-    settings: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    names = {"bos_token": begin, "eos_token": token("eos"), "pad_token": token("padding")}
+    names["unk_token"] = token("unknown")
+    settings: dict[str, Any] = {role: name for role, name in names.items() if name is not None}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if metadata.get("tokenizer.chat_template"):
         settings["chat_template"] = metadata["tokenizer.chat_template"]
@@ -129,17 +134,17 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
 
 
 def _byte_level(
-    vocabulary: Mapping[str, int], merges: Sequence[str], cut: str, where: str
+    vocabulary: Mapping[str, int], merges: Sequence[str], kind: str, where: str
 ) -> tokenizers.Tokenizer:
     """Byte-level BPE, as GPT-2 has it."""
     try:
         pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
-        model = models.BPE(vocab=dict(vocabulary), merges=pairs, ignore_merges=cut == "llama-bpe")
+        model = models.BPE(vocab=dict(vocabulary), merges=pairs, ignore_merges=kind == "llama-bpe")
     except Exception as error:  # the library raises bare Exception
         raise UnsupportedModel(f"{where}: broken merges: {error}") from None
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = _cut(cut, where)
+    backend.pre_tokenizer = _pre_tokenizer(kind, where)
     backend.decoder = decoders.ByteLevel()
-    if cut == "qwen2":
+    if kind == "qwen2":
         backend.normalizer = normalizers.NFC()
     return backend

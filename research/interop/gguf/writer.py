@@ -1,4 +1,4 @@
-"""A run -> a GGUF file for llama.cpp, in F32, F16 or BF16, tensor by tensor."""
+"""Exports runs as GGUF files for llama.cpp, in F32, F16 or BF16, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from research.adapters.merging import Merged
 from research.checkpoints.runs import Run
 from research.interop.exporting import whole_file
 from research.interop.families import FAMILIES
-from research.interop.family import Source, for_model, parameter_shapes, sources
+from research.interop.family import Source, family_for_model, parameter_shapes, sources
 from research.interop.fields import UnsupportedModel
-from research.interop.gguf import sentencepiece, tokenizer
+from research.interop.gguf import sentencepiece
+from research.interop.gguf import tokenizer as tokenizer_files
 from research.interop.gguf.files import (
     ARCHITECTURES,
     FREQUENCIES,
@@ -25,8 +26,8 @@ from research.interop.gguf.files import (
     rotary_heads,
     tensor_names,
 )
-from research.interop.huggingface import CONFIG, parameters_to_tensors
-from research.interop.tensor_files import cast, writing
+from research.interop.huggingface import CONFIG, tensor_reader
+from research.interop.tensor_files import cast, name_unwritten
 from research.models import rotary
 from research.models.config import ModelConfig
 from research.text import chat_template
@@ -45,7 +46,7 @@ def plan(run: Run) -> tuple[str, dict[str, Source]]:
     Raises:
       UnsupportedModel: llama.cpp has no such architecture or tokenizer.
     """
-    family, _ = for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    family, _ = family_for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
     kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
     kind = kinds[family.kind]
     _check_fixed(kind, run.model)
@@ -53,7 +54,7 @@ def plan(run: Run) -> tuple[str, dict[str, Source]]:
     if content["model"].get("byte_fallback"):
         sentencepiece.pieces(content, "GGUF")
     else:
-        tokenizer.kind_of(content)
+        tokenizer_files.kind_of(content)
     return kind, sources(tensor_names(family), parameter_shapes(run.model))
 
 
@@ -61,7 +62,7 @@ def export_gguf(
     run: Run,
     out: str | Path,
     dtype: str = "float32",
-    say: Callable[[str], None] = lambda name: None,
+    on_tensor: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Writes a run's model, adapters merged, with tokenizer and chat template.
 
@@ -70,51 +71,51 @@ def export_gguf(
     Args:
       out: the file; it appears under its name when it is whole.
       dtype: of the matrices.
-      say: called after each tensor with its name.
+      on_tensor: called after each tensor with its name.
 
     Raises:
       FileExistsError: the file is there.
       UnsupportedModel: llama.cpp has no such architecture or tokenizer.
     """
-    merged, config = Merged(run), run.model
-    kind, found = plan(run)
-    tensors = {source.name: source.shape for source in found.values()}
-    values = parameters_to_tensors(found, merged)
-    heads = rotary_heads(kind, config, found)
+    read_parameter, config = Merged(run), run.model
+    kind, places = plan(run)
+    tensors = {source.name: source.shape for source in places.values()}
+    read_tensor = tensor_reader(places, read_parameter)
+    heads = rotary_heads(kind, config, places)
     offset = config.norm_offset
     with whole_file(out) as partial:
         writer = gguf.GGUFWriter(partial, kind)
         _describe(writer, kind, run)
         _tokenizer(writer, run.tokenizer, config.vocabulary, run.sidecar_files)
-        matrix, quantisation = DTYPES[dtype]
+        matrix, quantization = DTYPES[dtype]
         if kind == "llama" and config.rotary_scaling and config.rotary_scaling.kind == "llama3":
             plain = np.asarray(rotary.frequencies(config, None))
-            stretched = plain / np.asarray(rotary.frequencies(config, config.rotary_scaling))
-            writer.add_tensor(FREQUENCIES, stretched)
+            stretching = plain / np.asarray(rotary.frequencies(config, config.rotary_scaling))
+            writer.add_tensor(FREQUENCIES, stretching)
         for name, shape in tensors.items():
-            flat = len(shape) == 1
-            form, kind_of = DTYPES["float32"] if flat else (matrix, quantisation)
-            size = int(np.prod(shape)) * form.itemsize
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind_of)
+            is_vector = len(shape) == 1
+            storage, raw_dtype = DTYPES["float32"] if is_vector else (matrix, quantization)
+            size = int(np.prod(shape)) * storage.itemsize
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=raw_dtype)
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if FREQUENCIES in writer.tensors[0]:
-            writer.write_tensor_data(stretched)
+            writer.write_tensor_data(stretching)
         for name, shape in tensors.items():
-            value = values(name)
+            value = read_tensor(name)
             if name in heads:  # the halves of every head, interleaved
                 rows, *rest = value.shape
                 halves = value.reshape(heads[name], 2, rows // heads[name] // 2, *rest)
                 value = halves.swapaxes(1, 2).reshape(rows, *rest)
             if offset and name.endswith("norm.weight"):
                 value = value + np.float32(offset)
-            form = np.dtype(np.float32) if len(shape) == 1 else matrix
-            value = cast(value, form, name)
-            with writing(name):
+            storage = np.dtype(np.float32) if len(shape) == 1 else matrix
+            value = cast(value, storage, name)
+            with name_unwritten(name):
                 writer.write_tensor_data(value.view(np.uint16) if dtype == "bfloat16" else value)
             del value  # before the next one is read
-            say(name)
+            on_tensor(name)
         writer.close()
 
 
@@ -133,8 +134,8 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
     windows = [config.window(layer) for layer in range(config.layers)]
     if kind == "phi3" and any(windows):
         raise UnsupportedModel(f"llama.cpp's phi3 sees everything, not windows {config.windows}")
-    fixed = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
-    if windows != fixed:
+    computed = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
+    if windows != computed:
         raise UnsupportedModel(f"llama.cpp's {kind} sees other windows than {config.windows}")
     if extra := set(config.biases) - set(_BIASES.get(kind, ())):
         raise UnsupportedModel(f"llama.cpp's {kind} has no bias of {', '.join(sorted(extra))}")
@@ -148,13 +149,13 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
 
 
 def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
-    """The shape, in llama.cpp's words."""
+    """Writes the shape under llama.cpp's keys."""
     config, scaling = run.model, run.model.rotary_scaling
-    known = json.loads(run.sidecar_files.get(CONFIG, b"{}"))
-    trained = run.experiment.data.sequence_length if run.experiment else 2048
+    original = json.loads(run.sidecar_files.get(CONFIG, b"{}"))
+    trained_length = run.experiment.data.sequence_length if run.experiment else 2048
     writer.add_name(str((run.imported or {}).get("source", "graft")))
     writer.add_context_length(
-        config.learned_positions or int(known.get("max_position_embeddings") or trained)
+        config.learned_positions or int(original.get("max_position_embeddings") or trained_length)
     )
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.layers)
@@ -186,17 +187,17 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
 
 
 def _tokenizer(
-    writer: gguf.GGUFWriter, words: Tokenizer, rows: int, sidecar_files: Mapping[str, bytes]
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int, sidecar_files: Mapping[str, bytes]
 ) -> None:
-    """BPE of bytes, or SentencePiece's, with its special tokens and chat template."""
-    content: dict[str, Any] = json.loads(words.to_json())
+    """Writes a BPE of bytes, or SentencePiece's, with its special tokens and chat template."""
+    content: dict[str, Any] = json.loads(tokenizer.to_json())
     model = content["model"]
     tokens = [f"[PAD{number}]" for number in range(rows)]
     kinds = [gguf.TokenType.UNUSED] * rows
     if model.get("byte_fallback"):
         scores = [-1e9] * rows
-        found, prefix = sentencepiece.pieces(content, "GGUF")
-        for number, (token, score, piece) in found.items():
+        pieces, prefix = sentencepiece.pieces(content, "GGUF")
+        for number, (token, score, piece) in pieces.items():
             tokens[number], scores[number], kinds[number] = token, score, piece
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
@@ -205,19 +206,19 @@ def _tokenizer(
     else:
         prefix = False
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(tokenizer.kind_of(content))
+        writer.add_tokenizer_pre(tokenizer_files.kind_of(content))
         for token, number in model["vocab"].items():
             tokens[number], kinds[number] = token, gguf.TokenType.NORMAL
-        for added in content["added_tokens"]:
-            special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-            tokens[added["id"]], kinds[added["id"]] = added["content"], special
+        for token in content["added_tokens"]:
+            kind = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+            tokens[token["id"]], kinds[token["id"]] = token["content"], kind
         writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_bos_token_id(words.begin_id)
-    writer.add_eos_token_id(words.end_id)
-    writer.add_pad_token_id(words.pad_id)
-    writer.add_add_bos_token(bool(words.opening))
+    writer.add_bos_token_id(tokenizer.begin_id)
+    writer.add_eos_token_id(tokenizer.end_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    writer.add_add_bos_token(bool(tokenizer.opening))
     writer.add_add_space_prefix(prefix)
     template = chat_template.find_template(sidecar_files)
     if template:

@@ -1,1 +1,1 @@
-"""Adapters in the format of Hugging Face PEFT, in and out."""
+"""Import and export of adapters in the format of Hugging Face PEFT."""

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of methods that attach to weights: from a method, and back."""
+"""`adapter_config.json` of methods that attach to weights: written from a method, and read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from research.methods import IA3, DoRA, LoHa, LoRA, Method, VeRA
 
 
 def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
-    """What `adapter_config.json` says of the method.
+    """The fields of `adapter_config.json` for a method.
 
     Args:
-      scales: rank and alpha of each module, by transformers' name; the commonest go in front.
+      scales: rank and alpha of each module, by transformers' name; the commonest need no pattern.
     """
     if isinstance(method, IA3):
         return {"peft_type": "IA3", "feedforward_modules": []}
@@ -31,14 +31,17 @@ def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, 
         }
     rank = _commonest([r for r, _ in scales.values()])
     alpha = _commonest([a for _, a in scales.values()])
+    patterns = {
+        "rank_pattern": {name: r for name, (r, _) in scales.items() if r != rank},
+        "alpha_pattern": {name: a for name, (_, a) in scales.items() if a != alpha},
+    }
     if isinstance(method, LoHa):
-        return {"peft_type": "LOHA", "r": rank, "alpha": alpha}
+        return {"peft_type": "LOHA", "r": rank, "alpha": alpha, **patterns}
     return {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {name: r for name, (r, _) in scales.items() if r != rank},
-        "alpha_pattern": {name: a for name, (_, a) in scales.items() if a != alpha},
+        **patterns,
         "lora_dropout": 0.0,
         "bias": "none",
         "use_dora": isinstance(method, DoRA),
@@ -46,15 +49,18 @@ def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, 
 
 
 def read(
-    content: Mapping[str, Any], where: str, named: Mapping[str, str], sides: Mapping[str, int]
+    content: Mapping[str, Any], where: str, modules: Mapping[str, str], sides: Mapping[str, int]
 ) -> tuple[Method, dict[str, int]]:
-    """The method that an `adapter_config.json` describes, and the rank that it gives each place.
+    """The method that an `adapter_config.json` describes, and the rank that it gives each linear.
 
-    A product whose rank is over its weight's smaller side is one of that side's rank.
+    A product whose rank is over its weight's smaller side becomes one of that side's rank.
 
     Args:
-      named: the places that have tensors, and transformers' names for them.
-      sides: the smaller side of each place's weight.
+      modules: transformers' module of each linear that has tensors.
+      sides: the smaller side of each linear's weight.
+
+    Raises:
+      UnsupportedModel: a kind or a setting that Graft does not have.
     """
     for name in _REFUSED:
         if content.get(name) not in (None, False, "none", [], {}):
@@ -65,21 +71,21 @@ def read(
             f"{where}: init_lora_weights is {start!r}, which changed the base's weights; save the "
             "adapter in PEFT with path_initial_model_for_weight_conversion, as a plain LoRA"
         )
-    targets = _patterns(list(named))
+    targets = _patterns(list(modules))
     kind = content.get("peft_type")
     if kind == "IA3":
         return IA3(targets), {}
     if kind not in ("LORA", "VERA", "LOHA"):
-        known = ", ".join(("LORA", "IA3", "VERA", "LOHA", *prompts.KINDS))
-        raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {known}")
-    called = "alpha" if kind == "LOHA" else "lora_alpha"
-    rank, alpha = content.get("r"), content.get(called, 1 if kind == "VERA" else None)
+        kinds = ", ".join(("LORA", "IA3", "VERA", "LOHA", *prompts.KINDS))
+        raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {kinds}")
+    alpha_key = "alpha" if kind == "LOHA" else "lora_alpha"
+    rank, alpha = content.get("r"), content.get(alpha_key, 1 if kind == "VERA" else None)
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
-        raise UnsupportedModel(f"{where}: r is {rank!r} and {called} {alpha!r}")
+        raise UnsupportedModel(f"{where}: r is {rank!r} and {alpha_key} {alpha!r}")
     if kind == "VERA":
         return VeRA(targets, rank=rank), {}
     each: dict[str, tuple[int, float]] = {}
-    for ours, theirs in named.items():
+    for ours, theirs in modules.items():
         r = _by_pattern(content.get("rank_pattern"), theirs, rank, f"{where}: rank_pattern")
         a = _by_pattern(content.get("alpha_pattern"), theirs, alpha, f"{where}: alpha_pattern")
         each[ours] = int(r), float(a * r**0.5 if content.get("use_rslora") else a)
@@ -89,18 +95,18 @@ def read(
                 f"{where}: rank_pattern and alpha_pattern; Graft's LoHa has none"
             )
         rank, alpha = next(iter(each.values()))
-        return LoHa(targets, rank, alpha), dict.fromkeys(named, rank)
-    given = {ours: rank for ours, (rank, _) in each.items()}
+        return LoHa(targets, rank, alpha), dict.fromkeys(modules, rank)
+    file_ranks = {ours: rank for ours, (rank, _) in each.items()}
     for ours, (r, a) in each.items():
-        fits = min(r, sides[ours])
-        each[ours] = fits, a * fits / r  # the same scale
+        fitting = min(r, sides[ours])
+        each[ours] = fitting, a * fitting / r  # the same scale
     # the commonest go without a pattern
     rank = _commonest([r for r, _ in each.values()])
     alpha = _commonest([a for _, a in each.values()])
-    made = DoRA if content.get("use_dora") else LoRA
+    method = DoRA if content.get("use_dora") else LoRA
     ranks = _rules({ours: r for ours, (r, _) in each.items() if r != rank})
     alphas = _rules({ours: a for ours, (_, a) in each.items() if a != alpha})
-    return made(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas), given
+    return method(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas), file_ranks
 
 
 def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
@@ -118,8 +124,8 @@ def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
                 f"{where}: {pattern!r} is more than a module's name with .* in places; write it out"
             )
         plain = plain.replace("\\.", ".").replace(".*", "*")
-        whole = fnmatch.fnmatchcase(name, plain)
-        if whole or (fnmatch.fnmatchcase(name, f"*.{plain}") and not pattern.startswith("^")):
+        is_whole = fnmatch.fnmatchcase(name, plain)
+        if is_whole or (fnmatch.fnmatchcase(name, f"*.{plain}") and not pattern.startswith("^")):
             if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
                 raise UnsupportedModel(f"{where}: {pattern} is {number!r}")
             return number
@@ -132,11 +138,11 @@ def _commonest(values: list[Any]) -> Any:
 
 def _rules(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Patterns for places, by value."""
-    found = []
+    rules = []
     for value in sorted(set(values.values())):
-        names = [name for name, given in values.items() if given == value]
-        found += [(pattern, value) for pattern in _patterns(names)]
-    return tuple(found)
+        names = [name for name, own in values.items() if own == value]
+        rules += [(pattern, value) for pattern in _patterns(names)]
+    return tuple(rules)
 
 
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
@@ -163,7 +169,7 @@ def _patterns(names: list[str]) -> tuple[str, ...]:
     return (
         *outside,
         *(
-            rf"layers/({'|'.join(map(str, sorted(found)))})/{re.escape(place)}"
-            for place, found in sorted(layers.items())
+            rf"layers/({'|'.join(map(str, sorted(numbers)))})/{re.escape(place)}"
+            for place, numbers in sorted(layers.items())
         ),
     )

@@ -1,4 +1,4 @@
-"""Adapters in the format of Hugging Face PEFT: its names for ours, and writing them."""
+"""Exports adapters in the format of Hugging Face PEFT."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from research.methods import Method, Prefix, Prompt, VeRA
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# a delta's leaves -> PEFT's names; all but vectors are transposed
+# PEFT's names for a delta's leaves; all but vectors are transposed
 _LEAVES: dict[str, dict[str, str]] = {
     "lora": {"a": "lora_A.weight", "b": "lora_B.weight"},
     "dora": {
@@ -66,8 +66,7 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
     with whole_or_nothing(out, last=CONFIG) as folder:
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         sizes = {name: value.shape for name, value in tensors.items()}
-        written = tensor_files.write(folder, sizes, np.float32, 2**63, tensors.__getitem__)
-        names = list(written)
+        names = list(tensor_files.write(folder, sizes, np.float32, 2**63, tensors.__getitem__))
         (folder / tensor_files.ONE).rename(folder / WEIGHTS)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -84,8 +83,8 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     runs.check_parameters(run)
     method = run.method
     if method.kind not in (*_LEAVES, *prompts.KINDS.values()):
-        known = ", ".join((*_LEAVES, *prompts.KINDS.values()))
-        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {known} do")
+        kinds = ", ".join((*_LEAVES, *prompts.KINDS.values()))
+        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {kinds} do")
     shapes = {
         name.removeprefix("model/"): shape
         for name, shape in run.checkpoint.abstract().items()
@@ -182,7 +181,7 @@ def _deltas(arrays: Mapping[str, np.ndarray], adapter: str) -> dict[str, dict[st
 
 
 def leaves_of(kind: str, place: str) -> dict[str, str]:
-    """A delta's leaves -> PEFT's names."""
+    """PEFT's names for a delta's leaves."""
     if kind == "lora" and place == "embedding":
         return {"a": "lora_embedding_A", "b": "lora_embedding_B"}
     return _LEAVES[kind]

@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face PEFT, read: checked against a base, and written as runs."""
+"""Imports adapters of Hugging Face PEFT as runs, checked against their base."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from research import tree
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
-from research.interop.fields import UnsupportedModel, malformed
+from research.interop.fields import UnsupportedModel, refuse_malformed
 from research.interop.huggingface import read_json
 from research.interop.peft import config, prompts, targets
 from research.interop.peft.exporting import (
@@ -99,7 +99,7 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path} has no {file}: no adapter of PEFT, or an older form")
-    with malformed(str(path)):
+    with refuse_malformed(str(path)):
         return _open(path, base)
 
 

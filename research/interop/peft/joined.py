@@ -16,7 +16,7 @@ import numpy as np
 from research import tree
 from research.checkpoints.runs import Run
 from research.interop.families import FAMILIES
-from research.interop.family import for_model, joined_linears, module_name
+from research.interop.family import family_for_model, joined_linears, module_name
 from research.interop.fields import UnsupportedModel
 from research.methods import Full, abstract, places, single_layers
 from research.methods.attach import WEIGHTED
@@ -56,17 +56,17 @@ class TargetModules:
 
     def columns(self, module: str) -> dict[str, slice]:
         """Where the outputs of each linear stand in those of the module."""
-        found, start = {}, 0
+        result, start = {}, 0
         for linear in self.linears[module]:
-            found[linear] = slice(start, start + self.outputs[linear])
+            result[linear] = slice(start, start + self.outputs[linear])
             start += self.outputs[linear]
-        return found
+        return result
 
 
 def target_modules(base: Run) -> tuple[Transformer, TargetModules]:
     """The base in single layers, abstractly, and what adapters attach to in transformers' model."""
     plain = abstract(base.model, Full(), single_layers(base.model))
-    family, _ = for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
+    family, _ = family_for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
     linears, outputs = {}, {}
     for stacked_name, module in places(plain, *WEIGHTED):
         for name in tree.layer_names(stacked_name):

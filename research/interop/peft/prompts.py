@@ -21,7 +21,7 @@ KINDS = {"PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
 def write(
     method: Prompt | Prefix, arrays: Mapping[str, np.ndarray], config: ModelConfig
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The tensor and what `adapter_config.json` says.
+    """The tensor, and the fields of `adapter_config.json`.
 
     Args:
       arrays: what the method attached, by single-layer name.
@@ -38,8 +38,8 @@ def write(
     else:
         pairs = [_pair(method, arrays, layer) for layer in range(config.layers)]
         heads, width = config.kv_heads, config.kv_heads * config.size
-        turned = [(_turn(keys, config, layer, 1), v) for layer, (keys, v) in enumerate(pairs)]
-        tensor = np.stack([part for pair in turned for part in pair], axis=1)
+        pairs = [(_turn(keys, config, layer, 1), v) for layer, (keys, v) in enumerate(pairs)]
+        tensor = np.stack([part for pair in pairs for part in pair], axis=1)
         tensor, kind = tensor.reshape(method.length, -1), "PREFIX_TUNING"
     return tensor, {
         "peft_type": kind,
@@ -116,7 +116,7 @@ def _turn(keys: np.ndarray, config: ModelConfig, layer: int, sign: int) -> np.nd
     """Keys [P,K*N] as PEFT has them, where texts begin at position P and not at 0 (sign 1), or
     back (-1)."""
     heads = jnp.asarray(keys).reshape(1, len(keys), config.kv_heads, config.size)
-    replicated = jnp.full((1, len(keys)), sign * len(keys))
+    positions = jnp.full((1, len(keys)), sign * len(keys))
     kind = config.window_kinds.index(config.window(layer))
-    angles = jax.tree.map(lambda every: every[kind], rotary.angles(replicated, config))
+    angles = jax.tree.map(lambda every: every[kind], rotary.angles(positions, config))
     return np.asarray(rotary.rotate(heads, angles)).reshape(keys.shape)

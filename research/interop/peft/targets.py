@@ -1,4 +1,4 @@
-"""Which modules an `adapter_config.json` of PEFT's is for: `target_modules` and what narrows it."""
+"""The modules that an `adapter_config.json` targets: `target_modules` and what narrows it."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _ENDS = (("embedding",), ("head",))  # no linears to PEFT's all-linear
 def check(
     content: Mapping[str, Any],
     modules: Mapping[str, tuple[str, ...]],
-    held: Collection[str],
+    names: Collection[str],
     where: str,
 ) -> None:
     """Refuses an adapter that lacks tensors of a module that its config names, or has too many.
 
     Args:
       modules: those of the base by transformers' names, and Graft's linears in each.
-      held: those of them that have tensors.
+      names: those of them that have tensors.
 
     Raises:
       UnsupportedModel: naming the first.
     """
-    if not held:
+    if not names:
         raise UnsupportedModel(f"{where} holds no tensors of an adapter")
     if content.get("target_modules") is None:
         return  # PEFT's own choice for the architecture; what it writes says which that was
-    named = _named(content, modules, where)
-    missing = [name for name in modules if name in named and name not in held]
+    targets = target_names(content, modules, where)
+    missing = [name for name in modules if name in targets and name not in names]
     if missing:
         raise UnsupportedModel(
             f"{where} lacks all tensors of {missing[0]}, which target_modules names "
-            f"({len(missing)} of {len(named)} modules are missing)"
+            f"({len(missing)} of {len(targets)} modules are missing)"
         )
-    surplus = [name for name in modules if name in held and name not in named]
+    surplus = [name for name in modules if name in names and name not in targets]
     if surplus:
         raise UnsupportedModel(
             f"{where} has tensors of {surplus[0]}, which target_modules does not name "
@@ -50,46 +50,48 @@ def check(
         )
 
 
-def _named(
+def target_names(
     content: Mapping[str, Any], modules: Mapping[str, tuple[str, ...]], where: str
 ) -> set[str]:
+    """The modules that PEFT would attach to, by transformers' names."""
     targets, layers = content["target_modules"], content.get("layers_to_transform")
     if targets == "all-linear":
-        found = {name for name, linears in modules.items() if linears not in _ENDS}
+        names = {name for name, linears in modules.items() if linears not in _ENDS}
     else:
         matches = _matcher(targets, f"{where}: target_modules")
-        found = {name for name in modules if matches(name)}
+        names = {name for name in modules if matches(name)}
     if isinstance(targets, list) and layers not in (None, []):
         lists = content.get("layers_pattern") or []
         lists = [lists] if isinstance(lists, str) else lists
         numbers = [layers] if isinstance(layers, int) else layers
 
-        def inside(name: str) -> bool:
+        def is_inside(name: str) -> bool:
             place = _NUMBERED.search(name)
             return place is not None and (
                 int(place[2]) in numbers and (not lists or place[1] in lists)
             )
 
-        found = {name for name in found if name in targets or inside(name)}
-    if excluded := content.get("exclude_modules"):
-        matches = _matcher(excluded, f"{where}: exclude_modules")
-        found = {name for name in found if not matches(name)}
-    return found
+        names = {name for name in names if name in targets or is_inside(name)}
+    if exclusions := content.get("exclude_modules"):
+        matches = _matcher(exclusions, f"{where}: exclude_modules")
+        names = {name for name in names if not matches(name)}
+    return names
 
 
-def _matcher(wanted: Any, where: str) -> Callable[[str], bool]:
-    """PEFT's: a text is a regular expression for whole names, a list holds names or their ends."""
-    if isinstance(wanted, list) and all(isinstance(name, str) for name in wanted):
-        return lambda name: any(name == end or name.endswith(f".{end}") for end in wanted)
-    if not isinstance(wanted, str):
-        raise UnsupportedModel(f"{where} is {wanted!r}; give names in a list")
-    repeats = sum(wanted.count(sign) for sign in "*+?")
-    if not _BOUNDED.fullmatch(wanted) or repeats > _MOST_REPEATS:
+def _matcher(targets: Any, where: str) -> Callable[[str], bool]:
+    """A match as PEFT's: a text is a regular expression for whole names, a list has names or their
+    ends."""
+    if isinstance(targets, list) and all(isinstance(name, str) for name in targets):
+        return lambda name: any(name == end or name.endswith(f".{end}") for end in targets)
+    if not isinstance(targets, str):
+        raise UnsupportedModel(f"{where} is {targets!r}; give names in a list")
+    repeats = sum(targets.count(sign) for sign in "*+?")
+    if not _BOUNDED.fullmatch(targets) or repeats > _MOST_REPEATS:
         raise UnsupportedModel(
-            f"{where}: {wanted!r} could take forever to match; write the names out in a list"
+            f"{where}: {targets!r} could take forever to match; write the names out in a list"
         )
     try:
-        pattern = re.compile(wanted)
+        pattern = re.compile(targets)
     except re.error as error:
-        raise UnsupportedModel(f"{where}: {wanted!r} is no pattern: {error}") from None
+        raise UnsupportedModel(f"{where}: {targets!r} is no pattern: {error}") from None
     return lambda name: pattern.fullmatch(name) is not None

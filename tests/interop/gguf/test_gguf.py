@@ -32,17 +32,20 @@ IDS = np.random.default_rng(0).integers(3, 288, 12).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
+def tokenizer_file(tmp_path_factory):
     return tiny_run.world(tmp_path_factory.getbasetemp()).folder / "tokenizer.json"
 
 
-def imported(case, changes, words, tmp_path):
+def import_theirs(case, changes, tokenizer_file, tmp_path):
     """A tiny random model of transformers as a run's folder."""
     import transformers
 
     their_model(case, vocab_size=288, **changes).save_pretrained(tmp_path / "theirs")
     transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(words), bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>"
+        tokenizer_file=str(tokenizer_file),
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
     ).save_pretrained(tmp_path / "theirs")
     importing.import_model(importing.open_model(tmp_path / "theirs"), tmp_path / "run")
     return runs.open_run(tmp_path / "run")
@@ -64,7 +67,7 @@ def server(path):
 def llama_cpp(path, ids, vocabulary):
     """llama.cpp's log-probabilities [S,V] after each token, from the file alone."""
     running = server(path)
-    found = np.zeros((len(ids), vocabulary), np.float32)
+    logprobs = np.zeros((len(ids), vocabulary), np.float32)
     for n in range(len(ids)):
         # the token that it then says is fixed, so that it is no half of a character; the
         # probabilities are the model's own
@@ -72,14 +75,14 @@ def llama_cpp(path, ids, vocabulary):
         ask |= {"temperature": 0.0, "cache_prompt": False, "logit_bias": [[40, 1000.0]]}
         answer = running.handle_completions(ask)["choices"][0]["logprobs"]["content"][0]
         for entry in answer["top_logprobs"]:
-            found[n, entry["id"]] = entry["logprob"]
-    return found
+            logprobs[n, entry["id"]] = entry["logprob"]
+    return logprobs
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("case", CASES)
-def test_llama_cpp_computes_what_we_compute(case, words, tmp_path):
-    run = imported(case, CASES[case], words, tmp_path)
+def test_llama_cpp_computes_what_we_compute(case, tokenizer_file, tmp_path):
+    run = import_theirs(case, CASES[case], tokenizer_file, tmp_path)
     file = tmp_path / "model.gguf"
     gguf_writer.export_gguf(run, file)
     back = files.open_file(file)
@@ -143,8 +146,8 @@ def test_regions_of_quantised_tensors_are_those_of_the_whole(kind, tmp_path):
     part = tensors.read("x.weight", (slice(2, 5), slice(100, 333)))
     np.testing.assert_array_equal(part, whole[2:5, 100:333])
     tensors.heads["x.weight"] = 2
-    turned = tensors.read("x.weight", (slice(0, 8), slice(None)))
-    np.testing.assert_array_equal(turned, whole[[0, 2, 1, 3, 4, 6, 5, 7]])
+    reordered = tensors.read("x.weight", (slice(0, 8), slice(None)))
+    np.testing.assert_array_equal(reordered, whole[[0, 2, 1, 3, 4, 6, 5, 7]])
 
 
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path):

@@ -28,14 +28,14 @@ def metadata(pieces, scores, prefix):
     tokens = ["<unk>", "<s>", "</s>", "\n\n", *BYTES, *LETTERS, *pieces]
     kinds = [Kind.UNKNOWN, Kind.CONTROL, Kind.CONTROL, Kind.USER_DEFINED, *[Kind.BYTE] * 256]
     kinds += [Kind.NORMAL] * (len(LETTERS) + len(pieces))
-    every = [0.0] * (len(tokens) - len(pieces)) + list(scores)
-    content = {"model": "llama", "tokens": tokens, "scores": every, "token_type": kinds}
+    all_scores = [0.0] * (len(tokens) - len(pieces)) + list(scores)
+    content = {"model": "llama", "tokens": tokens, "scores": all_scores, "token_type": kinds}
     content |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
     content |= {"add_bos_token": True, "add_space_prefix": prefix}
     return {f"tokenizer.ggml.{name}": value for name, value in content.items()}
 
 
-def by_the_rule(text, content):
+def encode_by_the_rule(text, content):
     """Ids of one stretch of text: of all neighbours that make a piece, the best score merges."""
     tokens, scores = (content[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores"))
     ids = {token: number for number, token in enumerate(tokens)}
@@ -50,8 +50,10 @@ def by_the_rule(text, content):
             break
         _, at = min(pairs)
         parts[at : at + 2] = ["".join(parts[at : at + 2])]
-    single = lambda part: [sentencepiece.byte_token(byte) for byte in part.encode()]  # noqa: E731
-    return [ids[name] for part in parts for name in ([part] if part in ids else single(part))]
+    names = []
+    for part in parts:
+        names += [part] if part in ids else map(sentencepiece.byte_token, part.encode())
+    return [ids[name] for name in names]
 
 
 def read(content):
@@ -78,22 +80,21 @@ def test_the_best_score_merges_first(pieces, text, prefix, random):
     expected = []
     for number, stretch in enumerate(stretches):
         expected += [3] * bool(number)
-        expected += by_the_rule(" " * (prefix and stretch != "") + stretch, content)
+        expected += encode_by_the_rule(" " * (prefix and stretch != "") + stretch, content)
     assert backend.encode(text, add_special_tokens=False).ids == expected
-    decoded = backend.decode(expected)
-    assert prefix or decoded == text
+    assert prefix or backend.decode(expected) == text
 
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_what_is_written_is_what_was_read(prefix):
     content = metadata(["ab", f"{SPACE}a", "aba", "éa"], [-3.0, -1.0, -2.0, -4.0], prefix)
     backend = read(content)
-    found, again = sentencepiece.pieces(json.loads(backend.to_str()), "here")
+    pieces, again = sentencepiece.pieces(json.loads(backend.to_str()), "here")
     assert again == prefix
     tokens, kinds = (content[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type"))
-    assert [found[number][0] for number in range(len(tokens))] == tokens
-    assert [found[number][2] for number in range(len(tokens))] == kinds
-    scores = [found[number][1] for number in range(len(tokens))]
+    assert [pieces[number][0] for number in range(len(tokens))] == tokens
+    assert [pieces[number][2] for number in range(len(tokens))] == kinds
+    scores = [pieces[number][1] for number in range(len(tokens))]
     rebuilt = read(content | {"tokenizer.ggml.scores": scores})
     assert rebuilt.to_str() == backend.to_str()
 
@@ -112,7 +113,7 @@ def test_broken_lists_are_refused():
         read(content | {key("model"): "bert"})
 
 
-def trained(prefix):
+def train_backend(prefix):
     """A tokenizer as transformers has it for Llama 2 (with a prefix) or Gemma (without)."""
     replace = normalizers.Replace(" ", SPACE)
     start = normalizers.Sequence([normalizers.Prepend(SPACE), replace])
@@ -139,7 +140,7 @@ def trained(prefix):
 def test_llama_cpp_reads_the_same_ids(prefix, tmp_path):
     import transformers
 
-    backend = trained(prefix)
+    backend = train_backend(prefix)
     rows = backend.get_vocab_size()
     their_model("llama", vocab_size=rows).save_pretrained(tmp_path / "theirs")
     transformers.PreTrainedTokenizerFast(
@@ -158,10 +159,10 @@ def test_llama_cpp_reads_the_same_ids(prefix, tmp_path):
     def compare(text):
         ours = run.tokenizer.encode(text)
         assert back.encode(text) == ours
-        asked = json.dumps({"content": text, "add_special": False, "parse_special": False})
+        question = json.dumps({"content": text, "add_special": False, "parse_special": False})
         request = urllib.request.Request(
             f"{running.listening_address}/tokenize",
-            asked.encode(),
+            question.encode(),
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request) as answer:

@@ -14,7 +14,7 @@ from research.interop.fields import UnsupportedModel
 from research.interop.peft import exporting as peft
 from research.interop.peft import importing as peft_importing
 from research.methods import IA3, DoRA, LoHa, LoRA, VeRA
-from tests.interop.peft.test_peft import TOKENS, our_logits, their_logits
+from tests.interop.peft.test_peft import our_logits, their_logits
 from tests.interop.test_huggingface import their_model
 
 FAMILIES = {"gpt2": {}, "phi3": {}}
@@ -152,7 +152,7 @@ OURS = {
     ),
     "phi3-dora": ("phi3", DoRA(rank=2, alphas=((r".*/(value|gate)", 3.0),))),
     "phi3-ia3": ("phi3", IA3()),
-    "phi3-loha": ("phi3", LoHa(targets=(*ATTENTION, r".*/mlp/\w+"), rank=2)),
+    "phi3-loha": ("phi3", LoHa(targets=(*ATTENTION, r".*/mlp/(gate|up)"), rank=2)),
 }
 
 
@@ -164,7 +164,7 @@ def write_run(method, base, out):
     arrays = {
         name: np.asarray(array)
         for name, array in tree.unstack(tree.flatten(model)).items()
-        if methods.attached(name)
+        if tree.is_attached(name)
     }
     random = np.random.default_rng(0)
     for name in trained:
@@ -188,7 +188,18 @@ def test_adapters_on_parts_are_one_on_the_joined_module(name, bases, tmp_path):
     peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "back")
     back = runs.open_run(tmp_path / "back")
     np.testing.assert_allclose(our_logits(back), ours, atol=2e-4)
-    assert TOKENS.shape == ours.shape[:2]
+
+
+@pytest.mark.heavy
+def test_joined_and_single_modules_have_ranks_of_their_own_where_a_method_has_one(bases, tmp_path):
+    base = runs.open_run(bases["phi3"] / "run")
+    method = LoHa(targets=(*ATTENTION, r".*/mlp/\w+"), rank=2)
+    run = write_run(method, base, tmp_path / "run")
+    peft.export_adapter(run, tmp_path / "adapter", "somebody/base")
+    served = load_served(bases["phi3"], tmp_path / "adapter")
+    np.testing.assert_allclose(their_logits(served), our_logits(run), atol=2e-4)
+    with pytest.raises(UnsupportedModel, match="alpha_pattern; Graft's LoHa has none"):
+        peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "back")
 
 
 @pytest.mark.heavy

@@ -41,24 +41,24 @@ def test_modules_are_those_that_peft_takes(content):
     theirs = {
         name
         for name in MODULES
-        if (found := tuners_utils.check_target_module_exists(config, name))
-        and not isinstance(found, tuners_utils._ExcludedModule)
+        if (match := tuners_utils.check_target_module_exists(config, name))
+        and not isinstance(match, tuners_utils._ExcludedModule)
     }
-    assert peft_targets._named(content, MODULES, "here") == theirs
+    assert peft_targets.target_names(content, MODULES, "here") == theirs
 
 
 def test_tensors_that_are_missing_or_too_many_are_named():
     content = {"target_modules": ["q_proj"], "layers_to_transform": [0, 3]}
-    named = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 3)]
-    peft_targets.check(content, MODULES, named, "here")
-    peft_targets.check({"target_modules": None}, MODULES, named[:1], "here")
-    for held, message in (
-        (named[:1], r"lacks all tensors of model.layers.3.self_attn.q_proj, .* .1 of 2 modules"),
-        ([*named, "lm_head"], "has tensors of lm_head, which target_modules does not name"),
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 3)]
+    peft_targets.check(content, MODULES, names, "here")
+    peft_targets.check({"target_modules": None}, MODULES, names[:1], "here")
+    for present, message in (
+        (names[:1], r"lacks all tensors of model.layers.3.self_attn.q_proj, .* .1 of 2 modules"),
+        ([*names, "lm_head"], "has tensors of lm_head, which target_modules does not name"),
         ([], "holds no tensors of an adapter"),
     ):
         with pytest.raises(UnsupportedModel, match=message):
-            peft_targets.check(content, MODULES, held, "here")
+            peft_targets.check(content, MODULES, present, "here")
     linears = [name for name in MODULES if name.startswith("model.layers.")]
     peft_targets.check({"target_modules": "all-linear"}, MODULES, linears, "here")
 
