@@ -16,12 +16,12 @@ from research.data import token_cache
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig, open_source
+from research.runtime.memory import peak_memory_bytes
 from research.text import tokenizer as tokenizer_lib
 from research.text.tokenizer import Tokenizer
-from research.training import metrics
 
 # what the harness asks
-peak_memory = metrics.peak_memory_bytes
+peak_memory = peak_memory_bytes
 KINDS = ("books", "code", "encyclopedia", "forum", "web")
 SPECIAL = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|mask|>"]
 SPECIAL += [f"<extra_id_{number}>" for number in range(100)]

@@ -37,7 +37,8 @@ from research.models.quantization import PRESETS
 from research.optim.optimizers import OptimizerConfig
 from research.optim.schedules import ScheduleConfig
 from research.runtime import memory
-from research.training import metrics, program
+from research.runtime.memory import peak_memory_bytes
+from research.training import program
 
 METHODS: dict[str, MethodConfig] = {
     "full": Full(),
@@ -58,7 +59,7 @@ METHODS: dict[str, MethodConfig] = {
     "bank8": Bank(of=LoRA(rank=16, alpha=32.0), names=tuple(f"adapter{i}" for i in range(8))),
 }
 
-peak_memory = metrics.peak_memory_bytes
+peak_memory = peak_memory_bytes
 
 
 def shape_of(settings: Mapping[str, Any]) -> Shape:

@@ -23,8 +23,8 @@ from research.config import cli, schema
 if TYPE_CHECKING:
     from research.batch import Batch
     from research.checkpoints.runs import Run
-    from research.evaluation.scoring import Score
     from research.sharding import MeshConfig
+    from research.training.heldout_loss import Score
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -97,7 +97,7 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
     from research import sharding
     from research.adapters import banks
     from research.checkpoints import runs
-    from research.evaluation.heldout import make_score
+    from research.training.heldout_loss import make_score
 
     bank = run.method.bank_names
     if bool(bank) != (adapter is not None):

@@ -40,5 +40,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             distributed.join()
         experiment = cli.load(Experiment, arguments.config, arguments.overrides)
         summary = train(experiment, arguments.workdir, dry_run=arguments.dry_run)
-        if summary and not summary["finished"]:
+        if summary and not summary.finished:
             raise SystemExit(distributed.STOPPED)

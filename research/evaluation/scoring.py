@@ -1,40 +1,19 @@
-"""Scores from likelihoods: bits per byte of text, and choosing among given answers.
+"""Choosing among given answers, by their likelihoods.
 
-Both are batches for the one evaluation step. To choose among answers, a row holds the question
-once, as a segment that all its answers see, and each answer as a document of its own; so the
-question is computed once and no answer sees another.
+The batches are those of the one evaluation step. A row holds the question once, as a segment that
+all its answers see, and each answer as a document of its own; so the question is computed once and
+no answer sees another.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from research.batch import PADDING, SHARED, Batch
-
-# Batch -> negative log-likelihoods [B,S] in nats, on the host
-Score = Callable[[Batch], np.ndarray]
-
-
-def row_nats(score: Score, batches: Iterable[Batch]) -> np.ndarray:
-    """Negative log-likelihood of what each row trains on, [rows]; the sum is the text's."""
-    return np.concatenate(
-        [np.sum(score(batch) * batch.weights, axis=1, dtype=np.float64) for batch in batches]
-    )
-
-
-def bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Bits for each UTF-8 byte of the text.
-
-    Raises:
-      ValueError: no text.
-    """
-    if not text_bytes:
-        raise ValueError("bits per byte of nothing: the held-out text is empty")
-    return nats / math.log(2) / text_bytes
+from research.training.heldout_loss import Score
 
 
 class Choice(NamedTuple):

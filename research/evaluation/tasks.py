@@ -15,10 +15,10 @@ from research.data.heldout import HeldOut
 from research.data.sources import SourceConfig, open_source
 from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring
-from research.evaluation.scoring import Score
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from research.text.tokenizer import Tokenizer
+from research.training.heldout_loss import Score, bits_per_byte, row_nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TextScores:
 
     @property
     def bits_per_byte(self) -> float:
-        return scoring.bits_per_byte(float(self.nats.sum()), self.bytes)
+        return bits_per_byte(float(self.nats.sum()), self.bytes)
 
 
 def open_text(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> HeldOut:
@@ -118,7 +118,7 @@ def read_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, T
     results = {}
     for source in tqdm(task.sources, "held-out text", unit="source", disable=None, leave=False):
         held = open_text(task, source, tokenizer)
-        nats = scoring.row_nats(score, held.batches())
+        nats = row_nats(score, held.batches())
         results[source.name] = TextScores(nats, held.bytes, held.tokens)
     return results
 

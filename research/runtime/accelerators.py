@@ -1,4 +1,4 @@
-"""What chips can do, as their makers publish it: the limits that a plan is held against.
+"""Peak FLOP/s, bandwidth and memory of each accelerator, as its maker publishes them.
 
 A device is what JAX calls one: a chip, but half of one on TPU7x. Figures of Cloud TPU are those of
 docs.cloud.google.com/tpu/docs (one page a version, system architecture), read in November 2026. It
@@ -9,12 +9,15 @@ gives both directions of the links together; for v4 only the all-reduce rate of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from research.runtime.memory import GIB
 
@@ -168,3 +171,32 @@ def topology(name: str, slices: int = 1) -> Topology:
     if made.chips != wanted:
         raise ValueError(f"topology {name!r}: {made.chips} chips where {wanted} were asked for")
     return made
+
+
+def peak_flops_per_second(devices: Sequence[jax.Device] | None = None) -> float | None:
+    """Peak FLOP/s of `devices` (default: all, of every process) together.
+
+    Accelerators: dense bfloat16, as `peak_flops` says; None for a kind unknown there.
+    CPU: the fastest float32 product measured here, once (0.3 s), for every process; a process's
+    virtual devices share one machine.
+    """
+    devices = jax.devices() if devices is None else devices
+    if devices[0].platform == "cpu":
+        return _measured_cpu_flops() * len({device.process_index for device in devices})
+    peak = peak_flops(devices[0].device_kind)
+    return None if peak is None else peak * len(devices)
+
+
+@functools.cache
+def _measured_cpu_flops(size: int = 2048, seconds: float = 0.25) -> float:
+    cpu = jax.local_devices(backend="cpu")[0]
+    matrix = jax.device_put(jnp.ones((size, size), jnp.float32), cpu)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    fastest = math.inf
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest

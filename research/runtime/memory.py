@@ -6,6 +6,8 @@ import ctypes
 import dataclasses
 import gc
 import re
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,22 @@ def release_memory(compiled: bool = False) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory used so far by this process: of its fullest device where devices have
+    memory of their own, else the process's resident set.
+
+    Both only grow: of two runs in one process, the second one's peak includes the first's.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if peaks:
+        return max(peaks)
+    # Linux keeps getrusage's figure over exec, so that a child starts with its parent's.
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

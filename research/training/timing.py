@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
 class Timing:
-    """Seconds by what the host did; what is not named is not counted.
+    """Seconds by what the host did; what has no name is not counted.
 
     The host runs one step ahead of the devices, so that `step` (waiting for one to end) fills what
     the other parts leave: their sum over the whole is how much the devices could at most be idle.
@@ -19,6 +19,9 @@ class Timing:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        # what earlier processes spent on the same run
+        self.earlier_seconds = 0.0
+        self._start = time.perf_counter()
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -27,6 +30,16 @@ class Timing:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of the whole run until now, those before a restart included."""
+        return self.earlier_seconds + time.perf_counter() - self._start
+
+    def count_rest(self, part: str) -> None:
+        """Counts as `part` what passed since the start under no other name."""
+        elapsed = time.perf_counter() - self._start
+        self.seconds[part] = elapsed - sum(self.seconds.values())
 
     def each(self, part: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items; the time until each is there counts as `part`."""
@@ -39,9 +52,10 @@ class Timing:
                     return
             yield item
 
-    def describe(self) -> str:
-        """`61.2 s: step 97.1%, data 0.4%, ...`"""
-        total = sum(self.seconds.values())
-        parts = sorted(self.seconds.items(), key=lambda entry: -entry[1])
-        shares = ", ".join(f"{part} {spent / max(total, 1e-9):.1%}" for part, spent in parts)
-        return f"{total:.1f} s: {shares}"
+
+def describe_seconds(seconds: Mapping[str, float]) -> str:
+    """`61.2 s: step 97.1%, data 0.4%, ...`"""
+    total = sum(seconds.values())
+    parts = sorted(seconds.items(), key=lambda entry: -entry[1])
+    shares = ", ".join(f"{part} {share / max(total, 1e-9):.1%}" for part, share in parts)
+    return f"{total:.1f} s: {shares}"

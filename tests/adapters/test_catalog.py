@@ -299,7 +299,7 @@ def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
     changes = {"data": two_sources(world), "method": bank, "evaluate_split": "heldout"}
     experiment = world.tuning(4, **changes)
     summary = train(experiment, tmp_path / "run")
-    assert np.isfinite(summary["heldout_loss"])
+    assert np.isfinite(summary.metrics["heldout_loss"])
     run = runs.open_run(tmp_path / "run")
     b = "layers/0/mlp/up/site/lora/each/b"
     moved = np.abs(run.read(b)[b]).max(axis=(1, 2))

@@ -13,10 +13,10 @@ from research.checkpoints.checkpointer import open_checkpoint
 from research.commands import evaluate
 from research.data import token_cache
 from research.data.pipeline import Pipeline
-from research.evaluation.heldout import heldout_loss, open_heldout
 from research.experiment import CheckpointConfig
 from research.methods import LoRA, Partial
 from research.sharding import MeshConfig
+from research.training.heldout_loss import heldout_loss, open_heldout
 from research.training.loop import train
 from tests.helpers import tiny_run
 
@@ -122,11 +122,11 @@ def test_the_model_read_is_the_model_that_was_trained(tuned):
         data = Pipeline(run.experiment.data, run.tokenizer, token_cache.default_cache())
         with evaluate.scorer(run) as score:
             found = heldout_loss(score, open_heldout(data, "heldout", None))
-        assert found["heldout_loss"] == summary["heldout_loss"]
-        assert found["heldout_bits_per_byte"] == summary["heldout_bits_per_byte"]
+        assert found["heldout_loss"] == summary.metrics["heldout_loss"]
+        assert found["heldout_bits_per_byte"] == summary.metrics["heldout_bits_per_byte"]
     with evaluate.scorer(run.base) as score:
         other = heldout_loss(score, open_heldout(data, "heldout", None))
-    assert other["heldout_loss"] > summary["heldout_loss"] + 0.1
+    assert other["heldout_loss"] > summary.metrics["heldout_loss"] + 0.1
 
 
 def test_another_base_is_refused_and_a_base_that_moved_is_found(world, tuned, tmp_path):
@@ -148,7 +148,7 @@ def test_another_base_is_refused_and_a_base_that_moved_is_found(world, tuned, tm
         assert run.fingerprint == expected
         resumed = world.tuning(5, init_from=str(moved), method=LORA)
         shutil.copytree(workdir, tmp_path / "run")
-        assert train(resumed, tmp_path / "run")["finished"]
+        assert train(resumed, tmp_path / "run").finished
         assert runs.open_run(tmp_path / "run").base.path == open_checkpoint(moved / "model").path
         with pytest.raises(ValueError, match=f"base with fingerprint {mine}, but {other}"):
             train(dataclasses.replace(resumed, steps=6, init_from=str(other)), tmp_path / "run")

@@ -14,10 +14,16 @@ from research.batch import SHARED, Batch
 from research.data import token_cache as tokens
 from research.data.pipeline import Pipeline
 from research.evaluation import scoring, tasks
-from research.evaluation.heldout import heldout_loss, make_score, open_heldout
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from research.text import tokenizer
+from research.training.heldout_loss import (
+    bits_per_byte,
+    heldout_loss,
+    make_score,
+    open_heldout,
+    row_nats,
+)
 from tests.helpers import tiny, tiny_run
 
 
@@ -102,7 +108,7 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_for_a_token(world, rows):
     np.testing.assert_allclose(found["heldout_bits_per_byte"], bits, rtol=1e-6)
     np.testing.assert_allclose(found["heldout_loss"], math.log(288), rtol=1e-6)
     with pytest.raises(ValueError, match="held-out text is empty"):
-        scoring.bits_per_byte(1.0, 0)
+        bits_per_byte(1.0, 0)
 
 
 def test_each_row_of_held_out_text_has_its_own_nats(world, rows):
@@ -111,7 +117,7 @@ def test_each_row_of_held_out_text_has_its_own_nats(world, rows):
     words = tokenizer.load(world.folder / "tokenizer.json")
     data = Pipeline(world.questions(), words, tokens.default_cache())
     (part,) = open_heldout(data, "heldout", None)
-    nats = scoring.row_nats(make_score(model, rows), part.batches())
+    nats = row_nats(make_score(model, rows), part.batches())
     expected = []
     for batch in part.batches():
         says = jax.nn.log_softmax(jax.jit(tiny.logits)(model, jax.tree.map(np.asarray, batch)))

@@ -11,8 +11,8 @@ from research.data import checks
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
-from research.evaluation.heldout import heldout_loss
 from research.objectives import OBJECTIVES
+from research.training.heldout_loss import heldout_loss
 from tests.helpers import tiny
 from tests.helpers.reader import share
 from tests.objectives import cases

@@ -1,6 +1,9 @@
 """A step that does not fit is refused before anything is made."""
 
+from pathlib import Path
+
 import jax
+import numpy as np
 import pytest
 
 from research import sharding, tree
@@ -60,3 +63,14 @@ def test_free_memory_is_known_here_and_shared_between_devices():
     assert free is not None and 2**20 < free
     if jax.default_backend() == "cpu":
         assert free * jax.local_device_count() < 2**46
+
+
+def test_peak_memory_covers_what_was_held() -> None:
+    if jax.local_devices()[0].memory_stats():
+        pytest.skip("the device has memory of its own")
+    size = 64 * 2**20
+    before = memory.peak_memory_bytes()
+    arrays = [np.ones(size, np.uint8) for _ in range(1 + before // size // 4)]
+    status = Path("/proc/self/status").read_text()
+    resident = int(status.split("VmRSS:")[1].split()[0]) * 1024
+    assert memory.peak_memory_bytes() >= resident > sum(array.nbytes for array in arrays)

@@ -14,12 +14,12 @@ import pytest
 
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import Checkpointer, CheckpointError, open_checkpoint
-from research.commands import train as program
 from research.experiment import CheckpointConfig
 from research.methods import IA3, Bank, DoRA, LoRA, Partial, Prefix, Prompt, Several, VeRA
 from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed
 from research.sharding import MeshConfig
+from research.training import loop
 from research.training.loop import train
 from tests.helpers import tiny_run
 
@@ -69,7 +69,7 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(world, tmp_path)
         saved = checkpoints.latest_step() or 0  # none, if the kill fell into the first save
     steps = max(saved, 1) + 3
     summary = train(full(world, steps), workdir)
-    assert summary["finished"] and summary["steps"] == steps
+    assert summary.finished and summary.steps == steps
     train(full(world, steps), tmp_path / "whole")
     assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole"), (kill_at, saved)
     ours, theirs = tiny_run.lines(workdir), tiny_run.lines(tmp_path / "whole")
@@ -134,33 +134,33 @@ def test_what_is_bound_shared_or_part_of_the_base_resumes_to_the_same_bits(world
 
 def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(world, tmp_path, monkeypatch):
     """Here: just after the loop saw no signal, while it asks whether a checkpoint is due."""
-    asked = program._due
+    is_due = loop.is_due
 
     def due(step, every, steps):
         if step == 3 and every == NO_LIMIT:
             signal.raise_signal(signal.SIGTERM)
-        return asked(step, every, steps)
+        return is_due(step, every, steps)
 
-    monkeypatch.setattr(program, "_due", due)
+    monkeypatch.setattr(loop, "is_due", due)
     summary = train(world.experiment(9, checkpoint=CheckpointConfig(NO_LIMIT)), tmp_path)
-    assert summary["steps"] in (3, 4) and not summary["finished"]
-    assert open_checkpoint(tmp_path).step == summary["steps"]
+    assert summary.steps in (3, 4) and not summary.finished
+    assert open_checkpoint(tmp_path).step == summary.steps
     whole = json.loads((world.base / "summary.json").read_text())  # of the same data
     for counted in ("tokens", "examples", "flops"):  # what was done, not what was planned
-        np.testing.assert_allclose(summary[counted] / summary["steps"], whole[counted] / 30)
+        np.testing.assert_allclose(getattr(summary, counted) / summary.steps, whole[counted] / 30)
 
 
 def test_a_finished_run_is_left_as_it_is(world, whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     summary = train(full(world, 8), whole)
-    assert summary["finished"] and summary["steps"] == 8
+    assert summary.finished and summary.steps == 8
     assert f"{whole} is finished: 8 of 8 steps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
 def test_a_run_killed_after_its_last_save_is_finished_with_all_its_numbers(world, whole, tmp_path):
     workdir = unfinished(whole, tmp_path)
-    summary = train(full(world, 8), workdir)
+    summary = train(full(world, 8), workdir).to_dict()
     expected = json.loads((whole / "summary.json").read_text())
     measured = {"seconds", "peak_memory_bytes", "timing", "step_seconds", "quickest_step_seconds"}
     assert summary.keys() == expected.keys()

@@ -25,6 +25,7 @@ from research.objectives import OBJECTIVES, Causal
 from research.objectives.chat import PLAIN
 from research.optim.schedules import ScheduleConfig
 from research.text import chat_template, tokenizer
+from research.training.describe import ReadingPlan, describe_run
 from research.training.loop import train
 from tests.helpers import tiny_run
 from tests.methods.cases import BESIDE, CASES
@@ -161,11 +162,12 @@ def test_the_plan_says_each_sources_format_and_the_lines_left_out():
     )
     source = {"format": "alpaca", "documents": 9, "tokens": 99, "epochs": 2.0, "fill": 1.0}
     source |= {"trained": 0.5, "truncated": 0, "read": 198.0}
-    reading = {"good": source | {"bad_lines": 0}, "torn": source | {"bad_lines": 1234}}
-    said = program.describe(plan, reading, 99.0, ["from step 0: good 100.0%"], 0)
-    assert "data       good: alpaca, 9 documents, 99 tokens, reads 198 (2 epochs), " in said
-    assert "mixture from step 0: good 100.0%" in said
-    assert "torn: alpaca, 9 documents, 1,234 bad lines left out, 99 tokens, " in said
+    sources = {"good": source | {"bad_lines": 0}, "torn": source | {"bad_lines": 1234}}
+    reading = ReadingPlan(sources, 99.0, ["from step 0: good 100.0%"])
+    text = describe_run(plan, reading, 0)
+    assert "data       good: alpaca, 9 documents, 99 tokens, reads 198 (2 epochs), " in text
+    assert "mixture from step 0: good 100.0%" in text
+    assert "torn: alpaca, 9 documents, 1,234 bad lines left out, 99 tokens, " in text
 
 
 def test_a_tune_says_how_its_base_is_computed_and_a_run_lends_its_tokenizer(world, tmp_path):

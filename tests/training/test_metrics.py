@@ -1,13 +1,8 @@
-"""Metrics survive kills and resumes; rates, peaks and memory are what a clock and a book say."""
+"""Metrics of a run: their files survive kills and resumes."""
 
-import io
 import json
 import math
-import os
 import struct
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -16,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.runtime import accelerators
-from research.runtime.compilation_cache import enable_compilation_cache
 from research.training import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,144 +90,3 @@ def test_only_process_zero_writes(tmp_path: Path) -> None:
     with metrics.MetricsWriter(tmp_path / "none", enabled=False) as writer:
         writer.write(1, {"loss": 1.0})
     assert not (tmp_path / "none").exists()
-    stream = io.StringIO()
-    with metrics.Progress(10, enabled=False, stream=stream, interval=0) as progress:
-        progress.update(10, 1.0, 5)
-    assert stream.getvalue() == ""
-
-
-class Clock:
-    """Stands in for the `time` module; moves only when told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(metrics, "time", self)
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-def test_rate_left_and_utilisation_exclude_compilation_and_pauses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock, stream = Clock(monkeypatch), io.StringIO()
-    progress = metrics.Progress(
-        100, 10, flops_per_token=6e6, peak_flops=3e9, stream=stream, interval=0
-    )
-    clock.now += 60  # compilation
-    progress.update(11, 2.0, 512)
-    assert progress.tokens_per_second is None and progress.seconds_left is None
-    for step in (12, 14):
-        clock.now += 2
-        with progress.pause():
-            clock.now += 500
-        progress.update(step, 1.5, 400)
-    assert progress.tokens_per_second == pytest.approx(200)
-    assert progress.flops_utilisation == pytest.approx(200 * 6e6 / 3e9)
-    assert progress.seconds_left == pytest.approx(86 / (3 / 4))
-    line = "step 14/100, loss 1.5000, 200 tokens/s, 40.0% of peak FLOP/s, 01:54 left"
-    assert stream.getvalue().splitlines()[-1] == line
-
-
-def test_rate_follows_the_last_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    progress = metrics.Progress(1000, stream=io.StringIO())
-    for step in range(1, 100):
-        clock.now += 1.0 if step < 50 else 0.1
-        progress.update(step, 1.0, 100)
-    assert progress.tokens_per_second == pytest.approx(1000)
-
-
-def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock, stream = Clock(monkeypatch), io.StringIO()
-    progress = metrics.Progress(100, stream=stream, interval=30)
-    for step in range(1, 101):
-        clock.now += 1
-        progress.update(step, 1.0, 1)
-    lines = stream.getvalue().splitlines()
-    shown = [int(line.split("/")[0].removeprefix("step ")) for line in lines]
-    assert shown == [1, 31, 61, 91, 100]
-
-
-def test_on_a_terminal_there_is_one_bar() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    with metrics.Progress(4, 1, stream=stream) as progress:
-        for step in (2, 3, 4):
-            progress.update(step, 0.125, 10)
-            time.sleep(0.11)  # tqdm draws ten times a second
-    last = stream.getvalue().split("\r")[-1]
-    assert "4/4" in last and "loss 0.1250" in last and "tokens/s" in last
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("TPU v4", 275e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v5e", 197e12),
-        ("TPU v5", 459e12),
-        ("TPU v5p", 459e12),
-        ("TPU v6 lite", 918e12),
-        ("TPU7x", 1153.5e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("TPU v4 lite", None),
-        ("Radeon", None),
-    ],
-)
-def test_peak_flops_by_device_kind(kind: str, peak: float | None) -> None:
-    assert accelerators.peak_flops(kind) == peak
-
-
-def test_cpu_peak_is_measured_once_whatever_the_virtual_devices() -> None:
-    if jax.default_backend() != "cpu":
-        pytest.skip("measures the CPU")
-    start = time.monotonic()
-    peak = metrics.peak_flops_per_second()
-    assert peak is not None and 1e9 < peak < 1e14
-    assert metrics.peak_flops_per_second(jax.devices()[:1]) == peak
-    assert time.monotonic() - start < 10
-
-
-def test_peak_memory_covers_what_was_held() -> None:
-    if jax.local_devices()[0].memory_stats():
-        pytest.skip("the device has memory of its own")
-    size = 64 * 2**20
-    before = metrics.peak_memory_bytes()
-    held = [np.ones(size, np.uint8) for _ in range(1 + before // size // 4)]
-    status = Path("/proc/self/status").read_text()
-    resident = int(status.split("VmRSS:")[1].split()[0]) * 1024
-    assert metrics.peak_memory_bytes() >= resident > sum(array.nbytes for array in held)
-
-
-def test_second_process_compiles_nothing(tmp_path: Path) -> None:
-    program = (
-        "import jax, jax.numpy as jnp\n"
-        "from research.runtime.compilation_cache import enable_compilation_cache\n"
-        "enable_compilation_cache()\n"
-        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
-        "jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8))).block_until_ready()\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    environment["GRAFT_CACHE"] = str(tmp_path)
-
-    def entries() -> dict[str, int]:
-        subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
-        return {p.name: p.stat().st_mtime_ns for p in tmp_path.rglob("*-cache")}
-
-    first = entries()
-    assert any("lambda" in name for name in first)
-    assert entries() == first
-
-
-def test_cache_folder_given_in_the_environment_is_kept() -> None:
-    before = jax.config.values["jax_compilation_cache_dir"]
-    assert enable_compilation_cache() == os.environ["JAX_COMPILATION_CACHE_DIR"] == before

@@ -1,9 +1,10 @@
-"""Losses of a model on the host, and its loss on text that it does not train on."""
+"""The loss of a model on text that it does not train on, in nats and in bits per byte."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,9 +14,18 @@ from research import sharding
 from research.batch import Batch
 from research.data.heldout import HeldOut
 from research.data.pipeline import Pipeline
-from research.evaluation import scoring
-from research.evaluation.scoring import Score
 from research.step import eval_step
+
+# Batch -> negative log-likelihoods [B,S] in nats, on the host
+Score = Callable[[Batch], np.ndarray]
+
+
+class Evaluation(NamedTuple):
+    """The held-out metrics of a run, and the step that they were measured at."""
+
+    step: int = 0
+    metrics: Mapping[str, float] = {}
+
 
 _eval_step = jax.jit(eval_step)
 
@@ -34,6 +44,24 @@ def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
     return score
 
 
+def row_nats(score: Score, batches: Iterable[Batch]) -> np.ndarray:
+    """Negative log-likelihood of what each row trains on, [rows]; the sum is the text's."""
+    return np.concatenate(
+        [np.sum(score(batch) * batch.weights, axis=1, dtype=np.float64) for batch in batches]
+    )
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Bits for each UTF-8 byte of the text.
+
+    Raises:
+      ValueError: no text.
+    """
+    if not text_bytes:
+        raise ValueError("bits per byte of nothing: the held-out text is empty")
+    return nats / math.log(2) / text_bytes
+
+
 def open_heldout(data: Pipeline, split: str | None, max_tokens: int | None) -> list[HeldOut]:
     """The split of every source of a pipeline, or a part of it; none for None."""
     if split is None:
@@ -44,7 +72,14 @@ def open_heldout(data: Pipeline, split: str | None, max_tokens: int | None) -> l
 def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:
     """`heldout_loss` in nats a trained token, over all sources, and `heldout_bits_per_byte` where
     the objective's nats are a code for text."""
-    nats = float(sum(scoring.row_nats(score, part.batches()).sum() for part in parts))
+    nats = float(sum(row_nats(score, part.batches()).sum() for part in parts))
     tokens, size = (sum(getattr(part, what) for part in parts) for what in ("tokens", "bytes"))
-    bits = {"heldout_bits_per_byte": scoring.bits_per_byte(nats, size)} if size else {}
+    bits = {"heldout_bits_per_byte": bits_per_byte(nats, size)} if size else {}
     return {"heldout_loss": nats / tokens, **bits}
+
+
+def model_loss(
+    model: Any, rows: jax.sharding.NamedSharding, parts: Sequence[HeldOut]
+) -> dict[str, float]:
+    """`heldout_loss` of a model, with batches that lie on `rows`."""
+    return heldout_loss(make_score(model, rows), parts)

@@ -1,0 +1,129 @@
+"""What a run writes beside its metrics: config, tokenizer, checkpoints and the finished model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research import tree
+from research.checkpoints import runs
+from research.checkpoints.checkpointer import Checkpointer, library_versions
+from research.config import schema
+from research.data.pipeline import Pipeline
+from research.experiment import CheckpointConfig, Experiment
+from research.runtime import locks, storage
+from research.step import TrainState
+from research.text.tokenizer import Tokenizer
+from research.training.heldout_loss import Evaluation
+from research.training.metrics import MetricsWriter
+from research.training.program import Program
+from research.training.timing import Timing
+
+NO_LIMIT = 1_000_000  # finished models are never removed: adapters may stand on them
+
+
+def make_checkpointer(folder: Path, config: CheckpointConfig) -> Checkpointer:
+    """The checkpointer of a run's own steps."""
+    return Checkpointer(
+        folder,
+        keep_last=config.keep_last,
+        keep_best=int(config.keep_best),
+        best_metric="heldout_loss" if config.keep_best else None,
+    )
+
+
+def lock_workdir(workdir: Path) -> None:
+    """Makes the folder and keeps every other process of this machine from training in it.
+
+    The lock is held until this process trains there again, or ends. There are none in a bucket.
+
+    Raises:
+      ValueError: another process is training there.
+    """
+    if not storage.is_remote(workdir):
+        busy = f"another process is training in {workdir}"
+        locks.lock_until_exit(Path(workdir) / ".lock", busy)
+
+
+def open_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Locks the folder, and writes config.json and tokenizer.json there; process 0 does it for all.
+
+    Raises:
+      ValueError: another process is training there.
+    """
+    if jax.process_index() != 0:
+        return
+    lock_workdir(workdir)
+    runs.write_json(workdir / "config.json", schema.to_dict(experiment))
+    tokenizer.save(workdir / runs.TOKENIZER)
+
+
+class RunSaver:
+    """Saves the state of a run: its checkpoints on the way, and the model at its end."""
+
+    def __init__(
+        self,
+        program: Program,
+        data: Pipeline,
+        workdir: Path,
+        checkpointer: Checkpointer,
+        writer: MetricsWriter,
+        timing: Timing,
+    ):
+        self._saved_names = program.saved_names
+        self._model_folder = workdir / "model"
+        self._checkpointer, self._writer, self._timing = checkpointer, writer, timing
+        self._metadata = run_metadata(program, data)
+        sidecar_files = (program.base.sidecar_files if program.base else {}) | data.sidecar_files
+        tokenizer_file = {runs.TOKENIZER: data.tokenizer.to_json().encode()}
+        self._files: dict[str, bytes | Path] = {**sidecar_files, **tokenizer_file}
+
+    def save(self, step: int, state: TrainState, evaluation: Evaluation) -> None:
+        """Starts saving a checkpoint: everything of the state that is this run's own."""
+        with self._timing("checkpoint"):
+            self._write(self._checkpointer, self._saved_names, step, state, evaluation)
+
+    def export(self, step: int, state: TrainState, evaluation: Evaluation) -> None:
+        """Saves what others use, the weights without the optimizer, and waits for it."""
+        names = [name for name in self._saved_names if name.startswith("model/")]
+        with (
+            self._timing("export"),
+            Checkpointer(self._model_folder, keep_last=NO_LIMIT) as checkpointer,
+        ):
+            self._write(checkpointer, names, step, state, evaluation)
+
+    def _write(
+        self,
+        checkpointer: Checkpointer,
+        names: list[str],
+        step: int,
+        state: TrainState,
+        evaluation: Evaluation,
+    ) -> None:
+        arrays = tree.flatten(state)
+        self._writer.mirror()  # lines up to a checkpoint are not written again
+        checkpointer.save(
+            step,
+            runs.unstack_for_saving({name: arrays[name] for name in names}),
+            self._metadata | {"seconds": self._timing.total_seconds},
+            # an older model's metrics say nothing of this one
+            metrics=evaluation.metrics if evaluation.step == step else None,
+            files=self._files,
+        )
+
+
+def run_metadata(program: Program, data: Pipeline) -> dict[str, Any]:
+    """The JSON record with which a checkpoint is understood: see `runs.open_run`."""
+    base, tokenizer = program.base, data.tokenizer
+    return {
+        "experiment": schema.to_dict(program.experiment),
+        "model": schema.to_dict(program.shape),
+        "base": program.origin,
+        "data": data.fingerprints,
+        "tokenizer": tokenizer.fingerprint(),
+        "roles": tokenizer.roles,
+        "imported": base.imported if base else None,
+        "versions": library_versions(),
+    }
