@@ -9,7 +9,7 @@ from research.experiment import Experiment
 from research.preflight.examine import Prices, abstract_program, examine, resident_bytes
 from research.preflight.report import Alternative
 from research.runtime.accelerators import Topology
-from research.training.program import Program, UnevenBatch
+from research.training.program import Program, UnevenBatchError
 
 
 def nearest(
@@ -51,7 +51,7 @@ def proposals(file: str, overrides: Sequence[str], topology: Topology) -> Iterat
 
     try:
         starts: list[tuple[list[str], Program]] = [([], make_changed([]))]
-    except UnevenBatch as error:
+    except UnevenBatchError as error:
         starts = [([change], make_changed([change])) for change in _even(error, make_changed)]
         yield from (changes for changes, _ in starts)
     for changes, program in starts:
@@ -59,7 +59,7 @@ def proposals(file: str, overrides: Sequence[str], topology: Topology) -> Iterat
             yield [*changes, *more]
 
 
-def _even(error: UnevenBatch, make_changed: Callable[[list[str]], Program]) -> Iterator[str]:
+def _even(error: UnevenBatchError, make_changed: Callable[[list[str]], Program]) -> Iterator[str]:
     """Changes with which the devices can share the rows: other rows, or each on several devices."""
     yield from (f"data.batch_size={size}" for size in error.nearest)
     for axis in ("tensor", "sequence"):

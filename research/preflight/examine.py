@@ -28,7 +28,7 @@ from research.preflight.roofline import roofline
 from research.runtime.accelerators import Topology
 from research.runtime.memory import GIB, Memory
 from research.text import tokenizer as tokenizers
-from research.training.program import Program, UnevenBatch, make_program
+from research.training.program import Program, UnevenBatchError, make_program
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -57,7 +57,7 @@ def examine(experiment: Experiment, topology: Topology, prices: Prices | None = 
     """
     try:
         program = abstract_program(experiment, topology.devices)
-    except UnevenBatch as error:
+    except UnevenBatchError as error:
         on_one_device = abstract_program(experiment, mesh=sharding.MeshConfig().abstract(1))
         refusal = MemoryFit.refused(str(error))
         return Report(

@@ -53,8 +53,8 @@ class Program:
     @property
     def saved_names(self) -> list[str]:
         """Names of the state's leaves that are this run's own, and so are saved."""
-        kept = {f"model/{name}" for name in self.frozen_base}
-        return [name for name in self.shardings if name not in kept]
+        frozen_names = {f"model/{name}" for name in self.frozen_base}
+        return [name for name in self.shardings if name not in frozen_names]
 
     @property
     def origin(self) -> dict[str, str] | None:
@@ -107,18 +107,18 @@ class Program:
         """A whole batch, abstractly: what the data will give, without reading it."""
         data = self.experiment.data
         shape = (data.batch_size, data.sequence_length)
-        shaped: Any = jax.ShapeDtypeStruct
-        tokens = shaped(shape, np.int32)
+        abstract: Any = jax.ShapeDtypeStruct
+        tokens = abstract(shape, np.int32)
         both_ways = getattr(make_objective(data), "bidirectional", False)
         bank = self.experiment.method.bank_names
         return Batch(
             tokens=tokens,
             targets=tokens,
-            weights=shaped(shape, np.float32),
+            weights=abstract(shape, np.float32),
             segments=tokens,
             positions=tokens,
-            prefix=shaped(shape, np.bool_) if both_ways else None,
-            adapter=shaped(shape[:1], np.int32) if bank else None,
+            prefix=abstract(shape, np.bool_) if both_ways else None,
+            adapter=abstract(shape[:1], np.int32) if bank else None,
         )
 
     @functools.cached_property
@@ -146,18 +146,22 @@ class Program:
           ValueError: the compiler finds that it does not fit the devices' memory.
         """
 
-        def shaped(x: Any, placed: NamedSharding, shape: Any = None) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape or x.shape, x.dtype, sharding=placed)
+        def abstract(x: Any, where: NamedSharding, shape: Any = None) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape or x.shape, x.dtype, sharding=where)
 
-        placed = tree.unflatten(self.state_shapes, dict(self.shardings))
-        state = jax.tree.map(shaped, self.state_shapes, placed)
+        shardings = tree.unflatten(self.state_shapes, dict(self.shardings))
+        state = jax.tree.map(abstract, self.state_shapes, shardings)
         size = self.experiment.data.batch_size
-        rows = jax.tree.map(lambda x: shaped(x, self.batch_sharding, (size, *x.shape[1:])), batch)
-        numbers = jax.tree.map(lambda x: shaped(x, self.replicated), self.hyper)
-        run = stepping.train_step
-        if self.experiment.offload:
-            run = lambda state, *rest: stepping.train_step(sharding.to_device(state, placed), *rest)  # noqa: E731
-        step = jax.jit(run, static_argnums=3, donate_argnums=0, out_shardings=(placed, None))
+        rows = jax.tree.map(lambda x: abstract(x, self.batch_sharding, (size, *x.shape[1:])), batch)
+        numbers = jax.tree.map(lambda x: abstract(x, self.replicated), self.hyper)
+
+        def step_from_host(state: stepping.TrainState, *rest: Any) -> Any:
+            return stepping.train_step(sharding.to_device(state, shardings), *rest)
+
+        function = step_from_host if self.experiment.offload else stepping.train_step
+        step = jax.jit(
+            function, static_argnums=3, donate_argnums=0, out_shardings=(shardings, None)
+        )
         lowered = step.lower(state, rows, numbers, self.step_config)
         try:
             return lowered.compile()
@@ -175,18 +179,18 @@ class Program:
         method, seed = self.experiment.method, self.experiment.seed
         start_key, attach_key, _ = _keys(seed)
         parameters = self._part("model/")
-        placed = tree.unflatten(self.model_shapes, parameters)
+        shardings = tree.unflatten(self.model_shapes, parameters)
         if self.base is None:
 
             def begin(start_key: jax.Array, attach_key: jax.Array) -> Transformer:
                 return method.attach(Transformer(start_key, self.shape, self.stacks), attach_key)
 
-            model = jax.jit(begin, out_shardings=placed)(start_key, attach_key)
+            model = jax.jit(begin, out_shardings=shardings)(start_key, attach_key)
         else:
             shapes = tree.flatten(self.base_shapes)
             arrays = stacking.restore_stacked(shapes, parameters, self.base.restore)
-            held = tree.unflatten(self.base_shapes, arrays)
-            model = jax.jit(method.attach, out_shardings=placed)(held, attach_key)
+            base_model = tree.unflatten(self.base_shapes, arrays)
+            model = jax.jit(method.attach, out_shardings=shardings)(base_model, attach_key)
         begin_state = functools.partial(stepping.init_state, step_config=self.step_config)
         whole = tree.unflatten(self.state_shapes, dict(self.shardings))
         return jax.jit(begin_state, out_shardings=whole, donate_argnums=0)(model)
@@ -198,19 +202,19 @@ class Program:
         arrays = stacking.restore_stacked(mine, self.shardings, saved.restore)
         if self.base is not None and self.frozen_base:
             theirs = {name: flat[f"model/{name}"] for name in self.frozen_base}
-            read = stacking.restore_stacked(theirs, self._part("model/"), self.base.restore)
-            arrays |= {f"model/{name}": array for name, array in read.items()}
+            frozen = stacking.restore_stacked(theirs, self._part("model/"), self.base.restore)
+            arrays |= {f"model/{name}": array for name, array in frozen.items()}
         return tree.unflatten(self.state_shapes, arrays)
 
     def _part(self, prefix: str) -> dict[str, NamedSharding]:
         return {
-            name.removeprefix(prefix): placed
-            for name, placed in self.shardings.items()
+            name.removeprefix(prefix): where
+            for name, where in self.shardings.items()
             if name.startswith(prefix)
         }
 
 
-class UnevenBatch(ValueError):
+class UnevenBatchError(ValueError):
     """A batch that the devices cannot share; `nearest` has the sizes that they can."""
 
     def __init__(self, micro: int, accumulation_steps: int, parts: int):
@@ -240,66 +244,37 @@ def make_program(
       ValueError: method, mesh, rules or batch do not fit the model or each other.
       UnevenBatch: of these, a number of rows that does not divide over the devices.
     """
-    method, rules = experiment.method, experiment.sharding_rules
+    method = experiment.method
     if experiment.adapter_dropout and not method.drops:
         raise ValueError(
             f"adapter_dropout: nothing that {method.kind} attaches drops units; set it 0"
         )
-    given = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
-    shape = experiment.compute.apply(given)
+    start = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
+    shape = experiment.compute.apply(start)
     stacks = methods.derive_stacks(shape, method)
     start_key, attach_key, row_key = _keys(experiment.seed)
     base_shapes = jax.eval_shape(lambda key: Transformer(key, shape, stacks), start_key)
     if base is not None:
-        wanted = tree.unstack_shapes(tree.flatten(base_shapes))
+        names = tree.unstack_shapes(tree.flatten(base_shapes))
         what = f"parameters of {base.path} (init_from takes whole models, not adapters)"
-        tree.check_names(wanted, base.checksums(), what)
+        tree.check_names(names, base.checksums(), what)
     model_shapes = jax.eval_shape(method.attach, base_shapes, attach_key)
-    names = methods.trainable(model_shapes, method)
-    methods.check_full_precision(model_shapes, names)
-    every = tree.flatten(model_shapes)
+    trainable_names = methods.trainable(model_shapes, method)
+    methods.check_full_precision(model_shapes, trainable_names)
     step_config = stepping.StepConfig(
-        names,
+        trainable_names,
         experiment.optimizer,
         experiment.schedule.kind,
         experiment.loss,
         experiment.accumulation_steps,
     )
-    number = lambda x: None if x is None else np.asarray(x, np.float32)  # noqa: E731
-    hyper = stepping.Hyper(
-        key=row_key,
-        schedule=Schedule.make(experiment.schedule, experiment.steps),
-        learning_rate_multipliers=stepping.multipliers(
-            experiment.learning_rate_rules, names, every, "learning_rate_rules"
-        ),
-        weight_decay_multipliers=stepping.multipliers(
-            experiment.weight_decay_rules, names, every, "weight_decay_rules"
-        ),
-        weight_decay=np.asarray(experiment.weight_decay, np.float32),
-        max_grad_norm=number(experiment.max_grad_norm),
-        dropout=number(experiment.dropout or None),
-        adapter_dropout=number(experiment.adapter_dropout or None),
-    )
+    hyper = _make_hyper(experiment, row_key, trainable_names, tree.flatten(model_shapes))
     mesh = mesh or experiment.mesh.make(devices)
-    parts = sharding.batch_parts(mesh, rules)
-    micro = experiment.data.batch_size // experiment.accumulation_steps
-    if micro % parts:
-        raise UnevenBatch(micro, experiment.accumulation_steps, parts)
-    length, prompt = experiment.data.sequence_length, cost.tokens_in_front(model_shapes)
-    row = f"data.sequence_length {length}" + (f" and {prompt} tokens of prompts" if prompt else "")
-    if prompt > length:
-        raise ValueError(f"{row}: a prompt may be as long as the rows behind it, not longer")
-    shape.check_length(length + prompt, row)
-    if (length + prompt) % mesh.shape["sequence"]:
-        raise ValueError(f"{row} does not divide over mesh.sequence={mesh.shape['sequence']}")
+    _check_rows(experiment, shape, model_shapes, mesh)
     state_shapes = jax.eval_shape(
         functools.partial(stepping.init_state, step_config=step_config), model_shapes
     )
-    parameters = sharding.shardings(tree.parameter_axes(model_shapes), every, mesh, rules)
-    leaves = tree.flatten(state_shapes)
-    placed = sharding.state_shardings(leaves, parameters, mesh)
-    placed |= sharding.on_host(experiment.offload, leaves, placed)
-    frozen = set(tree.flatten(base_shapes)) - set(names)
+    frozen_names = set(tree.flatten(base_shapes)) - set(trainable_names)
     return Program(
         experiment=experiment,
         shape=shape,
@@ -311,9 +286,72 @@ def make_program(
         state_shapes=state_shapes,
         step_config=step_config,
         hyper=hyper,
-        shardings=placed,
-        frozen_base=tuple(sorted(frozen)) if base is not None else (),
+        shardings=_state_shardings(experiment, model_shapes, state_shapes, mesh),
+        frozen_base=tuple(sorted(frozen_names)) if base is not None else (),
     )
+
+
+def _make_hyper(
+    experiment: Experiment,
+    row_key: jax.Array,
+    trainable_names: tuple[str, ...],
+    parameters: Mapping[str, Any],
+) -> stepping.Hyper:
+    """The numbers of the step, which it takes as arrays."""
+
+    def number(x: float | None) -> np.ndarray | None:
+        return None if x is None else np.asarray(x, np.float32)
+
+    return stepping.Hyper(
+        key=row_key,
+        schedule=Schedule.make(experiment.schedule, experiment.steps),
+        learning_rate_multipliers=stepping.multipliers(
+            experiment.learning_rate_rules, trainable_names, parameters, "learning_rate_rules"
+        ),
+        weight_decay_multipliers=stepping.multipliers(
+            experiment.weight_decay_rules, trainable_names, parameters, "weight_decay_rules"
+        ),
+        weight_decay=np.asarray(experiment.weight_decay, np.float32),
+        max_grad_norm=number(experiment.max_grad_norm),
+        dropout=number(experiment.dropout or None),
+        adapter_dropout=number(experiment.adapter_dropout or None),
+    )
+
+
+def _check_rows(
+    experiment: Experiment, shape: ModelConfig, model_shapes: Transformer, mesh: sharding.AnyMesh
+) -> None:
+    """Checks that rows and tokens divide over the mesh, and that the model is long enough.
+
+    Raises:
+      UnevenBatch: a number of rows that does not divide over the devices.
+      ValueError: a row that is too long, or does not divide.
+    """
+    parts = sharding.batch_parts(mesh, experiment.sharding_rules)
+    micro = experiment.data.batch_size // experiment.accumulation_steps
+    if micro % parts:
+        raise UnevenBatchError(micro, experiment.accumulation_steps, parts)
+    length, prompt = experiment.data.sequence_length, cost.tokens_in_front(model_shapes)
+    row = f"data.sequence_length {length}" + (f" and {prompt} tokens of prompts" if prompt else "")
+    if prompt > length:
+        raise ValueError(f"{row}: a prompt may be as long as the rows behind it, not longer")
+    shape.check_length(length + prompt, row)
+    if (length + prompt) % mesh.shape["sequence"]:
+        raise ValueError(f"{row} does not divide over mesh.sequence={mesh.shape['sequence']}")
+
+
+def _state_shardings(
+    experiment: Experiment,
+    model_shapes: Transformer,
+    state_shapes: stepping.TrainState,
+    mesh: sharding.AnyMesh,
+) -> dict[str, NamedSharding]:
+    """Where every leaf of the state lies: parameters by the rules, their moments with them."""
+    parameters, leaves = tree.flatten(model_shapes), tree.flatten(state_shapes)
+    axes = tree.parameter_axes(model_shapes)
+    parameter_shardings = sharding.shardings(axes, parameters, mesh, experiment.sharding_rules)
+    shardings = sharding.state_shardings(leaves, parameter_shardings, mesh)
+    return shardings | sharding.on_host(experiment.offload, leaves, shardings)
 
 
 def _keys(seed: int) -> jax.Array:

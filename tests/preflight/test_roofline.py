@@ -15,7 +15,7 @@ from research.preflight.describe import describe, table
 from research.preflight.report import MemoryFit, Report
 from research.runtime import accelerators
 from research.runtime.accelerators import TPUS, Topology
-from research.training.program import UnevenBatch, make_program
+from research.training.program import UnevenBatchError, make_program
 
 ROOT = Path(__file__).resolve().parents[2]
 LLAMA = str(ROOT / "configs/pretrain/llama3_8b.py")
@@ -183,7 +183,7 @@ def test_rows_that_do_not_divide_name_the_nearest_sizes_that_do():
         (512, 2, [1024]),
     ):
         accumulation = f"accumulation_steps={accumulation_steps}"
-        with pytest.raises(UnevenBatch, match=f"nearest: {nearest[0]}") as caught:
+        with pytest.raises(UnevenBatchError, match=f"nearest: {nearest[0]}") as caught:
             program(512, 2, f"data.batch_size={rows}", accumulation)
         assert caught.value.nearest == nearest
         program(512, 2, f"data.batch_size={nearest[0]}", accumulation)

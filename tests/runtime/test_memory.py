@@ -60,7 +60,7 @@ def test_what_the_compiler_finds_too_large_is_said_in_a_line(world, monkeypatch)
 
 def test_free_memory_is_known_here_and_shared_between_devices():
     free = memory.free_bytes()
-    assert free is not None and 2**20 < free
+    assert free is not None and free > 2**20
     if jax.default_backend() == "cpu":
         assert free * jax.local_device_count() < 2**46
 
