@@ -24,7 +24,7 @@ from typing import Any
 from configs.methods.smollm2 import FORMS
 from research import cli
 from research.checkpoints.checkpointer import library_versions
-from research.checkpoints.runs import write_json
+from research.runtime.files import write_json
 from research.runtime.memory import release_memory
 
 TRAIN, EVALUATE = "configs/methods/smollm2.py", "configs/methods/evaluate.py"

@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.checkpoints.runs import write_json
 from research.reports.page import Column, text_table
 from research.runtime.accelerators import EXAMPLES, TPUS
+from research.runtime.files import write_json
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -25,6 +25,7 @@ from research.models import quantization
 from research.models.config import ModelConfig
 from research.models.sites import Weight
 from research.models.transformer import Transformer
+from research.runtime import files
 from research.runtime import storage as paths
 
 # the largest difference of outputs that a merge may make, relative to the largest output
@@ -204,7 +205,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     kept = {f"kept/{name}": array for name, array in merged.kept.items()}
     facts = {"merged": certificate}
     # first, so that no merged model is ever without it
-    runs.write_json(paths.absolute(out) / CERTIFICATE, certificate)
+    files.write_json(paths.absolute(out) / CERTIFICATE, certificate)
     runs.write(
         out, run, arrays, config, experiment=run.experiment, extra_metadata=facts, extra_arrays=kept
     )

@@ -18,7 +18,13 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
-from research.runtime.storage import absolute, is_folder, is_remote, storage_errors, told
+from research.runtime.storage import (
+    absolute,
+    describe_storage_error,
+    is_folder,
+    is_remote,
+    storage_errors,
+)
 from research.tree import check_names, nearest
 
 Arrays = dict[str, jax.Array]
@@ -173,11 +179,11 @@ class Checkpoint:
             raise self._unreadable(error, f"files/{name}: ") from error
 
     def _unreadable(self, cause: Exception | str, where: str = "") -> CheckpointError:
-        said = f"checkpoint {self.path} cannot be read: {where}"
+        message = f"checkpoint {self.path} cannot be read: {where}"
         if isinstance(cause, Exception) and is_remote(self.path):
-            refused = told(cause, self.path)
+            refused = describe_storage_error(cause, self.path)
             if refused is not None:
-                return CheckpointError(said + refused)
+                return CheckpointError(message + refused)
         others = [step for step in scan(self.path.parent)[0] if str(step) != self.path.name]
         instead = (
             f"move this folder away to fall back to step {others[-1]} (steps left: {others})"
@@ -185,7 +191,7 @@ class Checkpoint:
             else "no other step is beside it: copy the folder again from its source, or start over"
         )
         return CheckpointError(
-            f"{said}{reason(cause)}. A file in it is missing, cut short or changed; {instead}."
+            f"{message}{reason(cause)}. A file in it is missing, cut short or changed; {instead}."
         )
 
 

@@ -47,7 +47,7 @@ from research.checkpoints.checkpoint import (
     reason,
     scan,
 )
-from research.runtime.storage import absolute, is_remote, told
+from research.runtime.storage import absolute, describe_storage_error, is_remote
 
 __all__ = ["CheckpointError", "Checkpointer", "Checkpoint", "library_versions", "open_checkpoint"]
 
@@ -317,10 +317,11 @@ class Checkpointer:
         self._cleaned = True
 
     def _failed(self, step: int, cause: Exception) -> CheckpointError:
-        said = f"could not save step {step} in {self.directory}: "
-        if is_remote(self.directory) and (refused := told(cause, self.directory)) is not None:
+        message = f"could not save step {step} in {self.directory}: "
+        refused = describe_storage_error(cause, self.directory)
+        if is_remote(self.directory) and refused is not None:
             # nothing more is asked of storage that has just refused
-            return CheckpointError(f"{said}{refused}; the steps before are as they were")
+            return CheckpointError(f"{message}{refused}; the steps before are as they were")
         good = self.latest_step()
         self._cleaned = False
         try:
@@ -328,7 +329,7 @@ class Checkpointer:
         except OSError as error:
             log.warning("could not remove the failed save's files: %s", reason(error))
         return CheckpointError(
-            f"{said}{reason(cause)}. "
+            f"{message}{reason(cause)}. "
             + (f"Step {good} there is still good. " if good is not None else "No step is saved. ")
             + "Free disk space or mend access to that directory and save again; "
             "the arrays in memory are unchanged."

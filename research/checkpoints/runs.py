@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -329,17 +327,3 @@ def load_model(run: Run, mesh: jax.sharding.Mesh, rules: sharding.Rules) -> Tran
     check_parameters(run)
     abstract_model = methods.abstract(run.model, run.method)
     return restore_model(abstract_model, run.restore, mesh, rules)
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes a JSON file whole or not at all; numbers that are not finite become null."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    storage.write_whole(path, text + "\n")
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -98,7 +98,7 @@ def import_model(arguments: argparse.Namespace) -> None:
     from research.interop import importing
     from research.runtime import storage
 
-    storage.local(arguments.source, "--from")
+    storage.require_local(arguments.source, "--from")
     if arguments.base:
         _import_adapter(arguments)
         return
@@ -163,7 +163,9 @@ def export_model(arguments: argparse.Namespace) -> None:
     run = runs.open_run(arguments.source, arguments.base)
     evaluation = None
     if arguments.evaluation:
-        evaluation = huggingface.read_json(storage.local(arguments.evaluation, "--evaluation"))
+        evaluation = huggingface.read_json(
+            storage.require_local(arguments.evaluation, "--evaluation")
+        )
         if evaluation.get("fingerprint") != run.fingerprint:
             raise ValueError(f"{arguments.evaluation} is about another model than {run.path}")
     card = model_card.write(run, arguments.format, evaluation)
@@ -191,7 +193,7 @@ def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
     from research.interop import exporting, family, huggingface
     from research.interop.families import FAMILIES
     from research.interop.gguf import writer
-    from research.runtime import storage
+    from research.runtime import files
 
     origin = run.imported or {}
     dtype = arguments.dtype or origin.get("dtype", "float32")
@@ -215,7 +217,7 @@ def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
         exporting.check_free(card_path, file=True)
         with _bar(tensors) as bar:
             writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
-        storage.write_whole(card_path, card)
+        files.atomic_write(card_path, card)
         print(f"written to {arguments.out}, and its card to {card_path}")
         return
     with _bar(tensors) as bar:

@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.checkpoints import runs
     from research.evaluation import tasks
     from research.reports.statistics import proportion_interval
-    from research.runtime import distributed, storage
+    from research.runtime import distributed, files, storage
     from research.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
-    with distributed.end_at_once(), cli.clear_errors():
-        speaks = distributed.join() if arguments.distributed else True
+    with distributed.abort_on_error(), cli.clear_errors():
+        speaks = distributed.initialize() if arguments.distributed else True
         if arguments.out:
             if storage.is_folder(arguments.out):
                 raise ValueError(f"--out {arguments.out} is a folder; name a file")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report: dict[str, Any] = {"run": str(run.path), "fingerprint": run.fingerprint}
         if arguments.adapter:
             report["adapter"] = arguments.adapter
-        distributed.check_alike(
+        distributed.check_equal_across_processes(
             config=json.dumps(schema.to_dict(evaluation), sort_keys=True), model=run.fingerprint
         )
         with scorer(run, arguments.adapter, evaluation.mesh) as score:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, bits in report.get("bits_per_byte", {}).items():
         print(f"{name}: {bits:.3f} bits per byte")
     if arguments.out:
-        runs.write_json(arguments.out, report)
+        files.write_json(arguments.out, report)
 
 
 @contextlib.contextmanager

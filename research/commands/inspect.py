@@ -58,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def inspect(arguments) -> int:
     """Shows what is asked for; 1 where training would refuse the data."""
-    from research.checkpoints.runs import write_json
     from research.config import cli, schema
     from research.experiment import Experiment
     from research.inspection import page, summary, terminal
     from research.inspection import rows as inspection
     from research.runtime import storage
+    from research.runtime.files import write_json
 
     if arguments.run:
         experiment = schema.load_json(Experiment, storage.absolute(arguments.run) / "config.json")

@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.training.loop import train
 
     enable_compilation_cache()
-    with distributed.end_at_once(), cli.clear_errors():
+    with distributed.abort_on_error(), cli.clear_errors():
         if arguments.distributed:
-            distributed.join()
+            distributed.initialize()
         experiment = cli.load(Experiment, arguments.config, arguments.overrides)
         summary = train(experiment, arguments.workdir, dry_run=arguments.dry_run)
         if summary and not summary.finished:
-            raise SystemExit(distributed.STOPPED)
+            raise SystemExit(distributed.EXIT_RESTART)

@@ -126,9 +126,10 @@ def clear_errors() -> Iterator[None]:
     except Exception as error:
         from research.runtime import storage
 
-        if not storage.is_of_storage(error) or (said := storage.told(error)) is None:
+        message = storage.describe_storage_error(error)
+        if message is None or not storage.is_from_storage_library(error):
             raise
-        sys.exit(f"error: {said}")
+        sys.exit(f"error: {message}")
     except KeyboardInterrupt:
         print("interrupted before anything was saved", file=sys.stderr)
         sys.exit(130)

@@ -136,7 +136,7 @@ def _copy(folder: Path, out: str | Path, last: str) -> None:
     copied = []
     try:
         for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-            storage.upload(file, copy := storage.absolute(out) / file.name)
+            storage.upload_file(file, copy := storage.absolute(out) / file.name)
             copied.append(copy)
     except BaseException:
         with contextlib.suppress(Exception):  # storage that is away: without `last` it is not whole

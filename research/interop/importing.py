@@ -65,7 +65,7 @@ def open_model(path: str | Path) -> ExternalModel:
       FileNotFoundError: there is nothing.
       UnsupportedModel: it is nothing that Graft reads.
     """
-    path = storage.local(path, "the model")
+    path = storage.require_local(path, "the model")
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
     if (path / "adapter_config.json").is_file() and not (path / huggingface.CONFIG).is_file():

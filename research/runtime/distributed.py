@@ -17,12 +17,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 # seconds without a sign of life after which a process counts as gone, and the others end too
-HEARTBEAT = 20
-STOPPED = 75  # exit status of a run that is to be started again: EX_TEMPFAIL of sysexits.h
+HEARTBEAT_SECONDS = 20
+EXIT_RESTART = 75  # exit status of a run that is to be started again: EX_TEMPFAIL of sysexits.h
 # status codes of JAX's own errors that stand for a process that does not answer
-UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+UNREACHABLE_CODES = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 # what the others' collectives, barriers and coordination say then, under any other code and type
-LOST = re.compile(
+PEER_LOST = re.compile(
     r"\bgloo\b|coordination ?service|barrier (failed|timed out)|heartbeat timeout"
     r"|remote process exited|(connection closed|connection reset|socket closed) by peer",
     re.IGNORECASE,
@@ -30,23 +30,25 @@ LOST = re.compile(
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def join() -> bool:
-    """Joins the other processes of this run, before JAX makes its first device; whether this is the
-    one that speaks.
+def initialize() -> bool:
+    """Joins the other processes of this run, before JAX makes its first device.
 
-    Who they are is said by the variables JAX_COORDINATOR_ADDRESS (host:port of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or found out by JAX from TPU pods, GKE, Slurm or Open MPI.
+    Who they are is in the variables JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID, or JAX asks the TPU pod, GKE, Slurm or Open MPI.
+
+    Returns:
+      Whether this is the main process: the one that prints and writes.
 
     Raises:
       ValueError: only some of the variables are set, or nothing says who the others are.
     """
     address, *numbers = (os.environ.get(name) for name in VARIABLES)
-    given = [name for name in VARIABLES if os.environ.get(name)]
-    if given and len(given) < len(VARIABLES):
-        missing = [name for name in VARIABLES if name not in given]
-        raise ValueError(f"--distributed: {' and '.join(given)} is set, but not {missing}")
+    set_names = [name for name in VARIABLES if os.environ.get(name)]
+    if set_names and len(set_names) < len(VARIABLES):
+        missing = [name for name in VARIABLES if name not in set_names]
+        raise ValueError(f"--distributed: {' and '.join(set_names)} is set, but not {missing}")
     total, index = (int(text) if text and text.isdecimal() else None for text in numbers)
-    if given and (total is None or index is None or index >= total):
+    if set_names and (total is None or index is None or index >= total):
         raise ValueError(
             f"--distributed: {VARIABLES[2]}={numbers[1]} is none of the numbers from 0 below "
             f"{VARIABLES[1]}={numbers[0]}"
@@ -56,8 +58,8 @@ def join() -> bool:
             address,
             total,
             index,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=3 * HEARTBEAT,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=3 * HEARTBEAT_SECONDS,
         )
     except (ValueError, TypeError) as error:
         raise ValueError(
@@ -67,7 +69,7 @@ def join() -> bool:
     return jax.process_index() == 0
 
 
-def check_alike(**facts: str) -> None:
+def check_equal_across_processes(**facts: str) -> None:
     """Refuses to go on where processes differ in what must be one for the run.
 
     Raises:
@@ -89,15 +91,15 @@ def check_alike(**facts: str) -> None:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
+def catch_stop_signals() -> Iterator[StopRequest]:
     """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as ever."""
-    stop = Stop()
+    request = StopRequest()
     before: dict[int, Any] = {}
 
     def receive(number: int, frame: Any) -> None:
         signal.signal(number, before[number])
         if jax.process_count() == 1:
-            stop.received = True
+            request.received = True
         else:  # JAX waits for this one, and tells the other processes
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -106,18 +108,18 @@ def stop_signals() -> Iterator[Stop]:
         with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
             before[number] = signal.signal(number, receive)
     try:
-        yield stop
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class Stop:
+class StopRequest:
     """Whether the run should end."""
 
     received = False
 
-    def at(self, step: int) -> bool:
+    def reached(self, step: int) -> bool:
         """Whether to stop after this step; the same on all processes, which all ask each step.
 
         A signal to one process reaches the others: all stop at one step that none has passed.
@@ -128,52 +130,52 @@ class Stop:
 
 
 @contextlib.contextmanager
-def end_at_once() -> Iterator[None]:
+def abort_on_error() -> Iterator[None]:
     """An error of one of several processes ends it without waiting for the others, which then
     notice; at a normal end JAX waits for all.
 
-    The exit status says whether to start the run again: STOPPED when another process is gone, 1
+    The exit status says whether to start the run again: EXIT_RESTART when another process is gone, 1
     when the error is this process's own. JAX itself aborts a process that hears nothing from the
-    others for HEARTBEAT seconds.
+    others for HEARTBEAT_SECONDS seconds.
     """
     try:
         yield
     except BaseException as error:
-        given = isinstance(error, SystemExit) and isinstance(error.code, int | None)
-        if not jax.distributed.is_initialized() or given:  # a status is all processes'
+        is_status = isinstance(error, SystemExit) and isinstance(error.code, int | None)
+        if not jax.distributed.is_initialized() or is_status:  # a status is all processes'
             raise
-        if said := _lost(error):
+        if message := _peer_lost_message(error):
             print(
-                f"{_who()}: error: another process is gone, or cannot be reached ({said}). Start "
+                f"{_process_name()}: error: another process is gone, or cannot be reached ({message}). Start "
                 "all of them again with the same command: the run goes on at its last checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(STOPPED)
+            os._exit(EXIT_RESTART)
         if isinstance(error, SystemExit):
-            print(f"{_who()}: {error.code}", file=sys.stderr, flush=True)
+            print(f"{_process_name()}: {error.code}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
             sys.stderr.flush()
         os._exit(1)
 
 
-def _lost(error: BaseException | None) -> str:
+def _peer_lost_message(error: BaseException | None) -> str:
     """The line in which an error, or one that it came from, says that another process is gone."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
         lines = str(error).splitlines() or [""]
         code = lines[0].partition(":")[0]
-        if isinstance(error, jax.errors.JaxRuntimeError) and code in UNREACHABLE:
+        if isinstance(error, jax.errors.JaxRuntimeError) and code in UNREACHABLE_CODES:
             return lines[0]
-        if said := next(filter(LOST.search, lines), ""):
-            return said
-        seen.append(error)
+        if message := next(filter(PEER_LOST.search, lines), ""):
+            return message
+        causes.append(error)
         error = error.__cause__ or error.__context__
     return ""
 
 
-def _who() -> str:
+def _process_name() -> str:
     try:
         return f"process {jax.process_index()} of {jax.process_count()}"
     except RuntimeError:  # it never joined the others

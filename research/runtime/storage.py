@@ -41,7 +41,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
-def local(path: str | os.PathLike[str], option: str) -> Path:
+def require_local(path: str | os.PathLike[str], option: str) -> Path:
     """A path on a disk, for what must be mapped, or is written piece by piece.
 
     Raises:
@@ -101,9 +101,9 @@ def storage_errors(path: str | os.PathLike[str], what: str = "read") -> Iterator
     except StorageError:
         raise
     except Exception as error:
-        if not is_remote(path) or (said := told(error, path)) is None:
+        if not is_remote(path) or (message := describe_storage_error(error, path)) is None:
             raise
-        raise StorageError(f"could not {what} {path}: {said}") from error
+        raise StorageError(f"could not {what} {path}: {message}") from error
 
 
 _DENIED = re.compile(
@@ -116,9 +116,9 @@ _AWAY = re.compile(
 )
 
 
-def told(error: BaseException, path: str | os.PathLike[str] = "") -> str | None:
-    """What to say of storage that refuses or does not answer, and what to do about it; None for
-    other errors."""
+def describe_storage_error(error: BaseException, path: str | os.PathLike[str] = "") -> str | None:
+    """The message for a bucket that refuses or does not answer, and what to do; None for other
+    errors."""
     bucket = "/".join(os.fspath(path).split("/")[:3]) or "the bucket"
     cause: BaseException | None = error
     while cause is not None:
@@ -138,24 +138,12 @@ def told(error: BaseException, path: str | os.PathLike[str] = "") -> str | None:
     return None
 
 
-def is_of_storage(error: BaseException) -> bool:
-    """Whether a library that opens buckets made it."""
+def is_from_storage_library(error: BaseException) -> bool:
+    """Whether a library that opens buckets raised the error."""
     return type(error).__module__.partition(".")[0] in ("gcsfs", "aiohttp", "google", "requests")
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file whole or not at all."""
-    whole = absolute(path)
-    if is_remote(whole):
-        _upload(whole, text.encode())
-        return
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    partial = whole.with_name(f"{whole.name}.{os.getpid()}.partial")
-    partial.write_bytes(text.encode())
-    partial.replace(whole)
-
-
-def upload(file: Path, path: epath.Path) -> None:
+def upload_file(file: Path, path: epath.Path) -> None:
     """Copies a file of any size into a bucket; it appears there whole.
 
     Raises:
@@ -174,18 +162,24 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     """
     if is_remote(folder):
         probe = absolute(folder) / ".writable"
-        _upload(probe, b"")
+        upload_bytes(b"", probe)
         with storage_errors(probe, "remove"):
             probe.unlink()
 
 
-def _upload(path: epath.Path, content: bytes) -> None:
+def upload_bytes(content: bytes, path: epath.Path) -> None:
+    """Writes a small file in a bucket; it appears there whole.
+
+    Raises:
+      StorageError: the bucket refuses or does not answer.
+    """
     try:
         path.write_bytes(content)
     except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
         bucket = "/".join(os.fspath(path).split("/")[:3])
-        said = told(error, path) or f"{_line(error)}. Is there a bucket {bucket}?"
-        raise StorageError(f"could not write {path}: {said}") from error
+        remedy = f"{_line(error)}. Is there a bucket {bucket}?"
+        message = describe_storage_error(error, path) or remedy
+        raise StorageError(f"could not write {path}: {message}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from research.runtime import storage
+from research.runtime import files, storage
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 # SentencePiece's sign for a space, and how it writes a byte that no piece covers.
@@ -172,7 +172,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the `tokenizers` JSON to `path`, whole or not at all."""
-        storage.write_whole(path, self.to_json())
+        files.atomic_write(path, self.to_json())
 
 
 def load(

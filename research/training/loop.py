@@ -73,7 +73,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         saving.open_workdir(folder, experiment, tokenizer)
         monitor = StepMonitor(program, reading.tokens / steps, folder, step, timing, peak_flops)
         saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
-        with distributed.stop_signals() as stop_signal, monitor, checkpointer:
+        with distributed.catch_stop_signals() as stop_signal, monitor, checkpointer:
             timing.count_rest("start")
             batches = itertools.islice(data.batches(step, program.local_rows), max(0, steps - step))
             for batch in timing.each("data", batches):

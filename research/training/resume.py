@@ -98,7 +98,7 @@ def check_same_everywhere(
     Raises:
       ValueError: naming what differs, and the processes.
     """
-    distributed.check_alike(
+    distributed.check_equal_across_processes(
         config=json.dumps(schema.to_dict(experiment), sort_keys=True),
         data=json.dumps(data.fingerprints),
         tokenizer=data.tokenizer.fingerprint(),

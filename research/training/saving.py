@@ -13,7 +13,7 @@ from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
 from research.data.pipeline import Pipeline
 from research.experiment import CheckpointConfig, Experiment
-from research.runtime import locks, storage
+from research.runtime import files, locks, storage
 from research.step import TrainState
 from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import Evaluation
@@ -56,7 +56,7 @@ def open_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) ->
     if jax.process_index() != 0:
         return
     lock_workdir(workdir)
-    runs.write_json(workdir / "config.json", schema.to_dict(experiment))
+    files.write_json(workdir / "config.json", schema.to_dict(experiment))
     tokenizer.save(workdir / runs.TOKENIZER)
 
 

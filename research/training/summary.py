@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.checkpoints import runs
 from research.data.pipeline import Pipeline
+from research.runtime import files
 from research.runtime.memory import Memory, peak_memory_bytes
 from research.training.describe import ReadingPlan
 from research.training.monitor import StepMonitor
@@ -62,7 +62,7 @@ class Summary:
         return {**fields.pop("metrics"), **fields}
 
     def write(self, workdir: Path) -> None:
-        runs.write_json(workdir / SUMMARY, self.to_dict())
+        files.write_json(workdir / SUMMARY, self.to_dict())
 
     def describe(self) -> str:
         """Lines for the run's user: where the time went, and how to go on with a stopped run."""

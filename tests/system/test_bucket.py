@@ -29,7 +29,7 @@ from research.experiment import CheckpointConfig
 from research.interop import exporting, huggingface
 from research.methods import LoRA
 from research.runtime import storage
-from research.runtime.distributed import STOPPED
+from research.runtime.distributed import EXIT_RESTART
 from research.runtime.storage import absolute
 from research.text.tokenizer import load
 from research.training.loop import train
@@ -140,7 +140,7 @@ def test_a_run_of_two_processes_in_one_bucket_stops_at_one_step_and_goes_on(remo
     tiny_run.wait_for(pair[0], lambda: is_saved(folder, 5), 200)
     pair[1].send_signal(signal.SIGTERM)
     outputs = [finish(process) for process in pair]
-    assert [code for code, _ in outputs] == [STOPPED] * 2, outputs
+    assert [code for code, _ in outputs] == [EXIT_RESTART] * 2, outputs
     (step,) = map(int, re.findall(r"stopped by a signal at step (\d+), saved", outputs[0][1]))
     assert open_checkpoint(where).step == step >= 5
     outputs = [finish(process) for process in start(step + 2)]

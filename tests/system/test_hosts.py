@@ -154,7 +154,7 @@ def test_one_killed_ends_the_others_within_a_minute_and_the_run_goes_on_to_the_s
     output = other.communicate(timeout=60)[0]
     assert time.monotonic() - when < 60
     # by itself, or by JAX; never with the status of an error of its own
-    assert other.returncode in (distributed.STOPPED, -signal.SIGABRT), output
+    assert other.returncode in (distributed.EXIT_RESTART, -signal.SIGABRT), output
     assert re.search(r"another process is gone|another task died", output), output
     processes[killed].communicate()
     finish(start(2, experiment(world), run))
@@ -173,7 +173,7 @@ def test_a_signal_to_one_saves_on_all_at_one_step(world, tmp_path):
     processes = start(2, tuned, run)
     tiny_run.wait_for(processes[0], lambda: len(tiny_run.lines(run)) >= 3)
     processes[1].send_signal(signal.SIGTERM)
-    outputs = finish(processes, distributed.STOPPED)
+    outputs = finish(processes, distributed.EXIT_RESTART)
     (step,) = map(int, re.findall(r"stopped by a signal at step (\d+), saved", outputs[0]))
     assert open_checkpoint(run).step == step == json.loads(tiny_run.lines(run)[-1])["step"]
     finish(start(2, dataclasses.replace(tuned, steps=step + 2), run))
@@ -224,7 +224,7 @@ def test_a_lost_process_gives_75_and_an_error_of_its_own_1(monkeypatch, capsys, 
     monkeypatch.setattr(os, "_exit", leave)
     with (
         pytest.raises((Ended, SystemExit)) as ended,
-        distributed.end_at_once(),
+        distributed.abort_on_error(),
         cli.clear_errors(),
     ):
         raise error
@@ -248,7 +248,7 @@ def test_a_process_that_does_not_know_the_others_says_so(monkeypatch, values, me
         if value is not None:
             monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        distributed.join()
+        distributed.initialize()
 
 
 def test_a_process_that_nothing_says_its_place_to_says_what_to_do(world, tmp_path):

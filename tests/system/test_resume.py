@@ -94,7 +94,7 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
     tiny_run.wait_for(process, lambda: len(tiny_run.lines(workdir)) >= 3)
     process.terminate()
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == distributed.STOPPED, output
+    assert process.returncode == distributed.EXIT_RESTART, output
     at = open_checkpoint(workdir).step
     assert f"stopped by a signal at step {at}, saved; run the same command to go on" in output
     assert [json.loads(line)["step"] for line in tiny_run.lines(workdir)] == list(range(1, at + 1))

@@ -159,7 +159,7 @@ def local_copy(file: File) -> Path:
                 while block := stream.read(_BLOCK):
                     out.write(block)
             except OSError as error:
-                if codec is None or (not file.is_local and storage.told(error)):
+                if codec is None or (not file.is_local and storage.describe_storage_error(error)):
                     raise
                 raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
         os.replace(partial, copy)  # whole or not at all: several processes may make it at once

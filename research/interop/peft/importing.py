@@ -95,7 +95,7 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
       FileNotFoundError: no adapter there.
       UnsupportedModel: a kind or a setting that Graft does not have, or tensors that do not fit.
     """
-    path = storage.local(path, "the adapter")
+    path = storage.require_local(path, "the adapter")
     for file in (CONFIG, WEIGHTS):
         if not (path / file).is_file():
             raise FileNotFoundError(f"{path} has no {file}: no adapter of PEFT, or an older form")
