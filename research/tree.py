@@ -8,7 +8,6 @@ that translates between the two.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -16,6 +15,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from research.config.suggestions import nearest_names
 
 Value = TypeVar("Value")
 Rules = Sequence[tuple[str, Value]]
@@ -222,7 +223,7 @@ def match(rules: Rules[Value], name: str, default: Value) -> Value:
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """The names most like `name`, as text for an error message."""
     plain = re.sub(r"\\d\+|\.\*|[()\\|+?*\[\]^$]", "", name)
-    return ", ".join(difflib.get_close_matches(plain, list(names), count, 0.0)) or "(none)"
+    return ", ".join(nearest_names(plain, names, count, cutoff=0.0)) or "(none)"
 
 
 def check_names(expected: Iterable[str], actual: Iterable[str], what: str) -> None:

@@ -8,8 +8,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from research.data.sources import Source
 from research.data.sources.files import cache_folder
+from research.runtime.files import atomic_folder
 from research.text.token_table import Encoder, Ragged, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
 
@@ -67,19 +66,14 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / key
     if not folder.is_dir():
-        Path(cache).mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
+        about = {"name": source.name, "examples": len(source), **content}
         try:
-            _write(partial, source, encoder)
-            about = {"name": source.name, "examples": len(source), **content}
-            (partial / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # Otherwise another process was faster: use its work.
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            with atomic_folder(folder) as partial:
+                _write(partial, source, encoder)
+                (partial / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster: its work is the same
+                raise
     return _read(folder, source.name, sorted(encoder.types))
 
 

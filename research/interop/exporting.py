@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 from research.adapters.merging import Merged
 from research.checkpoints.runs import Run
 from research.interop import huggingface
-from research.runtime import storage
+from research.runtime import files, storage
 
 
 def export_huggingface(
@@ -75,19 +73,12 @@ def whole_or_nothing(out: str | Path, last: str = huggingface.CONFIG) -> Iterato
     check_free(out)
     if storage.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="graft-export-") as name:
-            with _nothing_left(out, lambda: None):
+            with _full_disk_errors(out):
                 yield Path(name)
             _copy(Path(name), out, last)
         return
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    partial.chmod(0o755)
-    with _nothing_left(out, lambda: shutil.rmtree(partial, ignore_errors=True)):
+    with _full_disk_errors(out), files.atomic_folder(Path(out)) as partial:
         yield partial
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
 
 
 @contextlib.contextmanager
@@ -101,16 +92,12 @@ def whole_file(out: str | Path) -> Iterator[Path]:
     if storage.is_remote(out):
         with tempfile.TemporaryDirectory(prefix="graft-export-") as folder:
             name = storage.absolute(out).name
-            with _nothing_left(out, lambda: None):
+            with _full_disk_errors(out):
                 yield Path(folder) / name
             _copy(Path(folder), storage.absolute(out).parent, name)
         return
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    with _nothing_left(out, lambda: partial.unlink(missing_ok=True)):
+    with _full_disk_errors(out), files.atomic_path(Path(out)) as partial:
         yield partial
-    partial.replace(out)
 
 
 def check_free(out: str | Path, file: bool = False) -> None:
@@ -146,13 +133,12 @@ def _copy(folder: Path, out: str | Path, last: str) -> None:
 
 
 @contextlib.contextmanager
-def _nothing_left(out: str | Path, remove: Callable[[], None]) -> Iterator[None]:
-    """Removes what was written when the block ends badly, and says so of a full disk."""
+def _full_disk_errors(out: str | Path) -> Iterator[None]:
+    """Errors of a full disk, with what to do about it; the block leaves nothing behind."""
     try:
         yield
-    except BaseException as error:
-        remove()
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
             f"could not write {out}: {error.strerror}. Nothing is left of it; free disk space, or "

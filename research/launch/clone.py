@@ -3,12 +3,12 @@ ignores."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 from pathlib import Path
 
 from research.launch.job import Shell
+from research.runtime.files import atomic_path
 
 FILES = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 
@@ -36,15 +36,12 @@ def pack(folder: Path, archive: Path, shell: Shell) -> None:
     print(f"$ {shlex.join(FILES)} | {shlex.join(_tar(archive))}", flush=True)
     if shell.dry_run:
         return
-    archive.parent.mkdir(parents=True, exist_ok=True)
     names = "\0".join(files(folder)).encode()
     # whole or not at all: a launch of the same name may be reading the one that is there
-    part = archive.with_name(f"{archive.name}.{os.getpid()}")
-    process = subprocess.run(_tar(part), cwd=folder, input=names, capture_output=True)
-    if process.returncode:
-        part.unlink(missing_ok=True)
-        raise ValueError(f"{archive} could not be written: {process.stderr.decode().strip()}")
-    part.replace(archive)
+    with atomic_path(archive) as partial:
+        process = subprocess.run(_tar(partial), cwd=folder, input=names, capture_output=True)
+        if process.returncode:
+            raise ValueError(f"{archive} could not be written: {process.stderr.decode().strip()}")
 
 
 def _tar(archive: Path) -> list[str]:

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from research.preparation import documents, stages
 from research.preparation.documents import InputError, Range, Ranges
 from research.preparation.running import Runner
 from research.preparation.stages import Stage
+from research.runtime import files
 from research.text import tokenizer as tokenizers
 from research.text.token_table import TextEncoder
 from research.text.tokenizer import Tokenizer
@@ -184,9 +183,7 @@ def _write_shard(stage: Stage, words: Words, before: Sequence[Stage], shard: Sha
                 raise
             raise OSError(str(error)) from error  # so the writer says that a disk is full
         target = stage.folder / shard.file
-        partial = target.parent / f".{shard.file}.{os.getpid()}"
-        epath.Path(made).copy(partial, overwrite=True)
-        partial.replace(target)
+        files.atomic_copy(made, target)
     number = shard.range.number
     stages.save(stage.folder / "index" / f"{number:06d}.npy", np.asarray(counts, _COUNTS))
     stages.write(stage.folder / "index" / f"{number:06d}.sum", f"{total:x}".encode())

@@ -11,7 +11,6 @@ nothing else: that is its key, and what a changed config makes anew.
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import functools
 import json
 import os
@@ -37,6 +36,7 @@ from research.preparation.documents import Part, Ranges
 from research.preparation.running import Runner
 from research.preparation.stages import Stage
 from research.runtime import storage
+from research.runtime.locks import lock_file
 from research.text import tokenizer as tokenizers
 from research.text.tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def prepare(
         OSError: a file could not be read or written, such as on a full disk; says what to do.
     """
     planned = plan(config, root)
-    with _resumable(planned.root), _only_one(planned.root):
+    with _resumable(planned.root), _lock_folder(planned.root):
         made = [name for name in planned.stages if _bring_about(planned, name, run, say)]
         last = planned.stages["tokens"]
         numbers = json.loads((last.folder / "statistics.json").read_text())
@@ -254,16 +254,11 @@ def _resumable(root: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_one(root: str) -> Iterator[None]:
+def _lock_folder(root: str) -> Iterator[None]:
     """Refuses a second preparation in the same folder of this machine."""
     if "://" in root:
         yield
         return
-    Path(root).mkdir(parents=True, exist_ok=True)
-    (Path(root) / "stages").mkdir(exist_ok=True)
-    with (Path(root) / "stages" / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{root} is being prepared by another process.") from None
+    busy = f"{root} is being prepared by another process."
+    with lock_file(Path(root) / "stages" / ".lock", busy):
         yield

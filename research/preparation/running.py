@@ -8,7 +8,6 @@ numbers, and never text.
 
 import argparse
 import builtins
-import difflib
 import logging
 import os
 import re
@@ -17,6 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from research.config.suggestions import nearest_names
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOCAL = ("DirectRunner", "FnApiRunner")
@@ -150,7 +151,7 @@ def _check_options(options: Sequence[str]) -> None:
     if unknown:
         name = unknown[0].partition("=")[0]
         known = [name for action in parser._actions for name in action.option_strings]
-        near = difflib.get_close_matches(name, known, n=1)
+        near = nearest_names(name, known)
         raise ValueError(
             f"Apache Beam has no option {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else ".")

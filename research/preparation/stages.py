@@ -13,7 +13,6 @@ import io
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from research.data.sources.files import BUCKETS, digest
+from research.runtime import files
 
 # Part of every key: raise it when files or their meaning change.
 SCHEMA = 2
@@ -133,9 +133,7 @@ def check_own(root: str | os.PathLike[str]) -> None:
 
 def write(path: epath.Path, content: bytes) -> None:
     """A file whole or not at all; several workers may write the same one at once."""
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    partial.write_bytes(content)
-    partial.replace(path)
+    files.atomic_write(path, content)
 
 
 def save(path: epath.Path, array: np.ndarray) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from research.reports.plots import Html, Point, bar_plot, line_plot, scatter_plot, si
 from research.reports.statistics import Estimate, PairedDifference
+from research.runtime import files
 
 __all__ = [
     "Column",
@@ -192,10 +193,7 @@ def write(
         f"</header>{''.join(map(_block, sections))}{footer}</main></body></html>\n"
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    files.atomic_write(path, page)
     return path
 
 

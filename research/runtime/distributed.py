@@ -134,9 +134,9 @@ def abort_on_error() -> Iterator[None]:
     """An error of one of several processes ends it without waiting for the others, which then
     notice; at a normal end JAX waits for all.
 
-    The exit status says whether to start the run again: EXIT_RESTART when another process is gone, 1
-    when the error is this process's own. JAX itself aborts a process that hears nothing from the
-    others for HEARTBEAT_SECONDS seconds.
+    The exit status says whether to start the run again: EXIT_RESTART when another process is gone,
+    1 when the error is this process's own. JAX itself aborts a process that hears nothing from the
+    others for HEARTBEAT_SECONDS.
     """
     try:
         yield
@@ -146,8 +146,9 @@ def abort_on_error() -> Iterator[None]:
             raise
         if message := _peer_lost_message(error):
             print(
-                f"{_process_name()}: error: another process is gone, or cannot be reached ({message}). Start "
-                "all of them again with the same command: the run goes on at its last checkpoint.",
+                f"{_process_name()}: error: another process is gone, or cannot be reached "
+                f"({message}). Start all of them again with the same command: the run goes on at "
+                "its last checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )

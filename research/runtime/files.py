@@ -33,6 +33,19 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
         partial.write_bytes(data)
 
 
+def atomic_copy(file: Path, path: str | os.PathLike[str]) -> None:
+    """Copies a file of a disk, of any size.
+
+    Raises:
+      StorageError: the bucket refuses or does not answer.
+    """
+    if storage.is_remote(path):
+        storage.upload_file(file, storage.absolute(path))
+        return
+    with atomic_path(Path(storage.absolute(path))) as partial:
+        shutil.copyfile(file, partial)
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file; numbers that are not finite become null."""
     atomic_write(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")

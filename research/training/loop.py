@@ -73,7 +73,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
         saving.open_workdir(folder, experiment, tokenizer)
         monitor = StepMonitor(program, reading.tokens / steps, folder, step, timing, peak_flops)
         saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
-        with distributed.catch_stop_signals() as stop_signal, monitor, checkpointer:
+        with distributed.catch_stop_signals() as stop_request, monitor, checkpointer:
             timing.count_rest("start")
             batches = itertools.islice(data.batches(step, program.local_rows), max(0, steps - step))
             for batch in timing.each("data", batches):
@@ -86,7 +86,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                         monitor.push_evaluation(
                             step, model_loss(state.model, program.batch_sharding, heldout)
                         )
-                stop = stop_signal.at(step)  # asked once: a signal may come between the two uses
+                stop = stop_request.reached(step)  # once: a signal may come between the two uses
                 if stop or is_due(step, experiment.checkpoint.every, steps):
                     monitor.drain()
                     saver.save(step, state, monitor.evaluation)

@@ -7,7 +7,6 @@ what was measured with a clock.
 import json
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 import jax
 
-from research.runtime import storage
+from research.runtime import files, storage
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +142,5 @@ def _read_lines(path: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _drop_lines(path: Path, start_step: int) -> None:
-    whole = path.with_suffix(".part")
-    with whole.open("w", encoding="utf-8") as kept:
-        kept.writelines(line for row, line in _read_lines(path) if row["step"] < start_step)
-        kept.flush()
-        os.fsync(kept.fileno())
-    whole.replace(path)
+    with files.atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(line for row, line in _read_lines(path) if row["step"] < start_step)

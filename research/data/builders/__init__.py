@@ -10,21 +10,21 @@ adding one needs no other edit. Data is written as ArrayRecord, without TensorFl
 from __future__ import annotations
 
 import contextlib
-import difflib
-import fcntl
 import importlib
 import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from research.config.suggestions import nearest_names
 from research.data.builders.assets import ASSETS
+from research.runtime.locks import lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ def prepared(name: str, data_dir: str | Path | None = None) -> tfds.core.Dataset
     """
     names = available()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
+        near = nearest_names(name, names)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown dataset {name!r}{hint} (known: {', '.join(names)})")
     module = importlib.import_module(f"{__name__}.{name}.{name}_dataset_builder")
     root = Path(data_dir or default_data_dir()).expanduser()
     builder = module.Builder(data_dir=root, file_format="array_record")
     if not _is_built(builder):
-        with _only_one(root, name):
+        with lock_file(root / f".{name}.lock"):  # several processes may ask; one of them builds
             builder = module.Builder(data_dir=root, file_format="array_record")
             if not _is_built(builder):
                 _build(builder)
@@ -108,12 +108,3 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
     source = builder.info.metadata["source"]
     seconds = time.perf_counter() - start
     logger.info("built %s from %s: %s documents, %.1f s", builder.name, source, counts, seconds)
-
-
-@contextlib.contextmanager
-def _only_one(root: Path, name: str) -> Iterator[None]:
-    """Waits until no other process of this machine builds the same dataset."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, or the process dies
-        yield

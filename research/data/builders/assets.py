@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from research.data.builders import archives
+from research.runtime import files
 
 logger = logging.getLogger(__name__)
 
@@ -221,9 +222,7 @@ def unpack(name: str, cache_dir: Path | None = None) -> Path:
     path = archive.with_name(f"{name}-{ASSETS[name].version}-{Path(member).name}")
     # whole or not at all; that the archive is the pinned one has just been checked
     if not path.is_file() or path.stat().st_size != len(content):
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        partial.write_bytes(content)
-        partial.replace(path)
+        files.atomic_write(path, content)
     return path
 
 

@@ -3,7 +3,6 @@
 import array
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -14,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from research.config.schema import PositiveNumber, Share
+from research.config.suggestions import nearest_names
 from research.data.sources import formats
 
 # Records that are looked at to tell the format.
@@ -112,7 +112,7 @@ def decode_text(value: Any) -> Any:
 
 def nearest(word: str, known: Any) -> str:
     """The end of an error about an unknown name."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = nearest_names(word, known)
     return (f"; did you mean {near[0]!r}?" if near else ";") + f" Known: {sorted(known)}."
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from research.data.sources.base import SourceConfig
 from research.runtime import storage
+from research.runtime.files import atomic_path
 
 # The end of an error about one that cannot be opened.
 BUCKETS = (
@@ -146,25 +146,20 @@ def local_copy(file: File) -> Path:
     copy = cache_folder("files") / key
     if copy.is_file():
         return copy
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=copy.parent)
-    try:
-        with (
-            storage.storage_errors(file.name),
-            os.fdopen(descriptor, "wb") as out,
-            file.open() as raw,
-        ):
-            stream: Any = pyarrow.CompressedInputStream(raw, codec) if codec else raw
-            try:
-                while block := stream.read(_BLOCK):
-                    out.write(block)
-            except OSError as error:
-                if codec is None or (not file.is_local and storage.describe_storage_error(error)):
-                    raise
-                raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
-        os.replace(partial, copy)  # whole or not at all: several processes may make it at once
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with (
+        atomic_path(copy) as partial,  # several processes may make it at once
+        storage.storage_errors(file.name),
+        partial.open("wb") as out,
+        file.open() as raw,
+    ):
+        stream: Any = pyarrow.CompressedInputStream(raw, codec) if codec else raw
+        try:
+            while block := stream.read(_BLOCK):
+                out.write(block)
+        except OSError as error:
+            if codec is None or (not file.is_local and storage.describe_storage_error(error)):
+                raise
+            raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
     return copy
 
 
