@@ -49,8 +49,8 @@ def test_a_command_has_help_under_its_own_name(name, capsys, monkeypatch):
 
 def test_the_console_script_works_from_any_folder():
     script = Path(sys.executable).parent / "graft"
-    done = subprocess.run([script, "trian"], cwd="/", capture_output=True, text=True)
-    assert done.returncode == 2 and "no command 'trian'; did you mean train?" in done.stderr
+    process = subprocess.run([script, "trian"], cwd="/", capture_output=True, text=True)
+    assert process.returncode == 2 and "no command 'trian'; did you mean train?" in process.stderr
 
 
 def test_help_loads_no_jax():
@@ -61,8 +61,8 @@ def test_help_loads_no_jax():
 
 
 def test_without_libraries_a_command_says_what_to_run(clone):
-    done = run(clone, "train", "a b", without_libraries=True)
-    assert done.returncode == 1 and done.stderr == "jax is not there: run tools/setup\n"
+    process = run(clone, "train", "a b", without_libraries=True)
+    assert process.returncode == 1 and process.stderr == "jax is not there: run tools/setup\n"
 
 
 @pytest.mark.parametrize(("command", "layer"), [("train", ""), ("preflight", "preflight")])
@@ -71,5 +71,5 @@ def test_a_command_goes_on_in_the_environment_that_it_needs(clone, command, laye
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$@"\n')
     python.chmod(0o755)
-    done = run(clone, command, "a b", "--c", without_libraries=not layer)
-    assert done.stdout.splitlines() == [str(clone), "-m", "research.cli", command, "a b", "--c"]
+    process = run(clone, command, "a b", "--c", without_libraries=not layer)
+    assert process.stdout.splitlines() == [str(clone), "-m", "research.cli", command, "a b", "--c"]

@@ -128,7 +128,7 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
         start = time.perf_counter()
         step = plan.compile(batch(settings))
         compiled = time.perf_counter() - start
-    needed = memory.Memory.of(step)
+    needed = memory.StepMemory.of(step)
     last: dict[str, jax.Array] = {}
 
     def run() -> float:

@@ -178,7 +178,7 @@ def _facts(settings: dict[str, Any]) -> dict[str, Any]:
     few: dict[str, Any] = {"layers": layers, "max_scan_layers": 1, "remat": "none"}
     few_plan, unrolled = _compiled(settings | {"model": few, "chunk": shape.length})
     plan, scanned = _compiled(settings | {"model": {"max_scan_layers": 0, "remat": "full"}})
-    needed = memory.Memory.of(scanned)
+    needed = memory.StepMemory.of(scanned)
     base = plan.base_shapes
     few_bits = [m.kernel for _, m in places(base, Linear) if isinstance(m.kernel, QuantizedMatrix)]
     quantised = sum(math.prod(kernel.shape) for kernel in few_bits)

@@ -44,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     enable_compilation_cache()
     with distributed.abort_on_error(), cli.clear_errors():
-        speaks = distributed.initialize() if arguments.distributed else True
+        is_main_process = distributed.initialize() if arguments.distributed else True
         if arguments.out:
             if storage.is_folder(arguments.out):
                 raise ValueError(f"--out {arguments.out} is a folder; name a file")
-            if speaks:
+            if is_main_process:
                 storage.check_writable(storage.absolute(arguments.out).parent)
         evaluation = cli.load(tasks.Evaluation, arguments.config, arguments.overrides)
         run = runs.open_run(arguments.run, arguments.base)
@@ -69,11 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 report["truncated"] = answers.truncated
                 rows = zip(answers.expected, answers.chosen, strict=True)
                 report["answers"] = [list(row) for row in rows]
-                if speaks:
+                if is_main_process:
                     print(f"right answers: {quality:.1%} % of {quality.n}, {answers.truncated} cut")
         if evaluation.text is None and evaluation.choice is None:
             raise ValueError("the config has neither `text` nor `choice`: nothing to measure")
-    if not speaks:
+    if not is_main_process:
         return
     for name, bits in report.get("bits_per_byte", {}).items():
         print(f"{name}: {bits:.3f} bits per byte")

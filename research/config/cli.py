@@ -78,7 +78,7 @@ def program_parser(
 
 
 def add_distributed(parser: argparse.ArgumentParser) -> None:
-    """Gives a program the flag `--distributed`, after which it calls `hosts.join`."""
+    """Gives a program the flag `--distributed`, after which it calls `distributed.initialize`."""
     parser.add_argument(
         "--distributed",
         action="store_true",
@@ -94,7 +94,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """
     arguments, unknown = parser.parse_known_args(argv)
     arguments.overrides = []
-    known = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser._actions for option in action.option_strings]
     for flag in unknown:
         name = flag.partition("=")[0]
         if flag.startswith("--config.") and "=" in flag:
@@ -102,7 +102,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         elif flag.startswith("--config."):
             parser.error(f"{flag}: write it as {flag}=value")
         else:
-            parser.error(f"unknown argument {name}{suggestion(name, known)}")
+            parser.error(f"unknown argument {name}{suggestion(name, options)}")
     return arguments
 
 
@@ -139,8 +139,8 @@ def _location(path: str) -> Location:
     """`parts[0].weight` -> ("parts", 0, "weight"); () where it is not such a path."""
     if not re.fullmatch(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*", path):
         return ()
-    found = re.findall(r"\[(\d+)\]|([^.\[\]]+)", path)
-    return tuple(int(index) if index else name for index, name in found)
+    parts = re.findall(r"\[(\d+)\]|([^.\[\]]+)", path)
+    return tuple(int(index) if index else name for index, name in parts)
 
 
 def _set(mapping: Any, location: Location, value: Any, path: str) -> None:
@@ -167,9 +167,9 @@ def _parse_value(cls: type, location: Location, text: str) -> Any:
     if expected and all(_is_text(kind) for kind in expected):
         optional = type(None) in expected
         return None if optional and text in ("None", "null") else text
-    for read in (json.loads, ast.literal_eval):
+    for parse_literal in (json.loads, ast.literal_eval):
         try:
-            return read(text)
+            return parse_literal(text)
         except (ValueError, SyntaxError):
             pass
     return text

@@ -81,7 +81,7 @@ def _find(node: Any, path: list[str]) -> list[dict[str, Any]]:
     """Every dict at a path."""
     if path and path[0] == "*":
         nodes = node if isinstance(node, list) else []
-        return [found for child in nodes for found in _find(child, path[1:])]
+        return [match for child in nodes for match in _find(child, path[1:])]
     if not isinstance(node, dict):
         return []
     return _find(node.get(path[0]), path[1:]) if path else [node]

@@ -57,8 +57,8 @@ def build(cls: type[T], mapping: Any, where: str = "config", name: str = "") -> 
         problems = error.errors(include_url=False)
         # A misspelt key is why another is missing, so it comes first.
         problems.sort(key=lambda problem: problem["type"] not in UNKNOWN_KEY)
-        explained = [_explain(cls, problem, where) for problem in problems]
-    raise ValueError("\n".join(explained))
+        messages = [_explain(cls, problem, where) for problem in problems]
+    raise ValueError("\n".join(messages))
 
 
 def to_dict(obj: Any) -> dict[str, Any]:
@@ -160,13 +160,13 @@ def types_at(cls: Any, location: Location) -> list[Any]:
 
 def _without_tags(cls: Any, location: Location, keep_last: bool) -> Location:
     """Drops the names of union members, which pydantic puts between the keys."""
-    kept: Location = ()
+    keys: Location = ()
     for i, key in enumerate(location):
-        in_union = len(types_at(cls, kept)) > 1
-        is_key = bool(types_at(cls, (*kept, key))) or (keep_last and i == len(location) - 1)
+        in_union = len(types_at(cls, keys)) > 1
+        is_key = bool(types_at(cls, (*keys, key))) or (keep_last and i == len(location) - 1)
         if is_key or not in_union:
-            kept = (*kept, key)
-    return kept
+            keys = (*keys, key)
+    return keys
 
 
 def _alternatives(kind: Any) -> Iterator[Any]:

@@ -26,7 +26,7 @@ from research.experiment import Experiment
 from research.preflight.report import Estimate, MemoryFit, Report, Workload
 from research.preflight.roofline import roofline
 from research.runtime.accelerators import Topology
-from research.runtime.memory import GIB, Memory
+from research.runtime.memory import GIB, StepMemory
 from research.text import tokenizer as tokenizers
 from research.training.program import Program, UnevenBatchError, make_program
 
@@ -81,7 +81,7 @@ def _compile_memory(program: Program, topology: Topology) -> MemoryFit:
     """What the TPU compiler says of the memory of a program's step."""
     with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):
         try:
-            memory = Memory.of(program.compile(program.batch_shapes))
+            memory = StepMemory.of(program.compile(program.batch_shapes))
         except ValueError as error:
             if "does not fit the devices' memory" not in str(error):
                 raise

@@ -145,10 +145,10 @@ def topology(name: str, slices: int = 1) -> Topology:
     axes = [int(axis) for axis in shape.split("x") if axis.isdecimal()]
     whole = "x".join(map(str, axes)) == shape and all(axes)
     if version not in TPUS or len(axes) != TPUS[version].torus or not whole:
-        known = ", ".join(EXAMPLES)
+        examples = ", ".join(EXAMPLES)
         raise ValueError(
             f"topology {name!r}: give a version ({', '.join(TPUS)}) and its shape in chips, such "
-            f"as {known}"
+            f"as {examples}"
         )
     if math.prod(axes) > TPUS[version].pod:
         raise ValueError(f"topology {name!r}: {version} has {TPUS[version].pod} chips at most")
@@ -159,18 +159,18 @@ def topology(name: str, slices: int = 1) -> Topology:
     if math.prod(axes) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except RuntimeError as error:
         if "TPU support not installed" in str(error):
             raise ModuleNotFoundError(
                 "the TPU compiler is not there: run tools/setup preflight"
             ) from None
         raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from None
-    made = Topology(name, slices, accelerator, found.devices)
-    wanted = slices * math.prod(axes)
-    if made.chips != wanted:
-        raise ValueError(f"topology {name!r}: {made.chips} chips where {wanted} were asked for")
-    return made
+    result = Topology(name, slices, accelerator, description.devices)
+    expected = slices * math.prod(axes)
+    if result.chips != expected:
+        raise ValueError(f"topology {name!r}: {result.chips} chips where {expected} were asked for")
+    return result
 
 
 def peak_flops_per_second(devices: Sequence[jax.Device] | None = None) -> float | None:

@@ -17,7 +17,7 @@ GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class StepMemory:
     """Bytes of one device."""
 
     # state, batch and numbers: what lies there between two steps
@@ -30,7 +30,7 @@ class Memory:
     live: int = 0
 
     @classmethod
-    def of(cls, compiled: Any) -> Memory:
+    def of(cls, compiled: Any) -> StepMemory:
         """From XLA's own plan of buffers, which is exact."""
         plan = compiled.memory_analysis()
         return cls(
@@ -88,8 +88,8 @@ def _available_on_host() -> int | None:
     information = Path("/proc/meminfo")
     if not information.exists():
         return None
-    found = re.search(r"MemAvailable:\s*(\d+) kB", information.read_text(encoding="utf-8"))
-    limits = [int(found[1]) * 1024] if found else []
+    match = re.search(r"MemAvailable:\s*(\d+) kB", information.read_text(encoding="utf-8"))
+    limits = [int(match[1]) * 1024] if match else []
     group = Path("/sys/fs/cgroup")  # a container's own limit
     most, now = group / "memory.max", group / "memory.current"
     if most.exists() and now.exists() and (text := most.read_text().strip()) != "max":
@@ -100,8 +100,8 @@ def _available_on_host() -> int | None:
 def _reclaimable(statistics: Path) -> int:
     """Bytes that a container holds as cached files and gives back when asked."""
     text = statistics.read_text(encoding="utf-8") if statistics.exists() else ""
-    found = re.search(r"^inactive_file (\d+)$", text, re.MULTILINE)
-    return int(found[1]) if found else 0
+    match = re.search(r"^inactive_file (\d+)$", text, re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 def release_memory(compiled: bool = False) -> None:
@@ -130,8 +130,8 @@ def peak_memory_bytes() -> int:
         return max(peaks)
     # Linux keeps getrusage's figure over exec, so that a child starts with its parent's.
     status = Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    if found:
-        return int(found[1]) * 1024
+    match = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    if match:
+        return int(match[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -35,8 +35,8 @@ def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
 
     def score(batch: Batch) -> np.ndarray:
         size = batch.tokens.shape[0]
-        placed = sharding.place_rows(batch, rows, np.arange(size), size)
-        nll = _eval_step(model, placed).nll
+        sharded = sharding.place_rows(batch, rows, np.arange(size), size)
+        nll = _eval_step(model, sharded).nll
         if not nll.is_fully_addressable:
             nll = multihost_utils.process_allgather(nll, tiled=True)
         return np.asarray(nll)

@@ -112,9 +112,9 @@ def _open_data(program: Program, tokenizer: Tokenizer) -> tuple[Pipeline, list[H
     return data, open_heldout(data, experiment.evaluate_split, experiment.evaluate_tokens)
 
 
-def _check_memory(compiled: Any) -> memory.Memory:
+def _check_memory(compiled: Any) -> memory.StepMemory:
     """What a compiled step needs of each device; raises ValueError where that is not free."""
-    plan = memory.Memory.of(compiled)
+    plan = memory.StepMemory.of(compiled)
     line = plan.check(memory.free_bytes())
     if jax.process_index() == 0:
         print(f"memory     {line}", flush=True)

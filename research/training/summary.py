@@ -11,7 +11,7 @@ from typing import Any
 
 from research.data.pipeline import Pipeline
 from research.runtime import files
-from research.runtime.memory import Memory, peak_memory_bytes
+from research.runtime.memory import StepMemory, peak_memory_bytes
 from research.training.describe import ReadingPlan
 from research.training.monitor import StepMonitor
 from research.training.program import Program
@@ -86,7 +86,7 @@ def summarize(
     data: Pipeline,
     reading: ReadingPlan,
     monitor: StepMonitor,
-    memory: Memory,
+    memory: StepMemory,
     timing: Timing,
     step: int,
 ) -> Summary:

@@ -79,8 +79,8 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
             "method": {"kind": "lora", "rank": 4},
         }
     )
-    built = schema.build(Train, mapping)
-    assert built == Train(
+    config = schema.build(Train, mapping)
+    assert config == Train(
         model=Model(64, 10.0),
         clip=1.0,
         parts=(Part("law"), Part("web", 2.0)),
@@ -89,8 +89,8 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
         eval={"held_out": Part("law")},
         method=Lora(4),
     )
-    assert type(built.clip) is float and type(built.model.rope) is float
-    assert schema.build(Train, built) == built
+    assert type(config.clip) is float and type(config.model.rope) is float
+    assert schema.build(Train, config) == config
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ configs = st.builds(
 )
 
 
-@given(built=configs)
-def test_json_round_trip_is_exact(built: Train, tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(config=configs)
+def test_json_round_trip_is_exact(config: Train, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("config") / "config.json"
-    schema.dump_json(built, path)
-    assert schema.load_json(Train, path) == built
+    schema.dump_json(config, path)
+    assert schema.load_json(Train, path) == config
 
 
 def test_torn_json_is_named(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ def test_overrides_reach_every_field_and_take_its_type(config_file: str) -> None
         'method={"kind": "lora", "rank": 2}',
         "method.rank=8",
     ]
-    built = cli.load(Train, config_file + ":32", overrides)
-    assert built == Train(
+    config = cli.load(Train, config_file + ":32", overrides)
+    assert config == Train(
         model=Model(32, 1e-3),
         clip=0.5,
         note="123",

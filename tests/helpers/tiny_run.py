@@ -81,13 +81,13 @@ def world(temporary: Path) -> World:
     prose = [f"{colour} leaves fall on {n} roofs." for n in range(12) for colour in COLOURS]
     _write(folder / "prose-train.jsonl", [{"text": text} for text in prose])
     _write(folder / "prose-heldout.jsonl", [{"text": f"{n} roofs, red."} for n in range(9)])
-    asked = [
+    questions = [
         {"prompt": f"roof {n} {colour}", "completion": colour}
         for n in range(9)
         for colour in COLOURS
     ]
-    _write(folder / "questions-train.jsonl", asked[:24])
-    _write(folder / "questions-heldout.jsonl", asked[24:])
+    _write(folder / "questions-train.jsonl", questions[:24])
+    _write(folder / "questions-heldout.jsonl", questions[24:])
     tokenizer.train(prose, MODEL.vocabulary).save(folder / "tokenizer.json")
     return World(folder)
 
@@ -97,8 +97,8 @@ def adapter(base: Path, method: Any, out: Path, seed: int = 0) -> Path:
     run = runs.open_run(base)
     random = np.random.default_rng(seed)
     arrays = {}
-    made = _attaching(run.model, method)(jax.random.key(seed))
-    for name, leaf in tree.unstack(jax.tree.map(np.asarray, made)).items():
+    attachments = _attaching(run.model, method)(jax.random.key(seed))
+    for name, leaf in tree.unstack(jax.tree.map(np.asarray, attachments)).items():
         moves = not name.endswith("/scale")
         noise = moves * 0.1 * random.normal(size=leaf.shape)
         arrays[name] = np.asarray(leaf + noise, leaf.dtype)

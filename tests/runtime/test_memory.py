@@ -10,7 +10,7 @@ from research import sharding, tree
 from research.data import token_cache
 from research.data.pipeline import Pipeline
 from research.runtime import memory
-from research.runtime.memory import Memory
+from research.runtime.memory import StepMemory
 from research.text import tokenizer
 from research.training.loop import train
 from research.training.program import make_program
@@ -20,18 +20,23 @@ from tests.helpers import tiny
 def test_arguments_are_the_state_the_batch_and_the_numbers(world):
     experiment = world.experiment(3)
     program = make_program(experiment, None)
-    words = tokenizer.load(experiment.tokenizer)
-    data = Pipeline(experiment.data, words, token_cache.default_cache(), program.shape.vocabulary)
+    run_tokenizer = tokenizer.load(experiment.tokenizer)
+    data = Pipeline(
+        experiment.data, run_tokenizer, token_cache.default_cache(), program.shape.vocabulary
+    )
     batch = data.batch(0)
     with sharding.mesh_context(program.mesh, experiment.sharding_rules):
-        needed = Memory.of(program.compile(batch))
-    held = lambda x: x.size * x.dtype.itemsize  # noqa: E731
+        plan = StepMemory.of(program.compile(batch))
+
+    def size(x):
+        return x.size * x.dtype.itemsize
+
     # replicated state, one row a device; a few numbers beside
-    state = sum(held(x) for x in tree.flatten(program.state_shapes).values())
-    rows = sum(held(x) for x in jax.tree.leaves(batch)) / jax.device_count()
-    assert state + rows <= needed.arguments < state + rows + 2000
-    assert needed.outputs < 2000  # the state's buffers are donated
-    assert needed.temporaries > 0
+    state = sum(size(x) for x in tree.flatten(program.state_shapes).values())
+    rows = sum(size(x) for x in jax.tree.leaves(batch)) / jax.device_count()
+    assert state + rows <= plan.arguments < state + rows + 2000
+    assert plan.outputs < 2000  # the state's buffers are donated
+    assert plan.temporaries > 0
 
 
 def test_a_step_that_does_not_fit_is_refused_before_anything_is_written(

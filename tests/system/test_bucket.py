@@ -113,9 +113,9 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk_after_kills_inside_its_saves(
     where, folder, steps = "gs://made/run", absolute("gs://made/run"), 20
     # among the arrays of step 10, then when nothing but the marker is missing
     for name in (r"state/\S*manifest", "commit_success"):
-        held = faults.hold(f"POST .*run/checkpoints/10/{name}")
+        rule = faults.hold(f"POST .*run/checkpoints/10/{name}")
         process = tiny_run.start(remote(steps), tmp_path, where)
-        tiny_run.wait_for(process, lambda rule=held: rule.hits)
+        tiny_run.wait_for(process, lambda rule=rule: rule.hits)
         process.kill()
         process.communicate()
         faults.clear()
@@ -163,9 +163,9 @@ def test_adapters_in_a_bucket_are_tuned_listed_added_merged_and_put_side_by_side
         train(tuned, f"gs://made/tuned/{name}")
     capsys.readouterr()
     adapters.main(["list", "gs://made/tuned"])
-    listed = capsys.readouterr().out
-    assert "gs://made/tuned/law" in listed and "gs://made/tuned/style" in listed
-    assert "gone" not in listed
+    listing = capsys.readouterr().out
+    assert "gs://made/tuned/law" in listing and "gs://made/tuned/style" in listing
+    assert "gone" not in listing
     law, style = "gs://made/tuned/law", "gs://made/tuned/style"
     adapters.main(["merge", "--from", law, "--out", "gs://made/whole"])
     adapters.main(
@@ -179,8 +179,8 @@ def test_adapters_in_a_bucket_are_tuned_listed_added_merged_and_put_side_by_side
     )
     certificate = json.loads((absolute("gs://made/whole") / "certificate.json").read_text())
     assert certificate["largest_difference"] < 1e-4 * certificate["largest_output"]
-    for made in ("whole", "apart", "sum", "bank"):
-        assert runs.open_run(f"gs://made/{made}").checksums()
+    for name in ("whole", "apart", "sum", "bank"):
+        assert runs.open_run(f"gs://made/{name}").checksums()
     generate.main(["--run", "gs://made/bank", "--prompt", "red", "--tokens", "2"])
     assert "style" in capsys.readouterr().out
 
@@ -210,7 +210,7 @@ def test_what_a_bucket_refuses_is_said_in_one_line_with_the_bucket_and_what_is_m
 ):
     for name in ("list", "get"):
         train(remote(2), f"gs://made/{name}")
-    started = []
+    processes = []
     for number, (where, folder, pattern, status, missing, _) in enumerate(REFUSED):
         for split in ("train", "heldout"):
             content = (absolute("gs://made/data") / f"prose-{split}.jsonl").read_bytes()
@@ -224,17 +224,17 @@ def test_what_a_bucket_refuses_is_said_in_one_line_with_the_bucket_and_what_is_m
         )
         experiment = remote(4, data=dataclasses.replace(data, sources=(source,)))
         (tmp_path / str(number)).mkdir()
-        started.append(tiny_run.start(experiment, tmp_path / str(number), where))
-    for process, (_, _, _, status, missing, said) in zip(started, REFUSED, strict=True):
+        processes.append(tiny_run.start(experiment, tmp_path / str(number), where))
+    for process, (_, _, _, status, missing, expected) in zip(processes, REFUSED, strict=True):
         code, output = finish(process)
         (line,) = [line for line in output.splitlines() if line.startswith("error: ")] or [output]
         assert code == 1 and output.strip().endswith(line.strip()), output
         # TensorStore prints some of its own after a save that Orbax gave up
-        assert "Traceback" not in output or "save" in said, output
-        assert said in line, line
+        assert "Traceback" not in output or "save" in expected, output
+        assert expected in line, line
         assert not missing or f"storage.objects.{missing} access" in line, line
         assert "roles/storage.objectUser" in line or status != 403, line
-        assert "step 1/" not in output or "save" in said, output
+        assert "step 1/" not in output or "save" in expected, output
         assert "missing, cut short" not in line and "disk space" not in line, line
 
 
@@ -325,19 +325,22 @@ def test_a_path_that_a_program_takes_may_be_in_a_bucket_or_is_refused_by_its_opt
         "text": tmp_path / "text.py",
         "config": tiny_run.config_file(tmp_path, remote(2)),
     }
-    for program, words, refused in TAKEN:
-        words = words.format(**names).split()
-        monkeypatch.setattr(sys, "argv", ["program", *words])
+    for program, arguments, refusal in TAKEN:
+        arguments = arguments.format(**names).split()
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
         try:
             program.main()
             code = None
         except SystemExit as end:
             code = end.code
-        said = f"{code}\n{capsys.readouterr().err}"
-        if refused is None:
-            assert code in (None, 0), (words, said)
+        output = f"{code}\n{capsys.readouterr().err}"
+        if refusal is None:
+            assert code in (None, 0), (arguments, output)
         else:
-            assert code not in (None, 0) and re.search(refused.format(**names), said), (words, said)
+            assert code not in (None, 0) and re.search(refusal.format(**names), output), (
+                arguments,
+                output,
+            )
     there = absolute(names["there"])
     assert runs.open_run(there / "imported").fingerprint == runs.open_run(base).fingerprint
     assert json.loads((there / "bits.json").read_text())["bits_per_byte"]
@@ -347,10 +350,15 @@ def test_a_path_that_a_program_takes_may_be_in_a_bucket_or_is_refused_by_its_opt
 
 def test_a_run_outlasts_storage_that_is_away_and_says_when_it_is_gone(emulator, remote, tmp_path):
     where, folder = "gs://made/lost", absolute("gs://made/lost")
-    saved = lambda: len(list((folder / "checkpoints").glob("*/commit_success.txt")))  # noqa: E731
-    newest = lambda: max(int(p.parent.name) for p in (folder / "checkpoints").glob("*/commit*"))  # noqa: E731
+
+    def saved_steps():
+        return len(list((folder / "checkpoints").glob("*/commit_success.txt")))
+
+    def newest():
+        return max(int(p.parent.name) for p in (folder / "checkpoints").glob("*/commit*"))
+
     process = tiny_run.start(remote(NO_LIMIT), tmp_path, where)
-    tiny_run.wait_for(process, saved)
+    tiny_run.wait_for(process, saved_steps)
     emulator.process.kill()
     time.sleep(3)
     emulator.start()

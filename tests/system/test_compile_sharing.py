@@ -66,8 +66,8 @@ def compile_step(world, forget):
         forget()
         base = runs.open_run(experiment.init_from) if experiment.init_from else None
         program = make_program(experiment, base)
-        words = tokenizer.load(world.folder / "tokenizer.json")
-        batch = Pipeline(experiment.data, words, default_cache()).batch(0)
+        run_tokenizer = tokenizer.load(world.folder / "tokenizer.json")
+        batch = Pipeline(experiment.data, run_tokenizer, default_cache()).batch(0)
         with sharding.mesh_context(program.mesh, experiment.sharding_rules):
             program.compile(batch)
 

@@ -44,9 +44,9 @@ def experiment(world, **changes):
 
 def start(count, config, workdir):
     """So many processes that share 8 devices; `config` is one experiment, or one for each."""
-    given = config if isinstance(config, list) else [config] * count
+    configs = config if isinstance(config, list) else [config] * count
     lines = []
-    for index, one in enumerate(given):
+    for index, one in enumerate(configs):
         folder = workdir.with_name(f"{workdir.name}-{index}")
         folder.mkdir(exist_ok=True)
         file = tiny_run.config_file(folder, one)
@@ -61,12 +61,12 @@ def together(lines):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = re.sub(r"(device_count=)\d+", rf"\g<1>{DEVICES // count}", os.environ["XLA_FLAGS"])
-    started = []
+    processes = []
     for index, line in enumerate(lines):
         variables = dict(
             zip(distributed.VARIABLES, (f"127.0.0.1:{port}", str(count), str(index)), strict=True)
         )
-        started.append(
+        processes.append(
             subprocess.Popen(
                 [*line, "--distributed"],
                 cwd=tiny_run.ROOT,
@@ -76,7 +76,7 @@ def together(lines):
                 text=True,
             )
         )
-    return started
+    return processes
 
 
 def finish(processes, status=0):
@@ -88,8 +88,8 @@ def finish(processes, status=0):
 
 
 def weights(workdir, step):
-    saved = open_checkpoint(workdir, step)
-    return saved.read(*(name for name in saved.checksums() if name.startswith("model/")))
+    checkpoint = open_checkpoint(workdir, step)
+    return checkpoint.read(*(name for name in checkpoint.checksums() if name.startswith("model/")))
 
 
 def assert_same_run(ours, theirs):
@@ -223,15 +223,15 @@ def test_a_lost_process_gives_75_and_an_error_of_its_own_1(monkeypatch, capsys, 
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(os, "_exit", leave)
     with (
-        pytest.raises((Ended, SystemExit)) as ended,
+        pytest.raises((Ended, SystemExit)) as exit_info,
         distributed.abort_on_error(),
         cli.clear_errors(),
     ):
         raise error
-    assert ended.value.args == (status,)
-    said = capsys.readouterr().err
-    assert ("another process is gone" in said) == (status == 75)
-    assert status != 1 or str(error) in said
+    assert exit_info.value.args == (status,)
+    message = capsys.readouterr().err
+    assert ("another process is gone" in message) == (status == 75)
+    assert status != 1 or str(error) in message
 
 
 @pytest.mark.parametrize(
@@ -254,23 +254,23 @@ def test_a_process_that_does_not_know_the_others_says_so(monkeypatch, values, me
 def test_a_process_that_nothing_says_its_place_to_says_what_to_do(world, tmp_path):
     file = tiny_run.config_file(tmp_path, experiment(world))
     line = tiny_run.command("train", "--config", file, "--workdir", tmp_path / "run")
-    ended = subprocess.run(
+    process = subprocess.run(
         [*line, "--distributed"], cwd=tiny_run.ROOT, capture_output=True, text=True
     )
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr
-    assert "--distributed: " in ended.stderr and "Set JAX_COORDINATOR_ADDRESS" in ended.stderr
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "--distributed: " in process.stderr and "Set JAX_COORDINATOR_ADDRESS" in process.stderr
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
 def test_a_host_feeds_the_rows_that_its_devices_hold(axes):
     mesh = MeshConfig(*axes).make()
-    placed = sharding.batch_sharding(mesh, sharding.RULES)
-    here = sharding.local_rows(placed, 16)
+    row_sharding = sharding.batch_sharding(mesh, sharding.RULES)
+    here = sharding.local_rows(row_sharding, 16)
     assert here.tolist() == list(range(16))  # this process has all devices
     leaf = np.arange(16 * 3).reshape(16, 3)
-    made = sharding.place_rows({"leaf": leaf}, placed, here, 16)["leaf"]
-    assert made.sharding == placed and np.array_equal(np.asarray(made), leaf)
-    for shard in made.addressable_shards:
+    array = sharding.place_rows({"leaf": leaf}, row_sharding, here, 16)["leaf"]
+    assert array.sharding == row_sharding and np.array_equal(np.asarray(array), leaf)
+    for shard in array.addressable_shards:
         assert np.array_equal(shard.data, leaf[shard.index])
     assert jax.process_count() == 1
 
@@ -282,10 +282,10 @@ def test_two_processes_measure_what_one_does(world, alone, tmp_path):
     file = tmp_path / "evaluate.py"
     config = {"text": text, "mesh": {"data": 2, "fsdp": 4}}
     file.write_text(f"def get_config():\n    return {config!r}\n")
-    given = ["--config", str(file), "--run", str(alone), "--out"]
-    evaluate.main([*given, str(tmp_path / "alone.json")])
+    flags = ["--config", str(file), "--run", str(alone), "--out"]
+    evaluate.main([*flags, str(tmp_path / "alone.json")])
     out = tmp_path / "pair.json"
-    outputs = finish(together([tiny_run.command("evaluate", *given, out)] * 2))
+    outputs = finish(together([tiny_run.command("evaluate", *flags, out)] * 2))
     assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
     expected = json.loads((tmp_path / "alone.json").read_text())["bits_per_byte"]
     assert json.loads(out.read_text())["bits_per_byte"] == pytest.approx(expected, rel=1e-5)

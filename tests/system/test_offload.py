@@ -26,19 +26,19 @@ def test_offloaded_moments_and_layer_inputs_give_the_losses_of_those_on_devices(
     plain = world.experiment(6, mesh=MESH, compute=ComputeConfig(remat="full"))
     train(plain, tmp_path / "plain")
     settings = {"offload": MOMENTS, "compute": ComputeConfig(remat="offload")}
-    saved = {"checkpoint": CheckpointConfig(every=3)}
-    train(world.experiment(3, mesh=MESH, **settings, **saved), tmp_path / "run")
-    train(world.experiment(6, mesh=MESH, **settings, **saved), tmp_path / "run")  # goes on
+    saving = {"checkpoint": CheckpointConfig(every=3)}
+    train(world.experiment(3, mesh=MESH, **settings, **saving), tmp_path / "run")
+    train(world.experiment(6, mesh=MESH, **settings, **saving), tmp_path / "run")  # goes on
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "plain"), rtol=1e-5)
     # and the run goes on with its moments on the devices
-    train(world.experiment(8, mesh=MESH, **settings | {"offload": ()}, **saved), tmp_path / "run")
+    train(world.experiment(8, mesh=MESH, **settings | {"offload": ()}, **saving), tmp_path / "run")
     assert open_checkpoint(tmp_path / "run").step == 8
 
 
 def test_moments_lie_with_the_host_between_steps(world):
     program = make_program(world.experiment(2, mesh=MESH, offload=MOMENTS), None)
-    held = {name for name, placed in program.shardings.items() if placed.memory_kind == HOST}
-    assert held and all(name.endswith(("/mu", "/nu")) for name in held)
+    host_names = {name for name, where in program.shardings.items() if where.memory_kind == HOST}
+    assert host_names and all(name.endswith(("/mu", "/nu")) for name in host_names)
     batch = jax.tree.map(np.asarray, tiny.batch(rows=8, length=32))
     with jax.set_mesh(program.mesh):
         step = program.compile(batch)

@@ -33,8 +33,8 @@ def test_every_dependency_has_a_reason() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     for extra, entries in requirements().items():
         for entry in entries:
-            found = re.search(rf'^    "{re.escape(entry)}",  # \w.{{8,}}$', text, re.MULTILINE)
-            assert found, f"[{extra}] {entry}: give a reason on its line"
+            match = re.search(rf'^    "{re.escape(entry)}",  # \w.{{8,}}$', text, re.MULTILINE)
+            assert match, f"[{extra}] {entry}: give a reason on its line"
 
 
 def test_every_direct_dependency_is_locked_in_its_lock() -> None:
@@ -62,14 +62,14 @@ def test_locks_are_hashed_and_hold_no_address_and_no_torch() -> None:
 
 
 def test_the_locks_agree_on_versions() -> None:
-    locked: dict[str, set[str]] = {}
+    versions_of: dict[str, set[str]] = {}
     for lock in LOCKS:
         for name, version in re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE):
-            locked.setdefault(name, set()).add(version)
+            versions_of.setdefault(name, set()).add(version)
     # Beam holds these back; its environment has its own of them, beside those of .venv. What reads
     # s3:// holds back the last.
-    held = {"protobuf", "pyarrow", "pillow", "python-dateutil"}
-    assert {name for name, versions in locked.items() if len(versions) > 1} <= held
+    held_back = {"protobuf", "pyarrow", "pillow", "python-dateutil"}
+    assert {name for name, versions in versions_of.items() if len(versions) > 1} <= held_back
 
 
 def test_no_source_file_is_over_400_lines(tracked: list[Path]) -> None:
@@ -98,8 +98,8 @@ def setup_copy(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "tools" / "setup", tmp_path / "tools" / "setup")
     (tmp_path / "bin").mkdir()
     for tool in ("bash", "dirname", "head", "cat", "sha256sum", "mv", "rm", "mkdir"):
-        if found := shutil.which(tool):
-            (tmp_path / "bin" / tool).symlink_to(found)
+        if match := shutil.which(tool):
+            (tmp_path / "bin" / tool).symlink_to(match)
     return tmp_path
 
 
@@ -168,18 +168,20 @@ def test_what_a_page_points_to_exists(page: Path) -> None:
     paths = re.findall(
         r"(?<![\w/.-])(?:configs|docs|experiments|research|tests|tools)/[\w/.]+", text
     )
-    named = [ROOT / path.rstrip(".") for path in paths]
-    assert [str(path) for path in (*links, *named) if not path.exists()] == []
+    named_paths = [ROOT / path.rstrip(".") for path in paths]
+    assert [str(path) for path in (*links, *named_paths) if not path.exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_of_our_programs_on_a_page_is_one(page: Path) -> None:
     text = page.read_text().replace("\\\n", " ")
     line = r"(tools/\w+|graft \w+|python -m research\.train)((?: +[^\s`#|]+)+)"
-    for program, words in re.findall(line, text):
-        known = flags(program)
-        given = re.findall(r"(?<=\s)'?(--[a-z][\w-]*)(?![\w.-])", words.split(" -- ")[0])
-        assert not {*given} - known, f"{page.name}: {program} knows no { ({*given} - known) }"
+    for program, arguments in re.findall(line, text):
+        known_flags = flags(program)
+        used_flags = re.findall(r"(?<=\s)'?(--[a-z][\w-]*)(?![\w.-])", arguments.split(" -- ")[0])
+        assert not {*used_flags} - known_flags, (
+            f"{page.name}: {program} knows no { ({*used_flags} - known_flags) }"
+        )
 
 
 def flags(program: str) -> set[str]:

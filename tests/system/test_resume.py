@@ -66,14 +66,14 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(world, tmp_path)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     with Checkpointer(workdir / "checkpoints") as checkpoints:
-        saved = checkpoints.latest_step() or 0  # none, if the kill fell into the first save
-    steps = max(saved, 1) + 3
+        saved_step = checkpoints.latest_step() or 0  # none, if the kill fell into the first save
+    steps = max(saved_step, 1) + 3
     summary = train(full(world, steps), workdir)
     assert summary.finished and summary.steps == steps
     train(full(world, steps), tmp_path / "whole")
-    assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole"), (kill_at, saved)
+    assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole"), (kill_at, saved_step)
     ours, theirs = tiny_run.lines(workdir), tiny_run.lines(tmp_path / "whole")
-    assert ours == theirs, (kill_at, saved)
+    assert ours == theirs, (kill_at, saved_step)
     steps_seen = [json.loads(line)["step"] for line in ours if "accuracy" in line]
     assert steps_seen == list(range(1, steps + 1))
     assert sum("heldout_loss" in line for line in ours) == len({*range(3, steps, 3), steps})
@@ -146,8 +146,8 @@ def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(world, tmp_pat
     assert summary.steps in (3, 4) and not summary.finished
     assert open_checkpoint(tmp_path).step == summary.steps
     whole = json.loads((world.base / "summary.json").read_text())  # of the same data
-    for counted in ("tokens", "examples", "flops"):  # what was done, not what was planned
-        np.testing.assert_allclose(getattr(summary, counted) / summary.steps, whole[counted] / 30)
+    for name in ("tokens", "examples", "flops"):  # what was done, not what was planned
+        np.testing.assert_allclose(getattr(summary, name) / summary.steps, whole[name] / 30)
 
 
 def test_a_finished_run_is_left_as_it_is(world, whole, capsys):

@@ -32,7 +32,7 @@ from tests.methods.cases import BESIDE, CASES
 
 
 @pytest.fixture
-def refused(world, tmp_path):
+def refusal(world, tmp_path):
     """Runs the program, which must end with an error; gives the message. Nothing is written."""
 
     def run(*overrides, experiment=None):
@@ -53,14 +53,14 @@ def refused(world, tmp_path):
 def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tmp_path):
     file = tiny_run.config_file(tmp_path, world.experiment(4))
     line = tiny_run.command("train", "--config", file, "--workdir", tmp_path / "run")
-    ended = subprocess.run(
+    process = subprocess.run(
         [*line, "--config.schedule.learning_rte=0.1"],
         cwd=tiny_run.ROOT,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 1 and not (tmp_path / "run").exists()
-    assert ended.stderr.splitlines() == [
+    assert process.returncode == 1 and not (tmp_path / "run").exists()
+    assert process.stderr.splitlines() == [
         "error: config.schedule.learning_rte: no such key; "
         "did you mean config.schedule.learning_rate?"
     ]
@@ -101,14 +101,14 @@ def test_a_misspelt_key_is_named_with_the_nearest_one_and_no_traceback(world, tm
     ],
     ids=lambda value: value[-1].split("=")[0] if isinstance(value, list) else "",
 )
-def test_what_does_not_fit_is_named_before_anything_is_written(refused, overrides, message):
-    error = refused(*overrides)
+def test_what_does_not_fit_is_named_before_anything_is_written(refusal, overrides, message):
+    error = refusal(*overrides)
     assert re.search(message, error), error
 
 
-def test_an_empty_corpus_is_refused(refused, tmp_path):
+def test_an_empty_corpus_is_refused(refusal, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    message = refused(f"data.sources[0].path={tmp_path}/empty.jsonl")
+    message = refusal(f"data.sources[0].path={tmp_path}/empty.jsonl")
     assert message == "error: Source 'prose:train' is empty: there is nothing to learn from."
 
 
@@ -133,10 +133,10 @@ class Untrained(Causal):
     "honest, message",
     [(True, "has no token to train on: all of its text is masked"), (False, "never trains end-of")],
 )
-def test_data_that_is_all_masked_is_refused(refused, monkeypatch, honest, message):
+def test_data_that_is_all_masked_is_refused(refusal, monkeypatch, honest, message):
     monkeypatch.setitem(OBJECTIVES, "untrained", Untrained)
     settings = f"data.objective_settings={{'honest': {honest}}}"
-    assert f"Source 'prose:train' {message}" in refused("data.objective=untrained", settings)
+    assert f"Source 'prose:train' {message}" in refusal("data.objective=untrained", settings)
 
 
 def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
@@ -194,10 +194,10 @@ def test_help_imports_no_jax():
         heavy = {"jax", "flax", "orbax", "tensorflow_datasets", "grain"} & set(sys.modules)
         assert not heavy, heavy
     """
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny_run.ROOT, capture_output=True, text=True
     )
-    assert ended.returncode == 0, ended.stderr
+    assert process.returncode == 0, process.stderr
 
 
 LEARNERS = {name: case for name, case in (CASES | BESIDE).items() if case.learning_rate}
@@ -259,8 +259,8 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
         run.sidecar_files[chat_template.TEMPLATE].decode() == PLAIN == run.tokenizer.chat_template
     )
     # so it does where the tokenizer's file is given too, and tunes are held to it
-    started = {"model": None, "init_from": str(tmp_path / "run")}
-    again = world.experiment(1, data=world.questions(), **started)
+    start = {"model": None, "init_from": str(tmp_path / "run")}
+    again = world.experiment(1, data=world.questions(), **start)
     assert again.tokenizer and runs.open_base_and_tokenizer(again)[1].chat_template == PLAIN
     with pytest.raises(ValueError, match=r"unlike the chat template(?s:.*)Q: What is red"):
         train(again, tmp_path / "tuned")
@@ -270,8 +270,8 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
 def test_summary_counts_the_whole_run(world):
     summary = json.loads((world.base / "summary.json").read_text())
     documents = [line for line in (world.folder / "prose-train.jsonl").read_text().splitlines()]
-    words = tokenizer.load(world.folder / "tokenizer.json")
-    tokens = sum(len(words.encode(json.loads(line)["text"])) + 1 for line in documents)
+    run_tokenizer = tokenizer.load(world.folder / "tokenizer.json")
+    tokens = sum(len(run_tokenizer.encode(json.loads(line)["text"])) + 1 for line in documents)
     assert summary["steps"] == 30 and summary["finished"]
     assert summary["documents"] == len(documents) == 48
     np.testing.assert_allclose(summary["tokens"], summary["examples"] / 48 * tokens)
