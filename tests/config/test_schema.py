@@ -246,7 +246,7 @@ def test_misspelt_config_file_and_flag_name_the_nearest(
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"did you mean .*tiny\.py\?"):
         cli.load(Train, config_file.replace("tiny", "tniy"))
-    parser = cli.program_parser("Trains.")
+    parser = cli.program_parser("train", "Trains.")
     parser.add_argument("--workdir")
     arguments = cli.parse(parser, ["--config", "a.py:b", "--config.model.width=8"])
     assert (arguments.config, arguments.overrides) == ("a.py:b", ["model.width=8"])
@@ -261,8 +261,8 @@ def test_misspelt_config_file_and_flag_name_the_nearest(
 
 def test_help_shows_the_docstring_without_importing_jax() -> None:
     program = (
-        "import sys; from research import config\n"
-        "try: config.parse(config.program_parser('Teaches.\\n\\n  a  b'), ['--help'])\n"
+        "import sys; from research.config import cli\n"
+        "try: cli.parse(cli.program_parser('teach', 'Teaches.\\n\\n  a  b'), ['--help'])\n"
         "finally: assert 'jax' not in sys.modules"
     )
     start = time.monotonic()
