@@ -12,7 +12,8 @@ import jax
 from research import methods, sharding
 from research.checkpoints import runs
 from research.data import run_checks, token_cache
-from research.data.pipeline import HeldOut, Pipeline
+from research.data.heldout import HeldOut
+from research.data.pipeline import Pipeline
 from research.experiment import Experiment
 from research.runtime import distributed, memory, storage
 from research.runtime.accelerators import peak_flops_per_second
