@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command with the rest of the command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        environment.enter(argv, LAYERS.get(argv[0], ""))
+        environment.reexec_if_needed(argv, LAYERS.get(argv[0], ""))
         importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
         return
     parser = _parser()

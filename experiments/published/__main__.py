@@ -31,11 +31,11 @@ TABLE = Path(__file__).parent / "table.md"
 H100 = Accelerator(
     kind="H100",
     flops=989e12,
-    memory_rate=3350e9,
-    link_rate=450e9,
-    network_rate=50e9,
+    memory_bandwidth=3350e9,
+    link_bandwidth=450e9,
+    network_bandwidth=50e9,
     memory=80 * 10**9,
-    pod=8,
+    max_chips=8,
 )
 # MaxText's own shapes, by its global scale: 16 and 32 times the base of its base.yml
 SCALE = dict(vocabulary=32_000, layers=32, heads=64, kv_heads=64, head_size=128, mlp_width=28_672)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.reports.page import Column, text_table
-from research.runtime.accelerators import EXAMPLES, TPUS
+from research.runtime.accelerators import EXAMPLE_TOPOLOGIES, TPUS
 from research.runtime.files import write_json
 
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    "full": Form(("--config.model.mlp_chunks=8",), ("v5e:16x16", *EXAMPLES)),
+    "full": Form(("--config.model.mlp_chunks=8",), ("v5e:16x16", *EXAMPLE_TOPOLOGIES)),
     "full, 4 rows": Form(
         ("--config.model.mlp_chunks=8", "--config.loss.vocabulary_chunks=32"), ("v5p:4x4x4",), 4
     ),
@@ -52,8 +52,8 @@ FORMS = {
         ("v5p:4x4x4",),
         0,
     ),
-    "LoRA": Form((ADAPTER, BFLOAT16), ("v5e:2x4", *EXAMPLES)),
-    "QLoRA": Form((ADAPTER, NF4), ("v5e:1x1", *EXAMPLES)),
+    "LoRA": Form((ADAPTER, BFLOAT16), ("v5e:2x4", *EXAMPLE_TOPOLOGIES)),
+    "QLoRA": Form((ADAPTER, NF4), ("v5e:1x1", *EXAMPLE_TOPOLOGIES)),
 }
 KEPT = (
     *("chips", "fits", "limit_gib", "peak_gib", "argument_gib", "temp_gib", "weights_gib"),

@@ -93,7 +93,7 @@ def _examine(arguments: argparse.Namespace) -> bool:
     if is_table:
         cli.load(Experiment, arguments.config, arguments.overrides)  # a wrong key is said once
         return _examine_all(arguments)
-    topology = accelerators.topology(arguments.topology, arguments.slices)
+    topology = accelerators.get_topology(arguments.topology, arguments.slices)
     overrides = list(arguments.overrides)
     if arguments.sequences_per_chip:
         overrides.append(f"data.batch_size={topology.rows(arguments.sequences_per_chip)}")
@@ -120,7 +120,7 @@ def _examine_all(arguments: argparse.Namespace) -> bool:
 
     rows: list[dict[str, Any]] = []
     try:
-        for topology in accelerators.EXAMPLES:
+        for topology in accelerators.EXAMPLE_TOPOLOGIES:
             rows.append(_examine_in_process(arguments, topology))
             _write(arguments, rows)
     finally:

@@ -100,7 +100,7 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
         hardware += 2 * shape.width * shape.vocabulary * tokens
     devices = program.mesh.size
     scores = flops.attention + shape.computes_again * flops.attention_recomputed
-    idle = max(accelerator.array / shape.size - 1, 0) * scores * tokens
+    idle = max(accelerator.systolic_size / shape.size - 1, 0) * scores * tokens
     sends = traffic(program, slices)
     moved_bytes = memory_bytes(program)
     return Roofline(
@@ -109,9 +109,9 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
         memory_bytes=moved_bytes,
         traffic=sends,
         compute=(hardware + idle) / (devices * accelerator.flops),
-        memory=moved_bytes / accelerator.memory_rate,
-        links=sends.inside / accelerator.link_rate,
-        network=sends.between_slices / accelerator.network_rate,
+        memory=moved_bytes / accelerator.memory_bandwidth,
+        links=sends.inside / accelerator.link_bandwidth,
+        network=sends.between_slices / accelerator.network_bandwidth,
         tokens=tokens,
         peak=devices * accelerator.flops,
     )

@@ -31,19 +31,19 @@ class Accelerator:
     # dense bfloat16 FLOP/s
     flops: float
     # bytes/s between memory and chip
-    memory_rate: float
+    memory_bandwidth: float
     # bytes/s that it sends over all of its links inside a slice, one way
-    link_rate: float
+    link_bandwidth: float
     # bytes/s of its share of its host's network, between slices
-    network_rate: float
+    network_bandwidth: float
     # bytes that a program may use of its memory: what the TPU compiler allows
     memory: int
-    # most chips of a slice
-    pod: int
-    # rows and columns of the arrays that multiply: a product with a shorter side leaves some idle
-    array: int = 128
+    # chips of the largest slice
+    max_chips: int
+    # rows and columns of its systolic arrays: a product with a shorter side leaves some idle
+    systolic_size: int = 128
     # axes of the torus that links the chips of a slice
-    torus: int = 3
+    torus_axes: int = 3
     # devices that are sold as one chip
     devices_per_chip: int = 1
     # extra arguments for a topology of it
@@ -55,59 +55,59 @@ TPUS = {
     "v4": Accelerator(
         kind="TPU v4$",
         flops=275e12,
-        memory_rate=1200e9,
-        link_rate=268e9,
-        network_rate=6.25e9,
+        memory_bandwidth=1200e9,
+        link_bandwidth=268e9,
+        network_bandwidth=6.25e9,
         memory=int(30.75 * GIB),
-        pod=4096,
+        max_chips=4096,
         options={"chip_config_name": "megacore"},
     ),
     "v5e": Accelerator(
         kind="TPU v5 lite|TPU v5e",
         flops=197e12,
-        memory_rate=819e9,
-        link_rate=200e9,
-        network_rate=3.125e9,
+        memory_bandwidth=819e9,
+        link_bandwidth=200e9,
+        network_bandwidth=3.125e9,
         memory=int(15.75 * GIB),
-        torus=2,
-        pod=256,
+        torus_axes=2,
+        max_chips=256,
     ),
     "v5p": Accelerator(
         kind="TPU v5p?$",
         flops=459e12,
-        memory_rate=2765e9,
-        link_rate=600e9,
-        network_rate=6.25e9,
+        memory_bandwidth=2765e9,
+        link_bandwidth=600e9,
+        network_bandwidth=6.25e9,
         memory=int(95.74 * GIB),
-        pod=6144,
+        max_chips=6144,
     ),
     "v6e": Accelerator(
         kind="TPU v6 lite|TPU v6e",
         flops=918e12,
-        memory_rate=1638e9,
-        link_rate=400e9,
-        network_rate=12.5e9,
+        memory_bandwidth=1638e9,
+        link_bandwidth=400e9,
+        network_bandwidth=12.5e9,
         memory=int(31.25 * GIB),
-        torus=2,
-        pod=256,
-        array=256,
+        torus_axes=2,
+        max_chips=256,
+        systolic_size=256,
     ),
     "tpu7x": Accelerator(
         kind="TPU7x",
         flops=2307e12 / 2,
-        memory_rate=7380e9 / 2,
-        link_rate=600e9 / 2,
-        network_rate=12.5e9 / 2,
+        memory_bandwidth=7380e9 / 2,
+        link_bandwidth=600e9 / 2,
+        network_bandwidth=12.5e9 / 2,
         memory=int(94.75 * GIB),
-        pod=9216,
-        array=256,
+        max_chips=9216,
+        systolic_size=256,
         devices_per_chip=2,
     ),
 }
 # dense bfloat16 FLOP/s of GPUs, by JAX's name for their kind, as a pattern; the first that is found
 GPUS = (("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100|H200", 989e12), ("A100", 312e12))
 # What `graft preflight --topology all` compiles for: 64 chips of each, or the nearest there is.
-EXAMPLES = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8", "tpu7x:4x4x4")
+EXAMPLE_TOPOLOGIES = ("v4:4x4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8", "tpu7x:4x4x4")
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -134,7 +134,7 @@ class Topology:
         return len(self.devices) * -(-per_chip // self.accelerator.devices_per_chip)
 
 
-def topology(name: str, slices: int = 1) -> Topology:
+def get_topology(name: str, slices: int = 1) -> Topology:
     """The devices of one or several slices, from the TPU compiler's own knowledge of them.
 
     Raises:
@@ -144,14 +144,16 @@ def topology(name: str, slices: int = 1) -> Topology:
     version, _, shape = name.partition(":")
     axes = [int(axis) for axis in shape.split("x") if axis.isdecimal()]
     whole = "x".join(map(str, axes)) == shape and all(axes)
-    if version not in TPUS or len(axes) != TPUS[version].torus or not whole:
-        examples = ", ".join(EXAMPLES)
+    if version not in TPUS or len(axes) != TPUS[version].torus_axes or not whole:
+        examples = ", ".join(EXAMPLE_TOPOLOGIES)
         raise ValueError(
             f"topology {name!r}: give a version ({', '.join(TPUS)}) and its shape in chips, such "
             f"as {examples}"
         )
-    if math.prod(axes) > TPUS[version].pod:
-        raise ValueError(f"topology {name!r}: {version} has {TPUS[version].pod} chips at most")
+    if math.prod(axes) > TPUS[version].max_chips:
+        raise ValueError(
+            f"topology {name!r}: {version} has {TPUS[version].max_chips} chips at most"
+        )
     from jax.experimental import topologies
 
     accelerator = TPUS[version]
@@ -166,11 +168,13 @@ def topology(name: str, slices: int = 1) -> Topology:
                 "the TPU compiler is not there: run tools/setup preflight"
             ) from None
         raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from None
-    result = Topology(name, slices, accelerator, description.devices)
+    topology = Topology(name, slices, accelerator, description.devices)
     expected = slices * math.prod(axes)
-    if result.chips != expected:
-        raise ValueError(f"topology {name!r}: {result.chips} chips where {expected} were asked for")
-    return result
+    if topology.chips != expected:
+        raise ValueError(
+            f"topology {name!r}: {topology.chips} chips where {expected} were asked for"
+        )
+    return topology
 
 
 def peak_flops_per_second(devices: Sequence[jax.Device] | None = None) -> float | None:

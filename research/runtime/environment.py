@@ -1,4 +1,4 @@
-"""Which Python a command runs in: this one, .venv's, or that of an environment on top of .venv."""
+"""The Python that a command runs in: this one, .venv's, or that of an environment on top of it."""
 
 import importlib.util
 import os
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv"
 
 
-def enter(argv: Sequence[str], layer: str = "") -> None:
+def reexec_if_needed(argv: Sequence[str], layer: str = "") -> None:
     """Starts `graft ARGV` again in another Python where this one lacks what the command needs.
 
     Args:

@@ -49,7 +49,7 @@ def test_a_step_compiles_with_the_kernel_and_holds_what_its_sharding_says(case):
     experiment = cli.load(Experiment, LLAMA, [*SMALL, "data.batch_size=8", *overrides])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a kernel that refuses says so
-        report = examine.examine(experiment, accelerators.topology(name, slices))
+        report = examine.examine(experiment, accelerators.get_topology(name, slices))
     memory, estimate = report.memory, report.estimate
     assert memory.fits and memory.temp_gib > 0
     resident = estimate.weights_gib + estimate.adapters_gib + estimate.optimizer_gib
@@ -132,7 +132,7 @@ def test_every_version_compiles_with_its_flags_and_what_is_refused_says_why(tmp_
     # TPU7x has two devices a chip
     status, text, reports = run_preflight(tmp_path, *flags, config=["mesh.fsdp=64"])
     assert status == 3
-    assert [report["topology"] for report in reports] == list(accelerators.EXAMPLES)
+    assert [report["topology"] for report in reports] == list(accelerators.EXAMPLE_TOPOLOGIES)
     *results, refusal = reports
     for report in results:
         assert all(report[key] for key in KEYS) and report["batch_size"] == 64

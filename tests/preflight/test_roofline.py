@@ -124,7 +124,7 @@ def test_adapters_leave_gradients_of_the_base_at_home():
 )
 def test_a_topology_that_there_is_not_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
-        accelerators.topology(name)
+        accelerators.get_topology(name)
 
 
 V5P = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
