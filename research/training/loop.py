@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from research import methods, sharding
+from research import sharding
 from research.checkpoints import runs
 from research.data import run_checks, token_cache
 from research.data.heldout import HeldOut
@@ -37,8 +37,8 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     timing, folder = Timing(), storage.absolute(workdir)
 
     # --- program: everything abstract, so that what does not fit is an error before compute ---
-    base, tokenizer = runs.open_start(experiment)
-    experiment = dataclasses.replace(experiment, method=methods.bind(experiment.method, tokenizer))
+    base, tokenizer = runs.open_base_and_tokenizer(experiment)
+    experiment = dataclasses.replace(experiment, method=experiment.method.bind(tokenizer))
     program = make_program(experiment, base)
 
     # --- data ---
@@ -107,7 +107,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 def _open_data(program: Program, tokenizer: Tokenizer) -> tuple[Pipeline, list[HeldOut]]:
     """The training batches, after the checks of what is in them, and the held-out ones."""
     experiment, cache = program.experiment, token_cache.default_cache()
-    vocabulary, bank = program.shape.vocabulary, methods.bank_names(experiment.method)
+    vocabulary, bank = program.shape.vocabulary, experiment.method.bank_names
     data = Pipeline(experiment.data, tokenizer, cache, vocabulary, bank)
     run_checks.check_run(data, experiment.checks, experiment.evaluate_split, cache)
     return data, open_heldout(data, experiment.evaluate_split, experiment.evaluate_tokens)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from research import tree
-from research.checkpoints import runs
+from research.checkpoints import runs, stacking
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
 from research.data.pipeline import Pipeline
@@ -106,7 +106,7 @@ class RunSaver:
         self._writer.mirror()  # lines up to a checkpoint are not written again
         checkpointer.save(
             step,
-            runs.unstack_for_saving({name: arrays[name] for name in names}),
+            stacking.unstack_for_saving({name: arrays[name] for name in names}),
             self._metadata | {"seconds": self._timing.total_seconds},
             # an older model's metrics say nothing of this one
             metrics=evaluation.metrics if evaluation.step == step else None,
