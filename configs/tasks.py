@@ -25,8 +25,7 @@ def license_tuning(batch_size: int) -> dict[str, Any]:
     """`config.data` of a run that learns to name the licence of a notice."""
     return dict(
         sources=[license_notices()],
-        objective="supervised",
-        objective_settings=dict(template=LICENSE_TEMPLATE),
+        objective=dict(kind="supervised", template=LICENSE_TEMPLATE),
         # longer notices are cut, answers never
         sequence_length=128,
         batch_size=batch_size,

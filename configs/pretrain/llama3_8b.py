@@ -25,7 +25,7 @@ def get_config(accelerator: str | None = None) -> ConfigDict:
     config.tokenizer = "data/llama3/tokenizer.json"
     config.data = dict(
         sources=[dict(name="web", kind="prepared", path="data/web")],
-        objective="causal",
+        objective=dict(kind="causal"),
         sequence_length=4096,
         batch_size=256,
     )

@@ -258,7 +258,7 @@ def samples(
             ]
         objective = task.objective
         questions = [
-            objective.prompt_ids(run.tokenizer, row["prompt"], task.sequence_length)[0]
+            objective.encode_prompt(run.tokenizer, row["prompt"], task.sequence_length)[0]
             for row in rows
         ]
         answers[name] = write(questions, NEW_TOKENS)

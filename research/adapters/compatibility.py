@@ -43,10 +43,7 @@ def common_experiment(opened: Sequence[Run]) -> Experiment | None:
         if run.experiment is None or first is None:
             return None
         ours, theirs = first.data, run.experiment.data
-        if (ours.objective, ours.objective_settings) != (
-            theirs.objective,
-            theirs.objective_settings,
-        ):
+        if ours.objective != theirs.objective:
             return None
     return first
 

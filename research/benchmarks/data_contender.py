@@ -16,6 +16,7 @@ from research.data import token_cache
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig, open_source
+from research.objectives import OBJECTIVES
 from research.runtime.memory import peak_memory_bytes
 from research.text import tokenizer as tokenizer_lib
 from research.text.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def prepare(settings: Mapping[str, Any]):
 def _batches(settings: Mapping[str, Any]):
     """A run's own batches, one after another in one process."""
     length, rows = settings["sequence_length"], settings["batch_size"]
-    config = DataConfig(sources(), length, rows, settings["objective"])
+    config = DataConfig(sources(), length, rows, OBJECTIVES[settings["objective"]]())
     tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(settings["tokenizer"]))
     pipeline = Pipeline(config, tokenizer, token_cache.default_cache())
     steps = settings["steps"]

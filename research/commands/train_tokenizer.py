@@ -9,6 +9,7 @@ no large source takes the whole vocabulary. The same text gives the same tokeniz
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = cli.parse(parser, argv)
 
-    from research.data.examples import make_objective
     from research.data.sources import open_source
     from research.experiment import Experiment
     from research.runtime import storage
@@ -36,20 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.clear_errors():
         storage.check_writable(storage.absolute(arguments.out).parent)
         data = cli.load(Experiment, arguments.config, arguments.overrides).data
-        objective = make_objective(data)
         sources = [open_source(source) for source in data.sources]
-        texts = (text for source in sources for text in sample(source, objective, arguments.bytes))
-        words = tokenizer.train(texts, arguments.vocabulary)
-        words.save(arguments.out)
-    print(f"{arguments.out}: {words.vocabulary_size} tokens, {words.fingerprint()[:16]}")
-    if words.vocabulary_size < arguments.vocabulary:
+        samples = (sample(source, data.objective, arguments.bytes) for source in sources)
+        trained = tokenizer.train(itertools.chain.from_iterable(samples), arguments.vocabulary)
+        trained.save(arguments.out)
+    print(f"{arguments.out}: {trained.vocabulary_size} tokens, {trained.fingerprint()[:16]}")
+    if trained.vocabulary_size < arguments.vocabulary:
         print(f"(the text has no more pairs that occur twice; {arguments.vocabulary} were asked)")
 
 
 def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:
     """Documents spread evenly over a source, about `limit` bytes in all."""
-    from research.data.examples import read_texts
-
     total, stride = 0, 1
     while stride * 7 < len(source) // 64:  # a stride that is no period of a sorted source
         stride = stride * 2 + 1
@@ -57,6 +54,6 @@ def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:
         for index in range(start, len(source), stride):
             if total >= limit:
                 return
-            for text in read_texts(source[index], objective, f"{source.name}, row {index}"):
+            for text in objective.texts(source[index], f"{source.name}, row {index}"):
                 total += len(text.encode())
                 yield text

@@ -1,7 +1,7 @@
 """Keys that configs had before: what is on disk under an old name is read under the new one.
 
 Runs, checkpoints and config files that were written before a key was renamed still open. This is
-the one place that knows the old names; `research.config.schema.build` applies it.
+the one place that knows the old names and forms; `research.config.schema.build` applies it.
 """
 
 from collections.abc import Mapping
@@ -54,6 +54,8 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "contamination.fewest_words": "min_words",
     },
 }
+# the class that is built -> where the data's config lies in it
+_DATA: Mapping[str, list[str]] = {"Experiment": ["data"], "DataConfig": []}
 # logical axes in `sharding_rules`
 RENAMED_AXES = {"key_heads": "kv_heads"}
 
@@ -70,11 +72,30 @@ def upgrade(mapping: Any, name: str) -> Any:
         for holder in _find(mapping, parents):
             if old in holder and new not in holder:
                 holder[new] = holder.pop(old)
+    for holder in _find(mapping, _DATA.get(name, ["?"])):
+        _join_objective(holder)
     rules = mapping.get("sharding_rules") if isinstance(mapping, dict) else None
     for rule in rules if isinstance(rules, list) else ():
         if isinstance(rule, list) and rule and isinstance(rule[0], str):
             rule[0] = RENAMED_AXES.get(rule[0], rule[0])
     return mapping
+
+
+def _join_objective(data: dict[str, Any]) -> None:
+    """One mapping with a `kind`, where there was a name and beside it `objective_settings`.
+
+    Raises:
+        ValueError: such settings beside an objective that is written the new way.
+    """
+    settings, objective = data.pop("objective_settings", None), data.get("objective")
+    if isinstance(objective, str) or (objective is None and settings is not None):
+        data["objective"] = {"kind": objective or "causal", **(settings or {})}
+    elif settings:
+        key = next(iter(settings))
+        raise ValueError(
+            f"data.objective_settings.{key} is data.objective.{key} now: the settings of an "
+            "objective stand beside its kind."
+        )
 
 
 def _find(node: Any, path: list[str]) -> list[dict[str, Any]]:

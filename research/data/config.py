@@ -3,14 +3,13 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from research.config.schema import Positive
 from research.data.mixture import MixtureConfig
 from research.data.sources import SourceConfig
+from research.objectives import Causal, ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +21,8 @@ class DataConfig:
     sequence_length: Positive
     # Rows in a global batch (B), over all hosts.
     batch_size: Positive
-    # Name of the objective, one of `objectives.OBJECTIVES`.
-    objective: str = "causal"
-    # Settings of the objective, such as {"template": "Notice:\n{prompt}\nLicence:\n"}.
-    objective_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # What is learned from the sources, such as dict(kind="supervised", template="{prompt}\n").
+    objective: ObjectiveConfig = dataclasses.field(default_factory=Causal)
     # Whether a row may hold several documents; if not, each piece has a row of its own.
     pack: bool = True
     # How the sources' weights become shares of the rows, and when these change.

@@ -2,12 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from research.config import schema
 from research.data import checks
 from research.data.config import DataConfig
 from research.data.packing import planning
@@ -15,11 +13,8 @@ from research.data.packing.rows import PackedRows
 from research.data.prepared_tokens import read_prepared
 from research.data.sources import Source, SourceConfig, open_source
 from research.data.sources.prepared import Prepared
-from research.data.token_cache import encode, tokenize
-from research.objectives import OBJECTIVES
-from research.objectives.base import Encodes, Examples, Objective
-from research.objectives.chat import Chat, read_messages
-from research.text.token_table import field_text
+from research.data.token_cache import encode
+from research.objectives.base import Examples
 from research.text.tokenizer import Tokenizer
 
 
@@ -33,27 +28,6 @@ class Origin:
     format: str
     # Records that could not be read and were left out.
     bad_lines: int
-
-
-def make_objective(config: DataConfig) -> Objective:
-    """The configured objective. Raises ValueError for unknown names and settings."""
-    if config.objective not in OBJECTIVES:
-        raise ValueError(
-            f"There is no objective {config.objective!r}. Known: {sorted(OBJECTIVES)}."
-        )
-    cls = OBJECTIVES[config.objective]
-    return schema.build(cls, dict(config.objective_settings), where="objective_settings")
-
-
-def read_texts(example: Mapping[str, Any], objective: Objective, where: str) -> list[str]:
-    """What an objective reads of an example: one text a field, by name, or one a message.
-
-    Raises:
-        ValueError: says `where` a field is missing, or no text.
-    """
-    if isinstance(objective, Chat):
-        return [message["content"] for message in read_messages(example, where)]
-    return [field_text(example, field, where) for field in sorted(objective.fields)]
 
 
 class _Decoded:
@@ -75,7 +49,7 @@ class _Decoded:
 
 
 def open_texts(source: SourceConfig, split: str, tokenizer: Tokenizer) -> Source:
-    """A split whose rows `read_texts` takes, also where it was prepared and has only tokens."""
+    """A split whose rows an objective reads, also where it was prepared and has only tokens."""
     opened = open_source(source, split)
     return _Decoded(opened, tokenizer) if isinstance(opened, Prepared) else opened
 
@@ -88,15 +62,13 @@ def read_examples(
     cache: str | os.PathLike[str],
 ) -> tuple[Examples, Origin]:
     """Opens, tokenizes (once, if it is no prepared source) and checks one split of one source."""
-    objective = make_objective(config)
+    objective = config.objective
     opened = open_source(source, split)
     checks.check_not_empty(opened.name, len(opened))
     if isinstance(opened, Prepared):
         table = read_prepared(opened, tokenizer, objective.fields)
-    elif isinstance(objective, Encodes):
-        table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
     else:
-        table = tokenize(opened, tokenizer, objective.fields, cache)
+        table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
     examples = objective.prepare(table, tokenizer, config.sequence_length)
     checks.check_examples(examples, tokenizer, config.sequence_length)
     return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines)

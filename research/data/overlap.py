@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from research.data.examples import open_texts, read_texts
+from research.data.examples import open_texts
 from research.data.sources import SourceConfig
 from research.data.token_cache import encode
 from research.objectives.base import Objective
-from research.objectives.chat import Chat
 from research.text.normalize import normalise
 from research.text.token_table import Encoded
 from research.text.tokenizer import Tokenizer
@@ -34,12 +33,11 @@ class RowHashes:
         self._objective = objective
         self._hashes: list[list[int]] = []
         self.types = {"hash": np.dtype(np.uint64)}
-        fields = "messages" if isinstance(objective, Chat) else sorted(objective.fields)
-        self.key = {"row_hashes": 1, "of": fields}
+        self.key = {"row_hashes": 1, "of": objective.texts_key}
 
     def add(self, example: Mapping[str, Any], where: str) -> int:
         """Takes one row."""
-        texts = read_texts(example, self._objective, where)
+        texts = self._objective.texts(example, where)
         normal = [normalise(text) for text in texts]
         digest = hashlib.blake2b(digest_size=8)
         for text in normal:

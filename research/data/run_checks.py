@@ -5,7 +5,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,18 +13,12 @@ from research.config.schema import Share
 from research.data import overlap
 from research.data.checks import refuse
 from research.data.config import DataConfig
-from research.data.examples import make_objective
 from research.data.pipeline import Pipeline
 from research.objectives.base import Examples, Objective, name_rows
-from research.objectives.chat import Chat
-from research.objectives.supervised import Supervised
 from research.text.tokenizer import Tokenizer
 
 # Pairs of equal rows that an error names.
 _NAMED = 5
-# Conversations that two templates must write alike; what one of them refuses is not compared.
-_SAID = {"system": "Be brief.", "user": "What is red?", "assistant": "A rose is red."}
-_PROBES = (("user",), ("user", "assistant", "user"), ("system", "user"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +52,7 @@ def check_run(
         ValueError: completions are empty, prompts are written unlike the model's chat template,
           or rows of a held-out split are trained on; names the rows.
     """
-    objective = make_objective(data.config)
+    objective = data.config.objective
     for rows in data.rows.values():
         check_answers(rows.examples, objective, config.empty_answers)
     if not config.other_template:
@@ -74,7 +68,7 @@ def held_out(split: str | None, others: Sequence[str]) -> list[str]:
 
 def check_answers(examples: Examples, objective: Objective, allowed: float) -> None:
     """Refuses more empty completions than the share that is allowed."""
-    if not isinstance(objective, Chat | Supervised):
+    if not objective.has_completions:
         return
     answered = examples.lengths > 0
     empty = np.flatnonzero(answered & (examples.bytes == 0))
@@ -89,37 +83,10 @@ def check_answers(examples: Examples, objective: Objective, allowed: float) -> N
 
 def check_template(objective: Objective, tokenizer: Tokenizer) -> None:
     """Refuses a template that writes prompts unlike the one that came with the model."""
-    if tokenizer.chat_template is None or not isinstance(objective, Chat | Supervised):
-        return
-    for mine, theirs in _written(objective, tokenizer):
-        if mine != theirs:
-            given = "chat template" if isinstance(objective, Chat) else "template"
-            refuse(
-                f"The configured {given} writes a prompt unlike the chat template that came with "
-                f"the tokenizer.\n  configured {mine!r}\n  its own    {theirs!r}\n"
-                'Use objective="chat" without a template to write it as the model knows it, or '
-                "say that another one is meant: --config.checks.other_template=true"
-            )
-            return
-
-
-def _written(objective: Objective, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    """Prompts as the objective writes them, and as the model's own chat template does."""
-    for roles in _PROBES:
-        talk = [{"role": role, "content": _SAID[role]} for role in roles]
-        try:
-            theirs = Chat().prompt_ids(tokenizer, talk)
-            if isinstance(objective, Chat):
-                mine = objective.prompt_ids(tokenizer, talk)
-            elif isinstance(objective, Supervised) and len(talk) == 1:
-                head, tail = objective.fixed(tokenizer)
-                asked = tokenizer.encode(_SAID["user"])
-                mine = [tokenizer.begin_id, *head, *asked, *tail]
-            else:
-                return
-        except ValueError:
-            continue
-        yield tokenizer.decode(mine, special=True), tokenizer.decode(theirs, special=True)
+    try:
+        objective.check_template(tokenizer)
+    except ValueError as error:
+        refuse(str(error))
 
 
 def check_overlap(
@@ -136,7 +103,7 @@ def check_overlap(
     """
     if not splits or allowed == 1:
         return
-    objective = make_objective(config)
+    objective = config.objective
     trained = [overlap.hash_rows(s, s.split, objective, tokenizer, cache) for s in config.sources]
     names = [f"{source.name}:{source.split}" for source in config.sources]
     for split in splits:

@@ -143,7 +143,7 @@ def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
     shots = worked_examples(train, task, tokenizer)
     prompts, truncated = [], 0
     for row in rows:
-        ids, cut = task.objective.prompt_ids(
+        ids, cut = task.objective.encode_prompt(
             tokenizer, row["prompt"], task.sequence_length, longest, shots
         )
         prompts.append(ids)

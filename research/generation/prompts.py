@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from research.adapters import banks
 from research.checkpoints.runs import Run
-from research.data.examples import make_objective
-from research.objectives import Chat, Masked, Supervised
-from research.objectives.base import Objective
+from research.objectives.base import Objective, bare_prompt
 from research.text import chat_template
 
 Turn = Mapping[str, str]  # of a conversation: its role and content
@@ -30,7 +28,7 @@ class Responder:
     @property
     def objective(self) -> Objective | None:
         """What it was trained with; None: it was imported."""
-        return make_objective(self.run.experiment.data) if self.run.experiment else None
+        return self.run.experiment.data.objective if self.run.experiment else None
 
     def ids(self, prompt: str, said: Sequence[Turn] = (), raw: bool = False) -> list[int]:
         """A prompt in the template of what it was trained with, or of the imported model's chat.
@@ -42,30 +40,22 @@ class Responder:
         Raises:
           ValueError: nothing to begin with, or a template that refuses the conversation.
         """
-        words, objective = self.run.tokenizer, self.objective
-        turns = [*map(dict, said), {"role": "user", "content": prompt}]
-        if not raw:
-            template = (
-                None if self.run.experiment else chat_template.find_template(self.run.sidecar_files)
-            )
-            if template is not None:
-                begin, end = words.roles["begin"], words.roles["end"]
-                return words.encode(
-                    chat_template.render(template, turns, begin=begin, end=end), special=True
-                )
-            if isinstance(objective, Chat):
-                return objective.prompt_ids(words, turns)
-            if isinstance(objective, Supervised):
-                assert self.run.experiment is not None
-                length = self.run.experiment.data.sequence_length
-                found, cut = objective.prompt_ids(words, prompt, length)
-                if cut:
-                    print(f"(cut to fit {length} tokens)", file=sys.stderr)
-                return found
-        found = [*words.opening, *words.encode(prompt)]
-        if not found:
-            raise ValueError("the prompt is empty, and this model has no token to begin with")
-        return found
+        tokenizer, experiment = self.run.tokenizer, self.run.experiment
+        messages = [*map(dict, said), {"role": "user", "content": prompt}]
+        if raw:
+            return bare_prompt(tokenizer, prompt)
+        if experiment is not None:
+            length = experiment.data.sequence_length
+            ids, truncated = experiment.data.objective.prompt_ids(tokenizer, messages, length)
+            if truncated:
+                print(f"(cut to fit {length} tokens)", file=sys.stderr)
+            return ids
+        template = chat_template.find_template(self.run.sidecar_files)
+        if template is None:
+            return bare_prompt(tokenizer, prompt)
+        begin, end = tokenizer.roles["begin"], tokenizer.roles["end"]
+        text = chat_template.render(template, messages, begin=begin, end=end)
+        return tokenizer.encode(text, special=True)
 
 
 def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str]) -> list[Responder]:
@@ -96,11 +86,12 @@ def find_stops(run: Run, voices: Sequence[Responder]) -> tuple[int, ...]:
     stops = chat_template.find_stops(run.sidecar_files)
     for voice in voices:
         objective = voice.objective
-        if isinstance(objective, Masked):
+        if objective is None:
+            continue
+        if not objective.generates:
             raise ValueError(
                 f"{voice.name or 'it'} was trained to fill in masked tokens: it reads both ways "
                 "and does not write text. Tune it with another objective first."
             )
-        if isinstance(objective, Chat):
-            stops += (objective.end_id(voice.run.tokenizer),)
+        stops += objective.stop_ids(voice.run.tokenizer)
     return stops

@@ -45,9 +45,9 @@ def write(
         page.section("Checks", _checks(opened.faults, text.findings(summaries))),
         page.section(
             "As the model sees it",
-            f"Rows of {data.sequence_length} tokens, objective {data.objective}. The bar above a "
-            "row shows its documents, green where it is trained on, and padding; rest on a token "
-            "to see its number and position.",
+            f"Rows of {data.sequence_length} tokens, objective {data.objective.kind}. The bar "
+            "above a row shows its documents, green where it is trained on, and padding; rest on a "
+            "token to see its number and position.",
             _rows(rows, opened.tokenizer),
         ),
         page.section("Sources and splits", page.table(*text.table(summaries))),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from research.data import overlap, token_cache
-from research.data.examples import make_objective, open_texts, read_texts
+from research.data.examples import open_texts
 from research.data.sources import Source
 from research.inspection.rows import Opened
 from research.text import near_duplicates
@@ -45,7 +45,7 @@ def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
       near: whether rows are also compared for being nearly equal (seconds).
     """
     data, words = opened.pipeline, opened.tokenizer
-    objective, cache = make_objective(data.config), token_cache.default_cache()
+    objective, cache = data.config.objective, token_cache.default_cache()
     sources = data.config.sources
     planned = data.statistics(opened.experiment.steps)
     names = [f"{source.name}:{source.split}" for source in sources]
@@ -192,7 +192,7 @@ def _texts(source: Source, objective: Objective, most: int) -> tuple[np.ndarray,
     """
     found, seen, size = {}, set(), 0
     for row in np.random.default_rng(0).permutation(len(source))[:_COMPARED].tolist():
-        text = "\n".join(read_texts(source[row], objective, f"{source.name}, row {row}"))
+        text = "\n".join(objective.texts(source[row], f"{source.name}, row {row}"))
         if (normal := normalise(text)) and normal not in seen:
             found[row] = text
             seen.add(normal)

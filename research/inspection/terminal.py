@@ -180,8 +180,8 @@ def show_summary(opened: Opened, summaries: Sequence[Mapping[str, Any]]) -> str:
     """Tables, histograms of lengths, labels, and what the checks before training say."""
     data = opened.experiment.data
     blocks = [
-        f"objective {data.objective}, {data.batch_size} rows of {data.sequence_length} tokens, "
-        f"{opened.experiment.steps:,} steps",
+        f"objective {data.objective.kind}, {data.batch_size} rows of {data.sequence_length} "
+        f"tokens, {opened.experiment.steps:,} steps",
         page.text_table(*table(summaries)),
     ]
     lines = []

@@ -73,7 +73,7 @@ def _data(run: Run) -> list[str]:
         return ["- nothing was trained on here"]
     data = run.experiment.data
     lines = [f"- {s.name} ({s.kind}, {s.split}), licence: {_licence(s)}" for s in data.sources]
-    return [*lines, f"- objective: {data.objective} {dict(data.objective_settings) or ''}".rstrip()]
+    return [*lines, f"- objective: {data.objective.kind} {data.objective.settings or ''}".rstrip()]
 
 
 def _licence(source: SourceConfig) -> str:
@@ -123,7 +123,7 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
 
 
 def _template(run: Run) -> list[str]:
-    settings = run.experiment.data.objective_settings if run.experiment else {}
+    settings = run.experiment.data.objective.settings if run.experiment else {}
     if "template" not in settings:
         return []
     template = json.dumps(settings["template"], ensure_ascii=False)

@@ -1,5 +1,8 @@
 """Objectives: how documents or examples become rows of a `Batch`. One file each."""
 
+from typing import Any
+
+from research.config.schema import one_of
 from research.objectives.base import Objective
 from research.objectives.causal import Causal
 from research.objectives.chat import Chat
@@ -18,3 +21,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "chat": Chat,
     "supervised": Supervised,
 }
+
+# One of them, told apart by its `kind`.
+ObjectiveConfig: Any = one_of(OBJECTIVES.values())

@@ -1,22 +1,16 @@
 """What an objective gives to packing: the length of every example, and any stretch of it.
 
-An objective is a frozen dataclass with
-  fields: ClassVar, field of the source -> whether end-of-text is appended when it is tokenized;
-  prepare(table, tokenizer, window) -> Examples.
-Where its pieces have a prefix that sees both ways it says `bidirectional`, so that a batch's shape
-is known before data is. What reads more than the text of fields has an `encoder` beside them: see
-`Encodes`.
-Its own fields are the settings that a config may give. A new objective is one file and one line
-in `research.objectives.OBJECTIVES`.
+A new objective is one file and one line in `research.objectives.OBJECTIVES`.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from research.text.token_table import Encoder, TokenTable
+from research.text.conversation import Message
+from research.text.token_table import Encoder, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
 
 
@@ -117,20 +111,93 @@ class Examples:
         return 0 if self.bytes is None else int(self.bytes[chosen].sum())
 
 
-class Objective(Protocol):
-    """See the module's docstring."""
+class Objective:
+    """How the examples of a source become rows of a `Batch`.
 
-    fields: ClassVar[Mapping[str, bool]]
+    Each is a frozen dataclass with `prepare` and a `kind: Literal[...]` of its own; its other
+    fields are the settings that a config may give. Everything else has a default here, so that
+    nothing outside objectives/ asks which objective it is.
+    """
 
-    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
-        """Examples of `table`, none longer than `window` unless they may be split."""
-        ...
+    # Its name in the registry and in configs.
+    kind: str
+    # Field of an example -> whether end-of-text is appended when it is tokenized.
+    fields: ClassVar[Mapping[str, bool]] = {"text": True}
+    # Whether an example has a completion, which may be empty.
+    has_completions: ClassVar[bool] = False
+    # Whether a model trained on it can write text.
+    generates: ClassVar[bool] = True
 
+    @property
+    def bidirectional(self) -> bool:
+        """Whether pieces have a prefix that sees both ways: a batch's shape, known before data."""
+        return False
 
-@runtime_checkable
-class Encodes(Protocol):
-    """An objective whose tokens are not those of text fields alone."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, without `kind`."""
+        fields = dataclasses.fields(cast(Any, self))
+        return {
+            field.name: value
+            for field in fields
+            if field.name != "kind" and (value := getattr(self, field.name)) != field.default
+        }
+
+    @property
+    def texts_key(self) -> Any:
+        """What `texts` depends on beside the example, as JSON."""
+        return sorted(self.fields)
+
+    def texts(self, example: Mapping[str, Any], where: str) -> list[str]:
+        """What is read of an example: one text a field, by name.
+
+        Raises:
+            ValueError: says `where` a field is missing, or no text.
+        """
+        return [field_text(example, field, where) for field in sorted(self.fields)]
 
     def encoder(self, tokenizer: Tokenizer, window: int) -> Encoder:
         """Makes the table that `prepare` takes."""
-        ...
+        return TextEncoder(tokenizer, self.fields)
+
+    def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
+        """Examples of `table`, none longer than `window` unless they may be split."""
+        raise NotImplementedError
+
+    def prompt_ids(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], window: int
+    ) -> tuple[list[int], bool]:
+        """What the model reads before it answers: exactly what it reads in training.
+
+        Args:
+          tokenizer: the model's.
+          messages: a conversation that ends with the user's message; an objective without
+            conversations takes that message alone.
+          window: tokens that the model reads at most.
+
+        Returns:
+          Token ids, and whether the prompt was cut.
+
+        Raises:
+            ValueError: nothing to begin with, or it does not fit.
+        """
+        return bare_prompt(tokenizer, messages[-1]["content"]), False
+
+    def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Tokens besides end-of-text that end an answer."""
+        return ()
+
+    def check_template(self, tokenizer: Tokenizer) -> None:
+        """Raises ValueError if prompts are written unlike the tokenizer's own chat template."""
+
+
+def bare_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A prompt in no template.
+
+    Raises:
+        ValueError: it is empty, and the tokenizer opens texts with no token.
+    """
+    ids = [*tokenizer.opening, *tokenizer.encode(text)]
+    if not ids:
+        raise ValueError("the prompt is empty, and this model has no token to begin with")
+    return ids

@@ -1,25 +1,24 @@
 """Predict every next token of a document, and where it ends."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Literal
 
 import numpy as np
 
-from research.objectives.base import Examples, Piece
+from research.objectives.base import Examples, Objective, Piece
 from research.text.token_table import TokenTable
 from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Causal:
+class Causal(Objective):
     """A document d0 .. dn reads `begin d0 .. dn` and says `d0 .. dn end`; all is trained on.
 
     A document longer than a row is cut; a later piece starts with the token before its first
     target, not with another begin token, so that each target is trained on exactly once.
     """
 
-    fields: ClassVar[Mapping[str, bool]] = {"text": True}
+    kind: Literal["causal"] = "causal"
 
     def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Documents of `table`; `window` does not matter, since documents may be split."""

@@ -1,20 +1,19 @@
 """Fill in the middle of a text, given what stands before and after it (Bavarian 2022)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Literal
 
 import numpy as np
 
 from research.objectives import markers
-from research.objectives.base import Examples, Piece
+from research.objectives.base import Examples, Objective, Piece
 from research.objectives.windows import Windows, uniform
 from research.text.token_table import TokenTable
 from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class FillInTheMiddle:
+class FillInTheMiddle(Objective):
     """Causal, but a share of texts is cut at two random places and reordered (arXiv:2207.14255).
 
     P, S and M are the markers; a text `prefix middle suffix` becomes
@@ -48,7 +47,7 @@ class FillInTheMiddle:
     # Decides which texts are reordered, and where they are cut.
     seed: int = 0
 
-    fields: ClassVar[Mapping[str, bool]] = {"text": True}
+    kind: Literal["fill_in_the_middle"] = "fill_in_the_middle"
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

@@ -1,20 +1,19 @@
 """Say the tokens that are masked in a text that is read both ways (BERT, Devlin 2018)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from research.objectives import markers
-from research.objectives.base import Examples, Piece
+from research.objectives.base import Examples, Objective, Piece
 from research.objectives.windows import Windows, uniform
 from research.text.token_table import TokenTable
 from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked:
+class Masked(Objective):
     """Some tokens are hidden, and each is said at its own place (arXiv:1810.04805).
 
     A piece reads `begin text`, all of it both ways, so the model is an encoder. Of the text's
@@ -41,8 +40,14 @@ class Masked:
     # Decides which tokens are chosen, and how they are read.
     seed: int = 0
 
-    fields: ClassVar[Mapping[str, bool]] = {"text": True}
-    bidirectional: ClassVar[bool] = True
+    kind: Literal["masked"] = "masked"
+
+    generates: ClassVar[bool] = False
+
+    @property
+    def bidirectional(self) -> bool:
+        """Always."""
+        return True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:

@@ -1,19 +1,18 @@
 """Go on with a text whose beginning is read both ways (Raffel 2020, Tay 2022)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Literal
 
 import numpy as np
 
-from research.objectives.base import Examples, Piece
+from research.objectives.base import Examples, Objective, Piece
 from research.objectives.windows import Windows, uniform
 from research.text.token_table import TokenTable
 from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class PrefixLM:
+class PrefixLM(Objective):
     """A text reads and says what it does in `Causal`, but a random prefix sees itself both ways.
 
     Of n places the first k are the prefix, begin token included; the last of them says the first
@@ -32,8 +31,12 @@ class PrefixLM:
     # Decides where prefixes end.
     seed: int = 0
 
-    fields: ClassVar[Mapping[str, bool]] = {"text": True}
-    bidirectional: ClassVar[bool] = True
+    kind: Literal["prefix_lm"] = "prefix_lm"
+
+    @property
+    def bidirectional(self) -> bool:
+        """Always."""
+        return True
 
     def __post_init__(self) -> None:
         if not 0 <= self.shortest <= self.longest <= 1:

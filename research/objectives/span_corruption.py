@@ -1,13 +1,12 @@
 """Say the spans that are missing from a text (T5, Raffel 2020)."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import Literal
 
 import numpy as np
 
 from research.objectives import markers
-from research.objectives.base import Examples, Piece
+from research.objectives.base import Examples, Objective, Piece
 from research.objectives.windows import Windows, uniform
 from research.text.token_table import TokenTable
 from research.text.tokenizer import Tokenizer
@@ -16,7 +15,7 @@ _SLOT = "{number}"
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanCorruption:
+class SpanCorruption(Objective):
     """Random spans are each replaced by a sentinel, and said after it (arXiv:1910.10683).
 
     A decoder has no encoder to read the corrupted text, so it is a prefix that is read both ways.
@@ -44,8 +43,12 @@ class SpanCorruption:
     # Decides which spans are hidden.
     seed: int = 0
 
-    fields: ClassVar[Mapping[str, bool]] = {"text": True}
-    bidirectional: ClassVar[bool] = True
+    kind: Literal["span_corruption"] = "span_corruption"
+
+    @property
+    def bidirectional(self) -> bool:
+        """Always."""
+        return True
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:

@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from research.config.schema import Share
-from research.objectives.base import Examples, Piece, name_rows
+from research.objectives.base import Examples, Objective, Piece, name_rows
+from research.objectives.own_template import check_own_template
+from research.text.conversation import Message
 from research.text.token_table import TokenTable
 from research.text.tokenizer import Tokenizer
 
@@ -15,7 +17,7 @@ _SLOT = "{prompt}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Supervised:
+class Supervised(Objective):
     """An example reads `begin head prompt tail completion` and is trained on `completion end`.
 
     Head and tail are the fixed parts of the template. All four parts are tokenized apart, in
@@ -38,7 +40,10 @@ class Supervised:
     # more of them are refused.
     over_long: Share = 0.0
 
+    kind: Literal["supervised"] = "supervised"
+
     fields: ClassVar[Mapping[str, bool]] = {"prompt": False, "completion": True}
+    has_completions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.template.count(_SLOT) != 1:
@@ -56,7 +61,7 @@ class Supervised:
         head, tail = self.template.split(_SLOT)
         return tokenizer.encode(head, special=True), tokenizer.encode(tail, special=True)
 
-    def prompt_ids(
+    def encode_prompt(
         self,
         tokenizer: Tokenizer,
         prompt: str,
@@ -100,6 +105,24 @@ class Supervised:
         kept = ids[start:stop]
         return [tokenizer.begin_id, *shots, *head, *kept, *tail], len(kept) < len(ids)
 
+    def prompt_ids(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], window: int
+    ) -> tuple[list[int], bool]:
+        """The last message in the template, as `encode_prompt` writes it."""
+        return self.encode_prompt(tokenizer, messages[-1]["content"], window)
+
+    def check_template(self, tokenizer: Tokenizer) -> None:
+        """Raises ValueError if a prompt is written unlike the tokenizer's own chat template."""
+
+        def write(messages: Sequence[Message]) -> list[int]:
+            if len(messages) > 1:
+                raise ValueError("A template has room for one message.")
+            head, tail = self.fixed(tokenizer)
+            prompt = tokenizer.encode(messages[0]["content"])
+            return [tokenizer.begin_id, *head, *prompt, *tail]
+
+        check_own_template(write, tokenizer, "template")
+
     def _kept(self, length: int, space: int) -> tuple[int, int]:
         """Which stretch of a prompt of `length` tokens stays when there is `space` for it."""
         kept = max(0, min(length, space))
@@ -126,7 +149,7 @@ class Supervised:
                 f"{len(head) + len(tail)}: no room for the prompt in a window of {window}. So are "
                 f"{len(short)} of {len(fits)} examples ({name_rows(short)}), and over_long allows "
                 f"{self.over_long:.2%}. Answers are never cut: use a longer sequence_length, "
-                "remove these rows, or leave them out with objective_settings.over_long."
+                "remove these rows, or leave them out with data.objective.over_long."
             )
         kept = np.minimum(prompts.lengths, space)
 

@@ -21,7 +21,6 @@ from research.batch import Batch
 from research.checkpoints import stacking
 from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.runs import Run
-from research.data.examples import make_objective
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
@@ -109,7 +108,6 @@ class Program:
         shape = (data.batch_size, data.sequence_length)
         abstract: Any = jax.ShapeDtypeStruct
         tokens = abstract(shape, np.int32)
-        both_ways = getattr(make_objective(data), "bidirectional", False)
         bank = self.experiment.method.bank_names
         return Batch(
             tokens=tokens,
@@ -117,7 +115,7 @@ class Program:
             weights=abstract(shape, np.float32),
             segments=tokens,
             positions=tokens,
-            prefix=abstract(shape, np.bool_) if both_ways else None,
+            prefix=abstract(shape, np.bool_) if data.objective.bidirectional else None,
             adapter=abstract(shape[:1], np.int32) if bank else None,
         )
 

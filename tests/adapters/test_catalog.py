@@ -108,7 +108,7 @@ def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
     run = runs.open_run(tmp_path / "run")
     sums.add([(0.5, run), (0.3, run)], tmp_path / "sum")
     experiment = runs.open_run(tmp_path / "sum").experiment
-    assert experiment is not None and experiment.data.objective == "supervised"
+    assert experiment is not None and experiment.data.objective.kind == "supervised"
 
 
 @pytest.mark.parametrize("name", SUMMED)

@@ -12,6 +12,7 @@ from research.checkpoints import runs
 from research.config import cli, schema
 from research.experiment import Experiment
 from research.interop import exporting
+from research.objectives import Causal, Chat, Supervised
 from research.training.loop import train
 from research.training.metrics import read_metrics
 
@@ -51,6 +52,28 @@ def test_a_config_file_with_old_names_is_read_and_overridden_with_new_ones(saved
     file.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
     loaded = cli.load(Experiment, str(file), ["weight_decay=0.3"])
     assert loaded.weight_decay == 0.3 and loaded.max_grad_norm == 0.5
+
+
+def test_an_objective_with_its_settings_beside_it_is_read_as_one(saved, tmp_path):
+    content = json.loads((saved / "lora" / "config.json").read_text())
+    assert content["data"]["objective"] == "supervised"
+    settings = content["data"]["objective_settings"]
+    loaded = experiment(saved / "lora").data.objective
+    assert loaded == Supervised(**settings) and settings
+    assert experiment(saved / "base").data.objective == Causal()
+    del content["data"]["objective"], content["data"]["objective_settings"]
+    assert schema.build(Experiment, content).data.objective == Causal()
+
+
+def test_an_override_of_old_settings_names_the_new_key(saved, tmp_path):
+    content = (saved / "lora" / "config.json").read_text()
+    file = tmp_path / "config.py"
+    file.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
+    with pytest.raises(ValueError, match=r"data\.objective_settings\.cut is data\.objective\.cut"):
+        cli.load(Experiment, str(file), ["data.objective_settings.cut=left"])
+    loaded = cli.load(Experiment, str(file), ["data.objective.cut=left"])
+    assert loaded.data.objective.cut == "left"
+    assert cli.load(Experiment, str(file), ["data.objective=chat"]).data.objective == Chat()
 
 
 @pytest.mark.parametrize("name", ["base", "lora", "prefix"])

@@ -13,6 +13,7 @@ from research.data.config import DataConfig
 from research.data.sources import SourceConfig
 from research.generation import decode
 from research.methods import LoRA
+from research.objectives import Chat, Masked
 from research.text import tokenizer as tokenizer_lib
 from tests.helpers import tiny_run
 
@@ -21,7 +22,7 @@ from tests.helpers import tiny_run
 def chatting(monkeypatch):
     """A run that was tuned on conversations; gives its tokenizer and what the model was given."""
     words = tokenizer_lib.train(["user assistant some words\n" * 9], 290)
-    data = DataConfig((SourceConfig("a"),), 64, 4, "chat")
+    data = DataConfig((SourceConfig("a"),), 64, 4, Chat())
     run = types.SimpleNamespace(
         experiment=types.SimpleNamespace(data=data),
         tokenizer=words,
@@ -60,7 +61,7 @@ def test_a_raw_prompt_is_in_no_template(chatting):
 
 def test_a_model_of_masked_text_does_not_write(chatting):
     run = runs.open_run("there", None)
-    run.experiment.data = dataclasses.replace(run.experiment.data, objective="masked")
+    run.experiment.data = dataclasses.replace(run.experiment.data, objective=Masked())
     with pytest.raises(SystemExit, match="it was trained to fill in masked tokens"):
         generate.main(["--run", "there", "--prompt", "some"])
 

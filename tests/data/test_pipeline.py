@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from research.batch import Batch
+from research.config import schema
 from research.data import checks
 from research.data.config import DataConfig
 from research.data.heldout import HeldOut
 from research.data.mixture import MixtureConfig
 from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
+from research.objectives import Supervised
 from research.text import tokenizer as tokenizer_lib
 from tests.helpers.reader import share
 
@@ -67,9 +69,8 @@ def _pipeline(data, **changes):
 
 
 def _labelled(data, **settings):
-    config = DataConfig(
-        (_source(data, "labelled"),), 64, 8, "supervised", {"answer_tokens": 4, **settings}
-    )
+    objective = Supervised(**{"answer_tokens": 4, **settings})
+    config = DataConfig((_source(data, "labelled"),), 64, 8, objective)
     return Pipeline(config, data[1], data[0] / "cache")
 
 
@@ -112,11 +113,11 @@ def test_a_new_process_reads_the_same_batch(data):
     code = (
         "import sys, json\n"
         "import numpy as np\n"
-        "from research import config\n"
-        "from research.data import tokenizer\n"
+        "from research.config import schema\n"
         "from research.data.config import DataConfig\n"
         "from research.data.pipeline import Pipeline\n"
-        "made = config.build(DataConfig, json.loads(sys.argv[1]))\n"
+        "from research.text import tokenizer\n"
+        "made = schema.build(DataConfig, json.loads(sys.argv[1]))\n"
         "batch = Pipeline(made, tokenizer.load(sys.argv[2]), sys.argv[3]).batch(37)\n"
         f"np.savez(sys.argv[4], **{{f: getattr(batch, f) for f in {FIELDS!r}}})\n"
     )
@@ -238,7 +239,7 @@ def test_statistics_say_the_format_and_the_lines_left_out(data, tmp_path):
     lines = [*map(json.dumps, rows), "{broken"]
     (tmp_path / "alpaca.jsonl").write_text("\n".join(lines))
     source = SourceConfig("alpaca", "jsonl", str(tmp_path / "alpaca.jsonl"), bad_lines=0.1)
-    pipeline = Pipeline(DataConfig((source,), 64, 4, "supervised"), data[1], tmp_path / "cache")
+    pipeline = Pipeline(DataConfig((source,), 64, 4, Supervised()), data[1], tmp_path / "cache")
     said = pipeline.statistics(1)["alpaca"]
     assert (said["format"], said["bad_lines"], said["documents"]) == ("alpaca", 1, 9)
     assert _pipeline(data).statistics(1)["prose"]["format"] == "text"
@@ -296,10 +297,12 @@ def test_bad_data_is_an_error_before_compute(data, tmp_path):
         build(sources=(_source(data, "prose"), _source(data, "prose")))
     with pytest.raises(ValueError, match="weight of source 'code' must be positive"):
         build(sources=(_source(data, "prose"), _source(data, "code", 0.0)))
-    with pytest.raises(ValueError, match="no objective 'casual'"):
-        build(objective="casual")
-    with pytest.raises(ValueError, match="did you mean objective_settings.template"):
-        build(objective="supervised", objective_settings={"templat": "{prompt}"})
+    content = schema.to_dict(_config(data))
+    with pytest.raises(ValueError, match=r"config\.objective: .*'casual'.*'causal'"):
+        schema.build(DataConfig, content | {"objective": {"kind": "casual"}})
+    misspelt = {"kind": "supervised", "templat": "{prompt}"}
+    with pytest.raises(ValueError, match=r"did you mean config\.objective\.template"):
+        schema.build(DataConfig, content | {"objective": misspelt})
     with pytest.raises(ValueError, match="begin token twice"):
         _labelled(data, template="<|begin|>{prompt}\n")
     with pytest.raises(ValueError, match="labelled:train, row 0: the completion has"):

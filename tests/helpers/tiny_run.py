@@ -23,6 +23,7 @@ from research.data.sources import SourceConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
+from research.objectives import Supervised
 from research.optim.schedules import ScheduleConfig
 from research.text import tokenizer
 from research.training.loop import train
@@ -47,8 +48,8 @@ class World:
         return DataConfig(**{"sources": sources, "sequence_length": 32, "batch_size": 8} | settings)
 
     def questions(self) -> DataConfig:
-        settings = {"template": "Q: {prompt}\nA: ", "answer_tokens": 8}
-        return self.data("questions", objective="supervised", objective_settings=settings)
+        objective = Supervised(template="Q: {prompt}\nA: ", answer_tokens=8)
+        return self.data("questions", objective=objective)
 
     def experiment(self, steps: int, **changes: Any) -> Experiment:
         """From random weights, at a constant rate, so that a run of N steps begins every longer."""

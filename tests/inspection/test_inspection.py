@@ -18,7 +18,7 @@ from research.inspection import rows as inspection
 from research.inspection import summary, terminal
 from research.inspection.rows import choose_rows, open_data, parts, read_rows, spell
 from research.methods import METHODS
-from research.objectives import OBJECTIVES
+from research.objectives import OBJECTIVES, Supervised
 from tests.objectives import cases
 
 # Settings under which the beginning of a text stays as it is.
@@ -37,7 +37,7 @@ def _pipeline(folder, objective, texts, length=48, **settings):
     (folder / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     form = "prompt+completion" if objective in ("supervised", "chat") else "text"
     source = SourceConfig("made", "jsonl", str(folder / "made.jsonl"), format=form)
-    config = DataConfig((source,), length, 4, objective, settings)
+    config = DataConfig((source,), length, 4, OBJECTIVES[objective](**settings))
     with checks.collected():
         return Pipeline(config, cases.tokenizer(), folder / "cache")
 
@@ -180,7 +180,7 @@ def opened(world, tmp_path_factory):
         (folder / f"made-{split}.jsonl").write_text(text)
     source = SourceConfig("made", "jsonl", str(folder / "made-{split}.jsonl"))
     data = dataclasses.replace(
-        world.questions(), sources=(source,), sequence_length=64, objective_settings={}
+        world.questions(), sources=(source,), sequence_length=64, objective=Supervised()
     )
     return open_data(world.experiment(9, data=data), ["test"])
 

@@ -87,7 +87,7 @@ def tune(base, tmp_path_factory):
         "schedule": {"learning_rate": 3e-3, "kind": "constant", "warmup": 0},
         "data.sequence_length": 64,
         "data.batch_size": 8,
-        "data.objective_settings": {"template": "{prompt}\nLicence: ", "cut": "right"},
+        "data.objective": {"kind": "supervised", "template": "{prompt}\nLicence: "},
     }
     config = get_config()
     config.update_from_flattened_dict(changes)

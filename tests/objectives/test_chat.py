@@ -137,7 +137,7 @@ def test_a_model_is_asked_with_what_it_read_in_training(tokenizer, tmp_path_fact
     examples = _prepare([talk], tokenizer, tmp_path_factory.mktemp("cache"), window=4096)
     piece = _whole(examples)
     ids = [piece.tokens[0], *piece.targets]
-    asked = Chat().prompt_ids(tokenizer, talk[:-1])
+    asked, _ = Chat().prompt_ids(tokenizer, talk[:-1], 64)
     assert asked == ids[: len(asked)]
     assert piece.weights[len(asked) - 2] == 0 and piece.weights[len(asked) - 1 :].all()
 
@@ -228,7 +228,7 @@ def test_batches_of_conversations_and_the_template_that_is_stated(tokenizer, tmp
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     source = SourceConfig("a", "jsonl", str(tmp_path / "a.jsonl"))
     settings = {} if template is None else {"template": template}
-    pipeline = Pipeline(DataConfig((source,), 64, 4, "chat", settings), tokenizer, tmp_path)
+    pipeline = Pipeline(DataConfig((source,), 64, 4, Chat(**settings)), tokenizer, tmp_path)
     said = pipeline.statistics(1)["a"]
     kind = "plain" if template is None else "configured"
     assert said["format"] == f"sharegpt, the {kind} chat template"
@@ -247,6 +247,6 @@ def test_the_tokenizers_own_template_is_taken_and_its_end_is_known(tokenizer, tm
     own.chat_template, end = TEMPLATES["chatml"]
     examples = _prepare([_talk(2)], own, tmp_path)
     assert examples.note == "the tokenizer's chat template"
-    assert examples.stops == (Chat().end_id(own),) == tuple(own.encode(end, special=True))
+    assert examples.stops == Chat().stop_ids(own) == tuple(own.encode(end, special=True))
     checks.check_examples(examples, own, 64)
-    assert Chat().end_id(tokenizer) == tokenizer.end_id
+    assert Chat().stop_ids(tokenizer) == (tokenizer.end_id,)

@@ -32,7 +32,7 @@ def pipeline(tmp_path_factory):
 
     def make(name, **settings):
         sources = (SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl")),)
-        config = DataConfig(sources, 48, 8, name, settings)
+        config = DataConfig(sources, 48, 8, OBJECTIVES[name](**settings))
         return Pipeline(config, cases.tokenizer(), folder / "cache")
 
     return make

@@ -71,7 +71,7 @@ def test_prompts_are_cut_and_nothing_else(tokenizer, pairs, cut, window, reserve
         if examples.truncated[i]:  # Not more is cut than must be.
             assert len(piece.tokens) == window - max(0, reserve - len(said) - 1)
         # What is scored and generated from is what was trained on.
-        asked, was_cut = objective.prompt_ids(tokenizer, prompt, window, answer=len(said) + 1)
+        asked, was_cut = objective.encode_prompt(tokenizer, prompt, window, answer=len(said) + 1)
         assert asked == expected[: len(expected) - len(said)]
         assert was_cut == examples.truncated[i]
 
@@ -86,13 +86,13 @@ def test_where_the_cut_falls_does_not_tell_how_long_the_answer_is(tokenizer):
 def test_worked_examples_take_room_from_the_prompt_only(tokenizer):
     objective = Supervised(TEMPLATE, answer_tokens=4)
     shots = [7, 8, 9]
-    with_shots, cut = objective.prompt_ids(tokenizer, "some words " * 30, 64, shots=shots)
+    with_shots, cut = objective.encode_prompt(tokenizer, "some words " * 30, 64, shots=shots)
     assert cut and len(with_shots) == 64 - 4 + 1
     assert with_shots[:4] == [tokenizer.begin_id, *shots]
     head, tail = objective.fixed(tokenizer)
     assert with_shots[4 : 4 + len(head)] == head and with_shots[-len(tail) :] == tail
     with pytest.raises(ValueError, match=r"no room for the prompt .* worked examples \(60\)"):
-        objective.prompt_ids(tokenizer, "some words", 64, shots=[7] * 60)
+        objective.encode_prompt(tokenizer, "some words", 64, shots=[7] * 60)
 
 
 def test_the_prefix_ends_where_the_answer_begins(tokenizer):

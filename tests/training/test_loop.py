@@ -21,7 +21,7 @@ from research.methods import (
     Full,
 )
 from research.models.config import ComputeConfig
-from research.objectives import OBJECTIVES, Causal
+from research.objectives import OBJECTIVES, Causal, Chat
 from research.objectives.chat import PLAIN
 from research.optim.schedules import ScheduleConfig
 from research.text import chat_template, tokenizer
@@ -133,10 +133,10 @@ class Untrained(Causal):
     "honest, message",
     [(True, "has no token to train on: all of its text is masked"), (False, "never trains end-of")],
 )
-def test_data_that_is_all_masked_is_refused(refusal, monkeypatch, honest, message):
-    monkeypatch.setitem(OBJECTIVES, "untrained", Untrained)
-    settings = f"data.objective_settings={{'honest': {honest}}}"
-    assert f"Source 'prose:train' {message}" in refusal("data.objective=untrained", settings)
+def test_data_that_is_all_masked_is_refused(world, tmp_path, honest, message):
+    data = world.data(objective=Untrained(honest=honest))
+    with pytest.raises(ValueError, match=f"Source 'prose:train' {message}"):
+        train(world.experiment(2, data=data), tmp_path)
 
 
 def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
@@ -230,7 +230,7 @@ LEARNT = {
 @pytest.mark.parametrize("name", LEARNT)
 def test_every_objective_learns(world, tmp_path, name):
     train(
-        world.experiment(30, data=world.data(objective=name, objective_settings=LEARNT[name])),
+        world.experiment(30, data=world.data(objective=OBJECTIVES[name](**LEARNT[name]))),
         tmp_path,
     )
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]
@@ -250,7 +250,7 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
     lines = "".join(json.dumps({"messages": talk}) + "\n" for talk in talks)
     (tmp_path / "talks.jsonl").write_text(lines)
     source = SourceConfig("talks", "jsonl", str(tmp_path / "talks.jsonl"))
-    data = DataConfig((source,), sequence_length=96, batch_size=8, objective="chat")
+    data = DataConfig((source,), sequence_length=96, batch_size=8, objective=Chat())
     train(world.experiment(30, data=data), tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path / "run")]
     assert len(losses) == 30 and np.mean(losses[-4:]) < losses[0] / 2

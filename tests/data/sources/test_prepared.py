@@ -18,6 +18,7 @@ from research.data.sources import SourceConfig, open_source
 from research.data.token_cache import tokenize
 from research.inspection import rows as inspection
 from research.objectives import OBJECTIVES as OBJECTIVES_BY_NAME
+from research.objectives import Chat, Supervised
 from research.text import tokenizer as tokenizers
 from tests.objectives import cases
 from tests.preparation import corpus
@@ -58,7 +59,7 @@ def _pipeline(made, kind, objective, kinds=tuple(TEXTS)):
     else:
         sources = [corpus.source(folder, name, weight=i + 1) for i, name in enumerate(kinds)]
     settings = {} if special else SPELT.get(objective, {})
-    config = DataConfig(tuple(sources), 48, 8, objective, settings)
+    config = DataConfig(tuple(sources), 48, 8, OBJECTIVES_BY_NAME[objective](**settings))
     return Pipeline(config, words, folder / "cache")
 
 
@@ -132,9 +133,9 @@ def test_another_tokenizer_and_other_objectives_are_refused(made):
     with pytest.raises(ValueError, match="prepared with another tokenizer"):
         Pipeline(DataConfig((source,), 48, 8), other, folder / "cache")
     with pytest.raises(ValueError, match=r"not the fields \['completion', 'prompt'\]"):
-        Pipeline(DataConfig((source,), 48, 8, "supervised"), words, folder / "cache")
+        Pipeline(DataConfig((source,), 48, 8, Supervised()), words, folder / "cache")
     with pytest.raises(ValueError, match="it has documents that end with end-of-text"):
-        Pipeline(DataConfig((source,), 48, 8, "chat"), words, folder / "cache")
+        Pipeline(DataConfig((source,), 48, 8, Chat()), words, folder / "cache")
 
 
 def test_what_is_not_there_is_said(made, tmp_path, monkeypatch):
