@@ -7,11 +7,12 @@ here, also on a CPU, where the policies save nothing in unrolled layers.
 from __future__ import annotations
 
 import argparse
+import typing
 from typing import Any
 
 from research.benchmarks import graft_step, harness
 from research.benchmarks.shapes import SHAPES
-from research.models.transformer import REMAT
+from research.models.config import Remat
 
 MIB = 2**20
 
@@ -32,7 +33,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     model = lambda policy: {"remat": policy, "max_scan_layers": 0}  # noqa: E731
     modules = {
         policy: ("research.benchmarks.graft_step", settings | {"model": model(policy)})
-        for policy in REMAT
+        for policy in typing.get_args(Remat)
     }
     results: dict[str, Any] = {**settings, **harness.machine()}
     with harness.contenders(modules) as ready:

@@ -1,4 +1,4 @@
-"""The small modules that a decoder is made of."""
+"""The small modules of a decoder: linear, norm, embedding, positions and head."""
 
 from __future__ import annotations
 
@@ -86,24 +86,24 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype, context: Context) -> jax.Array:
         """tokens [B,S] -> [B,S,D], or [B,P+S,D] with P prompt tokens attached."""
         table = self.kernel[...]
-        y = sites.apply(self.site, tokens, _rows(table, tokens, dtype), Weight(table), context)
+        y = sites.apply(self.site, tokens, _look_up(table, tokens, dtype), Weight(table), context)
         return y * jnp.asarray(self.scale, dtype) if self.scale != 1 else y
 
 
-def _rows(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """table [V,D], tokens [B,S] -> [B,S,D]; the table stays where it lies.
+def _look_up(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """table [V,D], tokens [B,S] -> [B,S,D], without gathering the table.
 
-    Where devices share its columns, each looks up its own of every token that any of them has, and
-    they exchange what they found: as much as one activation, where whole rows of a large table
+    Where devices share its columns, each looks up its own columns for the tokens of all of them,
+    and they exchange the results: as much as one activation, where whole rows of a large table
     would be the largest array of a step.
     """
     columns = sharding.mesh_axes("embed")
     if not columns:
         return table[tokens].astype(dtype)
     rows = tuple(axis for axis in sharding.mesh_axes("batch") if axis not in columns)
-    found = table.astype(dtype)[tokens]
-    found = jax.lax.with_sharding_constraint(found, PartitionSpec(rows, None, columns))
-    return sharding.constrain(found, ("batch", "sequence", None))
+    y = table.astype(dtype)[tokens]
+    y = jax.lax.with_sharding_constraint(y, PartitionSpec(rows, None, columns))
+    return sharding.constrain(y, ("batch", "sequence", None))
 
 
 class Positions(nnx.Module):
@@ -114,12 +114,12 @@ class Positions(nnx.Module):
         self.kernel = nnx.Param(table, axes=(None, "embed"))
 
     def __call__(self, positions: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """positions [B,S], all of them under the table's length -> [B,S,D]."""
+        """positions [B,S], each less than the table's length -> [B,S,D]."""
         return self.kernel[...][positions].astype(dtype)
 
 
 class Head(nnx.Module):
-    """The vocabulary projection. A tied head owns no kernel: it is given the embedding's."""
+    """The vocabulary projection. A tied head has no kernel: its caller passes the embedding's."""
 
     def __init__(self, key: jax.Array, config: ModelConfig):
         self.kernel = nnx.data(None)

@@ -1,4 +1,4 @@
-"""The feed-forward half of a layer, whole or in chunks of its units."""
+"""The feed-forward half of a layer, at once or in chunks of its units."""
 
 from __future__ import annotations
 
@@ -49,17 +49,16 @@ class MLP(nnx.Module):
         """x [B,S,D] -> [B,S,D].
 
         Raises:
-          ValueError: chunks of what must stay whole, or that do not divide the units.
+          ValueError: chunks of an MLP that cannot be split, or that do not divide the units.
         """
         if self.chunks > 1:
             return self._in_chunks(x, context)
-        return self.down(
-            _units(self.activation, self.gate, self.up, x, context), context.at("down")
-        )
+        units = _units(self.activation, self.gate, self.up, x, context)
+        return self.down(units, context.at("down"))
 
     @property
-    def whole(self) -> str | None:
-        """Why it cannot be cut into chunks, if so."""
+    def unsplittable_reason(self) -> str | None:
+        """Why it cannot be computed in chunks, or None."""
         linears = [linear for linear in (self.gate, self.up, self.down) if linear is not None]
         if any(linear.site for linear in linears):
             return "a method acts inside the MLP"
@@ -68,14 +67,18 @@ class MLP(nnx.Module):
         return None
 
     def _in_chunks(self, x: jax.Array, context: Context) -> jax.Array:
-        """The same, some units after the others and again in the backward pass: one chunk's weights
-        are gathered at a time, its gradients summed over devices and its activations held."""
-        if self.whole:
+        """The MLP chunk after chunk, and again in the backward pass.
+
+        Only one chunk's weights are gathered at a time, its gradients summed over devices and its
+        activations in memory.
+        """
+        if self.unsplittable_reason:
             raise ValueError(
-                f"compute.mlp_chunks: {self.whole}, and so it stays whole: set it to 0"
+                f"compute.mlp_chunks: {self.unsplittable_reason}, and so it stays whole: set it to "
+                "0"
             )
-        cut = functools.partial(_cut, self.chunks)
-        into = jax.tree.map(functools.partial(cut, -1), (self.gate, self.up))
+        split = functools.partial(_split, self.chunks)
+        into = jax.tree.map(functools.partial(split, -1), (self.gate, self.up))
         down = self.down.weight()
 
         @jax.checkpoint
@@ -84,27 +87,31 @@ class MLP(nnx.Module):
             y = _units(self.activation, gate, up, x, context)
             return total + matmul(y, kernel, jnp.float32), None
 
-        start = sharding.constrain(jnp.zeros(x.shape, jnp.float32), ("batch", "sequence", None))
-        total, _ = jax.lax.scan(add, start, (into, cut(-2, down.kernel)))
+        zeros = sharding.constrain(jnp.zeros(x.shape, jnp.float32), ("batch", "sequence", None))
+        total, _ = jax.lax.scan(add, zeros, (into, split(-2, down.kernel)))
         return (total if down.bias is None else total + down.bias).astype(x.dtype)
 
 
 def _units(activation: str, gate: Linear | None, up: Linear, x: jax.Array, context: Context):
-    """x [B,S,D] -> [B,S,F], what `down` reads."""
+    """x [B,S,D] -> [B,S,F], the input of `down`."""
     y = up(x, context.at("up"))
     if gate is None:
         return ACTIVATIONS[activation](y)
-    return _gated(activation, gate(x, context.at("gate")), y)
+    return _gate_units(activation, gate(x, context.at("gate")), y)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
-def _gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """Recomputed in the backward pass: reading two arrays again is cheaper than keeping four."""
+def _gate_units(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """activation(gate) * up, recomputed in the backward pass: cheaper than keeping four arrays."""
     return ACTIVATIONS[activation](gate) * up
 
 
-def _cut(chunks: int, axis: int, leaf: jax.Array) -> jax.Array:
-    """[...,F,...] -> [chunks,...,F/chunks,...], each with units of all devices that share them."""
+def _split(chunks: int, axis: int, leaf: jax.Array) -> jax.Array:
+    """[...,F,...] -> [chunks,...,F/chunks,...]; each chunk has units of every device.
+
+    Raises:
+      ValueError: the units do not divide into the chunks on each device.
+    """
     axis, devices = axis % leaf.ndim, sharding.shard_count("mlp")
     before, units, after = leaf.shape[:axis], leaf.shape[axis], leaf.shape[axis + 1 :]
     if units % (chunks * devices):
@@ -112,7 +119,7 @@ def _cut(chunks: int, axis: int, leaf: jax.Array) -> jax.Array:
             f"compute.mlp_chunks {chunks}: {units} feed-forward units do not divide into so many "
             f"chunks on each of {devices} devices"
         )
-    split = jnp.moveaxis(leaf.reshape(*before, devices, chunks, -1, *after), axis + 1, 0)
-    cut = split.reshape(chunks, *before, units // chunks, *after)
+    x = jnp.moveaxis(leaf.reshape(*before, devices, chunks, -1, *after), axis + 1, 0)
+    x = x.reshape(chunks, *before, units // chunks, *after)
     axes = [None, *("embed" for _ in before), "mlp", *("embed" for _ in after)]
-    return sharding.constrain(cut, tuple(axes))
+    return sharding.constrain(x, tuple(axes))

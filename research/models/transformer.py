@@ -1,9 +1,9 @@
-"""The decoder: norms, positions, grouped-query attention and MLP, in derived stacks.
+"""The decoder: norms, positions, grouped-query attention and MLP, in stacks of layers.
 
-By default the shape is Llama's (Touvron 2023, arXiv:2302.13971, 2307.09288); what other families
-do otherwise is in `ModelConfig`. Axis letters: B batch,
-S sequence, D model width, H query heads, K key/value heads, N head size, F feed-forward width,
-V vocabulary, L layers, T keys, P prompt tokens.
+The default shape is Llama's (Touvron 2023, arXiv:2302.13971, 2307.09288); `ModelConfig` has what
+other families do differently. Axis letters: B batch, S sequence, D model width, H query heads,
+K key/value heads, N head size, F feed-forward width, V vocabulary, L layers, T keys, P prompt
+tokens.
 """
 
 from __future__ import annotations
@@ -23,40 +23,38 @@ from research import sharding, tree
 from research.batch import PADDING, SHARED
 from research.models import quantization, rotary, sites
 from research.models.attention import Mask, attention
-from research.models.config import ModelConfig
+from research.models.config import ModelConfig, Remat
 from research.models.layers import Embedding, Head, Linear, Norm, Positions
 from research.models.mlp import MLP
 from research.models.products import PRODUCT
 from research.models.rotary import Angles
 from research.models.sites import Context
 
-# What is kept for the backward pass. `prevent_cse` is for bodies that no scan surrounds.
-REMAT: dict[str, Callable[[Any, bool], Any]] = {
-    "none": lambda body, prevent_cse: body,
-    "full": lambda body, prevent_cse: jax.checkpoint(body, prevent_cse=prevent_cse),
-    "products": lambda body, prevent_cse: jax.checkpoint(
-        body,
-        prevent_cse=prevent_cse,
-        policy=jax.checkpoint_policies.save_only_these_names(PRODUCT),
-    ),
-    "offload": lambda body, prevent_cse: jax.checkpoint(
-        body,
-        prevent_cse=prevent_cse,
-        policy=jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[INPUT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        ),
+INPUT = "input"  # the checkpoint name of a layer's input
+# What is kept for the backward pass. `prevent_cse` is for bodies that are not in a scan.
+POLICIES: dict[str, Callable[..., Any] | None] = {
+    "full": None,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
     ),
 }
-INPUT = "input"  # of a layer
+
+
+def _remat(body: Callable[..., Any], kind: Remat, prevent_cse: bool) -> Callable[..., Any]:
+    """The body of a layer, recomputed in the backward pass as the config says."""
+    if kind == "none":
+        return body
+    return jax.checkpoint(body, prevent_cse=prevent_cse, policy=POLICIES[kind])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of the tokens seen so far; slot t of every row holds the t-th token fed.
+    """Keys and values of the tokens so far; slot t of every row holds its t-th token.
 
     Attributes:
       layers: stack key -> (keys, values), each [L,B,T,K,N].
@@ -69,16 +67,26 @@ class Cache:
     positions: jax.Array
     index: jax.Array
 
+    def append(self, segments: jax.Array, positions: jax.Array) -> Cache:
+        """The cache with segments and positions [B,S] of new tokens; layers add their own keys."""
+        write = jax.lax.dynamic_update_slice_in_dim
+        return dataclasses.replace(
+            self,
+            segments=write(self.segments, segments, self.index, 1),
+            positions=write(self.positions, positions, self.index, 1),
+            index=self.index + segments.shape[1],
+        )
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What the layers of one pass share.
+    """What all layers of one pass share.
 
     Attributes:
-      mask: who sees whom, without a window.
+      mask: the attention mask, without a window.
       angles: cosines and sines [W,B,S,1,N/2] for each kind of window; None with learned positions.
-      index: [] int32, the slot of the cache for the first new token; None without a cache.
+      index: [] int32, the cache's slot of the first new token; None without a cache.
     """
 
     mask: Mask
@@ -114,63 +122,75 @@ class Attention(nnx.Module):
         """x [B,S,D] -> ([B,S,D], this layer's cached (keys, values) [B,T,K,N] or None).
 
         Args:
-          kind: [] int32, which of `config.window_kinds` this layer has.
-          cached: keys and values so far, or None.
+          kind: [] int32, index in `config.window_kinds` of this layer's window.
+          cached: keys and values of earlier tokens, or None.
         """
         config = self.config
-        heads = lambda y: y.reshape(*y.shape[:-1], -1, config.size)  # noqa: E731
         query, key, value = (
-            heads(linear(x, context.at(name)))
+            _split_heads(linear(x, context.at(name)), config.size)
             for name, linear in (("query", self.query), ("key", self.key), ("value", self.value))
         )
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if view.angles is not None:
-            angles = jax.tree.map(lambda every: every[kind], view.angles)
+            angles = jax.tree.map(lambda by_kind: by_kind[kind], view.angles)
             query, key = rotary.rotate(query, angles), rotary.rotate(key, angles)
         if config.score_size:  # backends divide by sqrt(N)
             query = query * jnp.asarray((config.size / config.score_size) ** 0.5, query.dtype)
         backend = config.attention
         if cached is not None and view.index is not None:
-            append = lambda old, new: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
-                old, new.astype(old.dtype), view.index, axis=1
-            )
-            key, value = append(cached[0], key), append(cached[1], value)
+            key = _write_cache(cached[0], key, view.index)
+            value = _write_cache(cached[1], value, view.index)
             cached, backend = (key, value), "plain"
         key, value = sites.apply(self.site, x, (key, value), None, context)
         mask = _with_prefix(view.mask, key.shape[1] - view.mask.key_segments.shape[1], context)
 
         def attend(window: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            seen = dataclasses.replace(mask, window=window)
-            return attention(backend, query, key, value, seen, config.score_cap)
+            layer_mask = dataclasses.replace(mask, window=window)
+            return attention(backend, query, key, value, layer_mask, config.score_cap)
 
-        # a window is part of a kernel: layers of several kinds choose between two programs
-        choices = [functools.partial(attend, window) for window in config.window_kinds]
-        if len(choices) == 1:
-            attended = choices[0](query, key, value)
+        # a window is static in a kernel: layers of several kinds select one of several programs
+        branches = [functools.partial(attend, window) for window in config.window_kinds]
+        if len(branches) == 1:
+            y = branches[0](query, key, value)
         else:
-            attended = jax.lax.switch(kind, choices, query, key, value)
-        return self.output(attended.reshape(*x.shape[:-1], -1), context.at("output")), cached
+            y = jax.lax.switch(kind, branches, query, key, value)
+        return self.output(y.reshape(*x.shape[:-1], -1), context.at("output")), cached
 
 
-def _in_front(rows: int, extra: int, context: Context) -> jax.Array:
-    """[B,extra] int32, the segment of what methods put in front of rows: seen by all documents of
-    a row, and hidden in a row that uses none of several adapters."""
-    used: Any = True if context.adapter is None else (jnp.asarray(context.adapter) >= 0)[:, None]
-    return jnp.broadcast_to(jnp.where(used, SHARED, PADDING).astype(jnp.int32), (rows, extra))
+def _split_heads(y: jax.Array, size: int) -> jax.Array:
+    """[B,S,H*N] -> [B,S,H,N]."""
+    return y.reshape(*y.shape[:-1], -1, size)
 
 
-def _with_prefix(mask: Mask, extra: int, context: Context) -> Mask:
-    """The mask with `extra` keys in front that every row sees, as `_in_front` says."""
-    if not extra:
+def _write_cache(cached: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+    """Writes new keys or values [B,S,K,N] into those of the cache [B,T,K,N]."""
+    return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), index, axis=1)
+
+
+def _prepended_segments(rows: int, count: int, context: Context) -> jax.Array:
+    """[B,count] int32, the segment of tokens that methods put in front of rows.
+
+    All documents of a row attend to them; none does in a row that uses no adapter of a bank.
+    """
+    is_active: Any = True
+    if context.adapter is not None:
+        is_active = (jnp.asarray(context.adapter) >= 0)[:, None]
+    segments = jnp.where(is_active, SHARED, PADDING).astype(jnp.int32)
+    return jnp.broadcast_to(segments, (rows, count))
+
+
+def _with_prefix(mask: Mask, count: int, context: Context) -> Mask:
+    """The mask with `count` keys in front, see `_prepended_segments`."""
+    if not count:
         return mask
-    front, prefix = ((0, 0), (extra, 0)), mask.key_prefix
-    ahead = _in_front(mask.key_segments.shape[0], extra, context)
+    padding, prefix = ((0, 0), (count, 0)), mask.key_prefix
+    segments = _prepended_segments(mask.key_segments.shape[0], count, context)
     return dataclasses.replace(
         mask,
-        key_segments=jnp.concatenate([ahead, mask.key_segments], axis=1),
-        key_positions=jnp.pad(mask.key_positions, front, constant_values=-1),
-        key_prefix=None if prefix is None else jnp.pad(prefix, front),
+        key_segments=jnp.concatenate([segments, mask.key_segments], axis=1),
+        key_positions=jnp.pad(mask.key_positions, padding, constant_values=-1),
+        key_prefix=None if prefix is None else jnp.pad(prefix, padding),
         shared=True,
     )
 
@@ -184,7 +204,7 @@ class Residual(nnx.Module):
         self.site = sites.empty()
 
     def __call__(self, stream, x: jax.Array, y: jax.Array, context: Context) -> jax.Array:
-        """stream [B,S,D] + dropout(site(x, norm(y))), the branch's input x and output y [B,S,D]."""
+        """stream [B,S,D] + dropout(site(x, norm(y))) for the branch x -> y [B,S,D]."""
         if self.norm is not None:
             y = self.norm(y)
         y = sites.apply(self.site, x, y, None, context)
@@ -219,7 +239,7 @@ class Block(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """The head and what it shares with the model: the table, if tied, and methods' modules."""
+    """The head with the parts of the model that it needs: a tied table, methods' shared modules."""
 
     head: Head
     table: jax.Array | None
@@ -232,7 +252,7 @@ class Projection:
 
 
 class Transformer(nnx.Module):
-    """A decoder whose layers stand in stacks; `stacks` names them, such as `("0-23",)`."""
+    """A decoder whose layers are in stacks, named by `stacks`, such as `("0-23",)`."""
 
     def __init__(self, key: jax.Array, config: ModelConfig, stacks: tuple[str, ...] | None = None):
         self.config = config
@@ -253,6 +273,7 @@ class Transformer(nnx.Module):
             quantization.quantize(self, config.storage)
 
     def _stack(self, key: jax.Array, name: str) -> Block:
+        """One stack of new layers, with a leading layer axis."""
         layers = tree.stack_range(name)
         # a layer's key depends on its number alone, so the grouping never changes the start
         keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(layers.stop))
@@ -269,18 +290,18 @@ class Transformer(nnx.Module):
         first: bool = True,
         shared: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
-        """The last hidden states, normalised.
+        """The last hidden states, after the final norm.
 
         Args:
           tokens, segments, positions: [B,S] int32, see `research.batch.Batch`.
-          prefix: [B,S] bool, tokens that their whole document sees.
+          prefix: [B,S] bool, tokens that their whole document attends to.
           context: adapters, dropout; None for plain evaluation.
-          cache: keys and values so far; the S new tokens are appended to it.
+          cache: keys and values of earlier tokens; those of the S new ones are added.
           first: whether these are a row's first tokens, so that attached prompts go in front.
-          shared: whether some segment may be the one that all documents of a row see.
+          shared: whether some segment may be -1, which all documents of a row attend to.
 
         Returns:
-          ([B,S,D] in the compute type, the longer cache or None).
+          ([B,S,D] in the compute type, the new cache or None).
         """
         config = self.config
         context = dataclasses.replace(context or Context(), shared=self.methods)
@@ -289,24 +310,17 @@ class Transformer(nnx.Module):
             x = x[:, -tokens.shape[1] :]
         prompts = x.shape[1] - tokens.shape[1]
         if prompts:
-            front = ((0, 0), (prompts, 0))
-            start = jnp.broadcast_to(jnp.arange(prompts), (x.shape[0], prompts))
-            ahead = _in_front(x.shape[0], prompts, context)
-            after = positions + prompts * (ahead[:, :1] == SHARED)
-            positions = jnp.concatenate([start, after], axis=1)
-            segments = jnp.concatenate([ahead, segments], axis=1)
-            prefix = None if prefix is None else jnp.pad(prefix, front)
+            prompt_positions = jnp.broadcast_to(jnp.arange(prompts), (x.shape[0], prompts))
+            front = _prepended_segments(x.shape[0], prompts, context)
+            positions = positions + prompts * (front[:, :1] == SHARED)
+            positions = jnp.concatenate([prompt_positions, positions], axis=1)
+            segments = jnp.concatenate([front, segments], axis=1)
+            prefix = None if prefix is None else jnp.pad(prefix, ((0, 0), (prompts, 0)))
         index = None
-        shared = shared or prompts > 0
-        mask = Mask(segments, positions, segments, positions, prefix, shared=shared)
+        mask = Mask(segments, positions, segments, positions, prefix, shared=shared or prompts > 0)
         if cache is not None:
-            index, write = cache.index, jax.lax.dynamic_update_slice_in_dim
-            cache = dataclasses.replace(
-                cache,
-                segments=write(cache.segments, segments, index, 1),
-                positions=write(cache.positions, positions, index, 1),
-                index=index + x.shape[1],
-            )
+            index = cache.index
+            cache = cache.append(segments, positions)
             mask = Mask(segments, positions, cache.segments, cache.positions)
         angles = None
         if self.positions is None:
@@ -317,28 +331,28 @@ class Transformer(nnx.Module):
             x = x + self.positions(positions, x.dtype)
         view = View(mask, angles, index)
         x = sharding.constrain(x, ("batch", "sequence", None))
-        kept = {}
+        caches = {}
         for layers, block in tree.stacks(self.layers):
             name = tree.stack_key(layers.start, len(layers))
             cached = None if cache is None else cache.layers[name]
-            x, kept[name] = self._run(block, layers, x, view, context, cached)
+            x, caches[name] = self._run(block, layers, x, view, context, cached)
         if cache is not None:
-            cache = dataclasses.replace(cache, layers=kept)
+            cache = dataclasses.replace(cache, layers=caches)
         return self.final_norm(x)[:, prompts:], cache
 
     def _run(self, block, layers, x, view, context, cached):
-        """One stack: a scan, or a plain call for a stack of one."""
+        """Runs one stack: a scan, or a plain call for a stack of one."""
         config = self.config
 
         def body(x, inputs):
             block, layer, kind, cached = inputs
             x = checkpoint_name(x, INPUT)
             if sharding.platform() == "tpu":
-                # else XLA keeps a copy of all layers' weights in the compute type
+                # without it XLA keeps a copy of all layers' weights in the compute type
                 block = jax.lax.optimization_barrier(block)
             return block(x, view, kind, context.at(layer), cached)
 
-        body = REMAT[config.remat](body, len(layers) == 1)
+        body = _remat(body, config.remat, prevent_cse=len(layers) == 1)
         kinds = jnp.asarray([config.window_kinds.index(config.window(i)) for i in layers])
         inputs = block, jnp.arange(layers.start, layers.stop), kinds, cached
         if len(layers) > 1:
@@ -347,7 +361,7 @@ class Transformer(nnx.Module):
         return x, jax.tree.map(lambda leaf: leaf[None], cached)
 
     def projection(self) -> Projection:
-        """What turns hidden states into logits, apart from the rest of the model."""
+        """What turns hidden states into logits, without the rest of the model."""
         table = self.embedding.kernel[...] if self.config.tie_embeddings else None
         return Projection(self.head, table, self.methods)
 

@@ -86,7 +86,11 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
             save.append(f"loss.vocabulary_chunks={chunks}")
             yield list(save)
     mlps = [block.mlp for block in program.model_shapes.layers.values()]
-    if shape.mlp_width % 8 == 0 and not shape.mlp_chunks and all(mlp.whole is None for mlp in mlps):
+    if (
+        shape.mlp_width % 8 == 0
+        and not shape.mlp_chunks
+        and all(mlp.unsplittable_reason is None for mlp in mlps)
+    ):
         save.append("compute.mlp_chunks=8")
         yield list(save)
     meshes: list[tuple[int, list[str]]] = [(program.mesh.shape["tensor"], [])]
