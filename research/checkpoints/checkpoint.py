@@ -1,6 +1,6 @@
 """Reading checkpoints: one committed step folder, opened without changing anything on disk.
 
-`research.checkpoints.checkpointer` says how a step folder is laid out and writes it. Every restored
+`research.checkpoints.checkpointer` writes step folders and describes their layout. Every restored
 array is compared with the checksums stored at saving: Orbax notices a file that is missing or
 truncated, but not one whose bytes have changed.
 """
@@ -18,6 +18,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
+from research.checkpoints.fingerprint import Checksum
 from research.runtime.storage import (
     absolute,
     describe_storage_error,
@@ -53,23 +54,23 @@ class Checkpoint:
         return int(self.path.name)
 
     def metadata(self) -> dict[str, Any]:
-        """The metadata as it was given to `save`."""
+        """The metadata that was passed to `save`."""
         return self._json("metadata.json")
 
     def metrics(self) -> dict[str, float | None]:
-        """The metrics as they were given to `save`; None stands for a number not finite."""
+        """The metrics that were passed to `save`; None stands for a number that is not finite."""
         return self._json("metrics.json")
 
     def files(self) -> dict[str, bytes]:
-        """The contents of the files that were given to `save`, by name."""
+        """The contents of the files that were passed to `save`, by name."""
         paths = sorted((self.path / "files").iterdir(), key=lambda path: path.name)
         return {path.name: path.read_bytes() for path in paths if path.name not in OWN_FILES}
 
-    def checksums(self, prefix: str = "") -> dict[str, fingerprint.Checksum]:
-        """The stored checksums of the arrays under `prefix`, which is cut off the names."""
+    def checksums(self, prefix: str = "") -> dict[str, Checksum]:
+        """The stored checksums of the arrays under `prefix`, by name without it."""
         try:
             return {
-                name.removeprefix(prefix): fingerprint.Checksum(
+                name.removeprefix(prefix): Checksum(
                     tuple(entry["shape"]), entry["dtype"], (entry["sums"][0], entry["sums"][1])
                 )
                 for name, entry in self._json("arrays.json").items()
@@ -86,20 +87,20 @@ class Checkpoint:
         return fingerprint.combine(self.checksums(prefix))
 
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Names, shapes and dtypes of the arrays in the file, without shardings."""
+        """Names, shapes and dtypes of the stored arrays, without shardings."""
         return {
             name: jax.ShapeDtypeStruct(checksum.shape, jnp.dtype(checksum.dtype))
             for name, checksum in self.checksums().items()
         }
 
     def restore(self, abstract: Abstract, *, partial: bool = False, cast: bool = False) -> Arrays:
-        """Reads the arrays that `abstract` names, each onto the sharding that it carries.
+        """Reads the arrays that `abstract` names, each onto its sharding there.
 
         Args:
           abstract: name -> shape, dtype and sharding (none: the first local device). The mesh
-            may be another one than the arrays were saved from.
-          partial: read only the names asked for, and allow others in the file.
-          cast: convert floating-point arrays to the dtype asked for. Otherwise, and for all
+            may differ from the one that the arrays were saved from.
+          partial: read only these names, and allow others in the file.
+          cast: convert floating-point arrays to the dtype in `abstract`. Otherwise, and for all
             other types, a difference is an error: a silent bfloat16 master weight costs a run.
 
         Raises:
@@ -107,16 +108,18 @@ class Checkpoint:
           CheckpointError: files missing, truncated or changed.
         """
         checksums = self.checksums()
-        stored = self.abstract()
-        _check_fit(abstract, stored, partial, cast, f"arrays of checkpoint {self.path}")
+        file_arrays = self.abstract()
+        _check_fit(abstract, file_arrays, partial, cast, f"arrays of checkpoint {self.path}")
         if not abstract:
             return {}
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        default_sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {
             name: jax.ShapeDtypeStruct(
-                stored[name].shape, stored[name].dtype, sharding=wanted.sharding or here
+                file_arrays[name].shape,
+                file_arrays[name].dtype,
+                sharding=array.sharding or default_sharding,
             )
-            for name, wanted in abstract.items()
+            for name, array in abstract.items()
         }
         context = ocp.Context()
         context.pytree.loading.partial_load = True
@@ -127,11 +130,7 @@ class Checkpoint:
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds, bare Exception too
             raise self._unreadable(error) from error
-        found = fingerprint.checksums(arrays)
-        changed = sorted(name for name in arrays if found[name] != checksums[name])
-        if changed:
-            more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
-            raise self._unreadable(f"the content of {', '.join(changed[:8])}{more} has changed")
+        self._check_content(arrays, checksums)
         return {
             name: array
             if array.dtype == abstract[name].dtype
@@ -140,7 +139,7 @@ class Checkpoint:
         }
 
     def read(self, *names: str) -> dict[str, np.ndarray]:
-        """Arrays on the host, with little memory beside them; compared with their checksums.
+        """Reads arrays on the host, with little memory beside them.
 
         Raises:
           ValueError: no such array.
@@ -156,7 +155,7 @@ class Checkpoint:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         context.memory.read_concurrent_bytes = _READ_AHEAD
-        target = {  # untouched: takes no memory
+        target = {  # pages that are never written take no memory
             name: np.empty(checksums[name].shape, jnp.dtype(checksums[name].dtype))
             for name in names
         }
@@ -167,10 +166,17 @@ class Checkpoint:
                 arrays: dict[str, np.ndarray] = ocp.load(self.path, target)
         except Exception as error:  # Orbax and TensorStore raise many kinds, bare Exception too
             raise self._unreadable(error) from error
-        for name, found in fingerprint.checksums(arrays).items():
-            if found != checksums[name]:
-                raise self._unreadable(f"the content of {name} has changed")
+        self._check_content(arrays, checksums)
         return arrays
+
+    def _check_content(self, arrays: Mapping[str, Any], checksums: Mapping[str, Checksum]) -> None:
+        """Raises CheckpointError for arrays whose checksums are not those stored at saving."""
+        content = fingerprint.checksums(arrays)
+        damaged_names = sorted(name for name in arrays if content[name] != checksums[name])
+        if damaged_names:
+            more = f" and {len(damaged_names) - 8} more" if len(damaged_names) > 8 else ""
+            names = ", ".join(damaged_names[:8])
+            raise self._unreadable(f"the content of {names}{more} has changed")
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -181,9 +187,9 @@ class Checkpoint:
     def _unreadable(self, cause: Exception | str, where: str = "") -> CheckpointError:
         message = f"checkpoint {self.path} cannot be read: {where}"
         if isinstance(cause, Exception) and is_remote(self.path):
-            refused = describe_storage_error(cause, self.path)
-            if refused is not None:
-                return CheckpointError(message + refused)
+            refusal = describe_storage_error(cause, self.path)
+            if refusal is not None:
+                return CheckpointError(message + refusal)
         others = [step for step in scan(self.path.parent)[0] if str(step) != self.path.name]
         instead = (
             f"move this folder away to fall back to step {others[-1]} (steps left: {others})"
@@ -202,7 +208,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
     step unless `step` is given.
 
     Raises:
-      FileNotFoundError: nothing there, or not that step.
+      FileNotFoundError: no checkpoint there, or not that step.
       CheckpointError: a step folder whose save was never completed.
     """
     folder = absolute(path)
@@ -215,9 +221,9 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
         if step is not None and str(step) != folder.name:
             raise FileNotFoundError(f"{folder} is one step's folder, but step {step} was asked for")
         return Checkpoint(folder)
-    for shelf in ("checkpoints", "model"):  # a run that goes on, or finished weights alone
-        if is_folder(folder / shelf):
-            folder = folder / shelf
+    for name in ("checkpoints", "model"):  # a run that can go on, or finished weights alone
+        if is_folder(folder / name):
+            folder = folder / name
             break
     steps, torn = scan(folder)
     if not steps:
@@ -236,27 +242,32 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
     return Checkpoint(folder / str(steps[-1] if step is None else step))
 
 
-def _check_fit(abstract: Abstract, stored: Abstract, partial: bool, cast: bool, what: str) -> None:
+def _check_fit(
+    abstract: Abstract, file_arrays: Abstract, partial: bool, cast: bool, what: str
+) -> None:
+    """Raises ValueError with a list of names, shapes and dtypes that do not fit the file."""
     if not partial:
-        check_names(abstract, stored, what)
-    wrong = [
-        f"missing {name} (nearest there: {nearest(name, stored, 1)})"
-        for name in sorted(set(abstract) - set(stored))
+        check_names(abstract, file_arrays, what)
+    problems = [
+        f"missing {name} (nearest there: {nearest(name, file_arrays, 1)})"
+        for name in sorted(set(abstract) - set(file_arrays))
     ]
-    for name in sorted(set(abstract) & set(stored)):
-        want, have = abstract[name], stored[name]
-        castable = cast and all(jnp.issubdtype(a.dtype, jnp.floating) for a in (want, have))
-        if want.shape != have.shape:
-            wrong.append(f"{name}: shape {have.shape} in the file, {want.shape} asked for")
-        elif want.dtype != have.dtype and not castable:
-            wrong.append(f"{name}: {have.dtype} in the file, {want.dtype} asked for")
-    if wrong:
-        lines = wrong[:16] + ([f"and {len(wrong) - 16} more"] if len(wrong) > 16 else [])
-        raise ValueError(f"{what} do not fit:\n  " + "\n  ".join(lines))
+    for name in sorted(set(abstract) & set(file_arrays)):
+        expected, actual = abstract[name], file_arrays[name]
+        is_castable = cast and all(
+            jnp.issubdtype(array.dtype, jnp.floating) for array in (expected, actual)
+        )
+        if expected.shape != actual.shape:
+            problems.append(f"{name}: shape {actual.shape} in the file, {expected.shape} asked for")
+        elif expected.dtype != actual.dtype and not is_castable:
+            problems.append(f"{name}: {actual.dtype} in the file, {expected.dtype} asked for")
+    if problems:
+        more = [f"and {len(problems) - 16} more"] if len(problems) > 16 else []
+        raise ValueError(f"{what} do not fit:\n  " + "\n  ".join(problems[:16] + more))
 
 
 def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
-    """The steps in a checkpoints folder: (complete, without commit marker), ascending."""
+    """The steps in a checkpoints folder, ascending: (complete, incomplete)."""
     if not is_folder(directory):
         return [], []
     with storage_errors(directory):
@@ -270,7 +281,7 @@ def _is_committed(folder: epath.Path) -> bool:
 
 
 def reason(cause: Exception | str) -> str:
-    """One line of the first error in a chain, cut: TensorStore's run to several kilobytes."""
+    """One short line for the first error in a chain; TensorStore's run to several kilobytes."""
     if isinstance(cause, str):
         return cause
     while isinstance(

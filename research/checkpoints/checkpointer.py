@@ -1,13 +1,13 @@
-"""Checkpoints: named arrays on any mesh, with what is needed to understand them beside them.
+"""Writing checkpoints: named arrays on any mesh, with metadata, metrics and small files.
 
 A checkpoint is a flat `{name: jax.Array}` dict with per-layer names (`model/layers/7/...`), a
 JSON-safe metadata dict, metrics and small files. On disk, written by Orbax:
 
     DIRECTORY/120/                 one folder per step
-      files/metadata.json          as given: config, fingerprints, versions
-      files/metrics.json           as given, numbers that are not finite as null
+      files/metadata.json          config, fingerprints, versions
+      files/metrics.json           metrics, numbers that are not finite as null
       files/arrays.json            name -> shape, dtype and two checksums of the content
-      files/tokenizer.json ...     as given
+      files/tokenizer.json ...     the caller's files
       state/                       the arrays; `orbax.checkpoint.v1.load(folder)` reads them too
       commit_success.txt           written last, so a folder without it is not a checkpoint
 
@@ -60,10 +60,10 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-# Orbax's threads print the traceback of what `save` then raises.
+# Orbax's threads print the traceback of the error that `save` then raises.
 logging.getLogger("absl").addFilter(_without_traceback)
 
-# what a save that was cut short leaves
+# the name of a folder that an interrupted save leaves
 LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 
 
@@ -74,11 +74,11 @@ class Checkpointer:
 
     Args:
       directory: local folder or gs:// prefix; made at the first save.
-      keep_last: how many of the newest steps to keep.
-      keep_best: how many of the best steps by `best_metric` to keep besides.
+      keep_last: number of newest steps to keep.
+      keep_best: number of best steps by `best_metric` to keep besides.
       best_metric: the name in `metrics` that decides; steps saved without it, or with a value
-        that is not finite, do not compete.
-      best_mode: whether a small or a large value is good.
+        that is not finite, are not ranked.
+      best_mode: whether the smallest or the largest value is the best.
       asynchronous: write in the background. `save` returns once device memory may be reused.
     """
 
@@ -118,8 +118,8 @@ class Checkpointer:
     ) -> bool:
         """Starts saving one step, after waiting for the save before it.
 
-        The arrays may be donated as soon as this returns. A step that is saved already is left
-        as it is.
+        The arrays may be donated as soon as this returns. A step that is saved already does not
+        change.
 
         Returns:
           Whether the step is being written; False if it was there.
@@ -140,7 +140,7 @@ class Checkpointer:
                 "Move the later steps away, or save to another directory."
             )
         contents = self._contents(metadata, metrics, files)
-        arrays = _checked(arrays)
+        arrays = _validate(arrays)
         pending_sums = fingerprint.dispatch(arrays)
 
         def describe() -> bytes:
@@ -149,10 +149,10 @@ class Checkpointer:
 
         path = self.directory / str(step)
         context = ocp.Context()
-        # Make folders before returning: a full disk is then an error here, not a writer's thread
-        # that waits for its time-out.
+        # Make folders before returning: a full disk is then an error here, and not a time-out in
+        # the writer's thread.
         context.asynchronous.create_directories_asynchronously = False
-        # trained float32 hardly compresses, and compressing takes five times as long as writing
+        # float32 weights hardly compress, and compressing takes five times as long as writing
         context.array.saving.use_compression = False
         # so that reading holds little beside the array itself
         context.array.saving.storage_options.chunk_byte_size = 2**26
@@ -160,10 +160,10 @@ class Checkpointer:
             self._remove_leftovers()
             self.directory.mkdir(parents=True, exist_ok=True)
             parts = {"state": arrays, "files": _Files(contents, describe)}
-            with context:  # a torn folder of the same step is in the way: overwrite it
+            with context:  # overwrites an incomplete folder of the same step
                 response = ocp.save_checkpointables_async(path, parts, overwrite=path.exists())
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._save_error(step, error) from error
         self._pending = step, self._writer.submit(self._finish, response)
         if not self._asynchronous:
             self.wait()
@@ -182,7 +182,7 @@ class Checkpointer:
             future.result()
         except Exception as error:
             self._pending = None
-            raise self._failed(step, error) from error
+            raise self._save_error(step, error) from error
         self._pending = None
 
     def close(self) -> None:
@@ -201,18 +201,18 @@ class Checkpointer:
         except CheckpointError:
             if kind is None:
                 raise
-            log.exception("saving failed too")  # and let the first error through
+            log.exception("saving failed too")  # the first error propagates
 
     def all_steps(self) -> list[int]:
-        """The complete steps, ascending. Folders without commit marker are named in the log."""
-        steps, torn = scan(self.directory)
+        """The complete steps, ascending. Folders without commit marker are logged."""
+        steps, incomplete = scan(self.directory)
         if self._pending is not None or jax.process_index() != 0:
-            return steps  # what looks torn may be a step that the writer is just removing
-        for step in set(torn) - self._reported:
+            return steps  # an incomplete one may be a step that the writer is just removing
+        for step in set(incomplete) - self._reported:
             log.warning(
                 "ignoring %s: no commit marker, its save was cut short", self.directory / str(step)
             )
-        self._reported.update(torn)
+        self._reported.update(incomplete)
         return steps
 
     def latest_step(self) -> int | None:
@@ -221,7 +221,7 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The complete step with the best `best_metric`; of equals the newest."""
-        return next(iter(self._ranked(self.all_steps())[0]), None)
+        return next(iter(self._rank(self.all_steps())[0]), None)
 
     def at(self, step: int | None = None) -> Checkpoint:
         """The step (the latest if None) for reading; FileNotFoundError if it is not there."""
@@ -266,7 +266,7 @@ class Checkpointer:
         return contents
 
     def _finish(self, response: ocp.AsyncResponse[None]) -> None:
-        """Runs in the writer's thread: waits for the commit, then lets old steps go."""
+        """Runs in the writer's thread: waits for the commit, then removes old steps."""
         response.result()
         if jax.process_index() != 0:
             return
@@ -276,38 +276,39 @@ class Checkpointer:
             log.exception("could not remove old checkpoints in %s", self.directory)
 
     def _prune(self) -> None:
-        steps, torn = scan(self.directory)
-        ranked, unknown = self._ranked(steps)
-        keep = {*steps[-self._keep_last :], *ranked[: self._keep_best], *unknown}
-        for step in sorted({*steps, *torn} - keep):
+        """Removes the steps that are neither among the last nor among the best."""
+        steps, incomplete = scan(self.directory)
+        best_first, unreadable = self._rank(steps)
+        keep = {*steps[-self._keep_last :], *best_first[: self._keep_best], *unreadable}
+        for step in sorted({*steps, *incomplete} - keep):
             path = self.directory / str(step)
             if step > steps[-1] or not (path / "state").exists():
                 continue  # not older than the newest good step, or not a checkpoint at all
-            for marker in MARKERS:  # first, so that a half-removed step is never taken for one
+            for marker in MARKERS:  # first, so that a half-removed step is never complete
                 (path / marker).unlink(missing_ok=True)
             (path / "files").rmtree(missing_ok=True)
             (path / "state").rmtree()
             path.rmtree()
 
-    def _ranked(self, steps: list[int]) -> tuple[list[int], list[int]]:
-        """The steps that have a finite `best_metric`, best first, and those that cannot tell."""
+    def _rank(self, steps: list[int]) -> tuple[list[int], list[int]]:
+        """The steps with a finite `best_metric`, best first, and those that cannot be read."""
         if self._best_metric is None:
             return [], []
         sign = 1 if self._best_mode == "min" else -1
-        found, unknown = [], []
+        scores, unreadable = [], []
         for step in steps:
             try:
                 value = Checkpoint(self.directory / str(step)).metrics().get(self._best_metric)
-            except CheckpointError as error:  # perhaps only the network: no reason to lose it
+            except CheckpointError as error:  # perhaps only the network: no reason to remove it
                 log.warning("%s", error)
-                unknown.append(step)
+                unreadable.append(step)
                 continue
             if value is not None:
-                found.append((sign * value, -step))
-        return [-step for _, step in sorted(found)], unknown
+                scores.append((sign * value, -step))
+        return [-step for _, step in sorted(scores)], unreadable
 
     def _remove_leftovers(self) -> None:
-        """Removes what killed saves left, once: from then on this writer cleans up after itself."""
+        """Removes leftovers of killed saves, once: later this writer cleans up after itself."""
         if self._cleaned or jax.process_index() != 0 or not self.directory.exists():
             return
         for path in self.directory.iterdir():
@@ -316,16 +317,16 @@ class Checkpointer:
                 path.rmtree()
         self._cleaned = True
 
-    def _failed(self, step: int, cause: Exception) -> CheckpointError:
+    def _save_error(self, step: int, cause: Exception) -> CheckpointError:
         message = f"could not save step {step} in {self.directory}: "
-        refused = describe_storage_error(cause, self.directory)
-        if is_remote(self.directory) and refused is not None:
+        refusal = describe_storage_error(cause, self.directory)
+        if is_remote(self.directory) and refusal is not None:
             # nothing more is asked of storage that has just refused
-            return CheckpointError(f"{message}{refused}; the steps before are as they were")
+            return CheckpointError(f"{message}{refusal}; the steps before are as they were")
         good = self.latest_step()
         self._cleaned = False
         try:
-            self._remove_leftovers()  # give the disk back what the failed save took
+            self._remove_leftovers()  # frees the disk space of the failed save
         except OSError as error:
             log.warning("could not remove the failed save's files: %s", reason(error))
         return CheckpointError(
@@ -337,7 +338,7 @@ class Checkpointer:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Graft, Python and the libraries that decide what a checkpoint means."""
+    """Versions of Graft, Python and the libraries that a checkpoint's content depends on."""
     libraries = ("jax", "flax", "optax", "orbax-checkpoint")
     return {"graft": __version__, "python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in libraries
@@ -347,7 +348,7 @@ def library_versions() -> dict[str, str]:
 class _Files:
     """Small files as a part of an Orbax checkpoint, so that they commit with the arrays.
 
-    `describe` gives the content of arrays.json; it waits for the devices, so it is called in the
+    `describe` returns the content of arrays.json; it waits for the devices, so it is called in the
     background.
     """
 
@@ -366,11 +367,11 @@ class _Files:
                 (folder / name).write_bytes(content)
 
     async def load(self, directory: epath.Path) -> Awaitable[None]:
-        raise NotImplementedError("read through SavedStep")
+        raise NotImplementedError("read through Checkpoint")
 
 
-def _checked(arrays: Mapping[str, jax.Array]) -> Arrays:
-    """Refuses, by name, what Orbax would refuse half-way or JAX would restore as another type."""
+def _validate(arrays: Mapping[str, jax.Array]) -> Arrays:
+    """Refuses arrays that Orbax would refuse half-way or JAX would restore as another type."""
     for name, array in arrays.items():
         if not isinstance(array, jax.Array | np.ndarray):
             raise ValueError(f"checkpoint entry {name!r} is a {type(array)}, not an array")

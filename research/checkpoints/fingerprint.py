@@ -23,24 +23,22 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-# Name of the scheme, hashed first: a change of any constant below must change it.
+# Name of the scheme, hashed first: it must change with any constant below.
 _SCHEME = "graft-fingerprint-1"
-# (seed, position multiplier, position shift, finaliser multipliers) of the two checksums. The
-# finalisers are murmur3's fmix32 and Wellons' lowbias32, both bijections of 32-bit words.
+# (seed, position multiplier, position shift, finalizer multipliers) of the two checksums. The
+# finalizers are murmur3's fmix32 and Wellons' lowbias32, both bijections of 32-bit words.
 _MIXES = (
     (0x9E3779B9, 0x85EBCA6B, 15, 0x85EBCA6B, 0xC2B2AE35),
     (0x243F6A88, 0xCC9E2D51, 14, 0x7FEB352D, 0x846CA68B),
 )
-
-
 # Bytes that are hashed at once.
 _PART = 2**26
-# Elements up to which NumPy is quicker than compiling a program for yet another shape.
+# Number of elements up to which NumPy is quicker than compiling a program for yet another shape.
 _SMALL = 2**16
 
 
 class Checksum(NamedTuple):
-    """What identifies one array: its shape, its dtype's name and two 32-bit sums."""
+    """The identity of one array: its shape, its dtype's name and two 32-bit sums."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -48,7 +46,7 @@ class Checksum(NamedTuple):
 
 
 def fingerprint(arrays: Mapping[str, ArrayLike]) -> str:
-    """Returns 64 hex digits that identify the names, shapes, dtypes and bits of `arrays`.
+    """64 hex digits that identify the names, shapes, dtypes and bits of `arrays`.
 
     Takes JAX arrays under any sharding and NumPy arrays; equal content gives equal digits.
     In a run of several processes all of them call it with the same names.
@@ -60,16 +58,16 @@ def fingerprint(arrays: Mapping[str, ArrayLike]) -> str:
 
 
 def combine(sums: Mapping[str, Checksum]) -> str:
-    """The fingerprint of arrays whose checksums are known already: reads no array."""
+    """The fingerprint of arrays with known checksums; reads no array."""
     digest = hashlib.sha256(_SCHEME.encode())
     for name in sorted(sums):
-        shape, dtype, words = sums[name]
-        digest.update(json.dumps([name, list(shape), dtype, list(words)]).encode() + b"\n")
+        shape, dtype, pair = sums[name]
+        digest.update(json.dumps([name, list(shape), dtype, list(pair)]).encode() + b"\n")
     return digest.hexdigest()
 
 
 def checksums(arrays: Mapping[str, ArrayLike]) -> dict[str, Checksum]:
-    """The checksum of every array; see `fingerprint` for what is accepted."""
+    """The checksum of every array; takes the same arrays as `fingerprint`."""
     return fetch(dispatch(arrays))
 
 
@@ -98,11 +96,11 @@ def dispatch(arrays: Mapping[str, ArrayLike]) -> dict[str, tuple]:
 
 
 def _in_parts(array: jax.Array | np.ndarray) -> tuple[Any, Any]:
-    """`_sums`; `_host_sums` of what is small and at hand.
+    """`_sums` of an array, or `_host_sums` of a small one on the host.
 
-    Some rows at a time of an array on the host, and on CPU of one that lies on one device: XLA
-    there keeps hashes in memory, three times what they are of. Sums do not depend on where an array
-    is cut.
+    Computed some rows at a time for an array on the host, and on CPU for one on a single device:
+    XLA there keeps the hashes in memory, three times the size of the array. Sums do not depend on
+    where an array is split.
     """
     if array.size <= _SMALL and array.dtype.itemsize * 8 == _width(array.dtype) <= 32:
         if isinstance(array, np.ndarray):
@@ -111,10 +109,10 @@ def _in_parts(array: jax.Array | np.ndarray) -> tuple[Any, Any]:
             return _host_sums(np.asarray(array))
     length = array.shape[0] if array.ndim else 0
     rows = max(1, _PART * length // max(1, array.nbytes))
-    cut = isinstance(array, np.ndarray) or (
+    is_local = isinstance(array, np.ndarray) or (
         jax.default_backend() == "cpu" and len(array.sharding.device_set) == 1
     )
-    if rows >= length or not cut:
+    if rows >= length or not is_local:
         return _sums(array, 0)
     total = (jnp.uint32(0), jnp.uint32(0))
     for start in range(0, length, rows):
@@ -134,9 +132,9 @@ def _sums_of_rows(array: jax.Array, start: ArrayLike, rows: int) -> tuple[jax.Ar
 
 def fetch(pending: Mapping[str, tuple]) -> dict[str, Checksum]:
     """Waits for the checksums that `dispatch` started."""
-    words = jax.device_get({name: sums for name, (_, _, sums) in pending.items()})
+    sums = jax.device_get({name: pair for name, (_, _, pair) in pending.items()})
     return {
-        name: Checksum(shape, dtype, (int(words[name][0]), int(words[name][1])))
+        name: Checksum(shape, dtype, (int(sums[name][0]), int(sums[name][1])))
         for name, (shape, dtype, _) in pending.items()
     }
 
@@ -175,22 +173,26 @@ def _width(dtype: np.dtype) -> int:
 
 
 def _positions(shape: tuple[int, ...], mix: tuple[int, ...], start: ArrayLike) -> jax.Array:
-    """A 32-bit hash of every element's position, rows counted from `start`; within one row of the
-    last axis all differ."""
+    """A 32-bit hash of every element's position, with rows counted from `start`.
+
+    Within one row of the last axis all differ.
+    """
     seed, multiplier, shift, *_ = (np.uint32(number) for number in mix)
-    hashed = jnp.full(shape, seed, jnp.uint32)
+    hashes = jnp.full(shape, seed, jnp.uint32)
     for axis in range(len(shape)):
-        place = lax.broadcasted_iota(jnp.uint32, shape, axis)
-        place = place + jnp.uint32(start) if axis == 0 else place
-        hashed = (hashed ^ place) * multiplier
-        hashed = hashed ^ (hashed >> shift)
-    return hashed
+        index = lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index = index + jnp.uint32(start) if axis == 0 else index
+        hashes = (hashes ^ index) * multiplier
+        hashes = hashes ^ (hashes >> shift)
+    return hashes
 
 
 @jax.jit
 def _sums(array: jax.Array, start: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """The two checksums of rows from `start` on, uint32 scalars. No reshape: that could move
-    shards between devices."""
+    """The two checksums of rows from `start` on, uint32 scalars.
+
+    Without a reshape, which could move shards between devices.
+    """
     bits = _bits(array)
     sums = []
     for mix in _MIXES:
@@ -214,14 +216,14 @@ def _host_sums(array: np.ndarray) -> tuple[int, int]:
     with np.errstate(over="ignore"):  # 32-bit words wrap around, those of scalars too
         for mix in _MIXES:
             seed, multiplier, shift, first, second = (np.uint32(number) for number in mix)
-            hashed = np.full(bits.shape, seed, np.uint32)
+            hashes = np.full(bits.shape, seed, np.uint32)
             for axis in range(bits.ndim):
-                along = [1] * bits.ndim
-                along[axis] = -1
-                place = np.arange(bits.shape[axis], dtype=np.uint32).reshape(along)
-                hashed = (hashed ^ place) * multiplier
-                hashed = hashed ^ (hashed >> shift)
-            word = bits ^ hashed
+                shape = [1] * bits.ndim
+                shape[axis] = -1
+                index = np.arange(bits.shape[axis], dtype=np.uint32).reshape(shape)
+                hashes = (hashes ^ index) * multiplier
+                hashes = hashes ^ (hashes >> shift)
+            word = bits ^ hashes
             word = (word ^ (word >> np.uint32(16))) * first
             word = (word ^ (word >> np.uint32(13))) * second
             word = word ^ (word >> np.uint32(16))
