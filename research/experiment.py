@@ -29,13 +29,13 @@ MethodConfig: Any = one_of(METHODS.values())
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run is saved and what is kept."""
+    """When the run is saved and which steps are kept."""
 
-    # save every so many steps, and at the end; 0 saves at the end only
+    # steps between saves, and one at the end; 0: at the end only
     every: Count = 0
-    # how many of the newest steps to keep
+    # number of newest steps to keep
     keep_last: Positive = 2
-    # keep also the step with the lowest held-out loss
+    # keep the step with the lowest held-out loss too
     keep_best: bool = False
 
 
@@ -43,31 +43,31 @@ class CheckpointConfig:
 class Experiment:
     """A training run. Phases differ in data, method and start; nothing here names a phase."""
 
-    # where batches come from, and their objective, length and size
+    # sources of the data, objective, length and size of batches
     data: DataConfig
-    # how many steps to take
+    # number of steps
     steps: Positive
     # the model's shape; None takes the shape of `init_from`
     model: ModelConfig | None = None
-    # how it is computed, where not as the shape says: `compute.compute_dtype` for an imported base
+    # how it is computed, where not as its shape says: `compute.compute_dtype` for an imported base
     compute: ComputeConfig = ComputeConfig()
-    # a tokenizer file, or a run whose tokenizer to take; None: that of `init_from`
+    # a tokenizer file, or a run with a tokenizer; None: that of `init_from`
     tokenizer: str | None = None
-    # a run's folder (or one of its checkpoints) whose weights to start from; None: random
+    # a run's folder (or one of its checkpoints) with the first weights; None: random
     init_from: str | None = None
-    # what is attached to the model and what of it trains
+    # what is attached to the model and which parameters train
     method: MethodConfig = Full()
-    # how gradients become steps
+    # how gradients become updates
     optimizer: OptimizerConfig = OptimizerConfig()
     # the course of the learning rate
     schedule: ScheduleConfig = ScheduleConfig()
-    # what is minimised
+    # what is minimized
     loss: LossConfig = LossConfig()
     # decoupled weight decay
     weight_decay: NonNegative = 0.0
-    # ordered (pattern over parameters, factor): first match multiplies the decay
+    # ordered (pattern over parameters, factor): the first match multiplies the decay
     weight_decay_rules: tuple[tuple[str, NonNegative], ...] = ()
-    # ordered (pattern over parameters, factor): first match multiplies the rate
+    # ordered (pattern over parameters, factor): the first match multiplies the learning rate
     learning_rate_rules: tuple[tuple[str, NonNegative], ...] = ()
     # largest global norm of the gradient; None never clips
     max_grad_norm: PositiveNumber | None = 1.0
@@ -75,29 +75,30 @@ class Experiment:
     dropout: BelowOne = 0.0
     # probability of dropping inputs of attached deltas (LoRA dropout)
     adapter_dropout: BelowOne = 0.0
-    # micro-batches that one step adds up
+    # number of micro-batches in a step
     accumulation_steps: Positive = 1
     # seed of the weights and of dropout; the data has its own
     seed: int = 0
     # stop after this many steps in a row without a finite loss and gradient
     max_skipped: Positive = 10
-    # how devices are arranged
+    # the arrangement of the devices
     mesh: MeshConfig = MeshConfig()
-    # ordered (logical axis, mesh axes): where each axis of an array lies
+    # ordered (logical axis, mesh axes): how each axis of an array is sharded
     sharding_rules: sharding.Rules = sharding.RULES
-    # patterns over arrays of the optimizer, such as .*/mu, that lie in the host's memory between
+    # patterns over arrays of the optimizer, such as .*/mu, to keep in the host's memory between
     # steps
     offload: tuple[str, ...] = ()
-    # measure the held-out loss every so many steps, and at the end; 0: at the end only
+    # steps between measurements of the held-out loss, and one at the end; 0: at the end only
     evaluate_every: Count = 0
-    # the split to measure it on; None measures nothing
+    # the split that it is measured on; None: no measurement
     evaluate_split: str | None = None
-    # most tokens of each source to measure it on, whole documents drawn by the data's seed
+    # most tokens of each source that it is measured on, whole documents drawn by the data's seed
     evaluate_tokens: Positive | None = None
-    # what of the data is looked at before the first step, and what of it is tolerated
+    # the checks of the data before the first step, and what they tolerate
     checks: CheckConfig = CheckConfig()
-    # write metrics every so many steps
+    # steps between lines of metrics
     log_every: Positive = 10
+    # when the run is saved and which steps are kept
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self):

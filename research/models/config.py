@@ -1,4 +1,4 @@
-"""The shape of a decoder: what families of models differ in is data here, not code."""
+"""The shape of a decoder: differences between families of models are data, not code."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ LinearName = Literal["query", "key", "value", "output", "gate", "up", "down"]
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:
-    """How rotary frequencies are stretched for contexts longer than pretraining's."""
+    """Scaling of rotary frequencies for contexts longer than pretraining's."""
 
-    # linear divides all of them (Chen 2023, arXiv:2306.15595); llama3 leaves high ones alone
+    # linear divides all of them (Chen 2023, arXiv:2306.15595); llama3 keeps the high ones
     kind: Literal["linear", "llama3"]
-    # how much slower the slow ones turn
+    # what frequencies are divided by
     factor: PositiveNumber
-    # llama3: wavelengths over original_length / low_factor are stretched whole
+    # llama3: wavelengths over original_length / low_factor are scaled by the whole factor
     low_factor: PositiveNumber = 1.0
-    # llama3: wavelengths under original_length / high_factor are left alone
+    # llama3: wavelengths under original_length / high_factor are not scaled
     high_factor: PositiveNumber = 4.0
-    # llama3: the context of pretraining
+    # llama3: the context length of pretraining
     original_length: Positive = 8192
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a decoder and how it is computed; what is not given is as in Llama."""
+    """The shape of a decoder and how it is computed; defaults are Llama's."""
 
-    # number of tokens V; at least the tokenizer's, often rounded up
+    # vocabulary size V; at least the tokenizer's, often rounded up
     vocabulary: Positive
     # model width D
     width: Positive
     # number of layers L
     layers: Positive
-    # query heads H
+    # number of query heads H
     heads: Positive
-    # key and value heads K, each shared by H / K query heads
+    # number of key and value heads K, each shared by H / K query heads
     kv_heads: Positive
     # feed-forward width F
     mlp_width: Positive
@@ -50,53 +50,53 @@ class ModelConfig:
     head_size: Count = 0
     # base of the rotary frequencies
     rotary_base: PositiveNumber = 10_000.0
-    # the same in layers with a window; None: no other
+    # the base in layers with a window; None: `rotary_base`
     rotary_base_in_windows: PositiveNumber | None = None
-    # stretched frequencies, in layers without a window if those have a base of their own
+    # scaling of the frequencies; not in layers with a window that have a base of their own
     rotary_scaling: RotaryScaling | None = None
-    # learned positions (a table of so many) in place of rotary ones; 0: rotary
+    # number of learned positions, in place of rotary ones; 0: rotary
     learned_positions: Count = 0
-    # rms, or layer: mean and variance, with a bias
+    # rms, or layer: with mean and bias too
     norm: Literal["rms", "layer"] = "rms"
     # added to the mean square inside every norm
     norm_epsilon: PositiveNumber = 1e-5
-    # what is added to the scales of norms in use: 1 where a family stores them less 1
+    # added to the scales of norms: 1 where a family stores scale - 1
     norm_offset: NonNegative = 0.0
-    # norms behind attention and MLP too
+    # norms after attention and MLP too
     post_norms: bool = False
     # norms of every head's query and key ("QK-norm")
     head_norms: bool = False
-    # linears that have a bias
+    # the linears with a bias
     biases: tuple[LinearName, ...] = ()
     # activation of the MLP; gelu_tanh is GPT-2's approximation
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
-    # whether a second product gates the activation
+    # whether the MLP has a gate: activation(gate(x)) * up(x)
     gated: bool = True
-    # scores are divided by its square root; 0: the head size
+    # attention scores are divided by its square root; 0: the head size
     score_size: Count = 0
-    # scores and logits go through cap * tanh(x / cap); 0: not
+    # soft caps of attention scores and of logits: cap * tanh(x / cap); 0: none
     score_cap: NonNegative = 0.0
     logit_cap: NonNegative = 0.0
-    # what multiplies embeddings
+    # factor of the embeddings
     embedding_scale: PositiveNumber = 1.0
-    # whether the head reuses the embedding's table
+    # whether the head uses the embedding's table
     tie_embeddings: bool = True
-    # tokens that a query sees back, by layer, repeated cyclically; 0 sees all
+    # attention windows in tokens, by layer, repeated cyclically; 0: no window
     windows: tuple[Count, ...] = (0,)
     # ordered (pattern over names such as layers/7/mlp/up, embedding and head, type): how weights
-    # are stored; float32 where none matches. Anything less stays frozen
+    # are stored; float32 where none matches. Weights in other types cannot train
     storage: tuple[tuple[str, StorageKind], ...] = ()
     # attention backend: auto (the platform's fastest), plain, blocked (CPU), cudnn (NVIDIA) or
     # splash (TPU)
     attention: str = AUTO
-    # most layers in one scan: 0 no limit (accelerators, deep models), 1 unrolled (fastest on CPU)
+    # most layers in one scan; 0: no limit (accelerators, deep models), 1: unrolled (fastest on CPU)
     max_scan_layers: Count = 0
-    # what the backward pass recomputes: nothing, everything but layer inputs (which `offload` keeps
-    # in the host's memory meanwhile), all but products; on CPU it saves memory in scans only (XLA
-    # there recomputes an unrolled layer at once)
+    # what the backward pass recomputes. none; full: everything but layer inputs; offload: the same,
+    # with layer inputs in the host's memory; products: everything but products. On CPU it saves
+    # memory in scans only (XLA there recomputes an unrolled layer at once)
     remat: Remat = "none"
-    # in how many chunks of units the MLP is computed, one after the other and again in the backward
-    # pass (but with `remat: products`, which keeps what they give): less memory; 0: whole
+    # number of chunks of units in which the MLP is computed, one after the other and again in the
+    # backward pass (but with `remat: products`, which keeps their products), to save memory; 0: one
     mlp_chunks: Count = 0
     # type of activations; parameters are stored in float32, or as `storage` says
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -105,7 +105,7 @@ class ModelConfig:
         if not self.windows:
             raise ValueError("model: `windows` is empty; (0,) lets every layer see everything")
         if min(self.heads, self.kv_heads, self.width) < 1:
-            return  # the door names the field
+            return  # the schema names the field
         if self.heads % self.kv_heads:
             raise ValueError(f"model: {self.heads} heads do not share {self.kv_heads} key heads")
         if not self.head_size and self.width % self.heads:
@@ -115,17 +115,17 @@ class ModelConfig:
         if not self.gated and "gate" in self.biases:
             raise ValueError("model: `biases` names gate, which a model without `gated` lacks")
         if self.attention not in (AUTO, *BACKENDS):
-            known = ", ".join((AUTO, *BACKENDS))
-            raise ValueError(f"model: unknown attention {self.attention!r}; there are: {known}")
+            names = ", ".join((AUTO, *BACKENDS))
+            raise ValueError(f"model: unknown attention {self.attention!r}; there are: {names}")
 
     @property
     def computes_again(self) -> bool:
-        """Whether the backward pass computes whole layers again."""
+        """Whether the backward pass recomputes whole layers."""
         return self.remat in ("full", "offload")
 
     @property
     def stored_as(self) -> list[str]:
-        """The types in which its weights are stored."""
+        """The types that its weights are stored in."""
         return sorted({kind for _, kind in self.storage}) or ["float32"]
 
     @property
@@ -139,10 +139,10 @@ class ModelConfig:
         return self.head_size or self.width // self.heads
 
     def check_length(self, tokens: int, what: str = "") -> None:
-        """Refuses a text that is longer than a table of learned positions.
+        """Refuses a text that is longer than the table of learned positions.
 
         Args:
-          what: names it in the error; else its number of tokens does.
+          what: the text's name in the error; the default is its number of tokens.
 
         Raises:
           ValueError: naming both.
@@ -154,17 +154,18 @@ class ModelConfig:
             )
 
     def window(self, layer: int) -> int:
+        """The attention window of a layer, 0 for none."""
         return self.windows[layer % len(self.windows)]
 
     @property
     def window_kinds(self) -> tuple[int, ...]:
-        """The different windows, in order."""
+        """The distinct windows, ascending."""
         return tuple(sorted({self.window(layer) for layer in range(self.layers)}))
 
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is computed, where that differs from what its config says; None: as there."""
+    """How a model is computed, where that differs from its config; None: as the config says."""
 
     attention: str | None = None
     max_scan_layers: Count | None = None
@@ -173,5 +174,6 @@ class ComputeConfig:
     compute_dtype: Literal["float32", "bfloat16"] | None = None
 
     def apply(self, model: ModelConfig) -> ModelConfig:
-        given = {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
-        return dataclasses.replace(model, **given)
+        """The model's config with these changes."""
+        changes = {name: v for name, v in dataclasses.asdict(self).items() if v is not None}
+        return dataclasses.replace(model, **changes)
