@@ -178,9 +178,9 @@ def state_shardings(
         owner = name.removeprefix("optimizer/")
         while owner and owner not in parameters:
             owner = owner.rpartition("/")[0]
-        if name.startswith("optimizer/") and owner:
-            if shape.shape == shapes[f"model/{owner}"].shape:
-                result[name] = parameters[owner]
+        is_of_parameter = name.startswith("optimizer/") and owner
+        if is_of_parameter and shape.shape == shapes[f"model/{owner}"].shape:
+            result[name] = parameters[owner]
     return result
 
 

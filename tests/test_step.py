@@ -19,33 +19,31 @@ from research.sharding import MeshConfig
 from tests.helpers import tiny
 
 train_step = jax.jit(stepping.train_step, static_argnames="step_config")
-
-
 FULL = Full()
 
 
-def run(method=FULL, steps=2, mesh=None, dropout=None, batch=None, order=None, **plan):
+def run(method=FULL, steps=2, mesh=None, dropout=None, batch=None, order=None, **settings):
     """Losses and final parameters of a short run."""
     devices = jax.devices() if order is None else [jax.devices()[i] for i in order]
     mesh = (mesh or MeshConfig(data=1)).make(devices if mesh else devices[:1])
     model = tiny.attached(method)
     names = methods.trainable(model, method)
     # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-    plan = stepping.StepConfig(names, OptimizerConfig(epsilon=1e-2), **plan)
+    step_config = stepping.StepConfig(names, OptimizerConfig(epsilon=1e-2), **settings)
     hyper = tiny.hyper(names, dropout=dropout)
     rules = sharding.RULES
     with sharding.mesh_context(mesh, rules):
-        state = stepping.init_state(model, plan)
+        state = stepping.init_state(model, step_config)
         flat = tree.flatten(state)
         parameters = sharding.shardings(
             tree.parameter_axes(model), tree.flatten(model), mesh, rules
         )
-        placed = sharding.state_shardings(flat, parameters, mesh)
-        state = jax.device_put(state, tree.unflatten(state, placed))
+        shardings = sharding.state_shardings(flat, parameters, mesh)
+        state = jax.device_put(state, tree.unflatten(state, shardings))
         batch = jax.device_put(batch or tiny.batch(), sharding.batch_sharding(mesh, rules))
         losses = []
         for _ in range(steps):
-            state, metrics = train_step(state, batch, hyper, plan)
+            state, metrics = train_step(state, batch, hyper, step_config)
             losses.append(float(metrics["loss"]))
     return losses, {name: np.asarray(leaf) for name, leaf in tree.flatten(state).items()}, metrics
 
@@ -55,11 +53,11 @@ def on_one_device():
     return run(dropout=0.1)
 
 
-def assert_same_run(ours, theirs, **tolerance):
-    np.testing.assert_allclose(ours[0], theirs[0], **tolerance)
-    for name, leaf in theirs[1].items():
+def assert_same_run(actual, expected, **tolerance):
+    np.testing.assert_allclose(actual[0], expected[0], **tolerance)
+    for name, leaf in expected[1].items():
         if name.startswith("model/"):
-            np.testing.assert_allclose(ours[1][name], leaf, err_msg=name, **tolerance)
+            np.testing.assert_allclose(actual[1][name], leaf, err_msg=name, **tolerance)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +71,8 @@ def test_same_losses_and_weights_on_every_mesh(mesh):
 
 def test_lora_does_not_depend_on_device_order():
     mesh = MeshConfig(2, 2, 2)
-    permuted = run(LoRA(rank=4), mesh=mesh, order=(3, 1, 4, 0, 6, 7, 2, 5))
-    assert_same_run(permuted, run(LoRA(rank=4), mesh=mesh), atol=1e-5)
+    reordered = run(LoRA(rank=4), mesh=mesh, order=(3, 1, 4, 0, 6, 7, 2, 5))
+    assert_same_run(reordered, run(LoRA(rank=4), mesh=mesh), atol=1e-5)
 
 
 @pytest.mark.parametrize("accumulation_steps", [2, 4])
@@ -102,16 +100,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(where):
     batch = tiny.batch()
     if where == "weights":
         batch = dataclasses.replace(batch, weights=np.full_like(batch.weights, np.inf))
-    plan = stepping.StepConfig(names)
-    state = stepping.init_state(model, plan)
+    step_config = stepping.StepConfig(names)
+    state = stepping.init_state(model, step_config)
     if where == "model":
-        broken = tree.flatten(model)
-        broken["final_norm/scale"] = broken["final_norm/scale"].at[0].set(jnp.nan)
-        state = dataclasses.replace(state, model=tree.unflatten(model, broken))
+        leaves = tree.flatten(model)
+        leaves["final_norm/scale"] = leaves["final_norm/scale"].at[0].set(jnp.nan)
+        state = dataclasses.replace(state, model=tree.unflatten(model, leaves))
     if where == "optimizer":  # loss and gradient stay finite, the update does not
-        broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), state.optimizer)
-        state = dataclasses.replace(state, optimizer=broken)
-    new, metrics = train_step(state, batch, tiny.hyper(names), plan)
+        infinite = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), state.optimizer)
+        state = dataclasses.replace(state, optimizer=infinite)
+    new, metrics = train_step(state, batch, tiny.hyper(names), step_config)
     assert int(metrics["skipped"]) == 1 and int(new.step) == 1
     for part in ("model", "optimizer"):
         old, now = (jax.tree.leaves(getattr(s, part)) for s in (state, new))
@@ -120,8 +118,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(where):
 
 def test_an_all_masked_batch_trains_nothing():
     batch = tiny.batch()
-    masked = dataclasses.replace(batch, weights=np.zeros_like(batch.weights))
-    _, _, metrics = run(steps=1, batch=masked)
+    all_masked = dataclasses.replace(batch, weights=np.zeros_like(batch.weights))
+    _, _, metrics = run(steps=1, batch=all_masked)
     assert int(metrics["skipped"]) == 1 and float(metrics["loss"]) == 0
 
 
@@ -139,28 +137,27 @@ def test_clipping_bounds_what_is_applied_and_reports_the_norm_before():
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
-def test_a_stacked_leaf_is_optimised_as_its_layers_are(name):
+def test_a_stacked_leaf_is_optimized_as_its_layers_are(name):
     """Also at 128 and over, where Adafactor factors."""
     config = OptimizerConfig(name)
     random = np.random.default_rng(0)
-    make = lambda: jnp.asarray(random.normal(size=(3, 130, 140)), jnp.float32)  # noqa: E731
-    weights, gradients = make(), make()
+    weights, gradients = jnp.asarray(random.normal(size=(2, 3, 130, 140)), jnp.float32)
     names = "layers/0-2/mlp/up/kernel", "layers/0-0/mlp/up/kernel"
     step = optimizers.make_optimizer(config, dict.fromkeys(names, ("layers", "embed", "mlp")))
     whole = {"layers/0-2/mlp/up/kernel": weights}
-    stacked, _ = step.update({name: gradients for name in whole}, step.init(whole), whole)
+    updates, _ = step.update({name: gradients for name in whole}, step.init(whole), whole)
     for layer in range(3):
         one = {"layers/0-0/mlp/up/kernel": weights[layer : layer + 1]}
         alone, _ = step.update(
             {name: gradients[layer : layer + 1] for name in one}, step.init(one), one
         )
         np.testing.assert_allclose(
-            stacked["layers/0-2/mlp/up/kernel"][layer],
+            updates["layers/0-2/mlp/up/kernel"][layer],
             alone["layers/0-0/mlp/up/kernel"][0],
             atol=1e-4,
         )
     if name == "muon":  # orthogonal: all singular values alike, sized as Adam's steps are
-        values = np.linalg.svd(stacked["layers/0-2/mlp/up/kernel"][0], compute_uv=False)
+        values = np.linalg.svd(updates["layers/0-2/mlp/up/kernel"][0], compute_uv=False)
         assert values.max() / values.min() < 2
     if name == "adafactor":
         state = tree.flatten(step.init(whole))
@@ -170,36 +167,37 @@ def test_a_stacked_leaf_is_optimised_as_its_layers_are(name):
 def test_adamw_equals_optax():
     shape = tiny.CONFIG
     model, names = tiny.model(shape), tuple(tree.flatten(tiny.model(shape)))
-    batch, plan = tiny.batch(), stepping.StepConfig(names, schedule="constant")
+    batch, step_config = tiny.batch(), stepping.StepConfig(names, schedule="constant")
     hyper = tiny.hyper(names, max_grad_norm=None)
     hyper = dataclasses.replace(
         hyper, schedule=schedules.Schedule.make(ScheduleConfig(1e-2, "constant"), 9)
     )
     tx = optax.adamw(1e-2, 0.9, 0.95, 1e-8, weight_decay=0.1)
-    theirs, state = tree.flatten(model), stepping.init_state(model, plan)
-    moments = tx.init(theirs)
+    expected, state = tree.flatten(model), stepping.init_state(model, step_config)
+    moments = tx.init(expected)
 
     @jax.jit
-    def their_step(arrays, moments):
+    def optax_step(arrays, moments):
         def loss(arrays):
-            losses = stepping.forward(tree.unflatten(model, arrays), batch, None, plan.loss)
+            losses = stepping.forward(tree.unflatten(model, arrays), batch, None, step_config.loss)
             return jnp.sum(losses.loss * batch.weights) / jnp.sum(batch.weights)
 
         updates, moments = tx.update(jax.grad(loss)(arrays), moments, arrays)
         return optax.apply_updates(arrays, updates), moments
 
     for _ in range(3):
-        state, _ = train_step(state, batch, hyper, plan)
-        theirs, moments = their_step(theirs, moments)
+        state, _ = train_step(state, batch, hyper, step_config)
+        expected, moments = optax_step(expected, moments)
     for name, leaf in tree.flatten(state.model).items():
-        np.testing.assert_allclose(leaf, theirs[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(leaf, expected[name], atol=1e-4, err_msg=name)
 
 
 def test_rules_multiply_rate_and_decay_layer_by_layer():
     names = ("layers/0-2/mlp/up/kernel", "final_norm/scale")
     rules = ((r"layers/2/.*", 0.5), (r"layers/.*", 2.0))
-    found = stepping.multipliers(rules, names, names, "learning_rate_rules")
-    assert found[names[0]].tolist() == [2, 2, 0.5] and float(found[names[1]]) == 1
+    multipliers = stepping.multipliers(rules, names, names, "learning_rate_rules")
+    assert multipliers[names[0]].tolist() == [2, 2, 0.5]
+    assert float(multipliers[names[1]]) == 1
     with pytest.raises(ValueError, match=r"pattern 'layers/3/.\*' matches nothing; nearest: lay"):
         stepping.multipliers(((r"layers/3/.*", 1.0),), names, names, "learning_rate_rules")
 

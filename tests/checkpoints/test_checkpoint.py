@@ -1,4 +1,4 @@
-"""Reading checkpoints: what does not fit or is damaged is named, never passed over."""
+"""Reading checkpoints: an error names whatever does not fit or is damaged."""
 
 import shutil
 
@@ -48,21 +48,21 @@ def test_opens_a_workdir_its_checkpoints_folder_or_one_step(workdir):
 
 
 def test_partial_restore_reads_only_the_names_asked_for(workdir):
-    asked = {n: s for n, s in _abstract().items() if n.startswith("model/")}
-    restored = open_checkpoint(workdir).restore(asked, partial=True)
-    assert restored.keys() == asked.keys()
+    abstract = {n: s for n, s in _abstract().items() if n.startswith("model/")}
+    restored = open_checkpoint(workdir).restore(abstract, partial=True)
+    assert restored.keys() == abstract.keys()
     for name, array in restored.items():
         assert np.array_equal(np.asarray(array), np.asarray(_arrays(2)[name]))
     with pytest.raises(ValueError, match=r"surplus optimizer/count"):
-        open_checkpoint(workdir).restore(asked)
+        open_checkpoint(workdir).restore(abstract)
 
 
 def test_one_array_is_read_on_the_host_and_compared(workdir, tmp_path):
     name = "model/layers/1/query/kernel"
     for step in (1, 2):
-        found = open_checkpoint(workdir, step).read(name)[name]
-        assert isinstance(found, np.ndarray)
-        np.testing.assert_array_equal(found, _arrays(step)[name])
+        array = open_checkpoint(workdir, step).read(name)[name]
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, _arrays(step)[name])
     with pytest.raises(ValueError, match=r"no array model/layers/1/key \(nearest there: model/lay"):
         open_checkpoint(workdir).read("model/layers/1/key")
     shutil.copytree(open_checkpoint(workdir, 2).path, tmp_path / "2")
@@ -73,32 +73,32 @@ def test_one_array_is_read_on_the_host_and_compared(workdir, tmp_path):
 
 
 def test_names_and_shapes_that_do_not_fit_are_listed_with_the_nearest(workdir):
-    saved = open_checkpoint(workdir)
+    checkpoint = open_checkpoint(workdir)
     vector = jax.ShapeDtypeStruct((3,), jnp.float32)
-    renamed = {"model/layers/0/query/kernel": None, "model/layers/0/qeury/kernel": vector}
+    changes = {"model/layers/0/query/kernel": None, "model/layers/0/qeury/kernel": vector}
     with pytest.raises(ValueError) as error:
-        saved.restore(_abstract(**renamed))
+        checkpoint.restore(_abstract(**changes))
     assert "missing model/layers/0/qeury/kernel (nearest given: model/layers/0/query/kernel)" in (
         message := str(error.value)
     )
-    assert "surplus model/layers/0/query/kernel" in message and str(saved.path) in message
+    assert "surplus model/layers/0/query/kernel" in message and str(checkpoint.path) in message
     with pytest.raises(ValueError, match="qeury.*nearest there: model/layers/0/query/kernel"):
-        saved.restore(_abstract(**renamed), partial=True)
+        checkpoint.restore(_abstract(**changes), partial=True)
     with pytest.raises(ValueError, match=r"query/kernel: shape \(64, 32\) in the file, \(3,\)"):
-        saved.restore(_abstract(**{"model/layers/0/query/kernel": vector}))
+        checkpoint.restore(_abstract(**{"model/layers/0/query/kernel": vector}))
 
 
 def test_a_dtype_changes_only_on_request_and_only_between_floats(workdir):
-    saved, name = open_checkpoint(workdir), "model/layers/0/query/kernel"
+    checkpoint, name = open_checkpoint(workdir), "model/layers/0/query/kernel"
     half = _abstract(**{name: jax.ShapeDtypeStruct((64, 32), jnp.bfloat16)})
     with pytest.raises(ValueError, match="query/kernel: float32 in the file, bfloat16 asked for"):
-        saved.restore(half)
-    restored = saved.restore(half, cast=True)
+        checkpoint.restore(half)
+    restored = checkpoint.restore(half, cast=True)
     assert restored[name].dtype == jnp.bfloat16
     assert np.array_equal(restored[name], _arrays(2)[name].astype(jnp.bfloat16))
     count = {"optimizer/count": jax.ShapeDtypeStruct((), jnp.float32)}
     with pytest.raises(ValueError, match="optimizer/count: int32 in the file"):
-        saved.restore(_abstract(**count), cast=True)
+        checkpoint.restore(_abstract(**count), cast=True)
 
 
 def _array_data(folder):

@@ -1,4 +1,4 @@
-"""Writing checkpoints: atomic, asynchronous, keeping the last and the best, losing nothing."""
+"""Writing checkpoints: atomic, asynchronous, keeping the last and the best steps."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ def _arrays(step, rows=16):
     return {
         "model/layers/0/mlp/up/kernel": jax.random.normal(key, (rows, 8)),
         "model/final_norm/scale": jnp.full(8, step, jnp.bfloat16),
-        "model/quantised": jnp.arange(-8, 8).astype(jnp.int4),
+        "model/quantized": jnp.arange(-8, 8).astype(jnp.int4),
         "step": jnp.int32(step),
     }
 
@@ -42,11 +42,11 @@ def _abstract(arrays):
     }
 
 
-def _assert_same(restored, expected):
-    assert restored.keys() == expected.keys()
+def _assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert restored[name].dtype == array.dtype and restored[name].shape == array.shape
-        assert np.array_equal(np.asarray(restored[name]), np.asarray(array)), name
+        assert actual[name].dtype == array.dtype and actual[name].shape == array.shape
+        assert np.array_equal(np.asarray(actual[name]), np.asarray(array)), name
 
 
 def test_round_trip_onto_another_mesh_is_bit_identical(tmp_path):
@@ -56,24 +56,24 @@ def test_round_trip_onto_another_mesh_is_bit_identical(tmp_path):
 
     values = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
     values[0, :3] = np.nan, -0.0, np.inf
-    saved = {
+    arrays = {
         "w": jax.device_put(values, NamedSharding(mesh(4, 2), P("a", "b"))),
         "v": jax.device_put(values.astype(jnp.bfloat16), NamedSharding(mesh(4, 2), P("b"))),
         "n": jax.device_put(np.int32(7), NamedSharding(mesh(4, 2), P())),
     }
     with Checkpointer(tmp_path) as checkpointer:
-        assert checkpointer.save(3, saved, {})
+        assert checkpointer.save(3, arrays, {})
     for target, spec in ((mesh(1, 2), P("b")), (mesh(2, 4), P(None, "b")), (mesh(8, 1), P(("a",)))):
-        wanted = {
+        abstract = {
             name: jax.ShapeDtypeStruct(
                 a.shape, a.dtype, sharding=NamedSharding(target, spec if a.ndim else P())
             )
-            for name, a in saved.items()
+            for name, a in arrays.items()
         }
-        restored = Checkpointer(tmp_path).restore(3, wanted)
+        restored = Checkpointer(tmp_path).restore(3, abstract)
         for name, array in restored.items():
-            assert array.sharding == wanted[name].sharding
-            assert np.asarray(array).tobytes() == np.asarray(saved[name]).tobytes(), name
+            assert array.sharding == abstract[name].sharding
+            assert np.asarray(array).tobytes() == np.asarray(arrays[name]).tobytes(), name
         assert fingerprint.fingerprint(restored) == open_checkpoint(tmp_path).fingerprint()
 
 
@@ -89,15 +89,15 @@ def test_metadata_metrics_and_files_come_back_and_are_readable_json(tmp_path):
         tokenizer.write_bytes(b"changed after save returned")
     assert checkpointer.metadata() == metadata and checkpointer.metadata(5) == metadata
     assert checkpointer.files(5) == {"tokenizer.json": b'{"a": 1}', "notes.txt": b"\x00raw"}
-    saved = checkpointer.at(5)
-    assert saved.metrics() == {"loss": 0.5, "odd": None} and saved.step == 5
+    checkpoint = checkpointer.at(5)
+    assert checkpoint.metrics() == {"loss": 0.5, "odd": None} and checkpoint.step == 5
     assert json.loads((tmp_path / "run/checkpoints/5/files/metadata.json").read_text()) == metadata
     assert metadata["versions"]["jax"] == jax.__version__
-    described = json.loads((tmp_path / "run/checkpoints/5/files/arrays.json").read_text())
-    assert described["model/quantised"]["dtype"] == "int4"
+    entries = json.loads((tmp_path / "run/checkpoints/5/files/arrays.json").read_text())
+    assert entries["model/quantized"]["dtype"] == "int4"
     model = {n.removeprefix("model/"): a for n, a in _arrays(5).items() if n.startswith("model/")}
-    assert saved.fingerprint("model/") == fingerprint.fingerprint(model)
-    assert saved.fingerprint() == fingerprint.fingerprint(_arrays(5))
+    assert checkpoint.fingerprint("model/") == fingerprint.fingerprint(model)
+    assert checkpoint.fingerprint() == fingerprint.fingerprint(_arrays(5))
 
 
 @pytest.mark.parametrize("mode, best", [("min", 2), ("max", 3)])
@@ -206,9 +206,9 @@ print(killed_while_saving)
 
 def test_killed_while_saving_the_earlier_step_restores_and_the_next_save_works(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", _KILLED, str(tmp_path), str(os.getpid())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 1, "no kill fell into a save"
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) >= 1, "no kill fell into a save"
     with Checkpointer(tmp_path, keep_last=2) as checkpointer:
         latest = checkpointer.latest_step()
         assert latest >= 6 * 2  # every life but the last saw two commits of its own
@@ -226,7 +226,7 @@ def test_killed_while_saving_the_earlier_step_restores_and_the_next_save_works(t
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path, limit, asynchronous):
     first, second = _arrays(1), _arrays(2, rows=20_000)
-    kept = {name: np.array(array) for name, array in second.items()}
+    copies = {name: np.array(array) for name, array in second.items()}
     fingerprint.fingerprint(second)  # compiles now, not while files cannot grow
     checkpointer = Checkpointer(tmp_path, asynchronous=asynchronous)
     checkpointer.save(1, first, {})
@@ -246,7 +246,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path, limit, asynchr
     checkpointer.wait()  # reported once
     assert checkpointer.all_steps() == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["1"]  # the half-written step is gone
-    _assert_same(second, kept)
+    _assert_same(second, copies)
     _assert_same(checkpointer.restore(1, _abstract(first)), first)
     assert checkpointer.save(2, second, {})  # and saving works again
     checkpointer.close()
@@ -259,17 +259,21 @@ def test_a_failed_save_is_raised_by_the_next_one_and_by_the_context_manager(tmp_
     big = {"w": jax.random.normal(jax.random.key(0), (40_000, 8))}
     fingerprint.fingerprint(big)
     try:
-        with pytest.raises(CheckpointError, match="could not save step 2"):
-            with Checkpointer(tmp_path) as checkpointer:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-                checkpointer.save(1, big, {})
-                with pytest.raises(CheckpointError, match="step 1 .*No step is saved"):
-                    checkpointer.save(2, big, {})
+        with (
+            pytest.raises(CheckpointError, match="could not save step 2"),
+            Checkpointer(tmp_path) as checkpointer,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+            checkpointer.save(1, big, {})
+            with pytest.raises(CheckpointError, match="step 1 .*No step is saved"):
                 checkpointer.save(2, big, {})
-        with pytest.raises(KeyError, match="the first trouble"):
-            with Checkpointer(tmp_path) as checkpointer:
-                checkpointer.save(3, big, {})
-                raise KeyError("the first trouble")
+            checkpointer.save(2, big, {})
+        with (
+            pytest.raises(KeyError, match="the first trouble"),
+            Checkpointer(tmp_path) as checkpointer,
+        ):
+            checkpointer.save(3, big, {})
+            raise KeyError("the first trouble")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -288,7 +292,7 @@ def test_steps_without_commit_marker_are_skipped_and_named_once(tmp_path, caplog
         f"ignoring {tmp_path}/2: no commit marker, its save was cut short"
     ]
     with checkpointer:
-        assert checkpointer.save(2, _arrays(5), {})  # over the torn one
+        assert checkpointer.save(2, _arrays(5), {})  # over the incomplete one
         checkpointer.wait()
         _assert_same(checkpointer.restore(None, _abstract(_arrays(5))), _arrays(5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "notes"]

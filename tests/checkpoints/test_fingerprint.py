@@ -1,4 +1,4 @@
-"""Fingerprints: what changes them, and what must not."""
+"""Fingerprints: which changes they show, and which they must not."""
 
 import hypothesis.extra.numpy as numpy_strategies
 import hypothesis.strategies as st
@@ -46,30 +46,30 @@ def _mesh(*shape):
 @settings(max_examples=25, deadline=None)
 @given(arrays, st.data())
 def test_one_flipped_bit_changes_the_fingerprint(array, data):
-    changed = array.copy()
+    other = array.copy()
     position = data.draw(st.integers(0, array.size - 1))
     if array.dtype.name in ("int4", "uint4", "bool"):  # stored in one byte each by NumPy
-        flat = changed.reshape(-1)
-        flat[position] = changed.dtype.type((int(flat[position]) + 1) % 2)
+        flat = other.reshape(-1)
+        flat[position] = other.dtype.type((int(flat[position]) + 1) % 2)
     else:
-        raw = changed.reshape(-1).view(np.uint8)
+        raw = other.reshape(-1).view(np.uint8)
         raw[data.draw(st.integers(0, raw.size - 1))] ^= np.uint8(1 << data.draw(st.integers(0, 7)))
-    before, after = fp.checksums({"a": array})["a"], fp.checksums({"a": changed})["a"]
-    assert fp.fingerprint({"a": array}) != fp.fingerprint({"a": changed})
-    if array.dtype.itemsize < 8:  # one 32-bit word: a change is seen by both sums, always
+    before, after = fp.checksums({"a": array})["a"], fp.checksums({"a": other})["a"]
+    assert fp.fingerprint({"a": array}) != fp.fingerprint({"a": other})
+    if array.dtype.itemsize < 8:  # one 32-bit word: a change always changes both sums
         assert before.sums[0] != after.sums[0] and before.sums[1] != after.sums[1]
 
 
 @settings(max_examples=25, deadline=None)
 @given(numpy_strategies.arrays(np.float32, (4, 6), elements=st.integers(0, 3)), st.data())
 def test_swapping_two_unequal_elements_changes_the_fingerprint(array, data):
-    places = st.integers(0, array.size - 1)
-    first, second = data.draw(places), data.draw(places)
-    swapped = array.copy().reshape(-1)
-    swapped[[first, second]] = swapped[[second, first]]
-    swapped = swapped.reshape(array.shape)
-    same = np.array_equal(array, swapped)
-    assert (fp.fingerprint({"a": array}) == fp.fingerprint({"a": swapped})) == same
+    positions = st.integers(0, array.size - 1)
+    first, second = data.draw(positions), data.draw(positions)
+    other = array.copy().reshape(-1)
+    other[[first, second]] = other[[second, first]]
+    other = other.reshape(array.shape)
+    is_same = np.array_equal(array, other)
+    assert (fp.fingerprint({"a": array}) == fp.fingerprint({"a": other})) == is_same
 
 
 def test_name_shape_dtype_and_sign_of_zero_count():
@@ -94,8 +94,8 @@ def test_key_order_and_the_kind_of_array_do_not_count():
     expected = fp.fingerprint({"a": a, "b": b})
     assert fp.fingerprint({"b": b, "a": a}) == expected
     assert fp.fingerprint({"a": jnp.asarray(a), "b": jnp.asarray(b)}) == expected
-    swapped_bytes = np.arange(6, dtype=">i4")
-    assert fp.fingerprint({"a": swapped_bytes}) == fp.fingerprint({"a": jnp.arange(6)})
+    big_endian = np.arange(6, dtype=">i4")
+    assert fp.fingerprint({"a": big_endian}) == fp.fingerprint({"a": jnp.arange(6)})
     assert fp.fingerprint({"a": a.T.copy().T}) == fp.fingerprint({"a": a})
 
 
@@ -121,12 +121,12 @@ def test_sharding_and_mesh_do_not_count(dtype):
         (_mesh(2, 4), P(("data", "tensor"))),
     ]
     for mesh, spec in placements:
-        placed = jax.device_put(array, NamedSharding(mesh, spec))
-        assert fp.fingerprint({"a": placed}) == expected, (mesh.shape, spec)
+        on_mesh = jax.device_put(array, NamedSharding(mesh, spec))
+        assert fp.fingerprint({"a": on_mesh}) == expected, (mesh.shape, spec)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (37, 50), (5, 3, 40)])
-def test_where_a_large_array_is_cut_does_not_count(shape, monkeypatch):
+def test_where_a_large_array_is_split_does_not_count(shape, monkeypatch):
     array = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     whole = fp.checksums({"x": array})
     monkeypatch.setattr(fp, "_PART", 600)
@@ -135,10 +135,10 @@ def test_where_a_large_array_is_cut_does_not_count(shape, monkeypatch):
 
 
 def test_no_shard_is_gathered():
-    placed = jax.device_put(
+    array = jax.device_put(
         np.ones((64, 32), np.float32), NamedSharding(_mesh(4, 2), P("data", "tensor"))
     )
-    program = fp._sums.lower(placed, 0).compile().as_text()
+    program = fp._sums.lower(array, 0).compile().as_text()
     assert "all-reduce" in program
     assert not any(word in program for word in ("all-gather", "all-to-all", "collective-permute"))
 
@@ -146,7 +146,7 @@ def test_no_shard_is_gathered():
 def test_positions_differ_beyond_32_bits_of_linear_index():
     # Rows of 2**16 elements: row r + 2**16 starts 2**32 elements after row r. Their hashes are
     # recomputed here in plain Python, as the array itself would need 16 GiB.
-    def hashed(mix, *index):
+    def position_hash(mix, *index):
         seed, multiplier, shift, *_ = mix
         for number in index:
             seed = (seed ^ number) * multiplier % 2**32
@@ -155,10 +155,10 @@ def test_positions_differ_beyond_32_bits_of_linear_index():
 
     for mix in fp._MIXES:
         table = np.asarray(fp._positions((3, 5, 4), mix, 0))
-        assert all(int(table[i]) == hashed(mix, *i) for i in np.ndindex(3, 5, 4))
+        assert all(int(table[i]) == position_hash(mix, *i) for i in np.ndindex(3, 5, 4))
         assert np.unique(table).size == table.size
         for row in range(100):
-            assert hashed(mix, row, 9) != hashed(mix, row + 2**16, 9)
+            assert position_hash(mix, row, 9) != position_hash(mix, row + 2**16, 9)
     with pytest.raises(ValueError, match="'a'.*over 2\\*\\*32"):
         fp._check("a", (2**33,), np.dtype(np.int8))
     fp._check("a", (2**20, 2**20), np.dtype(np.int8))
@@ -181,5 +181,5 @@ def test_arrays_without_plain_bits_are_refused_by_name():
 
 def test_the_scheme_is_stable_across_versions():
     # Fingerprints are stored in checkpoints: a change of this value orphans them all.
-    stored = fp.fingerprint({"w": np.arange(12, dtype=np.float32).reshape(3, 4), "s": np.int32(5)})
-    assert stored == "47e0c4db85ba1842f1d52d56d484456627cd6b5cd0be896a36a4d31febd7f764"
+    digits = fp.fingerprint({"w": np.arange(12, dtype=np.float32).reshape(3, 4), "s": np.int32(5)})
+    assert digits == "47e0c4db85ba1842f1d52d56d484456627cd6b5cd0be896a36a4d31febd7f764"

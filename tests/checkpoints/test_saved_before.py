@@ -1,5 +1,5 @@
-"""Runs that were saved before fields of configs were renamed (saved_before.tar.gz): a base of four
-steps, and on it a LoRA stopped at its second step of four and a finished prefix."""
+"""Runs from before fields of configs were renamed (saved_before.tar.gz): a base of four steps, and
+on it a LoRA stopped at its second step of four and a finished prefix."""
 
 import json
 import tarfile
@@ -17,17 +17,17 @@ from research.training.loop import train
 from research.training.metrics import read_metrics
 
 HERE = Path(__file__).parent
-SAVED = "/tmp/graft_saved"  # where they were made, which their configs name
+ORIGINAL_FOLDER = "/tmp/graft_saved"  # where the runs were trained; their configs name it
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The runs, as if they had been made where they are now."""
+def runs_folder(tmp_path_factory):
+    """The runs, with configs that name the folder where they are now."""
     folder = tmp_path_factory.mktemp("saved")
     with tarfile.open(HERE / "saved_before.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     for file in folder.rglob("*.json"):
-        file.write_text(file.read_text().replace(SAVED, str(folder)))
+        file.write_text(file.read_text().replace(ORIGINAL_FOLDER, str(folder)))
     return folder
 
 
@@ -35,8 +35,8 @@ def experiment(folder):
     return schema.load_json(Experiment, folder / "config.json")
 
 
-def test_a_config_on_disk_is_read_under_the_new_names(saved):
-    base, lora, prefix = (experiment(saved / name) for name in ("base", "lora", "prefix"))
+def test_a_config_on_disk_is_read_under_the_new_names(runs_folder):
+    base, lora, prefix = (experiment(runs_folder / name) for name in ("base", "lora", "prefix"))
     assert base.model.mlp_width == 32 and base.model.kv_heads == 2 and base.model.tie_embeddings
     assert (base.weight_decay, base.max_grad_norm, base.schedule.learning_rate) == (0.1, 0.5, 1e-2)
     assert base.weight_decay_rules == ((".*norm.*", 0.0),)
@@ -46,12 +46,12 @@ def test_a_config_on_disk_is_read_under_the_new_names(saved):
     assert prefix.method.mlp_width == 8
 
 
-def test_a_config_file_with_old_names_is_read_and_overridden_with_new_ones(saved, tmp_path):
-    content = (saved / "base" / "config.json").read_text()
+def test_a_config_file_with_old_names_is_read_and_overridden_with_new_ones(runs_folder, tmp_path):
+    content = (runs_folder / "base" / "config.json").read_text()
     file = tmp_path / "config.py"
     file.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
-    loaded = cli.load(Experiment, str(file), ["weight_decay=0.3"])
-    assert loaded.weight_decay == 0.3 and loaded.max_grad_norm == 0.5
+    config = cli.load(Experiment, str(file), ["weight_decay=0.3"])
+    assert config.weight_decay == 0.3 and config.max_grad_norm == 0.5
 
 
 def test_an_objective_with_its_settings_beside_it_is_read_as_one(saved, tmp_path):
@@ -77,25 +77,24 @@ def test_an_override_of_old_settings_names_the_new_key(saved, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["base", "lora", "prefix"])
-def test_a_saved_run_opens_to_the_same_weights(saved, name):
-    run = runs.open_run(saved / name)
+def test_a_saved_run_opens_to_the_same_weights(runs_folder, name):
+    run = runs.open_run(runs_folder / name)
     assert run.fingerprint == FINGERPRINTS[name]
     assert run.model.mlp_width == 32
 
 
-def test_a_stopped_run_goes_on_as_it_would_have(saved):
-    folder = saved / "lora"
+def test_a_stopped_run_goes_on_as_it_would_have(runs_folder):
+    folder = runs_folder / "lora"
     before = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
-    stopped = runs.open_run(folder / "checkpoints" / "2").checkpoint
-    assert stopped.step == 2
+    assert runs.open_run(folder / "checkpoints" / "2").checkpoint.step == 2
     train(experiment(folder), folder)
     after = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
     # another machine's rounding: the losses are sums of some 1e3 float32 products
     np.testing.assert_allclose(list(after.values()), list(before.values()), rtol=1e-4)
 
 
-def test_a_saved_adapter_is_exported(saved, tmp_path):
-    exporting.export_huggingface(runs.open_run(saved / "lora"), tmp_path / "out")
+def test_a_saved_adapter_is_exported(runs_folder, tmp_path):
+    exporting.export_huggingface(runs.open_run(runs_folder / "lora"), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"] == 32
 
 

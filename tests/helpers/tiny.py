@@ -31,48 +31,53 @@ def _model(shape: ModelConfig, seed: int) -> Transformer:
 
 
 def _copy(tree):
-    """Sites of a copy can be filled without touching the original."""
+    """A copy, whose sites can be filled without changing the original."""
     return jax.tree.map(lambda leaf: leaf, tree)
 
 
 def batch(rows: int = 8, length: int = 16, seed: int = 0, documents: int = 2) -> Batch:
-    """Random tokens, `documents` in a row, uneven weights, the last two places padding."""
+    """Random tokens, `documents` in a row, uneven weights, padding in the last two columns."""
     random = np.random.default_rng(seed)
     tokens = random.integers(1, CONFIG.vocabulary, (rows, length + 1)).astype(np.int32)
-    used = length - 2
-    segments = np.minimum(np.arange(length) * documents // used, documents - 1) + 1
-    positions = np.concatenate([np.arange(n) for n in np.bincount(segments[:used])[1:]])
-    segments = np.where(np.arange(length) < used, segments, 0)
-    positions = np.pad(positions, (0, length - used))
+    end = length - 2
+    segments = np.minimum(np.arange(length) * documents // end, documents - 1) + 1
+    positions = np.concatenate([np.arange(n) for n in np.bincount(segments[:end])[1:]])
+    segments = np.where(np.arange(length) < end, segments, 0)
+    positions = np.pad(positions, (0, length - end))
     weights = random.random((rows, length)) * (segments > 0)
     weights[0] *= 5  # a mean of means would show
-    spread = lambda x: np.broadcast_to(x, (rows, length)).astype(np.int32)  # noqa: E731
+    segments, positions = (
+        np.broadcast_to(x, (rows, length)).astype(np.int32) for x in (segments, positions)
+    )
     return Batch(
         tokens=tokens[:, :-1],
         targets=tokens[:, 1:],
         weights=weights.astype(np.float32),
-        segments=spread(segments),
-        positions=spread(positions),
+        segments=segments,
+        positions=positions,
     )
 
 
 def hyper(
     names, rate=1e-2, steps=10, dropout=None, weight_decay=0.1, max_grad_norm=1.0
 ) -> stepping.Hyper:
-    course = schedules.ScheduleConfig(learning_rate=rate, warmup=2)
-    number = lambda x: None if x is None else np.float32(x)  # noqa: E731
+    schedule = schedules.ScheduleConfig(learning_rate=rate, warmup=2)
     return stepping.Hyper(
         key=jax.random.key(7),
-        schedule=schedules.Schedule.make(course, steps),
+        schedule=schedules.Schedule.make(schedule, steps),
         learning_rate_multipliers=stepping.multipliers(
             (), names, names, "learning_rate_multipliers"
         ),
         weight_decay_multipliers=stepping.multipliers((), names, names, "decays"),
-        weight_decay=number(weight_decay),
-        max_grad_norm=number(max_grad_norm),
-        dropout=number(dropout),
-        adapter_dropout=number(dropout),
+        weight_decay=np.float32(weight_decay),
+        max_grad_norm=_float32_or_none(max_grad_norm),
+        dropout=_float32_or_none(dropout),
+        adapter_dropout=_float32_or_none(dropout),
     )
+
+
+def _float32_or_none(number):
+    return None if number is None else np.float32(number)
 
 
 def attached(method, shape: ModelConfig = CONFIG, seed: int = 0) -> Transformer:
@@ -81,6 +86,7 @@ def attached(method, shape: ModelConfig = CONFIG, seed: int = 0) -> Transformer:
 
 
 def abstract(method, shape: ModelConfig = CONFIG) -> Transformer:
+    """`attached` without arrays."""
     return jax.eval_shape(_maker(method, shape), jax.random.key(0), jax.random.key(1))
 
 
@@ -90,6 +96,7 @@ def _attached(method, shape: ModelConfig, seed: int) -> Transformer:
 
 
 def _maker(method, shape: ModelConfig):
+    """A function of two keys that makes the model and attaches the method."""
     stacks = methods.derive_stacks(shape, method)
     return lambda key, attach: method.attach(Transformer(key, shape, stacks), attach)
 
@@ -97,8 +104,11 @@ def _maker(method, shape: ModelConfig):
 def shaken(model, seed: int = 3, size: float = 0.1):
     """A copy with noise on every leaf, so that nothing is at its special start."""
     random = np.random.default_rng(seed)
-    noisy = lambda leaf: leaf + size * random.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return jax.tree.map(noisy, model)
+
+    def add_noise(leaf):
+        return leaf + size * random.normal(size=leaf.shape).astype(np.float32)
+
+    return jax.tree.map(add_noise, model)
 
 
 def logits(model, batch: Batch, context=None) -> jax.Array:
@@ -108,15 +118,15 @@ def logits(model, batch: Batch, context=None) -> jax.Array:
 
 
 def check_documents_apart(forward, model, atol: float = 1e-4) -> None:
-    """Each document of a packed row gives what it gives alone."""
-    packed = batch(rows=2, documents=2)
-    out = np.asarray(forward(model, packed))
-    assert out.shape[:2] == packed.tokens.shape
-    for number in (1, 2):
-        place = np.flatnonzero(packed.segments[0] == number)
-        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
+    """Checks that each document of a packed row gives the same as alone."""
+    rows = batch(rows=2, documents=2)
+    out = np.asarray(forward(model, rows))
+    assert out.shape[:2] == rows.tokens.shape
+    for segment in (1, 2):
+        columns = np.flatnonzero(rows.segments[0] == segment)
+        alone = jax.tree.map(lambda x, columns=columns: x[:, columns], rows)
         alone.segments[...] = 1
-        np.testing.assert_allclose(out[:, place], forward(model, alone), atol=atol)
+        np.testing.assert_allclose(out[:, columns], forward(model, alone), atol=atol)
 
 
 def log_probabilities(model, ids) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The loss by chunks of the vocabulary is the loss."""
+"""The loss in chunks of the vocabulary equals that in chunks of the sequence."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ SETTINGS = {"label_smoothing": 0.1, "z_loss": 0.01}
 
 @functools.partial(jax.jit, static_argnums=3)
 def losses_and_gradients(model, hidden, batch, config):
-    def trained(model, hidden):
+    def loss(model, hidden):
         sums = sequence_chunks.summed_losses(
             model, hidden, batch.targets, batch.weights, None, config
         )
         return sums.loss, sums
 
-    return jax.value_and_grad(trained, argnums=(0, 1), has_aux=True)(model, hidden)
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(model, hidden)
 
 
 @pytest.mark.parametrize("shape", [{}, {"tie_embeddings": False}, {"logit_cap": 2.0}], ids=str)
@@ -38,19 +38,21 @@ def test_chunks_of_the_vocabulary_give_the_sums_and_gradients_of_chunks_of_colum
     expected = losses_and_gradients(model, hidden, batch, LossConfig(**settings, chunk=5))
     config = LossConfig(**settings, vocabulary_chunks=4)
     if mesh is None:
-        found = losses_and_gradients(model, hidden, batch, config)
+        actual = losses_and_gradients(model, hidden, batch, config)
     else:
         with sharding.mesh_context(sharding.MeshConfig(*mesh).make(), sharding.RULES):
-            found = losses_and_gradients(model, hidden, batch, config)
+            actual = losses_and_gradients(model, hidden, batch, config)
             again = dataclasses.replace(config, vocabulary_chunks=0, chunk=6)
             columns = losses_and_gradients(model, hidden, batch, again)
-        close(columns, expected)
-    close(found, expected)
+        assert_close(columns, expected)
+    assert_close(actual, expected)
 
 
-def close(ours, theirs):
-    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
-    jax.tree.map(check, ours, theirs)
+def assert_close(actual, expected):
+    def check(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    jax.tree.map(check, actual, expected)
 
 
 def test_a_vocabulary_that_does_not_divide_is_refused():

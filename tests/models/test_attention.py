@@ -34,7 +34,7 @@ def case(extra=0, window=0, prefix=False, s=130, heads=(4, 2, 8), dtype=jnp.floa
 
 
 def gradients(backend, query, key, value, mask):
-    """The output and the gradients of query, key and value; padding has no say."""
+    """The output and the gradients of query, key and value; padding does not count."""
     real = (mask.segments > 0)[..., None, None]
 
     def total(query, key, value):
@@ -50,32 +50,33 @@ MASKS = [*CAUSAL, {"prefix": True}]
 
 @pytest.mark.parametrize("mask", CAUSAL, ids=str)
 def test_blocked_equals_plain_in_value_and_gradient(mask):
-    equals_plain("blocked", case(**mask), close=2e-5)
+    assert_equals_plain("blocked", case(**mask), close=2e-5)
 
 
 def test_blocked_caps_scores_as_plain_does():
-    equals_plain("blocked", case(window=20), close=2e-5, cap=0.5)
-    free, capped = (BACKENDS["plain"].attention(*case(), cap=cap) for cap in (0.0, 0.5))
-    assert np.abs(free - capped).max() > 0.01
+    assert_equals_plain("blocked", case(window=20), close=2e-5, cap=0.5)
+    uncapped, soft_capped = (BACKENDS["plain"].attention(*case(), cap=cap) for cap in (0.0, 0.5))
+    assert np.abs(uncapped - soft_capped).max() > 0.01
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_cudnn_equals_plain_in_value_and_gradient(mask):
-    equals_plain("cudnn", case(**mask, dtype=jnp.bfloat16), close=3e-2)
+    assert_equals_plain("cudnn", case(**mask, dtype=jnp.bfloat16), close=3e-2)
 
 
-def equals_plain(name, arguments, close, cap=0.0):
+def assert_equals_plain(name, arguments, close, cap=0.0):
     query, key, _, mask = arguments
     assert BACKENDS[name].refuses(query, key, mask, cap) is None
-    attend = lambda b: functools.partial(BACKENDS[b].attention, cap=cap)  # noqa: E731
-    equal(*(gradients(attend(b), *arguments) for b in (name, "plain")), close)
+    attends = [functools.partial(BACKENDS[b].attention, cap=cap) for b in (name, "plain")]
+    assert_close(*(gradients(attend, *arguments) for attend in attends), close)
 
 
-def equal(ours, theirs, close):
-    widen = lambda x: np.asarray(x, np.float32)  # noqa: E731
-    check = lambda a, b: np.testing.assert_allclose(widen(a), widen(b), atol=close)  # noqa: E731
-    jax.tree.map(check, ours, theirs)
+def assert_close(actual, expected, atol):
+    def check(a, b):
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=atol)
+
+    jax.tree.map(check, actual, expected)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -97,7 +98,7 @@ def test_cudnn_lowers_for_cuda_in_both_directions(mask, monkeypatch):
     assert "__cudnn$fmhaScaleBiasSoftmax" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward" in text
 
 
-def test_a_refused_mask_is_computed_by_plain_and_said():
+def test_a_refused_mask_is_computed_by_plain_with_a_warning():
     arguments = case(prefix=True)
     with pytest.warns(UserWarning, match="'blocked' has no bidirectional prefix; the plain one"):
         out = attention.attention("blocked", *arguments)
@@ -107,8 +108,8 @@ def test_a_refused_mask_is_computed_by_plain_and_said():
             attention.attention("cudnn", *case())
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what CPUs take")
-def test_auto_takes_the_platforms_fastest(recwarn):
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the fastest on CPUs")
+def test_auto_is_the_platforms_fastest(recwarn):
     arguments = case()
     fastest = BACKENDS["blocked"].attention(*arguments)
     np.testing.assert_array_equal(attention.attention("auto", *arguments), fastest)
@@ -124,29 +125,32 @@ def splash_case(s=256, **changes):
 @pytest.mark.parametrize("changes", [{}, {"window": 70}, {"heads": (4, 4, 128)}], ids=str)
 @pytest.mark.parametrize("cap", [0.0, 0.5])
 def test_splash_interpreted_equals_plain_in_value_and_gradient(changes, cap):
-    equal(*splash_and_plain(splash_case(**changes), cap), 2e-5)
+    assert_close(*splash_and_plain(splash_case(**changes), cap), 2e-5)
 
 
 def test_splash_interpreted_in_bfloat16_is_as_close_to_exact_values_as_plain_is():
     narrow = splash_case(dtype=jnp.bfloat16)
     wide = (*(x.astype(jnp.float32) for x in narrow[:3]), narrow[3])
     exact = gradients(BACKENDS["plain"].attention, *wide)
-    ours, theirs = splash_and_plain(narrow)
-    apart = lambda found: max(  # noqa: E731
-        float(jnp.abs(a.astype(jnp.float32) - b).max())
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
-    )
-    assert jax.tree.leaves(ours)[0].dtype == jnp.bfloat16
-    assert 0 < apart(ours) < 1.5 * apart(theirs) < 0.1
+    splash, plain = splash_and_plain(narrow)
+
+    def largest_error(results):
+        return max(
+            float(jnp.abs(a.astype(jnp.float32) - b).max())
+            for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(exact), strict=True)
+        )
+
+    assert jax.tree.leaves(splash)[0].dtype == jnp.bfloat16
+    assert 0 < largest_error(splash) < 1.5 * largest_error(plain) < 0.1
 
 
 def splash_and_plain(arguments, cap=0.0, over=contextlib.nullcontext):
-    """Outputs and gradients of both, the kernel's interpreted and in a context."""
+    """Gradients and outputs of both; the kernel is interpreted, in the context `over`."""
     attend = functools.partial(BACKENDS["splash"].attention, interpret=True, cap=cap)
     with over():
-        ours = gradients(attend, *arguments)
+        splash = gradients(attend, *arguments)
     plain = functools.partial(BACKENDS["plain"].attention, cap=cap)
-    return ours, gradients(plain, *arguments)
+    return splash, gradients(plain, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -160,35 +164,38 @@ def splash_and_plain(arguments, cap=0.0, over=contextlib.nullcontext):
     ],
     ids=str,
 )
-def test_splash_on_a_mesh_equals_plain(mesh, length, window):
+def test_splash_on_a_mesh_assert_equals_plain(mesh, length, window):
     """Rows over `fsdp`, heads over `tensor`, queries over `sequence`, swapped where halves of a
-    device's part are whole lanes and all see different numbers of keys; all keys everywhere."""
-    made = sharding.MeshConfig(*mesh).make(jax.devices()[: math.prod(mesh)])
-    over = functools.partial(sharding.mesh_context, made, sharding.RULES)
-    equal(*splash_and_plain(splash_case(length, window=window), over=over), 2e-5)
+    device's shard are multiples of LANES and there is no window; all keys on all devices."""
+    devices = jax.devices()[: math.prod(mesh)]
+    over = functools.partial(
+        sharding.mesh_context, sharding.MeshConfig(*mesh).make(devices), sharding.RULES
+    )
+    assert_close(*splash_and_plain(splash_case(length, window=window), over=over), 2e-5)
 
 
 def test_devices_that_share_a_row_compute_the_same_number_of_blocks():
     splash = BACKENDS["splash"]
-    work = lambda order: [  # noqa: E731
-        np.count_nonzero(blocks)
-        for blocks in np.split(np.asarray(made(order).fwd_mask_info.block_mask), 4, axis=-2)
-    ]
-    made = lambda order: splash._kernel(4096, 2, 4, 0, 0.0, True, order)  # noqa: E731
-    assert work(None)[3] > 3 * work(None)[0]
-    balanced = work(splash._order(4096, 4))
-    assert max(balanced) == min(balanced) and sum(balanced) == sum(work(None))
+
+    def block_counts(order):
+        kernel = splash._kernel(4096, 2, 4, 0, 0.0, True, order)
+        by_device = np.split(np.asarray(kernel.fwd_mask_info.block_mask), 4, axis=-2)
+        return [np.count_nonzero(blocks) for blocks in by_device]
+
+    in_order, even = block_counts(None), block_counts(splash._order(4096, 4))
+    assert in_order[3] > 3 * in_order[0]
+    assert max(even) == min(even) and sum(even) == sum(in_order)
 
 
-def test_splash_says_what_is_not_for_it(monkeypatch):
+def test_splash_refuses_with_a_reason(monkeypatch):
     query, key, _, mask = splash_case()
     refuses = BACKENDS["splash"].refuses
     assert refuses(query, key, mask, 0.0) == "runs on TPUs, not on cpu"
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     assert refuses(query, key, mask, 0.0) is None
     assert "keys that all documents share" in refuses(*case(s=256)[:2], case(s=256)[3], 0.0)
-    prefixed = splash_case(prefix=True)[3]
-    assert "bidirectional prefix" in refuses(query, key, prefixed, 0.0)
+    prefix_mask = splash_case(prefix=True)[3]
+    assert "bidirectional prefix" in refuses(query, key, prefix_mask, 0.0)
     assert "a multiple of 128, not 250" in refuses(query[:, :250], key[:, :250], mask, 0.0)
     with sharding.mesh_context(sharding.MeshConfig(2, 1, 4).make(), sharding.RULES):
         assert "4 devices (mesh.tensor) divide, not 2" in refuses(query, key, mask, 0.0)

@@ -1,4 +1,4 @@
-"""The feed-forward half of a layer in chunks of its units is what it is whole."""
+"""The MLP in chunks of its units gives the same as at once."""
 
 import jax
 import numpy as np
@@ -28,9 +28,9 @@ def test_chunks_of_units_give_the_whole_value_and_gradient(shape, mesh):
     batch, devices = tiny.batch(), jax.devices()[: int(np.prod(mesh))]
     expected = value_and_gradient(tiny.model(tiny.config(**shape)), batch)
     with sharding.mesh_context(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
-        found = value_and_gradient(tiny.model(tiny.config(**shape, mlp_chunks=3)), batch)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        actual = value_and_gradient(tiny.model(tiny.config(**shape, mlp_chunks=3)), batch)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_units_that_do_not_divide_and_methods_inside_are_refused():

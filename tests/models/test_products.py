@@ -16,28 +16,28 @@ SIZES = st.sampled_from([(4, 4), (8, 64), (64, 8), (128, 2)])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("transpose", [False, True])
 @given(rows=ROWS, sizes=SIZES)
-def test_product_and_gradients_equal_jaxs(dtype, transposed, rows, sizes):
+def test_product_and_gradients_equal_jaxs(dtype, transpose, rows, sizes):
     random = np.random.default_rng(0)
     x = jnp.asarray(random.normal(size=(2, rows, sizes[0])), dtype)
     kernel = jnp.asarray(random.normal(size=sizes), jnp.float32)
-    slope = jnp.asarray(random.normal(size=(2, rows, sizes[1])), jnp.float32)
+    dy = jnp.asarray(random.normal(size=(2, rows, sizes[1])), jnp.float32)
 
     def ours(x, kernel):
-        if transposed:
-            return jnp.sum(slope * matmul_transposed(x, kernel.T, jnp.float32))
-        return jnp.sum(slope * matmul(x, kernel, jnp.float32))
+        if transpose:
+            return jnp.sum(dy * matmul_transposed(x, kernel.T, jnp.float32))
+        return jnp.sum(dy * matmul(x, kernel, jnp.float32))
 
     def plain(x, kernel):
         kernel = kernel.astype(dtype).astype(jnp.float32)
-        return jnp.sum(slope * jnp.einsum("bti,io->bto", x.astype(jnp.float32), kernel))
+        return jnp.sum(dy * jnp.einsum("bti,io->bto", x.astype(jnp.float32), kernel))
 
-    got = jax.jit(jax.value_and_grad(ours, (0, 1)))(x, kernel)
-    want = jax.jit(jax.value_and_grad(plain, (0, 1)))(x, kernel)
-    assert got[1][0].dtype == x.dtype and got[1][1].dtype == jnp.float32
+    actual = jax.jit(jax.value_and_grad(ours, (0, 1)))(x, kernel)
+    expected = jax.jit(jax.value_and_grad(plain, (0, 1)))(x, kernel)
+    assert actual[1][0].dtype == x.dtype and actual[1][1].dtype == jnp.float32
     close = 1e-4 if dtype == "float32" else 2e-2
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=close * max(1, np.abs(b).max()))
 
@@ -45,20 +45,24 @@ def test_product_and_gradients_equal_jaxs(dtype, transposed, rows, sizes):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_scaled_outputs_and_gradients_equal_jaxs(dtype, platform, monkeypatch):
-    monkeypatch.setattr(products.sharding, "platform", lambda: platform)  # each has its own way
+    monkeypatch.setattr(products.sharding, "platform", lambda: platform)  # their gradients differ
     random = np.random.default_rng(0)
     y = jnp.asarray(random.normal(size=(2, 9, 6)), dtype)
     factor = jnp.asarray(random.normal(size=6), jnp.float32)
-    slope = jnp.asarray(random.normal(size=y.shape), jnp.float32)
-    plain = lambda y, factor: y.astype(jnp.float32) * factor  # noqa: E731
-    got, want = (
-        jax.value_and_grad(lambda *given: jnp.sum(slope * f(*given)), (0, 1))(y, factor)  # noqa: B023
-        for f in (scale_features, plain)
-    )
-    assert got[1][0].dtype == y.dtype and got[1][1].dtype == jnp.float32
+    dy = jnp.asarray(random.normal(size=y.shape), jnp.float32)
+
+    def weighted_sum(function, y, factor):
+        return jnp.sum(dy * function(y, factor))
+
+    def plain(y, factor):
+        return y.astype(jnp.float32) * factor
+
+    value_and_grad = jax.value_and_grad(weighted_sum, (1, 2))
+    actual, expected = (value_and_grad(f, y, factor) for f in (scale_features, plain))
+    assert actual[1][0].dtype == y.dtype and actual[1][1].dtype == jnp.float32
     # a factor that bfloat16 would round to 1
     assert (scale_features(jnp.full(6, 1.5, dtype), jnp.full(6, 1.003)) > 1.5).all()
     close = 1e-5 if dtype == "float32" else 2e-2
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=close * max(1, np.abs(b).max()))

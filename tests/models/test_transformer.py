@@ -31,7 +31,10 @@ def closed_form(c: ModelConfig) -> int:
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tie_embeddings):
     shape = tiny.config(tie_embeddings=tie_embeddings)
-    make = lambda key: Transformer(key, shape)  # noqa: E731
+
+    def make(key):
+        return Transformer(key, shape)
+
     models = {
         "eager": make(KEY),
         "jit": jax.jit(make)(KEY),
@@ -46,21 +49,21 @@ def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tie_embeddi
 def test_grouping_changes_neither_start_nor_output():
     whole, batch = tiny.model(), tiny.batch()
     expected = forward(whole, batch)
-    for longest in (1, 2):
-        cut = tiny.model(tiny.config(max_scan_layers=longest))
-        mine, theirs = (tree.unstack(tree.flatten(m)) for m in (cut, whole))
-        assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
-        np.testing.assert_allclose(forward(cut, batch), expected, atol=1e-5)
+    for max_scan_layers in (1, 2):
+        split = tiny.model(tiny.config(max_scan_layers=max_scan_layers))
+        actual, leaves = (tree.unstack(tree.flatten(m)) for m in (split, whole))
+        assert all(np.array_equal(actual[name], leaves[name]) for name in leaves)
+        np.testing.assert_allclose(forward(split, batch), expected, atol=1e-5)
 
 
 def test_packed_equals_unpacked():
-    model, packed = tiny.model(), tiny.batch(rows=2, documents=2)
-    out = forward(model, packed)
-    for number in (1, 2):
-        place = np.flatnonzero(packed.segments[0] == number)
-        alone = jax.tree.map(lambda x, place=place: x[:, place], packed)
+    model, batch = tiny.model(), tiny.batch(rows=2, documents=2)
+    logits = forward(model, batch)
+    for segment in (1, 2):
+        columns = np.flatnonzero(batch.segments[0] == segment)
+        alone = jax.tree.map(lambda x, columns=columns: x[:, columns], batch)
         alone = dataclasses.replace(alone, segments=np.ones_like(alone.segments))
-        np.testing.assert_allclose(out[:, place], forward(model, alone), atol=1e-5)
+        np.testing.assert_allclose(logits[:, columns], forward(model, alone), atol=1e-5)
 
 
 def test_padding_changes_nothing():
@@ -71,28 +74,28 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(short[:, :length], long[:, :length], atol=1e-5)
 
 
-def test_prefix_is_seen_by_its_whole_document_and_by_no_other():
+def test_the_whole_document_of_a_prefix_attends_to_it_and_no_other():
     batch = tiny.batch(rows=1, documents=2)
     prefix = np.zeros_like(batch.tokens, bool)
     prefix[:, :4] = True
     with_prefix = dataclasses.replace(batch, prefix=prefix)
-    changed = dataclasses.replace(with_prefix, tokens=batch.tokens.copy())
-    changed.tokens[0, 3] += 1
+    edited = dataclasses.replace(with_prefix, tokens=batch.tokens.copy())
+    edited.tokens[0, 3] += 1
     model = tiny.model()
-    moved = np.abs(forward(model, changed) - forward(model, with_prefix)).max(axis=-1)[0]
-    assert (moved[:7] > 1e-6).all() and (moved[7:14] == 0).all()
+    difference = np.abs(forward(model, edited) - forward(model, with_prefix)).max(axis=-1)[0]
+    assert (difference[:7] > 1e-6).all() and (difference[7:14] == 0).all()
 
 
-def test_shared_segment_is_seen_by_every_document():
+def test_every_document_attends_to_a_shared_segment():
     batch = tiny.batch(rows=1, documents=2)
     segments = batch.segments.copy()
     segments[:, :3] = SHARED
     shared = dataclasses.replace(batch, segments=segments)
-    changed = dataclasses.replace(shared, tokens=batch.tokens.copy())
-    changed.tokens[0, 0] += 1
+    edited = dataclasses.replace(shared, tokens=batch.tokens.copy())
+    edited.tokens[0, 0] += 1
     model = tiny.model()
-    moved = np.abs(forward(model, changed) - forward(model, shared)).max(axis=-1)[0]
-    assert (moved[:14] > 1e-7).all()
+    difference = np.abs(forward(model, edited) - forward(model, shared)).max(axis=-1)[0]
+    assert (difference[:14] > 1e-7).all()
 
 
 @pytest.mark.parametrize("windows", [(0,), (3, 0)])
@@ -117,10 +120,10 @@ def test_cached_decoding_equals_the_full_forward_pass(windows):
 
 @pytest.mark.parametrize("chunk", [5, 16, 100])
 @pytest.mark.parametrize("extras", [{}, {"label_smoothing": 0.1, "z_loss": 1e-2}])
-def test_chunked_loss_equals_the_plain_one(chunk, extras):
+def test_the_loss_in_chunks_equals_the_plain_one(chunk, extras):
     model, batch = tiny.model(), tiny.batch()
 
-    def chunked(model):
+    def in_chunks(model):
         hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
         config = LossConfig(chunk=chunk, **extras)
         losses = token_losses(model, hidden, batch.targets, None, config)
@@ -137,7 +140,7 @@ def test_chunked_loss_equals_the_plain_one(chunk, extras):
         z = extras.get("z_loss", 0) * jax.nn.logsumexp(logits, -1) ** 2
         return jnp.sum((z - jnp.sum(target * log, -1)) * batch.weights)
 
-    (ours, difference), ours_gradient = jax.jit(jax.value_and_grad(chunked, has_aux=True))(model)
+    (ours, difference), ours_gradient = jax.jit(jax.value_and_grad(in_chunks, has_aux=True))(model)
     ours, theirs = (ours, ours_gradient), jax.jit(jax.value_and_grad(plain))(model)
     assert max(jax.tree.leaves(difference)) < 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), ours, theirs)
@@ -150,8 +153,8 @@ def test_whole_logits_never_exist():
 
     def loss(model):
         hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
-        given = batch.targets, batch.weights, None, LossConfig(chunk=16)
-        return summed_losses(model, hidden, *given).loss
+        config = LossConfig(chunk=16)
+        return summed_losses(model, hidden, batch.targets, batch.weights, None, config).loss
 
     abstract = jax.eval_shape(lambda key: Transformer(key, shape), KEY)
     text = jax.jit(jax.grad(loss)).lower(abstract).compile().as_text()
@@ -160,16 +163,19 @@ def test_whole_logits_never_exist():
 
 
 @pytest.mark.parametrize("remat", ["full", "products"])
-def test_rematerialisation_changes_no_gradient(remat):
+def test_rematerialization_changes_no_gradient(remat):
     batch = tiny.batch()
-    total = lambda model: jnp.sum(jnp.tanh(tiny.logits(model, batch)))  # noqa: E731
+
+    def total(model):
+        return jnp.sum(jnp.tanh(tiny.logits(model, batch)))
+
     models = tiny.model(tiny.config(remat=remat)), tiny.model()
     ours, theirs = (tree.flatten(jax.jit(jax.grad(total))(model)) for model in models)
     for name in theirs:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-4)
 
 
-def test_each_policy_of_rematerialisation_keeps_less_than_the_one_before():
+def test_each_policy_of_rematerialization_keeps_less_than_the_one_before():
     shape = tiny.config(layers=8, width=64, mlp_width=192)
     tokens, segments, positions = jnp.zeros((3, 8, 64), jnp.int32)
 
@@ -177,7 +183,10 @@ def test_each_policy_of_rematerialisation_keeps_less_than_the_one_before():
         model = jax.eval_shape(
             lambda key: Transformer(key, dataclasses.replace(shape, remat=remat)), KEY
         )
-        loss = lambda model: jnp.sum(model.hidden(tokens, segments, positions)[0])  # noqa: E731
+
+        def loss(model):
+            return jnp.sum(model.hidden(tokens, segments, positions)[0])
+
         step = jax.jit(jax.grad(loss)).lower(model).compile()
         return step.memory_analysis().temp_size_in_bytes
 
