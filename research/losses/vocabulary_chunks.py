@@ -160,5 +160,5 @@ def _split(kernel: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 def _join(chunks: jax.Array) -> jax.Array:
     """The inverse of `_split`: [count,D,C] -> [D,V]."""
     (count, width, _), devices = chunks.shape, sharding.shard_count("vocabulary")
-    cut = chunks.reshape(count, width, devices, -1).transpose(1, 2, 0, 3)
-    return sharding.constrain(cut.reshape(width, -1), ("embed", "vocabulary"))
+    x = chunks.reshape(count, width, devices, -1).transpose(1, 2, 0, 3)
+    return sharding.constrain(x.reshape(width, -1), ("embed", "vocabulary"))

@@ -54,25 +54,25 @@ def test_a_config_file_with_old_names_is_read_and_overridden_with_new_ones(runs_
     assert config.weight_decay == 0.3 and config.max_grad_norm == 0.5
 
 
-def test_an_objective_with_its_settings_beside_it_is_read_as_one(saved, tmp_path):
-    content = json.loads((saved / "lora" / "config.json").read_text())
+def test_an_objective_with_its_settings_beside_it_is_read_as_one(runs_folder, tmp_path):
+    content = json.loads((runs_folder / "lora" / "config.json").read_text())
     assert content["data"]["objective"] == "supervised"
     settings = content["data"]["objective_settings"]
-    loaded = experiment(saved / "lora").data.objective
-    assert loaded == Supervised(**settings) and settings
-    assert experiment(saved / "base").data.objective == Causal()
+    objective = experiment(runs_folder / "lora").data.objective
+    assert objective == Supervised(**settings) and settings
+    assert experiment(runs_folder / "base").data.objective == Causal()
     del content["data"]["objective"], content["data"]["objective_settings"]
     assert schema.build(Experiment, content).data.objective == Causal()
 
 
-def test_an_override_of_old_settings_names_the_new_key(saved, tmp_path):
-    content = (saved / "lora" / "config.json").read_text()
+def test_an_override_of_old_settings_names_the_new_key(runs_folder, tmp_path):
+    content = (runs_folder / "lora" / "config.json").read_text()
     file = tmp_path / "config.py"
     file.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
     with pytest.raises(ValueError, match=r"data\.objective_settings\.cut is data\.objective\.cut"):
         cli.load(Experiment, str(file), ["data.objective_settings.cut=left"])
-    loaded = cli.load(Experiment, str(file), ["data.objective.cut=left"])
-    assert loaded.data.objective.cut == "left"
+    config = cli.load(Experiment, str(file), ["data.objective.cut=left"])
+    assert config.data.objective.cut == "left"
     assert cli.load(Experiment, str(file), ["data.objective=chat"]).data.objective == Chat()
 
 
