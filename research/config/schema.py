@@ -130,8 +130,8 @@ def _explain(cls: type, problem: Any, where: str) -> str:
     message = message.replace("Input should be", "expected")
     if problem["type"] == "value_error":
         return f"{path}: {message}"
-    found = problem["input"]
-    return f"{path}: {message}, got {found!r:.80} ({type(found).__name__})"
+    value = problem["input"]
+    return f"{path}: {message}, got {value!r:.80} ({type(value).__name__})"
 
 
 def dotted(where: str, location: Location) -> str:
@@ -142,19 +142,19 @@ def types_at(cls: Any, location: Location) -> list[Any]:
     """The types that may stand at `location` inside `cls`; empty where there is none."""
     kinds = list(_alternatives(cls))
     for key in location:
-        found: list[Any] = []
+        candidates: list[Any] = []
         for kind in kinds:
             origin, arguments = typing.get_origin(kind), typing.get_args(kind)
             if dataclasses.is_dataclass(kind):
                 if key in _fields(kind):
-                    found.append(_fields(kind)[str(key)])
+                    candidates.append(_fields(kind)[str(key)])
             elif origin is dict:
-                found.append(arguments[1])
+                candidates.append(arguments[1])
             elif origin in (tuple, list) and isinstance(key, int):
                 fixed = origin is tuple and Ellipsis not in arguments
                 if not fixed or key < len(arguments):
-                    found.append(arguments[key if fixed else 0])
-        kinds = [kind for candidate in found for kind in _alternatives(candidate)]
+                    candidates.append(arguments[key if fixed else 0])
+        kinds = [kind for candidate in candidates for kind in _alternatives(candidate)]
     return kinds
 
 

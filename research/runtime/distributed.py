@@ -119,7 +119,7 @@ class StopRequest:
 
     received = False
 
-    def reached(self, step: int) -> bool:
+    def should_stop(self, step: int) -> bool:
         """Whether to stop after this step; the same on all processes, which all ask each step.
 
         A signal to one process reaches the others: all stop at one step that none has passed.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import filelock
 
-# locks that this process holds until it ends
-_HELD: dict[Path, filelock.BaseFileLock] = {}
+# what `lock_until_exit` holds
+_process_locks: dict[Path, filelock.BaseFileLock] = {}
 
 
 @contextlib.contextmanager
@@ -39,9 +39,9 @@ def lock_until_exit(path: Path, busy: str) -> None:
     Raises:
       ValueError: another process holds it; the message is `busy`.
     """
-    if path in _HELD:
-        _HELD.pop(path).release()
-    _HELD[path] = _acquire(path, busy)
+    if path in _process_locks:
+        _process_locks.pop(path).release()
+    _process_locks[path] = _acquire(path, busy)
 
 
 def _acquire(path: Path, busy: str | None) -> filelock.BaseFileLock:

@@ -87,7 +87,9 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                         monitor.push_evaluation(
                             step, model_loss(state.model, program.batch_sharding, heldout)
                         )
-                stop = stop_request.reached(step)  # once: a signal may come between the two uses
+                stop = stop_request.should_stop(
+                    step
+                )  # once: a signal may come between the two uses
                 if stop or is_due(step, experiment.checkpoint.every, steps):
                     monitor.drain()
                     saver.save(step, state, monitor.evaluation)

@@ -105,12 +105,12 @@ class Faults:
                 try:
                     inner = http.client.HTTPConnection("127.0.0.1", server.port)
                     inner.request(self.command, self.path, body, dict(self.headers))
-                    got = inner.getresponse()
-                    content = got.read()
+                    response = inner.getresponse()
+                    content = response.read()
                 except OSError:  # the server is away: so is this one
                     self.close_connection = True
                     return
-                self._say(got.status, dict(got.getheaders()), content)
+                self._say(response.status, dict(response.getheaders()), content)
                 inner.close()
 
             def _say(self, status, headers, content):

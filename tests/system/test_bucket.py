@@ -286,7 +286,7 @@ def test_exports_in_a_bucket_are_those_on_a_disk_and_whole_or_nothing(
 
 
 # programs, their words, and the option that they refuse; None: it works
-TAKEN = [
+PATH_OPTIONS = [
     (convert, "inspect {base}", None),
     (convert, "export --from {base} --out {local}/hf", None),
     (convert, "import --from {local}/hf --out {there}/imported", None),
@@ -325,7 +325,7 @@ def test_a_path_that_a_program_takes_may_be_in_a_bucket_or_is_refused_by_its_opt
         "text": tmp_path / "text.py",
         "config": tiny_run.config_file(tmp_path, remote(2)),
     }
-    for program, arguments, refusal in TAKEN:
+    for program, arguments, refusal in PATH_OPTIONS:
         arguments = arguments.format(**names).split()
         monkeypatch.setattr(sys, "argv", ["program", *arguments])
         try:

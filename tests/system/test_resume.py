@@ -175,16 +175,16 @@ def test_a_torn_checkpoint_is_named_and_the_step_before_it_gives_the_same_bits(
     world, whole, tmp_path
 ):
     workdir = unfinished(whole, tmp_path)
-    torn = workdir / "checkpoints" / "8"
-    data = max((torn / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    damaged = workdir / "checkpoints" / "8"
+    data = max((damaged / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     lines = tiny_run.lines(workdir)
     with pytest.raises(CheckpointError) as error:
         train(full(world, 8), workdir)
-    assert f"checkpoint {torn} cannot be read" in str(error.value)
+    assert f"checkpoint {damaged} cannot be read" in str(error.value)
     assert "move this folder away to fall back to step 6" in str(error.value)
     assert tiny_run.lines(workdir) == lines
-    torn.rename(tmp_path / "torn")
+    damaged.rename(tmp_path / "torn")
     train(full(world, 8), workdir)
     assert tiny_run.content(workdir) == tiny_run.content(whole)
     assert tiny_run.lines(workdir) == tiny_run.lines(whole)

@@ -219,7 +219,7 @@ def test_every_method_learns(world, tmp_path, case):
     assert len(losses) == 20 and np.mean(losses[-4:]) < losses[0] / share
 
 
-LEARNT = {
+SETTINGS = {
     "fill_in_the_middle": {"prefix": "\x01", "suffix": "\x02", "middle": "\x03"},
     "masked": {"mask": "\x01"},
     "prefix_lm": {},
@@ -227,10 +227,10 @@ LEARNT = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_objective_learns(world, tmp_path, name):
     train(
-        world.experiment(30, data=world.data(objective=OBJECTIVES[name](**LEARNT[name]))),
+        world.experiment(30, data=world.data(objective=OBJECTIVES[name](**SETTINGS[name]))),
         tmp_path,
     )
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]
@@ -238,7 +238,12 @@ def test_every_objective_learns(world, tmp_path, name):
 
 
 def test_every_objective_is_trained_somewhere():
-    assert set(OBJECTIVES) == {"causal", "supervised", "chat", *LEARNT}  # the base and its tunes
+    assert set(OBJECTIVES) == {
+        "causal",
+        "supervised",
+        "chat",
+        *SETTINGS,
+    }  # the base and its tunes
 
 
 def test_conversations_are_learnt_and_their_template_follows_the_model(world, tmp_path):

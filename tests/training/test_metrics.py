@@ -31,14 +31,14 @@ def test_resumed_jsonl_equals_uninterrupted(
     killed_at: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     resumed_from = data.draw(st.integers(0, killed_at))
-    torn = data.draw(st.integers(0, 40))
+    length = data.draw(st.integers(0, 40))
     whole, cut = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("cut")
     with metrics.MetricsWriter(whole) as writer:
         report(writer, range(10))
     with metrics.MetricsWriter(cut) as writer:
         report(writer, range(killed_at))
     with (cut / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": killed_at, "train/loss": 0.25})[:torn])
+        file.write(json.dumps({"step": killed_at, "train/loss": 0.25})[:length])
     with metrics.MetricsWriter(cut, start_step=resumed_from) as writer:
         report(writer, range(resumed_from, 10))
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

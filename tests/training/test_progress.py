@@ -65,8 +65,8 @@ def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(
         clock.now += 1
         bar.update(step, 1.0, 1)
     lines = stream.getvalue().splitlines()
-    shown = [int(line.split("/")[0].removeprefix("step ")) for line in lines]
-    assert shown == [1, 31, 61, 91, 100]
+    steps = [int(line.split("/")[0].removeprefix("step ")) for line in lines]
+    assert steps == [1, 31, 61, 91, 100]
 
 
 def test_on_a_terminal_there_is_one_bar() -> None:
