@@ -3,13 +3,15 @@
     graft COMMAND --help      what a command does, with examples, and its flags
     graft --version
 
-`python -m research.cli COMMAND` is the same where no console script is installed.
+`python -m research.cli COMMAND` is the same where no console script is installed. After
+`eval "$(register-python-argcomplete graft)"` the shell completes commands and flags.
 """
 
 import argparse
 import ast
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,11 +34,15 @@ COMMANDS = {
 }
 # commands that need more than .venv: the environment on top of it (`tools/setup LAYER`)
 LAYERS = {"prepare": "prepare", "preflight": "preflight"}
+# set by argcomplete: the shell asks how its line, $COMP_LINE, could go on
+COMPLETING = "_ARGCOMPLETE"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command with the rest of the command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if COMPLETING in os.environ:
+        argv = _command_to_complete()
     if argv and argv[0] in COMMANDS:
         environment.reexec_if_needed(argv, LAYERS.get(argv[0], ""))
         importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
@@ -57,6 +63,23 @@ def summary(module: str) -> str:
     with open(spec.origin, encoding="utf-8") as file:
         docstring = ast.get_docstring(ast.parse(file.read()))
     return (docstring or "").partition("\n")[0]
+
+
+def _command_to_complete() -> list[str]:
+    """The command whose flags the shell asks for; it completes them when it parses its flags.
+
+    Where the command itself is incomplete, this completes it and ends the program.
+    """
+    words = os.environ["COMP_LINE"].split(maxsplit=2)
+    if len(words) == 3 or (len(words) == 2 and os.environ["COMP_LINE"].endswith(" ")):
+        os.environ[COMPLETING] = "2"  # the first word of the line that is the command's
+        return words[1:2]
+    import argcomplete
+
+    parser = _parser()
+    parser.add_argument("command", choices=COMMANDS)
+    argcomplete.autocomplete(parser)
+    return []
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """`graft`: its help, its errors, and the Python that a command runs in."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def test_help_names_every_command_with_the_first_line_of_its_own_help(capsys):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_a_command_has_help_under_its_own_name(name, capsys, monkeypatch):
-    monkeypatch.setattr(environment, "enter", lambda argv, layer: None)
+    monkeypatch.setattr(environment, "reexec_if_needed", lambda argv, layer: None)
     pytest.raises(SystemExit, cli.main, [name, "--help"])
     text = capsys.readouterr().out
     assert text.startswith(f"usage: graft {name}") and f"    graft {name}" in text
@@ -73,3 +74,25 @@ def test_a_command_goes_on_in_the_environment_that_it_needs(clone, command, laye
     python.chmod(0o755)
     process = run(clone, command, "a b", "--c", without_libraries=not layer)
     assert process.stdout.splitlines() == [str(clone), "-m", "research.cli", command, "a b", "--c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("graft tr", {"train"}),
+        ("graft train --workd", {"--workdir"}),
+        ("graft generate --temp", {"--temperature"}),
+        ("graft adapters mer", {"merge"}),
+    ],
+)
+def test_the_shell_completes_commands_and_flags(line, completions, tmp_path):
+    variables = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "research.cli"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True)
+    assert set((tmp_path / "answer").read_text().split()) == completions

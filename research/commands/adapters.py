@@ -16,11 +16,11 @@ it uses (`graft generate --run runs/bank` answers with each). To switch one off,
 import argparse
 from collections.abc import Sequence
 
+from research.config import cli
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
-    from research.config import cli
-
+    arguments = cli.complete(_parser()).parse_args(argv)
     verbs = {"list": show, "merge": merge, "unmerge": unmerge, "add": add, "bank": bank}
     with cli.clear_errors():
         verbs[arguments.verb](arguments)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "--json", type=cli.on_disk, metavar="FILE", help="write every number there"
         )
         module.add_arguments(command)
-    arguments = parser.parse_args(argv)
+    arguments = cli.complete(parser).parse_args(argv)
     try:
         results = verbs[arguments.verb].main(arguments)
     except RuntimeError as error:

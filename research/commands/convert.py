@@ -18,11 +18,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from research.config import cli
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(argv)
-    from research.config import cli
-
+    arguments = cli.complete(_parser()).parse_args(argv)
     with cli.clear_errors():
         commands = {
             "inspect": inspect,

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among this share")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
-    arguments = parser.parse_args(argv)
+    arguments = cli.complete(parser).parse_args(argv)
     if arguments.tokens < 1:
         parser.error("--tokens must be at least 1")
     with cli.clear_errors():

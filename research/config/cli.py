@@ -87,12 +87,24 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def complete(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Answers the shell if it asks for flags of this parser, and ends the program; else nothing.
+
+    Returns the parser.
+    """
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete  # only the shell waits for it
+
+        argcomplete.autocomplete(parser)
+    return parser
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses `argv` (default: the command line); `.overrides` holds the `--config.` ones.
 
     A misspelt flag ends the program with exit status 2 and the nearest flag's name.
     """
-    arguments, unknown = parser.parse_known_args(argv)
+    arguments, unknown = complete(parser).parse_known_args(argv)
     arguments.overrides = []
     options = [option for action in parser._actions for option in action.option_strings]
     for flag in unknown:
