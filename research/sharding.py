@@ -184,7 +184,7 @@ def state_shardings(
     return result
 
 
-def on_host(
+def host_shardings(
     patterns: Sequence[str], leaves: Mapping[str, Any], shardings: Mapping[str, NamedSharding]
 ) -> dict[str, NamedSharding]:
     """Shardings in the host's memory for the optimizer's arrays that match the patterns.
@@ -238,7 +238,7 @@ def batch_sharding(mesh: AnyMesh, rules: Rules) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch",), rules))
 
 
-def batch_parts(mesh: AnyMesh, rules: Rules) -> int:
+def batch_shards(mesh: AnyMesh, rules: Rules) -> int:
     """Number of shards of the batch's rows."""
     axes = _as_tuple(batch_sharding(mesh, rules).spec[0])
     return math.prod(mesh.shape[axis] for axis in axes)

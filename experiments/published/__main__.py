@@ -91,9 +91,9 @@ class Run:
 
     def _their_flops(self, model: ModelConfig) -> float:
         """FLOPs of a token as they count: weights of products, and attention's square or half."""
-        attention = 2 * model.width * (model.heads + model.kv_heads) * model.size
+        attention = 2 * model.width * (model.heads + model.kv_heads) * model.head_dim
         layers = model.layers * (attention + 3 * model.width * model.mlp_width)
-        scores = 12.0 * model.layers * model.heads * model.size * self.length
+        scores = 12.0 * model.layers * model.heads * model.head_dim * self.length
         scores *= 1.0 if self.whole_square else 0.5
         return 6 * (layers + model.vocabulary * model.width) + scores
 

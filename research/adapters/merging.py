@@ -191,7 +191,7 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
         "path": run.base.permanent_path,
         "fingerprint_before": run.base.fingerprint,
         "fingerprint_after": after,
-        "stored_as": run.model.stored_as,
+        "stored_as": run.model.storage_kinds,
     }
     certificate = {
         "adapter": {"path": str(run.path), "fingerprint": run.fingerprint},

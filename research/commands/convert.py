@@ -204,9 +204,8 @@ def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
         name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
     print(f"{run.path}: method {run.method.kind} -> {name} in {dtype}")
     if run.model.storage:
-        print(
-            f"the base is stored as {', '.join(run.model.stored_as)}: what it reads as is written"
-        )
+        kinds = ", ".join(run.model.storage_kinds)
+        print(f"the base is stored as {kinds}: what it reads as is written")
     if arguments.dry_run:
         _print_sources(sources)
         merging.Merged(run)

@@ -186,11 +186,11 @@ def architecture(config: ModelConfig) -> ModelConfig:
     """The shape alone, in its canonical form, without how it is computed."""
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
     compute: dict[str, Any] = {f.name: defaults[f.name] for f in dataclasses.fields(ComputeConfig)}
-    has_own_size = config.size * config.heads != config.width
+    has_own_size = config.head_dim * config.heads != config.width
     return dataclasses.replace(
         config.full_precision,
-        head_size=config.size if has_own_size else 0,
-        score_size=0 if config.score_size == config.size else config.score_size,
+        head_size=config.head_dim if has_own_size else 0,
+        score_size=0 if config.score_size == config.head_dim else config.score_size,
         windows=shortest_cycle(tuple(config.window(layer) for layer in range(config.layers))),
         **compute,
     )

@@ -52,7 +52,7 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
     else:
         lines += ["- none: trained from random weights"]
     if run.model.storage:
-        kinds = ", ".join(run.model.stored_as)
+        kinds = ", ".join(run.model.storage_kinds)
         lines += [f"- its weights were stored as {kinds}; those here are what that reads as"]
     lines += ["", "## Data", "", *_data(run), "", "## Training", "", *_training(run, summary)]
     lines += ["", "## Evaluation", "", *_evaluation(summary, evaluation)]

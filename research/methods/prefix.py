@@ -64,7 +64,7 @@ class KeysAndValues(Delta):
     """(keys, values) [B,T,K,N] -> [B,P+T,K,N]; rotary positions leave the prefix alone."""
 
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
-        width = config.kv_heads * config.size
+        width = config.kv_heads * config.head_dim
 
         def normal(key: jax.Array) -> jax.Array:
             return 0.02 * jax.random.normal(key, (method.length, width))
@@ -109,7 +109,7 @@ class FromVectors(KeysAndValues):
     """A layer's half of the MLP: [P,M] @ out [M,2,K*N] + out_bias."""
 
     def __init__(self, key: jax.Array, config: ModelConfig, method: Prefix):
-        width = config.kv_heads * config.size
+        width = config.kv_heads * config.head_dim
         out = method.mlp_width**-0.5 * jax.random.normal(key, (method.mlp_width, 2, width))
         self.out = nnx.Param(out, axes=("rank", None, "kv_heads"))
         self.out_bias = nnx.Param(jnp.zeros((2, width)), axes=(None, "kv_heads"))

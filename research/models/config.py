@@ -110,8 +110,8 @@ class ModelConfig:
             raise ValueError(f"model: {self.heads} heads do not share {self.kv_heads} key heads")
         if not self.head_size and self.width % self.heads:
             raise ValueError(f"model: width {self.width} does not divide by {self.heads} heads")
-        if self.size % 2:
-            raise ValueError(f"model: rotary positions need an even head size, not {self.size}")
+        if self.head_dim % 2:
+            raise ValueError(f"model: rotary positions need an even head size, not {self.head_dim}")
         if not self.gated and "gate" in self.biases:
             raise ValueError("model: `biases` names gate, which a model without `gated` lacks")
         if self.attention not in (AUTO, *BACKENDS):
@@ -119,12 +119,12 @@ class ModelConfig:
             raise ValueError(f"model: unknown attention {self.attention!r}; there are: {names}")
 
     @property
-    def computes_again(self) -> bool:
+    def recomputes_layers(self) -> bool:
         """Whether the backward pass recomputes whole layers."""
         return self.remat in ("full", "offload")
 
     @property
-    def stored_as(self) -> list[str]:
+    def storage_kinds(self) -> list[str]:
         """The types that its weights are stored in."""
         return sorted({kind for _, kind in self.storage}) or ["float32"]
 
@@ -134,8 +134,8 @@ class ModelConfig:
         return dataclasses.replace(self, storage=())
 
     @property
-    def size(self) -> int:
-        """The head size N."""
+    def head_dim(self) -> int:
+        """The head size N: `head_size`, or width / heads."""
         return self.head_size or self.width // self.heads
 
     def check_length(self, tokens: int, what: str = "") -> None:

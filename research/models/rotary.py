@@ -38,7 +38,7 @@ def frequencies(
     config: ModelConfig, scaling: RotaryScaling | None, base: float | None = None
 ) -> jax.Array:
     """Radians per token [N/2]; `base` defaults to the config's."""
-    exponents = -jnp.arange(0, config.size, 2, dtype=jnp.float32) / config.size
+    exponents = -jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     plain = (base or config.rotary_base) ** exponents
     return plain if scaling is None else _scale(plain, scaling)
 

@@ -98,7 +98,7 @@ class Attention(nnx.Module):
     """Grouped-query attention (Ainslie 2023, arXiv:2305.13245)."""
 
     def __init__(self, key: jax.Array, config: ModelConfig):
-        d, h, k, n = config.width, config.heads, config.kv_heads, config.size
+        d, h, k, n = config.width, config.heads, config.kv_heads, config.head_dim
         keys, biases = jax.random.split(key, 4), config.biases
         self.query = Linear(keys[0], d, h * n, ("embed", "heads"), bias="query" in biases)
         self.key = Linear(keys[1], d, k * n, ("embed", "kv_heads"), bias="key" in biases)
@@ -127,7 +127,7 @@ class Attention(nnx.Module):
         """
         config = self.config
         query, key, value = (
-            _split_heads(linear(x, context.at(name)), config.size)
+            _split_heads(linear(x, context.at(name)), config.head_dim)
             for name, linear in (("query", self.query), ("key", self.key), ("value", self.value))
         )
         if self.query_norm is not None:
@@ -136,7 +136,7 @@ class Attention(nnx.Module):
             angles = jax.tree.map(lambda by_kind: by_kind[kind], view.angles)
             query, key = rotary.rotate(query, angles), rotary.rotate(key, angles)
         if config.score_size:  # backends divide by sqrt(N)
-            query = query * jnp.asarray((config.size / config.score_size) ** 0.5, query.dtype)
+            query = query * jnp.asarray((config.head_dim / config.score_size) ** 0.5, query.dtype)
         backend = config.attention
         if cached is not None and view.index is not None:
             key = _write_cache(cached[0], key, view.index)
@@ -372,7 +372,7 @@ class Transformer(nnx.Module):
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache for B = `rows` and T = `length` slots, prompt tokens included."""
         config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        shape = (rows, length, config.kv_heads, config.size)
+        shape = (rows, length, config.kv_heads, config.head_dim)
         layers = {
             name: (jnp.zeros((len(tree.stack_range(name)), *shape), dtype),) * 2
             for name in self.layers

@@ -77,7 +77,7 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
     experiment = program.experiment
     shape, devices = program.shape, len(topology.devices)
     save: list[str] = []
-    if not shape.computes_again:
+    if not shape.recomputes_layers:
         save.append("compute.remat=full")
         yield list(save)
     if shape.vocabulary >= 2**15 and not experiment.loss.vocabulary_chunks:

@@ -92,15 +92,15 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
     passes, flops = program.experiment.accumulation_steps, program.flops
     model_flops = passes * flops.train(tokens / passes)
     hardware = model_flops
-    if shape.computes_again:
+    if shape.recomputes_layers:
         hardware += flops.recomputed * tokens
     elif shape.remat == "none":  # `products` keeps those of chunks too
         hardware += flops.recomputed_in_chunks * tokens
     if program.experiment.loss.vocabulary_chunks:
         hardware += 2 * shape.width * shape.vocabulary * tokens
     devices = program.mesh.size
-    scores = flops.attention + shape.computes_again * flops.attention_recomputed
-    idle = max(accelerator.systolic_size / shape.size - 1, 0) * scores * tokens
+    scores = flops.attention + shape.recomputes_layers * flops.attention_recomputed
+    idle = max(accelerator.systolic_size / shape.head_dim - 1, 0) * scores * tokens
     sends = traffic(program, slices)
     moved_bytes = memory_bytes(program)
     return Roofline(
@@ -149,10 +149,10 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
     activation = tokens * shape.width * wide * passes
     over = 1 - 1 / mesh["tensor"]
-    again = shape.computes_again
+    again = shape.recomputes_layers
     acts = 2 * over * activation * shape.layers * (2 + 2 + again)
     acts += 2 * activation * (1 - 1 / (mesh["fsdp"] * mesh["sequence"]))
-    keys = 2 * tokens * mesh["sequence"] * shape.kv_heads * shape.size * wide * passes
+    keys = 2 * tokens * mesh["sequence"] * shape.kv_heads * shape.head_dim * wide * passes
     keys *= (1 - 1 / mesh["sequence"]) * shape.layers * (2 + again) / mesh["tensor"]
     return Traffic(gather_bytes, scatter_bytes, inside, acts, keys, between)
 
@@ -169,7 +169,7 @@ def memory_bytes(program: Program) -> float:
         total += size * (2 if not name.startswith("model/") or inside in trainable else 1)
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
     tokens *= experiment.accumulation_steps
-    again = shape.computes_again
+    again = shape.recomputes_layers
     for name, leaf, sharding in _parameters(program):
         if len(leaf.shape) - tree.is_stacked(name) != 2 or not _is_used_whole(name, program):
             continue

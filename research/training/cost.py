@@ -85,7 +85,7 @@ def flops_per_token(
         most = min(window + rows - length, rows) if window else rows
         seen = most - most * (most - 1) / (2 * rows)
         seen += sum(work.keys for name, work in works if name == place)
-        attention = 4 * seen * config.heads * config.size * rows / length
+        attention = 4 * seen * config.heads * config.head_dim * rows / length
         slopes = 2 * attention * (lowest <= _order(place, config.layers))
         forward, backward = forward + attention, backward + slopes
         scores += attention + slopes

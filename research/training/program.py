@@ -98,7 +98,7 @@ class Program:
     @property
     def rows_of_device(self) -> int:
         """Rows that a device, and those that share them with it, work on at one time."""
-        parts = sharding.batch_parts(self.mesh, self.experiment.sharding_rules)
+        parts = sharding.batch_shards(self.mesh, self.experiment.sharding_rules)
         return self.experiment.data.batch_size // self.experiment.accumulation_steps // parts
 
     @property
@@ -325,7 +325,7 @@ def _check_rows(
       UnevenBatch: a number of rows that does not divide over the devices.
       ValueError: a row that is too long, or does not divide.
     """
-    parts = sharding.batch_parts(mesh, experiment.sharding_rules)
+    parts = sharding.batch_shards(mesh, experiment.sharding_rules)
     micro = experiment.data.batch_size // experiment.accumulation_steps
     if micro % parts:
         raise UnevenBatchError(micro, experiment.accumulation_steps, parts)
@@ -349,7 +349,7 @@ def _state_shardings(
     axes = tree.parameter_axes(model_shapes)
     parameter_shardings = sharding.shardings(axes, parameters, mesh, experiment.sharding_rules)
     shardings = sharding.state_shardings(leaves, parameter_shardings, mesh)
-    return shardings | sharding.on_host(experiment.offload, leaves, shardings)
+    return shardings | sharding.host_shardings(experiment.offload, leaves, shardings)
 
 
 def _keys(seed: int) -> jax.Array:

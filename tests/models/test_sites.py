@@ -50,7 +50,7 @@ def test_prompt_and_prefix_work_with_the_cache():
     keys = jax.random.split(jax.random.key(1), tiny.CONFIG.layers)
     for stack in model.layers.values():
         stack.attention.site["prefix"] = jax.vmap(
-            lambda key: Prefix(key, 2, tiny.CONFIG.kv_heads, tiny.CONFIG.size)
+            lambda key: Prefix(key, 2, tiny.CONFIG.kv_heads, tiny.CONFIG.head_dim)
         )(keys)
     assert decode.prompt_length(model) == 3
     batch = tiny.batch(rows=2, documents=1)

@@ -22,7 +22,7 @@ forward = jax.jit(tiny.logits)
 
 def closed_form(c: ModelConfig) -> int:
     """Parameters of a Llama."""
-    d, f, n = c.width, c.mlp_width, c.size
+    d, f, n = c.width, c.mlp_width, c.head_dim
     attention = d * (c.heads + 2 * c.kv_heads) * n + c.heads * n * d
     layer = attention + 3 * d * f + 2 * d
     return c.vocabulary * d * (1 if c.tie_embeddings else 2) + c.layers * layer + d

@@ -137,14 +137,14 @@ def test_attention_is_counted_over_the_keys_that_are_seen(window):
         head = 2 * shape.width * shape.vocabulary * length
         in_layers = [name for name in tree.flatten(model) if re.search("layers.*kernel", name)]
         products = 2 * cost.count(model, in_layers) * rows
-        scores = 4 * pairs * shape.heads * shape.size
+        scores = 4 * pairs * shape.heads * shape.head_dim
         np.testing.assert_allclose(found, head + products + scores, rtol=1e-6)
 
 
 def test_lora_parameters_equal_the_closed_form():
     shape, rank = tiny.CONFIG, 4
     model = tiny.abstract(LoRA(rank=rank), shape)
-    d, f, kv = shape.width, shape.mlp_width, shape.kv_heads * shape.size
+    d, f, kv = shape.width, shape.mlp_width, shape.kv_heads * shape.head_dim
     pairs = [(d, d), (d, kv), (d, kv), (d, d), (d, f), (d, f), (f, d)]  # q k v o, gate up down
     expected = shape.layers * rank * sum(i + o for i, o in pairs)
     assert cost.count(model, methods.trainable(model, LoRA(rank=rank))) == expected

@@ -42,7 +42,7 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
     windows = [config.window(layer) for layer in range(config.layers)]
     return write_common(config) | {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": config.score_size or config.size,
+        "query_pre_attn_scalar": config.score_size or config.head_dim,
         "sliding_window": max(windows) or None,
         "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
         "attn_logit_softcapping": config.score_cap or None,

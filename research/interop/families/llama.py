@@ -58,7 +58,7 @@ def write_common(config: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
-        "head_dim": config.size,
+        "head_dim": config.head_dim,
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tie_embeddings,
         "rope_theta": config.rotary_base,

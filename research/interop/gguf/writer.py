@@ -139,10 +139,10 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
         raise UnsupportedModel(f"llama.cpp's {kind} sees other windows than {config.windows}")
     if extra := set(config.biases) - set(_BIASES.get(kind, ())):
         raise UnsupportedModel(f"llama.cpp's {kind} has no bias of {', '.join(sorted(extra))}")
-    size = config.size
+    size = config.head_dim
     if kind in LARGEST and config.layers == LARGEST[kind]:
         size = config.width // config.heads
-    if (config.score_size or config.size) != size:
+    if (config.score_size or config.head_dim) != size:
         raise UnsupportedModel(
             f"llama.cpp's {kind} divides scores by the root of {size}, not of {config.score_size}"
         )
@@ -167,9 +167,9 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
         writer.add_layer_norm_eps(config.norm_epsilon)
     else:
         writer.add_layer_norm_rms_eps(config.norm_epsilon)
-        writer.add_key_length(config.size)
-        writer.add_value_length(config.size)
-        writer.add_rope_dimension_count(config.size)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_rope_dimension_count(config.head_dim)
         writer.add_rope_freq_base(config.rotary_base)
     if config.rotary_base_in_windows:
         writer.add_rope_freq_base_swa(config.rotary_base_in_windows)

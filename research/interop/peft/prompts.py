@@ -37,7 +37,7 @@ def write(
         tensor, kind = vectors * np.float32(config.embedding_scale), "PROMPT_TUNING"
     else:
         pairs = [_pair(method, arrays, layer) for layer in range(config.layers)]
-        heads, width = config.kv_heads, config.kv_heads * config.size
+        heads, width = config.kv_heads, config.kv_heads * config.head_dim
         pairs = [(_turn(keys, config, layer, 1), v) for layer, (keys, v) in enumerate(pairs)]
         tensor = np.stack([part for pair in pairs for part in pair], axis=1)
         tensor, kind = tensor.reshape(method.length, -1), "PREFIX_TUNING"
@@ -63,7 +63,7 @@ def read(
     """
     length, layers = content.get("num_virtual_tokens"), config.layers
     kind = KINDS[content["peft_type"]]
-    width = config.width if kind == "prompt" else 2 * layers * config.kv_heads * config.size
+    width = config.width if kind == "prompt" else 2 * layers * config.kv_heads * config.head_dim
     if not isinstance(length, int) or length < 1 or tensor.shape != (length, width):
         raise UnsupportedModel(
             f"{where}: {NAME} has shape {tensor.shape}, not ({length!r}, {width})"
@@ -115,7 +115,7 @@ def _pair(
 def _turn(keys: np.ndarray, config: ModelConfig, layer: int, sign: int) -> np.ndarray:
     """Keys [P,K*N] as PEFT has them, where texts begin at position P and not at 0 (sign 1), or
     back (-1)."""
-    heads = jnp.asarray(keys).reshape(1, len(keys), config.kv_heads, config.size)
+    heads = jnp.asarray(keys).reshape(1, len(keys), config.kv_heads, config.head_dim)
     positions = jnp.full((1, len(keys)), sign * len(keys))
     kind = config.window_kinds.index(config.window(layer))
     angles = jax.tree.map(lambda every: every[kind], rotary.angles(positions, config))
