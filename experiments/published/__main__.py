@@ -1,4 +1,4 @@
-"""What others reached, beside the bound that graft preflight would have given them.
+"""Published training rates beside the bounds that graft preflight gives.
 
     python -m experiments.published [--write]
 
@@ -21,7 +21,7 @@ from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.optim.schedules import ScheduleConfig
 from research.preflight.roofline import roofline
-from research.reports.page import Column, text_table
+from research.reports.tables import Column, text_table
 from research.runtime.accelerators import TPUS, Accelerator
 from research.sharding import MeshConfig
 from research.training.program import Program, make_program
@@ -45,12 +45,12 @@ LLAMA3 = dict(vocabulary=128_256, width=4096, layers=32, heads=32, kv_heads=8, m
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One published run."""
+class PublishedRun:
+    """A published run: model, mesh and batch, and the rate that was reported."""
 
     name: str
     source: str
-    chips: Accelerator
+    accelerator: Accelerator
     devices: int
     # of the model
     shape: dict[str, Any]
@@ -67,7 +67,7 @@ class Run:
     slices: int = 1
 
     def program(self) -> Program:
-        """Their step as ours, on devices that are not there."""
+        """The run's step as this project would compile it, on abstract devices."""
         model = ModelConfig(
             **self.shape, tie_embeddings=False, remat=self.remat, compute_dtype="bfloat16"
         )
@@ -82,15 +82,15 @@ class Run:
         mesh = self.mesh.abstract(self.devices, self.slices)
         return make_program(experiment, None, mesh=mesh)
 
-    def reached(self) -> float:
-        """Tokens a second and device."""
+    def reached_rate(self) -> float:
+        """Reported tokens per second and device."""
         if self.tokens_per_second:
             return self.tokens_per_second
         model = ModelConfig(**self.shape, tie_embeddings=False)
-        return self.utilisation * self.chips.flops / self._their_flops(model)
+        return self.utilisation * self.accelerator.flops / self._published_flops(model)
 
-    def _their_flops(self, model: ModelConfig) -> float:
-        """FLOPs of a token as they count: weights of products, and attention's square or half."""
+    def _published_flops(self, model: ModelConfig) -> float:
+        """FLOPs of a token as published: weights of products, and attention's square or half."""
         attention = 2 * model.width * (model.heads + model.kv_heads) * model.head_dim
         layers = model.layers * (attention + 3 * model.width * model.mlp_width)
         scores = 12.0 * model.layers * model.heads * model.head_dim * self.length
@@ -100,7 +100,7 @@ class Run:
 
 MAXTEXT = "MaxText's README, and its configs of those runs"
 RUNS = (
-    Run(
+    PublishedRun(
         "MaxText 16B, 256 v5e",
         MAXTEXT,
         TPUS["v5e"],
@@ -110,7 +110,7 @@ RUNS = (
         length=2048,
         utilisation=0.611,
     ),
-    Run(
+    PublishedRun(
         "MaxText 32B, 256 v5e",
         MAXTEXT,
         TPUS["v5e"],
@@ -120,7 +120,7 @@ RUNS = (
         length=2048,
         utilisation=0.669,
     ),
-    Run(
+    PublishedRun(
         "MaxText 32B, 64 v5p",
         MAXTEXT,
         TPUS["v5p"],
@@ -132,7 +132,7 @@ RUNS = (
         remat="products",
         mesh=MeshConfig(data=1, fsdp=-1, tensor=4),
     ),
-    Run(
+    PublishedRun(
         "MaxText Llama 3.1 8B, 256 v6e",
         "its Trillium recipe",
         TPUS["v6e"],
@@ -142,7 +142,7 @@ RUNS = (
         length=8192,
         tokens_per_second=7207,
     ),
-    Run(
+    PublishedRun(
         "MaxText Llama 2 7B, 8 H100",
         "its a3 config",
         H100,
@@ -153,7 +153,7 @@ RUNS = (
         utilisation=0.50,
         remat="products",
     ),
-    Run(
+    PublishedRun(
         "AXLearn Llama 2 7B, 4 x 256 v5e",
         "its report; a row of 4,096 a chip and full rematerialisation are taken",
         TPUS["v5e"],
@@ -176,22 +176,22 @@ COLUMNS = [
 
 
 def rows() -> list[dict[str, Any]]:
-    """The table."""
-    found = []
+    """Rows of the table: each run's rate beside its bound."""
+    table_rows = []
     for run in RUNS:
-        bound = roofline(run.program(), run.chips, run.slices)
-        best = bound.tokens_per_second / run.devices
-        found.append(
+        best_step = roofline(run.program(), run.accelerator, run.slices)
+        best_rate = best_step.tokens_per_second / run.devices
+        table_rows.append(
             {
                 "name": run.name,
-                "reached": run.reached(),
-                "bound": best,
-                "utilisation": bound.utilisation,
-                "bound_by": bound.bound_by,
-                "share": run.reached() / best,
+                "reached": run.reached_rate(),
+                "bound": best_rate,
+                "utilisation": best_step.utilisation,
+                "bound_by": best_step.bound_by,
+                "share": run.reached_rate() / best_rate,
             }
         )
-    return found
+    return table_rows
 
 
 def main() -> None:

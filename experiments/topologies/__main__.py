@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.reports.page import Column, text_table
+from research.reports.tables import Column, text_table
 from research.runtime.accelerators import EXAMPLE_TOPOLOGIES, TPUS
 from research.runtime.files import write_json
 
@@ -31,7 +31,7 @@ NF4 = '--config.model.storage=[["layers/.*", "nf4"], [".*", "bfloat16"]]'
 
 
 class Form(NamedTuple):
-    """Some lines of the table."""
+    """A form of training, and the topologies of its lines in the table."""
 
     flags: tuple[str, ...]
     topologies: tuple[str, ...]
@@ -55,7 +55,7 @@ FORMS = {
     "LoRA": Form((ADAPTER, BFLOAT16), ("v5e:2x4", *EXAMPLE_TOPOLOGIES)),
     "QLoRA": Form((ADAPTER, NF4), ("v5e:1x1", *EXAMPLE_TOPOLOGIES)),
 }
-KEPT = (
+REPORT_KEYS = (
     *("chips", "fits", "limit_gib", "peak_gib", "argument_gib", "temp_gib", "weights_gib"),
     *("adapters_gib", "optimizer_gib", "model_flops", "hardware_flops", "memory_bytes"),
     *("sent_bytes", "seconds", "bound_by", "tokens_per_second", "utilisation", "money", "steps"),
@@ -95,7 +95,7 @@ def main() -> None:
             continue
         report = examine(topology, FORMS[form], arguments.dry_run)
         if report:
-            results[name] = {what: report[what] for what in KEPT if what in report}
+            results[name] = {what: report[what] for what in REPORT_KEYS if what in report}
             results = {name: results[name] for name in cells if name in results}
             write_json(file, results)
             file.with_name("table.md").write_text(table(results), encoding="utf-8")
@@ -103,29 +103,29 @@ def main() -> None:
 
 
 def examine(topology: str, form: Form, dry_run: bool) -> dict[str, Any]:
-    """What graft preflight reports of a cell; nothing in a dry run."""
+    """Runs graft preflight for a cell and returns its report; empty in a dry run."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        words = ["preflight", "--config", CONFIG, "--topology", topology, "--tries", "0"]
+        command_line = ["preflight", "--config", CONFIG, "--topology", topology, "--tries", "0"]
         if form.rows:
             devices = TPUS[topology.partition(":")[0]].devices_per_chip
-            words += ["--sequences-per-chip", str(form.rows * devices)]
-        words += form.flags
-        print("$ graft", shlex.join(words), flush=True)
+            command_line += ["--sequences-per-chip", str(form.rows * devices)]
+        command_line += form.flags
+        print("$ graft", shlex.join(command_line), flush=True)
         if dry_run:
             return {}
-        done = subprocess.run(
-            [sys.executable, "-m", "research.cli", *words, "--json", str(report)],
+        process = subprocess.run(
+            [sys.executable, "-m", "research.cli", *command_line, "--json", str(report)],
             cwd=ROOT,
             check=False,
         )
-        if done.returncode not in (0, 3):  # 3: it does not fit, which is a result
-            raise SystemExit(f"{words[0]} ended with {done.returncode}")
+        if process.returncode not in (0, 3):  # 3: it does not fit, which is a result
+            raise SystemExit(f"{command_line[0]} ended with {process.returncode}")
         return json.loads(report.read_text(encoding="utf-8"))
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """A line a cell."""
+    """Markdown with a line for each cell."""
     rows = []
     for name, report in results.items():
         method, topology = name.split(" on ")

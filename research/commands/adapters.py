@@ -62,8 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 def show(arguments: argparse.Namespace) -> None:
     """Prints a table of adapters."""
     from research.adapters import catalog
-    from research.reports import page
-    from research.reports.page import Column
+    from research.reports.tables import Column, text_table
     from research.runtime import storage
 
     if not storage.absolute(arguments.folder).is_dir():
@@ -81,7 +80,7 @@ def show(arguments: argparse.Namespace) -> None:
         Column("base", "base"),
         Column("base_fingerprint", "its fingerprint"),
     ]
-    print(page.text_table(rows, columns))
+    print(text_table(rows, columns))
 
 
 def merge(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Shows what a run reads, exactly as its model sees it, and what is wrong with it.
+"""Shows the data of a run exactly as its model sees it, and its faults.
 
     graft inspect --config configs/quickstart/tune.py:lora
         two rows of the first batch, a summary of every source, and what the checks before
@@ -15,7 +15,7 @@
         what a run has read, by the config in its folder
 
 Rows come from the run's own batches. On a terminal, trained tokens are green, special tokens
-inverse, and what sees both ways is underlined; without colours (a pipe, NO_COLOR) they stand in
+inverse, and what sees both ways is underlined; without colors (a pipe, NO_COLOR) they stand in
 ⟦ ⟧, in « » and before ‖.
 """
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def inspect(arguments) -> int:
-    """Shows what is asked for; 1 where training would refuse the data."""
+    """Prints rows and summary, and writes files; 1 where training would refuse the data."""
     from research.config import cli, schema
     from research.experiment import Experiment
     from research.inspection import page, summary, terminal
@@ -69,30 +69,34 @@ def inspect(arguments) -> int:
         experiment = schema.load_json(Experiment, storage.absolute(arguments.run) / "config.json")
     else:
         experiment = cli.load(Experiment, arguments.config, arguments.overrides)
-    opened = inspection.open_data(experiment, arguments.split)
+    data = inspection.open_data(experiment, arguments.split)
     rows = inspection.choose_rows(
-        opened,
+        data,
         (2 if arguments.row is None else 1) if arguments.rows is None else arguments.rows,
-        first=arguments.step,
+        first_step=arguments.step,
         source=arguments.source,
         row=arguments.row,
         text=arguments.find,
     )
-    colour = terminal.wants_colour(sys.stdout)
+    color = terminal.supports_color(sys.stdout)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    print(f"{terminal.legend(colour)}\n")
+    print(f"{terminal.legend(color)}\n")
     for row in rows:
-        print(terminal.show_row(row, opened.tokenizer, colour, arguments.tokens) + "\n")
-    summaries = summary.summarise(opened, near=not arguments.no_near)
-    print(terminal.show_summary(opened, summaries))
+        print(terminal.show_row(row, data.tokenizer, color, arguments.tokens) + "\n")
+    summaries = summary.summarize(data, near=not arguments.no_near)
+    print(terminal.show_summary(data, summaries))
     if arguments.html:
         title = arguments.config or arguments.run
-        path = page.write(arguments.html, opened, rows, summaries, title)
+        path = page.write(arguments.html, data, rows, summaries, title)
         print(f"written to {path}")
     if arguments.json:
-        shown = [inspection.to_json(row, opened.tokenizer) for row in rows]
-        content = {"faults": opened.faults, "sources": summaries, "rows": shown}
+        row_content = [inspection.to_json(row, data.tokenizer) for row in rows]
+        content = {
+            "faults": data.faults,
+            "sources": [each.to_json() for each in summaries],
+            "rows": row_content,
+        }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.json, content)
         print(f"written to {arguments.json}")
-    return 1 if opened.faults else 0
+    return 1 if data.faults else 0

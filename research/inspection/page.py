@@ -1,216 +1,219 @@
-"""Examples and their summary as one page: what `inspection_text` shows, to be passed around.
+"""Examples and their summary as one page: what `terminal` prints, to be passed around.
 
-The page is `research.reports.page`'s: it asks for nothing, runs no script and escapes every text.
+The page is `research.reports.page`'s: it makes no request, runs no script and escapes every text.
 """
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from markupsafe import Markup
 
 from research.config import schema
-from research.inspection import terminal as text
-from research.inspection.rows import Opened, Row, Segment, parts
+from research.inspection import terminal
+from research.inspection.rows import Row, RunData, Segment, token_spans
+from research.inspection.summary import SplitSummary
 from research.reports import page
-from research.reports.page import Html
+from research.reports.markup import render
+from research.reports.tables import table
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
 
+# Size of a histogram's bars, in the units of its view box.
+_PLOT_WIDTH, _PLOT_HEIGHT, _BASELINE = 240, 70, 76
+
+
+class _Strip(NamedTuple):
+    """A stretch of a row, drawn as a bar: a document, or places that are trained on."""
+
+    kind: str
+    start: int
+    width: int
+
+
+class _Span(NamedTuple):
+    """Tokens that are shown as one, as a `<span>`; target: what is predicted in their place."""
+
+    kind: str
+    tip: str
+    text: Markup
+    target: Markup | None
+
+
+class _Bar(NamedTuple):
+    """One bar of a histogram, in units of its view box."""
+
+    x: str
+    y: str
+    width: str
+    height: str
+    tip: str
+
 
 def write(
     path: str | os.PathLike[str],
-    opened: Opened,
+    data: RunData,
     rows: Sequence[Row],
-    summaries: Sequence[Mapping[str, Any]],
-    config: str,
+    summaries: Sequence[SplitSummary],
+    config_name: str,
 ) -> Path:
-    """Writes the page, whole or not at all.
+    """Write the page, whole or not at all.
 
     Args:
       path: a file.
-      opened: the data.
+      data: the run's data.
       rows: what is shown as the model sees it.
-      summaries: from `inspection_summary.summarise`.
-      config: what the run's config is called.
+      summaries: from `summary.summarize`.
+      config_name: of the run, for the title.
     """
-    data = opened.experiment.data
+    config = data.experiment.data
     return page.write(
         path,
-        f"What a run of {config} reads",
-        page.section("Checks", _checks(opened.faults, text.findings(summaries))),
+        f"What a run of {config_name} reads",
+        page.section("Checks", _checks(data.faults, terminal.findings(summaries))),
         page.section(
             "As the model sees it",
-            f"Rows of {data.sequence_length} tokens, objective {data.objective.kind}. The bar "
+            f"Rows of {config.sequence_length} tokens, objective {config.objective.kind}. The bar "
             "above a row shows its documents, green where it is trained on, and padding; rest on a "
             "token to see its number and position.",
-            _rows(rows, opened.tokenizer),
+            _rows(rows, data.tokenizer),
         ),
-        page.section("Sources and splits", page.table(*text.table(summaries))),
-        page.section("Lengths in tokens", _histograms(summaries, data.sequence_length)),
+        page.section("Sources and splits", table(*terminal.table(summaries))),
+        page.section("Lengths in tokens", _histograms(summaries, config.sequence_length)),
         *[
-            page.section(f"Completions of {source}", page.table(*labels))
-            for source, labels in text.label_table(summaries).items()
+            page.section(f"Completions of {source}", table(*labels))
+            for source, labels in terminal.label_tables(summaries).items()
         ],
-        finding=_finding(opened.faults, summaries),
-        provenance={"config": schema.to_dict(opened.experiment)},
-        style=STYLE,
+        finding=_finding(data.faults, summaries),
+        provenance={"config": schema.to_dict(data.experiment)},
+        stylesheet="inspection/style.css",
     )
 
 
-def _finding(faults: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> str:
+def _finding(faults: Sequence[str], summaries: Sequence[SplitSummary]) -> str:
     """The page in a sentence."""
-    trains = [one for one in summaries if one["trains"]]
-    rows, tokens = (sum(one[what] for one in trains) for what in ("rows", "tokens"))
-    said = sum(one["trained"] * one["tokens"] for one in trains) / max(1, tokens)
     if faults:
-        times = "one reason" if len(faults) == 1 else f"{len(faults)} reasons"
-        return f"Training would refuse this data, for {times}."
-    return f"{rows:,} rows of {tokens:,} tokens, of which {said:.1%} are trained on."
+        reasons = "one reason" if len(faults) == 1 else f"{len(faults)} reasons"
+        return f"Training would refuse this data, for {reasons}."
+    training = [summary for summary in summaries if summary.trains]
+    rows = sum(summary.examples.rows for summary in training)
+    tokens = sum(summary.examples.tokens for summary in training)
+    targets = sum(summary.examples.trained * summary.examples.tokens for summary in training)
+    share = targets / max(1, tokens)
+    return f"{rows:,} rows of {tokens:,} tokens, of which {share:.1%} are trained on."
 
 
-def _checks(faults: Sequence[str], findings: Sequence[str]) -> Html:
+def _checks(faults: Sequence[str], findings: Sequence[str]) -> Markup:
     """What refuses the data, and what is worth a look."""
-    items = [f"<li class=fault>{html.escape(text.clean(f, mark=False))}</li>" for f in faults]
-    items += [f"<li>{html.escape(text.clean(f, mark=False))}</li>" for f in findings]
-    if not faults:
-        items.insert(0, "<li class=well>Training would begin with this data.</li>")
-    return Html(f"<ul class=checks>{''.join(items)}</ul>")
+    return render(
+        "inspection/checks.html",
+        faults=[terminal.clean(fault, mark_lines=False) for fault in faults],
+        findings=[terminal.clean(finding, mark_lines=False) for finding in findings],
+    )
 
 
-def _rows(rows: Sequence[Row], words: Tokenizer) -> Html:
+def _rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Markup:
     """Rows of batches, under a legend and a switch for the edges of tokens."""
-    legend = (
-        "<input type=checkbox id=edges><p class=legend><label for=edges>edges of tokens</label>"
-        "<span class=t>trained on</span><span class=s>special token</span>"
-        "<span class=p>sees both ways</span></p>"
-    )
-    return Html(f"<div class=seen>{legend}{''.join(_row(row, words) for row in rows)}</div>")
+    return render("inspection/rows.html", rows=[_row_values(row, tokenizer) for row in rows])
 
 
-def _row(row: Row, words: Tokenizer) -> str:
-    trained = sum(segment.trained for segment in row.segments)
-    adapter = f", adapter {html.escape(row.adapter)}" if row.adapter is not None else ""
-    parts = "".join(
-        f"<h4>{html.escape(text.describe(segment))}</h4>"
-        f"<pre tabindex=0>{_segment(segment, words)}</pre>"
-        for segment in row.segments
-    )
-    return (
-        f"<article><h3>Step {row.step}, row {row.number}<small>{row.filled} of {row.length} places "
-        f"hold a token, {trained} trained on{adapter}</small></h3>{_strip(row)}{parts}</article>"
-    )
+def _row_values(row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the template shows of a row."""
+    return {
+        "step": row.step,
+        "number": row.number,
+        "length": row.length,
+        "input_count": row.input_count,
+        "target_count": row.target_count,
+        "adapter": row.adapter,
+        "bars": list(_strips(row)),
+        "segments": [
+            {"title": terminal.describe(segment), "tokens": list(_spans(segment, tokenizer))}
+            for segment in row.segments
+        ],
+    }
 
 
-def _strip(row: Row) -> str:
-    """The row in proportion: its documents, their trained places, what is padding."""
-    bars = ""
+def _strips(row: Row) -> Iterator[_Strip]:
+    """The row in proportion: its documents, and their trained places; what is left is padding."""
     for number, segment in enumerate(row.segments):
-        at = min(unit.place for unit in segment.units if unit.place is not None)
-        bars += f'<rect class=d{number % 2} x="{at}" width="{segment.read}" height="10"/>'
-        # A place is trained where it says a trained token: the one before, or its own.
+        start = min(token.index for token in segment.tokens if token.index is not None)
+        yield _Strip(f"d{number % 2}", start, segment.input_count)
+        # A place is trained where it predicts a target: the next token, or its own.
         places = [
-            (unit.place if segment.in_place else before.place) or 0
-            for before, unit in zip(segment.units[:1] + segment.units, segment.units, strict=False)
-            if unit.trained
+            (token.index if segment.in_place else before.index) or 0
+            for before, token in zip(
+                segment.tokens[:1] + segment.tokens, segment.tokens, strict=False
+            )
+            if token.is_target
         ]
-        for _, run in itertools.groupby(enumerate(places), lambda each: each[1] - each[0]):
-            _, stretch = zip(*run, strict=True)
-            bars += f'<rect class=on x="{stretch[0]}" width="{len(stretch)}" height="10"/>'
-    return (
-        f'<svg class=strip viewBox="0 0 {row.length} 10" preserveAspectRatio="none" role="img" '
-        f'aria-label="{row.filled} of {row.length} places hold a token">{bars}</svg>'
+        for _, members in itertools.groupby(enumerate(places), lambda each: each[1] - each[0]):
+            run = [place for _, place in members]
+            yield _Strip("on", run[0], len(run))
+
+
+def _spans(segment: Segment, tokenizer: Tokenizer) -> Iterator[_Span]:
+    """The tokens of a segment; those that share a character are one span."""
+    for span in token_spans(segment, tokenizer):
+        first = span.tokens[0]
+        kinds = (("t", span.is_target), ("s", span.is_special), ("p", first.in_prefix))
+        ids = " ".join(str(token.id) for token in span.tokens)
+        place = "not read" if first.position is None else f"position {first.position}"
+        yield _Span(
+            kind=" ".join(name for name, holds in kinds if holds),
+            tip=f"id {ids}, {place}",
+            text=_token_markup(span.text),
+            target=None if span.target_text is None else _token_markup(span.target_text),
+        )
+
+
+def _token_markup(text: str) -> Markup:
+    return Markup.escape(terminal.clean(text)).replace("↵", Markup("<b>↵</b>"))
+
+
+def _histograms(summaries: Sequence[SplitSummary], length: int) -> Markup:
+    """A small histogram of lengths for each split that has examples."""
+    return render(
+        "inspection/lengths.html",
+        histograms=[
+            _histogram_values(summary, length)
+            for summary in summaries
+            if summary.examples.histogram.counts
+        ],
     )
 
 
-def _segment(segment: Segment, words: Tokenizer) -> str:
-    """Tokens as spans; those that share a character are one."""
-    shown = ""
-    for part in parts(segment, words):
-        first = part.units[0]
-        kinds = (("t", part.trained), ("s", part.special), ("p", first.prefix))
-        kind = " ".join(name for name, holds in kinds if holds)
-        named = f' class="{kind}"' if kind else ""
-        ids = " ".join(str(unit.id) for unit in part.units)
-        where = "not read" if first.position is None else f"position {first.position}"
-        shown += f'<span{named} title="id {ids}, {where}">{_escaped(part.text)}</span>'
-        if part.said is not None:
-            shown += f"<i class=t>{_escaped(part.said)}</i>"
-    return shown
+def _histogram_values(summary: SplitSummary, length: int) -> dict[str, Any]:
+    """What the template shows of a split's lengths."""
+    examples = summary.examples
+    edges, counts = examples.histogram.edges, examples.histogram.counts
+    return {
+        "title": summary.name,
+        "shortest": edges[0],
+        "longest": edges[-1] - 1,
+        "median": examples.lengths["median"],
+        "bars": list(_bars(edges, counts)),
+        "caption": f"{examples.truncated:,} of {examples.examples:,} examples cut to fit "
+        f"{length:,}, {examples.fill:.1%} of places filled",
+    }
 
 
-def _escaped(spelt: str) -> str:
-    return html.escape(text.clean(spelt)).replace("↵", "<b>↵</b>")
-
-
-def _histograms(summaries: Sequence[Mapping[str, Any]], length: int) -> Html:
-    """A small histogram for each split."""
-    return Html(f"<div class=lengths>{''.join(_histogram(one, length) for one in summaries)}</div>")
-
-
-def _histogram(summary: Mapping[str, Any], length: int) -> str:
-    edges, counts = summary["histogram"]["edges"], summary["histogram"]["counts"]
-    if not counts:
-        return ""
-    most, width = max(counts), 240 / len(counts)
-    bars = ""
+def _bars(edges: Sequence[int], counts: Sequence[int]) -> Iterator[_Bar]:
+    """A histogram's bars: the highest has the height of the plot, and only 0 has none."""
+    step = _PLOT_WIDTH / len(counts)
     for number, count in enumerate(counts):
         low, high = edges[number], edges[number + 1] - 1
-        tall = max(1.0, 70 * count / most) if count else 0
-        of = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        bars += (
-            f'<rect x="{number * width:.2f}" y="{76 - tall:.1f}" width="{max(1, width - 1):.2f}" '
-            f'height="{tall:.1f}"><title>{of} tokens: {count:,} examples</title></rect>'
+        height = max(1.0, _PLOT_HEIGHT * count / max(counts)) if count else 0
+        lengths = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        yield _Bar(
+            x=f"{number * step:.2f}",
+            y=f"{_BASELINE - height:.1f}",
+            width=f"{max(1, step - 1):.2f}",
+            height=f"{height:.1f}",
+            tip=f"{lengths} tokens: {count:,} examples",
         )
-    median = summary["lengths"]["median"]
-    return (
-        f"<figure><h4>{html.escape(text.name(summary))}</h4>"
-        f'<svg viewBox="0 0 240 92" role="img" aria-label="lengths from {edges[0]} to '
-        f'{edges[-1] - 1} tokens, median {median:g}">{bars}<line x1="0" y1="76.5" x2="240" '
-        f'y2="76.5"/><text x="0" y="89">{edges[0]:,}</text><text x="120" y="89" '
-        f'text-anchor="middle">median {median:,.0f}</text><text x="240" y="89" '
-        f'text-anchor="end">{edges[-1] - 1:,}</text></svg>'
-        f"<figcaption>{summary['truncated']:,} of {summary['examples']:,} examples cut to fit "
-        f"{length:,}, {summary['fill']:.1%} of places filled</figcaption></figure>"
-    )
-
-
-STYLE = """
-.checks,.seen,.lengths{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",
-"Liberation Sans",Arial,sans-serif;font-size:.8rem}
-.checks{list-style:none;padding:0;margin:0;max-width:60rem}
-.checks li{padding:.5rem .8rem;margin:.4rem 0;background:var(--tint);border-radius:4px;
-border-left:4px solid var(--series4);white-space:pre-wrap;overflow-wrap:anywhere}
-.checks .fault{border-color:var(--series1);font-weight:600}.checks .well{border-color:var(--good)}
-.seen input{position:absolute;opacity:0}
-.legend{display:flex;flex-wrap:wrap;gap:.6rem;align-items:baseline;margin:.5rem 0 1rem}
-.legend label{border:1px solid var(--rule);border-radius:4px;padding:.15rem .6rem;cursor:pointer}
-.seen input:focus-visible~.legend label{outline:2px solid var(--series0)}
-.seen input:checked~.legend label{background:var(--ink);color:var(--page)}
-.seen input:checked~article pre span{box-shadow:inset 1px 0 var(--muted)}
-.seen article{margin:0 0 1.25rem;padding:.9rem 1rem 1rem}
-h3,h4{margin:0;font-size:.85rem;font-weight:650}
-h3 small{font-weight:400;color:var(--muted);margin-left:.7rem;font-size:.78rem}
-h4{font-weight:400;color:var(--muted);font-size:.76rem;margin:.8rem 0 .25rem}
-.seen pre{max-height:none;font-size:.78rem;line-height:1.65}
-.seen pre span:hover{background:var(--rule)}
-.seen b{all:unset;color:var(--muted);opacity:.6}
-.t{background:color-mix(in srgb,var(--good) 22%,transparent);
-border-bottom:2px solid var(--good)}
-.s{color:var(--series3);border:1px solid currentColor;border-radius:3px}
-.s.t{border-bottom:2px solid var(--good)}
-.p{text-decoration:underline dotted var(--series0);text-underline-offset:3px}
-.seen i{font-style:normal}.seen i:before{content:"→";color:var(--muted)}
-.strip{height:.6rem;min-width:0;margin:.5rem 0 .2rem;background:repeating-linear-gradient(135deg,
-var(--rule) 0 2px,transparent 2px 5px)}
-.d0{fill:color-mix(in srgb,var(--series0) 35%,var(--page))}
-.d1{fill:color-mix(in srgb,var(--series0) 55%,var(--page))}.on{fill:var(--good)}
-.lengths{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,17rem),1fr));
-gap:1rem 2rem}.lengths figure{margin:0}.lengths svg{min-width:0}.lengths h4{color:var(--ink)}
-.lengths rect{fill:var(--series0)}.lengths line{stroke:var(--rule)}
-.lengths text{font-size:9px;fill:var(--muted)}
-"""

@@ -1,21 +1,22 @@
-"""What the examples of a run are like, source by source and split by split: lengths, labels, twins.
+"""Summary of a run's examples, source by source and split by split: lengths, labels, duplicates.
 
-`summarise` gives plain numbers and texts, for a table, a page or a JSON file.
+`summarize` gives plain numbers and texts, for a table, a page or a JSON file.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from research.data import overlap, token_cache
 from research.data.examples import open_texts
-from research.data.sources import Source
-from research.inspection.rows import Opened
+from research.data.sources import Source, SourceConfig
+from research.inspection.rows import RunData
 from research.text import near_duplicates
 from research.text.normalize import normalise
 
@@ -25,94 +26,157 @@ if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
 
 # More distinct completions than these are no labels.
-_LABELS = 40
+_MAX_LABELS = 40
 # Examples whose completions are counted, evenly spread.
-_COUNTED = 100_000
+_MAX_COUNTED = 100_000
 # Rows of a source that are compared for being nearly equal, and characters of all sources: drawn
 # by a fixed seed.
-_COMPARED, _CHARACTERS = 8_000, 8_000_000
+_MAX_COMPARED, _MAX_CHARACTERS = 8_000, 8_000_000
 # Similarity from which two texts are nearly equal: of their sets of word 5-grams (Jaccard).
 NEAR = 0.8
-_NAMED = 5
+# Rows that are listed for each finding.
+_MAX_LISTED = 5
 _BINS = 24
 
 
-def summarise(opened: Opened, near: bool = True) -> list[dict[str, Any]]:
-    """A summary of every source in every split: the trained one first, then those held out.
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """Counts [N] of examples between edges [N+1] of their lengths; both empty without examples."""
 
-    Args:
-      opened: the data.
-      near: whether rows are also compared for being nearly equal (seconds).
-    """
-    data, words = opened.pipeline, opened.tokenizer
-    objective, cache = data.config.objective, token_cache.default_cache()
-    sources = data.config.sources
-    planned = data.statistics(opened.experiment.steps)
-    names = [f"{source.name}:{source.split}" for source in sources]
-    trained = [overlap.hash_rows(s, s.split, objective, words, cache) for s in sources]
-    share = _CHARACTERS // len(sources)
-    texts = [
-        _texts(open_texts(s, s.split, words), objective, share) if near else None for s in sources
-    ]
-    found, prompts = [], list[Prompts]()
-    for source, hashes, sample in zip(sources, trained, texts, strict=True):
-        rows, numbers = data.rows[source.name], planned[source.name]
-        answers, read = _answers(rows.examples, words)
-        prompts.append(read)
-        summary = _describe(rows.examples, rows.plan) | answers
-        summary |= {key: numbers[key] for key in ("format", "bad_lines", "share", "epochs")}
-        summary |= _repeated(hashes, sample)
-        found.append({"source": source.name, "split": source.split, "trains": True, **summary})
-    by_name = {source.name: source for source in sources}
-    for (name, split), held in opened.heldout.items():
-        labelled = any("labels" in one for one in found if one["source"] == name)
-        answers, read = _answers(held.rows.examples, words, labelled)
-        summary = _describe(held.rows.examples, held.rows.plan) | answers
-        summary |= _read_alike(read, prompts, names)
-        hashes = overlap.hash_rows(by_name[name], split, objective, words, cache)
-        sample = _texts(open_texts(by_name[name], split, words), objective, share) if near else None
-        summary |= _repeated(hashes, sample) | _shared(hashes, trained, names, sample, texts)
-        found.append({"source": name, "split": split, "trains": False, **summary})
-    return found
+    edges: list[int]
+    counts: list[int]
 
 
-def _describe(examples: Examples, plan: PackingPlan) -> dict[str, Any]:
-    filled = examples.lengths > 0
-    lengths = examples.lengths[filled]
-    return {
-        "rows": examples.documents,
-        "examples": len(lengths),
-        "empty": int((~filled).sum()),
-        "note": examples.note,
-        "tokens": int(lengths.sum()),
-        "lengths": _quantiles(lengths),
-        "histogram": _histogram(lengths),
-        "truncated": int(examples.truncated.sum()),
-        "truncated_share": float(examples.truncated[filled].mean()) if filled.any() else 0.0,
-        "fill": plan.fill,
-        "packed_rows": len(plan),
-        "trained": float(examples.trained.sum() / max(1, lengths.sum())),
-        "trained_lengths": _quantiles(examples.trained[filled]),
-    }
+@dataclasses.dataclass(frozen=True)
+class ExampleStatistics:
+    """Numbers and lengths of examples, and how they fill packed rows."""
+
+    rows: int
+    examples: int
+    # Examples without a token, which are left out.
+    empty: int
+    note: str
+    tokens: int
+    # smallest, 5%, median, 95%, largest, mean -> tokens
+    lengths: dict[str, float]
+    histogram: Histogram
+    # Examples that were cut.
+    truncated: int
+    truncated_share: float
+    # Share of places that hold a token.
+    fill: float
+    packed_rows: int
+    # Share of tokens that are trained on.
+    trained: float
+    trained_lengths: dict[str, float]
 
 
-def _quantiles(lengths: np.ndarray) -> dict[str, float]:
-    if not len(lengths):
-        return {}
-    names = {"smallest": 0, "5%": 5, "median": 50, "95%": 95, "largest": 100}
-    found = np.percentile(lengths, list(names.values())).tolist()
-    return dict(zip(names, found, strict=True)) | {"mean": float(lengths.mean())}
+@dataclasses.dataclass(frozen=True)
+class PlanStatistics:
+    """Part of a source in the run: its records, its share of the rows and its epochs."""
+
+    format: str
+    bad_lines: int
+    share: float
+    epochs: float
 
 
-def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
-    """Counts between edges; the edges grow by a factor where lengths spread over much."""
-    if not len(lengths):
-        return {"edges": [], "counts": []}
-    low, high = int(lengths.min()), int(lengths.max()) + 1
-    bins = min(_BINS, high - low)
-    spread = np.geomspace if high > 20 * np.median(lengths) else np.linspace
-    edges = np.unique(np.rint(spread(low, high, bins + 1)).astype(np.int64))
-    return {"edges": edges.tolist(), "counts": np.histogram(lengths, edges)[0].tolist()}
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A completion, and how often it occurs."""
+
+    text: str
+    ids: list[int]
+    count: int
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionStatistics:
+    """Distinct completions, and prompts that are read alike with another completion."""
+
+    completions: int
+    contradictions: int
+    # Contradictions in which a prompt was cut.
+    contradictions_cut: int
+    # (row, the earlier one)
+    contradicting_rows: list[tuple[int, int]]
+    # Where completions are few.
+    labels: list[Label] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptOverlap:
+    """Held-out prompts that the model reads exactly as one that it is trained on."""
+
+    read_alike: int
+    # Those of which one was cut.
+    read_alike_cut: int
+    # (row, the training split's name, its row)
+    read_alike_rows: list[tuple[int, str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+    """Rows that are equal to an earlier one of their split, or nearly so."""
+
+    repeated: int
+    repeated_share: float
+    # (row, the earlier one)
+    repeated_rows: list[tuple[int, int]]
+    # Rows that were compared for being nearly equal; None: none were.
+    near_compared: int | None = None
+    near_repeated: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOverlap:
+    """Held-out rows that are equal to one that is trained on, or nearly so."""
+
+    shared: int
+    shared_share: float
+    # (row, the training split's name, its row)
+    shared_rows: list[tuple[int, str, int]]
+    # None: rows were not compared for being nearly equal.
+    near_shared: int | None = None
+    # (row, the training split's name, its row, similarity)
+    nearest: list[tuple[int, str, int, float]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSummary:
+    """Summary of one split of a source."""
+
+    source: str
+    split: str
+    # Whether the run trains on it; else it is held out.
+    trains: bool
+    examples: ExampleStatistics
+    repeats: Repeats
+    # Of examples with prompts.
+    completions: CompletionStatistics | None = None
+    # Of what is trained on.
+    plan: PlanStatistics | None = None
+    # Of what is held out.
+    prompt_overlap: PromptOverlap | None = None
+    training_overlap: TrainingOverlap | None = None
+
+    @property
+    def name(self) -> str:
+        """Source and split, such as `notes:train`."""
+        return f"{self.source}:{self.split}"
+
+    @property
+    def labels(self) -> list[Label] | None:
+        """The completions, where they are few."""
+        return self.completions.labels if self.completions else None
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat mapping; what was not looked for is left out."""
+        content: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(self).items():
+            content |= value if isinstance(value, dict) else {name: value}
+        return {name: value for name, value in content.items() if value is not None}
 
 
 # Digest of what the model reads before its first answer -> the example that was first read so,
@@ -120,134 +184,265 @@ def _histogram(lengths: np.ndarray) -> dict[str, list[float]]:
 Prompts = dict[bytes, tuple[int, bool]]
 
 
-def _answers(
-    examples: Examples, words: Tokenizer, labelled: bool = False
-) -> tuple[dict[str, Any], Prompts]:
+class _Sample(NamedTuple):
+    """Rows that are compared for being nearly equal, in order, and their texts."""
+
+    rows: np.ndarray
+    texts: list[str]
+
+
+class _ComparedSplit(NamedTuple):
+    """Hashes, texts and prompts by which the rows of a split are compared."""
+
+    name: str
+    hashes: np.ndarray
+    # None: rows are not compared for being nearly equal.
+    sample: _Sample | None
+    prompts: Prompts
+
+
+def summarize(data: RunData, near: bool = True) -> list[SplitSummary]:
+    """A summary of every source in every split: the trained one first, then those held out.
+
+    Args:
+      data: the run's data.
+      near: whether rows are also compared for being nearly equal (seconds).
+    """
+    pipeline = data.pipeline
+    sources = pipeline.config.sources
+    comparison = _Comparison(data, near)
+    plan_statistics = pipeline.statistics(data.experiment.steps)
+    summaries: list[SplitSummary] = []
+    training: list[_ComparedSplit] = []
+    for source in sources:
+        rows, numbers = pipeline.rows[source.name], plan_statistics[source.name]
+        completions, prompts = _completions(rows.examples, data.tokenizer)
+        split = comparison.read(source, source.split, prompts)
+        training.append(split)
+        summaries.append(
+            SplitSummary(
+                source=source.name,
+                split=source.split,
+                trains=True,
+                examples=_examples(rows.examples, rows.plan),
+                repeats=_repeats(split),
+                completions=completions,
+                plan=PlanStatistics(
+                    numbers["format"], numbers["bad_lines"], numbers["share"], numbers["epochs"]
+                ),
+            )
+        )
+    sources_by_name = {source.name: source for source in sources}
+    for (name, split_name), heldout in data.heldout.items():
+        has_labels = any(each.labels is not None for each in summaries if each.source == name)
+        completions, prompts = _completions(heldout.rows.examples, data.tokenizer, has_labels)
+        split = comparison.read(sources_by_name[name], split_name, prompts)
+        summaries.append(
+            SplitSummary(
+                source=name,
+                split=split_name,
+                trains=False,
+                examples=_examples(heldout.rows.examples, heldout.rows.plan),
+                repeats=_repeats(split),
+                completions=completions,
+                prompt_overlap=_prompt_overlap(prompts, training),
+                training_overlap=_training_overlap(split, training),
+            )
+        )
+    return summaries
+
+
+class _Comparison:
+    """Reads the hashes and the texts by which rows are compared."""
+
+    def __init__(self, data: RunData, near: bool):
+        self._tokenizer, self._near = data.tokenizer, near
+        self._objective = data.pipeline.config.objective
+        self._cache = token_cache.default_cache()
+        self._characters = _MAX_CHARACTERS // len(data.pipeline.config.sources)
+
+    def read(self, source: SourceConfig, split: str, prompts: Prompts) -> _ComparedSplit:
+        """The hashes and the sample of a split, beside its prompts."""
+        hashes = overlap.hash_rows(source, split, self._objective, self._tokenizer, self._cache)
+        sample = None
+        if self._near:
+            texts = open_texts(source, split, self._tokenizer)
+            sample = _draw_sample(texts, self._objective, self._characters)
+        return _ComparedSplit(f"{source.name}:{split}", hashes, sample, prompts)
+
+
+def _examples(examples: Examples, plan: PackingPlan) -> ExampleStatistics:
+    is_filled = examples.lengths > 0
+    lengths = examples.lengths[is_filled]
+    return ExampleStatistics(
+        rows=examples.documents,
+        examples=len(lengths),
+        empty=int((~is_filled).sum()),
+        note=examples.note,
+        tokens=int(lengths.sum()),
+        lengths=_quantiles(lengths),
+        histogram=_histogram(lengths),
+        truncated=int(examples.truncated.sum()),
+        truncated_share=float(examples.truncated[is_filled].mean()) if is_filled.any() else 0.0,
+        fill=plan.fill,
+        packed_rows=len(plan),
+        trained=float(examples.trained.sum() / max(1, lengths.sum())),
+        trained_lengths=_quantiles(examples.trained[is_filled]),
+    )
+
+
+def _quantiles(lengths: np.ndarray) -> dict[str, float]:
+    if not len(lengths):
+        return {}
+    percents = {"smallest": 0, "5%": 5, "median": 50, "95%": 95, "largest": 100}
+    values = np.percentile(lengths, list(percents.values())).tolist()
+    return dict(zip(percents, values, strict=True)) | {"mean": float(lengths.mean())}
+
+
+def _histogram(lengths: np.ndarray) -> Histogram:
+    """Counts between edges; the edges grow by a factor where lengths spread over much."""
+    if not len(lengths):
+        return Histogram([], [])
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    bins = min(_BINS, high - low)
+    space = np.geomspace if high > 20 * np.median(lengths) else np.linspace
+    edges = np.unique(np.rint(space(low, high, bins + 1)).astype(np.int64))
+    return Histogram(edges.tolist(), np.histogram(lengths, edges)[0].tolist())
+
+
+def _completions(
+    examples: Examples, tokenizer: Tokenizer, has_labels: bool = False
+) -> tuple[CompletionStatistics | None, Prompts]:
     """Distinct completions, by themselves where they are few, and how prompts repeat.
 
-    `labelled`: they are known to be labels, so a few examples may each have another.
     Prompts are compared as the model reads them: two that were cut may have become one.
+
+    Args:
+      examples: of a split; without prompts there is nothing to say.
+      tokenizer: spells the labels.
+      has_labels: whether completions are known to be labels, so that each of a few examples may
+        have another.
     """
-    filled = np.flatnonzero(examples.lengths)
+    nonempty = np.flatnonzero(examples.lengths)
     prompts: Prompts = {}
-    if examples.splittable or examples.rows is not None or not len(filled):
-        return {}, prompts
+    if examples.splittable or examples.rows is not None or not len(nonempty):
+        return None, prompts
     counts: collections.Counter[bytes] = collections.Counter()
-    answer_of: dict[int, bytes] = {}
-    against, cut = [], 0
-    looked = filled[:: -(-len(filled) // _COUNTED)]
-    for index in looked.tolist():
+    completion_of: dict[int, bytes] = {}
+    contradicting_rows, contradictions_cut = [], 0
+    sampled = nonempty[:: -(-len(nonempty) // _MAX_COUNTED)]
+    for index in sampled.tolist():
         piece = examples.piece(index, 0, int(examples.lengths[index]))
-        said = piece.weights > 0
-        answer = np.asarray(piece.targets[said], np.int32).tobytes()
-        counts[answer] += 1
-        prompt = np.asarray(piece.tokens[: 1 + int(np.argmax(said))], np.int32).tobytes()
+        is_target = piece.weights > 0
+        completion = np.asarray(piece.targets[is_target], np.int32).tobytes()
+        counts[completion] += 1
+        prompt = np.asarray(piece.tokens[: 1 + int(np.argmax(is_target))], np.int32).tobytes()
         digest = hashlib.blake2b(prompt, digest_size=16).digest()
-        shortened = bool(examples.truncated[index])
-        first, first_shortened = prompts.setdefault(digest, (index, shortened))
-        if answer_of.setdefault(first, answer) != answer:
-            against.append([index, first])
-            cut += shortened or first_shortened
-    found: dict[str, Any] = {
-        "completions": len(counts),
-        "contradictions": len(against),
-        "contradictions_cut": cut,
-        "contradicting_rows": against[:_NAMED],
-    }
-    if len(counts) <= (_LABELS if labelled else min(_LABELS, len(looked) // 2)):
-        found["labels"] = [
-            {
-                "text": words.decode(ids := np.frombuffer(key, np.int32)),
-                "ids": ids.tolist(),
-                "count": count,
-                "share": count / len(looked),
-            }
-            for key, count in counts.most_common()
+        is_cut = bool(examples.truncated[index])
+        first, first_is_cut = prompts.setdefault(digest, (index, is_cut))
+        if completion_of.setdefault(first, completion) != completion:
+            contradicting_rows.append((index, first))
+            contradictions_cut += is_cut or first_is_cut
+    labels = None
+    if len(counts) <= (_MAX_LABELS if has_labels else min(_MAX_LABELS, len(sampled) // 2)):
+        labels = [
+            _label(completion, count, len(sampled), tokenizer)
+            for completion, count in counts.most_common()
         ]
-    return found, prompts
+    statistics = CompletionStatistics(
+        completions=len(counts),
+        contradictions=len(contradicting_rows),
+        contradictions_cut=contradictions_cut,
+        contradicting_rows=contradicting_rows[:_MAX_LISTED],
+        labels=labels,
+    )
+    return statistics, prompts
 
 
-def _read_alike(prompts: Prompts, trained: Sequence[Prompts], names: Sequence[str]) -> dict:
+def _label(completion: bytes, count: int, total: int, tokenizer: Tokenizer) -> Label:
+    ids = np.frombuffer(completion, np.int32)
+    return Label(tokenizer.decode(ids), ids.tolist(), count, count / total)
+
+
+def _prompt_overlap(prompts: Prompts, training: Sequence[_ComparedSplit]) -> PromptOverlap | None:
     """Held-out prompts that the model reads exactly as one that it is trained on."""
     if not prompts:
-        return {}
-    alike, cut = [], 0
-    for prompt, (row, shortened) in prompts.items():
-        for name, other in zip(names, trained, strict=True):
-            if prompt in other:
-                at, other_shortened = other[prompt]
-                alike.append([row, name, at])
-                cut += shortened or other_shortened
-    return {
-        "read_alike": len(alike),
-        "read_alike_cut": cut,
-        "read_alike_rows": alike[:_NAMED],
-    }
+        return None
+    rows, cut_count = [], 0
+    for prompt, (row, is_cut) in prompts.items():
+        for split in training:
+            if prompt in split.prompts:
+                other, other_is_cut = split.prompts[prompt]
+                rows.append((row, split.name, other))
+                cut_count += is_cut or other_is_cut
+    return PromptOverlap(len(rows), cut_count, rows[:_MAX_LISTED])
 
 
-def _texts(source: Source, objective: Objective, most: int) -> tuple[np.ndarray, list[str]]:
-    """Rows that are compared, in order, and their texts of about `most` characters in all.
-
-    Of equal rows one is compared.
-    """
-    found, seen, size = {}, set(), 0
-    for row in np.random.default_rng(0).permutation(len(source))[:_COMPARED].tolist():
+def _draw_sample(source: Source, objective: Objective, max_characters: int) -> _Sample:
+    """Rows with texts of about `max_characters` in all; of equal rows only one."""
+    text_of: dict[int, str] = {}
+    normal_texts: set[str] = set()
+    size = 0
+    for row in np.random.default_rng(0).permutation(len(source))[:_MAX_COMPARED].tolist():
         text = "\n".join(objective.texts(source[row], f"{source.name}, row {row}"))
-        if (normal := normalise(text)) and normal not in seen:
-            found[row] = text
-            seen.add(normal)
+        if (normal := normalise(text)) and normal not in normal_texts:
+            text_of[row] = text
+            normal_texts.add(normal)
             size += len(text)
-        if size >= most:
+        if size >= max_characters:
             break
-    rows = sorted(found)
-    return np.asarray(rows, np.int64), [found[row] for row in rows]
+    rows = sorted(text_of)
+    return _Sample(np.asarray(rows, np.int64), [text_of[row] for row in rows])
 
 
-def _repeated(hashes: np.ndarray, sample: tuple[np.ndarray, list[str]] | None) -> dict[str, Any]:
+def _repeats(split: _ComparedSplit) -> Repeats:
     """Rows that are equal to an earlier one; and those that are not, but nearly."""
-    again = overlap.find_repeated(hashes)
-    pairs = zip(again.rows[:_NAMED].tolist(), again.others[:_NAMED].tolist(), strict=True)
-    found: dict[str, Any] = {
-        "repeated": len(again),
-        "repeated_share": len(again) / max(1, len(hashes)),
-        "repeated_rows": [list(pair) for pair in pairs],
-    }
-    if sample is not None and sample[1]:
-        cluster = near_duplicates.clusters(sample[1], NEAR)
-        _, first = np.unique(cluster, return_index=True)
-        found["near_compared"] = len(cluster)
-        found["near_repeated"] = len(cluster) - len(first)
-    return found
+    pairs = overlap.find_repeated(split.hashes)
+    rows, earlier_rows = pairs.rows[:_MAX_LISTED].tolist(), pairs.others[:_MAX_LISTED].tolist()
+    repeats = Repeats(
+        repeated=len(pairs),
+        repeated_share=len(pairs) / max(1, len(split.hashes)),
+        repeated_rows=list(zip(rows, earlier_rows, strict=True)),
+    )
+    if split.sample is None or not split.sample.texts:
+        return repeats
+    clusters = near_duplicates.clusters(split.sample.texts, NEAR)
+    return dataclasses.replace(
+        repeats,
+        near_compared=len(clusters),
+        near_repeated=len(clusters) - len(np.unique(clusters)),
+    )
 
 
-def _shared(
-    hashes: np.ndarray,
-    trained: Sequence[np.ndarray],
-    names: Sequence[str],
-    sample: tuple[np.ndarray, list[str]] | None,
-    others: Sequence[tuple[np.ndarray, list[str]] | None],
-) -> dict[str, Any]:
+def _training_overlap(split: _ComparedSplit, training: Sequence[_ComparedSplit]) -> TrainingOverlap:
     """Rows that are equal to one that is trained on; and those that are not, but nearly."""
-    pairs = overlap.find_shared(hashes, trained)
-    found: dict[str, Any] = {
-        "shared": len(pairs),
-        "shared_share": len(pairs) / max(1, len(hashes)),
-        "shared_rows": [
-            [int(row), names[place], int(other)]
-            for row, place, other in zip(pairs.rows, pairs.places, pairs.others, strict=True)
-        ][:_NAMED],
-    }
-    read = [(name, *other) for name, other in zip(names, others, strict=True) if other is not None]
-    if sample is None or not sample[1] or not read:
-        return found
-    alone = np.flatnonzero(~np.isin(sample[0], pairs.rows))
-    held = [sample[1][i] for i in alone]
-    references = [text for _, _, texts in read for text in texts]
-    whose = [(name, int(row)) for name, rows, _ in read for row in rows]
-    best, index = near_duplicates.nearest_similarity(held, references)
-    order = np.argsort(-best, kind="stable")[:_NAMED].tolist()
-    found["near_shared"] = int((best >= NEAR).sum())
-    found["nearest"] = [
-        [int(sample[0][alone[i]]), *whose[index[i]], float(best[i])] for i in order if index[i] >= 0
+    pairs = overlap.find_shared(split.hashes, [each.hashes for each in training])
+    shared_rows = [
+        (int(row), training[place].name, int(other))
+        for row, place, other in zip(pairs.rows, pairs.places, pairs.others, strict=True)
     ]
-    return found
+    result = TrainingOverlap(
+        shared=len(pairs),
+        shared_share=len(pairs) / max(1, len(split.hashes)),
+        shared_rows=shared_rows[:_MAX_LISTED],
+    )
+    samples = [(each.name, each.sample) for each in training if each.sample is not None]
+    if split.sample is None or not split.sample.texts or not samples:
+        return result
+    # Rows that are equal to one are counted already.
+    rest = np.flatnonzero(~np.isin(split.sample.rows, pairs.rows))
+    references = [text for _, sample in samples for text in sample.texts]
+    origins = [(name, int(row)) for name, sample in samples for row in sample.rows]
+    similarity, nearest = near_duplicates.nearest_similarity(
+        [split.sample.texts[i] for i in rest], references
+    )
+    order = np.argsort(-similarity, kind="stable")[:_MAX_LISTED].tolist()
+    return dataclasses.replace(
+        result,
+        near_shared=int((similarity >= NEAR).sum()),
+        nearest=[
+            (int(split.sample.rows[rest[i]]), *origins[nearest[i]], float(similarity[i]))
+            for i in order
+            if nearest[i] >= 0
+        ],
+    )

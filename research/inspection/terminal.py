@@ -1,25 +1,31 @@
-"""Examples and their summary on a terminal; readable without colour, where marks stand for it."""
+"""Rows and summaries as text for a terminal; readable without color, where marks stand for it.
+
+Styles are rich's. Without them, what is trained on stands in ⟦ ⟧, special tokens in « », and ‖ ends
+a prefix that is seen both ways.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from research.inspection.rows import Opened, Part, Row, Segment, parts
-from research.inspection.summary import NEAR
-from research.reports import page
-from research.reports.page import Column
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.segment import Segment as RichSegment
+from rich.style import Style
+from rich.text import Text
+
+from research.inspection.rows import Row, RunData, Segment, TokenSpan, token_spans
+from research.inspection.summary import NEAR, SplitSummary
+from research.reports.tables import Column, text_table
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
 
 _BARS = "▁▂▃▄▅▆▇█"
-# The end of a colour where the same begins again.
-_AGAIN = re.compile("(\x1b\\[[0-9;]+m)([^\x1b]*)\x1b\\[0m\\1")
-_GREEN, _MAGENTA, _DIM, _BOLD, _UNDERLINE = "1;32", "35", "2", "1", "4"
+TARGET, PREFIX = Style(color="green", bold=True), Style(underline=True)
+SPECIAL, SPECIAL_TARGET = Style(color="magenta", reverse=True), TARGET + Style(reverse=True)
+QUIET, STRONG = Style(dim=True), Style(bold=True)
 COLUMNS = [
     Column("name", "split"),
     Column("rows", "rows", tip="rows of the source"),
@@ -37,301 +43,312 @@ COLUMNS = [
 ]
 
 
-def name(summary: Mapping[str, Any]) -> str:
-    """A summary's source and split."""
-    return f"{summary['source']}:{summary['split']}"
+Table = tuple[list[dict[str, Any]], list[Column]]
 
 
-def table(summaries: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Column]]:
+def table(summaries: Sequence[SplitSummary]) -> Table:
     """The summaries as a table: its rows, and those of `COLUMNS` in which there is a value."""
     rows = []
-    several = sum(one["trains"] for one in summaries) > 1
-    for one in summaries:
-        lengths = one["lengths"]
-        shown = ", ".join(f"{lengths[at]:,.0f}" for at in ("5%", "median", "95%", "largest"))
+    is_mixture = sum(summary.trains for summary in summaries) > 1
+    for summary in summaries:
+        examples, plan, repeats = summary.examples, summary.plan, summary.repeats
+        training = summary.training_overlap
+        lengths = (f"{examples.lengths[at]:,.0f}" for at in ("5%", "median", "95%", "largest"))
         rows.append(
             {
-                "name": name(one),
-                "rows": one["rows"],
-                "examples": one["examples"] if one["examples"] != one["rows"] else None,
-                "tokens": one["tokens"],
-                "lengths": shown,
-                "cut": one["truncated_share"],
-                "fill": one["fill"],
-                "trained": one["trained"],
-                "epochs": one.get("epochs"),
-                "share": one.get("share") if several else None,
-                "format": one.get("format"),
-                "repeated": _with_near(one, "repeated"),
-                "shared": _with_near(one, "shared"),
+                "name": summary.name,
+                "rows": examples.rows,
+                "examples": examples.examples if examples.examples != examples.rows else None,
+                "tokens": examples.tokens,
+                "lengths": ", ".join(lengths),
+                "cut": examples.truncated_share,
+                "fill": examples.fill,
+                "trained": examples.trained,
+                "epochs": plan.epochs if plan else None,
+                "share": plan.share if plan and is_mixture else None,
+                "format": plan.format if plan else None,
+                "repeated": _with_near(repeats.repeated, repeats.near_repeated),
+                "shared": _with_near(training.shared, training.near_shared) if training else None,
             }
         )
-    used = [c for c in COLUMNS if any(row[c.key] is not None for row in rows)]
-    return rows, used
+    used_columns = [c for c in COLUMNS if any(row[c.key] is not None for row in rows)]
+    return rows, used_columns
 
 
-def _with_near(summary: Mapping[str, Any], key: str) -> str | None:
-    if key not in summary:
-        return None
-    near = summary.get(f"near_{key}")
-    return f"{summary[key]:,}" + ("" if near is None else f" + {near:,}")
+def _with_near(count: int, near_count: int | None) -> str:
+    return f"{count:,}" + ("" if near_count is None else f" + {near_count:,}")
 
 
-def label_table(
-    summaries: Sequence[Mapping[str, Any]],
-) -> dict[str, tuple[list[dict[str, Any]], list[Column]]]:
+def label_tables(summaries: Sequence[SplitSummary]) -> dict[str, Table]:
     """Source -> its completions where they are few: how often each is in every split."""
-    found: dict[str, tuple[list[dict[str, Any]], list[Column]]] = {}
-    for one in summaries:
-        if "labels" not in one:
+    tables: dict[str, Table] = {}
+    for summary in summaries:
+        if summary.labels is None:
             continue
-        rows, columns = found.setdefault(one["source"], ([], [Column("text", "completion")]))
-        split = one["split"]
+        rows, columns = tables.setdefault(summary.source, ([], [Column("text", "completion")]))
+        split = summary.split
         columns.append(Column(f"{split} count", split, "examples"))
         columns.append(Column(f"{split} share", split, "%", 100, ".1f"))
-        by_ids = {row["ids"]: row for row in rows}
-        for label in one["labels"]:
-            ids = " ".join(map(str, label["ids"]))
-            row = by_ids.get(ids)
+        rows_by_ids = {row["ids"]: row for row in rows}
+        for label in summary.labels:
+            ids = " ".join(map(str, label.ids))
+            row = rows_by_ids.get(ids)
             if row is None:
-                row = {"text": label["text"], "ids": ids}
+                row = {"text": label.text, "ids": ids}
                 rows.append(row)
-            row |= {f"{split} count": label["count"], f"{split} share": label["share"]}
+            row |= {f"{split} count": label.count, f"{split} share": label.share}
     return {
         source: (rows, [*columns, Column("ids", "token ids")])
-        for source, (rows, columns) in found.items()
+        for source, (rows, columns) in tables.items()
     }
 
 
-def findings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is worth a sentence beside the tables, and no reason to refuse."""
-    found = []
-    for one in summaries:
-        if one["repeated"]:
-            pairs = (f"{row} (is {first})" for row, first in one["repeated_rows"])
-            found.append(
-                f"{name(one)}: {one['repeated']:,} rows ({one['repeated_share']:.1%}) are equal to "
-                f"an earlier one: {_rows(pairs, one['repeated'])}"
-            )
-        if one.get("shared"):
-            pairs = (f"{row} (is {at} of {where})" for row, where, at in one["shared_rows"])
-            found.append(
-                f"{name(one)}: {one['shared']:,} rows ({one['shared_share']:.1%}) are trained on: "
-                f"{_rows(pairs, one['shared'])}"
-            )
-        if one.get("near_shared"):
-            near = [each for each in one["nearest"] if each[-1] >= NEAR]
-            pairs = (f"{row} ({like:.0%} like {at} of {where})" for row, where, at, like in near)
-            found.append(
-                f"{name(one)}: {one['near_shared']:,} more rows are nearly equal to one that is "
-                f"trained on (of word 5-grams, {NEAR:.0%} or more shared): "
-                f"{_rows(pairs, one['near_shared'])}"
-            )
-        if one.get("contradictions"):
-            pairs = (f"{row} (like {first})" for row, first in one["contradicting_rows"])
-            found.append(
-                f"{name(one)}: {one['contradictions']:,} prompts are read exactly like an earlier "
-                f"one with another completion{_once_cut(one, 'contradictions')}: "
-                f"{_rows(pairs, one['contradictions'])}"
-            )
-        if one.get("read_alike"):
-            pairs = (f"{row} (like {at} of {where})" for row, where, at in one["read_alike_rows"])
-            found.append(
-                f"{name(one)}: {one['read_alike']:,} prompts are read exactly like one that is "
-                f"trained on{_once_cut(one, 'read_alike')}: {_rows(pairs, one['read_alike'])}"
-            )
-        if one.get("completions") == 1 and one["examples"] > 1:
-            found.append(
-                f"{name(one)}: every completion is the same, so nothing is learnt from prompts"
-            )
-        if one["trains"] and one["epochs"] > 4:
-            found.append(f"{name(one)}: read {one['epochs']:.1f} times; beyond 4, little is learnt")
-        if one["truncated_share"] > 0.1:
-            found.append(f"{name(one)}: {one['truncated_share']:.0%} of the examples are cut")
-        if one.get("bad_lines"):
-            found.append(
-                f"{name(one)}: {one['bad_lines']:,} records that cannot be read are left out"
-            )
-        if one["empty"]:
-            found.append(f"{name(one)}: {one['empty']:,} examples without a token are left out")
-    for source, (labels, _) in label_table(summaries).items():
-        splits = [one["split"] for one in summaries if one["source"] == source]
-        unknown = [row["text"] for row in labels if f"{splits[0]} count" not in row]
-        if unknown:
-            found.append(f"{source}: held-out completions that are never trained: {unknown}")
-    return found
+def findings(summaries: Sequence[SplitSummary]) -> list[str]:
+    """Sentences about the data that are worth a look, and no reason to refuse it."""
+    sentences = []
+    for summary in summaries:
+        for finding in (
+            *_row_findings(summary),
+            *_prompt_findings(summary),
+            *_usage_findings(summary),
+        ):
+            sentences.append(f"{summary.name}: {finding}")
+    for source, (labels, _) in label_tables(summaries).items():
+        splits = [summary.split for summary in summaries if summary.source == source]
+        unseen = [row["text"] for row in labels if f"{splits[0]} count" not in row]
+        if unseen:
+            sentences.append(f"{source}: held-out completions that are never trained: {unseen}")
+    return sentences
 
 
-def _once_cut(summary: Mapping[str, Any], key: str) -> str:
-    """How many of these pairs of prompts hold one that was cut."""
-    cut = summary[f"{key}_cut"]
-    if not cut:
+def _row_findings(summary: SplitSummary) -> Iterator[str]:
+    """Rows that are equal to another one, or nearly."""
+    repeats, training = summary.repeats, summary.training_overlap
+    if repeats.repeated:
+        pairs = [f"{row} (is {earlier})" for row, earlier in repeats.repeated_rows]
+        yield (
+            f"{repeats.repeated:,} rows ({repeats.repeated_share:.1%}) are equal to an earlier "
+            f"one: {_list_rows(pairs, repeats.repeated)}"
+        )
+    if training and training.shared:
+        pairs = [f"{row} (is {other} of {name})" for row, name, other in training.shared_rows]
+        yield (
+            f"{training.shared:,} rows ({training.shared_share:.1%}) are trained on: "
+            f"{_list_rows(pairs, training.shared)}"
+        )
+    if training and training.near_shared:
+        pairs = [
+            f"{row} ({similarity:.0%} like {other} of {name})"
+            for row, name, other, similarity in training.nearest or ()
+            if similarity >= NEAR
+        ]
+        yield (
+            f"{training.near_shared:,} more rows are nearly equal to one that is trained on (of "
+            f"word 5-grams, {NEAR:.0%} or more shared): {_list_rows(pairs, training.near_shared)}"
+        )
+
+
+def _prompt_findings(summary: SplitSummary) -> Iterator[str]:
+    """Prompts that are read alike, and completions that are all the same."""
+    completions, overlap = summary.completions, summary.prompt_overlap
+    if completions and completions.contradictions:
+        pairs = [f"{row} (like {earlier})" for row, earlier in completions.contradicting_rows]
+        note = _once_cut(completions.contradictions, completions.contradictions_cut)
+        yield (
+            f"{completions.contradictions:,} prompts are read exactly like an earlier one with "
+            f"another completion{note}: {_list_rows(pairs, completions.contradictions)}"
+        )
+    if overlap and overlap.read_alike:
+        pairs = [f"{row} (like {other} of {name})" for row, name, other in overlap.read_alike_rows]
+        note = _once_cut(overlap.read_alike, overlap.read_alike_cut)
+        yield (
+            f"{overlap.read_alike:,} prompts are read exactly like one that is trained on{note}: "
+            f"{_list_rows(pairs, overlap.read_alike)}"
+        )
+    if completions and completions.completions == 1 and summary.examples.examples > 1:
+        yield "every completion is the same, so nothing is learnt from prompts"
+
+
+def _usage_findings(summary: SplitSummary) -> Iterator[str]:
+    """Examples that are read too often, cut or left out."""
+    examples, plan = summary.examples, summary.plan
+    if plan and plan.epochs > 4:
+        yield f"read {plan.epochs:.1f} times; beyond 4, little is learnt"
+    if examples.truncated_share > 0.1:
+        yield f"{examples.truncated_share:.0%} of the examples are cut"
+    if plan and plan.bad_lines:
+        yield f"{plan.bad_lines:,} records that cannot be read are left out"
+    if examples.empty:
+        yield f"{examples.empty:,} examples without a token are left out"
+
+
+def _once_cut(count: int, cut_count: int) -> str:
+    """Clause with the number of pairs of prompts in which one was cut."""
+    if not cut_count:
         return ""
-    return ", once cut" if cut == summary[key] else f", {cut:,} of them once cut"
+    return ", once cut" if cut_count == count else f", {cut_count:,} of them once cut"
 
 
-def _rows(pairs: Iterable[str], count: int) -> str:
-    named = list(pairs)
-    more = f" and {count - len(named):,} more" if count > len(named) else ""
-    return f"rows {', '.join(named)}{more}"
+def _list_rows(pairs: Sequence[str], count: int) -> str:
+    more = f" and {count - len(pairs):,} more" if count > len(pairs) else ""
+    return f"rows {', '.join(pairs)}{more}"
 
 
-def show_summary(opened: Opened, summaries: Sequence[Mapping[str, Any]]) -> str:
+def show_summary(data: RunData, summaries: Sequence[SplitSummary]) -> str:
     """Tables, histograms of lengths, labels, and what the checks before training say."""
-    data = opened.experiment.data
+    config = data.experiment.data
     blocks = [
-        f"objective {data.objective.kind}, {data.batch_size} rows of {data.sequence_length} "
-        f"tokens, {opened.experiment.steps:,} steps",
-        page.text_table(*table(summaries)),
+        f"objective {config.objective.kind}, {config.batch_size} rows of {config.sequence_length} "
+        f"tokens, {data.experiment.steps:,} steps",
+        text_table(*table(summaries)),
     ]
     lines = []
-    width = max(len(name(one)) for one in summaries)
-    for one in summaries:
-        counts, edges = one["histogram"]["counts"], one["histogram"]["edges"]
+    width = max(len(summary.name) for summary in summaries)
+    for summary in summaries:
+        edges, counts = summary.examples.histogram.edges, summary.examples.histogram.counts
         if counts:
-            lines.append(f"  {name(one):{width}}  {edges[0]:>6,} {bars(counts)} {edges[-1] - 1:,}")
+            bars = histogram_bars(counts)
+            lines.append(f"  {summary.name:{width}}  {edges[0]:>6,} {bars} {edges[-1] - 1:,}")
     blocks.append("lengths in tokens, examples of each\n" + "\n".join(lines))
-    for source, labels in label_table(summaries).items():
-        blocks.append(f"completions of {source}\n{page.text_table(*labels)}")
-    if said := findings(summaries):
-        blocks.append("worth a look\n" + "\n".join(f"  - {line}" for line in said))
-    blocks.append(verdict(opened.faults))
+    for source, labels in label_tables(summaries).items():
+        blocks.append(f"completions of {source}\n{text_table(*labels)}")
+    if sentences := findings(summaries):
+        blocks.append("worth a look\n" + "\n".join(f"  - {line}" for line in sentences))
+    blocks.append(verdict(data.faults))
     return "\n\n".join(blocks)
 
 
 def verdict(faults: Sequence[str]) -> str:
-    """What training would say of the data."""
+    """Sentence and faults that training would print about the data."""
     if not faults:
         return "checks: training would begin with this data"
-    texts = (clean(fault, mark=False).replace("\n", "\n    ") for fault in faults)
-    said = "\n".join(f"  - {text}" for text in texts)
-    return f"checks: training would refuse this data\n{said}"
+    texts = (clean(fault, mark_lines=False).replace("\n", "\n    ") for fault in faults)
+    lines = "\n".join(f"  - {text}" for text in texts)
+    return f"checks: training would refuse this data\n{lines}"
 
 
-def bars(counts: Sequence[float]) -> str:
+def histogram_bars(counts: Sequence[float]) -> str:
     """A histogram in one line; only 0 is blank."""
-    most = max(counts)
-    return "".join(_BARS[min(7, int(8 * count / most))] if count else " " for count in counts)
+    highest = max(counts)
+    return "".join(_BARS[min(7, int(8 * count / highest))] if count else " " for count in counts)
 
 
-def clean(text: str, mark: bool = True) -> str:
+def clean(text: str, mark_lines: bool = True) -> str:
     """Text that moves no cursor: control characters are spelt out, the end of a line shown."""
-    shown = "".join(
+    printable = "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
         for char in text
     )
-    return shown.replace("\n", "↵\n" if mark else "\n")
+    return printable.replace("\n", "↵\n") if mark_lines else printable
 
 
-def wants_colour(stream: TextIO) -> bool:
-    """Whether the stream is a terminal with colours, and nobody asked for none (no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def supports_color(stream: TextIO) -> bool:
+    """Whether the stream is a terminal with colors, and nobody asked for none (no-color.org)."""
+    console = Console(file=stream)
+    return stream.isatty() and console.color_system is not None and not console.no_color
 
 
-def legend(colour: bool) -> str:
-    """How trained tokens, special tokens and prefixes are shown."""
-    pen = Pen(colour)
-    trained = pen.trained_text("trained on") if colour else "⟦trained on⟧"
-    return (
-        f"{trained}  {pen.special('special token')}  {pen.prefix('sees both ways')}"
-        f"{'' if colour else '‖'}  ↵ end of a line"
-    )
+def legend(color: bool) -> str:
+    """Legend of trained tokens, special tokens and prefixes."""
+    text = Text()
+    text.append("trained on" if color else "⟦trained on⟧", TARGET)
+    text.append("  ")
+    text.append("special token" if color else "«special token»", SPECIAL)
+    text.append("  ")
+    text.append("sees both ways", PREFIX)
+    text.append("  ↵ end of a line" if color else "‖  ↵ end of a line")
+    return _to_string(text, color)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pen:
-    """Writes with colours, or leaves text as it is, for marks around it."""
+def show_row(row: Row, tokenizer: Tokenizer, color: bool = False, boundaries: bool = False) -> str:
+    """A row of a batch, segment by segment.
 
-    colour: bool
-
-    def _paint(self, codes: str, text: str) -> str:
-        if not self.colour:
-            return text
-        # A colour ends with its line, so that it does not run into the margin.
-        lines = (f"\x1b[{codes}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
-        return "\n".join(lines)
-
-    def trained_text(self, text: str) -> str:
-        return self._paint(_GREEN, text)
-
-    def special(self, text: str, trained: bool = False) -> str:
-        """A special token; its name alone could be text that spells it."""
-        codes = f"{_GREEN};7" if trained else f"{_MAGENTA};7"
-        return self._paint(codes, text) if self.colour else f"«{text}»"
-
-    def prefix(self, text: str) -> str:
-        return self._paint(_UNDERLINE, text)
-
-    def quiet(self, text: str) -> str:
-        return self._paint(_DIM, text)
-
-    def strong(self, text: str) -> str:
-        return self._paint(_BOLD, text)
-
-
-def show_row(row: Row, words: Tokenizer, colour: bool = False, boundaries: bool = False) -> str:
-    """A row of a batch, segment by segment."""
-    pen = Pen(colour)
+    Args:
+      row: what is shown.
+      tokenizer: spells its tokens.
+      color: whether styles, not marks, show what is trained on, special or a prefix.
+      boundaries: whether a line stands between tokens.
+    """
     adapter = f", adapter {row.adapter!r}" if row.adapter is not None else ""
-    trained = sum(segment.trained for segment in row.segments)
-    lines = [
-        pen.strong(f"step {row.step}, row {row.number}")
-        + f": {row.filled} of {row.length} places hold a token, {trained} are trained on{adapter}"
-    ]
+    counts = (
+        f": {row.input_count} of {row.length} places hold a token, {row.target_count} are trained "
+        f"on{adapter}"
+    )
+    lines = [Text.assemble((f"step {row.step}, row {row.number}", STRONG), counts)]
     for segment in row.segments:
-        lines.append("  " + pen.quiet(describe(segment)))
-        text = show_segment(segment, words, pen, boundaries)
-        lines += [f"    {line}" for line in text.split("\n")]
-    if row.length > row.filled:
-        lines.append("  " + pen.quiet(f"padding: {row.length - row.filled} places"))
-    return "\n".join(lines)
+        lines.append(Text.assemble("  ", (describe(segment), QUIET)))
+        text = _segment_text(segment, tokenizer, color, boundaries)
+        for line in text.split("\n", allow_blank=True):
+            lines.append(Text.assemble("    ", line))
+    if row.length > row.input_count:
+        padding = f"padding: {row.length - row.input_count} places"
+        lines.append(Text.assemble("  ", (padding, QUIET)))
+    return "\n".join(_to_string(line, color) for line in lines)
 
 
 def describe(segment: Segment) -> str:
-    """A segment's source, and what of it is trained on and seen."""
+    """A segment's source, and how many of its tokens are inputs, targets and a prefix."""
     start = f" from its token {segment.start}" if segment.start else ""
-    positions = [unit.position for unit in segment.units if unit.position is not None]
+    positions = [token.position for token in segment.tokens if token.position is not None]
     prefix = ""
-    if segment.prefix == segment.read:
+    if segment.prefix_count == segment.input_count:
         prefix = ", all see both ways"
-    elif segment.prefix:
-        prefix = f", the first {segment.prefix} see both ways"
+    elif segment.prefix_count:
+        prefix = f", the first {segment.prefix_count} see both ways"
     return (
         f"segment {segment.number}: {segment.source}, row {segment.row}{start}; "
-        f"{segment.read} tokens, positions {positions[0]} to {positions[-1]}, "
-        f"{segment.trained} trained on{prefix}"
+        f"{segment.input_count} tokens, positions {positions[0]} to {positions[-1]}, "
+        f"{segment.target_count} trained on{prefix}"
     )
 
 
-def show_segment(segment: Segment, words: Tokenizer, pen: Pen, boundaries: bool) -> str:
-    """The tokens of a segment as text."""
-    shown, opened, read = "", False, 0
-    ends = segment.prefix if 0 < segment.prefix < segment.read else 0
-    for part in parts(segment, words):
-        # What is said in place is marked token by token: each is read as another.
-        if opened and not (part.trained and part.said is None):
-            shown, opened = shown + "⟧", False
-        if boundaries and read:
-            shown += pen.quiet("│")
-        if part.trained and not opened and not pen.colour:
-            shown, opened = shown + "⟦", True
-        shown += _piece(part, pen)
-        if part.said is not None:
-            shown += pen.quiet("→") + pen.trained_text(clean(part.said))
-            if opened:
-                shown, opened = shown + "⟧", False
-        read += len(part.units)
-        if read == ends and not pen.colour:
-            shown += "‖"
-    while shown != (shorter := _AGAIN.sub(r"\1\2", shown)):
-        shown = shorter
-    return shown + ("⟧" if opened else "")
+def _segment_text(segment: Segment, tokenizer: Tokenizer, color: bool, boundaries: bool) -> Text:
+    """The tokens of a segment, with styles, and with marks where there is no color."""
+    text, is_open, count = Text(), False, 0
+    has_inner_prefix = 0 < segment.prefix_count < segment.input_count
+    for span in token_spans(segment, tokenizer):
+        # What is predicted in place is marked token by token: each is read as another.
+        if is_open and not (span.is_target and span.target_text is None):
+            text.append("⟧")
+            is_open = False
+        if boundaries and count:
+            text.append("│", QUIET)
+        if span.is_target and not is_open and not color:
+            text.append("⟦")
+            is_open = True
+        _append_span(text, span, color)
+        if span.target_text is not None:
+            text.append("→", QUIET)
+            text.append(clean(span.target_text), TARGET)
+            if is_open:
+                text.append("⟧")
+                is_open = False
+        count += len(span.tokens)
+        if has_inner_prefix and count == segment.prefix_count and not color:
+            text.append("‖")
+    if is_open:
+        text.append("⟧")
+    return text
 
 
-def _piece(part: Part, pen: Pen) -> str:
-    text = clean(part.text)
-    if part.special:
-        return pen.special(text, part.trained)
-    if part.trained:
-        return pen.trained_text(text)
-    return pen.prefix(text) if part.units[0].prefix else text
+def _append_span(text: Text, span: TokenSpan, color: bool) -> None:
+    spelling = clean(span.text)
+    if span.is_special:
+        # Its name alone could be text that spells it.
+        mark = spelling if color else f"«{spelling}»"
+        text.append(mark, SPECIAL_TARGET if span.is_target else SPECIAL)
+    elif span.is_target:
+        text.append(spelling, TARGET)
+    else:
+        text.append(spelling, PREFIX if span.tokens[0].in_prefix else None)
+
+
+def _to_string(line: Text, color: bool) -> str:
+    """A line with the codes of its styles, or without; a style ends with its line."""
+    if not color:
+        return line.plain
+    parts = RichSegment.simplify(line.render(Console(color_system="standard")))
+    return "".join(
+        part.style.render(part.text, color_system=ColorSystem.STANDARD) if part.style else part.text
+        for part in parts
+    )

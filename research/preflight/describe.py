@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.preflight.report import Estimate, Report, Workload
-from research.reports.page import Column, text_table
+from research.reports.tables import Column, text_table
 
 
 def describe(report: Report) -> str:

@@ -1,12 +1,11 @@
 """Plots as inline SVG, drawn by Matplotlib in one calm style for light and dark pages.
 
-Colours leave here as the page's style-sheet variables and text as text, so a plot follows the
-page's font and colour scheme. Labels are data, never mathematics or markup: they are escaped.
+Colors leave here as the page's style-sheet variables and text as text, so a plot follows the
+page's font and color scheme. Labels are data, never mathematics or markup: they are escaped.
 """
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
+from research.reports.markup import render
 from research.reports.statistics import Estimate
+from research.reports.tables import format_si
 
-# Okabe and Ito's colour-blind-safe hues (2008) in the order used; the page's style sheet gives
+# Okabe and Ito's color-blind-safe hues (2008) in the order used; the page's style sheet gives
 # each a shade of enough contrast on light and on dark.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, GRID = "#111111", "#777777", "#dddddd"
@@ -59,13 +61,9 @@ STYLE: Any = {  # Matplotlib settings
 }
 
 
-class Html(str):
-    """Markup that is safe to place in the page: made by this project, or checked by the caller."""
-
-
 @dataclass(frozen=True)
 class Point:
-    """One labelled point of `scatter_plot`; an `Estimate` draws its interval. kind: its colour."""
+    """One labelled point of `scatter_plot`; an `Estimate` draws its interval. kind: its color."""
 
     name: str
     x: float
@@ -81,7 +79,7 @@ def line_plot(
     log_x: bool = False,
     log_y: bool = False,
     smooth: int = 1,
-) -> Html:
+) -> Markup:
     """Curves such as losses, each named at its right end.
 
     Args:
@@ -125,7 +123,7 @@ def scatter_plot(
     caption: str = "",
     log_x: bool = True,
     references: Mapping[str, float] | None = None,
-) -> Html:
+) -> Markup:
     """Points with their names and intervals, for example quality against trained parameters.
 
     references: name -> y of horizontal lines, for results that have no place on the x axis.
@@ -167,7 +165,7 @@ def bar_plot(
     panels: Mapping[str, Sequence[float | Estimate | None]],
     caption: str = "",
     log_x: bool = False,
-) -> Html:
+) -> Markup:
     """Horizontal bars, one panel per quantity side by side, each value printed at its bar.
 
     Args:
@@ -196,7 +194,7 @@ def bar_plot(
                 axes.barh([place], [number], height=0.64, color=SERIES[i % len(SERIES)])
                 if high > low:
                     axes.plot([low, high], [place] * 2, color=INK, linewidth=1.2)
-                _note(axes, si(number), (max(number, high), place), (4, 0), INK)
+                _note(axes, format_si(number), (max(number, high), place), (4, 0), INK)
             axes.set_yticks(places, names if i == 0 else [""] * len(names), color=INK)
             axes.set_ylim(-0.6, len(names) - 0.4)
             axes.margins(x=0.3)  # room for the printed values
@@ -204,14 +202,6 @@ def bar_plot(
             axes.grid(False)
             axes.spines["bottom"].set_visible(False)
         return _svg(figure, f"{', '.join(panels)} of {', '.join(names)}", caption)
-
-
-def si(number: float) -> str:
-    """Three digits and a letter for thousands and up: 1.23k, 4.5M, 6G, 7T, 8P, 9E."""
-    for power, letter in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(number) >= 0.9995 * 10**power:
-            return f"{number / 10**power:.3g}{letter}"
-    return f"{number:.3g}"
 
 
 def _style() -> Any:
@@ -237,7 +227,7 @@ def _figure(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: format_si(value)))
             axis.set_minor_formatter(NullFormatter())
             axis.minorticks_off()
     return figure, grid
@@ -267,15 +257,15 @@ def _note(
 def _label_ends(
     figure: Any, axes: Any, ends: Sequence[tuple[float, float, str, str]], gap: float = 14.0
 ) -> None:
-    """Write names beside (x, y) points, moved apart vertically to `gap` points where too close."""
+    """Writes names beside (x, y) points, moved apart vertically to `gap` points where too close."""
     figure.draw_without_rendering()
     heights = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in ends]
     order = np.argsort(heights)
-    wanted = [heights[i] - gap * rank for rank, i in enumerate(order)]
-    placed = _nearest_rising(wanted)
+    ideal_heights = [heights[i] - gap * rank for rank, i in enumerate(order)]
+    rising_heights = _nearest_rising(ideal_heights)
     for rank, i in enumerate(order):
         x, y, name, color = ends[i]
-        _note(axes, name, (x, y), (6, placed[rank] + gap * rank - heights[i]), color)
+        _note(axes, name, (x, y), (6, rising_heights[rank] + gap * rank - heights[i]), color)
 
 
 def _nearest_rising(values: Sequence[float]) -> list[float]:
@@ -290,16 +280,16 @@ def _nearest_rising(values: Sequence[float]) -> list[float]:
 
 
 def _label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
-    """Put each name right, left, above or below its point: the first place that is free."""
+    """Puts each name right, left, above or below its point: the first place that is free."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
     frame = axes.get_window_extent()
-    taken = []
+    boxes = []
     for point in points:
         _, low, high = _bounds(point.y)
         (x, bottom), (_, top) = axes.transData.transform([(point.x, low), (point.x, high)])
-        taken.append(Bbox([[x - 5, bottom - 5], [x + 5, top + 5]]))
+        boxes.append(Bbox([[x - 5, bottom - 5], [x + 5, top + 5]]))
     for point in points:
         value, low, high = _bounds(point.y)
         choices = []
@@ -313,39 +303,42 @@ def _label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
             text.set_horizontalalignment(side)
             box = text.get_window_extent()
             outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1)
-            choices.append((outside + sum(box.overlaps(other) for other in taken), text, box))
+            choices.append((outside + sum(box.overlaps(other) for other in boxes), text, box))
         _, best, box = min(choices, key=lambda choice: choice[0])
         for _, text, _ in choices:
             if text is not best:
                 text.remove()
-        taken.append(box)
+        boxes.append(box)
 
 
-def _svg(figure: Any, description: str, caption: str) -> Html:
-    """The figure as markup for the page: its font, its colours, no ids that could collide."""
+def _svg(figure: Any, description: str, caption: str) -> Markup:
+    """The figure as markup for the page: its font, its colors, no ids that could collide."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
     )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    width, height = (72 * float(inches) for inches in figure.get_size_inches())
-    opening = (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-label="{html.escape(description)}">'
-    )
-    svg = opening + svg[svg.index(">") + 1 :]
-    svg = re.sub(r' id="[a-z]+[A-Za-z]*_\d+"', "", svg)  # names of groups; nothing refers to them
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    drawing = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
+    # names of groups; nothing refers to them
+    drawing = re.sub(r' id="[a-z]+[A-Za-z]*_\d+"', "", drawing)
+    drawing = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", drawing)
     for color, variable in VARIABLES.items():
-        svg = svg.replace(f": {color}", f": {variable}")
-    note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return Html(f"<figure class=plot><div class=scroll>{svg.strip()}</div>{note}</figure>")
+        drawing = drawing.replace(f": {color}", f": {variable}")
+    width, height = (f"{72 * float(inches):g}" for inches in figure.get_size_inches())
+    return render(
+        "plot.html",
+        width=width,
+        height=height,
+        description=description,
+        drawing=Markup(drawing),
+        caption=caption,
+    )
 
 
-def standalone(plot: Html) -> str:
-    """A plot as an SVG file of its own, with fixed colours on white: for a README."""
-    svg = plot[plot.index("<svg") : plot.index("</svg>") + len("</svg>")]
+def standalone(plot: Markup) -> str:
+    """A plot as an SVG file of its own, with fixed colors on white: for a README."""
+    svg = str(plot[plot.index("<svg") : plot.index("</svg>") + len("</svg>")])
     for color, variable in VARIABLES.items():
         svg = svg.replace(variable, color)
     style = (

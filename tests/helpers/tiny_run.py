@@ -132,7 +132,7 @@ def config_file(folder: Path, experiment: Experiment) -> Path:
 
 
 def command(program: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", f"research.{program}", *map(str, arguments)]
+    return [sys.executable, "-W", "ignore", "-m", "research.cli", program, *map(str, arguments)]
 
 
 def start(experiment: Experiment, folder: Path, workdir: Path) -> subprocess.Popen[str]:

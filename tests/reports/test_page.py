@@ -6,22 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 
-from research.reports.page import (
-    Column,
-    Html,
-    Point,
-    bar_plot,
-    line_plot,
-    samples,
-    scatter_plot,
-    section,
-    table,
-    text_table,
-    write,
-)
-from research.reports.plots import standalone
+from research.reports.page import Sample, samples, section, write
+from research.reports.plots import Point, bar_plot, line_plot, scatter_plot, standalone
 from research.reports.statistics import Estimate, paired_difference
+from research.reports.tables import Column, table, text_table
 
 ATTACK = "<script>alert('x')</script> $\\frac{ & \" onload=x"
 VOID = {"meta", "link", "use", "br", "path", "rect"}
@@ -62,7 +52,7 @@ class Page(HTMLParser):
         return "".join(self.words)
 
 
-def _everything(text: str) -> list[Html]:
+def _everything(text: str) -> list[Markup]:
     """One of each part with `text` wherever a caller's words can stand."""
     rows = [{text: text, "n": 1.5, "kind": text}, {text: None, "n": Estimate(1, 0, 2, 9)}]
     curve = (np.arange(1, 30), np.linspace(3, 1, 29))
@@ -72,7 +62,7 @@ def _everything(text: str) -> list[Html]:
         line_plot({text: curve, "other": curve}, text, text, caption=text, smooth=5),
         scatter_plot([Point(text, 10, Estimate(0.5, 0.4, 0.6, 9), text)], text, text, text),
         bar_plot([text, "b"], {text: [1.0, None]}, caption=text),
-        samples([{"prompt": text, "expected": text, "answers": {text: text}}], caption=text),
+        samples([Sample(text, text, {text: text})], caption=text),
     ]
 
 
@@ -116,9 +106,9 @@ def test_page_makes_no_request_and_runs_no_script(tmp_path):
     assert list(tmp_path.iterdir()) == [path]  # no partial file stays behind
     # Every reference inside the plots has its target, and no id is taken by two different things.
     targets = {v for k, v in page.attributes if k == "id"}
-    used = {link[1:] for link in links if link.startswith("#")}
-    used |= set(re.findall(r"url\(#(\w+)\)", text))
-    assert used <= targets
+    references = {link[1:] for link in links if link.startswith("#")}
+    references |= set(re.findall(r"url\(#(\w+)\)", text))
+    assert references <= targets
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
@@ -206,9 +196,9 @@ def test_names_at_the_ends_of_equal_curves_do_not_overlap():
 
 
 def test_answers_are_marked_right_or_wrong():
-    item = {"prompt": "p", "expected": "mit", "answers": {"a": " mit\n", "b": "mit x", "c": ""}}
-    assert re.findall(r"title=(\w+)>", samples([item])) == ["right", "wrong", "wrong"]
-    assert "(empty)" in samples([item])
+    markup = samples([Sample("p", "mit", {"a": " mit\n", "b": "mit x", "c": ""})])
+    assert re.findall(r"title=(\w+)>", markup) == ["right", "wrong", "wrong"]
+    assert "(empty)" in markup
 
 
 def test_what_cannot_be_drawn_is_refused_by_name():
