@@ -138,17 +138,21 @@ def _run(folder: Path, threshold: float) -> None:
     from research.data.sources import SourceConfig
     from research.preparation import documents, minhash, stages
     from research.preparation.config import NearDuplicates
-    from research.preparation.running import Runner
+    from research.preparation.runner import Runner
     from research.preparation.stages import Stage
 
     source = SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl"))
-    ranges = documents.Ranges((documents.open_part(source, "train"),), 1024)
+    ranges = documents.RowRanges((documents.open_split(source, "train"),), 1024)
     config = NearDuplicates(threshold=threshold)
     stage = Stage("near", str(folder), {})
-    run = Runner(["--direct_num_workers=1"])
-    run.each([0], int)  # Beam itself is loaded, and not measured
+    runner = Runner(["--direct_num_workers=1"])
+    runner.for_each([0], int)  # Beam itself is loaded, and not measured
     with harness.sampled_memory() as found:
-        stage.make(lambda: run(lambda root: minhash.near(root, stage, config, [], ranges)))
+        stage.build(
+            lambda: runner.run(
+                lambda root: minhash.mark_near_duplicates(root, stage, config, [], ranges)
+            )
+        )
     marks = np.concatenate([stages.load(stage.file(each.number)) for each in ranges])
     np.save(folder / "marks.npy", marks)
     print(json.dumps(found))

@@ -20,19 +20,19 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> None:
     from research.config import cli
 
-    words = list(sys.argv[1:] if argv is None else argv)
-    split = words.index("--") if "--" in words else len(words)
+    command_line = list(sys.argv[1:] if argv is None else argv)
+    split = command_line.index("--") if "--" in command_line else len(command_line)
     parser = cli.program_parser("prepare", __doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="a folder, on a disk or bucket")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
-    arguments = cli.parse(parser, words[:split])
+    arguments = cli.parse(parser, command_line[:split])
     with cli.clear_errors():
         from research.preparation import pipeline
         from research.preparation.config import PreparationConfig
-        from research.preparation.running import Runner
+        from research.preparation.runner import Runner
 
         config = cli.load(PreparationConfig, arguments.config, arguments.overrides)
         if arguments.dry_run:
-            print(pipeline.describe(pipeline.plan(config, arguments.out)))
+            print(pipeline.describe_plan(pipeline.make_plan(config, arguments.out)))
             return
-        pipeline.prepare(config, arguments.out, Runner(words[split + 1 :]))
+        pipeline.prepare(config, arguments.out, Runner(command_line[split + 1 :]))

@@ -1,4 +1,4 @@
-"""What is prepared, and how: the config of `graft prepare`."""
+"""Config of `graft prepare`: sources, stages and their thresholds."""
 
 import collections
 import dataclasses
@@ -58,7 +58,7 @@ class Quality:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluationSet:
     """Examples that must not be among the documents."""
 
     source: SourceConfig
@@ -73,7 +73,7 @@ class Evaluation:
 class Contamination:
     """Removes documents that share a word n-gram with an evaluation example."""
 
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationSet, ...]
     # Words of an n-gram, lower-case, without punctuation; 13 as in GPT-3 (arXiv:2005.14165,
     # appendix C).
     words: Positive = 13

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from research.preparation import documents, ngrams, running, stages
+from research.preparation import documents, ngrams, runner, stages
 from research.preparation.config import Contamination
-from research.preparation.documents import InputError, Part, Range, Ranges
-from research.preparation.duplicates import gather, ordered
+from research.preparation.documents import InputError, RowRange, RowRanges, SourceSplit
+from research.preparation.duplicates import join_parts, sort_records
 from research.preparation.stages import Stage
 from research.text.normalize import words_of
 
@@ -24,61 +24,63 @@ if TYPE_CHECKING:
 
 # Words of the n-gram, its hash, and which of the config's evaluations holds it.
 _NGRAM = np.dtype([("words", "<u2"), ("hash", "<u8"), ("evaluation", "<i2")])
-_LABELLED = ("prompt", "completion")
+_LABELLED_FIELDS = ("prompt", "completion")
 
 
-def evaluation_parts(config: Contamination) -> list[Part]:
+def evaluation_splits(config: Contamination) -> list[SourceSplit]:
     """Every split that must not be among the documents.
 
     Raises:
         ValueError, FileNotFoundError: a source cannot be opened, or is empty.
     """
     return [
-        documents.open_part(evaluation.source, split)
+        documents.open_split(evaluation.source, split)
         for evaluation in config.evaluations
         for split in evaluation.splits or (evaluation.source.split,)
     ]
 
 
-def names(config: Contamination) -> tuple[str, ...]:
-    """Of the evaluations, in their order."""
+def evaluation_names(config: Contamination) -> tuple[str, ...]:
+    """Names of the evaluations, in their order."""
     return tuple(evaluation.source.name for evaluation in config.evaluations)
 
 
-def index(stage: Stage) -> epath.Path:
-    """The file of all n-grams."""
+def ngrams_path(stage: Stage) -> epath.Path:
+    """File of all n-grams."""
     return stage.folder / "ngrams.npy"
 
 
-def collect(root: "Pipeline", stage: Stage, config: Contamination, ranges: Ranges) -> None:
+def collect_ngrams(
+    root: "Pipeline", stage: Stage, config: Contamination, ranges: RowRanges
+) -> None:
     """Builds the stage that holds the n-grams of all evaluation examples.
 
     Args:
       root: where the pipeline starts.
-      stage: gets one file, `index`.
+      stage: gets one file, `ngrams_path`.
       config: what is looked for.
-      ranges: of the evaluations' parts.
+      ranges: of the evaluations' splits.
     """
     import apache_beam as beam
 
     (
-        running.spread(root, ranges)
-        | "Find" >> beam.Map(functools.partial(_collect, config)).with_output_types(bytes)
+        runner.distribute(root, ranges)
+        | "Find" >> beam.Map(functools.partial(_collect_ngrams, config)).with_output_types(bytes)
         | "One key" >> beam.Map(lambda part: (0, part)).with_output_types(tuple[int, bytes])
         | "Together" >> beam.GroupByKey()
-        | "Write" >> beam.MapTuple(functools.partial(_join, stage))
+        | "Write" >> beam.MapTuple(functools.partial(_join_ngrams, stage))
     )
 
 
-def _collect(config: Contamination, chosen: Range) -> bytes:
-    number = names(config).index(chosen.part.kind)
+def _collect_ngrams(config: Contamination, row_range: RowRange) -> bytes:
+    number = evaluation_names(config).index(row_range.source_split.kind)
     fields = config.evaluations[number].fields
-    source = documents.opened(chosen.part)
-    found: list[np.ndarray] = []
-    for row in range(chosen.start, chosen.stop):
+    source = documents.open_cached(row_range.source_split)
+    ngram_records: list[np.ndarray] = []
+    for row in range(row_range.start, row_range.stop):
         try:
             example = source[row]
-            texts = list(_texts(example, fields, source.format))
+            texts = list(_example_texts(example, fields, source.format))
         except ValueError as error:
             raise InputError(f"evaluation {source.name}, row {row}: {error}") from error
         for text in texts:
@@ -88,16 +90,16 @@ def _collect(config: Contamination, chosen: Range) -> bytes:
                 grams = ngrams.ngram_hashes(hashes, size)
                 records = np.zeros(len(grams), _NGRAM)
                 records["words"], records["hash"], records["evaluation"] = size, grams, number
-                found.append(records)
-    return _distinct(np.concatenate(found)).tobytes() if found else b""
+                ngram_records.append(records)
+    return _distinct_ngrams(np.concatenate(ngram_records)).tobytes() if ngram_records else b""
 
 
-def _texts(example: Any, fields: Sequence[str] | None, form: str) -> Iterator[str]:
+def _example_texts(example: Any, fields: Sequence[str] | None, form: str) -> Iterator[str]:
     if fields is None and "messages" in example:
         yield from (message["content"] for message in example["messages"])
         return
     if fields is None:
-        fields = _LABELLED if "completion" in example else ("text",)
+        fields = _LABELLED_FIELDS if "completion" in example else ("text",)
     for field in fields:
         if not isinstance(example.get(field), str):
             raise ValueError(
@@ -107,69 +109,69 @@ def _texts(example: Any, fields: Sequence[str] | None, form: str) -> Iterator[st
         yield example[field]
 
 
-def _distinct(records: np.ndarray) -> np.ndarray:
+def _distinct_ngrams(records: np.ndarray) -> np.ndarray:
     """Sorted by words and hash; of several evaluations with one n-gram the first."""
-    records = ordered(records, "words", "hash", "evaluation")
-    again = np.zeros(len(records), bool)
-    again[1:] = (records["words"][1:] == records["words"][:-1]) & (
+    records = sort_records(records, "words", "hash", "evaluation")
+    is_repeat = np.zeros(len(records), bool)
+    is_repeat[1:] = (records["words"][1:] == records["words"][:-1]) & (
         records["hash"][1:] == records["hash"][:-1]
     )
-    return records[~again]
+    return records[~is_repeat]
 
 
-def _join(stage: Stage, _: int, parts: Iterable[bytes]) -> None:
-    stages.save(index(stage), _distinct(gather(parts, _NGRAM)))
+def _join_ngrams(stage: Stage, _: int, parts: Iterable[bytes]) -> None:
+    stages.save(ngrams_path(stage), _distinct_ngrams(join_parts(parts, _NGRAM)))
 
 
-def check_found(stage: Stage, config: Contamination) -> dict[str, int]:
-    """How many n-grams of each evaluation are looked for.
+def check_searchable(stage: Stage, config: Contamination) -> dict[str, int]:
+    """Number of n-grams of each evaluation that are looked for.
 
     Raises:
         ValueError: none of one of them: all of its texts are too short.
     """
-    held = stages.load(index(stage), mapped=True)["evaluation"]
-    counts = np.bincount(held, minlength=len(config.evaluations)).tolist()
-    found = dict(zip(names(config), counts, strict=True))
-    for name, count in found.items():
+    evaluation_numbers = stages.load(ngrams_path(stage), mapped=True)["evaluation"]
+    counts = np.bincount(evaluation_numbers, minlength=len(config.evaluations)).tolist()
+    ngram_counts = dict(zip(evaluation_names(config), counts, strict=True))
+    for name, count in ngram_counts.items():
         if not count:
             raise ValueError(
                 f"evaluation {name!r}: no text of it has {config.min_words} words that no "
                 "evaluation before it has, so that it could not be found among documents: lower "
                 "min_words, name longer fields, or leave it out."
             )
-    return found
+    return ngram_counts
 
 
-def mark(stage: Stage, collected: Stage, chosen: Range) -> None:
+def mark_contaminated(stage: Stage, evaluations_stage: Stage, row_range: RowRange) -> None:
     """Writes for each document of a range -1, or which evaluation it shares an n-gram with."""
-    wanted = _by_size(collected)
-    marks = np.full(len(chosen), -1, np.int64)
-    for place, text in documents.texts(chosen):
+    ngrams_by_size = _ngrams_by_size(evaluations_stage)
+    marks = np.full(len(row_range), -1, np.int64)
+    for place, text in documents.texts(row_range):
         hashes = ngrams.word_hashes(words_of(text))
-        for size, (known, evaluations) in wanted.items():
+        for size, (known_hashes, evaluations) in ngrams_by_size.items():
             grams = ngrams.ngram_hashes(hashes, size)
-            at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-            hits = at[known[at] == grams]
+            places = np.minimum(np.searchsorted(known_hashes, grams), len(known_hashes) - 1)
+            hits = places[known_hashes[places] == grams]
             if len(hits):
                 marks[place] = evaluations[hits].min()
                 break
-    stages.save(stage.file(chosen.number), marks)
+    stages.save(stage.file(row_range.number), marks)
 
 
-def _by_size(collected: Stage) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _ngrams_by_size(evaluations_stage: Stage) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Words of an n-gram -> sorted hashes and evaluations; most words first."""
-    return _read(os.fspath(index(collected)))
+    return _load_ngrams(os.fspath(ngrams_path(evaluations_stage)))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(path: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    held = stages.load(epath.Path(path), mapped=True)
-    sizes, first = np.unique(held["words"], return_index=True)
-    edges = [*first.tolist(), len(held)]
-    found = {}
+def _load_ngrams(path: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    records = stages.load(epath.Path(path), mapped=True)
+    sizes, first = np.unique(records["words"], return_index=True)
+    edges = [*first.tolist(), len(records)]
+    by_size = {}
     for size, start, stop in zip(sizes.tolist(), edges, edges[1:], strict=False):
-        found[size] = (
-            np.ascontiguousarray(held["hash"][start:stop]),
-            held["evaluation"][start:stop],
+        by_size[size] = (
+            np.ascontiguousarray(records["hash"][start:stop]),
+            records["evaluation"][start:stop],
         )
-    return dict(sorted(found.items(), reverse=True))
+    return dict(sorted(by_size.items(), reverse=True))

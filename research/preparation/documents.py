@@ -1,4 +1,4 @@
-"""The documents in their order, cut into ranges of rows: the units of all work.
+"""Documents in their order, cut into ranges of rows: the units of all work.
 
 A document's number counts splits, then sources, then rows, each in the order of the config. It
 does not depend on the workers, nor on how the documents are cut into ranges.
@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class SourceSplit:
     """One split of one source."""
 
     source: SourceConfig
@@ -45,11 +45,11 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Range:
-    """Rows `start` .. `stop - 1` of a part; the first is document number `first`."""
+class RowRange:
+    """Rows `start` .. `stop - 1` of a split; the first is document number `first`."""
 
     number: int
-    part: Part
+    source_split: SourceSplit
     start: int
     stop: int
     first: int
@@ -58,30 +58,30 @@ class Range:
         return self.stop - self.start
 
 
-def open_part(source: SourceConfig, split: str) -> Part:
-    """Opens a split of a source to see what is in it.
+def open_split(source: SourceConfig, split: str) -> SourceSplit:
+    """Opens a split of a source and notes its fingerprint and size.
 
     Raises:
         ValueError, FileNotFoundError: as the source says; or it is empty.
     """
     from research.data import checks  # Here: workers need not import JAX.
 
-    opened = open_source(source, split)
-    checks.check_not_empty(opened.name, len(opened))
-    return Part(source, split, opened.fingerprint, len(opened), opened.bad_lines)
+    data = open_source(source, split)
+    checks.check_not_empty(data.name, len(data))
+    return SourceSplit(source, split, data.fingerprint, len(data), data.bad_lines)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranges(Sequence[Range]):
-    """All parts cut into ranges of at most `rows` rows; small, however many there are."""
+class RowRanges(Sequence[RowRange]):
+    """All splits cut into ranges of at most `rows` rows; small, however many there are."""
 
-    parts: tuple[Part, ...]
+    source_splits: tuple[SourceSplit, ...]
     rows: int
 
     @functools.cached_property
     def _edges(self) -> tuple[np.ndarray, np.ndarray]:
-        """[parts + 1] int64 each: the first range of every part, and its first document."""
-        rows = np.asarray([part.rows for part in self.parts], np.int64)
+        """[splits + 1] int64 each: the first range of every split, and its first document."""
+        rows = np.asarray([source_split.rows for source_split in self.source_splits], np.int64)
         ranges = -(-rows // self.rows)
         return np.cumsum([0, *ranges.tolist()]), np.cumsum([0, *rows.tolist()])
 
@@ -91,39 +91,46 @@ class Ranges(Sequence[Range]):
     def __getitem__(self, number: Any) -> Any:
         if not 0 <= number < len(self):
             raise IndexError(f"range {number} of {len(self)}")
-        of_ranges, of_documents = self._edges
-        place = int(np.searchsorted(of_ranges, number, side="right")) - 1
-        part, start = self.parts[place], (number - int(of_ranges[place])) * self.rows
-        stop = min(part.rows, start + self.rows)
-        return Range(number, part, start, stop, int(of_documents[place]) + start)
+        first_ranges, first_documents = self._edges
+        place = int(np.searchsorted(first_ranges, number, side="right")) - 1
+        source_split, start = (
+            self.source_splits[place],
+            (number - int(first_ranges[place])) * self.rows,
+        )
+        stop = min(source_split.rows, start + self.rows)
+        return RowRange(number, source_split, start, stop, int(first_documents[place]) + start)
 
     @property
     def documents(self) -> int:
-        """How many there are."""
+        """Number of documents."""
         return int(self._edges[1][-1])
 
     @functools.cached_property
     def firsts(self) -> np.ndarray:
         """[ranges] int64: the number of each range's first document."""
-        of_ranges, of_documents = self._edges
-        counts = np.diff(of_ranges)
-        within = np.arange(len(self)) - np.repeat(of_ranges[:-1], counts)
-        return np.repeat(of_documents[:-1], counts) + within * self.rows
+        first_ranges, first_documents = self._edges
+        counts = np.diff(first_ranges)
+        within = np.arange(len(self)) - np.repeat(first_ranges[:-1], counts)
+        return np.repeat(first_documents[:-1], counts) + within * self.rows
 
 
-def opened(part: Part) -> Source:
-    """The part's source, opened once in a process; what it holds is as `open_source` says."""
-    return _opened(json.dumps(schema.to_dict(part.source)), part.split, part.fingerprint)
+def open_cached(source_split: SourceSplit) -> Source:
+    """The split's source, opened once in a process."""
+    return _open_cached(
+        json.dumps(schema.to_dict(source_split.source)),
+        source_split.split,
+        source_split.fingerprint,
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(source: str, split: str, fingerprint: str) -> Source:
+def _open_cached(source: str, split: str, fingerprint: str) -> Source:
     del fingerprint  # Another content is another entry.
     return open_source(schema.build(SourceConfig, json.loads(source)), split)
 
 
 def examples(
-    chosen: Range, left_out: np.ndarray | None = None
+    row_range: RowRange, left_out: np.ndarray | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(place in the range, record with a `text`) of its documents.
 
@@ -134,28 +141,28 @@ def examples(
     Raises:
         InputError: a record cannot be read or has no text; names it.
     """
-    source = opened(chosen.part)
-    for place in range(len(chosen)):
+    source = open_cached(row_range.source_split)
+    for place in range(len(row_range)):
         if left_out is None or not left_out[place]:
             try:
-                example = source[chosen.start + place]
-                field_text(example, "text", f"{source.name}, row {chosen.start + place}")
+                example = source[row_range.start + place]
+                field_text(example, "text", f"{source.name}, row {row_range.start + place}")
             except ValueError as error:
                 raise InputError(str(error)) from error
             yield place, example
 
 
-def texts(chosen: Range, left_out: np.ndarray | None = None) -> Iterator[tuple[int, str]]:
+def texts(row_range: RowRange, left_out: np.ndarray | None = None) -> Iterator[tuple[int, str]]:
     """(place in the range, text) of its documents; as `examples`."""
-    for place, example in examples(chosen, left_out):
+    for place, example in examples(row_range, left_out):
         yield place, example["text"]
 
 
-def measure(stage: Stage, chosen: Range) -> None:
+def measure_documents(stage: Stage, row_range: RowRange) -> None:
     """First pass, which every text must survive: size and hash of each document."""
-    found = np.zeros(len(chosen), RECORD)
-    for place, text in texts(chosen):
+    records = np.zeros(len(row_range), RECORD)
+    for place, text in texts(row_range):
         digest = hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16)
-        found["bytes"][place] = len(text.encode("utf-8", "surrogatepass"))
-        found["digest"][place] = np.frombuffer(digest.digest(), "<u8")
-    stages.save(stage.file(chosen.number), found)
+        records["bytes"][place] = len(text.encode("utf-8", "surrogatepass"))
+        records["digest"][place] = np.frombuffer(digest.digest(), "<u8")
+    stages.save(stage.file(row_range.number), records)

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from etils import epath
 
-from research.preparation import documents, ngrams, running, stages
+from research.preparation import documents, ngrams, runner, stages
 from research.preparation.config import NearDuplicates
-from research.preparation.documents import Range, Ranges
+from research.preparation.documents import RowRange, RowRanges
 from research.preparation.duplicates import (
     PAIR,
-    gather,
-    ordered,
-    partitions,
-    range_of,
-    spread,
+    find_ranges,
+    group_by_key,
+    join_parts,
+    partition_count,
+    sort_records,
     write_by_range,
 )
 from research.preparation.stages import Stage
@@ -45,12 +45,12 @@ _BAND = np.dtype([("hash", "<u8"), ("number", "<i8")])
 _BLOCK = 2**14
 
 
-def bands(config: NearDuplicates) -> tuple[int, int]:
-    """How many bands a signature is cut into, and the hashes in each."""
+def band_shape(config: NearDuplicates) -> tuple[int, int]:
+    """Number of bands of a signature, and of hashes in each."""
     from datasketch import MinHashLSH
 
-    chosen = MinHashLSH(config.threshold, config.permutations, weights=_WEIGHTS)
-    return int(chosen.b), int(chosen.r)
+    lsh = MinHashLSH(config.threshold, config.permutations, weights=_WEIGHTS)
+    return int(lsh.b), int(lsh.r)
 
 
 def shingle_hashes(text: str, size: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def shingle_hashes(text: str, size: int) -> np.ndarray:
 
 
 @functools.cache
-def _start(permutations: int, seed: int) -> Any:
+def _empty_sketch(permutations: int, seed: int) -> Any:
     from datasketch import MinHash
 
     # Hashed already: what comes in are the upper 32 bits of an n-gram's hash.
@@ -69,17 +69,17 @@ def _start(permutations: int, seed: int) -> Any:
 
 def signature(shingles: np.ndarray, config: NearDuplicates) -> np.ndarray:
     """[permutations] uint32 of a set of hashes."""
-    sketch = _start(config.permutations, config.seed).copy()
+    sketch = _empty_sketch(config.permutations, config.seed).copy()
     sketch.update_batch((shingles >> np.uint64(32)).tolist())
     return sketch.hashvalues
 
 
-def near(
+def mark_near_duplicates(
     root: "Pipeline",
     stage: Stage,
     config: NearDuplicates,
-    before: Sequence[Stage],
-    ranges: Ranges,
+    removing_stages: Sequence[Stage],
+    ranges: RowRanges,
 ) -> None:
     """Builds the stage: -1 for a document that stays, else the first number that it is like.
 
@@ -87,116 +87,125 @@ def near(
       root: where the pipeline starts.
       stage: gets one file a range, [rows] int64, and while it runs `signatures/`.
       config: what is alike.
-      before: what these remove is not compared.
+      removing_stages: what these remove is not compared.
       ranges: of all documents.
     """
     import apache_beam as beam
 
     firsts = ranges.firsts
-    shape = bands(config)
-    count = partitions(shape[0] * ranges.documents)
-    sign = functools.partial(_sign, stage, config, shape, count, list(before))
+    shape = band_shape(config)
+    count = partition_count(shape[0] * ranges.documents)
+    earlier = list(removing_stages)
+    write_signatures = functools.partial(_write_signatures, stage, config, shape, count, earlier)
     records = tuple[int, bytes]
-    found = (
-        running.spread(root, ranges)
-        | "Bands" >> beam.FlatMap(sign).with_output_types(records)
+    candidates = (
+        runner.distribute(root, ranges)
+        | "Bands" >> beam.FlatMap(write_signatures).with_output_types(records)
         | "By band" >> beam.GroupByKey()
-        | "Pairs" >> beam.FlatMap(functools.partial(_pairs, firsts)).with_output_types(records)
+        | "Pairs"
+        >> beam.FlatMap(functools.partial(_candidate_pairs, firsts)).with_output_types(records)
         | "By first" >> beam.GroupByKey()
         | "Attach"
         >> beam.FlatMap(
-            functools.partial(_attach, stage, config.permutations, firsts)
+            functools.partial(_attach_signatures, stage, config.permutations, firsts)
         ).with_output_types(records)
     )
-    write_by_range(root, found, functools.partial(_judge, stage, config), ranges)
+    write_by_range(root, candidates, functools.partial(_write_marks, stage, config), ranges)
 
 
-def _signatures(stage: Stage, number: int) -> epath.Path:
+def _signatures_path(stage: Stage, number: int) -> epath.Path:
     return stage.folder / "signatures" / f"{number:06d}.npy"
 
 
-def _sign(
+def _write_signatures(
     stage: Stage,
     config: NearDuplicates,
     shape: tuple[int, int],
     count: int,
-    before: Sequence[Stage],
-    chosen: Range,
+    removing_stages: Sequence[Stage],
+    row_range: RowRange,
 ) -> Iterator[tuple[int, bytes]]:
     """Writes the signatures of a range; yields the hashes of their bands."""
-    gone = stages.removed(before, chosen.number, len(chosen))
-    signed = np.zeros((len(chosen), config.permutations), np.uint32)
-    compared = np.zeros(len(chosen), bool)
-    for place, text in documents.texts(chosen, gone):
+    is_removed = stages.removed_mask(removing_stages, row_range.number, len(row_range))
+    signatures = np.zeros((len(row_range), config.permutations), np.uint32)
+    has_words = np.zeros(len(row_range), bool)
+    for place, text in documents.texts(row_range, is_removed):
         shingles = shingle_hashes(text, config.words)
         if len(shingles):  # A document without a word is like no other.
-            signed[place] = signature(shingles, config)
-            compared[place] = True
-    path = _signatures(stage, chosen.number)
+            signatures[place] = signature(shingles, config)
+            has_words[place] = True
+    path = _signatures_path(stage, row_range.number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    stages.save(path, signed)
+    stages.save(path, signatures)
     number, size = shape
-    places = np.flatnonzero(compared)
+    places = np.flatnonzero(has_words)
     records = np.zeros((len(places), number), _BAND)
-    records["number"] = (chosen.first + places)[:, None]
+    records["number"] = (row_range.first + places)[:, None]
     for band in range(number):
-        columns = signed[places, band * size : (band + 1) * size].astype(np.uint64).T
+        columns = signatures[places, band * size : (band + 1) * size].astype(np.uint64).T
         # The band's number goes first, so that equal hashes of different bands do not meet.
-        numbered = [np.full(len(places), band, np.uint64), *columns]
-        records["hash"][:, band] = ngrams.join_hashes(numbered)
+        band_columns = [np.full(len(places), band, np.uint64), *columns]
+        records["hash"][:, band] = ngrams.join_hashes(band_columns)
     flat = records.ravel()
-    yield from spread(flat, (flat["hash"] % np.uint64(count)).astype(np.int64))
+    yield from group_by_key(flat, (flat["hash"] % np.uint64(count)).astype(np.int64))
 
 
-def _pairs(firsts: np.ndarray, group: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Yields candidates, by the range of the earlier one."""
-    records = ordered(gather(group[1], _BAND), "hash", "number")
+def _candidate_pairs(
+    firsts: np.ndarray, group: tuple[int, Iterable[bytes]]
+) -> Iterator[tuple[int, bytes]]:
+    """Yields candidate pairs, by the range of the earlier document."""
+    records = sort_records(join_parts(group[1], _BAND), "hash", "number")
     hashes, numbers = records["hash"], records["number"]
-    opens = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
-    first = np.repeat(opens, np.diff(opens, append=len(records)))
+    starts = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
+    first = np.repeat(starts, np.diff(starts, append=len(records)))
     places = np.arange(len(records))
-    found = [(first, places, first < places)]
+    candidates = [(first, places, first < places)]
     for distance in range(1, _NEIGHBOURS + 1):
-        found.append((places - distance, places, places - distance > first))
-    chosen = np.concatenate([np.stack([one, two])[:, real] for one, two, real in found], axis=1)
-    pairs = np.zeros(chosen.shape[1], PAIR)
-    pairs["first"], pairs["later"] = numbers[chosen[0]], numbers[chosen[1]]
-    yield from spread(pairs, range_of(pairs["first"], firsts))
+        candidates.append((places - distance, places, places - distance > first))
+    first_places, later_places = np.concatenate(
+        [np.stack([one, two])[:, valid] for one, two, valid in candidates], axis=1
+    )
+    pairs = np.zeros(len(first_places), PAIR)
+    pairs["first"], pairs["later"] = numbers[first_places], numbers[later_places]
+    yield from group_by_key(pairs, find_ranges(pairs["first"], firsts))
 
 
-def _compared(permutations: int) -> np.dtype:
+def _signed_pair_dtype(permutations: int) -> np.dtype:
     """A pair, and the signature of its earlier document."""
     return np.dtype([*PAIR.descr, ("signature", "<u4", permutations)])
 
 
-def _attach(
+def _attach_signatures(
     stage: Stage, permutations: int, firsts: np.ndarray, group: tuple[int, Iterable[bytes]]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields candidates with the signature of the earlier one, by the range of the later one."""
+    """Yields candidate pairs with the earlier signature, by the range of the later document."""
     number, parts = group
-    pairs = ordered(gather(parts, PAIR), "first", "later")
-    again = (np.diff(pairs["first"], prepend=-1) == 0) & (np.diff(pairs["later"], prepend=-1) == 0)
-    pairs = pairs[~again]  # Several bands may agree.
-    signed = stages.load(_signatures(stage, number), mapped=True)
+    pairs = sort_records(join_parts(parts, PAIR), "first", "later")
+    same_first = np.diff(pairs["first"], prepend=-1) == 0
+    is_repeat = same_first & (np.diff(pairs["later"], prepend=-1) == 0)
+    pairs = pairs[~is_repeat]  # Several bands may agree.
+    signatures = stages.load(_signatures_path(stage, number), mapped=True)
     for start in range(0, len(pairs), _BLOCK):
         block = pairs[start : start + _BLOCK]
-        records = np.zeros(len(block), _compared(permutations))
+        records = np.zeros(len(block), _signed_pair_dtype(permutations))
         records["first"], records["later"] = block["first"], block["later"]
-        records["signature"] = signed[block["first"] - firsts[number]]
-        yield from spread(records, range_of(records["later"], firsts))
+        records["signature"] = signatures[block["first"] - firsts[number]]
+        yield from group_by_key(records, find_ranges(records["later"], firsts))
 
 
-def _judge(stage: Stage, config: NearDuplicates, chosen: Range, parts: Iterable[bytes]) -> None:
+def _write_marks(
+    stage: Stage, config: NearDuplicates, row_range: RowRange, parts: Iterable[bytes]
+) -> None:
     """Marks the documents of a range that are like an earlier one."""
-    signed = stages.load(_signatures(stage, chosen.number), mapped=True)
-    none = np.iinfo(np.int64).max
-    marks = np.full(len(chosen), none, np.int64)
+    signatures = stages.load(_signatures_path(stage, row_range.number), mapped=True)
+    no_mark = np.iinfo(np.int64).max
+    marks = np.full(len(row_range), no_mark, np.int64)
     for part in parts:
-        records = np.frombuffer(part, _compared(config.permutations))
+        records = np.frombuffer(part, _signed_pair_dtype(config.permutations))
         for start in range(0, len(records), _BLOCK):
             block = records[start : start + _BLOCK]
-            places = block["later"] - chosen.first
-            alike = (signed[places] == block["signature"]).mean(axis=1) >= config.threshold
-            np.minimum.at(marks, places[alike], block["first"][alike])
-    marks[marks == none] = -1
-    stages.save(stage.file(chosen.number), marks)
+            places = block["later"] - row_range.first
+            is_similar = (signatures[places] == block["signature"]).mean(axis=1) >= config.threshold
+            np.minimum.at(marks, places[is_similar], block["first"][is_similar])
+    marks[marks == no_mark] = -1
+    stages.save(stage.file(row_range.number), marks)

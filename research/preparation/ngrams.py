@@ -1,4 +1,4 @@
-"""Hashes of words and of word n-grams, as arrays: what duplicates and overlaps are found by."""
+"""Hashes of words and of word n-grams, as arrays; duplicates and overlaps are compared by them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ import numpy as np
 
 from research.text.hashing import STEP, splitmix64
 
-# Words whose hashes are kept; about 100 bytes each.
-_KEPT = 2**18
+# Words whose hashes are cached; about 100 bytes each.
+_CACHE_SIZE = 2**18
 
 
 class _Hashes(dict[str, int]):
     """Word -> 64 bits; forgets when there are too many."""
 
     def __missing__(self, word: str) -> int:
-        if len(self) >= _KEPT:
+        if len(self) >= _CACHE_SIZE:
             self.clear()
         digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         value = self[word] = int.from_bytes(digest, "little")

@@ -1,4 +1,4 @@
-"""What a stage leaves on disk: a folder named by the hash of what it depends on, and a marker.
+"""Stages on disk: a folder named by the hash of what the stage depends on, and a marker.
 
     DIR/stages/NAME-HASH/000000.npy ...    one file for each range of documents
     DIR/stages/NAME-HASH/done.json         written last: what it depends on, and every file's digest
@@ -24,25 +24,25 @@ from research.runtime import files
 
 # Part of every key: raise it when files or their meaning change.
 SCHEMA = 2
-_DONE = "done.json"
+_MARKER = "done.json"
 # Files up to this size are hashed whole when they are looked at again; larger ones at both ends.
 _WHOLE_FILE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One step of the preparation, and where its files are."""
+    """One step of the preparation, and the folder of its files."""
 
     name: str
     # The folder of the whole preparation; a disk or a bucket.
     root: str
     # What its result depends on, as JSON.
-    depends: Mapping[str, Any]
+    dependencies: Mapping[str, Any]
 
     @property
     def key(self) -> str:
-        """What later stages depend on."""
-        content = json.dumps({"schema": SCHEMA, **self.depends}, sort_keys=True)
+        """Hash of the dependencies, which later stages depend on."""
+        content = json.dumps({"schema": SCHEMA, **self.dependencies}, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
@@ -53,62 +53,62 @@ class Stage:
         """The file of one range of documents."""
         return self.folder / f"{number:06d}.npy"
 
-    def state(self) -> str:
-        """ "done", "missing", or what is wrong with what is there."""
-        marker = self.folder / _DONE
+    def status(self) -> str:
+        """One of "done" and "missing", or what is wrong with the folder."""
+        marker = self.folder / _MARKER
         if not marker.exists():
             return "unfinished" if self.folder.exists() else "missing"
         try:
-            about = json.loads(marker.read_text())
-            if about["depends"] != json.loads(json.dumps(dict(self.depends))):
+            marker_content = json.loads(marker.read_text())
+            if marker_content["depends"] != json.loads(json.dumps(dict(self.dependencies))):
                 return "foreign: its marker names other content"
             names = set(_files(self.folder))
-            if lost := sorted(set(about["files"]) - names):
-                return f"damaged: {lost[0]} is lost"
-            if added := sorted(names - set(about["files"])):
-                return f"foreign: {added[0]} is not its own"
-            for name, wanted in about["files"].items():
-                if _digest(self.folder / name) != wanted:
+            if missing_names := sorted(set(marker_content["files"]) - names):
+                return f"damaged: {missing_names[0]} is lost"
+            if unexpected_names := sorted(names - set(marker_content["files"])):
+                return f"foreign: {unexpected_names[0]} is not its own"
+            for name, expected_digest in marker_content["files"].items():
+                if _digest(self.folder / name) != expected_digest:
                     return f"damaged: {name} is not what was written"
         except (ValueError, KeyError, TypeError, OSError) as error:
             return f"damaged: {error}"
         return "done"
 
-    def make(self, work: Callable[[], None]) -> float:
-        """Runs `work`, which fills the folder, and marks it as done; returns the seconds."""
+    def build(self, write_files: Callable[[], None]) -> float:
+        """Calls `write_files` to fill the folder, and marks it as done; returns the seconds."""
         if self.folder.exists():
             self.folder.rmtree()
         self.folder.mkdir(parents=True)
         start = time.perf_counter()
-        work()
+        write_files()
         seconds = time.perf_counter() - start
         for name in _files(self.folder):  # of a worker that died while it wrote
             if name.rpartition("/")[2].startswith("."):
                 (self.folder / name).unlink()
-        about = {
+        marker_content = {
             "stage": self.name,
-            "depends": dict(self.depends),
+            "depends": dict(self.dependencies),
             "seconds": round(seconds, 3),
             "files": {name: _digest(self.folder / name) for name in _files(self.folder)},
         }
-        write(self.folder / _DONE, json.dumps(about, indent=1).encode())
+        write(self.folder / _MARKER, json.dumps(marker_content, indent=1).encode())
         return seconds
 
     def fingerprint(self) -> str:
-        """Identifies the files that it wrote."""
-        files = json.loads((self.folder / _DONE).read_text())["files"]
+        """Hash of the files that it wrote."""
+        files = json.loads((self.folder / _MARKER).read_text())["files"]
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _files(folder: epath.Path) -> list[str]:
     """Paths below the folder, without the marker."""
-    found: list[str] = []
+    names: list[str] = []
     for path in folder.iterdir():
         if path.is_dir():
-            found += [f"{path.name}/{name}" for name in _files(path)]
-        elif path.name != _DONE:
-            found.append(path.name)
-    return sorted(found)
+            names += [f"{path.name}/{name}" for name in _files(path)]
+        elif path.name != _MARKER:
+            names.append(path.name)
+    return sorted(names)
 
 
 def _digest(path: epath.Path) -> str:
@@ -116,23 +116,23 @@ def _digest(path: epath.Path) -> str:
         return digest(file, _WHOLE_FILE)[:32]
 
 
-def check_own(root: str | os.PathLike[str]) -> None:
-    """Raises ValueError if the folder holds something that is no preparation, or has no opener."""
+def check_folder(root: str | os.PathLike[str]) -> None:
+    """Raises ValueError if the folder holds other files, or its storage cannot be opened."""
     folder = epath.Path(root)
     try:
-        there = folder.exists()
+        exists = folder.exists()
     except ImportError as error:
         raise ValueError(f"{folder} cannot be opened: {error}. {BUCKETS}") from error
-    if there and not folder.is_dir():
+    if exists and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder.")
-    if there and any(folder.iterdir()) and not (folder / "stages").is_dir():
+    if exists and any(folder.iterdir()) and not (folder / "stages").is_dir():
         raise ValueError(
             f"{folder} holds other files: name a new folder, or one that was prepared before."
         )
 
 
 def write(path: epath.Path, content: bytes) -> None:
-    """A file whole or not at all; several workers may write the same one at once."""
+    """Writes a file, whole or not at all; several workers may write the same one at once."""
     files.atomic_write(path, content)
 
 
@@ -144,16 +144,16 @@ def save(path: epath.Path, array: np.ndarray) -> None:
 
 
 def load(path: epath.Path, *, mapped: bool = False) -> np.ndarray:
-    """Reads an array; mapped into memory if it lies on a disk and that is asked for."""
+    """Reads an array; `mapped`: into memory, where it lies on a disk."""
     if mapped and "://" not in os.fspath(path):
         return np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
     with path.open("rb") as file:
         return np.load(io.BytesIO(file.read()), allow_pickle=False)
 
 
-def removed(stages: Iterable[Stage], number: int, rows: int) -> np.ndarray:
-    """[rows] bool: which documents of a range one of these stages removes."""
-    gone = np.zeros(rows, bool)
+def removed_mask(stages: Iterable[Stage], number: int, rows: int) -> np.ndarray:
+    """Mask [rows] of the documents of a range that one of these stages removes."""
+    is_removed = np.zeros(rows, bool)
     for stage in stages:
-        gone |= load(stage.file(number)) >= 0
-    return gone
+        is_removed |= load(stage.file(number)) >= 0
+    return is_removed

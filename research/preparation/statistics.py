@@ -1,15 +1,14 @@
-"""What came in, what went and why, and what is left: by kind and split, as JSON and as a table."""
+"""Statistics of a preparation by split and kind: documents read, removed and kept, with reasons."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from research.preparation import stages
-from research.preparation.documents import Ranges
+from research.preparation.documents import RowRanges
 from research.preparation.stages import Stage
-from research.reports import page
-from research.reports.page import Column
+from research.reports.tables import Column, text_table
 
 _QUANTILES = (0, 10, 50, 90, 100)
 _BLOCK = 2**22
@@ -27,71 +26,105 @@ _COLUMNS = [
 ]
 
 
+class KeptStatistics(TypedDict):
+    """Documents of one kind in the dataset."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    tokens_quantiles: NotRequired[dict[str, int]]
+
+
+class KindStatistics(TypedDict):
+    """Documents of one kind in one split: read, removed and kept; as in statistics.json."""
+
+    documents: int
+    bytes: int
+    # Records that could not be read and were left out.
+    bad_lines: int
+    # stage -> rule -> documents
+    removed: dict[str, dict[str, int]]
+    removed_bytes: int
+    # Added once the dataset is written.
+    kept: NotRequired[KeptStatistics]
+
+
+# split -> kind -> numbers
+Statistics = dict[str, dict[str, KindStatistics]]
+
+
 def count(
-    ranges: Ranges, measured: Stage, rules: Sequence[tuple[Stage, Sequence[str]]]
-) -> tuple[dict[str, dict[str, dict[str, Any]]], np.ndarray]:
+    ranges: RowRanges, documents_stage: Stage, rules: Sequence[tuple[Stage, Sequence[str]]]
+) -> tuple[Statistics, np.ndarray]:
     """Counts documents by kind, split, and what removed them; reads one range after another.
 
     Args:
       ranges: of all documents.
-      measured: sizes of documents.
+      documents_stage: has the sizes of documents.
       rules: the stages that remove, in order, with the names of their rules. A document that
         several would remove counts with the first. A stage without names has one rule, its own.
 
     Returns:
-      split -> kind -> documents, bytes, bad_lines, removed (stage -> rule -> documents),
-      removed_bytes; and [ranges] how many documents of each stay.
+      the statistics, without what the dataset holds; and [ranges] how many documents of each stay.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    kept = np.zeros(len(ranges), np.int64)
-    for each in ranges:
-        part = each.part
-        about = found.setdefault(part.split, {}).setdefault(
-            part.kind,
-            {
-                "documents": 0,
-                "bytes": 0,
-                "bad_lines": part.bad_lines,
-                "removed": {
-                    stage.name: dict.fromkeys(names or (stage.name,), 0) for stage, names in rules
-                },
-                "removed_bytes": 0,
-            },
+    statistics: Statistics = {}
+    kept_counts = np.zeros(len(ranges), np.int64)
+    for row_range in ranges:
+        source_split = row_range.source_split
+        numbers = statistics.setdefault(source_split.split, {}).setdefault(
+            source_split.kind, _no_documents(source_split.bad_lines, rules)
         )
-        sizes = stages.load(measured.file(each.number))["bytes"]
-        about["documents"] += len(each)
-        about["bytes"] += int(sizes.sum())
-        gone = np.zeros(len(each), bool)
+        sizes = stages.load(documents_stage.file(row_range.number))["bytes"]
+        numbers["documents"] += len(row_range)
+        numbers["bytes"] += int(sizes.sum())
+        is_removed = np.zeros(len(row_range), bool)
         for stage, names in rules:
-            marks = stages.load(stage.file(each.number))
-            here = (marks >= 0) & ~gone
-            gone |= here
-            removed = about["removed"][stage.name]
+            marks = stages.load(stage.file(row_range.number))
+            is_hit = (marks >= 0) & ~is_removed
+            is_removed |= is_hit
+            removed = numbers["removed"][stage.name]
             if names:
-                for number, times in enumerate(np.bincount(marks[here], minlength=len(names))):
-                    removed[names[number]] += int(times)
+                for rule, times in enumerate(np.bincount(marks[is_hit], minlength=len(names))):
+                    removed[names[rule]] += int(times)
             else:
-                removed[stage.name] += int(here.sum())
-        about["removed_bytes"] += int(sizes[gone].sum())
-        kept[each.number] = len(each) - int(gone.sum())
-    return found, kept
+                removed[stage.name] += int(is_hit.sum())
+        numbers["removed_bytes"] += int(sizes[is_removed].sum())
+        kept_counts[row_range.number] = len(row_range) - int(is_removed.sum())
+    return statistics, kept_counts
 
 
-def add_output(
-    found: dict[str, dict[str, dict[str, Any]]], content: Mapping[str, Any], stage: Stage
-) -> None:
-    """Adds what the dataset holds of each kind: documents, bytes, tokens, quantiles of tokens."""
-    for split, kinds in found.items():
-        held = content["splits"].get(split, {"kinds": []})["kinds"]
+def _no_documents(bad_lines: int, rules: Sequence[tuple[Stage, Sequence[str]]]) -> KindStatistics:
+    return {
+        "documents": 0,
+        "bytes": 0,
+        "bad_lines": bad_lines,
+        "removed": {stage.name: dict.fromkeys(names or (stage.name,), 0) for stage, names in rules},
+        "removed_bytes": 0,
+    }
+
+
+def add_output(statistics: Statistics, content: Mapping[str, Any], stage: Stage) -> None:
+    """Adds what the dataset holds of each kind: documents, bytes, tokens, quantiles of tokens.
+
+    Args:
+      statistics: from `count`.
+      content: the dataset's content.json.
+      stage: holds the dataset.
+    """
+    for split, kinds in statistics.items():
         first = 0
-        for about in held:
+        for output in content["splits"].get(split, {"kinds": []})["kinds"]:
             path = stage.folder / "index" / f"{split}.tokens.npy"
-            lengths = stages.load(path, mapped=True)[first : first + about["documents"]]
-            first += about["documents"]
-            numbers = {name: about[name] for name in ("documents", "bytes", "tokens")}
-            kinds[about["kind"]]["kept"] = {**numbers, "tokens_quantiles": quantiles(lengths)}
-        for about in kinds.values():
-            about.setdefault("kept", {"documents": 0, "bytes": 0, "tokens": 0})
+            lengths = stages.load(path, mapped=True)[first : first + output["documents"]]
+            first += output["documents"]
+            kinds[output["kind"]]["kept"] = {
+                "documents": output["documents"],
+                "bytes": output["bytes"],
+                "tokens": output["tokens"],
+                "tokens_quantiles": quantiles(lengths),
+            }
+        for numbers in kinds.values():
+            numbers.setdefault("kept", {"documents": 0, "bytes": 0, "tokens": 0})
 
 
 def quantiles(lengths: np.ndarray) -> dict[str, int]:
@@ -110,39 +143,42 @@ def quantiles(lengths: np.ndarray) -> dict[str, int]:
     }
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """A line for each split and kind, what each rule removed, and bad lines that were left out."""
-    rows, bad = [], []
-    for split, kinds in found.items():
-        for kind, about in kinds.items():
-            gone = {name: sum(rules.values()) for name, rules in about["removed"].items()}
-            left = about["kept"]
+def table(statistics: Statistics) -> str:
+    """Markdown with a line for each split and kind, removals by rule, and bad lines left out."""
+    rows, bad_lines = [], []
+    for split, kinds in statistics.items():
+        for kind, numbers in kinds.items():
+            removed = {stage: sum(rules.values()) for stage, rules in numbers["removed"].items()}
+            kept = numbers["kept"]
             rows.append(
                 {
                     "split": split,
                     "kind": kind,
-                    "documents": about["documents"],
-                    "bytes": about["bytes"],
-                    "removed": ", ".join(f"{name} {n:,}" for name, n in gone.items() if n) or None,
-                    "left": left["documents"],
-                    "left_bytes": left["bytes"],
-                    "tokens": left["tokens"],
-                    "median": left.get("tokens_quantiles", {}).get("50%"),
+                    "documents": numbers["documents"],
+                    "bytes": numbers["bytes"],
+                    "removed": ", ".join(f"{stage} {n:,}" for stage, n in removed.items() if n)
+                    or None,
+                    "left": kept["documents"],
+                    "left_bytes": kept["bytes"],
+                    "tokens": kept["tokens"],
+                    "median": kept.get("tokens_quantiles", {}).get("50%"),
                 }
             )
-            if about["bad_lines"]:
-                bad.append(f"{kind}, {split}: {about['bad_lines']:,}")
-    lines = [page.text_table(rows, _COLUMNS), f"removed: {removed(found)}"]
-    return "\n".join([*lines, *([f"bad lines left out: {'; '.join(bad)}"] if bad else [])])
+            if numbers["bad_lines"]:
+                bad_lines.append(f"{kind}, {split}: {numbers['bad_lines']:,}")
+    lines = [text_table(rows, _COLUMNS), f"removed: {describe_removals(statistics)}"]
+    if bad_lines:
+        lines.append(f"bad lines left out: {'; '.join(bad_lines)}")
+    return "\n".join(lines)
 
 
-def removed(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """How many documents each rule removed, in words."""
-    rules: dict[str, int] = {}
-    for kinds in found.values():
-        for about in kinds.values():
-            for stage, each in about["removed"].items():
-                for rule, times in each.items():
+def describe_removals(statistics: Statistics) -> str:
+    """Number of documents that each rule removed, in words."""
+    totals: dict[str, int] = {}
+    for kinds in statistics.values():
+        for numbers in kinds.values():
+            for stage, rules in numbers["removed"].items():
+                for rule, times in rules.items():
                     name = stage if rule == stage else f"{stage}: {rule}"
-                    rules[name] = rules.get(name, 0) + times
-    return ", ".join(f"{name} {times:,}" for name, times in rules.items() if times) or "nothing"
+                    totals[name] = totals.get(name, 0) + times
+    return ", ".join(f"{name} {times:,}" for name, times in totals.items() if times) or "nothing"

@@ -19,33 +19,33 @@ SYLLABLES = ("ka", "lo", "mi", "ren", "tas", "vu", "shi", "or", "pel", "dun", "g
 STOP_WORDS = ("the", "of", "and", "to", "that")
 
 
-class Serial:
+class SerialRunner:
     """Runs each item in this process: enough for stages that group nothing."""
 
-    def each(self, items: Iterable[Any], work: Any) -> None:
+    def for_each(self, items: Iterable[Any], function: Any) -> None:
         for item in items:
-            work(item)
+            function(item)
 
 
 def prose(seed: int, words: int = 120) -> str:
     """Distinct text that breaks no rule of quality."""
     random = np.random.default_rng(seed)
-    made = []
+    tokens = []
     for number in range(words):
         if number % 3 == 0:
-            made.append(str(random.choice(STOP_WORDS)))
+            tokens.append(str(random.choice(STOP_WORDS)))
         else:
-            made.append("".join(random.choice(SYLLABLES, random.integers(2, 5))))
-    return " ".join(made)
+            tokens.append("".join(random.choice(SYLLABLES, random.integers(2, 5))))
+    return " ".join(tokens)
 
 
-def edited(text: str, seed: int, changes: int) -> str:
+def replace_words(text: str, seed: int, changes: int) -> str:
     """The text with some of its words replaced."""
     random = np.random.default_rng(seed)
-    words = text.split()
-    for place in random.choice(len(words), changes, replace=False):
-        words[place] = f"changed{seed}"
-    return " ".join(words)
+    tokens = text.split()
+    for place in random.choice(len(tokens), changes, replace=False):
+        tokens[place] = f"changed{seed}"
+    return " ".join(tokens)
 
 
 def write(path: Path, texts: Sequence[str]) -> None:
@@ -72,22 +72,22 @@ def config(folder: Path, kinds: dict[str, Sequence[str]], **settings: Any) -> Pr
     return PreparationConfig(sources, str(folder / "tokenizer.json"), **plain | settings)
 
 
-def changed(config: PreparationConfig, **settings: Any) -> PreparationConfig:
+def replace(config: PreparationConfig, **settings: Any) -> PreparationConfig:
     return dataclasses.replace(config, **settings)
 
 
-def prepare(config: PreparationConfig, out: Path, run: Any = None) -> tuple[dict, list[str]]:
+def prepare(config: PreparationConfig, out: Path, runner: Any = None) -> tuple[dict, list[str]]:
     """The statistics, and what was said."""
-    said: list[str] = []
-    return pipeline.prepare(config, out, run or Serial(), said.append), said
+    log_lines: list[str] = []
+    return pipeline.prepare(config, out, runner or SerialRunner(), log_lines.append), log_lines
 
 
-def kept(out: Path, name: str = "x", split: str = "train") -> list[str]:
+def kept_names(out: Path, name: str = "x", split: str = "train") -> list[str]:
     """Kind and id of the documents that stayed, in order."""
     from research.data.sources import open_source
 
-    opened = open_source(SourceConfig(name, "prepared", str(out)), split)
-    rows = [opened[i] for i in range(len(opened))]
+    prepared_source = open_source(SourceConfig(name, "prepared", str(out)), split)
+    rows = [prepared_source[i] for i in range(len(prepared_source))]
     return [f"{row['kind']}/{row['id']}" for row in rows]
 
 

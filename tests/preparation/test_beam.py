@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from research.preparation.running import Runner
+from research.preparation.runner import Runner
 from tests.preparation import corpus
 
 pytest.importorskip("apache_beam", reason="tools/setup prepare")
@@ -41,10 +41,10 @@ def folder(tmp_path_factory):
     """Real documents beside planted copies, a tokenizer and a config."""
     folder = tmp_path_factory.mktemp("beam")
     texts = [corpus.prose(seed) for seed in range(20)]
-    texts += [corpus.edited(text, 1, 1) for text in texts[:5]] + texts[5:8] + ["short"]
+    texts += [corpus.replace_words(text, 1, 1) for text in texts[:5]] + texts[5:8] + ["short"]
     corpus.write(folder / "planted.heldout.jsonl", texts)
-    asked = " ".join(texts[9].split()[20:40])
-    (folder / "asked.jsonl").write_text(json.dumps({"text": asked}) + "\n")
+    example_text = " ".join(texts[9].split()[20:40])
+    (folder / "asked.jsonl").write_text(json.dumps({"text": example_text}) + "\n")
     corpus.tokenizer().save(folder / "tokenizer.json")
     (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
     return folder
@@ -55,36 +55,39 @@ FEWER = ("--config.contamination=None", "--config.quality=None")
 
 
 def _start(folder, out, workers, *overrides):
-    program = [sys.executable, str(ROOT / "tools" / "prepare_data.py")]
+    program = [sys.executable, "-m", "research.cli", "prepare"]
     line = [*program, "--config", str(folder / "config.py"), "--out", str(out), *overrides]
     line += ["--", f"--direct_num_workers={workers}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(line, cwd=folder, **pipes)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(line, cwd=folder, env=environment, **pipes)
 
 
 def _run(folder, out, workers, *overrides):
     process = _start(folder, out, workers, *overrides)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
     """What an undisturbed run of one worker writes, and says."""
-    said = _run(folder, folder / "whole", 1)
-    return corpus.content(folder / "whole"), said
+    output = _run(folder, folder / "whole", 1)
+    return corpus.content(folder / "whole"), output
 
 
 def test_planted_documents_go_by_stage_and_rule(folder, whole):
     dataset = json.loads((folder / "whole" / "prepared.json").read_text())["dataset"]
     numbers = json.loads((folder / "whole" / dataset / "statistics.json").read_text())["heldout"]
-    removed = numbers["planted"]["removed"]
-    assert removed["quality"]["words"] == sum(removed["quality"].values()) == 1
-    assert removed["contamination"] == {"asked": 1}
-    assert (removed["exact"], removed["near"]) == ({"exact": 3}, {"near": 5})
-    left = [name for name in corpus.kept(folder / "whole", split="heldout") if "planted" in name]
-    assert left == [f"planted/d{i}" for i in range(20) if i != 9]
+    rules = numbers["planted"]["removed"]
+    assert rules["quality"]["words"] == sum(rules["quality"].values()) == 1
+    assert rules["contamination"] == {"asked": 1}
+    assert (rules["exact"], rules["near"]) == ({"exact": 3}, {"near": 5})
+    kept_names = [
+        name for name in corpus.kept_names(folder / "whole", split="heldout") if "planted" in name
+    ]
+    assert kept_names == [f"planted/d{i}" for i in range(20) if i != 9]
     assert "near 5" in whole[1] and whole[1].rstrip().endswith("prepared.")
 
 
@@ -104,28 +107,28 @@ def test_a_killed_run_goes_on_and_writes_the_same_bits(folder, whole):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not list(out.glob("stages/tokens-*/done.json")) and not (out / "prepared.json").exists()
-    done = {path: path.stat().st_mtime_ns for path in out.glob("stages/*/done.json")}
-    said = _run(folder, out, 1)
-    assert said.count("there already") == len(done) >= 4
-    assert {path: path.stat().st_mtime_ns for path in done} == done
+    marker_times = {path: path.stat().st_mtime_ns for path in out.glob("stages/*/done.json")}
+    message = _run(folder, out, 1)
+    assert message.count("there already") == len(marker_times) >= 4
+    assert {path: path.stat().st_mtime_ns for path in marker_times} == marker_times
     assert corpus.content(out) == whole[0]
     again = _run(folder, out, 1)
     assert again.count("there already") == 7 and "nothing to do" in again
 
 
 def test_a_worker_process_says_which_line_is_broken(folder, tmp_path):
-    broken = (folder / "planted.heldout.jsonl").read_text() + "{broken\n"
-    (tmp_path / "planted.heldout.jsonl").write_text(broken)
+    lines = (folder / "planted.heldout.jsonl").read_text() + "{broken\n"
+    (tmp_path / "planted.heldout.jsonl").write_text(lines)
     config = (folder / "config.py").read_text()
     config = config.replace(
         f'path={str(folder)!r} + "/planted', f'path={str(tmp_path)!r} + "/planted'
     )
     (tmp_path / "config.py").write_text(config)
     process = _start(tmp_path, tmp_path / "out", 2)
-    said, _ = process.communicate(timeout=120)
+    message, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert f"{tmp_path}/planted.heldout.jsonl:30: not a line of JSON" in said
-    assert "Traceback" not in said
+    assert f"{tmp_path}/planted.heldout.jsonl:30: not a line of JSON" in message
+    assert "Traceback" not in message
 
 
 def _fill(path):
@@ -135,9 +138,9 @@ def _fill(path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_of_a_worker_is_one_line(workers):
-    run = Runner([f"--direct_num_workers={workers}"])
+    runner = Runner([f"--direct_num_workers={workers}"])
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
-        run.each(["/dev/full"], _fill)
+        runner.for_each(["/dev/full"], _fill)
 
 
 def test_options_that_beam_does_not_know_are_refused():

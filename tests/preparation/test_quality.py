@@ -17,15 +17,15 @@ LINES = [corpus.prose(seed, 12) for seed in range(40)]
 QUADS = [corpus.prose(seed, 4) for seed in range(100, 126)]
 
 
-def _runs(size: int, times: int, words: int) -> str:
+def _runs(size: int, times: int, count: int) -> str:
     """Words of four letters: one run of `size` of them stands `times` times, all others once.
 
     So the run's share of the characters is its share of the words.
     """
     letters = itertools.product("bcdfg", "aeiou", "klmnprst", "aeiou")
-    unique = ["that", "have", *map("".join, itertools.islice(letters, words))]
+    unique = ["that", "have", *map("".join, itertools.islice(letters, count))]
     run, others = unique[2 : 2 + size], [*unique[:2], *unique[2 + size :]]
-    others = others[: words - size * times]
+    others = others[: count - size * times]
     each = len(others) // times
     parts = [[*others[i * each : (i + 1) * each], *run] for i in range(times)]
     return " ".join(itertools.chain(*parts, others[times * each :]))
@@ -42,7 +42,10 @@ CASES = {
     "stop_words": " ".join(word for word in corpus.prose(0, 200).split() if len(word) > 4),
     # Short lines, which weigh little in characters.
     "repeated_lines": "\n".join(
-        [*LINES[:12], *"so it goes so it goes so it goes so it goes".split()]
+        [
+            *LINES[:12],
+            *["so", "it", "goes", "so", "it", "goes", "so", "it", "goes", "so", "it", "goes"],
+        ]
     ),
     # Many other lines in few paragraphs.
     "repeated_paragraphs": "\n\n".join(["\n".join(LINES[i::6]) for i in range(6)] + ["so"] * 6),

@@ -213,8 +213,8 @@ def test_an_index_of_other_lengths_is_found_when_a_document_is_read(tmp_path):
 def test_the_fingerprint_follows_the_content_and_the_kinds(tmp_path):
     config = corpus.config(tmp_path, TEXTS)
     corpus.prepare(config, tmp_path / "one")
-    corpus.prepare(corpus.changed(config, rows=3), tmp_path / "two")
-    other = corpus.changed(config, sources=config.sources[::-1])
+    corpus.prepare(corpus.replace(config, rows=3), tmp_path / "two")
+    other = corpus.replace(config, sources=config.sources[::-1])
     corpus.prepare(other, tmp_path / "three")
 
     def fingerprint(folder, *kinds):

@@ -1,4 +1,4 @@
-"""Runs a pipeline on the runner that Beam's own options name; without one, on this machine.
+"""Runner of Beam pipelines: the one that Beam's own options name, or all cores of this machine.
 
 On this machine it is Beam's FnApiRunner with as many processes as cores. It is what DirectRunner
 comes down to for such pipelines, without first looking for a Prism server to download. What is
@@ -25,8 +25,8 @@ _WORKER = f"{__package__}.worker"
 # As a traceback names errors of files and disks.
 _OS_ERRORS = "|".join(
     name
-    for name, found in vars(builtins).items()
-    if isinstance(found, type) and issubclass(found, OSError)
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, OSError)
 )
 
 
@@ -46,7 +46,7 @@ def check_installed() -> None:
 
 
 class Runner:
-    """`runner(build)` runs the pipeline that `build(root)` makes, to its end."""
+    """Runs pipelines to their end."""
 
     def __init__(self, options: Sequence[str] = ()):
         """`options`: Beam's own, such as `--runner=FlinkRunner` or `--direct_num_workers=4`.
@@ -58,18 +58,18 @@ class Runner:
         from apache_beam.options import pipeline_options
 
         _check_options(options)
-        given = {option.partition("=")[0] for option in options}
+        names = {option.partition("=")[0] for option in options}
         self._options = pipeline_options.PipelineOptions(list(options))
         name = self._options.view_as(pipeline_options.StandardOptions).runner
         self._is_local = name is None or name in _LOCAL
         direct = self._options.view_as(pipeline_options.DirectOptions)
-        if self._is_local and "--direct_num_workers" not in given:
+        if self._is_local and "--direct_num_workers" not in names:
             direct.direct_num_workers = os.cpu_count() or 1
         # With a mode of Beam's, the workers are as it makes them.
-        self._own_workers = "--direct_running_mode" not in given and direct.direct_num_workers != 1
+        self._own_workers = "--direct_running_mode" not in names and direct.direct_num_workers != 1
 
-    def __call__(self, build: Callable[[Any], object]) -> None:
-        """Builds on a pipeline's root, runs, waits.
+    def run(self, build: Callable[[Any], object]) -> None:
+        """Runs the pipeline that `build(root)` makes, and waits for its end.
 
         Raises:
             ValueError: a worker met a record that it could not read; says which.
@@ -86,29 +86,29 @@ class Runner:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if self._is_local:  # The error below says all.
             logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        pipeline = apache_beam.Pipeline(runner=self._make(), options=self._options)
+        pipeline = apache_beam.Pipeline(runner=self._local_runner(), options=self._options)
         build(pipeline)
         try:
             state = pipeline.run().wait_until_finish()
         except Exception as error:
             # A worker in another process sends its traceback as text.
-            said = f"{type(error).__name__}: {error}"
-            if found := _last(said, "InputError", r"\n\n"):
-                raise ValueError(found) from None
-            if found := _last(said, _OS_ERRORS, r"\n"):
-                raise OSError(found) from None
+            message = f"{type(error).__name__}: {error}"
+            if input_error := _last_error(message, "InputError", r"\n\n"):
+                raise ValueError(input_error) from None
+            if os_error := _last_error(message, _OS_ERRORS, r"\n"):
+                raise OSError(os_error) from None
             raise
         if str(state) != "DONE":
             raise RuntimeError(f"The pipeline ended as {state}; the runner's log says why.")
 
-    def each(self, items: Sequence[Any], work: Callable[[Any], object]) -> None:
-        """Runs `work` on every item, on all workers; as `spread`."""
+    def for_each(self, items: Sequence[Any], function: Callable[[Any], object]) -> None:
+        """Calls `function` with every item, on all workers; `items` as for `distribute`."""
         import apache_beam
 
-        self(lambda root: spread(root, items) | "Work" >> apache_beam.Map(work))
+        self.run(lambda root: distribute(root, items) | "Work" >> apache_beam.Map(function))
 
-    def _make(self) -> Any:
-        """The local runner; None for the one that the options name."""
+    def _local_runner(self) -> Any:
+        """A runner of this machine's processes; None for the one that the options name."""
         if not self._is_local:
             return None
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -120,8 +120,8 @@ class Runner:
         return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 
 
-def spread(root: Any, items: Sequence[Any]) -> Any:
-    """A collection of the items, on all workers.
+def distribute(root: Any, items: Sequence[Any]) -> Any:
+    """Collection of the items, on all workers.
 
     `items` as a whole is part of the pipeline, which some runners limit to a few megabytes: many
     items must be a sequence that is small itself.
@@ -138,7 +138,7 @@ def spread(root: Any, items: Sequence[Any]) -> Any:
 
 
 def _check_options(options: Sequence[str]) -> None:
-    """Raises ValueError for what Beam would pass over: an unknown option, or a wrong value."""
+    """Raises ValueError for what Beam would ignore: an unknown option, or a wrong value."""
     from apache_beam.options import pipeline_options
 
     parser = pipeline_options._BeamArgumentParser(allow_abbrev=False, exit_on_error=False)
@@ -150,8 +150,8 @@ def _check_options(options: Sequence[str]) -> None:
         raise ValueError(f"Apache Beam, after `--`: {error}") from None
     if unknown:
         name = unknown[0].partition("=")[0]
-        known = [name for action in parser._actions for name in action.option_strings]
-        near = nearest_names(name, known)
+        options_of_beam = [name for action in parser._actions for name in action.option_strings]
+        near = nearest_names(name, options_of_beam)
         raise ValueError(
             f"Apache Beam has no option {name!r}"
             + (f"; did you mean {near[0]!r}?" if near else ".")
@@ -159,8 +159,8 @@ def _check_options(options: Sequence[str]) -> None:
         )
 
 
-def _last(message: str, errors: str, end: str) -> str:
-    """What the last of these errors said in a traceback, up to `end`; "" if there is none."""
+def _last_error(message: str, errors: str, end: str) -> str:
+    """Message of the last of these errors in a traceback, up to `end`; "" if there is none."""
     pattern = rf"\b(?:{errors}): (.*?)(?={end}|\s*\[while running|\Z)"
-    found = re.findall(pattern, message, re.DOTALL)
-    return found[-1].strip() if found else ""
+    messages = re.findall(pattern, message, re.DOTALL)
+    return messages[-1].strip() if messages else ""
