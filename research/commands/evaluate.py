@@ -1,4 +1,4 @@
-"""Measures a trained run: bits per byte of held-out text, and questions it must answer.
+"""Evaluates a trained run: bits per byte of held-out text, and questions with known answers.
 
     graft evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
     graft evaluate --config configs/quickstart/evaluate.py \\
@@ -60,14 +60,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         with scorer(run, arguments.adapter, evaluation.mesh) as score:
             if evaluation.text is not None:
-                text = tasks.read_text(score, evaluation.text, run.tokenizer)
-                report["bits_per_byte"] = {name: read.bits_per_byte for name, read in text.items()}
+                text = tasks.score_text(score, evaluation.text, run.tokenizer)
+                report["bits_per_byte"] = {
+                    name: scores.bits_per_byte for name, scores in text.items()
+                }
             if evaluation.choice is not None:
-                answers = tasks.choose(score, evaluation.choice, run.tokenizer)
+                answers = tasks.answer_questions(score, evaluation.choice, run.tokenizer)
                 quality = proportion_interval(answers.correct, groups=answers.groups)
                 report["quality"] = dataclasses.asdict(quality)
                 report["truncated"] = answers.truncated
-                rows = zip(answers.expected, answers.chosen, strict=True)
+                rows = zip(answers.expected, answers.predictions, strict=True)
                 report["answers"] = [list(row) for row in rows]
                 if is_main_process:
                     print(f"right answers: {quality:.1%} % of {quality.n}, {answers.truncated} cut")
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None) -> Iterator[Score]:
-    """Loads a run's model onto all devices, to be put to tasks inside the block.
+    """Context with the scoring function of a run, its model loaded onto all devices.
 
     Args:
       adapter: which of a bank's adapters all rows use.
@@ -101,9 +103,9 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
 
     bank = run.method.bank_names
     if bool(bank) != (adapter is not None):
-        known = ", ".join(bank) or "none"
-        raise ValueError(f"--adapter names one of a bank's adapters; {run.path} has {known}")
-    used = banks.adapter_number(run.method, adapter)
+        available = ", ".join(bank) or "none"
+        raise ValueError(f"--adapter names one of a bank's adapters; {run.path} has {available}")
+    adapter_number = banks.adapter_number(run.method, adapter)
 
     devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
     with sharding.mesh_context(devices, rules):
@@ -111,7 +113,7 @@ def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None)
         score = make_score(model, sharding.batch_sharding(devices, rules))
 
         def with_adapter(batch: Batch) -> np.ndarray:
-            rows = np.full(len(batch.tokens), used, np.int32)
+            rows = np.full(len(batch.tokens), adapter_number, np.int32)
             return score(dataclasses.replace(batch, adapter=rows))
 
         yield with_adapter if bank else score

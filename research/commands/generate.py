@@ -1,4 +1,4 @@
-"""Writes text with a trained run: one prompt, several at once, or a conversation at the terminal.
+"""Generates text with a trained run: one prompt, several at once, or a conversation.
 
     graft generate --run runs/quickstart/pretrain --prompt "def main("
     graft generate --run runs/quickstart/lora --prompt "$(cat NOTICE)"
@@ -74,85 +74,98 @@ def _answer(arguments: argparse.Namespace) -> None:
     enable_compilation_cache()
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
-    named = catalog.open_named(arguments.adapter, arguments.run)
-    voices = prompts.find_voices(run, named, arguments.switch_off)
-    stops = prompts.find_stops(run, voices)
+    adapters = catalog.open_named(arguments.adapter, arguments.run)
+    responders = prompts.find_responders(run, adapters, arguments.switch_off)
+    stops = prompts.find_stops(run, responders)
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     with sharding.mesh_context(mesh, rules):
-        if named:
-            model = banks.load_bank(named, mesh, rules)
+        if adapters:
+            model = banks.load_bank(adapters, mesh, rules)
         else:
             model = runs.load_model(run, mesh, rules)
-        bank = voices[0].number is not None
-        for name in [] if bank else arguments.switch_off:
+        is_bank = responders[0].number is not None
+        for name in [] if is_bank else arguments.switch_off:
             model = methods.switch_off(model, name)
-        writer = _Writer(model, run, voices, stops, sampling, arguments.tokens, arguments.raw)
-        given = arguments.prompt
-        if bank:
-            while asked := given or [prompt for prompt in [_ask()] if prompt is not None]:
-                texts = writer.answers(asked)
-                for _ in asked:
-                    for voice in voices:
-                        print(f"{voice.name}: {next(texts)}", flush=True)
-                if given:
-                    break
-        elif len(given) > 1:
-            for text in writer.answers(given):
+        session = _Session(model, run, responders, stops, sampling, arguments.tokens, arguments.raw)
+        if is_bank:
+            for batch in [arguments.prompt] if arguments.prompt else ([p] for p in _read_prompts()):
+                texts = session.answers(batch)
+                for _ in batch:
+                    for responder in responders:
+                        print(f"{responder.name}: {next(texts)}", flush=True)
+        elif len(arguments.prompt) > 1:
+            for text in session.answers(arguments.prompt):
                 print(text)
-        elif given:
-            writer.say(given[0])
         else:
-            while (prompt := _ask()) is not None:
-                writer.say(prompt)
+            for prompt in arguments.prompt or _read_prompts():
+                session.print_answer(prompt)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Writer:
-    """A loaded model that answers."""
+class _Session:
+    """A loaded model that answers, and the conversation with it."""
 
     model: Any
     run: Run
-    voices: list[Responder]
+    responders: list[Responder]
     stops: tuple[int, ...]
     sampling: Sampling
     tokens: int
     raw: bool
     # the conversation so far
-    said: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    conversation: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
-    def say(self, prompt: str) -> None:
-        """Prints an answer as it is made; what is said next goes on from it."""
+    def print_answer(self, prompt: str) -> None:
+        """Prints an answer as it is made; the next prompt continues the conversation."""
         from research.generation import decode
 
-        words = self.run.tokenizer
-        asked = [self.voices[0].ids(prompt, self.said, self.raw)]
+        tokenizer = self.run.tokenizer
+        prompt_ids = [self.responders[0].prompt_ids(prompt, self.conversation, self.raw)]
         columns = decode.stream(
-            self.model, asked, self.tokens, words.end_id, self.sampling, stops=self.stops
+            self.model, prompt_ids, self.tokens, tokenizer.end_id, self.sampling, stops=self.stops
         )
-        ends = {words.end_id, *self.stops}
-        made = (int(column[0]) for column in columns)
+        ends = {tokenizer.end_id, *self.stops}
+        new_tokens = (int(column[0]) for column in columns)
         answer = ""
-        for text in words.stream(token for token in made if token not in ends):
+        for text in tokenizer.stream(token for token in new_tokens if token not in ends):
             answer += text
             print(text, end="", flush=True)
         print(flush=True)
-        self.said.append({"role": "user", "content": prompt})
-        self.said.append({"role": "assistant", "content": answer})
+        self.conversation.append({"role": "user", "content": prompt})
+        self.conversation.append({"role": "assistant", "content": answer})
 
     def answers(self, prompts: Sequence[str]) -> Iterator[str]:
-        """Every voice's answer to every prompt, in one batch."""
+        """Answers of every responder to every prompt, in one batch."""
         import numpy as np
 
         from research.generation import decode
 
-        words = self.run.tokenizer
-        asked = [voice.ids(prompt, raw=self.raw) for prompt in prompts for voice in self.voices]
-        numbers = [voice.number for voice in self.voices if voice.number is not None]
-        rows = np.tile(numbers, len(prompts)) if numbers else None
-        made = decode.generate(
-            self.model, asked, self.tokens, words.end_id, self.sampling, rows, stops=self.stops
+        tokenizer = self.run.tokenizer
+        prompt_ids = [
+            responder.prompt_ids(prompt, raw=self.raw)
+            for prompt in prompts
+            for responder in self.responders
+        ]
+        adapter_numbers = [
+            responder.number for responder in self.responders if responder.number is not None
+        ]
+        row_adapters = np.tile(adapter_numbers, len(prompts)) if adapter_numbers else None
+        completions = decode.generate(
+            self.model,
+            prompt_ids,
+            self.tokens,
+            tokenizer.end_id,
+            self.sampling,
+            row_adapters,
+            stops=self.stops,
         )
-        yield from map(words.decode, made)
+        yield from map(tokenizer.decode, completions)
+
+
+def _read_prompts() -> Iterator[str]:
+    """Prompts from the terminal, or lines of a pipe, until end of input."""
+    while (prompt := _ask()) is not None:
+        yield prompt
 
 
 def _ask() -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Cost(TypedDict):
-    """What a baseline costs: `seconds` is wall clock, vectorising the text included.
+    """Cost of a baseline: `seconds` is wall clock, vectorizing the text included.
 
     parameters: fitted numbers. artifact_bytes: what must be kept to predict (arrays as stored,
     and the vocabulary as JSON in UTF-8).
@@ -39,11 +39,11 @@ def majority(
     start = time.perf_counter()
     counts = Counter(train_labels)
     label = min(counts, key=lambda name: (-counts[name], name))
-    fitted = time.perf_counter()
+    fit_end = time.perf_counter()
     predictions = [label] * len(test_texts)
     return predictions, Cost(
-        fit_seconds=fitted - start,
-        predict_seconds=time.perf_counter() - fitted,
+        fit_seconds=fit_end - start,
+        predict_seconds=time.perf_counter() - fit_end,
         parameters=1,
         artifact_bytes=len(label.encode()),
     )
@@ -66,12 +66,12 @@ def tfidf_linear(
     vectorizer = _vectorizer()
     features = vectorizer.fit_transform(train_texts)
     classifier = LinearSVC(C=1.0, random_state=0).fit(features, np.asarray(train_labels, object))
-    fitted = time.perf_counter()
+    fit_end = time.perf_counter()
     predictions = _predict(classifier, vectorizer, test_texts)
     weights = [classifier.coef_, classifier.intercept_]
     return predictions, Cost(
-        fit_seconds=fitted - start,
-        predict_seconds=time.perf_counter() - fitted,
+        fit_seconds=fit_end - start,
+        predict_seconds=time.perf_counter() - fit_end,
         parameters=sum(array.size for array in weights) + _idf(vectorizer).size,
         artifact_bytes=sum(array.nbytes for array in weights)
         + _stored_bytes(vectorizer, classifier.classes_),
@@ -93,14 +93,14 @@ def nearest_neighbour(
     features = vectorizer.fit_transform(train_texts)
     classifier = KNeighborsClassifier(n_neighbors=1, metric="cosine", algorithm="brute")
     classifier.fit(features, np.asarray(train_labels, object))
-    fitted = time.perf_counter()
+    fit_end = time.perf_counter()
     predictions = _predict(classifier, vectorizer, test_texts)
-    stored = features.data.nbytes + features.indices.nbytes + features.indptr.nbytes
+    feature_bytes = features.data.nbytes + features.indices.nbytes + features.indptr.nbytes
     return predictions, Cost(
-        fit_seconds=fitted - start,
-        predict_seconds=time.perf_counter() - fitted,
+        fit_seconds=fit_end - start,
+        predict_seconds=time.perf_counter() - fit_end,
         parameters=int(features.nnz) + _idf(vectorizer).size,
-        artifact_bytes=stored + _stored_bytes(vectorizer, np.asarray(train_labels, object)),
+        artifact_bytes=feature_bytes + _stored_bytes(vectorizer, np.asarray(train_labels, object)),
     )
 
 
@@ -117,9 +117,9 @@ def _vectorizer() -> Any:
     from sklearn.pipeline import FeatureUnion
 
     settings: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32}
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+", **settings)
-    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **settings)
-    return FeatureUnion([("words", words), ("characters", characters)])
+    word_features = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\w+", **settings)
+    character_features = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **settings)
+    return FeatureUnion([("words", word_features), ("characters", character_features)])
 
 
 def _predict(classifier: Any, vectorizer: Any, texts: Sequence[str]) -> list[str]:

@@ -41,8 +41,8 @@ def xz_bits_per_byte(texts: Sequence[str]) -> float:
     size = sum(len(text.encode()) for text in texts)
     if size == 0:
         raise ValueError("no text: bits per byte of nothing is not defined")
-    packed = lzma.compress(b"".join(text.encode() + b"\0" for text in texts), preset=9)
-    return 8 * len(packed) / size
+    compressed = lzma.compress(b"".join(text.encode() + b"\0" for text in texts), preset=9)
+    return 8 * len(compressed) / size
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Unigram:
 
     def nats(self, documents: Documents) -> NDArray[np.float64]:
         """Each document's total negative log probability, end token included -> [N]."""
-        _, following, document = _pairs(documents, len(self.probability), self.end, self.end)
+        _, following, document = _bigram_pairs(documents, len(self.probability), self.end, self.end)
         nats = -np.log(self.probability[following])
         return np.bincount(document, weights=nats).astype(np.float64, copy=False)
 
@@ -86,12 +86,14 @@ class Bigram:
         self, context: NDArray[np.integer], following: NDArray[np.integer]
     ) -> NDArray[np.float64]:
         """P(following | context), element by element: [T], [T] -> [T]."""
-        seen = np.asarray(self.discounted[context, following]).ravel()
-        return seen + self.reserve[context] * self.lower[following]
+        observed = np.asarray(self.discounted[context, following]).ravel()
+        return observed + self.reserve[context] * self.lower[following]
 
     def nats(self, documents: Documents) -> NDArray[np.float64]:
         """Each document's total negative log probability, end token included -> [N]."""
-        context, following, document = _pairs(documents, len(self.lower), self.begin, self.end)
+        context, following, document = _bigram_pairs(
+            documents, len(self.lower), self.begin, self.end
+        )
         nats = -np.log(self.probability(context, following))
         return np.bincount(document, weights=nats).astype(np.float64, copy=False)
 
@@ -102,7 +104,7 @@ def fit_unigram(documents: Documents, vocabulary: int, end: int) -> Unigram:
     Raises:
       ValueError: no documents, ids outside the vocabulary, or `end` inside a document.
     """
-    _, following, _ = _pairs(documents, vocabulary, end, end)
+    _, following, _ = _bigram_pairs(documents, vocabulary, end, end)
     return Unigram(_discounted_shares(np.bincount(following, minlength=vocabulary)), end)
 
 
@@ -112,7 +114,7 @@ def fit_bigram(documents: Documents, vocabulary: int, begin: int, end: int) -> B
     Raises:
       ValueError: no documents, ids outside the vocabulary, or `begin` or `end` inside a document.
     """
-    context, following, _ = _pairs(documents, vocabulary, begin, end)
+    context, following, _ = _bigram_pairs(documents, vocabulary, begin, end)
     ones = np.ones(len(context), np.int64)
     counts = sparse.coo_array((ones, (context, following)), shape=(vocabulary,) * 2).tocsr()
     counts.sum_duplicates()  # also sorts, which makes look-ups a binary search
@@ -120,9 +122,9 @@ def fit_bigram(documents: Documents, vocabulary: int, begin: int, end: int) -> B
     discount = _discount(counts.data)
     kinds = np.diff(counts.indptr)  # [V] distinct tokens after each context
     reserve = np.where(kinds > 0, discount * kinds / totals, 1.0)
-    kept = (counts.data - discount) / np.repeat(totals, kinds)
+    shares = (counts.data - discount) / np.repeat(totals, kinds)
     return Bigram(
-        discounted=sparse.csr_array((kept, counts.indices, counts.indptr), shape=counts.shape),
+        discounted=sparse.csr_array((shares, counts.indices, counts.indptr), shape=counts.shape),
         reserve=reserve,
         lower=_discounted_shares(np.bincount(counts.indices, minlength=vocabulary)),
         begin=begin,
@@ -143,7 +145,7 @@ def _discounted_shares(counts: NDArray[np.integer]) -> NDArray[np.float64]:
     return (np.maximum(counts - discount, 0.0) + reserve) / counts.sum()
 
 
-def _pairs(
+def _bigram_pairs(
     documents: Documents, vocabulary: int, begin: int, end: int
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Documents of T tokens in all -> (context, following, document index), [T+N] each."""

@@ -64,8 +64,8 @@ def choose(
             scores[question] = -sums[1:]
     if not np.isfinite(scores).all():
         raise ValueError("the model's likelihoods are not finite: its weights are broken")
-    used = sum(int(np.sum(row[3] != PADDING)) for row in rows)
-    return Choice(scores, used)
+    tokens_read = sum(int(np.sum(row[3] != PADDING)) for row in rows)
+    return Choice(scores, tokens_read)
 
 
 def choice_row(
@@ -73,8 +73,8 @@ def choice_row(
 ) -> tuple[np.ndarray, ...]:
     """tokens, targets, weights, segments, positions, each [length].
 
-    The question's last token is repeated in front of each answer: it says the answer's first
-    token, and it must not see the other answers.
+    The question's last token is repeated in front of each answer: it predicts the answer's
+    first token, and it must not see the other answers.
     """
     tokens, targets, weights, segments, positions = np.zeros((5, length), np.int32)
     shared = len(question) - 1
@@ -82,9 +82,9 @@ def choice_row(
     positions[:shared] = np.arange(shared)
     at = shared
     for number, answer in enumerate(answers, start=1):
-        here = slice(at, at + len(answer))
-        tokens[here] = [question[-1], *answer[:-1]]
-        targets[here], weights[here], segments[here] = answer, 1, number
-        positions[here] = shared + np.arange(len(answer))
+        place = slice(at, at + len(answer))
+        tokens[place] = [question[-1], *answer[:-1]]
+        targets[place], weights[place], segments[place] = answer, 1, number
+        positions[place] = shared + np.arange(len(answer))
         at += len(answer)
     return tokens, targets, weights.astype(np.float32), segments, positions

@@ -1,9 +1,10 @@
-"""What a run is asked: text that it must predict, and questions whose answers it must choose."""
+"""Tasks of an evaluation: held-out text to predict, and questions with answers to choose from."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class ChoiceTask:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `graft evaluate` puts to a run."""
+    """Config of `graft evaluate`: the tasks, and the mesh of the model."""
 
     text: TextTask | None = None
     choice: ChoiceTask | None = None
@@ -70,11 +71,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What came out of a choice task; N questions."""
+    """Results of a choice task; N questions."""
 
     labels: list[str]  # the C answers to choose from
     expected: list[str]  # [N]
-    chosen: list[str]  # [N]
+    predictions: list[str]  # [N]
     prompts: list[str]  # [N]
     scores: np.ndarray  # [N,C] nats
     groups: np.ndarray | None  # [N] near-duplicate clusters, where the source says them
@@ -84,12 +85,12 @@ class Answers:
 
     @property
     def correct(self) -> np.ndarray:
-        return np.asarray(self.expected) == np.asarray(self.chosen)
+        return np.asarray(self.expected) == np.asarray(self.predictions)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextScores:
-    """What one source's held-out text cost a model."""
+    """Negative log-likelihoods of one source's held-out text."""
 
     nats: np.ndarray  # [rows] the same rows for every model with this tokenizer
     bytes: int
@@ -101,92 +102,96 @@ class TextScores:
 
 
 def open_text(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> HeldOut:
-    """The part of a source that the task reads."""
+    """The part of a source that the task scores."""
     config = DataConfig(task.sources, task.sequence_length, task.batch_size)
     cache = default_cache()
     return HeldOut(config, tokenizer, cache, source.name, task.split, task.max_tokens)
 
 
 def heldout_texts(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> list[str]:
-    """The documents that `read_text` scores, as text."""
-    opened = open_source(source, task.split)
-    return [opened[int(i)]["text"] for i in open_text(task, source, tokenizer).chosen]
+    """The documents that `score_text` scores, as text."""
+    split_data = open_source(source, task.split)
+    return [split_data[int(i)]["text"] for i in open_text(task, source, tokenizer).chosen]
 
 
-def read_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, TextScores]:
-    """Source name -> scores."""
+def score_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, TextScores]:
+    """Scores the held-out text of every source: source name -> scores."""
     results = {}
     for source in tqdm(task.sources, "held-out text", unit="source", disable=None, leave=False):
-        held = open_text(task, source, tokenizer)
-        nats = row_nats(score, held.batches())
-        results[source.name] = TextScores(nats, held.bytes, held.tokens)
+        heldout = open_text(task, source, tokenizer)
+        nats = row_nats(score, heldout.batches())
+        results[source.name] = TextScores(nats, heldout.bytes, heldout.tokens)
     return results
 
 
-def choose(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
-    """Asks every question of the task's split.
+def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
+    """Answers every question of the task's split by the likeliest label.
 
     Raises:
       ValueError: an expected answer that the training split never has.
     """
-    train, asked = open_source(task.source, "train"), open_source(task.source, task.split)
-    labels = sorted({text_of(train, i, "completion") for i in range(len(train))})
-    chosen = questions(task, len(asked))
-    for i in chosen:
-        text_of(asked, i, "prompt"), text_of(asked, i, "completion")
-    rows = [asked[i] for i in chosen]
+    train_data, split_data = open_source(task.source, "train"), open_source(task.source, task.split)
+    labels = sorted(
+        {text_of(train_data, row_number, "completion") for row_number in range(len(train_data))}
+    )
+    row_numbers = question_rows(task, len(split_data))
+    for row_number in row_numbers:
+        text_of(split_data, row_number, "prompt"), text_of(split_data, row_number, "completion")
+    rows = [split_data[row_number] for row_number in row_numbers]
     unknown = sorted({row["completion"] for row in rows} - set(labels))
     if unknown:
-        raise ValueError(f"{asked.name}: the training split never answers {unknown[:5]}")
+        raise ValueError(f"{split_data.name}: the training split never answers {unknown[:5]}")
     answers = [[*tokenizer.encode(label), tokenizer.end_id] for label in labels]
     longest = max(map(len, answers))
-    shots = worked_examples(train, task, tokenizer)
+    shot_ids = worked_example_ids(train_data, task, tokenizer)
     prompts, truncated = [], 0
     for row in rows:
-        ids, cut = task.objective.encode_prompt(
-            tokenizer, row["prompt"], task.sequence_length, longest, shots
+        ids, is_truncated = task.objective.encode_prompt(
+            tokenizer, row["prompt"], task.sequence_length, longest, shot_ids
         )
         prompts.append(ids)
-        truncated += cut
-    bar: Any = lambda steps: tqdm(  # noqa: E731
-        steps, f"{asked.name}, {task.shots} shots", unit="batch", disable=None, leave=False
-    )
-    begun = time.perf_counter()
-    choice = scoring.choose(score, prompts, answers, task.batch_size, bar)
+        truncated += is_truncated
+
+    def with_progress(steps: Iterable[int]) -> Iterable[int]:
+        title = f"{split_data.name}, {task.shots} shots"
+        return tqdm(steps, title, unit="batch", disable=None, leave=False)
+
+    start = time.perf_counter()
+    choice = scoring.choose(score, prompts, answers, task.batch_size, with_progress)
     return Answers(
         labels=labels,
         expected=[row["completion"] for row in rows],
-        chosen=[labels[best] for best in choice.best],
+        predictions=[labels[best] for best in choice.best],
         prompts=[row["prompt"] for row in rows],
         scores=choice.scores,
         groups=np.asarray([row["cluster"] for row in rows]) if "cluster" in rows[0] else None,
         truncated=truncated,
         tokens=choice.tokens,
-        seconds=time.perf_counter() - begun,
+        seconds=time.perf_counter() - start,
     )
 
 
-def questions(task: ChoiceTask, rows: int) -> list[int]:
-    """Which rows of the split are asked, in their order."""
+def question_rows(task: ChoiceTask, rows: int) -> list[int]:
+    """Rows of the split that are asked, in their order."""
     if task.max_questions is None or task.max_questions >= rows:
         return list(range(rows))
-    drawn = np.random.default_rng(0).permutation(rows)[: task.max_questions]
-    return sorted(int(i) for i in drawn)
+    sampled_rows = np.random.default_rng(0).permutation(rows)[: task.max_questions]
+    return sorted(int(i) for i in sampled_rows)
 
 
-def worked_examples(train: Any, task: ChoiceTask, tokenizer: Tokenizer) -> list[int]:
+def worked_example_ids(train_data: Any, task: ChoiceTask, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the shots: prompt cut to its first tokens, answer, a blank line."""
-    order = np.random.default_rng(task.seed).permutation(len(train))
+    order = np.random.default_rng(task.seed).permutation(len(train_data))
     head, tail = task.objective.fixed(tokenizer)
     ids: list[int] = []
-    seen: set[str] = set()
+    used_answers: set[str] = set()
     for index in order:
-        if len(seen) == task.shots:
+        if len(used_answers) == task.shots:
             break
-        row = train[int(index)]
-        if row["completion"] in seen:  # as many different answers as there are shots
+        row = train_data[int(index)]
+        if row["completion"] in used_answers:  # as many different answers as there are shots
             continue
-        seen.add(row["completion"])
+        used_answers.add(row["completion"])
         prompt = tokenizer.encode(row["prompt"])[: task.shot_tokens]
         ids += [*head, *prompt, *tail, *tokenizer.encode(row["completion"] + "\n\n")]
     return ids

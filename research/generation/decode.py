@@ -1,4 +1,4 @@
-"""Batched decoding with a cache: a prefill of all prompts at once, then a token a step."""
+"""Batched decoding with a cache: one prefill of all prompts, then a token a step."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROUND = 64  # prompt lengths are rounded up to this, so that few programs serve 
 def _prefill(model: Any, tokens, lengths, adapter, slots: int) -> tuple[jax.Array, Cache]:
     """Prompts [B,S] with their lengths [B] -> logits [B,V] after the last token, and the cache."""
     b, s = tokens.shape
-    at = jnp.broadcast_to(jnp.arange(s), (b, s))
-    segments = (at < lengths[:, None]).astype(jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(s), (b, s))
+    segments = (positions < lengths[:, None]).astype(jnp.int32)
     context = Context(adapter=adapter)
     cache = model.empty_cache(b, slots)
-    hidden, cache = model.hidden(tokens, segments, at, None, context, cache)
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
+    activations, cache = model.hidden(tokens, segments, positions, None, context, cache)
+    last = jnp.take_along_axis(activations, lengths[:, None, None] - 1, axis=1)
     return model.logits(last, context)[:, 0], cache
 
 
@@ -38,10 +38,10 @@ def _advance(model: Any, token, position, adapter, cache: Cache) -> tuple[jax.Ar
     """One token [B] at its position [B] -> logits [B,V] for the next one, and the cache."""
     context = Context(adapter=adapter)
     ones = jnp.ones_like(token)[:, None]
-    hidden, cache = model.hidden(
+    activations, cache = model.hidden(
         token[:, None], ones, position[:, None], None, context, cache, first=False
     )
-    return model.logits(hidden, context)[:, 0], cache
+    return model.logits(activations, context)[:, 0], cache
 
 
 @jax.jit
@@ -66,7 +66,7 @@ def stream(
       model: a `Transformer`.
       prompts: B token sequences, begin token included, of any lengths from 1.
       new_tokens: most tokens to add to a row.
-      end_id: a row that said this is finished and says only it from then on.
+      end_id: a row that has generated this is finished and repeats only it.
       adapter: [B] which adapter each row uses.
       stops: other tokens that finish a row, such as the end of a turn.
 
@@ -88,14 +88,14 @@ def stream(
     slots = -(-(width + new_tokens + extra) // ROUND) * ROUND
     logits, cache = _prefill(model, tokens, lengths, adapter, slots)
     numbers = (sampling.temperature, sampling.top_k, sampling.top_p)
-    done = np.zeros(len(prompts), bool)
+    is_done = np.zeros(len(prompts), bool)
     # a prompt method's own tokens come first, in rows that use it: positions restart after them
     position = lengths + (extra if adapter is None else extra * (np.asarray(adapter) >= 0))
     for step in range(new_tokens):
-        token = np.where(done, end_id, np.asarray(_draw(logits, sampling.seed, step, *numbers)))
-        done |= np.isin(token, (end_id, *stops))
+        token = np.where(is_done, end_id, np.asarray(_draw(logits, sampling.seed, step, *numbers)))
+        is_done |= np.isin(token, (end_id, *stops))
         yield token.astype(np.int32)
-        if done.all() or step == new_tokens - 1:
+        if is_done.all() or step == new_tokens - 1:
             return
         logits, cache = _advance(model, token.astype(np.int32), position, adapter, cache)
         position = position + 1
@@ -117,7 +117,10 @@ def generate(
 
 
 def prompt_length(model: Any) -> int:
-    """How many prompt tokens the embedding's site puts in front of a row."""
+    """Number of prompt tokens that the embedding's site puts in front of a row."""
     one, row = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), (1,)))
-    run = lambda model, *x: model.embedding(x[0], jnp.float32, Context(adapter=x[1]))  # noqa: E731
-    return jax.eval_shape(run, model, one, row).shape[1] - 1
+
+    def embed(model: Any, tokens: jax.Array, adapter: jax.Array) -> jax.Array:
+        return model.embedding(tokens, jnp.float32, Context(adapter=adapter))
+
+    return jax.eval_shape(embed, model, one, row).shape[1] - 1

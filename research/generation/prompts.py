@@ -1,4 +1,4 @@
-"""Who answers a prompt, in which template it is put, and which tokens end the answer."""
+"""Responders to a prompt, the template that each puts it in, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ Turn = Mapping[str, str]  # of a conversation: its role and content
 
 @dataclasses.dataclass(frozen=True)
 class Responder:
-    """One that answers."""
+    """A run that answers, by itself or as one of a bank's adapters."""
 
     # its model may be attached to another's, its template is its own
     run: Run
-    # what it is called where several answer
+    # of the adapter, where several answer
     name: str = ""
-    # the number by which a row of a bank says whom it asks; None: the model is no bank
+    # of the adapter in its bank (`Batch.adapter`); None: the model is no bank
     number: int | None = None
 
     @property
     def objective(self) -> Objective | None:
-        """What it was trained with; None: it was imported."""
+        """The objective that the run was trained with; None: it was imported."""
         return self.run.experiment.data.objective if self.run.experiment else None
 
-    def ids(self, prompt: str, said: Sequence[Turn] = (), raw: bool = False) -> list[int]:
-        """A prompt in the template of what it was trained with, or of the imported model's chat.
+    def prompt_ids(
+        self, prompt: str, conversation: Sequence[Turn] = (), raw: bool = False
+    ) -> list[int]:
+        """Token ids of a prompt in the objective's template, or the imported model's chat template.
 
         Args:
-          said: the conversation so far.
+          prompt: the user's text.
+          conversation: the turns so far.
           raw: no template, only the text.
 
         Raises:
-          ValueError: nothing to begin with, or a template that refuses the conversation.
+          ValueError: no token to begin with, or a template that refuses the conversation.
         """
         tokenizer, experiment = self.run.tokenizer, self.run.experiment
-        messages = [*map(dict, said), {"role": "user", "content": prompt}]
+        messages = [*map(dict, conversation), {"role": "user", "content": prompt}]
         if raw:
             return bare_prompt(tokenizer, prompt)
         if experiment is not None:
@@ -58,40 +61,47 @@ class Responder:
         return tokenizer.encode(text, special=True)
 
 
-def find_voices(run: Run, named: Mapping[str, Run], switched_off: Sequence[str]) -> list[Responder]:
-    """Who answers: the run; or each adapter of a bank, given by name or the run's own.
+def find_responders(
+    run: Run, adapters: Mapping[str, Run], switched_off: Sequence[str]
+) -> list[Responder]:
+    """The run itself, or one responder for each adapter of a bank.
 
     Args:
-      switched_off: names that do not answer; of a run that is no bank they are another's matter.
+      run: a run, the base of `adapters`.
+      adapters: name -> run, side by side; empty: those of the run itself, if it is a bank.
+      switched_off: adapters that do not answer; without a bank they are not looked at.
 
     Raises:
-      ValueError: such a name that the bank does not have.
+      ValueError: a name of `switched_off` that the bank does not have.
     """
-    bank = dict(named) or {name: run for name in run.method.bank_names}
+    bank = dict(adapters) or {name: run for name in run.method.bank_names}
     if not bank:
         return [Responder(run)]
     if set(switched_off) - set(bank):
         raise ValueError(f"--switch-off: the adapters side by side are {', '.join(bank)}")
-    voices = [Responder(of, name, number) for number, (name, of) in enumerate(bank.items())]
-    left = [voice for voice in voices if voice.name not in switched_off]
-    return left or [Responder(run.base or run, "base", banks.NO_ADAPTER)]
+    responders = [
+        Responder(adapter_run, name, number)
+        for number, (name, adapter_run) in enumerate(bank.items())
+    ]
+    remaining = [responder for responder in responders if responder.name not in switched_off]
+    return remaining or [Responder(run.base or run, "base", banks.NO_ADAPTER)]
 
 
-def find_stops(run: Run, voices: Sequence[Responder]) -> tuple[int, ...]:
+def find_stops(run: Run, responders: Sequence[Responder]) -> tuple[int, ...]:
     """Tokens besides end-of-text that end an answer.
 
     Raises:
       ValueError: one of them was trained to fill in masked tokens, and does not write.
     """
     stops = chat_template.find_stops(run.sidecar_files)
-    for voice in voices:
-        objective = voice.objective
+    for responder in responders:
+        objective = responder.objective
         if objective is None:
             continue
         if not objective.generates:
             raise ValueError(
-                f"{voice.name or 'it'} was trained to fill in masked tokens: it reads both ways "
-                "and does not write text. Tune it with another objective first."
+                f"{responder.name or 'it'} was trained to fill in masked tokens: it reads both "
+                "ways and does not write text. Tune it with another objective first."
             )
-        stops += objective.stop_ids(voice.run.tokenizer)
+        stops += objective.stop_ids(responder.run.tokenizer)
     return stops

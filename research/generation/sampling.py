@@ -1,4 +1,4 @@
-"""Choosing the next token from its logits."""
+"""Sampling of the next token from its logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn."""
+    """Settings of the draw of the next token."""
 
     # divides the logits; 0 takes the likeliest token
     temperature: float = 0.0
@@ -22,8 +22,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        sound = self.temperature >= 0 and 0 < self.top_p <= 1  # also refuses what is no number
-        if not (sound and 0 <= self.top_k < 2**31 and 0 <= self.seed < 2**31):
+        in_range = self.temperature >= 0 and 0 < self.top_p <= 1  # also refuses what is no number
+        if not (in_range and 0 <= self.top_k < 2**31 and 0 <= self.seed < 2**31):
             raise ValueError(
                 f"sampling: temperature {self.temperature} must not be negative, top_p "
                 f"{self.top_p} must lie in (0, 1], top_k {self.top_k} and seed {self.seed} in "
@@ -37,11 +37,13 @@ def sample(
     """Next tokens [B] from logits [B,V] and a key for each row; the numbers are scalars."""
     greedy = jnp.argmax(logits, axis=-1)
     order = jnp.argsort(-logits, axis=-1)
-    ranked = jnp.take_along_axis(logits, order, axis=-1) / jnp.maximum(temperature, 1e-6)
-    share = jax.nn.softmax(ranked, axis=-1)
+    ranked_logits = jnp.take_along_axis(logits, order, axis=-1) / jnp.maximum(temperature, 1e-6)
+    share = jax.nn.softmax(ranked_logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])
     before = jnp.cumsum(share, axis=-1) - share  # the likeliest token always stays
-    kept = (before < top_p) & ((top_k == 0) | (rank < top_k))
-    drawn = jax.vmap(jax.random.categorical)(keys, jnp.where(kept, ranked, -jnp.inf))
-    drawn = jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
-    return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
+    is_candidate = (before < top_p) & ((top_k == 0) | (rank < top_k))
+    samples = jax.vmap(jax.random.categorical)(
+        keys, jnp.where(is_candidate, ranked_logits, -jnp.inf)
+    )
+    samples = jnp.take_along_axis(order, samples[:, None], axis=-1)[:, 0]
+    return jnp.where(temperature > 0, samples, greedy).astype(jnp.int32)

@@ -14,49 +14,49 @@ from research.data.sources import SourceConfig
 from research.generation import decode
 from research.methods import LoRA
 from research.objectives import Chat, Masked
-from research.text import tokenizer as tokenizer_lib
+from research.text import tokenizer as tokenizers
 from tests.helpers import tiny_run
 
 
 @pytest.fixture
 def chatting(monkeypatch):
     """A run that was tuned on conversations; gives its tokenizer and what the model was given."""
-    words = tokenizer_lib.train(["user assistant some words\n" * 9], 290)
+    tokenizer = tokenizers.train(["user assistant some words\n" * 9], 290)
     data = DataConfig((SourceConfig("a"),), 64, 4, Chat())
     run = types.SimpleNamespace(
         experiment=types.SimpleNamespace(data=data),
-        tokenizer=words,
+        tokenizer=tokenizer,
         sidecar_files={},
-        method=types.SimpleNamespace(kind="full"),
+        method=types.SimpleNamespace(kind="full", bank_names=()),
     )
-    given = []
+    calls = []
 
     def stream(model, prompts, tokens, end_id, sampling, stops=()):
-        given.append((words.decode(prompts[0], special=True), stops))
-        return iter(np.asarray([[token] for token in [*words.encode("yes"), words.end_id]]))
+        calls.append((tokenizer.decode(prompts[0], special=True), stops))
+        return iter(np.asarray([[token] for token in [*tokenizer.encode("yes"), tokenizer.end_id]]))
 
     monkeypatch.setattr(runs, "open_run", lambda *_: run)
     monkeypatch.setattr(runs, "load_model", lambda *_: None)
     monkeypatch.setattr(decode, "stream", stream)
-    return words, given
+    return tokenizer, calls
 
 
 def test_a_run_tuned_on_conversations_goes_on_with_its_template(chatting, monkeypatch, capsys):
-    words, given = chatting
-    asked = iter(["some", "words"])
-    monkeypatch.setattr(generate, "_ask", lambda: next(asked, None))
+    tokenizer, calls = chatting
+    prompts = iter(["some", "words"])
+    monkeypatch.setattr(generate, "_ask", lambda: next(prompts, None))
     with contextlib.suppress(SystemExit):
         generate.main(["--run", "there"])
     first = "<|begin|>user\nsome<|end|>\n<|begin|>assistant\n"
     second = first + "yes<|end|>\n<|begin|>user\nwords<|end|>\n<|begin|>assistant\n"
-    assert given == [(first, (words.end_id,)), (second, (words.end_id,))]
+    assert calls == [(first, (tokenizer.end_id,)), (second, (tokenizer.end_id,))]
     assert capsys.readouterr().out == "yes\nyes\n"
 
 
 def test_a_raw_prompt_is_in_no_template(chatting):
-    _, given = chatting
+    _, calls = chatting
     generate.main(["--run", "there", "--raw", "--prompt", "some"])
-    assert given[0][0] == "<|begin|>some"
+    assert calls[0][0] == "<|begin|>some"
 
 
 def test_a_model_of_masked_text_does_not_write(chatting):
@@ -67,20 +67,20 @@ def test_a_model_of_masked_text_does_not_write(chatting):
 
 
 def test_one_of_several_side_by_side_is_switched_off(world, tmp_path, capsys):
-    named = []
+    adapter_options = []
     for seed, name in enumerate(("law", "style")):
         path = tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / name, seed)
-        named += ["--adapter", f"{name}={path}"]
+        adapter_options += ["--adapter", f"{name}={path}"]
     capsys.readouterr()  # of the base's training
 
-    def said(*off):
-        line = ["--run", str(world.base), *named, "--prompt", "red", "--tokens", "3"]
-        generate.main([*line, *(word for name in off for word in ("--switch-off", name))])
+    def outputs(*off):
+        line = ["--run", str(world.base), *adapter_options, "--prompt", "red", "--tokens", "3"]
+        generate.main([*line, *(option for name in off for option in ("--switch-off", name))])
         return dict(text.split(": ", 1) for text in capsys.readouterr().out.splitlines())
 
-    both = said()
+    both = outputs()
     assert list(both) == ["law", "style"]
-    assert said("law") == {"style": both["style"]}
-    assert list(said("law", "style")) == ["base"]
+    assert outputs("law") == {"style": both["style"]}
+    assert list(outputs("law", "style")) == ["base"]
     with pytest.raises(SystemExit, match="side by side are law, style"):
-        said("lax")
+        outputs("lax")

@@ -107,8 +107,8 @@ def test_unseen_tokens_and_contexts_cost_finite_nats():
     train = [np.array([3, 4] * 10)]
     unseen = [np.array([7, 8, 8, 7])]
     for model in (fit_unigram(train, VOCABULARY, END), fit_bigram(train, VOCABULARY, BEGIN, END)):
-        (surprise,), (known,) = model.nats(unseen), model.nats([np.array([3, 4, 3, 4])])
-        assert np.isfinite(surprise) and surprise > 2 * known
+        (unseen_nats,), (observed_nats,) = model.nats(unseen), model.nats([np.array([3, 4, 3, 4])])
+        assert np.isfinite(unseen_nats) and unseen_nats > 2 * observed_nats
 
 
 def test_flat_tokens_with_offsets_equal_a_list_of_documents():
@@ -129,8 +129,8 @@ def test_xz_reads_all_documents_at_once():
     digits = "".join(rng.choice(list("0123456789abcdef"), 20_000))
     assert 4 <= xz_bits_per_byte([digits]) < 4.4  # incompressible: 4 bits a digit
     assert xz_bits_per_byte([digits] * 8) < 0.6  # later copies cost next to nothing
-    packed = len(lzma.compress(digits.encode() + b"\0", preset=9))
-    assert xz_bits_per_byte([digits]) == pytest.approx(8 * packed / 20_000)
+    compressed = len(lzma.compress(digits.encode() + b"\0", preset=9))
+    assert xz_bits_per_byte([digits]) == pytest.approx(8 * compressed / 20_000)
 
 
 def test_bad_documents_are_refused_with_the_place():

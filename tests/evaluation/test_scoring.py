@@ -16,7 +16,7 @@ from research.data.pipeline import Pipeline
 from research.evaluation import scoring, tasks
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
-from research.text import tokenizer
+from research.text import tokenizer as tokenizers
 from research.training.heldout_loss import (
     bits_per_byte,
     heldout_loss,
@@ -38,15 +38,15 @@ def likelihoods(model, questions, answers):
     pairs = [(q, a) for q in questions for a in answers]
     width = max(len(q) + len(a) for q, a in pairs)
     ids = np.zeros((len(pairs), width), np.int32)
-    used = np.zeros((len(pairs), width), np.int32)
+    is_used = np.zeros((len(pairs), width), np.int32)
     for row, (question, answer) in enumerate(pairs):
         whole = [*question, *answer]
-        ids[row, : len(whole)], used[row, : len(whole)] = whole, 1
+        ids[row, : len(whole)], is_used[row, : len(whole)] = whole, 1
     positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
-    batch = Batch(ids, ids, used.astype(np.float32), used, positions)
-    says = np.asarray(jax.nn.log_softmax(jax.jit(tiny.logits)(model, batch)))
+    batch = Batch(ids, ids, is_used.astype(np.float32), is_used, positions)
+    log_probs = np.asarray(jax.nn.log_softmax(jax.jit(tiny.logits)(model, batch)))
     totals = [
-        sum(says[row, len(question) + i - 1, token] for i, token in enumerate(answer))
+        sum(log_probs[row, len(question) + i - 1, token] for i, token in enumerate(answer))
         for row, (question, answer) in enumerate(pairs)
     ]
     return np.reshape(totals, (len(questions), len(answers)))
@@ -56,17 +56,20 @@ def likelihoods(model, questions, answers):
 def test_choosing_scores_each_answer_as_a_forward_pass_of_its_own_does(rows, attention):
     model = tiny.shaken(tiny.model(tiny.config(attention=attention)), size=0.2)
     random = np.random.default_rng(1)
-    draw = lambda length: random.integers(1, tiny.CONFIG.vocabulary, length).tolist()  # noqa: E731
+
+    def draw(length):
+        return random.integers(1, tiny.CONFIG.vocabulary, length).tolist()
+
     questions = [draw(n) for n in (7, 1, 30, 12, 3, 9, 2, 18, 25, 5, 11)]  # a batch and a part
     answers = [draw(n) for n in (1, 4, 1, 9)]
-    found = scoring.choose(make_score(model, rows), questions, answers, batch_size=8)
+    choice = scoring.choose(make_score(model, rows), questions, answers, batch_size=8)
     expected = likelihoods(model, questions, answers)
-    np.testing.assert_allclose(found.scores, expected, atol=1e-3)
+    np.testing.assert_allclose(choice.scores, expected, atol=1e-3)
     assert np.ptp(expected, axis=0).min() > 0.1  # the question matters
-    assert np.array_equal(found.best, expected.argmax(axis=1))
-    assert len(set(found.best)) > 1
+    assert np.array_equal(choice.best, expected.argmax(axis=1))
+    assert len(set(choice.best)) > 1
     # each question once but for its last token, which stands before every answer
-    assert found.tokens == sum(len(q) - 1 for q in questions) + 11 * sum(map(len, answers))
+    assert choice.tokens == sum(len(q) - 1 for q in questions) + 11 * sum(map(len, answers))
 
 
 def test_a_row_shows_each_answer_the_question_and_itself_alone():
@@ -98,15 +101,15 @@ def test_nothing_to_choose_from_is_refused(rows):
 def test_a_uniform_model_needs_log2_of_the_vocabulary_for_a_token(world, rows):
     model = tiny.model(tiny_run.MODEL)
     model.embedding.kernel = nnx.Param(jnp.zeros((288, 16)), axes=("vocabulary", "embed"))
-    words = tokenizer.load(world.folder / "tokenizer.json")
-    data = Pipeline(world.data(), words, tokens.default_cache())
+    tokenizer = tokenizers.load(world.folder / "tokenizer.json")
+    data = Pipeline(world.data(), tokenizer, tokens.default_cache())
     heldout = open_heldout(data, "heldout", None)
     texts = [f"{n} roofs, red." for n in range(9)]
-    count = sum(len(words.encode(text)) + 1 for text in texts)  # with each end-of-text
-    found = heldout_loss(make_score(model, rows), heldout)
+    count = sum(len(tokenizer.encode(text)) + 1 for text in texts)  # with each end-of-text
+    losses = heldout_loss(make_score(model, rows), heldout)
     bits = math.log2(288) * count / sum(map(len, texts))
-    np.testing.assert_allclose(found["heldout_bits_per_byte"], bits, rtol=1e-6)
-    np.testing.assert_allclose(found["heldout_loss"], math.log(288), rtol=1e-6)
+    np.testing.assert_allclose(losses["heldout_bits_per_byte"], bits, rtol=1e-6)
+    np.testing.assert_allclose(losses["heldout_loss"], math.log(288), rtol=1e-6)
     with pytest.raises(ValueError, match="held-out text is empty"):
         bits_per_byte(1.0, 0)
 
@@ -114,15 +117,17 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_for_a_token(world, rows):
 def test_each_row_of_held_out_text_has_its_own_nats(world, rows):
     """Questions: only the answer's tokens count, whatever stands before them."""
     model = tiny.shaken(tiny.model(tiny_run.MODEL), size=0.2)
-    words = tokenizer.load(world.folder / "tokenizer.json")
-    data = Pipeline(world.questions(), words, tokens.default_cache())
+    tokenizer = tokenizers.load(world.folder / "tokenizer.json")
+    data = Pipeline(world.questions(), tokenizer, tokens.default_cache())
     (part,) = open_heldout(data, "heldout", None)
     nats = row_nats(make_score(model, rows), part.batches())
     expected = []
     for batch in part.batches():
-        says = jax.nn.log_softmax(jax.jit(tiny.logits)(model, jax.tree.map(np.asarray, batch)))
-        picked = np.take_along_axis(np.asarray(says), batch.targets[..., None], axis=-1)[..., 0]
-        expected += list(-(picked * batch.weights).sum(axis=1))
+        log_probs = jax.nn.log_softmax(jax.jit(tiny.logits)(model, jax.tree.map(np.asarray, batch)))
+        target_log_probs = np.take_along_axis(
+            np.asarray(log_probs), batch.targets[..., None], axis=-1
+        )[..., 0]
+        expected += list(-(target_log_probs * batch.weights).sum(axis=1))
     assert len(nats) == 8 * len(part) and np.sum(nats > 0) == len(part.rows)
     np.testing.assert_allclose(nats, expected, atol=1e-3)
 
@@ -130,11 +135,15 @@ def test_each_row_of_held_out_text_has_its_own_nats(world, rows):
 def test_fewer_questions_are_the_same_ones_every_time(world):
     source = world.questions().sources[0]
     task = tasks.ChoiceTask(source, Supervised("{prompt}"), split="heldout")
-    assert tasks.questions(task, 12) == list(range(12))
+    assert tasks.question_rows(task, 12) == list(range(12))
     fewer = dataclasses.replace(task, max_questions=5)
-    chosen = tasks.questions(fewer, 12)
-    assert chosen == sorted(set(chosen)) and len(chosen) == 5 and chosen[-1] < 12
-    words = tokenizer.load(world.folder / "tokenizer.json")
-    asked = tasks.choose(lambda batch: np.ones(batch.tokens.shape), fewer, words)
-    everything = tasks.choose(lambda batch: np.ones(batch.tokens.shape), task, words)
-    assert asked.prompts == [everything.prompts[i] for i in chosen]
+    row_numbers = tasks.question_rows(fewer, 12)
+    assert (
+        row_numbers == sorted(set(row_numbers)) and len(row_numbers) == 5 and row_numbers[-1] < 12
+    )
+    tokenizer = tokenizers.load(world.folder / "tokenizer.json")
+    fewer_answers = tasks.answer_questions(
+        lambda batch: np.ones(batch.tokens.shape), fewer, tokenizer
+    )
+    all_answers = tasks.answer_questions(lambda batch: np.ones(batch.tokens.shape), task, tokenizer)
+    assert fewer_answers.prompts == [all_answers.prompts[i] for i in row_numbers]

@@ -1,4 +1,4 @@
-"""Decoding in batches says what the model says: token by token, prompt by prompt."""
+"""Decoding in batches gives what the model predicts: token by token, prompt by prompt."""
 
 import subprocess
 
@@ -13,7 +13,7 @@ from research.generation import decode
 from research.generation.sampling import Sampling
 from research.methods import LoRA
 from research.sharding import MeshConfig
-from research.text import tokenizer
+from research.text import tokenizer as tokenizers
 from research.training.loop import train
 from tests.helpers import tiny, tiny_run
 
@@ -35,20 +35,20 @@ def greedy(model):
 
 def test_greedy_decoding_is_the_argmax_of_the_full_forward_pass(model, greedy):
     width = max(map(len, PROMPTS)) + 10
-    for prompt, said in zip(PROMPTS, greedy, strict=True):
+    for prompt, completion in zip(PROMPTS, greedy, strict=True):
         whole = np.zeros((1, width), np.int32)
-        whole[0, : len(prompt) + 10] = prompt + said
+        whole[0, : len(prompt) + 10] = prompt + completion
         batch = tiny.Batch(
             whole, whole, whole, np.ones_like(whole), np.arange(width, dtype=np.int32)[None]
         )
         best = np.argmax(jax.jit(tiny.logits)(model, batch)[0], axis=-1)
-        assert said == best[len(prompt) - 1 : len(prompt) + 9].tolist()
-    assert len({token for said in greedy for token in said}) > 10
+        assert completion == best[len(prompt) - 1 : len(prompt) + 9].tolist()
+    assert len({token for completion in greedy for token in completion}) > 10
 
 
 def test_a_batch_of_ragged_prompts_equals_them_one_by_one(model, greedy):
-    for prompt, said in zip(PROMPTS, greedy, strict=True):
-        assert decode.generate(model, [prompt], 10, NEVER) == [said]
+    for prompt, completion in zip(PROMPTS, greedy, strict=True):
+        assert decode.generate(model, [prompt], 10, NEVER) == [completion]
 
 
 def test_a_row_ends_at_end_of_text_and_the_batch_when_all_rows_have(model, greedy):
@@ -85,7 +85,7 @@ def test_prompts_without_a_token_are_refused(model):
 
 
 @pytest.fixture(scope="module")
-def tuned(world, tmp_path_factory):
+def tuned_path(world, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("tuned") / "run"
     train(world.tuning(20, method=LoRA(rank=4)), workdir)
     return workdir
@@ -102,30 +102,32 @@ def answers(path, prompts):
 
 def test_the_program_prints_what_the_model_says(world, capsys):
     prompts = ["red leaves", "blue", "green leaves fall on 7"]
-    words = tokenizer.load(world.folder / "tokenizer.json")
-    expected = answers(world.base, [[words.begin_id, *words.encode(p)] for p in prompts])
+    tokenizer = tokenizers.load(world.folder / "tokenizer.json")
+    expected = answers(world.base, [[tokenizer.begin_id, *tokenizer.encode(p)] for p in prompts])
     assert all(expected) and len(set(expected)) > 1
     capsys.readouterr()
     line = ["--run", str(world.base), "--tokens", "12"]
     program.main([*line, *(f"--prompt={prompt}" for prompt in prompts)])
     assert capsys.readouterr().out.splitlines() == expected
-    for prompt, said in zip(prompts[:2], expected, strict=False):
+    for prompt, completion in zip(prompts[:2], expected, strict=False):
         program.main([*line, "--prompt", prompt])
-        assert capsys.readouterr().out == said + "\n"
+        assert capsys.readouterr().out == completion + "\n"
 
 
-def test_the_program_asks_for_prompts_and_wraps_them_as_in_tuning(world, tuned):
+def test_the_program_asks_for_prompts_and_wraps_them_as_in_tuning(world, tuned_path):
     prompts = ["roof 1 red", "roof 4 blue"]
-    words = tokenizer.load(world.folder / "tokenizer.json")
+    tokenizer = tokenizers.load(world.folder / "tokenizer.json")
     parts = [("Q: ", prompt, "\nA: ") for prompt in prompts]
-    ids = [[words.begin_id, *(i for part in ps for i in words.encode(part))] for ps in parts]
-    expected = answers(tuned, ids)
-    line = tiny_run.command("generate", "--run", tuned, "--tokens", "12")
-    ended = subprocess.run(
+    ids = [
+        [tokenizer.begin_id, *(i for part in ps for i in tokenizer.encode(part))] for ps in parts
+    ]
+    expected = answers(tuned_path, ids)
+    line = tiny_run.command("generate", "--run", tuned_path, "--tokens", "12")
+    process = subprocess.run(
         line, cwd=tiny_run.ROOT, input="\n".join(prompts) + "\n", capture_output=True, text=True
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines() == expected
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == expected
 
 
 def test_the_program_names_what_is_wrong(world, tmp_path):

@@ -45,12 +45,12 @@ def test_zero_temperature_top_1_and_a_tiny_top_p_are_greedy(logits, seed):
 @given(rows_of_logits, st.integers(1, V), st.floats(0.05, 1), st.floats(0.2, 3))
 def test_only_allowed_tokens_are_drawn(logits, top_k, top_p, temperature):
     for row in logits:
-        drawn = draw(jnp.broadcast_to(row, (64, V)), 1, temperature, top_k, top_p)
+        samples = draw(jnp.broadcast_to(row, (64, V)), 1, temperature, top_k, top_p)
         order = np.argsort(-row)
         shares = softmax(row.astype(np.float64) / temperature)[order]
         likelier = np.cumsum(shares) - shares  # share of the tokens before each rank
-        allowed = order[(likelier < top_p + 1e-5) & (np.arange(V) < top_k)]
-        assert set(np.asarray(drawn)) <= set(allowed)
+        allowed_tokens = order[(likelier < top_p + 1e-5) & (np.arange(V) < top_k)]
+        assert set(np.asarray(samples)) <= set(allowed_tokens)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -62,17 +62,17 @@ def test_draws_follow_the_softmax(temperature):
 
 def test_top_k_and_top_p_cut_the_softmax_and_scale_what_is_left():
     shares = softmax(LOGITS)  # ranks: tokens 2, 4, 0, 3, 1, 5
-    for settings, allowed in [
+    for settings, allowed_tokens in [
         ({"top_k": 3}, [2, 4, 0]),
         ({"top_p": 0.6}, [2, 4]),  # 0.46 is less, 0.46 + 0.28 is enough
         ({"top_k": 2, "top_p": 0.9}, [2, 4]),
         ({"top_k": 4, "top_p": 0.8}, [2, 4, 0]),
     ]:
-        found = frequencies(**settings)
-        expected = np.where(np.isin(np.arange(V), allowed), shares, 0)
+        samples = frequencies(**settings)
+        expected = np.where(np.isin(np.arange(V), allowed_tokens), shares, 0)
         expected /= expected.sum()
-        assert np.all(found[expected == 0] == 0), settings
-        np.testing.assert_allclose(found, expected, atol=0.02)
+        assert np.all(samples[expected == 0] == 0), settings
+        np.testing.assert_allclose(samples, expected, atol=0.02)
 
 
 def test_bad_settings_are_refused():
