@@ -81,7 +81,7 @@ def _licence(source: SourceConfig) -> str:
         return UNKNOWN
     from research.data import builders
 
-    info = builders.prepared(source.name, source.path).info
+    info = builders.prepare_builder(source.name, source.path).info
     return info.redistribution_info.license or UNKNOWN
 
 

@@ -40,11 +40,11 @@ def available() -> list[str]:
     return sorted(p.parent.name for p in modules if p.stem == f"{p.parent.name}_dataset_builder")
 
 
-def prepared(name: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBuilder:
+def prepare_builder(name: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBuilder:
     """The builder `name`, its data on disk (built now if it was not).
 
-    `prepared(name).info.metadata` says what the data was made from. A build that dies leaves no
-    data behind; several processes may call this at once, and one of them builds.
+    Its `info.metadata` says what the data was made from. A build that dies leaves no data behind;
+    several processes may call this at once, and one of them builds.
 
     Raises:
         ValueError: no builder has this name; the message names the nearest.
@@ -77,10 +77,10 @@ def load(name: str, split: str, data_dir: str | Path | None = None) -> Sequence[
     Raises:
         ValueError: unknown name or split.
     """
-    builder = prepared(name, data_dir)
+    builder = prepare_builder(name, data_dir)
     if split.partition("[")[0] not in builder.info.splits:
-        known = ", ".join(builder.info.splits)
-        raise ValueError(f"dataset {name!r} has no split {split!r} (it has: {known})")
+        split_names = ", ".join(builder.info.splits)
+        raise ValueError(f"dataset {name!r} has no split {split!r} (it has: {split_names})")
     return builder.as_data_source(split=split)
 
 
@@ -89,11 +89,11 @@ def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def _check_pin(builder: tfds.core.DatasetBuilder) -> None:
-    built_from = dict(builder.info.metadata.items()).get("sha256")
-    if built_from and built_from not in {asset.sha256 for asset in ASSETS.values()}:
+    source_sha256 = dict(builder.info.metadata.items()).get("sha256")
+    if source_sha256 and source_sha256 not in {asset.sha256 for asset in ASSETS.values()}:
         raise ValueError(
             f"{builder.data_dir} was built from an asset that is no longer pinned (sha256 "
-            f"{built_from[:12]}...): remove that folder to build it again"
+            f"{source_sha256[:12]}...): remove that folder to build it again"
         )
 
 

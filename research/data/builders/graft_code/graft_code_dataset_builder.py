@@ -44,11 +44,11 @@ class Builder(DocumentBuilder):
     def documents(self) -> tuple[list[Document], dict[str, Any]]:
         """Reads `sysconfig.get_paths()["stdlib"]`; skips what does not decode (and counts it)."""
         root = Path(sysconfig.get_paths()["stdlib"])
-        documents, skipped = [], 0
+        documents, undecodable = [], 0
         for path in source_files(root):
             try:
                 with tokenize.open(path) as file:
                     documents.append(Document(path.relative_to(root).as_posix(), file.read()))
             except (SyntaxError, UnicodeDecodeError):
-                skipped += 1
-        return documents, {"source": f"standard library of {PYTHON}", "undecodable": skipped}
+                undecodable += 1
+        return documents, {"source": f"standard library of {PYTHON}", "undecodable": undecodable}

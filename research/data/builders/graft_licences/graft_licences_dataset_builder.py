@@ -34,8 +34,8 @@ from research.text.near_duplicates import clusters, nearest_similarity
 
 ASSET = "licensedcode-data"
 LABEL_COUNT = 25
-LEAST_CHARACTERS = 80  # a notice is longer
-LEAST_CLUSTERS = 20
+MIN_CHARACTERS = 80  # a notice is longer
+MIN_CLUSTERS = 20
 THRESHOLD = 0.5
 TEST_SHARE, VALIDATION_SHARE = 0.13, 0.07
 SPLITS = ("train", "validation", "test")
@@ -76,7 +76,7 @@ def parse_rule(name: str, content: str) -> Notice | None:
     label = str(fields.get("license_expression", ""))
     # {{...}} is the database's mark around telling phrases: no part of the notice.
     text = match.group(2).replace("{{", "").replace("}}", "").strip()
-    if len(text) <= LEAST_CHARACTERS or not _SINGLE_KEY.fullmatch(label):
+    if len(text) <= MIN_CHARACTERS or not _SINGLE_KEY.fullmatch(label):
         return None
     return Notice(PurePosixPath(name).stem, text, label)
 
@@ -85,19 +85,19 @@ def frequent_labels(
     labels: Sequence[str], cluster: np.ndarray, count: int, min_clusters: int
 ) -> list[str]:
     """The `count` most frequent labels among those in at least `min_clusters` clusters."""
-    seen: dict[str, set[int]] = collections.defaultdict(set)
+    clusters_of: dict[str, set[int]] = collections.defaultdict(set)
     for label, number in zip(labels, cluster.tolist(), strict=True):
-        seen[label].add(number)
+        clusters_of[label].add(number)
     frequency = collections.Counter(labels)
-    ordered = sorted(frequency, key=lambda label: (-frequency[label], label))
-    return [label for label in ordered if len(seen[label]) >= min_clusters][:count]
+    sorted_labels = sorted(frequency, key=lambda label: (-frequency[label], label))
+    return [label for label in sorted_labels if len(clusters_of[label]) >= min_clusters][:count]
 
 
 def split_clusters(names: Sequence[str], labels: Sequence[str], cluster: np.ndarray) -> list[str]:
     """The split of each row [N]; whole clusters, in hash order, stratified as the module says."""
     totals = collections.Counter(labels)
     shares = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
-    room = {
+    quotas = {
         split: {label: math.ceil(share * n) for label, n in totals.items()}
         for split, share in shares.items()
     }
@@ -110,11 +110,11 @@ def split_clusters(names: Sequence[str], labels: Sequence[str], cluster: np.ndar
 
     split = ["train"] * len(names)
     for rows in sorted(members.values(), key=rank):
-        wanted = collections.Counter(labels[i] for i in rows)
-        for candidate, left in room.items():
-            if all(n <= left[label] for label, n in wanted.items()):
-                for label, n in wanted.items():
-                    left[label] -= n
+        label_counts = collections.Counter(labels[i] for i in rows)
+        for candidate, remaining in quotas.items():
+            if all(n <= remaining[label] for label, n in label_counts.items()):
+                for label, n in label_counts.items():
+                    remaining[label] -= n
                 for i in rows:
                     split[i] = candidate
                 break
@@ -130,19 +130,19 @@ def _twin_share(texts: Sequence[str], split: Sequence[str]) -> float:
 
 def frequent_notices() -> tuple[list[Notice], np.ndarray]:
     """The notices of the most frequent labels, and the cluster number of each [N] int64."""
-    parsed = (
+    rules = (
         parse_rule(name, content.decode("utf-8"))
         for name, content in read_members(fetch(ASSET), ASSETS[ASSET].members)
     )
-    notices = [notice for notice in parsed if notice is not None]
+    notices = [notice for notice in rules if notice is not None]
     # Clusters over all keys first: which keys have enough of them decides what is kept.
     frequency = collections.Counter(notice.label for notice in notices)
-    notices = [notice for notice in notices if frequency[notice.label] >= LEAST_CLUSTERS]
+    notices = [notice for notice in notices if frequency[notice.label] >= MIN_CLUSTERS]
     cluster = clusters([notice.text for notice in notices], THRESHOLD)
-    labels = frequent_labels([n.label for n in notices], cluster, LABEL_COUNT, LEAST_CLUSTERS)
+    labels = frequent_labels([n.label for n in notices], cluster, LABEL_COUNT, MIN_CLUSTERS)
     if not labels:
         name = ASSETS[ASSET].filename
-        raise ValueError(f"{name}: no licence key has notices in {LEAST_CLUSTERS} clusters")
+        raise ValueError(f"{name}: no licence key has notices in {MIN_CLUSTERS} clusters")
     rows = [i for i, notice in enumerate(notices) if notice.label in labels]
     return [notices[i] for i in rows], cluster[rows]
 
@@ -178,7 +178,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         leak = _twin_share(texts, split)
         if leak > 0:
             raise ValueError(f"{leak:.2%} of test rows have a near twin in training: a split bug")
-        shuffled = [split[i] for i in np.random.default_rng(0).permutation(len(split))]
+        random_split = [split[i] for i in np.random.default_rng(0).permutation(len(split))]
         counts = {
             side: collections.Counter(n for n, s in zip(labels, split, strict=True) if s == side)
             for side in SPLITS
@@ -194,7 +194,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             leak={
                 "threshold": THRESHOLD,
                 "this_split": leak,
-                "random_split": _twin_share(texts, shuffled),
+                "random_split": _twin_share(texts, random_split),
             },
             # How often the notice says its own key letter by letter, as in "gpl-2.0".
             key_verbatim=float(np.mean([n.label in n.text.lower() for n in notices])),

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # The second only where the first cannot be had, for example without apt.
 SOURCES = ("python3.11-doc", "SQLAlchemy")
 # Lists of links and generated pages, not prose.
-_SKIPPED = re.compile(r"(genindex.*|py-modindex|search|contents|notfound|copyright)\.html")
+_NO_PROSE = re.compile(r"(genindex.*|py-modindex|search|contents|notfound|copyright)\.html")
 
 
 class Builder(DocumentBuilder):
@@ -34,7 +34,7 @@ class Builder(DocumentBuilder):
         logger.info("graft_web reads %s %s (%s)", asset.name, asset.version, asset.licence)
         documents = []
         for name, content in read_members(path, asset.members):
-            if not _SKIPPED.fullmatch(PurePosixPath(name).name):
+            if not _NO_PROSE.fullmatch(PurePosixPath(name).name):
                 page = name.partition("/html/")[2] or name.partition("/doc/")[2]
                 documents.append(Document(page, html_text(content.decode("utf-8"))))
         return documents, asset.provenance()
