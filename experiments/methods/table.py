@@ -1,4 +1,4 @@
-"""The study's table and plot, from its numbers.
+"""Table and plot of the study, from its results.
 
     python -m experiments.methods.table [--results FILE] [--write]
 
@@ -9,16 +9,14 @@ with the numbers. Intervals are Student's t over seeds.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.methods.__main__ import SEEDS
-from research.reports import page
-from research.reports.page import Column
-from research.reports.plots import bar_plot, si, standalone
-from research.reports.statistics import Estimate, mean_interval
+from experiments.methods.results import FormResult, StudyResults
+from experiments.methods.study import RESULTS, SEEDS
+from research.reports.plots import bar_plot, standalone
+from research.reports.statistics import mean_interval
+from research.reports.tables import Column, format_si, text_table
 
 HERE = Path(__file__).parent
 COLUMNS = [
@@ -38,10 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=HERE / "results.json", metavar="FILE")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--write", action="store_true", help="write the committed files")
     arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text(encoding="utf-8"))
+    results = StudyResults.load(arguments.results)
     text = table(results)
     print(text)
     if arguments.write:
@@ -49,61 +47,61 @@ def main() -> None:
         (HERE / "plot.svg").write_text(plot(results), encoding="utf-8")
 
 
-def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The bases, which nothing was trained of, then the forms, the best first."""
-    before = mean_bits(results["bases"]["base"])
-    lines: list[dict[str, Any]] = []
-    for name, read in results["bases"].items():
-        quality = read["quality"]
-        right = Estimate(quality["value"], quality["low"], quality["high"], quality["n"])
-        moved = mean_bits(read) - before if name != "base" else None
-        line = {"form": name, "right": right, "heldout": read.get("heldout_loss")}
-        lines.append(line | {"forgetting": moved})
-    tuned = []
-    for name, form in results["forms"].items():
-        runs = list(form["runs"].values())
-        if len(runs) < len(SEEDS):  # still at work
-            continue
-        pick = lambda what, runs=runs: [run[what] for run in runs]  # noqa: E731
-        tuned.append(
+def rows(results: StudyResults) -> list[dict[str, Any]]:
+    """Rows of the bases, which are not trained, then of the forms, the best first."""
+    scores = {name: base.scores for name, base in results.bases.items() if base.scores is not None}
+    before = scores["base"].mean_bits
+    base_rows: list[dict[str, Any]] = []
+    for name, base in scores.items():
+        forgetting = base.mean_bits - before if name != "base" else None
+        base_rows.append(
             {
                 "form": name,
-                "rate": form["rate"],
-                "trainable": runs[0]["trainable_parameters"],
-                "bytes": form["bytes"],
-                "step": min(pick("quickest_step_seconds")),
-                "memory": runs[0]["program_bytes"],
-                "right": mean_interval([run["quality"]["value"] for run in runs]),
-                "heldout": mean_interval(pick("heldout_loss")),
-                "forgetting": mean_interval([mean_bits(run) - before for run in runs]),
+                "right": base.quality,
+                "heldout": results.bases[name].heldout_loss,
+                "forgetting": forgetting,
             }
         )
-    return lines + sorted(tuned, key=lambda line: -line["right"].value)
+    form_rows = [
+        _form_row(name, form, before)
+        for name, form in results.forms.items()
+        if len(form.runs) >= len(SEEDS)  # else it is still at work
+    ]
+    return base_rows + sorted(form_rows, key=lambda row: -row["right"].value)
 
 
-def table(results: Mapping[str, Any]) -> str:
-    return page.text_table(rows(results), COLUMNS)
+def _form_row(name: str, form: FormResult, before: float) -> dict[str, Any]:
+    runs = list(form.runs.values())
+    return {
+        "form": name,
+        "rate": form.rate,
+        "trainable": runs[0].trainable_parameters,
+        "bytes": form.bytes,
+        "step": min(run.quickest_step_seconds for run in runs),
+        "memory": runs[0].program_bytes,
+        "right": mean_interval([run.scores.quality.value for run in runs]),
+        "heldout": mean_interval([run.heldout_loss for run in runs]),
+        "forgetting": mean_interval([run.scores.mean_bits - before for run in runs]),
+    }
 
 
-def plot(results: Mapping[str, Any]) -> str:
-    """What each form learnt and what it forgot, side by side."""
-    lines = rows(results)
+def table(results: StudyResults) -> str:
+    return text_table(rows(results), COLUMNS)
+
+
+def plot(results: StudyResults) -> str:
+    """Quality and forgetting of each form, side by side."""
+    table_rows = rows(results)
     names = [
-        f"{line['form']} ({si(line['trainable'])})" if "trainable" in line else line["form"]
-        for line in lines
+        f"{row['form']} ({format_si(row['trainable'])})" if "trainable" in row else row["form"]
+        for row in table_rows
     ]
     panels = {
-        "right answers (%)": [line["right"].scaled(100) for line in lines],
-        "forgetting (bits/byte)": [line["forgetting"] for line in lines],
+        "right answers (%)": [row["right"].scaled(100) for row in table_rows],
+        "forgetting (bits/byte)": [row["forgetting"] for row in table_rows],
     }
     caption = "In brackets trained parameters. Means and 95% intervals over seeds."
     return standalone(bar_plot(names, panels, caption))
-
-
-def mean_bits(read: Mapping[str, Any]) -> float:
-    """Bits a byte, mean over the kinds of held-out text."""
-    bits = read["bits_per_byte"]
-    return sum(bits.values()) / len(bits)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole line on real input: tokenizer, pretraining, tuning, evaluation, one table, one page.
+"""The quickstart: tokenizer, pretraining, tuning and evaluation on real data, one table, one page.
 
     tools/quickstart [--base smollm2] [--workdir DIR] [--fresh] [--steps N]
 
@@ -11,6 +11,7 @@ one pretrained here (about 40 minutes on two cores; runs/quickstart_smollm2).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 import shutil
@@ -38,7 +39,7 @@ def main() -> None:
         "--steps", type=int, metavar="N", help="so many steps a run: the line, not the learning"
     )
     arguments = parser.parse_args()
-    started = time.perf_counter()
+    start = time.perf_counter()
     story = STORIES[arguments.base]
     default = "runs/quickstart" if story.pretrain else f"runs/quickstart_{arguments.base}"
     folder = Path(arguments.workdir or default)
@@ -48,31 +49,37 @@ def main() -> None:
             parser.error(f"--fresh would delete {folder}, which no quickstart made")
         shutil.rmtree(folder)
     prepare_data(story)
-    short = []
+    overrides = []
     if arguments.steps:
-        short = [f"--config.steps={arguments.steps}", "--config.schedule.warmup=0"]
-    words: Path = base
+        overrides = [f"--config.steps={arguments.steps}", "--config.schedule.warmup=0"]
+    tokenizer = base
     if story.pretrain:
-        words = folder / "tokenizer.json"
-        if not words.exists():
+        tokenizer = folder / "tokenizer.json"
+        if not tokenizer.exists():
             run("tokenizer", "--config", story.pretrain,
-                "--vocabulary", VOCABULARY, "--out", words)  # fmt: skip
-        train(base, story.pretrain, f"--config.tokenizer={words}", *short)
+                "--vocabulary", VOCABULARY, "--out", tokenizer)  # fmt: skip
+        train(base, story.pretrain, f"--config.tokenizer={tokenizer}", *overrides)
     elif not base.exists():
         run("convert", "import", "--from", story.source, "--out", base)
-    train(folder / "full", f"{story.tune}:full", f"--config.init_from={base}", *short)
-    train(folder / "lora", f"{story.tune}:lora", f"--config.init_from={base}", *short)
-    train(folder / "scratch", f"{story.tune}:scratch", f"--config.tokenizer={words}", *short)
+    train(folder / "full", f"{story.tune}:full", f"--config.init_from={base}", *overrides)
+    train(folder / "lora", f"{story.tune}:lora", f"--config.init_from={base}", *overrides)
+    train(
+        folder / "scratch", f"{story.tune}:scratch", f"--config.tokenizer={tokenizer}", *overrides
+    )
 
     from experiments.quickstart import measure, page
 
-    results = measure.measure(folder, story)
-    results["command"] = shlex.join(["tools/quickstart", *sys.argv[1:]])
-    results["seconds"] = time.perf_counter() - started
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    results = dataclasses.replace(
+        measure.measure(folder, story),
+        command=shlex.join(["tools/quickstart", *sys.argv[1:]]),
+        seconds=time.perf_counter() - start,
+    )
+    (folder / "results.json").write_text(
+        json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8"
+    )
     print("\n" + page.text(results))
     path = page.write(folder, results)
-    print(f"\n{results['seconds']:.0f} s; the page: {path}, the numbers: {folder}/results.json")
+    print(f"\n{results.seconds:.0f} s; the page: {path}, the numbers: {folder}/results.json")
 
 
 def prepare_data(story: Story) -> None:
@@ -86,7 +93,7 @@ def prepare_data(story: Story) -> None:
     assert task.text is not None and task.choice is not None
     names = [source.name for source in (*task.text.sources, task.choice.source)]
     for name in tqdm(names, "data", unit="set", disable=None):
-        builders.prepared(name)
+        builders.prepare_builder(name)
 
 
 def train(workdir: Path, config: str, *overrides: str) -> None:
@@ -95,9 +102,9 @@ def train(workdir: Path, config: str, *overrides: str) -> None:
 
 def run(command: str, *arguments: object) -> None:
     """Runs one command of `graft` and ends with its exit status if it fails."""
-    words = [command, *map(str, arguments)]
-    print(f"\n$ graft {shlex.join(words)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", "research.cli", *words]).returncode
+    command_line = [command, *map(str, arguments)]
+    print(f"\n$ graft {shlex.join(command_line)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", "research.cli", *command_line]).returncode
     if status:
         sys.exit(
             f"quickstart: graft {command} ended with status {status}; what it printed says why"

@@ -1,27 +1,37 @@
-"""Puts the quickstart's runs and the baselines to the same tasks and collects one table."""
+"""Evaluates the quickstart's runs and the baselines on the same tasks, for one table."""
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.quickstart.results import (
+    Continuation,
+    Curve,
+    Results,
+    Samples,
+    TableRow,
+    TaskFacts,
+    TextRow,
+)
 from experiments.quickstart.stories import Story
 from research import sharding
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.commands.evaluate import scorer
 from research.config import cli, schema
+from research.data import builders
 from research.data.sources import open_source
 from research.evaluation import compression, tasks
 from research.evaluation.baselines import BASELINES
 from research.generation import decode
 from research.reports import statistics
+from research.reports.page import Sample
 from research.runtime.compilation_cache import enable_compilation_cache
 from research.training.metrics import read_metrics
 
@@ -32,80 +42,65 @@ BASELINE_NAMES = {
     "tfidf_linear": "TF-IDF + linear",
     "nearest_neighbour": "nearest neighbour",
 }
+STARTS = ("def main(", "KING.", "The city of ", "Hi! How are you", "The module ")
 
 
-def measure(folder: Path, story: Story) -> dict[str, Any]:
-    """Everything that the table and the page show, ready for JSON."""
+def measure(folder: Path, story: Story) -> Results:
+    """Results of all runs and baselines.
+
+    Args:
+      folder: the quickstart's, with its finished runs.
+      story: the runs and the configs of their evaluation.
+    """
     enable_compilation_cache()
-    asked = story.asked
-    ways = {way: load_tasks(story, way) for _, way in asked.values()}
-    text, choice = next(iter(ways.values()))
-    names = dict.fromkeys(run for run, _ in asked.values())
-    opened = {name: runs.open_run(folder / name) for name in names}
-    trained = [name for name, run in opened.items() if run.experiment]
-    summaries = {name: json.loads((folder / name / "summary.json").read_text()) for name in trained}
+    ways = {way: load_tasks(story, way) for _, way in story.table_rows.values()}
+    text_task, choice_task = next(iter(ways.values()))
+    names = dict.fromkeys(run for run, _ in story.table_rows.values())
+    all_runs = {name: runs.open_run(folder / name) for name in names}
+    trained_names = [name for name, run in all_runs.items() if run.experiment]
+    summaries = {name: read_summary(folder / name) for name in trained_names}
     print("\nreading held-out text and asking licence questions ...", flush=True)
-    texts: dict[str, dict[str, tasks.TextScores]] = {}
+    texts: dict[str, TextResults] = {}
     answers: dict[str, tasks.Answers] = {}
-    for row, (name, way) in asked.items():
-        run = opened[name]
+    for row, (name, way) in story.table_rows.items():
+        run = all_runs[name]
         with scorer(run) as score:
             if name not in texts:
-                texts[name] = tasks.read_text(score, text, run.tokenizer)
-            answers[row] = tasks.choose(score, ways[way][1], run.tokenizer)
+                texts[name] = tasks.score_text(score, text_task, run.tokenizer)
+            answers[row] = tasks.answer_questions(score, ways[way][1], run.tokenizer)
     before = texts[story.base]
-    rows = [base_row(summaries.get(story.base), before, folder / story.base)]
-    correct: list[np.ndarray] = []
-    groups = next(iter(answers.values())).groups
-    for row, (name, way) in asked.items():
-        given = answers[row]
-        made = {} if name == story.base else summaries[name]
-        correct.append(given.correct)
-        rows.append(
-            {
-                "name": row,
-                "kind": "language model",
-                "objective": "supervised" if made else "none (prompt only)",
-                "examples": made.get("examples", 0),
-                "tokens": made.get("tokens", 0),
-                # different ones: a short run does not come to all of them
-                "labels": min(made["documents"], round(made["examples"]))
-                if made
-                else ways[way][1].shots,
-                "trainable": made.get("trainable_parameters", 0),
-                "trainable_share": made.get("trainable_parameters", 0)
-                / summaries["full"]["parameters"],
-                "flops": made.get("flops", 0),
-                "seconds": made.get("seconds", 0),
-                "peak_memory": made.get("peak_memory_bytes"),
-                "artifact": stored_bytes(folder / name / "model") if made else 0,
-                "answer_seconds": given.seconds / len(given.expected),
-                "truncated": given.truncated,
-                "forgetting": forgetting(texts[name], before)
-                if made and (experiment := opened[name].experiment) and experiment.init_from
-                else None,
-            }
-        )
-    for name, (baseline, right) in baseline_rows(choice).items():
-        rows.append({"name": BASELINE_NAMES[name], **baseline})
-        correct.append(right)
-    for i, right in enumerate(correct):
-        line = rows[i + 1]  # the first row is pretraining, which answers nothing
-        line["quality"] = estimate(statistics.proportion_interval(right, groups=groups))
-        if i:
-            difference = statistics.paired_difference(right, correct[i - 1], groups=groups)
-            line["gain"] = estimate(difference.difference) | {"p": difference.p_value}
-    return {
-        "table": rows,
-        "text": text_table(text, before, opened[story.base]),
-        "task": task_facts(choice, answers),
-        "curves": curves(folder, trained),
-        "samples": samples(opened, story.base, choice),
-        "configs": {name: schema.to_dict(opened[name].experiment) for name in trained},
-        "versions": opened["full"].checkpoint.metadata()["versions"],
-        "caveat": story.caveat,
-        "device": jax.devices()[0].device_kind,
-    }
+    table = [base_row(summaries.get(story.base), before, folder / story.base)]
+    for row, (name, way) in story.table_rows.items():
+        if name == story.base:
+            table.append(prompted_row(row, answers[row], ways[way][1].shots))
+        else:
+            full_parameters = summaries["full"]["parameters"]
+            row_of_run = tuned_row(row, answers[row], summaries[name], full_parameters)
+            row_of_run.artifact = stored_bytes(folder / name / "model")
+            experiment = all_runs[name].experiment
+            if experiment and experiment.init_from:
+                row_of_run.forgetting = forgetting(texts[name], before)
+            table.append(row_of_run)
+    baselines = baseline_rows(choice_task)
+    table += [row for row, _ in baselines]
+    correct = [*(each.correct for each in answers.values()), *(right for _, right in baselines)]
+    add_quality(table[1:], correct, next(iter(answers.values())).groups)
+    return Results(
+        table=table,
+        text=text_rows(text_task, before, all_runs[story.base]),
+        task=task_facts(choice_task, answers),
+        curves={name: read_curve(folder / name) for name in trained_names},
+        samples=draw_samples(all_runs, story.base, choice_task),
+        configs={name: schema.to_dict(all_runs[name].experiment) for name in trained_names},
+        versions=all_runs["full"].checkpoint.metadata()["versions"],
+        caveat=story.caveat,
+        device=jax.devices()[0].device_kind,
+    )
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary in a run's folder."""
+    return json.loads((folder / "summary.json").read_text())
 
 
 def load_tasks(story: Story, way: str) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
@@ -114,167 +109,215 @@ def load_tasks(story: Story, way: str) -> tuple[tasks.TextTask, tasks.ChoiceTask
     return evaluation.text, evaluation.choice
 
 
-def base_row(summary: Mapping[str, Any] | None, text: TextResults, folder: Path) -> dict[str, Any]:
-    """What the base took, as far as it was made here, and how it reads."""
-    stored = {"artifact": stored_bytes(folder / "model"), "bits_per_byte": pooled(text)}
+def base_row(summary: Mapping[str, Any] | None, text: TextResults, folder: Path) -> TableRow:
+    """Row of the base: its cost, if it was trained here, and its bits per byte."""
+    artifact, bits = stored_bytes(folder / "model"), pooled_bits_per_byte(text)
     if summary is None:
-        return {"name": "base, made elsewhere", "kind": "base", "labels": None, **stored}
-    return {
-        "name": "pretraining",
-        "kind": "base",
-        "objective": "causal",
-        "examples": summary["examples"],
-        "tokens": summary["tokens"],
-        "labels": 0,
-        "trainable": summary["trainable_parameters"],
-        "trainable_share": 1.0,
-        "flops": summary["flops"],
-        "seconds": summary["seconds"],
-        "peak_memory": summary["peak_memory_bytes"],
-        **stored,
-    }
+        return TableRow("base, made elsewhere", "base", artifact=artifact, bits_per_byte=bits)
+    return TableRow(
+        name="pretraining",
+        kind="base",
+        objective="causal",
+        examples=summary["examples"],
+        tokens=summary["tokens"],
+        labels=0,
+        trainable=summary["trainable_parameters"],
+        trainable_share=1.0,
+        flops=summary["flops"],
+        seconds=summary["seconds"],
+        peak_memory=summary["peak_memory_bytes"],
+        artifact=artifact,
+        bits_per_byte=bits,
+    )
 
 
-def pooled(text: TextResults) -> float:
+def prompted_row(name: str, answers: tasks.Answers, shots: int) -> TableRow:
+    """Row of the base without tuning, with worked examples in front of each question."""
+    return TableRow(
+        name=name,
+        kind="language model",
+        objective="none (prompt only)",
+        examples=0,
+        tokens=0,
+        labels=shots,
+        trainable=0,
+        trainable_share=0.0,
+        flops=0,
+        seconds=0,
+        artifact=0,
+        answer_seconds=answers.seconds / len(answers.expected),
+        truncated=answers.truncated,
+    )
+
+
+def tuned_row(
+    name: str, answers: tasks.Answers, summary: Mapping[str, Any], full_parameters: int
+) -> TableRow:
+    """Row of a run that was trained on the task."""
+    return TableRow(
+        name=name,
+        kind="language model",
+        objective="supervised",
+        examples=summary["examples"],
+        tokens=summary["tokens"],
+        # different ones: a short run does not come to all of them
+        labels=min(summary["documents"], round(summary["examples"])),
+        trainable=summary["trainable_parameters"],
+        trainable_share=summary["trainable_parameters"] / full_parameters,
+        flops=summary["flops"],
+        seconds=summary["seconds"],
+        peak_memory=summary["peak_memory_bytes"],
+        answer_seconds=answers.seconds / len(answers.expected),
+        truncated=answers.truncated,
+    )
+
+
+def add_quality(
+    rows: Sequence[TableRow], correct: Sequence[np.ndarray], groups: np.ndarray | None
+) -> None:
+    """Adds to each row the share of right answers, and its gain over the row above.
+
+    Args:
+      rows: those that answer.
+      correct: for each of them, [N] which questions it answers right.
+      groups: [N] near-duplicate clusters of the questions.
+    """
+    for row, right in zip(rows, correct, strict=True):
+        row.quality = statistics.proportion_interval(right, groups=groups)
+    for row, right, right_above in zip(rows[1:], correct[1:], correct, strict=False):
+        difference = statistics.paired_difference(right, right_above, groups=groups)
+        row.gain, row.gain_p_value = difference.difference, difference.p_value
+
+
+def pooled_bits_per_byte(text: TextResults) -> float:
     """Bits per byte over all sources together."""
     nats = sum(float(scores.nats.sum()) for scores in text.values())
     return nats / np.log(2) / sum(scores.bytes for scores in text.values())
 
 
-def forgetting(after: TextResults, before: TextResults) -> dict[str, float]:
+def forgetting(after: TextResults, before: TextResults) -> statistics.Estimate:
     """Bits per byte of held-out pretraining text, after minus before, paired row by row."""
     change = np.concatenate([after[name].nats - before[name].nats for name in before])
     size = np.concatenate(
         [np.full(len(scores.nats), scores.bytes / len(scores.nats)) for scores in before.values()]
     )
-    return estimate(statistics.ratio_interval(change / np.log(2), size))
+    return statistics.ratio_interval(change / np.log(2), size)
 
 
-def baseline_rows(task: tasks.ChoiceTask) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
-    """The baselines' rows and which test rows each gets right."""
-    split = {name: open_source(task.source, name) for name in ("train", task.split)}
-    train = [split["train"][i] for i in range(len(split["train"]))]
-    asked = split[task.split]
-    test = [asked[i] for i in tasks.questions(task, len(asked))]
-    found = {}
+def baseline_rows(task: tasks.ChoiceTask) -> list[tuple[TableRow, np.ndarray]]:
+    """Rows of the baselines, and a mask [N] of the test questions that each gets right."""
+    train_source = open_source(task.source, "train")
+    test_source = open_source(task.source, task.split)
+    train = [train_source[i] for i in range(len(train_source))]
+    test = [test_source[i] for i in tasks.question_rows(task, len(test_source))]
+    rows = []
     for name, baseline in BASELINES.items():
         predictions, cost = baseline(
-            [row["prompt"] for row in train],
-            [row["completion"] for row in train],
-            [row["prompt"] for row in test],
+            [example["prompt"] for example in train],
+            [example["completion"] for example in train],
+            [example["prompt"] for example in test],
         )
-        row = {
-            "kind": "baseline",
-            "objective": "supervised" if name != "majority" else "count",
-            "examples": len(train),
-            "labels": len(train),
-            "trainable": cost["parameters"],
-            "seconds": cost["fit_seconds"],
-            "artifact": cost["artifact_bytes"],
-            "answer_seconds": cost["predict_seconds"] / len(test),
-        }
-        right = np.asarray([row["completion"] for row in test]) == np.asarray(predictions)
-        found[name] = row, right
-    return found
+        row = TableRow(
+            name=BASELINE_NAMES[name],
+            kind="baseline",
+            objective="supervised" if name != "majority" else "count",
+            examples=len(train),
+            labels=len(train),
+            trainable=cost["parameters"],
+            seconds=cost["fit_seconds"],
+            artifact=cost["artifact_bytes"],
+            answer_seconds=cost["predict_seconds"] / len(test),
+        )
+        expected = np.asarray([example["completion"] for example in test])
+        rows.append((row, expected == np.asarray(predictions)))
+    return rows
 
 
-def text_table(task: tasks.TextTask, ours: TextResults, run: Run) -> list[dict[str, Any]]:
+def text_rows(task: tasks.TextTask, scores: TextResults, base: Run) -> list[TextRow]:
     """Bits per byte of each kind of held-out text: the base, xz and the token models.
 
     The token models are fitted on the whole training split of all five kinds, of which the base
     has read a part.
     """
-    vocabulary, words = run.tokenizer.vocabulary_size, run.tokenizer
+    tokenizer = base.tokenizer
     documents = []
     for source in task.sources:
-        opened = open_source(source, "train")
-        texts = [opened[i]["text"] for i in range(len(opened))]
-        documents += [np.asarray(ids, np.int32) for ids in words.encode_batch(texts)]
-    unigram = compression.fit_unigram(documents, vocabulary, words.end_id)
-    bigram = compression.fit_bigram(documents, vocabulary, words.begin_id, words.end_id)
+        train = open_source(source, "train")
+        texts = [train[i]["text"] for i in range(len(train))]
+        documents += [np.asarray(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
+    unigram = compression.fit_unigram(documents, tokenizer.vocabulary_size, tokenizer.end_id)
+    bigram = compression.fit_bigram(
+        documents, tokenizer.vocabulary_size, tokenizer.begin_id, tokenizer.end_id
+    )
     rows = []
     for source in task.sources:
-        texts = tasks.heldout_texts(task, source, words)
-        ids = [np.asarray(i, np.int32) for i in words.encode_batch(texts)]
+        texts = tasks.heldout_texts(task, source, tokenizer)
+        ids = [np.asarray(each, np.int32) for each in tokenizer.encode_batch(texts)]
         rows.append(
-            {
-                "kind": source.name.removeprefix("graft_"),
-                "bytes": ours[source.name].bytes,
-                "model": ours[source.name].bits_per_byte,
-                "xz": compression.xz_bits_per_byte(texts),
-                "unigram": compression.bits_per_byte(unigram.nats(ids), texts),
-                "bigram": compression.bits_per_byte(bigram.nats(ids), texts),
-            }
+            TextRow(
+                kind=source.name.removeprefix("graft_"),
+                bytes=scores[source.name].bytes,
+                model=scores[source.name].bits_per_byte,
+                xz=compression.xz_bits_per_byte(texts),
+                unigram=compression.bits_per_byte(unigram.nats(ids), texts),
+                bigram=compression.bits_per_byte(bigram.nats(ids), texts),
+            )
         )
     return rows
 
 
-def task_facts(task: tasks.ChoiceTask, answers: Mapping[str, tasks.Answers]) -> dict[str, Any]:
-    from research.data import builders
-
-    facts = dict(builders.prepared(task.source.name).info.metadata)
-    any_row = next(iter(answers.values()))
-    return {
-        "labels": len(any_row.labels),
-        "questions": len(any_row.expected),
-        "cut": {row: given.truncated for row, given in answers.items()},
-        "leak": facts["leak"],
-        "key_verbatim": facts["key_verbatim"],
-        "window": task.sequence_length,
-    }
+def task_facts(task: tasks.ChoiceTask, answers: Mapping[str, tasks.Answers]) -> TaskFacts:
+    metadata = dict(builders.prepare_builder(task.source.name).info.metadata)
+    any_answers = next(iter(answers.values()))
+    return TaskFacts(
+        labels=len(any_answers.labels),
+        questions=len(any_answers.expected),
+        cut={row: each.truncated for row, each in answers.items()},
+        leak=metadata["leak"],
+        key_verbatim=metadata["key_verbatim"],
+        window=task.sequence_length,
+    )
 
 
-def curves(folder: Path, names: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Loss against tokens seen, by run."""
-    found = {}
-    for name in names:
-        lines = [line for line in read_metrics(folder / name / "metrics.jsonl") if "loss" in line]
-        summary = json.loads((folder / name / "summary.json").read_text())
-        a_step = summary["tokens"] / summary["steps"]
-        found[name] = {
-            "tokens": [line["step"] * a_step for line in lines],
-            "loss": [line["loss"] for line in lines],
-        }
-    return found
+def read_curve(folder: Path) -> Curve:
+    """Loss against tokens seen of one run."""
+    records = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    summary = read_summary(folder)
+    tokens_per_step = summary["tokens"] / summary["steps"]
+    return Curve(
+        tokens=[record["step"] * tokens_per_step for record in records],
+        loss=[record["loss"] for record in records],
+    )
 
 
-def samples(
-    opened: Mapping[str, Run], base: str, task: tasks.ChoiceTask, count: int = 6
-) -> dict[str, Any]:
-    """What the models write, greedily: answers to test notices, and text of the base."""
-    asked = open_source(task.source, task.split)
-    chosen = np.random.default_rng(0).permutation(len(asked))[:count]
-    rows = [asked[int(i)] for i in chosen]
+def draw_samples(
+    all_runs: Mapping[str, Run], base: str, task: tasks.ChoiceTask, count: int = 6
+) -> Samples:
+    """Greedy answers of every run to `count` test notices, and text of the base."""
+    test_source = open_source(task.source, task.split)
+    numbers = np.random.default_rng(0).permutation(len(test_source))[:count]
+    rows = [test_source[int(i)] for i in numbers]
     answers: dict[str, list[str]] = {}
-    texts: list[dict[str, str]] = []
-    for name, run in opened.items():
-        write = functools.partial(written, run)
+    texts: list[Continuation] = []
+    for name, run in all_runs.items():
+        tokenizer = run.tokenizer
         if name == base:
-            starts = ["def main(", "KING.", "The city of ", "Hi! How are you", "The module "]
-            begins = [[*run.tokenizer.opening, *run.tokenizer.encode(text)] for text in starts]
-            texts = [
-                {"prompt": start, "text": text}
-                for start, text in zip(starts, write(begins, 48), strict=True)
-            ]
-        objective = task.objective
+            starts = [[*tokenizer.opening, *tokenizer.encode(start)] for start in STARTS]
+            texts = list(map(Continuation, STARTS, complete(run, starts, 48)))
         questions = [
-            objective.encode_prompt(run.tokenizer, row["prompt"], task.sequence_length)[0]
+            task.objective.encode_prompt(tokenizer, row["prompt"], task.sequence_length)[0]
             for row in rows
         ]
-        answers[name] = write(questions, NEW_TOKENS)
+        answers[name] = complete(run, questions, NEW_TOKENS)
     notices = [
-        {
-            "prompt": row["prompt"],
-            "expected": row["completion"],
-            "answers": {name: given[i] for name, given in answers.items()},
-        }
+        Sample(row["prompt"], row["completion"], {name: each[i] for name, each in answers.items()})
         for i, row in enumerate(rows)
     ]
-    return {"notices": notices, "texts": texts}
+    return Samples(notices, texts)
 
 
-def written(run: Run, prompts: list[list[int]], new_tokens: int) -> list[str]:
-    """The run's greedy continuations."""
+def complete(run: Run, prompts: list[list[int]], new_tokens: int) -> list[str]:
+    """Greedy continuations of a run."""
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     with sharding.mesh_context(mesh, rules):
         model = runs.load_model(run, mesh, rules)
@@ -283,9 +326,5 @@ def written(run: Run, prompts: list[list[int]], new_tokens: int) -> list[str]:
 
 
 def stored_bytes(folder: Path) -> int:
-    """Bytes on disk of what a user of the run needs: weights, tokenizer and metadata."""
+    """Bytes on disk that a user of the run needs: weights, tokenizer and metadata."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def estimate(value: statistics.Estimate) -> dict[str, float]:
-    return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}

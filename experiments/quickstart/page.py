@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from markupsafe import Markup
+
+from experiments.quickstart.results import Results, TableRow
 from research.reports import page
-from research.reports.page import Column, Point
-from research.reports.plots import Html, standalone
-from research.reports.statistics import Estimate
+from research.reports.plots import Point, bar_plot, line_plot, scatter_plot, standalone
+from research.reports.tables import Column, table, text_table
 
 RUN_NAMES = {
     "pretrain": "pretraining",
@@ -47,162 +49,165 @@ TEXT_COLUMNS = [
 ]
 
 
-def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows with their intervals as estimates."""
-    return [
-        {key: _estimate(value) if isinstance(value, dict) else value for key, value in row.items()}
-        for row in results["table"]
-    ]
-
-
-def _estimate(value: Mapping[str, float]) -> Estimate:
-    return Estimate(value["value"], value["low"], value["high"], int(value["n"]))
-
-
-def text(results: Mapping[str, Any]) -> str:
+def text(results: Results) -> str:
     """Both tables for a terminal."""
     tables = (
-        page.text_table(table(results), COLUMNS),
-        page.text_table(results["text"], TEXT_COLUMNS),
+        text_table([row.values() for row in results.table], COLUMNS),
+        text_table([vars(row) for row in results.text], TEXT_COLUMNS),
     )
-    return "\n\n".join(filter(None, (*tables, finding(results), results["caveat"])))
+    return "\n\n".join(filter(None, (*tables, finding(results), results.caveat)))
 
 
-def finding(results: Mapping[str, Any]) -> str:
-    """The result in a sentence, whatever it is."""
-    rows = {row["name"]: row for row in results["table"] if "quality" in row}
-    best = max(rows, key=lambda name: rows[name]["quality"]["value"])
-    share = lambda name: f"{rows[name]['quality']['value']:.0%}"  # noqa: E731
-    prompted = max(
-        ("base, zero-shot", "base, few-shot"), key=lambda name: rows[name]["quality"]["value"]
-    )
+def finding(results: Results) -> str:
+    """The result in a sentence."""
+    rows = {row.name: row for row in results.answering_rows}
+    quality = {row.name: row.quality.value for row in rows.values() if row.quality is not None}
+    best = max(quality, key=quality.__getitem__)
+    best_prompted = max(("base, zero-shot", "base, few-shot"), key=quality.__getitem__)
     return (
-        f"On {results['task']['questions']} licence notices that (uncut) resemble nothing in "
-        f"training, the best way is {best} with {share(best)} right; pretraining first turns "
-        f"{share('from scratch')} into {share('tuned, full')}, LoRA reaches "
-        f"{share('tuned, LoRA')} with {rows['tuned, LoRA']['trainable_share']:.1%} of the "
-        f"parameters trained, and prompting the base alone {share(prompted)}."
+        f"On {results.task.questions} licence notices that (uncut) resemble nothing in training, "
+        f"the best way is {best} with {quality[best]:.0%} right; pretraining first turns "
+        f"{quality['from scratch']:.0%} into {quality['tuned, full']:.0%}, LoRA reaches "
+        f"{quality['tuned, LoRA']:.0%} with {rows['tuned, LoRA'].trainable_share:.1%} of the "
+        f"parameters trained, and prompting the base alone {quality[best_prompted]:.0%}."
     )
 
 
-def quality_plot(rows: Sequence[Mapping[str, Any]]) -> Html:
+def quality_plot(rows: Sequence[TableRow]) -> Markup:
     """Right answers against trained parameters; ways that train nothing are lines."""
-    asked = [row for row in rows if "quality" in row]
-    return page.scatter_plot(
+    estimates = {row.name: row.quality.scaled(100) for row in rows if row.quality is not None}
+    return scatter_plot(
         [
-            Point(row["name"], row["trainable"], row["quality"].scaled(100), row["kind"])
-            for row in asked
-            if row.get("trainable")
+            Point(row.name, row.trainable, estimates[row.name], row.kind)
+            for row in rows
+            if row.trainable and row.name in estimates
         ],
         "trained parameters",
         "right answers (%)",
         "Bars are 95% intervals over clusters of near-duplicate notices.",
         references={
-            row["name"]: 100 * row["quality"].value for row in asked if not row.get("trainable")
+            row.name: estimates[row.name].value
+            for row in rows
+            if not row.trainable and row.name in estimates
         },
     )
 
 
-def reading(base: Mapping[str, Any]) -> str:
-    """What the base has read of the training text."""
-    if "seconds" not in base:
+def describe_base_text(base: TableRow) -> str:
+    """Clause about the training text that the base has read."""
+    if base.seconds is None:
         return "; what the base read elsewhere is not known, and may hold the held-out text too"
     return ", of which the base read a part"
 
 
-def origin(base: Mapping[str, Any]) -> str:
-    """What the base took."""
-    if "seconds" not in base:
+def describe_base_cost(base: TableRow) -> str:
+    """Clause about the cost of the base."""
+    if base.seconds is None:
         return "the base was made elsewhere"
-    return f"the base itself took {base['seconds']:.0f} s and {base['flops']:.3g} FLOPs, once"
+    return f"the base itself took {base.seconds:.0f} s and {base.flops:.3g} FLOPs, once"
 
 
-def write(folder: Path, results: Mapping[str, Any]) -> Path:
-    """DIR/report.html."""
-    rows = table(results)
-    trained = [row for row in rows if row.get("flops") and "quality" in row]
-    asked = [row for row in rows if "quality" in row]
-    curves = results["curves"]
-    tuned = {RUN_NAMES[n]: (c["tokens"], c["loss"]) for n, c in curves.items() if n != "pretrain"}
-    task, leak = results["task"], results["task"]["leak"]
-    seconds = [row["seconds"] for row in asked]
-    notices = [
-        {**item, "answers": {RUN_NAMES[n]: answer for n, answer in item["answers"].items()}}
-        for item in results["samples"]["notices"]
-    ]
-    (folder / "quality.svg").write_text(standalone(quality_plot(rows)), encoding="utf-8")
+def write(folder: Path, results: Results) -> Path:
+    """Writes report.html in a folder, and quality.svg beside it."""
+    plot = quality_plot(results.table)
+    (folder / "quality.svg").write_text(standalone(plot), encoding="utf-8")
+    training_flops = sum(row.flops or 0 for row in results.answering_rows)
     return page.write(
         folder / "report.html",
         "Pretraining, tuning, prompting: one task, measured",
-        page.section(
-            "Every way to the same task",
-            f"Task: a licence notice, which of {task['labels']} licences? {task['questions']} test "
-            "questions, split from training by near-duplicate cluster "
-            f"({leak['this_split']:.0%} of test notices have a near twin in training; a random "
-            f"split has {leak['random_split']:.0%}). Notices are cut to fit {task['window']} "
-            f"tokens ({task['cut']['tuned, full']} are; {task['cut']['base, few-shot']} with "
-            "worked examples in front), answers never. Nothing was tuned on the test split. "
-            f"{results['caveat']}",
-            page.table(rows, COLUMNS, by="kind"),
-        ),
-        page.section(
-            "Quality against trained parameters",
-            quality_plot(rows),
-        ),
-        page.section(
-            "What it costs",
-            page.bar_plot(
-                [row["name"] for row in asked],
-                {
-                    "training (s)": seconds,
-                    "answer (ms)": [1000 * row["answer_seconds"] for row in asked],
-                    "kept on disk (bytes)": [row["artifact"] for row in asked],
-                },
-                f"Training beyond the base; {origin(rows[0])}.",
-            ),
-        ),
-        page.section(
-            "Loss while training",
-            *[
-                page.line_plot(
-                    {RUN_NAMES[name]: (curves[name]["tokens"], curves[name]["loss"])},
-                    "tokens seen",
-                    "loss (nats a token)",
-                    "Next token of five kinds of text.",
-                )
-                for name in ("pretrain",)
-                if name in curves
-            ],
-            page.line_plot(
-                tuned,
-                "tokens seen",
-                "loss (nats a trained token)",
-                "The answer and its end-of-text only.",
-                log_y=True,
-            ),
-        ),
+        _table_section(results),
+        page.section("Quality against trained parameters", plot),
+        _cost_section(results),
+        _loss_section(results),
         page.section(
             "Has the base learnt?",
             "Bits for each byte of held-out text. The token models were fitted on the whole "
-            f"training text{reading(rows[0])}; xz sees the held-out text alone.",
-            page.table(results["text"], TEXT_COLUMNS),
+            f"training text{describe_base_text(results.table[0])}; xz sees the held-out text "
+            "alone.",
+            table([vars(row) for row in results.text], TEXT_COLUMNS),
         ),
-        page.section(
-            "What the models write",
-            "Greedy answers to test notices, not picked by hand:",
-            page.samples(notices),
-            "And what the base makes of a few words:",
-            page.table(
-                results["samples"]["texts"], [Column("prompt", "start"), Column("text", "the base")]
-            ),
-        ),
+        _samples_section(results),
         finding=finding(results),
         provenance={
-            "command": results["command"],
-            "machine": f"{results['device']}, {platform.machine()}, {platform.system()}",
-            "time": f"{results['seconds']:.0f} s in all; FLOPs of training shown: "
-            f"{sum(row['flops'] for row in trained):.3g}",
-            "versions": results["versions"],
-            "configs": results["configs"],
+            "command": results.command,
+            "machine": f"{results.device}, {platform.machine()}, {platform.system()}",
+            "time": f"{results.seconds:.0f} s in all; FLOPs of training shown: "
+            f"{training_flops:.3g}",
+            "versions": results.versions,
+            "configs": results.configs,
         },
+    )
+
+
+def _table_section(results: Results) -> Markup:
+    task = results.task
+    return page.section(
+        "Every way to the same task",
+        f"Task: a licence notice, which of {task.labels} licences? {task.questions} test "
+        "questions, split from training by near-duplicate cluster "
+        f"({task.leak['this_split']:.0%} of test notices have a near twin in training; a random "
+        f"split has {task.leak['random_split']:.0%}). Notices are cut to fit {task.window} "
+        f"tokens ({task.cut['tuned, full']} are; {task.cut['base, few-shot']} with "
+        "worked examples in front), answers never. Nothing was tuned on the test split. "
+        f"{results.caveat}",
+        table([row.values() for row in results.table], COLUMNS, by="kind"),
+    )
+
+
+def _cost_section(results: Results) -> Markup:
+    rows = results.answering_rows
+    return page.section(
+        "What it costs",
+        bar_plot(
+            [row.name for row in rows],
+            {
+                "training (s)": [row.seconds for row in rows],
+                "answer (ms)": [1000 * (row.answer_seconds or 0) for row in rows],
+                "kept on disk (bytes)": [row.artifact for row in rows],
+            },
+            f"Training beyond the base; {describe_base_cost(results.table[0])}.",
+        ),
+    )
+
+
+def _loss_section(results: Results) -> Markup:
+    curves = {name: (curve.tokens, curve.loss) for name, curve in results.curves.items()}
+    plots = []
+    if "pretrain" in curves:
+        plots.append(
+            line_plot(
+                {RUN_NAMES["pretrain"]: curves.pop("pretrain")},
+                "tokens seen",
+                "loss (nats a token)",
+                "Next token of five kinds of text.",
+            )
+        )
+    plots.append(
+        line_plot(
+            {RUN_NAMES[name]: curve for name, curve in curves.items()},
+            "tokens seen",
+            "loss (nats a trained token)",
+            "The answer and its end-of-text only.",
+            log_y=True,
+        )
+    )
+    return page.section("Loss while training", *plots)
+
+
+def _samples_section(results: Results) -> Markup:
+    notices = [
+        dataclasses.replace(
+            notice, answers={RUN_NAMES[run]: answer for run, answer in notice.answers.items()}
+        )
+        for notice in results.samples.notices
+    ]
+    return page.section(
+        "What the models write",
+        "Greedy answers to test notices, not picked by hand:",
+        page.samples(notices),
+        "And what the base makes of a few words:",
+        table(
+            [vars(each) for each in results.samples.texts],
+            [Column("prompt", "start"), Column("text", "the base")],
+        ),
     )

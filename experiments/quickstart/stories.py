@@ -1,11 +1,11 @@
-"""The two stories that the quickstart tells: one from a base of its own, one from a real one."""
+"""The quickstart's two stories: one from a base of its own, one from a real one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# table row -> (run, how the evaluation's config asks it); "base" stands for the base's run
-ASKED = {
+# table row -> (run, argument of the evaluation's config); "base" stands for the base's run
+TABLE_ROWS = {
     "base, zero-shot": ("base", "zero_shot"),
     "base, few-shot": ("base", "few_shot"),
     "tuned, full": ("full", "zero_shot"),
@@ -20,10 +20,10 @@ class Story:
 
     Attributes:
       tune: the config of the runs `full`, `lora` and `scratch`.
-      evaluate: the config of what every model is asked.
+      evaluate: the config of every model's evaluation.
       pretrain: the config of the base; None: the base is imported.
       source: what is imported, as `graft convert import --from` takes it.
-      caveat: what must be known of the base beside any number taken from it.
+      caveat: about the base, to stand beside any number taken from it.
     """
 
     tune: str
@@ -38,10 +38,11 @@ class Story:
         return "pretrain" if self.pretrain else "base"
 
     @property
-    def asked(self) -> dict[str, tuple[str, str]]:
+    def table_rows(self) -> dict[str, tuple[str, str]]:
         """Table row -> (run's folder, the argument of the evaluation's config)."""
         return {
-            row: (self.base if run == "base" else run, way) for row, (run, way) in ASKED.items()
+            row: (self.base if run == "base" else run, way)
+            for row, (run, way) in TABLE_ROWS.items()
         }
 
 

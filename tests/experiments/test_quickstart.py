@@ -1,5 +1,6 @@
-"""The quickstart's line, on its real data, with a few steps a run."""
+"""The quickstart on its real data, with a few steps a run."""
 
+import dataclasses
 import json
 import os
 import re
@@ -61,7 +62,7 @@ def test_the_whole_line_runs_once_and_is_not_run_twice(tmp_path):
     assert 0 < rows["tuned, LoRA"]["trainable"] < rows["tuned, full"]["trainable"] / 5
     assert rows["tuned, LoRA"]["artifact"] < rows["tuned, full"]["artifact"] / 5
     assert {row["kind"] for row in results["text"]} == set(
-        "code books encyclopedia forum web".split()
+        ["code", "books", "encyclopedia", "forum", "web"]
     )
     page = (folder / "report.html").read_text()
     assert not re.search(r"(src|href)=\"?https?:", page) and page.count("<svg") == 4
@@ -91,11 +92,13 @@ def test_the_story_from_a_base_made_elsewhere(tmp_path):
         short = ["steps=1", "schedule.warmup=0", "data.sequence_length=256", *how]
         train(cli.load(Experiment, f"{story.tune}:{name}", short), tmp_path / name)
     results = measure.measure(tmp_path, story)
-    rows = {row["name"]: row for row in results["table"]}
+    rows = {row.name: row for row in results.table}
     assert list(rows) == ["base, made elsewhere", *ROWS[1:]]
-    assert all(rows[name]["quality"]["n"] == 240 for name in ROWS[1:])
-    assert rows["tuned, LoRA"]["labels"] < 4361 and "forgetting" in rows["tuned, full"]
-    results |= {"seconds": 1.0, "command": "tools/quickstart --base smollm2"}
+    assert all(rows[name].quality.n == 240 for name in ROWS[1:])
+    assert rows["tuned, LoRA"].labels < 4361 and rows["tuned, full"].forgetting is not None
+    command = "tools/quickstart --base smollm2"
+    results = dataclasses.replace(results, seconds=1.0, command=command)
+    json.dumps(results.to_json())
     assert "rounded to 4 bits" in page.text(results)
     assert "the base was made elsewhere" in page.write(tmp_path, results).read_text()
 
@@ -113,9 +116,9 @@ def tiny_folder(world, path):
     fields = family.write(shape) | {"model_type": "llama", "eos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "tokenizer.json").write_text((world.folder / "tokenizer.json").read_text())
-    found = sources(family, parameter_shapes(shape)).values()
+    arrays = sources(family, parameter_shapes(shape)).values()
     save_file(
-        {s.name: random.normal(size=s.shape).astype(np.float32) for s in found},
+        {s.name: random.normal(size=s.shape).astype(np.float32) for s in arrays},
         folder / "model.safetensors",
     )
     return folder
