@@ -23,7 +23,7 @@ from research.optim.optimizers import OptimizerConfig
 from research.optim.schedules import ScheduleConfig
 from research.sharding import MeshConfig
 
-# one of the registered methods, told apart by its `kind`
+# a union of the registered methods, by `kind`
 MethodConfig: Any = one_of(METHODS.values())
 
 
@@ -49,7 +49,7 @@ class Experiment:
     steps: Positive
     # the model's shape; None takes the shape of `init_from`
     model: ModelConfig | None = None
-    # how it is computed, where not as its shape says: `compute.compute_dtype` for an imported base
+    # changes of how it is computed, such as `compute.compute_dtype` for an imported base
     compute: ComputeConfig = ComputeConfig()
     # a tokenizer file, or a run with a tokenizer; None: that of `init_from`
     tokenizer: str | None = None
@@ -61,7 +61,7 @@ class Experiment:
     optimizer: OptimizerConfig = OptimizerConfig()
     # the course of the learning rate
     schedule: ScheduleConfig = ScheduleConfig()
-    # what is minimized
+    # the loss
     loss: LossConfig = LossConfig()
     # decoupled weight decay
     weight_decay: NonNegative = 0.0
@@ -94,7 +94,7 @@ class Experiment:
     evaluate_split: str | None = None
     # most tokens of each source that it is measured on, whole documents drawn by the data's seed
     evaluate_tokens: Positive | None = None
-    # the checks of the data before the first step, and what they tolerate
+    # the checks of the data before the first step, and their limits
     checks: CheckConfig = CheckConfig()
     # steps between lines of metrics
     log_every: Positive = 10

@@ -47,8 +47,8 @@ AXES = ("data", "fsdp", "sequence", "tensor")
 class MeshConfig:
     """Number of devices of a slice along each axis; one of them may be -1, which takes the rest.
 
-    Several slices are replicas of each other: they lie along `data`, whatever the config says. So
-    the same config runs on one slice and on many.
+    Several slices are replicas of each other, along `data`, so that the same config runs on one
+    slice and on many.
     """
 
     # replicas that share nothing but gradients
@@ -136,8 +136,8 @@ def shardings(
 ) -> dict[str, NamedSharding]:
     """The sharding of each named array.
 
-    An axis of what a method attached that does not divide by its part of the mesh is replicated:
-    it is small, and a rank need not fit the mesh.
+    An axis of an attached parameter that does not divide by the size of its mesh axes is
+    replicated: it is small, and a rank need not fit the mesh.
 
     Raises:
       ValueError: the length of an axis of the base does not divide by the size of its mesh axes.

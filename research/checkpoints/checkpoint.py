@@ -31,7 +31,7 @@ from research.tree import check_names, nearest
 Arrays = dict[str, jax.Array]
 Abstract = Mapping[str, jax.ShapeDtypeStruct]
 
-# Orbax writes both last; on gs://, where folders cannot be renamed, the first alone decides.
+# Orbax writes both last; on gs://, where folders cannot be renamed, only the first counts.
 MARKERS = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # bytes of chunks in flight while one array is read; chunks have 64 MiB at most
 _READ_AHEAD = 2**28
@@ -80,7 +80,7 @@ class Checkpoint:
             raise self._unreadable(error) from error
 
     def fingerprint(self, prefix: str = "") -> str:
-        """The fingerprint of the arrays under `prefix`, from the checksums alone.
+        """The fingerprint of the arrays under `prefix`, from the checksums only.
 
         `fingerprint("model/")` equals that of `{name: array}` with names without `model/`.
         """
@@ -221,7 +221,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
         if step is not None and str(step) != folder.name:
             raise FileNotFoundError(f"{folder} is one step's folder, but step {step} was asked for")
         return Checkpoint(folder)
-    for name in ("checkpoints", "model"):  # a run that can go on, or finished weights alone
+    for name in ("checkpoints", "model"):  # a run that can resume, or only the finished weights
         if is_folder(folder / name):
             folder = folder / name
             break

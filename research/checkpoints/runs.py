@@ -212,7 +212,7 @@ def open_base_and_tokenizer(experiment: Experiment) -> tuple[Run | None, tokeniz
             f"{experiment.tokenizer} is not the tokenizer of {experiment.init_from}: the "
             "base would read other words; leave `tokenizer` out"
         )
-    return base, base.tokenizer  # it knows the base's chat template, which no tokenizer file does
+    return base, base.tokenizer  # with the base's chat template, which a tokenizer file lacks
 
 
 def write(
@@ -281,7 +281,7 @@ def check_free(out: str | os.PathLike[str]) -> None:
 
 
 def check_parameters(run: Run) -> None:
-    """Refuses a run whose own arrays are not those that its method leaves on its base.
+    """Refuses a run whose own arrays are not those of its method.
 
     Raises:
       ValueError: arrays that are missing or too many, or of other shapes or types, by name.

@@ -32,7 +32,7 @@ class LossConfig:
 class TokenLosses(NamedTuple):
     """Losses of each token, [B,S] each, or their sums."""
 
-    loss: jax.Array  # what training minimizes
+    loss: jax.Array  # the training loss
     nll: jax.Array  # negative log-likelihood in nats
     correct: jax.Array  # 1 where no token is likelier than the target, float32
 

@@ -20,7 +20,7 @@ class RotaryScaling:
 
     # linear divides all of them (Chen 2023, arXiv:2306.15595); llama3 keeps the high ones
     kind: Literal["linear", "llama3"]
-    # what frequencies are divided by
+    # divisor of the frequencies
     factor: PositiveNumber
     # llama3: wavelengths over original_length / low_factor are scaled by the whole factor
     low_factor: PositiveNumber = 1.0
@@ -98,7 +98,7 @@ class ModelConfig:
     # number of chunks of units in which the MLP is computed, one after the other and again in the
     # backward pass (but with `remat: products`, which keeps their products), to save memory; 0: one
     mlp_chunks: Count = 0
-    # type of activations; parameters are stored in float32, or as `storage` says
+    # type of activations; parameters are stored in float32, or by `storage`
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -165,7 +165,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is computed, where that differs from its config; None: as the config says."""
+    """Changes of how a model is computed; None: as in its config."""
 
     attention: str | None = None
     max_scan_layers: Count | None = None

@@ -116,7 +116,7 @@ scale_features.defvjp(_scale_features_forward, _scale_features_backward)
 
 def outer(a: jax.Array, b: jax.Array) -> jax.Array:
     """The sum over rows of outer products: a [T,I], b [T,O] -> a.T @ b [I,O] in float32."""
-    # chosen while tracing: no conditional stands between the product and XLA's partitioner
+    # selected while tracing, so that XLA's partitioner sees no conditional
     return _outer_on_cpu(a, b) if sharding.platform() == "cpu" else _plain_outer(a, b)
 
 
@@ -130,10 +130,10 @@ def _outer_on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
         return _plain_outer(a.astype(jnp.float32), b.astype(jnp.float32))
     if a.dtype == jnp.bfloat16:
         # XLA folds a plain transpose into the product, which then runs in float32 at half the
-        # speed; one through a split axis it leaves alone
+        # speed; it keeps one through a split axis
         transposed = a.reshape(rows // 2, 2, inputs).transpose(2, 0, 1).reshape(inputs, rows)
         product = jnp.matmul(transposed, b, preferred_element_type=jnp.float32)
-        # and this keeps a later transpose out of the product, for which XLA then has no kernel
+        # and the barrier keeps a later transpose out of the product, for which XLA has no kernel
         return jax.lax.optimization_barrier(product)
     if a.dtype == jnp.float32 and 4 * outputs <= inputs <= 4 * rows:
         # a thin result (LoRA's): the kernel is fast along the second axis, so the longer goes there

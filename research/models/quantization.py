@@ -30,7 +30,7 @@ PRESETS: dict[str, tuple[tuple[str, StorageKind], ...]] = {
 
 
 def quantize(model: Any, rules: tree.Rules[StorageKind]) -> None:
-    """Converts the kernels of a model in place, as the rules say; all else stays float32.
+    """Converts the kernels of a model in place, by rules; all else stays float32.
 
     Args:
       rules: ordered (pattern over names of modules with a kernel, such as `layers/7/mlp/up`,
@@ -62,8 +62,8 @@ def quantize_matrix(matrix: jax.Array, kind: StorageKind) -> tuple[dict[str, jax
     """One kernel as it is stored, and its value then.
 
     Returns:
-      The arrays, by what follows the kernel's name in theirs ("" for a plain one), and the matrix
-      in float32.
+      The arrays, by the suffix of their name after the kernel's ("" for a plain one), and the
+      matrix in float32.
     """
     if kind == "float32" or kind == "bfloat16":
         cast = matrix.astype(kind)

@@ -45,7 +45,7 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
 
 
 def _remat(body: Callable[..., Any], kind: Remat, prevent_cse: bool) -> Callable[..., Any]:
-    """The body of a layer, recomputed in the backward pass as the config says."""
+    """The body of a layer with a policy of rematerialization."""
     if kind == "none":
         return body
     return jax.checkpoint(body, prevent_cse=prevent_cse, policy=POLICIES[kind])
@@ -275,7 +275,7 @@ class Transformer(nnx.Module):
     def _stack(self, key: jax.Array, name: str) -> Block:
         """One stack of new layers, with a leading layer axis."""
         layers = tree.stack_range(name)
-        # a layer's key depends on its number alone, so the grouping never changes the start
+        # a layer's key depends on its number only, so grouping does not change the start
         keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(layers.stop))
         return jax.vmap(lambda key: Block(key, self.config))(keys[layers.start :])
 
@@ -326,7 +326,7 @@ class Transformer(nnx.Module):
         if self.positions is None:
             angles = rotary.angles(positions, config)
         else:
-            if cache is None:  # with one, decoding knows the length
+            if cache is None:  # with a cache, decoding checks the length
                 config.check_length(x.shape[1])
             x = x + self.positions(positions, x.dtype)
         view = View(mask, angles, index)

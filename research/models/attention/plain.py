@@ -40,6 +40,6 @@ def attention(
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
     """`cap * tanh(x / cap)`: bounded, and nearly x where x is small (Gemma 2, arXiv:2408.00118).
 
-    A cap of 0 leaves x alone.
+    A cap of 0 returns x.
     """
     return cap * jnp.tanh(x / cap) if cap else x
