@@ -53,7 +53,7 @@ class Run:
     # what is attached to the model
     method: Method
     # where the model, or the base it was tuned from, was imported from; None: trained from random
-    imported: Mapping[str, Any] | None
+    origin: Mapping[str, Any] | None
 
     @property
     def path(self) -> epath.Path:
@@ -149,7 +149,7 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
         tokenizer=tokenizer,
         base=_open_base(checkpoint, metadata["base"], base),
         method=method_of(metadata, str(checkpoint.path)),
-        imported=metadata.get("imported"),
+        origin=metadata.get("imported"),
     )
 
 
@@ -254,7 +254,7 @@ def write(
         else {"path": base.permanent_path, "fingerprint": base.fingerprint},
         "tokenizer": like.tokenizer.fingerprint(),
         "roles": like.tokenizer.roles,
-        "imported": like.imported,
+        "imported": like.origin,
         "versions": library_versions(),
         **(extra_metadata or {}),
     }

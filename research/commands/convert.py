@@ -84,10 +84,10 @@ def inspect(arguments: argparse.Namespace) -> None:
         _describe(importing.open_model(_resolve(arguments.path)), with_sources=True)
         return
     run = runs.open_run(arguments.path)
-    origin = f", from {run.imported['source']}" if run.imported else ""
+    origin = f", from {run.origin['source']}" if run.origin else ""
     base = f", tuned on {run.base.path}" if run.base else ""
     print(f"{run.path}: a run of Graft, method {run.method.kind}{origin}{base}")
-    kind, _ = family.family_for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    kind, _ = family.family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
     print(f"{_shape(run.model)}\nas an export ({kind.architecture}):")
     _print_sources(family.sources(kind, family.parameter_shapes(run.model)))
 
@@ -182,7 +182,7 @@ def _export_adapter(arguments: argparse.Namespace, run, card: str) -> None:
         for name, tensor in peft.adapter_tensors(run)[0].items():
             print(f"  {name} {list(tensor.shape)}")
         return
-    base_name = str((run.imported or {}).get("source", "the base that it was tuned from"))
+    base_name = str((run.origin or {}).get("source", "the base that it was tuned from"))
     names = peft.export_adapter(run, arguments.out, base_name, card)
     print(f"written to {arguments.out}: {peft.CONFIG}, {len(names)} tensors, README.md")
 
@@ -195,7 +195,7 @@ def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
     from research.interop.gguf import writer
     from research.runtime import files
 
-    origin = run.imported or {}
+    origin = run.origin or {}
     dtype = arguments.dtype or origin.get("dtype", "float32")
     if arguments.format == "gguf":
         name, sources = writer.plan(run)

@@ -41,7 +41,7 @@ def export_huggingface(
       FileExistsError: the folder holds a model already.
       ValueError: no architecture of transformers computes the model.
     """
-    read_parameter, origin = Merged(run), run.imported or {}
+    read_parameter, origin = Merged(run), run.origin or {}
     with whole_or_nothing(out) as folder:
         names = huggingface.write_folder(
             folder,

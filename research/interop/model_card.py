@@ -39,7 +39,7 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
       form: what was exported: hf, peft or gguf.
       evaluation: what `graft evaluate --out` wrote, if there is any.
     """
-    imported, summary = dict(run.imported or {}), _summary(run)
+    imported, summary = dict(run.origin or {}), _summary(run)
     licence = imported.get("licence", UNKNOWN)
     lines = ["---", f"license: {licence}", "---", ""] if licence != UNKNOWN else []
     lines += [f"# {run.path.parent.parent.name}", ""]

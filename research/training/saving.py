@@ -124,6 +124,6 @@ def run_metadata(program: Program, data: Pipeline) -> dict[str, Any]:
         "data": data.fingerprints,
         "tokenizer": tokenizer.fingerprint(),
         "roles": tokenizer.roles,
-        "imported": base.imported if base else None,
+        "imported": base.origin if base else None,
         "versions": library_versions(),
     }

@@ -186,7 +186,7 @@ def test_an_import_is_exported_to_the_same_bits_with_its_companions(folder, tmp_
     (source / "chat_template.jinja").write_text("{{ messages }}")
     importing.import_model(importing.open_model(source), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
-    assert run.imported["family"] == "llama" and run.tokenizer.roles["opens"] is False
+    assert run.origin["family"] == "llama" and run.tokenizer.roles["opens"] is False
     exporting.export_huggingface(run, tmp_path / "out", file_size=5000)
     before, after = importing.open_model(source), importing.open_model(tmp_path / "out")
     assert after.config == before.config and len(list((tmp_path / "out").glob("*.safetensors"))) > 2

@@ -46,7 +46,7 @@ def plan(run: Run) -> tuple[str, dict[str, Source]]:
     Raises:
       UnsupportedModel: llama.cpp has no such architecture or tokenizer.
     """
-    family, _ = family_for_model(run.model, FAMILIES, (run.imported or {}).get("family"))
+    family, _ = family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
     kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
     kind = kinds[family.kind]
     _check_fixed(kind, run.model)
@@ -153,7 +153,7 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
     config, scaling = run.model, run.model.rotary_scaling
     original = json.loads(run.sidecar_files.get(CONFIG, b"{}"))
     trained_length = run.experiment.data.sequence_length if run.experiment else 2048
-    writer.add_name(str((run.imported or {}).get("source", "graft")))
+    writer.add_name(str((run.origin or {}).get("source", "graft")))
     writer.add_context_length(
         config.learned_positions or int(original.get("max_position_embeddings") or trained_length)
     )

@@ -66,7 +66,7 @@ class TargetModules:
 def target_modules(base: Run) -> tuple[Transformer, TargetModules]:
     """The base in single layers, abstractly, and what adapters attach to in transformers' model."""
     plain = abstract(base.model, Full(), single_layers(base.model))
-    family, _ = family_for_model(base.model, FAMILIES, (base.imported or {}).get("family"))
+    family, _ = family_for_model(base.model, FAMILIES, (base.origin or {}).get("family"))
     linears, outputs = {}, {}
     for stacked_name, module in places(plain, *WEIGHTED):
         for name in tree.layer_names(stacked_name):
