@@ -70,7 +70,7 @@ def initialize() -> bool:
 
 
 def check_equal_across_processes(**facts: str) -> None:
-    """Refuses to go on where processes differ in what must be one for the run.
+    """Compares what all processes of a run must have in common.
 
     Raises:
       ValueError: naming the fact and the processes that differ from process 0.
@@ -131,8 +131,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def abort_on_error() -> Iterator[None]:
-    """An error of one of several processes ends it without waiting for the others, which then
-    notice; at a normal end JAX waits for all.
+    """Ends one of several processes at its first error, without waiting for the others.
+
+    They notice that it is gone. At a normal end JAX waits for all.
 
     The exit status says whether to start the run again: EXIT_RESTART when another process is gone,
     1 when the error is this process's own. JAX itself aborts a process that hears nothing from the
@@ -162,7 +163,7 @@ def abort_on_error() -> Iterator[None]:
 
 
 def _peer_lost_message(error: BaseException | None) -> str:
-    """The line in which an error, or one that it came from, says that another process is gone."""
+    """The line of an error, or of its causes, that tells that another process is gone, or ""."""
     causes: list[BaseException] = []
     while error is not None and error not in causes:
         lines = str(error).splitlines() or [""]

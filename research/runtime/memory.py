@@ -1,4 +1,4 @@
-"""What a compiled step needs of each device, and whether it has that."""
+"""Memory: what a compiled step needs of each device, what is free, and what a process used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class StepMemory:
-    """Bytes of one device."""
+    """Bytes of one device that a compiled step needs."""
 
     # state, batch and numbers: what lies there between two steps
     arguments: int
@@ -45,7 +45,7 @@ class StepMemory:
         return self.arguments + self.temporaries + self.outputs
 
     def check(self, limit: int | None) -> str:
-        """A line about it.
+        """Describes it in a line.
 
         Raises:
           ValueError: when it is more than `limit`.

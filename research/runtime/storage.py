@@ -1,8 +1,9 @@
-"""Local folders and gs:// prefixes behind one type; buckets need tools/setup buckets.
+"""Paths on a disk and in a bucket (gs://) behind one type; buckets need tools/setup buckets.
 
-Storage that is away is asked again: by gcsfs (folders, small files) for half a minute, by
-TensorStore (arrays) for a quarter of an hour. What fails after that, or is refused, is a
-`StorageError` here. gcsfs's own `is_dir` and `is_file` say no instead, so a run would start afresh.
+Requests to a bucket that does not answer are repeated: by gcsfs (folders, small files) for half a
+minute, by TensorStore (arrays) for a quarter of an hour. What fails after that, or is refused, is a
+`StorageError` here. gcsfs's own `is_dir` and `is_file` return False instead, and a run would start
+afresh.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pathlib import Path
 import fsspec.config
 from etils import epath
 
-# They print a traceback of what they raise as well.
+# these print a traceback of what they raise as well
 for _name in ("gcsfs", "fsspec.prefetcher"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
-# Other processes write too: what was listed before says nothing.
+# other processes write too: an older listing may be wrong
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
@@ -30,7 +31,7 @@ class StorageError(OSError):
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """A path that a change of the working directory does not change.
+    """The absolute path: a change of the working directory does not change it.
 
     Raises:
       ValueError: it is in a bucket, and what opens buckets is not installed.
@@ -183,6 +184,6 @@ def upload_bytes(content: bytes, path: epath.Path) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Without what TensorStore says of itself, in brackets."""
+    """The error in one line, without the details of TensorStore in brackets."""
     text = re.split(r" \[\w+=", str(error))[0]
     return f"{type(error).__name__}: {' '.join(text.split())}"[:400].rstrip(".")

@@ -78,7 +78,7 @@ def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:
     return {"heldout_loss": nats / tokens, **bits}
 
 
-def model_loss(
+def evaluate_heldout(
     model: Any, rows: jax.sharding.NamedSharding, parts: Sequence[HeldOut]
 ) -> dict[str, float]:
     """`heldout_loss` of a model, with batches that lie on `rows`."""

@@ -20,7 +20,7 @@ from research.runtime.accelerators import peak_flops_per_second
 from research.text.tokenizer import Tokenizer
 from research.training import resume, saving
 from research.training.describe import ReadingPlan, describe_run
-from research.training.heldout_loss import model_loss, open_heldout
+from research.training.heldout_loss import evaluate_heldout, open_heldout
 from research.training.monitor import StepMonitor, is_due
 from research.training.program import Program, make_program
 from research.training.summary import SUMMARY, Summary, summarize
@@ -85,11 +85,9 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
                 if heldout and is_due(step, experiment.evaluate_every, steps):
                     with monitor.pause("evaluation"):
                         monitor.push_evaluation(
-                            step, model_loss(state.model, program.batch_sharding, heldout)
+                            step, evaluate_heldout(state.model, program.batch_sharding, heldout)
                         )
-                stop = stop_request.should_stop(
-                    step
-                )  # once: a signal may come between the two uses
+                stop = stop_request.should_stop(step)  # once: a signal may come at any time
                 if stop or is_due(step, experiment.checkpoint.every, steps):
                     monitor.drain()
                     saver.save(step, state, monitor.evaluation)

@@ -1,4 +1,4 @@
-"""What is known of a run before anything is computed: its model, its step, where arrays lie.
+"""A run before anything is computed: its model, its step, and where its arrays lie.
 
 Everything here is abstract (names, shapes, shardings) until `fresh_state` or `resumed_state`
 makes or reads arrays, so a mistake costs nothing and a plan can be printed for any mesh.
