@@ -270,15 +270,15 @@ def test_exports_in_a_bucket_are_those_on_a_disk_and_whole_or_nothing(
         convert.main(["export", "--from", tuned, "--out", "gs://made/exports/hf"])
 
     # the file without which nothing opens the rest comes last, and nothing stays without it
-    order, whole = [], storage.upload
+    order, upload_file = [], storage.upload_file
 
     def upload(file, path):
         order.append(path.name)
         if path.name == huggingface.CONFIG:
             raise OSError("made")
-        whole(file, path)
+        upload_file(file, path)
 
-    monkeypatch.setattr(storage, "upload", upload)
+    monkeypatch.setattr(storage, "upload_file", upload)
     with pytest.raises(OSError, match="made"):
         exporting.export_huggingface(runs.open_run(tuned), "gs://made/exports/torn")
     assert order[-1] == huggingface.CONFIG and "model.safetensors" in order

@@ -158,10 +158,11 @@ def test_interrupted_setup_is_done_again_and_a_finished_one_is_not(setup_copy: P
     assert (setup_copy / "calls").read_text() == calls * 2
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOOLS = sorted((ROOT / "tools").iterdir())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *TOOLS], ids=lambda page: page.name)
 def test_what_a_page_points_to_exists(page: Path) -> None:
     text = page.read_text()
     links = [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text)]
