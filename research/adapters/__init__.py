@@ -1,1 +1,1 @@
-"""Adapters as things of their own: listed, summed, put side by side, merged into weights."""
+"""Saved adapters: listed, added up, put side by side, merged into weights."""

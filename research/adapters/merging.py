@@ -1,4 +1,4 @@
-"""Weights and what is attached to them folded into one, and taken apart again.
+"""Merging adapters into the weights that they are attached to, and unmerging them.
 
 A merged model is a run's folder like any other base, with a certificate: the largest difference of
 its outputs from the attached model's on a probe batch, and the base's fingerprint before and after.
@@ -23,6 +23,7 @@ from research.checkpoints.runs import Run
 from research.config import schema
 from research.models import quantization
 from research.models.config import ModelConfig
+from research.models.layers import Linear
 from research.models.sites import Weight
 from research.models.transformer import Transformer
 from research.runtime import files
@@ -32,27 +33,30 @@ from research.runtime import storage as paths
 TOLERANCE = 1e-4
 PROBE = 4, 64  # rows and tokens of a probe
 CERTIFICATE = "certificate.json"
+RESIDUALS = "kept"  # what unmerging needs, in the checkpoint of a merged model
 
 
 class Merged:
-    """The parameters of a run as a plain base's in float32, read and merged a layer at a time.
+    """The parameters of a run as those of a plain base in float32, merged a layer at a time.
 
-    Given `merged_in`, a run that holds what this one does when merged: the parameters of that,
-    unmerged.
+    Args:
+      run: a run with adapters, or a base.
+      merged_run: the run that `run` was merged into; the parameters are then those of its base,
+        unmerged.
 
     Raises:
       ValueError: something is attached that cannot be merged into weights.
     """
 
-    def __init__(self, run: Run, merged_in: Run | None = None):
+    def __init__(self, run: Run, merged_run: Run | None = None):
         runs.check_parameters(run)
-        self._run, self._merged_in = run, merged_in
+        self._run, self._merged_run = run, merged_run
         if names := run.method.bank_names:
             raise ValueError(f"{names} stand side by side; one model holds one of them")
         self._adapters = run.method.adapter_names
         # what unmerging needs beside the adapter, by name: filled as layers are read
-        self.kept: dict[str, np.ndarray] = {}
-        config = run.model if merged_in is None else merged_in.model
+        self.residuals: dict[str, np.ndarray] = {}
+        config = run.model if merged_run is None else merged_run.model
         self._shapes = methods.abstract(config, run.method, methods.single_layers(config))
         for name, module in methods.places(self._shapes, *methods.PLACES):
             outside = not name.startswith("layers/")
@@ -69,8 +73,8 @@ class Merged:
     def _shared(self) -> Any:
         """What methods share between layers."""
         shapes = {f"methods/{n}": s for n, s in tree.flatten(self._shapes.methods).items()}
-        held = {n.removeprefix("methods/"): a for n, a in self._read(shapes).items()}
-        return tree.unflatten(self._shapes.methods, held)
+        arrays = {n.removeprefix("methods/"): a for n, a in self._read(shapes).items()}
+        return tree.unflatten(self._shapes.methods, arrays)
 
     def __call__(self, name: str) -> np.ndarray:
         """A parameter by its single-layer name, float32."""
@@ -79,15 +83,17 @@ class Merged:
         self._layer.cache_clear()  # the largest tensors lie outside
         place = name.split("/")[0]
         module = getattr(self._shapes, place)
-        if name.endswith("/kernel") and getattr(module, "site", None):
-            return self._finite(name, self._folded(module, place)["kernel"])
-        return self._finite(name, (self._merged_in or self._run).read(name)[name])
+        if name.endswith("/kernel") and isinstance(module, methods.PLACES) and module.site:
+            return self._finite(name, self._fold_part(module, place)["kernel"])
+        return self._finite(name, (self._merged_run or self._run).read(name)[name])
 
     def _finite(self, name: str, array: jax.Array | np.ndarray) -> np.ndarray:
         values = np.asarray(array, np.float32)
         # a sum is finite only if all are, and needs no second array of the size
         if not np.isfinite(values.sum(dtype=np.float64)):
-            why = "" if self._merged_in is None else " (a factor of zero cannot be taken out again)"
+            why = (
+                "" if self._merged_run is None else " (a factor of zero cannot be taken out again)"
+            )
             raise ValueError(f"{name} holds numbers that are not finite{why}; nothing is written")
         return values
 
@@ -95,65 +101,75 @@ class Merged:
         block = self._shapes.layers[tree.stack_key(layer, 1)]
         shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), block)
         prefix = f"layers/{layer}"
-        read = {f"{prefix}/{name}": a for name, a in self._folded(shapes, prefix).items()}
-        return {name: self._finite(name, array) for name, array in read.items()}
+        arrays = {f"{prefix}/{name}": a for name, a in self._fold_part(shapes, prefix).items()}
+        return {name: self._finite(name, array) for name, array in arrays.items()}
 
-    def _folded(self, part: Any, prefix: str) -> dict[str, jax.Array]:
+    def _fold_part(self, part: Any, prefix: str) -> dict[str, jax.Array]:
         """The parameters of a part of the model, its sites merged (or unmerged)."""
         shapes = {f"{prefix}/{name}": shape for name, shape in tree.flatten(part).items()}
-        held = {n.removeprefix(f"{prefix}/"): a for n, a in self._read(shapes).items()}
-        made, shared = tree.unflatten(part, held), self._shared
-        if self._merged_in is None:
-            arrays, kept = _fold(made, shared, self._adapters)
-            self.kept |= {f"{prefix}/{name}": np.asarray(array) for name, array in kept.items()}
-            return arrays
-        taken = {adapter: self._read_kept(made, prefix, adapter) for adapter in self._adapters}
-        return _unfold(made, shared, taken, self._adapters)
+        arrays = {n.removeprefix(f"{prefix}/"): a for n, a in self._read(shapes).items()}
+        module, shared = tree.unflatten(part, arrays), self._shared
+        if self._merged_run is None:
+            parameters, residuals = _fold(module, shared, self._adapters)
+            self.residuals |= {f"{prefix}/{n}": np.asarray(a) for n, a in residuals.items()}
+            return parameters
+        saved_residuals = {
+            adapter: self._read_residuals(module, prefix, adapter) for adapter in self._adapters
+        }
+        return _unfold(module, shared, saved_residuals, self._adapters)
 
     def _read(self, shapes: dict[str, Any]) -> dict[str, jax.Array]:
         """Arrays by name: weights of the merged model where there is one, the rest of the run."""
-        placed = sharding.shard_any_axis(shapes)
-        if self._merged_in is None:
-            return self._run.restore(placed)
-        mine = {n: s for n, s in placed.items() if "/site/" in n or n.startswith("methods/")}
-        theirs = {n: s for n, s in placed.items() if n not in mine}
-        return self._run.restore(mine) | self._merged_in.restore(theirs)
+        shapes = sharding.shard_any_axis(shapes)
+        if self._merged_run is None:
+            return self._run.restore(shapes)
+        attached = {n: s for n, s in shapes.items() if tree.is_attached(n)}
+        weights = {n: s for n, s in shapes.items() if n not in attached}
+        return self._run.restore(attached) | self._merged_run.restore(weights)
 
-    def _read_kept(self, part: Any, prefix: str, adapter: str) -> dict[str, dict[str, np.ndarray]]:
-        assert self._merged_in is not None
-        saved, kept = self._merged_in.checkpoint, {}
-        names = saved.checksums()
+    def _read_residuals(
+        self, part: Any, prefix: str, adapter: str
+    ) -> dict[str, dict[str, np.ndarray]]:
+        assert self._merged_run is not None
+        checkpoint, residuals = self._merged_run.checkpoint, {}
+        names = checkpoint.checksums()
         for place, _ in methods.places(part, *methods.PLACES):
-            start = f"kept/{prefix}/{place}/{adapter}/"
-            arrays = saved.read(*(name for name in names if name.startswith(start)))
-            kept[place] = {name.removeprefix(start): array for name, array in arrays.items()}
-        return kept
+            start = f"{RESIDUALS}/{prefix}/{place}/{adapter}/"
+            arrays = checkpoint.read(*(name for name in names if name.startswith(start)))
+            residuals[place] = {name.removeprefix(start): array for name, array in arrays.items()}
+        return residuals
 
 
 @functools.partial(jax.jit, static_argnames="adapters")
 def _fold(part: Any, shared: Any, adapters: tuple[str, ...]) -> tuple[tree.Arrays, tree.Arrays]:
     """A part's plain parameters with its sites merged, and what unmerging needs beside them."""
-    kept: tree.Arrays = {}
+    residuals: tree.Arrays = {}
     for adapter in adapters:
         for place, arrays in methods.merge_sites(part, adapter, shared, _weight).items():
-            kept |= {f"{place}/{adapter}/{name}": array for name, array in arrays.items()}
-    return tree.flatten(quantization.dequantize(part)), kept
+            residuals |= {f"{place}/{adapter}/{name}": array for name, array in arrays.items()}
+    return tree.flatten(quantization.dequantize(part)), residuals
 
 
 @functools.partial(jax.jit, static_argnames="adapters")
-def _unfold(part: Any, shared: Any, kept: Any, adapters: tuple[str, ...]) -> tree.Arrays:
-    """The inverse of `_fold`; `kept` by adapter and place."""
+def _unfold(part: Any, shared: Any, residuals: Any, adapters: tuple[str, ...]) -> tree.Arrays:
+    """The inverse of `_fold`; `residuals` by adapter and place."""
     for adapter in reversed(adapters):
-        methods.unmerge_sites(part, adapter, shared, _weight, kept[adapter])
+        methods.unmerge_sites(part, adapter, shared, _weight, residuals[adapter])
     return tree.flatten(quantization.dequantize(part))
 
 
 def _weight(module: Any) -> Weight:
-    return module.weight() if hasattr(module, "weight") else Weight(module.kernel[...])
+    """The weight of a place that owns its kernel."""
+    return module.weight() if isinstance(module, Linear) else Weight(module.kernel[...])
 
 
-def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: None) -> dict:
+def merge(
+    run: Run, out: str | Path, progress: Callable[[str], None] = lambda name: None
+) -> dict[str, Any]:
     """Writes a run's model, adapters merged, as a base of its own.
+
+    Args:
+      progress: called with the name of each parameter when it is merged.
 
     Returns:
       The certificate, which lies beside the model too.
@@ -167,30 +183,30 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
     runs.check_free(out)
     if run.base is None:
         raise ValueError(f"{run.path} is a whole model: nothing is attached to a base")
-    merged = Merged(run)
-    attached = _outputs(runs.load_model(_in_float32(run), *_one_device()))
+    weights = Merged(run)
+    attached_outputs = _outputs(runs.load_model(_in_float32(run), *_one_device()))
     arrays = {}
     for name in parameter_names(run.model):
-        arrays[name] = jnp.asarray(merged(name))
-        say(name)
+        arrays[name] = jnp.asarray(weights(name))
+        progress(name)
     config = run.model.full_precision
-    difference = np.abs(_outputs(_model(config, arrays)) - attached).max()
-    largest = np.abs(attached).max()
+    difference = np.abs(_outputs(_model(config, arrays)) - attached_outputs).max()
+    largest = np.abs(attached_outputs).max()
     if not difference <= TOLERANCE * largest:
         raise ValueError(
             f"the merged model's outputs differ by {difference:.3g} of {largest:.3g} from the "
             "attached model's; nothing is written"
         )
-    after = runs.recompute_fingerprint(run.base)
-    if after != run.base.fingerprint:
+    fingerprint_after = runs.recompute_fingerprint(run.base)
+    if fingerprint_after != run.base.fingerprint:
         raise ValueError(
             f"the base {run.base.path} was replaced while it was read: its fingerprint was "
-            f"{run.base.fingerprint[:16]} and is {after[:16]}; nothing is written"
+            f"{run.base.fingerprint[:16]} and is {fingerprint_after[:16]}; nothing is written"
         )
     base = {
         "path": run.base.permanent_path,
         "fingerprint_before": run.base.fingerprint,
-        "fingerprint_after": after,
+        "fingerprint_after": fingerprint_after,
         "stored_as": run.model.storage_kinds,
     }
     certificate = {
@@ -202,23 +218,31 @@ def merge(run: Run, out: str | Path, say: Callable[[str], None] = lambda name: N
         "largest_difference": float(difference),
         "largest_output": float(largest),
     }
-    kept = {f"kept/{name}": array for name, array in merged.kept.items()}
+    residuals = {f"{RESIDUALS}/{name}": array for name, array in weights.residuals.items()}
     facts = {"merged": certificate}
     # first, so that no merged model is ever without it
     files.write_json(paths.absolute(out) / CERTIFICATE, certificate)
     runs.write(
-        out, run, arrays, config, experiment=run.experiment, extra_metadata=facts, extra_arrays=kept
+        out,
+        run,
+        arrays,
+        config,
+        experiment=run.experiment,
+        extra_metadata=facts,
+        extra_arrays=residuals,
     )
     return certificate
 
 
 def unmerge(
-    merged: Run, adapter: Run, out: str | Path, say: Callable[[str], None] = lambda name: None
-) -> dict:
+    merged: Run, adapter: Run, out: str | Path, progress: Callable[[str], None] = lambda name: None
+) -> dict[str, float]:
     """Writes the base that a merged model was made of, to rounding.
 
     Args:
+      merged: the run that `merge` wrote.
       adapter: the run that was merged.
+      progress: called with the name of each parameter when it is unmerged.
 
     Returns:
       How far it is from the base, weight by weight: `largest_difference` and `largest_weight`.
@@ -239,21 +263,22 @@ def unmerge(
             f"{adapter.path} with {adapter.fingerprint[:16]}"
         )
     assert adapter.base is not None
-    trained = methods.trainable(methods.abstract(adapter.model, adapter.method), adapter.method)
-    changed = [name for name in trained if not tree.is_attached(name)]
-    if changed:
+    model = methods.abstract(adapter.model, adapter.method)
+    trainable_names = methods.trainable(model, adapter.method)
+    of_the_base = [name for name in trainable_names if not tree.is_attached(name)]
+    if of_the_base:
         raise ValueError(
-            f"{adapter.method.kind} changed weights of the base itself ({changed[0]}), which no "
-            f"adapter holds. The base is still in {adapter.base.path}; nothing is written"
+            f"{adapter.method.kind} changed weights of the base itself ({of_the_base[0]}), which "
+            f"no adapter holds. The base is still in {adapter.base.path}; nothing is written"
         )
-    apart, whole = Merged(adapter, merged), Merged(adapter.base)
+    weights, base_weights = Merged(adapter, merged), Merged(adapter.base)
     arrays, difference, largest = {}, 0.0, 0.0
     for name in parameter_names(merged.model):
-        weight, expected = apart(name), whole(name)
+        weight, expected = weights(name), base_weights(name)
         arrays[name] = jnp.asarray(weight)
         difference = max(difference, float(np.abs(weight - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
-        say(name)
+        progress(name)
     if not difference <= TOLERANCE * largest:
         raise ValueError(
             f"taken apart, the weights differ by {difference:.3g} of {largest:.3g} from the "
@@ -266,6 +291,7 @@ def unmerge(
 
 
 def abstract_base(config: ModelConfig) -> Transformer:
+    """The shapes of a plain base; nothing is computed."""
     return jax.eval_shape(functools.partial(Transformer, config=config), jax.random.key(0))
 
 
@@ -275,6 +301,7 @@ def parameter_names(config: ModelConfig) -> list[str]:
 
 
 def _model(config: ModelConfig, arrays: Mapping[str, Any]) -> Transformer:
+    """A plain base with these parameters, by single-layer name."""
     config = dataclasses.replace(config, compute_dtype="float32")
     shapes = abstract_base(config)
     return tree.unflatten(shapes, tree.restack(arrays, tree.flatten(shapes)))
@@ -303,5 +330,5 @@ def _probe(model: Transformer) -> jax.Array:
     size = _probe_size(model.config)
     tokens = jax.random.randint(jax.random.key(0), size, 0, model.config.vocabulary)
     positions = jnp.broadcast_to(jnp.arange(size[1]), size)
-    hidden, _ = model.hidden(tokens, jnp.ones(size, jnp.int32), positions)
-    return model.logits(hidden)
+    states, _ = model.hidden(tokens, jnp.ones(size, jnp.int32), positions)
+    return model.logits(states)

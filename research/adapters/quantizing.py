@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,16 +18,35 @@ from research.models import quantization
 from research.models.config import StorageKind
 
 
+@dataclasses.dataclass
+class StorageReport:
+    """The weights that are stored in one way.
+
+    Attributes:
+      parameters: how many they are.
+      bytes: their size as they are stored.
+      error: the root mean square of what storing changed, over that of the weights.
+    """
+
+    parameters: int = 0
+    bytes: int = 0
+    error: float = 0.0
+
+
 def store(
     run: Run,
     out: str | Path,
     rules: tree.Rules[StorageKind],
-    say: Callable[[str], None] = lambda name: None,
-) -> dict[str, Any]:
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, StorageReport]:
     """Writes a run's model, adapters merged, with its weights stored as the rules say.
 
+    Args:
+      rules: ordered (pattern over places, kind of storage).
+      progress: called with the name of each parameter when it is stored.
+
     Returns:
-      kind -> parameters, bytes, and the root mean square error over that of the weights.
+      A report for each kind.
 
     Raises:
       ValueError: a rule that matches nothing or does not fit, or numbers that are not finite.
@@ -36,25 +55,27 @@ def store(
     runs.check_free(out)
     config = dataclasses.replace(run.model, storage=tuple(rules))
     shapes = tree.unstack_shapes(tree.flatten(abstract_base(config)))  # the rules are checked here
-    merged = Merged(run)
-    report: dict[str, Any] = {}
+    weights = Merged(run)
+    reports: dict[str, StorageReport] = {}
+    squares: dict[str, float] = collections.defaultdict(float)
     arrays: dict[str, jax.Array] = {}
     for name in parameter_names(run.model):
-        wide = merged(name)
+        weight = weights(name)
         place = name.removesuffix("/kernel")
         kind = tree.first_match(rules, place, "float32") if place != name else "float32"
-        parts, read = quantization.quantize_matrix(wide, kind)
+        parts, dequantized = quantization.quantize_matrix(weight, kind)
         arrays |= {name + part: array for part, array in parts.items()}
-        line = report.setdefault(kind, {"parameters": 0, "bytes": 0, "error": 0.0, "size": 0.0})
-        line["parameters"] += wide.size
-        line["bytes"] += sum(array.nbytes for array in parts.values())
-        line["error"] += float(np.square(read - wide).sum())
-        line["size"] += float(np.square(wide).sum())
-        say(name)
+        report = reports.setdefault(kind, StorageReport())
+        report.parameters += weight.size
+        report.bytes += sum(array.nbytes for array in parts.values())
+        report.error += float(np.square(dequantized - weight).sum())
+        squares[kind] += float(np.square(weight).sum())
+        progress(name)
     tree.check_names(shapes, arrays, "arrays as they are stored")
-    for line in report.values():
-        line["error"] = (line["error"] / line.pop("size")) ** 0.5
+    for stored_kind, report in reports.items():
+        report.error = (report.error / squares[stored_kind]) ** 0.5
     source = {"path": str(run.path), "fingerprint": run.fingerprint}
-    facts = {"stored": {"from": source, "as": report}}
+    as_json = {kind: dataclasses.asdict(report) for kind, report in reports.items()}
+    facts = {"stored": {"from": source, "as": as_json}}
     runs.write(out, run, arrays, config, experiment=run.experiment, extra_metadata=facts)
-    return report
+    return reports

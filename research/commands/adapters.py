@@ -1,4 +1,4 @@
-"""Adapters in the hand: list, merge, take out again, add up, put side by side.
+"""Lists adapters, merges them, takes them out again, adds them up, puts them side by side.
 
     graft adapters list runs                                   every adapter in a folder
     graft adapters merge --from runs/law --out runs/law_whole  a base with the adapter in it
@@ -14,6 +14,7 @@ it uses (`graft generate --run runs/bank` answers with each). To switch one off,
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 from research.config import cli
@@ -33,29 +34,25 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    look = verbs.add_parser("list", help="every adapter in a folder and the folders in it")
-    look.add_argument("folder", nargs="?", default="runs")
+    list_parser = verbs.add_parser("list", help="every adapter in a folder and the folders in it")
+    list_parser.add_argument("folder", nargs="?", default="runs")
 
-    def command(verb: str, help_text: str, source: str, several: bool = False):
-        made = verbs.add_parser(verb, help=help_text)
+    def add_verb(verb: str, help_text: str, source: str, several: bool = False):
+        subparser = verbs.add_parser(verb, help=help_text)
         action = "append" if several else "store"
-        made.add_argument("--from", dest="source", required=True, action=action, help=source)
-        made.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-        return made
+        subparser.add_argument("--from", dest="source", required=True, action=action, help=source)
+        subparser.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        subparser.add_argument("--base", metavar="RUN", help="where its base is, if it moved")
+        return subparser
 
-    where = "where its base is, if it moved"
-    command("merge", "a base with the adapter in it", "the adapter's run").add_argument(
-        "--base", metavar="RUN", help=where
+    add_verb("merge", "a base with the adapter in it", "the adapter's run")
+    unmerge_help = "the base that a merged model was made of"
+    add_verb("unmerge", unmerge_help, "the merged run").add_argument(
+        "--adapter", required=True, metavar="RUN", help="the run that was merged"
     )
-    apart = command("unmerge", "the base that a merged model was made of", "the merged run")
-    apart.add_argument("--adapter", required=True, metavar="RUN", help="the run that was merged")
-    apart.add_argument("--base", metavar="RUN", help=where)
-    weighted = "WEIGHT=RUN, several times; one below zero as --from=-0.5=RUN"
-    command("add", "the weighted sum of adapters", weighted, several=True).add_argument(
-        "--base", metavar="RUN", help=where
-    )
-    side = command("bank", "adapters side by side", "NAME=RUN, several times", several=True)
-    side.add_argument("--base", metavar="RUN", help=where)
+    sources = "WEIGHT=RUN, several times; one below zero as --from=-0.5=RUN"
+    add_verb("add", "the weighted sum of adapters", sources, several=True)
+    add_verb("bank", "adapters side by side", "NAME=RUN, several times", several=True)
     return parser
 
 
@@ -67,8 +64,8 @@ def show(arguments: argparse.Namespace) -> None:
 
     if not storage.absolute(arguments.folder).is_dir():
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
-    rows = catalog.list_adapters(arguments.folder)
-    if not rows:
+    adapters = catalog.list_adapters(arguments.folder)
+    if not adapters:
         print(f"no adapters in {arguments.folder}")
         return
     columns = [
@@ -80,7 +77,7 @@ def show(arguments: argparse.Namespace) -> None:
         Column("base", "base"),
         Column("base_fingerprint", "its fingerprint"),
     ]
-    print(text_table(rows, columns))
+    print(text_table([dataclasses.asdict(adapter) for adapter in adapters], columns))
 
 
 def merge(arguments: argparse.Namespace) -> None:
@@ -90,12 +87,12 @@ def merge(arguments: argparse.Namespace) -> None:
 
     run = runs.open_run(arguments.source, arguments.base)
     with _bar("parameter") as bar:
-        made = merging.merge(run, arguments.out, lambda name: bar.update())
-    base = made["base"]
+        certificate = merging.merge(run, arguments.out, lambda name: bar.update())
+    base = certificate["base"]
     print(
-        f"written to {arguments.out}, merged in {made['merged_in']}\n"
-        f"outputs    differ by at most {made['largest_difference']:.2g} of "
-        f"{made['largest_output']:.3g} ({made['probe']})\n"
+        f"written to {arguments.out}, merged in {certificate['merged_in']}\n"
+        f"outputs    differ by at most {certificate['largest_difference']:.2g} of "
+        f"{certificate['largest_output']:.3g} ({certificate['probe']})\n"
         f"base       {base['path']}, fingerprint {base['fingerprint_before'][:16]} before and "
         f"{base['fingerprint_after'][:16]} after"
     )
@@ -108,12 +105,12 @@ def unmerge(arguments: argparse.Namespace) -> None:
 
     run = runs.open_run(arguments.adapter, arguments.base)
     with _bar("parameter") as bar:
-        made = merging.unmerge(
+        report = merging.unmerge(
             runs.open_run(arguments.source), run, arguments.out, lambda name: bar.update()
         )
     print(
         f"written to {arguments.out}: weights differ from the base's by at most "
-        f"{made['largest_difference']:.2g} of {made['largest_weight']:.3g}"
+        f"{report['largest_difference']:.2g} of {report['largest_weight']:.3g}"
     )
 
 
@@ -124,14 +121,14 @@ def add(arguments: argparse.Namespace) -> None:
 
     parts = []
     for text in arguments.source:
-        weight, found, path = text.partition("=")
+        weight, separator, path = text.partition("=")
         try:
             number = float(weight)
         except ValueError:
             raise ValueError(
                 f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law"
             ) from None
-        if not found or number != number or abs(number) == float("inf"):
+        if not separator or number != number or abs(number) == float("inf"):
             raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
         parts.append((number, runs.open_run(path, arguments.base)))
     print(f"written to {sums.add(parts, arguments.out)}")
@@ -141,8 +138,8 @@ def bank(arguments: argparse.Namespace) -> None:
     """Puts adapters side by side."""
     from research.adapters import banks, catalog
 
-    named = catalog.open_named(arguments.source, arguments.base)
-    print(f"written to {banks.write(named, arguments.out)}")
+    adapters = catalog.open_named(arguments.source, arguments.base)
+    print(f"written to {banks.write(adapters, arguments.out)}")
 
 
 def _bar(unit: str):

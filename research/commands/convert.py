@@ -138,15 +138,16 @@ def quantize_base(arguments: argparse.Namespace) -> None:
 
     run = runs.open_run(arguments.source, arguments.base)
     with _bar(len(run.checksums())) as bar:
-        report = quantizing.store(
+        reports = quantizing.store(
             run, arguments.out, PRESETS[arguments.to], lambda name: bar.update()
         )
-    for kind, line in report.items():
+    for kind, report in reports.items():
         print(
-            f"{kind:9} {line['parameters']:>15,} parameters, {line['bytes']:>15,} bytes, "
-            f"{line['bytes'] / line['parameters']:.4f} each, error {line['error']:.2%}"
+            f"{kind:9} {report.parameters:>15,} parameters, {report.bytes:>15,} bytes, "
+            f"{report.bytes / report.parameters:.4f} each, error {report.error:.2%}"
         )
-    count, size = (sum(line[what] for line in report.values()) for what in ("parameters", "bytes"))
+    count = sum(report.parameters for report in reports.values())
+    size = sum(report.bytes for report in reports.values())
     print(f"{'total':9} {count:>15,} parameters, {size:>15,} bytes, {size / count:.4f} each")
     print(
         f"written to {arguments.out}: tune adapters on it with --config.init_from={arguments.out}"

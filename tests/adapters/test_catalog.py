@@ -43,18 +43,18 @@ def load(run):
     return runs.load_model(run, mesh, sharding.RULES)
 
 
-def saved(world, tmp_path, *chosen):
+def save_adapters(world, tmp_path, *to_save):
     """Runs with random adapters on the base."""
     paths = [
         tiny_run.adapter(world.base, method, tmp_path / f"adapter{seed}", seed)
-        for seed, method in enumerate(chosen)
+        for seed, method in enumerate(to_save)
     ]
     return [runs.open_run(path) for path in paths]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_saved_adapter_holds_no_base_weights_and_loads_whatever_the_start(world, case, tmp_path):
-    (run,) = saved(world, tmp_path, CASES[case].method)
+    (run,) = save_adapters(world, tmp_path, CASES[case].method)
     own, below = set(run.checkpoint.checksums("model/")), set(run.base.checksums())
     assert own and not own & below
     loaded = tree.unstack(tree.flatten(load(run)))  # its start was drawn with another seed
@@ -65,7 +65,7 @@ def test_a_saved_adapter_holds_no_base_weights_and_loads_whatever_the_start(worl
 
 @pytest.mark.parametrize("case", ["lora", "dora", "ia3", "houlsby", "vera", "prompt", "prefix-mlp"])
 def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
-    (run,) = saved(world, tmp_path, CASES[case].method)
+    (run,) = save_adapters(world, tmp_path, CASES[case].method)
     arrays = run.read(*run.checkpoint.checksums("model/"))
     first = sorted(arrays)[0]
     torn = {f"{first}x" if n == first else n: a for n, a in arrays.items()}
@@ -87,7 +87,7 @@ def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
     ids=["surplus", "of-the-base", "shape", "type", "missing"],
 )
 def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, message, tmp_path):
-    good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
+    good, run = save_adapters(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
     arrays = change(run.read(*run.checkpoint.checksums("model/")))
     runs.write(tmp_path / "torn", run, arrays, run.model, method=run.method, base=run.base)
     torn, out = runs.open_run(tmp_path / "torn"), tmp_path / "out"
@@ -113,7 +113,7 @@ def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
 
 @pytest.mark.parametrize("name", SUMMED)
 def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
-    first, second = saved(world, tmp_path, *SUMMED[name])
+    first, second = save_adapters(world, tmp_path, *SUMMED[name])
     sums.add([(0.7, first), (-0.4, second)], tmp_path / "sum")
     added = load(runs.open_run(tmp_path / "sum"))
     models = [load(run) for run in (first, second)]
@@ -160,7 +160,7 @@ def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
     world, name, tmp_path
 ):
     """Also with other ranks, and where something stands in front of the text."""
-    named = dict(zip("ab", saved(world, tmp_path, *BANKS[name]), strict=True))
+    named = dict(zip("ab", save_adapters(world, tmp_path, *BANKS[name]), strict=True))
     banks.write(named, tmp_path / "bank")
     bank, base = runs.open_run(tmp_path / "bank"), runs.open_run(world.base)
     rows = np.asarray([1, -1, 0, 0, 0, 0, 0, 2], np.int32)
@@ -178,7 +178,7 @@ def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
 
 def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
     chosen = (LoRA(rank=2), LoRA(rank=2, alpha=5.0, adapter="other"))
-    named = dict(zip(("law", "style"), saved(world, tmp_path, *chosen), strict=True))
+    named = dict(zip(("law", "style"), save_adapters(world, tmp_path, *chosen), strict=True))
     banks.write(named, tmp_path / "bank")
     run, batch = runs.open_run(tmp_path / "bank"), tiny.batch()
     mesh = MeshConfig(data=1).make(jax.devices()[:1])
@@ -195,7 +195,7 @@ def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
 
 
 def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
-    lora, vera, dora, wide, prompt, longer, silu, gelu, mixed = saved(
+    lora, vera, dora, wide, prompt, longer, silu, gelu, mixed = save_adapters(
         world,
         tmp_path,
         *(LoRA(rank=2), VeRA(rank=4), DoRA(rank=2), LoRA(rank=4), Prompt(length=2)),
@@ -242,7 +242,7 @@ def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_in_no_bank_and_no_sum(world, tmp_path):
-    good, run = saved(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
+    good, run = save_adapters(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
     arrays = run.read(*run.checkpoint.checksums("model/"))
     arrays[A] = np.full_like(arrays[A], np.nan)
     runs.write(tmp_path / "nan", run, arrays, run.model, method=run.method, base=run.base)
@@ -262,7 +262,7 @@ def test_an_adapter_whose_base_is_gone_is_listed_and_found_again(world, tmp_path
     path = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "shelf" / "law")
     (tmp_path / "base").rename(tmp_path / "moved")
     (row,) = catalog.list_adapters(tmp_path / "shelf")
-    assert row["path"] == str(path) and row["base"].endswith("(gone)") and row["method"] == "lora"
+    assert row.path == str(path) and row.base.endswith("(gone)") and row.method == "lora"
     with pytest.raises(FileNotFoundError, match="say where it is now with --base"):
         catalog.open_named([f"law={path}"])
     named = catalog.open_named([f"law={path}"], str(tmp_path / "moved"))
@@ -278,9 +278,9 @@ def two_sources(world):
 
 
 def test_rows_of_the_data_say_which_adapter_they_train_on_any_number_of_hosts(world):
-    words = runs.open_run(world.base).tokenizer
+    tokenizer = runs.open_run(world.base).tokenizer
     names = ("roofs", "prose")
-    data = Pipeline(two_sources(world), words, token_cache.default_cache(), adapters=names)
+    data = Pipeline(two_sources(world), tokenizer, token_cache.default_cache(), adapters=names)
     seen = set()
     for step in range(3):
         whole = data.batch(step)

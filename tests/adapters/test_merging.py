@@ -228,14 +228,14 @@ def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
     report = quantizing.store(source, tmp_path / "small", quantization.PRESETS[kind])
     small = runs.open_run(tmp_path / "small")
     assert small.fingerprint != source.fingerprint
-    count = sum(line["parameters"] for line in report.values())
-    stored = sum(line["bytes"] for line in report.values())
+    count = sum(line.parameters for line in report.values())
+    stored = sum(line.bytes for line in report.values())
     kept = weights(tmp_path / "small")
     sizes = {n: array.nbytes for n, array in kept.items()}
     assert stored == sum(sizes.values()) and count == sum(
         a.size for a in weights(world.base).values()
     )
-    assert 0 < report[kind]["error"] < {"nf4": 0.12, "int8": 0.01, "bfloat16": 0.003}[kind]
+    assert 0 < report[kind].error < {"nf4": 0.12, "int8": 0.01, "bfloat16": 0.003}[kind]
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).make()
     with sharding.mesh_context(mesh, sharding.RULES):
         model = runs.load_model(small, mesh, sharding.RULES)
