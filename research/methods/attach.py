@@ -57,8 +57,8 @@ def weight_of(model: Transformer, module: Any) -> Weight | None:
     if isinstance(module, Embedding):
         return Weight(module.kernel[...])
     if isinstance(module, Head):
-        tied = module.kernel is None
-        return Weight(model.embedding.kernel[...].T if tied else module.kernel[...])
+        is_tied = module.kernel is None
+        return Weight(model.embedding.kernel[...].T if is_tied else module.kernel[...])
     return None
 
 
@@ -92,7 +92,7 @@ def attach_at(
         setting of None leaves the place alone.
       adapter: the delta's name in the site.
       make: makes one layer's delta.
-      kinds: which modules are asked.
+      kinds: the classes of modules among which places are sought.
       numbers: ordered (pattern, number); 1 where none matches.
 
     Raises:
@@ -139,10 +139,10 @@ def trainable(model: Transformer, method: Method) -> tuple[str, ...]:
     """
     names = list(tree.flatten(model))
     tree.check_patterns([pattern for pattern, _ in method.trains], names, "method: trains")
-    chosen = tuple(name for name in names if tree.match(method.trains, name, False))
-    if not chosen:
+    trainable_names = tuple(name for name in names if tree.match(method.trains, name, False))
+    if not trainable_names:
         raise ValueError(f"method: the rules {method.trains} leave nothing to train")
-    return chosen
+    return trainable_names
 
 
 def check_full_precision(model: Transformer, names: Iterable[str]) -> None:

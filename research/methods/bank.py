@@ -66,27 +66,27 @@ class Bank(Method):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(self.names)))
 
         def attach_one(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
-            return _attached(self.of.attach(model, key), self.adapter)
+            return _deltas(self.of.attach(model, key), self.adapter)
 
         # mapped, so that a bank compiles as fast as one adapter
-        return _filled(model, jax.vmap(attach_one)(keys), self.adapter)
+        return _fill(model, jax.vmap(attach_one)(keys), self.adapter)
 
 
 def stack(models: list[Transformer], method: Method) -> Transformer:
     """Models with one adapter each, on one base -> one model with all of them."""
-    each = [_attached(model, method.adapter) for model in models]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-    return _filled(models[0], stacked, method.adapter)
+    each = [_deltas(model, method.adapter) for model in models]
+    stacks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    return _fill(models[0], stacks, method.adapter)
 
 
-def _attached(model: Transformer, adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _deltas(model: Transformer, adapter: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The deltas of an adapter by their places, and what they share."""
-    filled = {name: module.site for name, module in places(model, *PLACES)}
-    deltas = {name: site[adapter] for name, site in filled.items() if adapter in site}
+    sites = {name: module.site for name, module in places(model, *PLACES)}
+    deltas = {name: site[adapter] for name, site in sites.items() if adapter in site}
     return deltas, {name: module for name, module in model.methods.items() if name == adapter}
 
 
-def _filled(
+def _fill(
     model: Transformer, each: tuple[dict[str, Any], dict[str, Any]], adapter: str
 ) -> Transformer:
     """A copy of the model with deltas, whose first axis is that of adapters, in their places."""

@@ -86,12 +86,12 @@ class SmallMLP(Delta):
     @classmethod
     def weighted_sum(cls, parts: Sequence[tuple[float, SmallMLP]]) -> dict[str, jax.Array]:
         """The leaves of the weighted sum: all units beside each other."""
-        scaled = [(weight * delta.scale[...], delta) for weight, delta in parts]
+        scaled_parts = [(weight * delta.scale[...], delta) for weight, delta in parts]
         return {
             "down": jnp.concatenate([delta.down[...] for _, delta in parts], 1),
             "down_bias": jnp.concatenate([delta.down_bias[...] for _, delta in parts]),
-            "up": jnp.concatenate([scale * delta.up[...] for scale, delta in scaled]),
-            "up_bias": sum(scale * delta.up_bias[...] for scale, delta in scaled),
+            "up": jnp.concatenate([scale * delta.up[...] for scale, delta in scaled_parts]),
+            "up_bias": sum(scale * delta.up_bias[...] for scale, delta in scaled_parts),
             "scale": jnp.float32(1),
         }
 

@@ -79,15 +79,15 @@ class Hadamard(KernelChange):
         return self.scale[...] * first * (self.second_in[...] @ self.second_out[...])
 
     def __call__(self, x, y, weight: Weight, context: Context) -> jax.Array:
-        # made again in the backward pass: it is as large as the weight
+        # computed again in the backward pass: it is as large as the weight
         change = jax.checkpoint(Hadamard.product)(self)
         return y + matmul(context.drop(x, context.adapter_dropout), change).astype(y.dtype)
 
     def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
         inputs, outputs = weight.kernel.shape
-        made = [
+        factors = [
             Chain(((f"{name}_in", ()), (f"{name}_out", leaf.shape)), rows=inputs, each="pass")
             for name, leaf in (("first", self.first_out), ("second", self.second_out))
         ]
         # the product of x and the change, which has a gradient
-        return Work((Chain((("first_in", (inputs, outputs)),)), *made))
+        return Work((Chain((("first_in", (inputs, outputs)),)), *factors))

@@ -33,7 +33,7 @@ def merge(model: Transformer, adapter: str) -> Transformer:
 
 
 def switch_off(model: Transformer, adapter: str) -> Transformer:
-    """A copy without an adapter: the base, or what else is attached to it.
+    """A copy without an adapter: the base with what else is attached to it.
 
     Raises:
       ValueError: nothing of that name is attached.
@@ -46,13 +46,13 @@ def switch_off(model: Transformer, adapter: str) -> Transformer:
     return model
 
 
-def check_untied(name: str, shares: bool) -> None:
+def check_untied(name: str, is_tied: bool) -> None:
     """Refuses to merge into a table that embedding and head share.
 
     Raises:
-      ValueError: it is shared.
+      ValueError: they share one.
     """
-    if shares:
+    if is_tied:
         raise ValueError(
             f"{name}: embedding and head share a table; merging into it would change both"
         )
@@ -68,7 +68,7 @@ def merge_sites(
       weight: the weight of a place.
 
     Returns:
-      For each place that had it, what unmerging needs beside the adapter: arrays by name.
+      What unmerging needs beside the adapter, by place: arrays by name (`unmerge_residual`).
 
     Raises:
       ValueError: a delta cannot be merged, or another acts before it on the same weight.
@@ -82,11 +82,11 @@ def merge_sites(
         if not delta.mergeable:
             raise ValueError(f"{name}: {type(delta).__name__} cannot be merged into a weight")
 
-        def merged(delta: Delta, weight: Weight) -> tuple[Weight, dict[str, jax.Array]]:
+        def merge_one(delta: Delta, weight: Weight) -> tuple[Weight, dict[str, jax.Array]]:
             return delta.merge_into(weight, shared), delta.unmerge_residual(weight, shared)
 
-        new_weight, residuals[name] = _over_layers(name, merged)(delta, weight(module))
-        _put(module, new_weight)
+        new_weight, residuals[name] = _over_layers(name, merge_one)(delta, weight(module))
+        _set_weight(module, new_weight)
     return residuals
 
 
@@ -103,12 +103,12 @@ def unmerge_sites(
       residuals: what `merge_sites` returned.
     """
 
-    def unmerged(delta: Delta, weight: Weight, residual: Mapping[str, jax.Array]) -> Weight:
+    def unmerge_one(delta: Delta, weight: Weight, residual: Mapping[str, jax.Array]) -> Weight:
         return delta.unmerge_from(weight, shared, residual)
 
     for name, module, delta in _pop(part, adapter):
         residual = residuals.get(name, {})
-        _put(module, _over_layers(name, unmerged)(delta, weight(module), residual))
+        _set_weight(module, _over_layers(name, unmerge_one)(delta, weight(module), residual))
 
 
 def _pop(part: Any, adapter: str) -> Iterator[tuple[str, Any, Delta]]:
@@ -124,7 +124,7 @@ def _over_layers(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(function) if tree.is_stacked(name) else function
 
 
-def _put(module: Any, weight: Weight) -> None:
+def _set_weight(module: Any, weight: Weight) -> None:
     axes = axes_of(module)
     module.kernel = nnx.Param(weight.kernel, axes=axes)
     if weight.bias is not None:

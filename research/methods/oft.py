@@ -72,22 +72,22 @@ class Rotation(Delta):
         return jnp.linalg.solve(jnp.eye(size) - skew, 2 * skew)
 
     def before(self, x: jax.Array, context: Context) -> jax.Array:
-        dropped = context.drop(x, context.adapter_dropout)
-        blocks = dropped.reshape(*x.shape[:-1], -1, self.block_size)
-        moved = jax.vmap(matmul, (-2, 0), -2)(blocks, self.change())
-        return x + moved.reshape(x.shape)
+        rows = context.drop(x, context.adapter_dropout)
+        blocks = rows.reshape(*x.shape[:-1], -1, self.block_size)
+        difference = jax.vmap(matmul, (-2, 0), -2)(blocks, self.change())
+        return x + difference.reshape(x.shape)
 
     def work(self, weight: Weight, shared: Mapping[str, Any]) -> Work:
         blocks = (self.skew.shape[0], self.block_size, self.block_size)
         return Work((Chain((("skew", blocks),)),), before=True)
 
     def merge_into(self, weight: Weight, shared: Mapping[str, Any]) -> Weight:
-        return self._rotated(weight, self.change())
+        return self._rotate(weight, self.change())
 
     def unmerge_from(self, weight: Weight, shared: Mapping[str, Any], residual: Any) -> Weight:
-        return self._rotated(weight, self.change().swapaxes(1, 2))  # its inverse
+        return self._rotate(weight, self.change().swapaxes(1, 2))  # its inverse
 
-    def _rotated(self, weight: Weight, change: jax.Array) -> Weight:
+    def _rotate(self, weight: Weight, change: jax.Array) -> Weight:
         """The weight with its kernel [I,O] turned by I + change."""
         kernel = weight.kernel.astype(jnp.float32)
         blocks = kernel.reshape(-1, self.block_size, kernel.shape[-1])

@@ -26,14 +26,14 @@ def abstract(
     """The shapes of a model with a method attached; nothing is computed.
 
     Args:
-      stacks: None: the fewest that the layers can form.
+      stacks: the keys of stacks; None: the fewest that the layers can form.
     """
     stacks = derive_stacks(config, method) if stacks is None else stacks
-    return jax.tree.map(lambda leaf: leaf, _traced(config, method, stacks))
+    return jax.tree.map(lambda leaf: leaf, _trace(config, method, stacks))
 
 
 @functools.lru_cache(maxsize=64)  # a model of many single layers takes long to trace
-def _traced(config: ModelConfig, method: Method, stacks: tuple[str, ...]) -> Transformer:
+def _trace(config: ModelConfig, method: Method, stacks: tuple[str, ...]) -> Transformer:
     def build(key: jax.Array) -> Transformer:
         return method.attach(Transformer(key, config, stacks), key)
 
@@ -45,8 +45,8 @@ def smaller_sides(plain: Transformer) -> dict[str, int]:
     sides = {}
     for name, module in places(plain, *WEIGHTED):
         (place,) = tree.layer_names(name)
-        tied = module.kernel is None
-        sides[place] = min((plain.embedding if tied else module).kernel.shape[-2:])
+        is_tied = module.kernel is None
+        sides[place] = min((plain.embedding if is_tied else module).kernel.shape[-2:])
     return sides
 
 

@@ -1,4 +1,4 @@
-"""What a run costs, in closed form: parameters, FLOPs, bytes.
+"""Parameters and FLOPs of a run, in closed form.
 
 Model FLOPs count each needed product once, attention over the causal half of its square; what
 rematerialisation computes again is not counted. XLA's own `cost_analysis` counts a scan's body
@@ -34,11 +34,11 @@ class Flops:
 
     forward: float
     backward: float
-    # what a pass costs however many tokens it has
+    # of a pass, however many tokens it has
     once: float = 0.0
-    # what `remat: full` computes again for a token: its layers forward but for each one's end
+    # of what `remat: full` computes again: the layers forward, but for each one's end
     recomputed: float = 0.0
-    # what `mlp_chunks` computes again with `remat: none`: the MLP's products but for its last
+    # of what `mlp_chunks` computes again with `remat: none`: the MLP's products but its last
     recomputed_in_chunks: float = 0.0
     # of these, products of queries, keys and values: forward and backward, and again
     attention: float = 0.0
@@ -52,50 +52,58 @@ class Flops:
 def flops_per_token(
     config: ModelConfig, model: Any, trainable: Collection[str], length: int
 ) -> Flops:
-    """FLOPs a token of a model (abstract will do) with what trains, in rows of `length`.
+    """FLOPs a token of a model (abstract will do) with what trainable_names, in rows of `length`.
 
     A product of x with W costs 2|W| forward, 2|W| for the gradient of x where something before it
-    trains, and 2|W| for the gradient of W where W trains. Deltas say which products they add
+    trainable_names, and 2|W| for the gradient of W where W trains. Deltas say which products they add
     (`Delta.work`); for tokens that they put in front of a row those of its text pay.
     """
     model = jax.eval_shape(quantization.dequantize, model)
-    trains = {layer for name in trainable for layer in tree.layer_names(name)}
+    trainable_names = {layer for name in trainable for layer in tree.layer_names(name)}
     works = list(_works(model))
     rows = length + _in_front(works)
-    lowest = min((_order(name, config.layers) for name in _acting(works, trains)), default=_END)
+    lowest = min(
+        (_order(name, config.layers) for name in _acting(works, trainable_names)), default=_END
+    )
     orders = [_order(name, config.layers) for name, work in works if work.chains]
     ends = {layer: (layer, last) for layer, last in sorted(orders)}
-    forward = backward = once = recomputed = in_chunks = scores = scores_again = 0.0
+    forward = backward = once = recomputed = in_chunks = scores = recomputed_scores = 0.0
     for name, work in works:
         order = _order(name, config.layers)
         share = rows / length if name.startswith("layers/") else 1.0
-        again = name.startswith("layers/") and order[0] >= lowest[0] and order < ends[order[0]]
+        is_recomputed = (
+            name.startswith("layers/") and order[0] >= lowest[0] and order < ends[order[0]]
+        )
         for chain in work.chains:
-            below = lowest < order
-            ahead, back = _products(chain, below, trains, looked_up=name == "embedding")
+            trains_before = lowest < order
+            is_lookup = name == "embedding"
+            chain_forward, chain_backward = _products(
+                chain, trains_before, trainable_names, is_lookup
+            )
             times = chain.rows * {"token": share, "row": 1 / length, "pass": 0.0}[chain.each]
-            forward, backward = forward + times * ahead, backward + times * back
-            recomputed += times * ahead * again
+            forward += times * chain_forward
+            backward += times * chain_backward
+            recomputed += times * chain_forward * is_recomputed
             if config.mlp_chunks > 1 and re.fullmatch(r"layers/\d+/mlp/(gate|up)", name):
-                in_chunks += times * ahead * again
-            once += chain.rows * (chain.each == "pass") * (ahead + back)
+                in_chunks += times * chain_forward * is_recomputed
+            once += chain.rows * (chain.each == "pass") * (chain_forward + chain_backward)
     for layer in range(config.layers):
         place, window = f"layers/{layer}/attention", config.window(layer)
         # a row's tokens see what is in front of it from anywhere
-        most = min(window + rows - length, rows) if window else rows
-        seen = most - most * (most - 1) / (2 * rows)
-        seen += sum(work.keys for name, work in works if name == place)
-        attention = 4 * seen * config.heads * config.head_dim * rows / length
-        slopes = 2 * attention * (lowest <= _order(place, config.layers))
-        forward, backward = forward + attention, backward + slopes
-        scores += attention + slopes
-        scores_again += attention * (layer >= lowest[0])
-    again_in_all = recomputed + scores_again
-    return Flops(forward, backward, once, again_in_all, in_chunks, scores, scores_again)
+        span = min(window + rows - length, rows) if window else rows
+        mean_keys = span - span * (span - 1) / (2 * rows)
+        mean_keys += sum(work.keys for name, work in works if name == place)
+        attention = 4 * mean_keys * config.heads * config.head_dim * rows / length
+        gradients = 2 * attention * (lowest <= _order(place, config.layers))
+        forward, backward = forward + attention, backward + gradients
+        scores += attention + gradients
+        recomputed_scores += attention * (layer >= lowest[0])
+    recomputed += recomputed_scores
+    return Flops(forward, backward, once, recomputed, in_chunks, scores, recomputed_scores)
 
 
 def tokens_in_front(model: Any) -> int:
-    """How many tokens attached prompts put in front of each row."""
+    """The number of tokens that attached prompts put in front of each row."""
     return _in_front(_works(jax.eval_shape(quantization.dequantize, model)))
 
 
@@ -109,8 +117,8 @@ def _works(model: Any) -> Iterator[tuple[str, Work]]:
         if tree.is_stacked(name):
             module = tree.one_of(module)
         weight = None
-        tied = name == "head" and module.kernel is None
-        if tied:
+        is_tied = name == "head" and module.kernel is None
+        if is_tied:
             table = model.embedding.kernel
             weight = Weight(jax.ShapeDtypeStruct(table.shape[::-1], table.dtype))
         elif isinstance(module, methods.WEIGHTED):
@@ -124,7 +132,7 @@ def _works(model: Any) -> Iterator[tuple[str, Work]]:
                 if work.before:
                     front += tuple((n, ()) for chain in chains for n, _ in chain.factors)
             if weight is not None:
-                own = "embedding/kernel" if tied else f"{layer}/kernel"
+                own = "embedding/kernel" if is_tied else f"{layer}/kernel"
                 yield layer, Work((_behind(front, Chain(((own, weight.kernel.shape),))),))
 
 
@@ -134,25 +142,26 @@ def _behind(front: tuple[Factor, ...], chain: Chain) -> Chain:
 
 
 def _products(
-    chain: Chain, below: bool, trains: Collection[str], looked_up: bool
+    chain: Chain, trains_before: bool, trainable_names: Collection[str], is_lookup: bool
 ) -> tuple[float, float]:
     """FLOPs of a row that passes a chain, forward and backward.
 
     Args:
-      below: whether something before the chain trains.
-      looked_up: rows are tokens, which pick rows of the first factor.
+      trains_before: whether something before the chain trains.
+      trainable_names: the names of the leaves that train.
+      is_lookup: rows are tokens, which pick rows of the first factor.
     """
     forward = backward = 0.0
     for number, (name, shape) in enumerate(chain.factors):
-        product = len(shape) > 1 and not (looked_up and number == 0)
-        size = 2.0 * math.prod(shape) * product
+        is_product = len(shape) > 1 and not (is_lookup and number == 0)
+        size = 2.0 * math.prod(shape) * is_product
         forward += size
-        backward += size * (below + (name in trains))
-        below |= name in trains
+        backward += size * (trains_before + (name in trainable_names))
+        trains_before |= name in trains
     return forward, backward
 
 
-# What a token passes in a layer, in this order; patterns over places and parameters.
+# patterns over the places and parameters of a layer, in the order in which a token passes them
 _IN_A_LAYER = (
     r"attention_norm/.*",
     r"attention/(query|key|value)(/.*)?",
@@ -169,18 +178,22 @@ _END = (sys.maxsize, 0)
 
 
 def _order(name: str, layers: int) -> tuple[int, int]:
-    """When a token comes to a place or a parameter; those with the same do not wait for another."""
+    """The position of a place or a parameter in a token's path; equal where neither waits for the
+    other."""
     if match := re.match(r"layers/(\d+)/(.*)", name):
-        numbered = enumerate(_IN_A_LAYER)
-        found = (number for number, pattern in numbered if re.fullmatch(pattern, match.group(2)))
-        return int(match.group(1)), next(found, 0)
+        positions = (
+            number
+            for number, pattern in enumerate(_IN_A_LAYER)
+            if re.fullmatch(pattern, match.group(2))
+        )
+        return int(match.group(1)), next(positions, 0)
     if name.startswith(("embedding", "positions")):
         return -1, 0
     return layers, int(name.startswith("head"))
 
 
-def _acting(works: Iterable[tuple[str, Work]], trains: Collection[str]) -> Iterator[str]:
-    """Where something trains: parameters in their places, and places that use a shared one."""
+def _acting(works: Iterable[tuple[str, Work]], trainable_names: Collection[str]) -> Iterator[str]:
+    """The parameters that train in places, and the places that use a shared one that does."""
     yield from (name for name in trains if not name.startswith("methods/"))
     for place, work in works:
         if any(name in trains for chain in work.chains for name, _ in chain.factors):
