@@ -55,7 +55,7 @@ def flops_per_token(
     """FLOPs a token of a model (abstract will do) with what trainable_names, in rows of `length`.
 
     A product of x with W costs 2|W| forward, 2|W| for the gradient of x where something before it
-    trainable_names, and 2|W| for the gradient of W where W trains. Deltas say which products they add
+    trains, and 2|W| for the gradient of W where W trains. Deltas say which products they add
     (`Delta.work`); for tokens that they put in front of a row those of its text pay.
     """
     model = jax.eval_shape(quantization.dequantize, model)
@@ -157,7 +157,7 @@ def _products(
         size = 2.0 * math.prod(shape) * is_product
         forward += size
         backward += size * (trains_before + (name in trainable_names))
-        trains_before |= name in trains
+        trains_before |= name in trainable_names
     return forward, backward
 
 
@@ -194,9 +194,9 @@ def _order(name: str, layers: int) -> tuple[int, int]:
 
 def _acting(works: Iterable[tuple[str, Work]], trainable_names: Collection[str]) -> Iterator[str]:
     """The parameters that train in places, and the places that use a shared one that does."""
-    yield from (name for name in trains if not name.startswith("methods/"))
+    yield from (name for name in trainable_names if not name.startswith("methods/"))
     for place, work in works:
-        if any(name in trains for chain in work.chains for name, _ in chain.factors):
+        if any(name in trainable_names for chain in work.chains for name, _ in chain.factors):
             yield place
 
 

@@ -115,19 +115,19 @@ def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
 def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
     first, second = save_adapters(world, tmp_path, *SUMMED[name])
     sums.add([(0.7, first), (-0.4, second)], tmp_path / "sum")
-    added = load(runs.open_run(tmp_path / "sum"))
+    total = load(runs.open_run(tmp_path / "sum"))
     models = [load(run) for run in (first, second)]
     key = jax.random.key(5)
-    checked = 0
-    modules = [dict(methods.places(model, *methods.PLACES)) for model in (added, *models)]
+    count = 0
+    modules = [dict(methods.places(model, *methods.PLACES)) for model in (total, *models)]
     for place, module in modules[0].items():
         delta = module.site.get(added_name := SUMMED[name][0].adapter)
         if delta is None:
             continue
-        weight = methods.weight_of(added, module)
+        weight = methods.weight_of(total, module)
         inputs = 16 if weight is None else weight.kernel.shape[-2]
         outputs = 16 if weight is None else weight.kernel.shape[-1]
-        x = jax.random.normal(jax.random.fold_in(key, checked), (1, 3, inputs))
+        x = jax.random.normal(jax.random.fold_in(key, count), (1, 3, inputs))
         y = jax.random.normal(jax.random.fold_in(key, 99), (1, 3, outputs))
 
         def does(delta, x=x, y=y):
@@ -137,8 +137,8 @@ def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
         parts = [m[place].site[added_name] for m in modules[1:]]
         expected = 0.7 * does(parts[0]) - 0.4 * does(parts[1])
         np.testing.assert_allclose(does(delta), expected, atol=1e-4)
-        checked += 1
-    assert checked
+        count += 1
+    assert count
 
 
 BANKS = {
@@ -160,37 +160,37 @@ def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
     world, name, tmp_path
 ):
     """Also with other ranks, and where something stands in front of the text."""
-    named = dict(zip("ab", save_adapters(world, tmp_path, *BANKS[name]), strict=True))
-    banks.write(named, tmp_path / "bank")
+    adapters = dict(zip("ab", save_adapters(world, tmp_path, *BANKS[name]), strict=True))
+    banks.write(adapters, tmp_path / "bank")
     bank, base = runs.open_run(tmp_path / "bank"), runs.open_run(world.base)
     rows = np.asarray([1, -1, 0, 0, 0, 0, 0, 2], np.int32)
     batch = tiny.batch()
-    found = forward(load(bank), batch, Context(adapter=rows))
-    for row, one in enumerate((named["b"], base, named["a"])):
+    logits = forward(load(bank), batch, Context(adapter=rows))
+    for row, one in enumerate((adapters["b"], base, adapters["a"])):
         real = batch.segments[row] > 0  # padding sees nothing, and says anything
         expected = forward(load(one), batch)[row]
-        np.testing.assert_allclose(found[row][real], expected[real], atol=1e-4)
-    assert np.isnan(found[7]).any(), "there is no third adapter"
-    told = [decode.generate(load(one), [[5, 6, 7]], 6, 1) for one in (named["b"], base)]
-    both = decode.generate(load(bank), [[5, 6, 7]] * 2, 6, 1, adapter=rows[:2])
-    assert both == [told[0][0], told[1][0]]
+        np.testing.assert_allclose(logits[row][real], expected[real], atol=1e-4)
+    assert np.isnan(logits[7]).any(), "there is no third adapter"
+    answers = [decode.generate(load(one), [[5, 6, 7]], 6, 1) for one in (adapters["b"], base)]
+    bank_answers = decode.generate(load(bank), [[5, 6, 7]] * 2, 6, 1, adapter=rows[:2])
+    assert bank_answers == [answers[0][0], answers[1][0]]
 
 
 def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
-    chosen = (LoRA(rank=2), LoRA(rank=2, alpha=5.0, adapter="other"))
-    named = dict(zip(("law", "style"), save_adapters(world, tmp_path, *chosen), strict=True))
-    banks.write(named, tmp_path / "bank")
+    loras = (LoRA(rank=2), LoRA(rank=2, alpha=5.0, adapter="other"))
+    adapters = dict(zip(("law", "style"), save_adapters(world, tmp_path, *loras), strict=True))
+    banks.write(adapters, tmp_path / "bank")
     run, batch = runs.open_run(tmp_path / "bank"), tiny.batch()
     mesh = MeshConfig(data=1).make(jax.devices()[:1])
-    chosen = np.asarray([1, -1, 0, 0, 0, 0, 0, 0], np.int32)
-    for model in (load(run), banks.load_bank(named, mesh, sharding.RULES)):
-        found = forward(model, batch, Context(adapter=chosen))
-        alone = (named["style"], runs.open_run(world.base), named["law"])
+    numbers = np.asarray([1, -1, 0, 0, 0, 0, 0, 0], np.int32)
+    for model in (load(run), banks.load_bank(adapters, mesh, sharding.RULES)):
+        logits = forward(model, batch, Context(adapter=numbers))
+        alone = (adapters["style"], runs.open_run(world.base), adapters["law"])
         for row, one in enumerate(alone):
-            np.testing.assert_allclose(found[row], forward(load(one), batch)[row], atol=1e-4)
+            np.testing.assert_allclose(logits[row], forward(load(one), batch)[row], atol=1e-4)
     with evaluate.scorer(run, "style") as score:
         nll = score(batch)
-    with evaluate.scorer(named["style"]) as score:
+    with evaluate.scorer(adapters["style"]) as score:
         np.testing.assert_allclose(nll, score(batch), atol=1e-4)
 
 
@@ -259,14 +259,14 @@ def test_numbers_that_are_not_finite_are_in_no_bank_and_no_sum(world, tmp_path):
 
 def test_an_adapter_whose_base_is_gone_is_listed_and_found_again(world, tmp_path):
     train(world.experiment(1, seed=1), tmp_path / "base")
-    path = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "shelf" / "law")
+    path = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "adapters" / "law")
     (tmp_path / "base").rename(tmp_path / "moved")
-    (row,) = catalog.list_adapters(tmp_path / "shelf")
+    (row,) = catalog.list_adapters(tmp_path / "adapters")
     assert row.path == str(path) and row.base.endswith("(gone)") and row.method == "lora"
     with pytest.raises(FileNotFoundError, match="say where it is now with --base"):
         catalog.open_named([f"law={path}"])
-    named = catalog.open_named([f"law={path}"], str(tmp_path / "moved"))
-    banks.write(named, tmp_path / "bank")
+    adapters = catalog.open_named([f"law={path}"], str(tmp_path / "moved"))
+    banks.write(adapters, tmp_path / "bank")
 
 
 def two_sources(world):
@@ -281,17 +281,17 @@ def test_rows_of_the_data_say_which_adapter_they_train_on_any_number_of_hosts(wo
     tokenizer = runs.open_run(world.base).tokenizer
     names = ("roofs", "prose")
     data = Pipeline(two_sources(world), tokenizer, token_cache.default_cache(), adapters=names)
-    seen = set()
+    numbers = set()
     for step in range(3):
-        whole = data.batch(step)
-        assert whole.adapter.dtype == np.int32 and whole.adapter.shape == (8,)
+        batch = data.batch(step)
+        assert batch.adapter.dtype == np.int32 and batch.adapter.shape == (8,)
         for hosts in (2, 4):
             parts = [data.batch(step, share(host, hosts, 8)) for host in range(hosts)]
-            assert np.array_equal(np.concatenate([p.adapter for p in parts]), whole.adapter)
-        seen |= set(whole.adapter.tolist())
-    assert seen == {0, 1}
-    held = data.heldout("roofs", "heldout").batch(0)
-    assert held.adapter.tolist() == [0] * 8
+            assert np.array_equal(np.concatenate([p.adapter for p in parts]), batch.adapter)
+        numbers |= set(batch.adapter.tolist())
+    assert numbers == {0, 1}
+    heldout_batch = data.heldout("roofs", "heldout").batch(0)
+    assert heldout_batch.adapter.tolist() == [0] * 8
 
 
 def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
@@ -302,8 +302,8 @@ def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
     assert np.isfinite(summary.metrics["heldout_loss"])
     run = runs.open_run(tmp_path / "run")
     b = "layers/0/mlp/up/site/lora/each/b"
-    moved = np.abs(run.read(b)[b]).max(axis=(1, 2))
-    assert (moved > 0).all() and moved[0] != moved[1]
+    largest = np.abs(run.read(b)[b]).max(axis=(1, 2))
+    assert (largest > 0).all() and largest[0] != largest[1]
 
 
 @pytest.mark.parametrize(

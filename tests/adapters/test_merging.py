@@ -50,8 +50,12 @@ def apart_by(adapter, merged):
     size = merging.PROBE
     tokens = jax.random.randint(jax.random.key(0), size, 0, adapter.model.vocabulary)
     at = jnp.broadcast_to(jnp.arange(size[1]), size)
-    read = lambda model: model.logits(model.hidden(tokens, jnp.ones_like(at), at)[0])  # noqa: E731
-    first, second = (np.asarray(jax.jit(read)(model)) for model in models)
+
+    @jax.jit
+    def logits(model):
+        return model.logits(model.hidden(tokens, jnp.ones_like(at), at)[0])
+
+    first, second = (np.asarray(logits(model)) for model in models)
     return float(np.abs(first - second).max())
 
 
@@ -70,23 +74,23 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     source = runs.open_run(bases[base])
     adapter = runs.open_run(tiny_run.adapter(bases[base], METHODS[name], tmp_path / "adapter"))
     before = weights(bases[base])
-    made = merging.merge(adapter, tmp_path / "merged")
-    assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == made
-    assert made["largest_difference"] <= 1e-4 * made["largest_output"]
+    certificate = merging.merge(adapter, tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == certificate
+    assert certificate["largest_difference"] <= 1e-4 * certificate["largest_output"]
     # both are rounding, of two programs
-    again = apart_by(adapter, tmp_path / "merged")
-    assert made["largest_difference"] == pytest.approx(again, rel=0.5, abs=1e-6)
-    assert made["base"]["fingerprint_before"] == made["base"]["fingerprint_after"]
-    assert made["base"]["fingerprint_before"] == source.fingerprint
-    assert ("dequantised" in made["merged_in"]) == (base == "nf4")
+    difference = apart_by(adapter, tmp_path / "merged")
+    assert certificate["largest_difference"] == pytest.approx(difference, rel=0.5, abs=1e-6)
+    assert certificate["base"]["fingerprint_before"] == certificate["base"]["fingerprint_after"]
+    assert certificate["base"]["fingerprint_before"] == source.fingerprint
+    assert ("dequantised" in certificate["merged_in"]) == (base == "nf4")
     after = weights(bases[base])
     assert all(np.array_equal(before[n], after[n]) for n in before)
 
     merged = runs.open_run(tmp_path / "merged")
     assert merged.base is None and merged.model == source.model.full_precision
     plain = {n: merging.Merged(source)(n) for n in merged.checksums()}
-    moved = max(np.abs(array - plain[n]).max() for n, array in merged.read(*plain).items())
-    assert moved > 1e-2
+    largest_change = max(np.abs(array - plain[n]).max() for n, array in merged.read(*plain).items())
+    assert largest_change > 1e-2
     merging.unmerge(merged, adapter, tmp_path / "apart")
     apart = weights(tmp_path / "apart")
     assert apart.keys() == plain.keys()
@@ -126,8 +130,8 @@ def test_a_merged_model_that_answers_otherwise_is_not_written(world, tmp_path, m
     fold = merging._fold
 
     def wrong(part, shared, adapters):
-        arrays, kept = fold(part, shared, adapters)
-        return {n: 1.01 * a if n.endswith("up/kernel") else a for n, a in arrays.items()}, kept
+        arrays, residuals = fold(part, shared, adapters)
+        return {n: 1.01 * a if n.endswith("up/kernel") else a for n, a in arrays.items()}, residuals
 
     monkeypatch.setattr(merging, "_fold", wrong)
     with pytest.raises(ValueError, match="the merged model's outputs differ by"):
@@ -150,14 +154,14 @@ def test_a_base_whose_weights_have_changed_is_certified_for_nothing(world, tmp_p
 def test_a_base_that_is_replaced_while_it_is_merged_is_no_base_of_the_merged(world, tmp_path):
     like, arrays = runs.open_run(world.base), weights(world.base)
     for name, times in (("base", 1), ("other", 2)):
-        changed = {n: jnp.asarray(array) * times for n, array in arrays.items()}
-        runs.write(tmp_path / name, like, changed, like.model)
+        scaled_arrays = {n: jnp.asarray(array) * times for n, array in arrays.items()}
+        runs.write(tmp_path / name, like, scaled_arrays, like.model)
     adapter = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "adapter")
-    read = []
+    names = []
 
     def replace(name):
-        read.append(name)
-        if len(read) == len(arrays):
+        names.append(name)
+        if len(names) == len(arrays):
             shutil.rmtree(tmp_path / "base")
             shutil.copytree(tmp_path / "other", tmp_path / "base")
 
@@ -172,8 +176,8 @@ def test_a_base_of_few_learned_positions_is_merged_too(world, tmp_path):
     arrays = tree.unstack(tree.flatten(tiny.model(shape)))
     runs.write(tmp_path / "base", like, arrays, shape)
     adapter = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "adapter")
-    made = merging.merge(runs.open_run(adapter), tmp_path / "merged")
-    assert made["probe"] == "4 rows of 40 random tokens"
+    certificate = merging.merge(runs.open_run(adapter), tmp_path / "merged")
+    assert certificate["probe"] == "4 rows of 40 random tokens"
 
 
 def test_a_factor_of_zero_cannot_be_taken_out_again(world, tmp_path):
@@ -197,10 +201,10 @@ def test_weights_of_the_base_that_trained_cannot_be_taken_out(world, tmp_path):
 
 def test_what_a_killed_merge_left_is_in_nobodys_way(world, tmp_path):
     run = runs.open_run(tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / "a"))
-    left = tmp_path / "merged" / "model" / "30.orbax-checkpoint-tmp" / "state"
-    left.mkdir(parents=True)
+    remains = tmp_path / "merged" / "model" / "30.orbax-checkpoint-tmp" / "state"
+    remains.mkdir(parents=True)
     merging.merge(run, tmp_path / "merged")
-    assert not left.exists() and runs.open_run(tmp_path / "merged").base is None
+    assert not remains.exists() and runs.open_run(tmp_path / "merged").base is None
 
 
 def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):
@@ -225,22 +229,22 @@ def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):
 @pytest.mark.parametrize("kind", quantization.PRESETS)
 def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
     source = runs.open_run(world.base)
-    report = quantizing.store(source, tmp_path / "small", quantization.PRESETS[kind])
+    reports = quantizing.store(source, tmp_path / "small", quantization.PRESETS[kind])
     small = runs.open_run(tmp_path / "small")
     assert small.fingerprint != source.fingerprint
-    count = sum(line.parameters for line in report.values())
-    stored = sum(line.bytes for line in report.values())
-    kept = weights(tmp_path / "small")
-    sizes = {n: array.nbytes for n, array in kept.items()}
+    count = sum(report.parameters for report in reports.values())
+    stored = sum(report.bytes for report in reports.values())
+    arrays = weights(tmp_path / "small")
+    sizes = {n: array.nbytes for n, array in arrays.items()}
     assert stored == sum(sizes.values()) and count == sum(
         a.size for a in weights(world.base).values()
     )
-    assert 0 < report[kind].error < {"nf4": 0.12, "int8": 0.01, "bfloat16": 0.003}[kind]
+    assert 0 < reports[kind].error < {"nf4": 0.12, "int8": 0.01, "bfloat16": 0.003}[kind]
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).make()
     with sharding.mesh_context(mesh, sharding.RULES):
         model = runs.load_model(small, mesh, sharding.RULES)
     for name, leaf in tree.unstack(tree.flatten(model)).items():
-        assert np.array_equal(leaf, kept[name]), name
+        assert np.array_equal(leaf, arrays[name]), name
 
 
 def test_an_export_of_a_stored_base_is_what_it_reads_as(bases, tmp_path):
@@ -261,9 +265,9 @@ def test_switching_an_adapter_off_gives_the_base():
     model = tiny.shaken(tiny.attached(method))
     off = methods.switch_off(methods.switch_off(model, "lora"), "vera")
     bare = {n for n in tree.flatten(model) if "/site/" not in n and not n.startswith("methods/")}
-    left = tree.flatten(off)
-    assert set(left) == bare
-    assert all(np.array_equal(left[n], tree.flatten(model)[n]) for n in bare)
+    leaves = tree.flatten(off)
+    assert set(leaves) == bare
+    assert all(np.array_equal(leaves[n], tree.flatten(model)[n]) for n in bare)
     with pytest.raises(ValueError, match=r"no adapter named 'dora' .* \['lora', 'vera'\]"):
         methods.switch_off(model, "dora")
-    assert len(jax.tree.leaves(methods.switch_off(model, "vera"))) > len(left)
+    assert len(jax.tree.leaves(methods.switch_off(model, "vera"))) > len(leaves)

@@ -12,46 +12,46 @@ from tests.helpers import tiny_run
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory):
+def adapter_folder(tmp_path_factory):
     """A folder with a base and two adapters of it."""
     world = tiny_run.world(tmp_path_factory.getbasetemp())
-    folder = tmp_path_factory.mktemp("shelf")
+    folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(("law", "style")):
         tiny_run.adapter(world.base, LoRA(rank=2), folder / name, seed)
     return folder, world.base
 
 
 def call(*arguments, fails=False):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, arguments)],
         cwd=tiny_run.ROOT,
         capture_output=True,
         text=True,
     )
-    assert (done.returncode != 0) == fails, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stderr if fails else done.stdout
+    assert (process.returncode != 0) == fails, process.stderr
+    assert "Traceback" not in process.stderr, process.stderr
+    return process.stderr if fails else process.stdout
 
 
 @pytest.mark.heavy
-def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(shelf, tmp_path):
-    folder, base = shelf
+def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(adapter_folder, tmp_path):
+    folder, base = adapter_folder
     tool = ("-m", "research.cli", "adapters")
-    listed = call(*tool, "list", folder)
-    assert listed.count("lora") == 4 and str(folder / "law") in listed
-    said = call(*tool, "merge", "--from", folder / "law", "--out", tmp_path / "whole")
-    assert "differ by at most" in said
-    before, after = re.search(r"fingerprint (\w+) before and (\w+) after", said).groups()
+    table = call(*tool, "list", folder)
+    assert table.count("lora") == 4 and str(folder / "law") in table
+    message = call(*tool, "merge", "--from", folder / "law", "--out", tmp_path / "whole")
+    assert "differ by at most" in message
+    before, after = re.search(r"fingerprint (\w+) before and (\w+) after", message).groups()
     assert before == after
-    said = call(
+    message = call(
         *tool, "unmerge", "--from", tmp_path / "whole", "--adapter", folder / "law",
         "--out", tmp_path / "apart",
     )  # fmt: skip
-    assert "weights differ from the base's by at most" in said
+    assert "weights differ from the base's by at most" in message
     both = [f"--from=0.5={folder / name}" for name in ("law", "style")]
     call(*tool, "add", *both, "--out", tmp_path / "sum")
-    named = [f"{name}={folder / name}" for name in ("law", "style")]
-    call(*tool, "bank", *(f"--from={text}" for text in named), "--out", tmp_path / "bank")
+    adapters = [f"{name}={folder / name}" for name in ("law", "style")]
+    call(*tool, "bank", *(f"--from={text}" for text in adapters), "--out", tmp_path / "bank")
     program = (
         "-m",
         "research.cli",
@@ -63,17 +63,17 @@ def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(shelf, 
         "--prompt",
         "blue",
     )
-    apart = call(*program, "--run", base, *(f"--adapter={text}" for text in named))
-    stored = call(*program, "--run", tmp_path / "bank")
-    lines = [line.split(":")[0] for line in stored.splitlines() if ":" in line]
-    assert lines == ["law", "style", "law", "style"] and apart == stored
+    separately = call(*program, "--run", base, *(f"--adapter={text}" for text in adapters))
+    from_bank = call(*program, "--run", tmp_path / "bank")
+    lines = [line.split(":")[0] for line in from_bank.splitlines() if ":" in line]
+    assert lines == ["law", "style", "law", "style"] and separately == from_bank
     off = call(*program, "--run", folder / "law", "--switch-off", "lora")
     assert off == call(*program, "--run", base)
 
 
 @pytest.mark.heavy
-def test_mistakes_end_in_one_line(shelf, tmp_path):
-    folder, base = shelf
+def test_mistakes_end_in_one_line(adapter_folder, tmp_path):
+    folder, base = adapter_folder
     out = ("--out", tmp_path / "out")
     tool = ("-m", "research.cli", "adapters")
     for arguments, message in [
@@ -93,8 +93,8 @@ def test_mistakes_end_in_one_line(shelf, tmp_path):
     config.write_text(
         f"def get_config():\n    return {json.dumps(content).replace('null', 'None')}\n"
     )
-    said = call(
+    message = call(
         "-m", "research.cli", "evaluate", "--config", config, "--run", folder / "law",
         "--adapter", "law", fails=True,
     )  # fmt: skip
-    assert "--adapter names one of a bank's adapters" in said
+    assert "--adapter names one of a bank's adapters" in message

@@ -72,11 +72,11 @@ def test_it_begins_as_the_base_and_ends_in_its_weights(case, family):
 @pairs((*CASES, "together"), ["gemma"])
 def test_decoding_with_a_cache_says_what_the_whole_text_says(case, family):
     model, text = tiny.shaken(attached(case, family)), [3, 5, 7, 11, 2, 9, 40, 1, 33, 8]
-    expected, read = tiny.log_probabilities(model, text), 3
-    start = np.array([text[:read]], np.int32)
+    expected, prefill_length = tiny.log_probabilities(model, text), 3
+    start = np.array([text[:prefill_length]], np.int32)
     slots = len(text) + decode.prompt_length(model)
-    logits, cache = decode._prefill(model, start, np.array([read]), None, slots)
-    for at in range(read, len(text)):  # past the window
+    logits, cache = decode._prefill(model, start, np.array([prefill_length]), None, slots)
+    for at in range(prefill_length, len(text)):  # past the window
         np.testing.assert_allclose(jax.nn.log_softmax(logits[0]), expected[at - 1], atol=1e-4)
         token, position = np.array([text[at]]), np.array([at + decode.prompt_length(model)])
         logits, cache = decode._advance(model, token, position, None, cache)

@@ -88,12 +88,12 @@ def test_only_what_is_named_or_attached_trains_and_all_of_it_does(case):
         assert names <= set(before) - set(tree.flatten(tiny.model(SHAPE)))
     _, after = short_run(case)
     for name, leaf in before.items():
-        moved = np.asarray(leaf) != after[f"model/{name}"]
+        is_changed = np.asarray(leaf) != after[f"model/{name}"]
         if name in names:  # in every layer
             layers = len(leaf) if tree.is_stacked(name) else 1
-            assert moved.reshape(layers, -1).any(1).all(), name
+            assert is_changed.reshape(layers, -1).any(1).all(), name
         else:
-            assert not moved.any(), name
+            assert not is_changed.any(), name
     owners = {name for name in after if name.startswith("optimizer/")}
     assert owners and all(any(f"/{n}/" in owner for n in names) for owner in owners)
 
@@ -101,14 +101,14 @@ def test_only_what_is_named_or_attached_trains_and_all_of_it_does(case):
 @pytest.mark.heavy
 @pytest.mark.parametrize("case", [*CASES, *BESIDE, *BANKS])
 def test_neither_mesh_nor_order_of_devices_counts(case):
-    losses, after = short_run(case)
+    losses, state = short_run(case)
     # tokens in front of a row do not divide over devices that share it
     mesh = MeshConfig(2, 2, 2) if "prompt" in case else MeshConfig(1, 2, 2, 2)
-    again, moved = short_run(case, mesh, (3, 1, 4, 0, 6, 7, 2, 5))
-    np.testing.assert_allclose(again, losses, atol=2e-5)
-    for name, leaf in after.items():
+    mesh_losses, mesh_state = short_run(case, mesh, (3, 1, 4, 0, 6, 7, 2, 5))
+    np.testing.assert_allclose(mesh_losses, losses, atol=2e-5)
+    for name, leaf in state.items():
         if name.startswith("model/"):
-            np.testing.assert_allclose(moved[name], leaf, atol=2e-5, err_msg=name)
+            np.testing.assert_allclose(mesh_state[name], leaf, atol=2e-5, err_msg=name)
 
 
 @functools.cache
@@ -129,8 +129,8 @@ def short_run(case, mesh=None, order=range(8)):
         state = stepping.init_state(model, plan)
         axes, flat = tree.parameter_axes(model), tree.flatten(state)
         parameters = sharding.shardings(axes, tree.flatten(model), mesh, rules)
-        placed = sharding.state_shardings(flat, parameters, mesh)
-        state = jax.device_put(state, tree.unflatten(state, placed))
+        shardings = sharding.state_shardings(flat, parameters, mesh)
+        state = jax.device_put(state, tree.unflatten(state, shardings))
         batch = jax.device_put(batch, sharding.batch_sharding(mesh, rules))
         for _ in range(3):
             state, metrics = train_step(state, batch, hyper, plan)
@@ -141,12 +141,16 @@ def short_run(case, mesh=None, order=range(8)):
 
 @every_case
 def test_what_is_attached_does_not_depend_on_how_layers_are_grouped(case):
-    whole = tree.unstack(tree.flatten(attached(case)))
-    single = tiny.attached(method_of(case), tiny.config(tie_embeddings=False, max_scan_layers=1))
-    cut = tree.unstack(tree.flatten(single))
-    assert set(whole) == set(cut)
-    for name in whole:  # pissa: singular vectors, which rounding moves, and of either sign
-        np.testing.assert_allclose(np.abs(whole[name]), np.abs(cut[name]), atol=3e-5)
+    stacked_leaves = tree.unstack(tree.flatten(attached(case)))
+    single_layers = tiny.attached(
+        method_of(case), tiny.config(tie_embeddings=False, max_scan_layers=1)
+    )
+    single_leaves = tree.unstack(tree.flatten(single_layers))
+    assert set(stacked_leaves) == set(single_leaves)
+    for name in stacked_leaves:  # pissa: singular vectors, which rounding moves, and of either sign
+        np.testing.assert_allclose(
+            np.abs(stacked_leaves[name]), np.abs(single_leaves[name]), atol=3e-5
+        )
 
 
 @every_case
@@ -170,12 +174,14 @@ def test_every_method_has_a_case():
 @pytest.mark.heavy
 @and_beside
 def test_recomputing_leaves_the_gradients_as_they_are(case):
-    plain, again = gradients(case, "none"), gradients(case, "full")
-    for found in (plain, again):
-        assert all(np.abs(leaf).max() > 0 for leaf in found.values())
-    assert set(plain) == set(methods.trainable(attached(case), method_of(case)))
-    for name, leaf in plain.items():
-        np.testing.assert_allclose(again[name], leaf, atol=1e-5 * np.abs(leaf).max(), err_msg=name)
+    plain_gradients, remat_gradients = gradients(case, "none"), gradients(case, "full")
+    for all_gradients in (plain_gradients, remat_gradients):
+        assert all(np.abs(leaf).max() > 0 for leaf in all_gradients.values())
+    assert set(plain_gradients) == set(methods.trainable(attached(case), method_of(case)))
+    for name, leaf in plain_gradients.items():
+        np.testing.assert_allclose(
+            remat_gradients[name], leaf, atol=1e-5 * np.abs(leaf).max(), err_msg=name
+        )
 
 
 def gradients(case, remat):
@@ -198,14 +204,14 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
     model = tiny.abstract(method_of(case), SHAPE)
     flat, mesh = tree.flatten(model), MeshConfig(1, 2, 1, 4).make(jax.devices())
     axes = tree.parameter_axes(model)
-    placed = sharding.shardings(axes, flat, mesh, sharding.RULES)
+    shardings = sharding.shardings(axes, flat, mesh, sharding.RULES)
 
     def spec(name):
         """The mesh axes of each axis."""
-        placed_axes = tuple(placed[name].spec)
+        placed_axes = tuple(shardings[name].spec)
         return placed_axes + (None,) * (flat[name].ndim - len(placed_axes))
 
-    checked = 0
+    count = 0
     for name, leaf in flat.items():
         place, in_site, _ = name.partition("/site/")
         if not in_site or f"{place}/kernel" not in flat:
@@ -218,17 +224,17 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
                 assert axis == logical[sides.index(length)], name
             if axis in logical:
                 assert part == spec(kernel)[stacked + logical.index(axis)], name
-                checked += part is not None
-    assert bool(checked) == CASES[case].merges
+                count += part is not None
+    assert bool(count) == CASES[case].merges
     names = methods.trainable(model, method_of(case))
     state = functools.partial(
         stepping.init_state, step_config=stepping.StepConfig(names, OptimizerConfig())
     )
     state = tree.flatten(jax.eval_shape(state, model))
-    moments = sharding.state_shardings(state, placed, mesh)
+    moments = sharding.state_shardings(state, shardings, mesh)
     for name in names:
         own = [n for n in (f"optimizer/{name}/mu", f"optimizer/{name}/nu") if n in state]
-        assert len(own) == 2 and all(moments[n].spec == placed[name].spec for n in own), own
+        assert len(own) == 2 and all(moments[n].spec == shardings[name].spec for n in own), own
 
 
 @every_case
@@ -248,7 +254,10 @@ def test_dropout_inside_a_method_is_the_same_for_both_halves_of_pissa():
 
 def test_pissas_one_chain_has_the_values_and_gradients_of_its_two_products():
     random = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
     x, y, slope, weight = draw(2, 5, 8), draw(2, 5, 6), draw(2, 5, 6), Weight(draw(8, 6), None)
     delta = tiny.shaken(Principal(jax.random.key(0), weight, (None, None), 3, jnp.float32(1.5)))
 
@@ -274,13 +283,13 @@ def test_what_a_delta_of_the_head_drops_does_not_depend_on_chunks(mesh):
     @functools.partial(jax.jit, static_argnums=0)
     def total(chunk, rate):
         context = Context(keys=keys, adapter_dropout=rate)
-        given = batch.targets, batch.weights, context, LossConfig(chunk=chunk)
-        return sequence_chunks.summed_losses(model, hidden, *given).loss
+        arguments = batch.targets, batch.weights, context, LossConfig(chunk=chunk)
+        return sequence_chunks.summed_losses(model, hidden, *arguments).loss
 
-    whole = total(16, np.float32(0.5))
+    one_chunk = total(16, np.float32(0.5))
     with sharding.mesh_context(mesh and MeshConfig(*mesh).make(), sharding.RULES):
-        np.testing.assert_allclose(total(5, np.float32(0.5)), whole, rtol=1e-5)
-    assert abs(total(16, np.float32(0.0)) - whole) > 1e-3 * abs(whole)
+        np.testing.assert_allclose(total(5, np.float32(0.5)), one_chunk, rtol=1e-5)
+    assert abs(total(16, np.float32(0.0)) - one_chunk) > 1e-3 * abs(one_chunk)
 
 
 def test_layers_of_one_stack_may_differ_in_alpha():

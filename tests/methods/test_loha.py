@@ -32,7 +32,10 @@ def test_outputs_and_gradients_are_pefts():
     peft = pytest.importorskip("peft")
     rank, alpha, (inputs, outputs) = 3, 6.0, (12, 20)
     random = np.random.default_rng(0)
-    draw = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+
+    def draw(*shape):
+        return random.normal(size=shape).astype(np.float32)
+
     kernel, x, slope = draw(inputs, outputs), draw(2, 5, inputs), draw(2, 5, outputs)
 
     theirs = torch.nn.Sequential()
@@ -48,8 +51,8 @@ def test_outputs_and_gradients_are_pefts():
         layer.get_base_layer().weight.copy_(torch.tensor(kernel.T))
         for name, value in leaves.items():
             getattr(layer, f"hada_{names[name]}")["default"].copy_(torch.tensor(value.T))
-    said = theirs(torch.tensor(x))
-    (said * torch.tensor(slope)).sum().backward()
+    their_output = theirs(torch.tensor(x))
+    (their_output * torch.tensor(slope)).sum().backward()
 
     linear = Linear(jax.random.key(0), inputs, outputs, ("embed", "mlp"))
     linear.kernel[...] = jnp.asarray(kernel)
@@ -63,8 +66,8 @@ def test_outputs_and_gradients_are_pefts():
         y = linear(jnp.asarray(x), Context())
         return (y * slope).sum(), y
 
-    gradients, found = jax.grad(total, has_aux=True)(ours)
-    np.testing.assert_allclose(found, said.detach().numpy(), rtol=1e-4, atol=1e-4)
+    gradients, output = jax.grad(total, has_aux=True)(ours)
+    np.testing.assert_allclose(output, their_output.detach().numpy(), rtol=1e-4, atol=1e-4)
     for name, peft_name in names.items():
         expected = getattr(layer, f"hada_{peft_name}")["default"].grad.numpy().T
         np.testing.assert_allclose(

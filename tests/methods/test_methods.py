@@ -27,10 +27,10 @@ merge = jax.jit(methods.merge, static_argnames="adapter")
 
 
 def test_base_paths_and_values_are_the_same_before_and_after_attaching():
-    base, tuned = (
+    base, attached = (
         tree.unstack(tree.flatten(m)) for m in (tiny.model(), tiny.attached(LoRA(rank=4)))
     )
-    assert all(np.array_equal(base[name], tuned[name]) for name in base)
+    assert all(np.array_equal(base[name], attached[name]) for name in base)
 
 
 def test_attaching_to_a_copy_leaves_the_original_untouched():
@@ -64,10 +64,12 @@ def test_stacks_follow_sites_and_trainability():
 
 
 def test_adapter_start_does_not_depend_on_grouping():
-    whole = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4))))
-    cut = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4), tiny.config(max_scan_layers=1))))
-    assert all(np.array_equal(whole[name], cut[name]) for name in whole)
-    a = [leaf for name, leaf in whole.items() if name.endswith("query/site/lora/a")]
+    stacked_leaves = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4))))
+    single_leaves = tree.unstack(
+        tree.flatten(tiny.attached(LoRA(rank=4), tiny.config(max_scan_layers=1)))
+    )
+    assert all(np.array_equal(stacked_leaves[name], single_leaves[name]) for name in stacked_leaves)
+    a = [leaf for name, leaf in stacked_leaves.items() if name.endswith("query/site/lora/a")]
     assert len(a) == 3 and not np.array_equal(a[0], a[1])
 
 
@@ -169,18 +171,18 @@ def test_what_is_attached_is_replicated_where_it_does_not_divide_over_the_mesh(r
     rules = (("rank", "tensor"), *(rule for rule in sharding.RULES if rule[0] != "rank"))
     mesh = MeshConfig(data=1, fsdp=2, tensor=4).make()
     flat = tree.flatten(model)
-    placed = sharding.shardings(tree.parameter_axes(model), flat, mesh, rules)
-    assert placed["layers/0-2/mlp/up/site/lora/a"].spec[2] == parts
+    shardings = sharding.shardings(tree.parameter_axes(model), flat, mesh, rules)
+    assert shardings["layers/0-2/mlp/up/site/lora/a"].spec[2] == parts
     # the rest of it lies as before
-    assert "fsdp" in placed["layers/0-2/mlp/up/site/lora/a"].spec[1]
-    assert placed["layers/0-2/mlp/up/kernel"].spec[2] == "tensor"
+    assert "fsdp" in shardings["layers/0-2/mlp/up/site/lora/a"].spec[1]
+    assert shardings["layers/0-2/mlp/up/kernel"].spec[2] == "tensor"
 
 
 @pytest.mark.parametrize("axes", [("embed",), None])
 def test_a_parameter_notes_a_logical_axis_for_each_of_its_own(axes):
     model = tiny.model()
-    noted = {} if axes is None else {"axes": axes}
-    model.head.site["mine"] = nnx.Param(jnp.zeros((3, 4)), **noted)
+    metadata = {} if axes is None else {"axes": axes}
+    model.head.site["mine"] = nnx.Param(jnp.zeros((3, 4)), **metadata)
     message = (
         r"head/site/mine: a parameter of shape \(3, 4\) notes one logical axis .* each of its 2"
     )

@@ -42,10 +42,10 @@ def test_it_is_the_cayley_transform_of_its_entries(rotation):
 
 def test_lengths_stay_as_they_are(rotation):
     x = jax.random.normal(jax.random.key(0), (2, 3, 12))
-    turned = rotation.before(x, Context())
-    norms = (np.linalg.norm(array, axis=-1) for array in (x, turned))
+    output = rotation.before(x, Context())
+    norms = (np.linalg.norm(array, axis=-1) for array in (x, output))
     np.testing.assert_allclose(*norms, rtol=1e-5)
-    assert np.abs(turned - x).max() > 0.5
+    assert np.abs(output - x).max() > 0.5
 
 
 def test_a_linear_makes_no_second_product_with_its_weight():

@@ -23,16 +23,19 @@ forward = jax.jit(tiny.logits)
 def test_rows_of_a_bank_are_those_of_each_adapter_alone(case):
     method = CASES[case].method
     alone = [tiny.shaken(tiny.attached(method, SHAPE), seed=3)]
-    fixed = lambda n: not {"site", "methods"} & set(n.split("/")) or "first_" in n or "/vera/" in n  # noqa: E731
+
+    def is_shared(name):
+        return not tree.is_attached(name) or "first_" in name or "methods/vera/" in name
+
     for seed in (4, 5):  # what is attached differs, the base does not
-        moved = tree.flatten(tiny.shaken(alone[0], seed=seed))
+        noisy_leaves = tree.flatten(tiny.shaken(alone[0], seed=seed))
         first = tree.flatten(alone[0])
-        kept = {name: first[name] for name in first if fixed(name)}
-        alone.append(tree.unflatten(alone[0], moved | kept))
-    whole = bank.stack(alone, method)
+        base_leaves = {name: first[name] for name in first if is_shared(name)}
+        alone.append(tree.unflatten(alone[0], noisy_leaves | base_leaves))
+    together_model = bank.stack(alone, method)
     ids = np.array([0, 2, 1, 1, 0, 2, 2, 0], np.int32)
     batch = dataclasses.replace(tiny.batch(), adapter=ids)
-    together = jax.jit(lambda m, b: tiny.logits(m, b, methods_context(b)))(whole, batch)
+    together = jax.jit(lambda m, b: tiny.logits(m, b, methods_context(b)))(together_model, batch)
     for number, model in enumerate(alone):
         expected = forward(model, tiny.batch())
         np.testing.assert_allclose(together[ids == number], expected[ids == number], atol=1e-4)
@@ -50,9 +53,9 @@ def test_a_row_without_an_adapter_is_the_bases():
     for _, linear in methods.linears(bare):
         linear.site.clear()
     batch = dataclasses.replace(tiny.batch(), adapter=np.array([0, -1] * 4, np.int32))
-    found = tiny.logits(model, batch, methods_context(batch))
-    np.testing.assert_array_equal(found[1::2], tiny.logits(bare, batch)[1::2])
-    assert np.abs(found[0] - tiny.logits(bare, batch)[0]).max() > 1e-2
+    logits = tiny.logits(model, batch, methods_context(batch))
+    np.testing.assert_array_equal(logits[1::2], tiny.logits(bare, batch)[1::2])
+    assert np.abs(logits[0] - tiny.logits(bare, batch)[0]).max() > 1e-2
     with pytest.raises(ValueError, match="Batch.adapter` must say which"):
         tiny.logits(model, tiny.batch())
 
@@ -85,11 +88,11 @@ def test_a_banks_adapters_are_optimised_as_each_alone(optimizer, case):
         step = optimizers.make_optimizer(OptimizerConfig(optimizer), axes)
         gradients = {name: jax.numpy.cos(weight) for name, weight in weights.items()}
         steps.append(jax.jit(step.update)(gradients, step.init(weights), weights)[0])
-    for name, whole in steps[0].items():
-        for number, own in enumerate(steps[1:]):
-            found = whole.take(number, axis=int(tree.is_stacked(name)))
-            expected = own[name.replace("/each/", "/")]
-            np.testing.assert_allclose(found, expected, atol=2e-5, err_msg=name)
+    for name, updates in steps[0].items():
+        for number, own_updates in enumerate(steps[1:]):
+            update = updates.take(number, axis=int(tree.is_stacked(name)))
+            expected = own_updates[name.replace("/each/", "/")]
+            np.testing.assert_allclose(update, expected, atol=2e-5, err_msg=name)
 
 
 def test_decoding_uses_each_rows_adapter():
@@ -116,8 +119,8 @@ def test_several_methods_act_together_in_any_order():
         assert {"embedding/site/prompt/vectors", "embedding/site/lora/a"} <= set(names)
         assert np.isfinite(forward(tiny.shaken(model), batch)).all()
     shaken = tiny.shaken(both[0])
-    turned = tree.unflatten(both[1], tree.flatten(shaken))
-    np.testing.assert_allclose(forward(shaken, batch), forward(turned, batch), atol=1e-5)
+    reordered = tree.unflatten(both[1], tree.flatten(shaken))
+    np.testing.assert_allclose(forward(shaken, batch), forward(reordered, batch), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +173,14 @@ def test_what_makes_no_sense_is_refused_before_compute(content, message):
 def test_partial_beside_another_method_trains_what_is_the_bases_alone():
     lora = LoRA(rank=2, start="pissa")
     several = Several(of=(lora, Partial(("layers/1/.*",))))
-    chosen = set(methods.trainable(tiny.abstract(several), several))
+    trainable_names = set(methods.trainable(tiny.abstract(several), several))
     alone = {n for m in several.of for n in methods.trainable(tiny.abstract(m), m)}
-    singles = lambda names: {layer for n in names for layer in tree.layer_names(n)}  # noqa: E731
-    assert singles(chosen) == singles(alone)
-    assert not any("/scale" in name and "/site/" in name for name in chosen)
+
+    def singles(names):
+        return {layer for n in names for layer in tree.layer_names(n)}
+
+    assert singles(trainable_names) == singles(alone)
+    assert not any("/scale" in name and "/site/" in name for name in trainable_names)
 
 
 def test_prompts_fit_a_window_together():
@@ -185,9 +191,9 @@ def test_prompts_fit_a_window_together():
 
 def test_a_config_builds_what_composes():
     content = {"kind": "several", "of": [{"kind": "lora", "rank": 2}, {"kind": "prompt"}]}
-    built = schema.build(MethodConfig, content, "config.method")
-    assert built == Several(of=(LoRA(rank=2), Prompt())) and schema.to_dict(built)["of"]
-    assert built.bind(None) == built
+    method = schema.build(MethodConfig, content, "config.method")
+    assert method == Several(of=(LoRA(rank=2), Prompt())) and schema.to_dict(method)["of"]
+    assert method.bind(None) == method
     assert {Full().kind, IA3().kind, Partial().kind} < set(methods.METHODS)
 
 
@@ -196,15 +202,15 @@ def test_a_prompts_text_becomes_its_tokens():
         def encode(self, text):
             return [ord(letter) for letter in text]
 
-    bound = Prompt(length=5, start="text", text="ab").bind(Words())
-    assert bound.tokens == ((97,), (98,))
+    prompt = Prompt(length=5, start="text", text="ab").bind(Words())
+    assert prompt.tokens == ((97,), (98,))
     rows = tiny.model(tiny.config(vocabulary=128)).embedding.kernel[...]
-    made = tiny.attached(bound, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
-    np.testing.assert_allclose(made[...], rows[np.array([97, 98, 97, 98, 97])], atol=1e-7)
+    vectors = tiny.attached(prompt, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
+    np.testing.assert_allclose(vectors[...], rows[np.array([97, 98, 97, 98, 97])], atol=1e-7)
     labels = Prompt(length=2, start="labels", labels=("ab", "c")).bind(Words())
     assert labels.tokens == ((97, 98), (99,))
-    made = tiny.attached(labels, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
-    np.testing.assert_allclose(made[0], rows[97:99].mean(0), atol=1e-7)
-    np.testing.assert_allclose(made[1], rows[99], atol=1e-7)
+    vectors = tiny.attached(labels, tiny.config(vocabulary=128)).embedding.site["prompt"].vectors
+    np.testing.assert_allclose(vectors[0], rows[97:99].mean(0), atol=1e-7)
+    np.testing.assert_allclose(vectors[1], rows[99], atol=1e-7)
     with pytest.raises(ValueError, match="of 5 tokens does not fit a window of 4"):
         methods.derive_stacks(tiny.config(windows=(4, 0)), Prompt(length=5))

@@ -49,9 +49,9 @@ def both_counts(form: str, remat: str = "none") -> tuple[float, float]:
         .lower(state, batch, tiny.hyper(names), plan)
         .compile()
     )
-    counted = compiled.cost_analysis()["flops"]
+    xla_flops = compiled.cost_analysis()["flops"]
     flops, tokens = cost.flops_per_token(shape, model, names, LENGTH), ROWS * LENGTH
-    return flops.train(tokens) + (remat == "full") * flops.recomputed * tokens, counted
+    return flops.train(tokens) + (remat == "full") * flops.recomputed * tokens, xla_flops
 
 
 # the others compile for minutes together
@@ -100,10 +100,12 @@ def test_what_chunks_of_the_mlp_compute_again_is_known(remat, gated):
         flops = cost.flops_per_token(shape, model, names, LENGTH)
         return traced_products(traced.jaxpr.jaxpr), flops.recomputed_in_chunks * ROWS * LENGTH
 
-    (whole, none), (chunked, again) = products(0), products(3)
-    assert none == 0 and again == 2 * 64 * 192 * (1 + gated) * tiny.CONFIG.layers * ROWS * LENGTH
+    (plain, none), (in_chunks, recomputed) = products(0), products(3)
+    assert (
+        none == 0 and recomputed == 2 * 64 * 192 * (1 + gated) * tiny.CONFIG.layers * ROWS * LENGTH
+    )
     # `products` keeps what they give, `full` computes layers again, chunks or not
-    assert chunked - whole == (again if remat == "none" else 0)
+    assert in_chunks - plain == (recomputed if remat == "none" else 0)
 
 
 def traced_products(jaxpr):
@@ -128,7 +130,7 @@ def test_attention_is_counted_over_the_keys_that_are_seen(window):
     for prompts, keys in ((0, 0), (3, 0), (0, 3)):
         method = {(3, 0): Prompt(length=3), (0, 3): Prefix(length=3)}.get((prompts, keys), Full())
         model = tiny.abstract(method, shape)
-        found = cost.flops_per_token(shape, model, (), length).forward * length
+        forward_flops = cost.flops_per_token(shape, model, (), length).forward * length
         rows = prompts + length
         segments = jnp.where(jnp.arange(rows) < prompts, SHARED, 1)[None]
         places = jnp.arange(rows)[None]
@@ -138,7 +140,7 @@ def test_attention_is_counted_over_the_keys_that_are_seen(window):
         in_layers = [name for name in tree.flatten(model) if re.search("layers.*kernel", name)]
         products = 2 * cost.count(model, in_layers) * rows
         scores = 4 * pairs * shape.heads * shape.head_dim
-        np.testing.assert_allclose(found, head + products + scores, rtol=1e-6)
+        np.testing.assert_allclose(forward_flops, head + products + scores, rtol=1e-6)
 
 
 def test_lora_parameters_equal_the_closed_form():
