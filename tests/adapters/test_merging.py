@@ -13,11 +13,12 @@ from research import methods, sharding, tree
 from research.adapters import merging, quantizing
 from research.checkpoints import runs
 from research.checkpoints.checkpoint import CheckpointError
-from research.interop import exporting, importing, model_card
+from research.interop import model_card
 from research.methods import IA3, Bottleneck, Full, LoRA, Partial, Several, VeRA
 from research.models import quantization
 from research.sharding import MeshConfig
 from research.training.loop import train
+from tests.adapters.saved import read_weights
 from tests.helpers import tiny, tiny_run
 from tests.methods.cases import CASES, MERGED
 
@@ -36,12 +37,7 @@ def bases(world, tmp_path_factory):
     return {"float32": world.base, "nf4": folder / "nf4"}
 
 
-def weights(path):
-    run = runs.open_run(path)
-    return run.read(*run.checksums())
-
-
-def apart_by(adapter, merged):
+def logits_difference(adapter, merged):
     """The largest difference of two models' logits, of the probe's tokens."""
     models = [
         runs.load_model(run, MeshConfig().make(jax.devices()[:1]), sharding.RULES)
@@ -73,17 +69,17 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
 ):
     source = runs.open_run(bases[base])
     adapter = runs.open_run(tiny_run.adapter(bases[base], METHODS[name], tmp_path / "adapter"))
-    before = weights(bases[base])
+    before = read_weights(bases[base])
     certificate = merging.merge(adapter, tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == certificate
     assert certificate["largest_difference"] <= 1e-4 * certificate["largest_output"]
     # both are rounding, of two programs
-    difference = apart_by(adapter, tmp_path / "merged")
+    difference = logits_difference(adapter, tmp_path / "merged")
     assert certificate["largest_difference"] == pytest.approx(difference, rel=0.5, abs=1e-6)
     assert certificate["base"]["fingerprint_before"] == certificate["base"]["fingerprint_after"]
     assert certificate["base"]["fingerprint_before"] == source.fingerprint
     assert ("dequantised" in certificate["merged_in"]) == (base == "nf4")
-    after = weights(bases[base])
+    after = read_weights(bases[base])
     assert all(np.array_equal(before[n], after[n]) for n in before)
 
     merged = runs.open_run(tmp_path / "merged")
@@ -92,7 +88,7 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     largest_change = max(np.abs(array - plain[n]).max() for n, array in merged.read(*plain).items())
     assert largest_change > 1e-2
     merging.unmerge(merged, adapter, tmp_path / "apart")
-    apart = weights(tmp_path / "apart")
+    apart = read_weights(tmp_path / "apart")
     assert apart.keys() == plain.keys()
     for n in plain:
         np.testing.assert_allclose(apart[n], plain[n], atol=1e-4)
@@ -152,7 +148,7 @@ def test_a_base_whose_weights_have_changed_is_certified_for_nothing(world, tmp_p
 
 
 def test_a_base_that_is_replaced_while_it_is_merged_is_no_base_of_the_merged(world, tmp_path):
-    like, arrays = runs.open_run(world.base), weights(world.base)
+    like, arrays = runs.open_run(world.base), read_weights(world.base)
     for name, times in (("base", 1), ("other", 2)):
         scaled_arrays = {n: jnp.asarray(array) * times for n, array in arrays.items()}
         runs.write(tmp_path / name, like, scaled_arrays, like.model)
@@ -224,38 +220,6 @@ def test_what_does_not_fit_is_said_before_anything_is_written(world, tmp_path):
     with pytest.raises(ValueError, match="SmallMLP is no change of a weight"):
         merging.merge(serial, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("kind", quantization.PRESETS)
-def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
-    source = runs.open_run(world.base)
-    reports = quantizing.store(source, tmp_path / "small", quantization.PRESETS[kind])
-    small = runs.open_run(tmp_path / "small")
-    assert small.fingerprint != source.fingerprint
-    count = sum(report.parameters for report in reports.values())
-    stored = sum(report.bytes for report in reports.values())
-    arrays = weights(tmp_path / "small")
-    sizes = {n: array.nbytes for n, array in arrays.items()}
-    assert stored == sum(sizes.values()) and count == sum(
-        a.size for a in weights(world.base).values()
-    )
-    assert 0 < reports[kind].error < {"nf4": 0.12, "int8": 0.01, "bfloat16": 0.003}[kind]
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2).make()
-    with sharding.mesh_context(mesh, sharding.RULES):
-        model = runs.load_model(small, mesh, sharding.RULES)
-    for name, leaf in tree.unstack(tree.flatten(model)).items():
-        assert np.array_equal(leaf, arrays[name]), name
-
-
-def test_an_export_of_a_stored_base_is_what_it_reads_as(bases, tmp_path):
-    adapter = runs.open_run(tiny_run.adapter(bases["nf4"], LoRA(rank=2), tmp_path / "adapter"))
-    card = model_card.write(adapter, "hf")
-    assert "its weights were stored as bfloat16, nf4; those here are what that reads as" in card
-    exporting.export_huggingface(adapter, tmp_path / "theirs", card=card)
-    importing.import_model(importing.open_model(tmp_path / "theirs"), tmp_path / "back")
-    expected = merging.Merged(adapter)
-    for name, value in weights(tmp_path / "back").items():
-        assert np.array_equal(value, expected(name)), name
 
 
 def test_switching_an_adapter_off_gives_the_base():

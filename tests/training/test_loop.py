@@ -204,7 +204,7 @@ LEARNERS = {name: case for name, case in (CASES | BESIDE).items() if case.learni
 
 
 def test_every_method_is_trained_below():
-    # rows of a bank are what its adapters are (tests/adapters/test_catalog.py)
+    # rows of a bank are what its adapters are (tests/adapters/test_banks.py)
     kinds = {case.method.kind for case in LEARNERS.values()}
     assert kinds == set(methods.METHODS) - {"bank"}
 
