@@ -48,6 +48,16 @@ class Method:
         return False
 
     @property
+    def stands_alone(self) -> bool:
+        """Whether it goes with no other method on one base."""
+        return False
+
+    @property
+    def acts_first(self) -> bool:
+        """Whether it acts on the base's own weight, so that no other may act there before."""
+        return False
+
+    @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
         """Ordered (pattern over parameter names, trains) rules; what none matches is frozen."""
         raise NotImplementedError

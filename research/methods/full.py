@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 
@@ -16,6 +16,7 @@ class Full(Method):
     """Every parameter trains."""
 
     kind: Literal["full"] = "full"
+    stands_alone: ClassVar[bool] = True
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

@@ -28,14 +28,16 @@ class Several(Method):
         names = [method.adapter or method.kind for method in self.of]
         if len(self.of) < 2 or len(set(names)) < len(names):
             raise ValueError(f"method: `of` holds two methods or more by different names: {names}")
-        if any(method.kind == "full" for method in self.of):
-            raise ValueError("method: full trains everything, and so goes with no other method")
-
-        for before, method in itertools.pairwise(self.of):
-            if method.kind == "dora":
+        for method in self.of:
+            if method.stands_alone:
                 raise ValueError(
-                    f"method: dora turns the base's own weight, so it acts before {before.kind}: "
-                    "put it first in `of`, and only once"
+                    f"method: {method.kind} trains everything, and so goes with no other method"
+                )
+        for before, method in itertools.pairwise(self.of):
+            if method.acts_first:
+                raise ValueError(
+                    f"method: {method.kind} turns the base's own weight, so it acts before "
+                    f"{before.kind}: put it first in `of`, and only once"
                 )
 
     @property
