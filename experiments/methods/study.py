@@ -58,9 +58,9 @@ class Study:
         self.convert(self.base, "import", "--from", "smollm2")
         if storage is None:
             return self.base
-        quantized = self.folder / f"base_{storage}"
-        self.convert(quantized, "quantize", "--from", self.base, "--to", storage)
-        return quantized
+        quantized_base = self.folder / f"base_{storage}"
+        self.convert(quantized_base, "quantize", "--from", self.base, "--to", storage)
+        return quantized_base
 
     def convert(self, model: Path, *arguments: object) -> None:
         """Runs `graft convert` unless the model is there."""

@@ -60,8 +60,9 @@ def inspect(arguments) -> int:
     """Prints rows and summary, and writes files; 1 where training would refuse the data."""
     from research.config import cli, schema
     from research.experiment import Experiment
-    from research.inspection import page, summary, terminal
+    from research.inspection import page, terminal
     from research.inspection import rows as inspection
+    from research.inspection.summarize import summarize
     from research.runtime import storage
     from research.runtime.files import write_json
 
@@ -83,7 +84,7 @@ def inspect(arguments) -> int:
     print(f"{terminal.legend(color)}\n")
     for row in rows:
         print(terminal.show_row(row, data.tokenizer, color, arguments.tokens) + "\n")
-    summaries = summary.summarize(data, near=not arguments.no_near)
+    summaries = summarize(data, near=not arguments.no_near)
     print(terminal.show_summary(data, summaries))
     if arguments.html:
         title = arguments.config or arguments.run

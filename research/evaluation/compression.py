@@ -41,8 +41,8 @@ def xz_bits_per_byte(texts: Sequence[str]) -> float:
     size = sum(len(text.encode()) for text in texts)
     if size == 0:
         raise ValueError("no text: bits per byte of nothing is not defined")
-    compressed = lzma.compress(b"".join(text.encode() + b"\0" for text in texts), preset=9)
-    return 8 * len(compressed) / size
+    archive = lzma.compress(b"".join(text.encode() + b"\0" for text in texts), preset=9)
+    return 8 * len(archive) / size
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Bigram:
         self, context: NDArray[np.integer], following: NDArray[np.integer]
     ) -> NDArray[np.float64]:
         """P(following | context), element by element: [T], [T] -> [T]."""
-        observed = np.asarray(self.discounted[context, following]).ravel()
-        return observed + self.reserve[context] * self.lower[following]
+        discounted_term = np.asarray(self.discounted[context, following]).ravel()
+        return discounted_term + self.reserve[context] * self.lower[following]
 
     def nats(self, documents: Documents) -> NDArray[np.float64]:
         """Each document's total negative log probability, end token included -> [N]."""

@@ -144,13 +144,13 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
     answers = [[*tokenizer.encode(label), tokenizer.end_id] for label in labels]
     longest = max(map(len, answers))
     shot_ids = worked_example_ids(train_data, task, tokenizer)
-    prompts, truncated = [], 0
+    prompts, truncated_count = [], 0
     for row in rows:
         ids, is_truncated = task.objective.encode_prompt(
             tokenizer, row["prompt"], task.sequence_length, longest, shot_ids
         )
         prompts.append(ids)
-        truncated += is_truncated
+        truncated_count += is_truncated
 
     def with_progress(steps: Iterable[int]) -> Iterable[int]:
         title = f"{split_data.name}, {task.shots} shots"
@@ -165,7 +165,7 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
         prompts=[row["prompt"] for row in rows],
         scores=choice.scores,
         groups=np.asarray([row["cluster"] for row in rows]) if "cluster" in rows[0] else None,
-        truncated=truncated,
+        truncated=truncated_count,
         tokens=choice.tokens,
         seconds=time.perf_counter() - start,
     )

@@ -49,8 +49,8 @@ class Responder:
             return bare_prompt(tokenizer, prompt)
         if experiment is not None:
             length = experiment.data.sequence_length
-            ids, truncated = experiment.data.objective.prompt_ids(tokenizer, messages, length)
-            if truncated:
+            ids, is_truncated = experiment.data.objective.prompt_ids(tokenizer, messages, length)
+            if is_truncated:
                 print(f"(cut to fit {length} tokens)", file=sys.stderr)
             return ids
         template = chat_template.find_template(self.run.sidecar_files)

@@ -68,7 +68,7 @@ def write(
       path: a file.
       data: the run's data.
       rows: what is shown as the model sees it.
-      summaries: from `summary.summarize`.
+      summaries: from `summarize`.
       config_name: of the run, for the title.
     """
     config = data.experiment.data

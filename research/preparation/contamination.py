@@ -129,7 +129,7 @@ def check_searchable(stage: Stage, config: Contamination) -> dict[str, int]:
     Raises:
         ValueError: none of one of them: all of its texts are too short.
     """
-    evaluation_numbers = stages.load(ngrams_path(stage), mapped=True)["evaluation"]
+    evaluation_numbers = stages.load(ngrams_path(stage), memory_map=True)["evaluation"]
     counts = np.bincount(evaluation_numbers, minlength=len(config.evaluations)).tolist()
     ngram_counts = dict(zip(evaluation_names(config), counts, strict=True))
     for name, count in ngram_counts.items():
@@ -165,7 +165,7 @@ def _ngrams_by_size(evaluations_stage: Stage) -> dict[int, tuple[np.ndarray, np.
 
 @functools.lru_cache(maxsize=2)
 def _load_ngrams(path: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    records = stages.load(epath.Path(path), mapped=True)
+    records = stages.load(epath.Path(path), memory_map=True)
     sizes, first = np.unique(records["words"], return_index=True)
     edges = [*first.tolist(), len(records)]
     by_size = {}

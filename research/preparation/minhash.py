@@ -184,7 +184,7 @@ def _attach_signatures(
     same_first = np.diff(pairs["first"], prepend=-1) == 0
     is_repeat = same_first & (np.diff(pairs["later"], prepend=-1) == 0)
     pairs = pairs[~is_repeat]  # Several bands may agree.
-    signatures = stages.load(_signatures_path(stage, number), mapped=True)
+    signatures = stages.load(_signatures_path(stage, number), memory_map=True)
     for start in range(0, len(pairs), _BLOCK):
         block = pairs[start : start + _BLOCK]
         records = np.zeros(len(block), _signed_pair_dtype(permutations))
@@ -197,7 +197,7 @@ def _write_marks(
     stage: Stage, config: NearDuplicates, row_range: RowRange, parts: Iterable[bytes]
 ) -> None:
     """Marks the documents of a range that are like an earlier one."""
-    signatures = stages.load(_signatures_path(stage, row_range.number), mapped=True)
+    signatures = stages.load(_signatures_path(stage, row_range.number), memory_map=True)
     no_mark = np.iinfo(np.int64).max
     marks = np.full(len(row_range), no_mark, np.int64)
     for part in parts:

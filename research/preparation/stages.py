@@ -143,9 +143,9 @@ def save(path: epath.Path, array: np.ndarray) -> None:
     write(path, buffer.getvalue())
 
 
-def load(path: epath.Path, *, mapped: bool = False) -> np.ndarray:
-    """Reads an array; `mapped`: into memory, where it lies on a disk."""
-    if mapped and "://" not in os.fspath(path):
+def load(path: epath.Path, *, memory_map: bool = False) -> np.ndarray:
+    """Reads an array; `memory_map`: into memory, where it lies on a disk."""
+    if memory_map and "://" not in os.fspath(path):
         return np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
     with path.open("rb") as file:
         return np.load(io.BytesIO(file.read()), allow_pickle=False)

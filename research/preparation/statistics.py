@@ -82,12 +82,12 @@ def count(
             marks = stages.load(stage.file(row_range.number))
             is_hit = (marks >= 0) & ~is_removed
             is_removed |= is_hit
-            removed = numbers["removed"][stage.name]
+            removals = numbers["removed"][stage.name]
             if names:
                 for rule, times in enumerate(np.bincount(marks[is_hit], minlength=len(names))):
-                    removed[names[rule]] += int(times)
+                    removals[names[rule]] += int(times)
             else:
-                removed[stage.name] += int(is_hit.sum())
+                removals[stage.name] += int(is_hit.sum())
         numbers["removed_bytes"] += int(sizes[is_removed].sum())
         kept_counts[row_range.number] = len(row_range) - int(is_removed.sum())
     return statistics, kept_counts
@@ -115,7 +115,7 @@ def add_output(statistics: Statistics, content: Mapping[str, Any], stage: Stage)
         first = 0
         for output in content["splits"].get(split, {"kinds": []})["kinds"]:
             path = stage.folder / "index" / f"{split}.tokens.npy"
-            lengths = stages.load(path, mapped=True)[first : first + output["documents"]]
+            lengths = stages.load(path, memory_map=True)[first : first + output["documents"]]
             first += output["documents"]
             kinds[output["kind"]]["kept"] = {
                 "documents": output["documents"],
@@ -148,20 +148,20 @@ def table(statistics: Statistics) -> str:
     rows, bad_lines = [], []
     for split, kinds in statistics.items():
         for kind, numbers in kinds.items():
-            removed = {stage: sum(rules.values()) for stage, rules in numbers["removed"].items()}
-            kept = numbers["kept"]
+            removals = {stage: sum(rules.values()) for stage, rules in numbers["removed"].items()}
+            kept_part = numbers["kept"]
             rows.append(
                 {
                     "split": split,
                     "kind": kind,
                     "documents": numbers["documents"],
                     "bytes": numbers["bytes"],
-                    "removed": ", ".join(f"{stage} {n:,}" for stage, n in removed.items() if n)
+                    "removed": ", ".join(f"{stage} {n:,}" for stage, n in removals.items() if n)
                     or None,
-                    "left": kept["documents"],
-                    "left_bytes": kept["bytes"],
-                    "tokens": kept["tokens"],
-                    "median": kept.get("tokens_quantiles", {}).get("50%"),
+                    "left": kept_part["documents"],
+                    "left_bytes": kept_part["bytes"],
+                    "tokens": kept_part["tokens"],
+                    "median": kept_part.get("tokens_quantiles", {}).get("50%"),
                 }
             )
             if numbers["bad_lines"]:

@@ -129,8 +129,8 @@ def test_xz_reads_all_documents_at_once():
     digits = "".join(rng.choice(list("0123456789abcdef"), 20_000))
     assert 4 <= xz_bits_per_byte([digits]) < 4.4  # incompressible: 4 bits a digit
     assert xz_bits_per_byte([digits] * 8) < 0.6  # later copies cost next to nothing
-    compressed = len(lzma.compress(digits.encode() + b"\0", preset=9))
-    assert xz_bits_per_byte([digits]) == pytest.approx(8 * compressed / 20_000)
+    archive = len(lzma.compress(digits.encode() + b"\0", preset=9))
+    assert xz_bits_per_byte([digits]) == pytest.approx(8 * archive / 20_000)
 
 
 def test_bad_documents_are_refused_with_the_place():

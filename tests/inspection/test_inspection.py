@@ -15,7 +15,7 @@ from research.data.pipeline import Pipeline
 from research.data.sources import SourceConfig
 from research.inspection import page as inspection_page
 from research.inspection import rows as inspection
-from research.inspection import summary, terminal
+from research.inspection import terminal
 from research.inspection.rows import (
     choose_rows,
     decode_characters,
@@ -23,6 +23,7 @@ from research.inspection.rows import (
     read_rows,
     token_spans,
 )
+from research.inspection.summarize import summarize
 from research.methods import METHODS
 from research.objectives import OBJECTIVES, Supervised
 from tests.objectives import cases
@@ -196,7 +197,7 @@ def run_data(world, tmp_path_factory):
 
 
 def test_the_summary_counts_what_was_planted(run_data):
-    train, test = summary.summarize(run_data)
+    train, test = summarize(run_data)
     assert train.examples.rows == 31
     assert (train.repeats.repeated, train.repeats.repeated_rows) == (1, [(11, 4)])
     assert train.plan.epochs == run_data.pipeline.statistics(9)["made"]["epochs"]
@@ -230,7 +231,7 @@ def test_prompts_that_are_one_after_the_cut_are_found(tmp_path, world):
         (tmp_path / f"made-{split}.jsonl").write_text(text)
     source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
     data = dataclasses.replace(world.questions(), sources=(source,))
-    train, test = summary.summarize(open_data(world.experiment(9, data=data), ["test"]))
+    train, test = summarize(open_data(world.experiment(9, data=data), ["test"]))
     assert train.completions.contradictions == 1
     assert train.completions.contradicting_rows == [(1, 0)]
     assert test.prompt_overlap.read_alike_rows == [(0, "made:train", 0)]
@@ -250,7 +251,7 @@ def test_equal_prompts_with_other_completions_are_found_among_free_answers(tmp_p
         (tmp_path / f"made-{split}.jsonl").write_text(text)
     source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
     data = dataclasses.replace(world.questions(), sources=(source,))
-    train, test = summary.summarize(open_data(world.experiment(9, data=data), ["test"]))
+    train, test = summarize(open_data(world.experiment(9, data=data), ["test"]))
     assert train.completions.contradicting_rows == [(9, 4), (10, 7), (12, 11)]
     assert (train.completions.completions, train.completions.contradictions_cut) == (13, 1)
     assert train.labels is None and "labels" not in train.to_json()
@@ -308,7 +309,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_escaped_and_makes_no_request(run_data, tmp_path):
-    summaries = summary.summarize(run_data)
+    summaries = summarize(run_data)
     rows = choose_rows(run_data, 1, row=30)
     path = inspection_page.write(tmp_path / "page.html", run_data, rows, summaries, SCRIPT)
     text = path.read_text(encoding="utf-8")

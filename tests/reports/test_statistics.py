@@ -22,13 +22,13 @@ pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=4
 
 def test_wilson_interval_matches_published_values():
     # Newcombe 1998, Statistics in Medicine 17:857, table I: 81/263, 15/148, 0/20, 1/29.
-    published = {
+    published_intervals = {
         (81, 263): (0.2553, 0.3662),
         (15, 148): (0.0624, 0.1605),
         (0, 20): (0.0, 0.1611),
         (1, 29): (0.0061, 0.1718),
     }
-    for counts, expected in published.items():
+    for counts, expected in published_intervals.items():
         estimate = proportion_interval(counts)
         np.testing.assert_allclose((estimate.low, estimate.high), expected, atol=6e-5)
 
@@ -52,32 +52,32 @@ def test_t_interval_matches_closed_form():
 def test_wilson_and_paired_intervals_cover_at_their_nominal_rate():
     rng = np.random.default_rng(1)
     runs, rows, chance = 600, 60, 0.8
-    covered = paired = 0
+    single_hits = paired_hits = 0
     for _ in range(runs):
         shared = rng.random(rows)  # the same hard rows are hard for both models
         a = shared + 0.3 * rng.random(rows) < 0.8
         b = shared + 0.3 * rng.random(rows) < 0.7
         estimate = proportion_interval(rng.random(rows) < chance)
-        covered += estimate.low <= chance <= estimate.high
+        single_hits += estimate.low <= chance <= estimate.high
         difference = paired_difference(a, b).difference
-        paired += difference.low <= 0.1 <= difference.high
-    assert 0.92 <= covered / runs <= 0.985
-    assert 0.92 <= paired / runs <= 0.995
+        paired_hits += difference.low <= 0.1 <= difference.high
+    assert 0.92 <= single_hits / runs <= 0.985
+    assert 0.92 <= paired_hits / runs <= 0.995
 
 
 def test_cluster_interval_covers_where_the_plain_one_is_too_narrow():
     rng = np.random.default_rng(2)
     runs, clusters, size, chance = 80, 40, 8, 0.6
     groups = np.repeat(np.arange(clusters), size)
-    plain = grouped = 0
+    plain_hits = grouped_hits = 0
     for _ in range(runs):
         correct = np.repeat(rng.random(clusters) < chance, size)  # twins are right together
         interval = proportion_interval(correct)
-        plain += interval.low <= chance <= interval.high
+        plain_hits += interval.low <= chance <= interval.high
         interval = proportion_interval(correct, groups=groups)
-        grouped += interval.low <= chance <= interval.high
-    assert plain / runs < 0.7
-    assert grouped / runs > 0.88
+        grouped_hits += interval.low <= chance <= interval.high
+    assert plain_hits / runs < 0.7
+    assert grouped_hits / runs > 0.88
 
 
 @settings(deadline=None, max_examples=30)
@@ -95,9 +95,9 @@ def test_interval_contains_its_point_and_stays_in_range(correct, clusters):
 
 @settings(deadline=None, max_examples=25)
 @given(pairs, st.booleans())
-def test_paired_difference_is_antisymmetric(rows, clustered):
+def test_paired_difference_is_antisymmetric(rows, has_clusters):
     a, b = np.asarray(rows).T
-    groups = np.arange(len(a)) // 2 if clustered and len(a) > 3 else None
+    groups = np.arange(len(a)) // 2 if has_clusters and len(a) > 3 else None
     forward = paired_difference(a, b, groups=groups)
     backward = paired_difference(b, a, groups=groups)
     np.testing.assert_allclose(
