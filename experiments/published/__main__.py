@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.data.config import DataConfig
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.optim.schedules import ScheduleConfig
@@ -39,7 +39,7 @@ H100 = Accelerator(
 )
 # MaxText's own shapes, by its global scale: 16 and 32 times the base of its base.yml
 SCALE = dict(vocabulary=32_000, layers=32, heads=64, kv_heads=64, head_size=128, mlp_width=28_672)
-NO_TEXT = (SourceConfig("none", "jsonl", "none"),)
+NO_TEXT = (JsonlConfig("none", "none"),)
 LLAMA2 = dict(vocabulary=32_000, width=4096, layers=32, heads=32, kv_heads=32, mlp_width=11_008)
 LLAMA3 = dict(vocabulary=128_256, width=4096, layers=32, heads=32, kv_heads=8, mlp_width=14_336)
 

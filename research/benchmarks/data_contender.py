@@ -15,7 +15,7 @@ import tokenizers
 from research.data import token_cache
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import SourceConfig, TfdsConfig, open_source
 from research.objectives import OBJECTIVES
 from research.runtime.memory import peak_memory_bytes
 from research.text import tokenizer as tokenizer_lib
@@ -30,7 +30,7 @@ SAMPLE = 400  # documents of each kind that the tokenizer is trained on
 
 
 def sources() -> tuple[SourceConfig, ...]:
-    return tuple(SourceConfig(f"graft_{kind}") for kind in KINDS)
+    return tuple(TfdsConfig(f"graft_{kind}") for kind in KINDS)
 
 
 def words() -> Tokenizer:

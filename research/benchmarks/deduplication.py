@@ -135,13 +135,13 @@ def _judge(texts: list[str], marks: np.ndarray, threshold: float) -> dict[str, f
 
 def _run(folder: Path, threshold: float) -> None:
     """The measured process."""
-    from research.data.sources import SourceConfig
+    from research.data.sources import JsonlConfig
     from research.preparation import documents, minhash, stages
     from research.preparation.config import NearDuplicates
     from research.preparation.runner import Runner
     from research.preparation.stages import Stage
 
-    source = SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl"))
+    source = JsonlConfig("made", str(folder / "made.{split}.jsonl"))
     ranges = documents.RowRanges((documents.open_split(source, "train"),), 1024)
     config = NearDuplicates(threshold=threshold)
     stage = Stage("near", str(folder), {})

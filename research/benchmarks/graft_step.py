@@ -14,7 +14,7 @@ from research import sharding, tree
 from research.batch import Batch
 from research.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
 from research.data.config import DataConfig
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.experiment import Experiment, MethodConfig
 from research.losses.sequence_chunks import LossConfig
 from research.methods import (
@@ -79,7 +79,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
         remat=shape.remat,
         compute_dtype=settings["dtype"],
     )
-    nothing = SourceConfig("none", "jsonl", "none")  # batches are made here
+    nothing = JsonlConfig("none", "none")  # batches are made here
     return Experiment(
         steps=1000,
         data=DataConfig((nothing,), sequence_length=shape.length, batch_size=shape.rows),

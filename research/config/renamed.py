@@ -56,6 +56,24 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 }
 # the class that is built -> where the data's config lies in it
 _DATA: Mapping[str, list[str]] = {"Experiment": ["data"], "DataConfig": []}
+# the class that is built -> where sources lie in it
+_SOURCES: Mapping[str, tuple[list[str], ...]] = {
+    "Experiment": (["data", "sources", "*"],),
+    "DataConfig": (["sources", "*"],),
+    "Evaluation": (["text", "sources", "*"], ["choice", "source"], ["source"]),
+    "PreparationConfig": (["sources", "*"], ["contamination", "evaluations", "*", "source"]),
+}
+# kinds of sources that shared one class, in which each had the keys of all
+_KINDS = ("tfds", "jsonl", "parquet", "text", "prepared")
+_TOKENS = "its documents are tokens already: set it where they were prepared."
+# key -> what it is where it says nothing, the kinds that have it, why the others do not
+_OF_KINDS: Mapping[str, tuple[Any, tuple[str, ...], str]] = {
+    "fields": ({}, _KINDS[:-1], _TOKENS),
+    "format": (None, _KINDS[:-1], _TOKENS),
+    "label_words": ([], _KINDS[:-1], _TOKENS),
+    "bad_lines": (0, _KINDS[:-1], _TOKENS),
+    "kinds": ([], _KINDS[-1:], "only what was prepared has them."),
+}
 # logical axes in `sharding_rules`
 RENAMED_AXES = {"key_heads": "kv_heads"}
 
@@ -74,6 +92,9 @@ def upgrade(mapping: Any, name: str) -> Any:
                 holder[new] = holder.pop(old)
     for holder in _find(mapping, _DATA.get(name, ["?"])):
         _join_objective(holder)
+    for parents in _SOURCES.get(name, ()):
+        for holder in _find(mapping, parents):
+            _drop_other_kinds(holder)
     rules = mapping.get("sharding_rules") if isinstance(mapping, dict) else None
     for rule in rules if isinstance(rules, list) else ():
         if isinstance(rule, list) and rule and isinstance(rule[0], str):
@@ -96,6 +117,22 @@ def _join_objective(data: dict[str, Any]) -> None:
             f"data.objective_settings.{key} is data.objective.{key} now: the settings of an "
             "objective stand beside its kind."
         )
+
+
+def _drop_other_kinds(source: dict[str, Any]) -> None:
+    """Only the keys of its own kind, where a source had those of every kind; the kind is said.
+
+    Raises:
+        ValueError: a key of another kind that says something.
+    """
+    kind = source.setdefault("kind", "tfds")
+    for key, (empty, kinds, why) in _OF_KINDS.items():
+        if kind in _KINDS and kind not in kinds and key in source:
+            if source[key] != empty:
+                raise ValueError(
+                    f"Source {source.get('name')!r} of kind {kind!r} has no {key}: {why}"
+                )
+            del source[key]
 
 
 def _find(node: Any, path: list[str]) -> list[dict[str, Any]]:

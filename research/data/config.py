@@ -8,7 +8,7 @@ import numpy as np
 
 from research.config.schema import Positive
 from research.data.mixture import MixtureConfig
-from research.data.sources import SourceConfig
+from research.data.sources import AnySourceConfig
 from research.objectives import Causal, ObjectiveConfig
 
 
@@ -16,7 +16,7 @@ from research.objectives import Causal, ObjectiveConfig
 class DataConfig:
     """What is read, and how it becomes batches."""
 
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[AnySourceConfig, ...]
     # Tokens in a row (S).
     sequence_length: Positive
     # Rows in a global batch (B), over all hosts.

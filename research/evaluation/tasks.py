@@ -13,7 +13,7 @@ from tqdm import tqdm
 from research.config.schema import Count, Positive
 from research.data.config import DataConfig
 from research.data.heldout import HeldOut
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import AnySourceConfig, SourceConfig, open_source
 from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring
 from research.objectives.supervised import Supervised
@@ -26,7 +26,7 @@ from research.training.heldout_loss import Score, bits_per_byte, row_nats
 class TextTask:
     """Bits per byte of held-out text, source by source."""
 
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[AnySourceConfig, ...]
     split: str = "heldout"
     # most tokens of each source, whole documents drawn by a fixed seed; None reads them all
     max_tokens: Positive | None = None
@@ -43,7 +43,7 @@ class ChoiceTask:
     the same question in the same template for every model, tuned or not.
     """
 
-    source: SourceConfig
+    source: AnySourceConfig
     objective: Supervised
     split: str = "test"
     # most questions, drawn by a fixed seed; None asks them all

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.checkpoints.runs import Run
-from research.data.sources import SourceConfig
 from research.runtime import storage
 
 UNKNOWN = "not stated"
@@ -72,17 +71,10 @@ def _data(run: Run) -> list[str]:
     if run.experiment is None:
         return ["- nothing was trained on here"]
     data = run.experiment.data
-    lines = [f"- {s.name} ({s.kind}, {s.split}), licence: {_licence(s)}" for s in data.sources]
+    lines = [
+        f"- {s.name} ({s.kind}, {s.split}), licence: {s.license or UNKNOWN}" for s in data.sources
+    ]
     return [*lines, f"- objective: {data.objective.kind} {data.objective.settings or ''}".rstrip()]
-
-
-def _licence(source: SourceConfig) -> str:
-    if source.kind != "tfds":
-        return UNKNOWN
-    from research.data import builders
-
-    info = builders.prepare_builder(source.name, source.path).info
-    return info.redistribution_info.license or UNKNOWN
 
 
 def _training(run: Run, summary: Mapping[str, Any]) -> list[str]:

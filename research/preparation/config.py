@@ -8,7 +8,7 @@ from typing import Annotated
 import pydantic
 
 from research.config.schema import Count, Positive, Share
-from research.data.sources import SourceConfig
+from research.data.sources import AnySourceConfig
 
 # Above 0: a threshold of nothing would make everything a duplicate of everything.
 Threshold = Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -61,7 +61,7 @@ class Quality:
 class EvaluationSet:
     """Examples that must not be among the documents."""
 
-    source: SourceConfig
+    source: AnySourceConfig
     # None: the source's own split.
     splits: tuple[str, ...] | None = None
     # Fields that are looked for, each by itself. None: those of the records' format (the text; the
@@ -111,7 +111,7 @@ class PreparationConfig:
     """Sources, stages and tokenizer. A stage that is None is left out."""
 
     # Records with a field `text`; a source's name is the kind of its documents.
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[AnySourceConfig, ...]
     # A tokenizer's JSON, or the folder of a run.
     tokenizer: str
     # Every source has these. Of duplicates the first stays, in the order of splits, then sources,

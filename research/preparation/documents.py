@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from research.config import schema
-from research.data.sources import Source, SourceConfig, open_source
+from research.data.sources import AnySourceConfig, Source, SourceConfig, open_source
 from research.preparation import stages
 from research.preparation.stages import Stage
 from research.text.normalize import normalise
@@ -126,7 +126,7 @@ def open_cached(source_split: SourceSplit) -> Source:
 @functools.lru_cache(maxsize=64)
 def _open_cached(source: str, split: str, fingerprint: str) -> Source:
     del fingerprint  # Another content is another entry.
-    return open_source(schema.build(SourceConfig, json.loads(source)), split)
+    return open_source(schema.build(AnySourceConfig, json.loads(source)), split)
 
 
 def examples(

@@ -10,6 +10,7 @@ import pytest
 
 from research.checkpoints import runs
 from research.config import cli, schema
+from research.data.sources import JsonlConfig, PreparedConfig
 from research.experiment import Experiment
 from research.interop import exporting
 from research.objectives import Causal, Chat, Supervised
@@ -63,6 +64,23 @@ def test_an_objective_with_its_settings_beside_it_is_read_as_one(runs_folder, tm
     assert experiment(runs_folder / "base").data.objective == Causal()
     del content["data"]["objective"], content["data"]["objective_settings"]
     assert schema.build(Experiment, content).data.objective == Causal()
+
+
+def test_a_source_with_the_keys_of_every_kind_is_read_as_one_of_its_own(runs_folder):
+    content = json.loads((runs_folder / "lora" / "config.json").read_text())
+    (source,) = content["data"]["sources"]
+    assert source["kind"] == "jsonl" and source["kinds"] == []
+    loaded = experiment(runs_folder / "lora").data.sources[0]
+    assert loaded == JsonlConfig(source["name"], source["path"])
+    assert "kinds" not in schema.to_dict(loaded)
+    source["kinds"] = ["law"]
+    with pytest.raises(ValueError, match="'jsonl' has no kinds: only what was prepared has them"):
+        schema.build(Experiment, content)
+    source |= {"kind": "prepared", "kinds": ["law"]}
+    expected = PreparedConfig(source["name"], source["path"], kinds=("law",))
+    assert schema.build(Experiment, content).data.sources == (expected,)
+    del source["kind"], source["kinds"]
+    assert schema.build(Experiment, content).data.sources[0].kind == "tfds"
 
 
 def test_an_override_of_old_settings_names_the_new_key(runs_folder, tmp_path):

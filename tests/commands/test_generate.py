@@ -10,7 +10,7 @@ import pytest
 from research.checkpoints import runs
 from research.commands import generate
 from research.data.config import DataConfig
-from research.data.sources import SourceConfig
+from research.data.sources import TfdsConfig
 from research.generation import decode
 from research.methods import LoRA
 from research.objectives import Chat, Masked
@@ -22,7 +22,7 @@ from tests.helpers import tiny_run
 def chatting(monkeypatch):
     """A run that was tuned on conversations; gives its tokenizer and what the model was given."""
     tokenizer = tokenizers.train(["user assistant some words\n" * 9], 290)
-    data = DataConfig((SourceConfig("a"),), 64, 4, Chat())
+    data = DataConfig((TfdsConfig("a"),), 64, 4, Chat())
     run = types.SimpleNamespace(
         experiment=types.SimpleNamespace(data=data),
         tokenizer=tokenizer,

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from tests.helpers import tiny_run
 
 
@@ -40,7 +40,7 @@ def test_a_config_is_shown_written_as_a_page_and_refused_where_training_would(wo
     lines = (world.folder / "questions-train.jsonl").read_text()
     (tmp_path / "made-train.jsonl").write_text(lines)
     (tmp_path / "made-heldout.jsonl").write_text(lines.splitlines()[5])
-    source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
+    source = JsonlConfig("made", str(tmp_path / "made-{split}.jsonl"))
     data = dataclasses.replace(world.questions(), sources=(source,))
     config = tiny_run.config_file(tmp_path, world.tuning(3, data=data))
     output = call("--config", config, "--row", 4, "--split", "heldout", status=1)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from research.commands import train_tokenizer
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import JsonlConfig, open_source
 from research.objectives import Causal, Chat, Supervised
 
 TALK = [{"role": "user", "content": "some"}, {"role": "assistant", "content": "words"}]
@@ -23,5 +23,5 @@ TALK = [{"role": "user", "content": "some"}, {"role": "assistant", "content": "w
 )
 def test_what_the_objective_reads_is_sampled(tmp_path, objective, record, texts):
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record))
-    source = open_source(SourceConfig("a", "jsonl", str(tmp_path / "a.jsonl")))
+    source = open_source(JsonlConfig("a", str(tmp_path / "a.jsonl")))
     assert list(train_tokenizer.sample(source, objective, 1000)) == texts * 2

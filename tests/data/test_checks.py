@@ -13,7 +13,7 @@ from research.data import checks, run_checks
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.run_checks import CheckConfig
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.objectives import OBJECTIVES
 from research.objectives.base import name_rows
 from research.objectives.chat import PLAIN, Chat
@@ -45,7 +45,7 @@ def _write(folder, split="train", rows=None):
 
 def _check(folder, words, objective="supervised", settings=None, split=None, **config):
     """Opens and checks `made.train.jsonl` as a training run does."""
-    source = SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl"))
+    source = JsonlConfig("made", str(folder / "made.{split}.jsonl"))
     data = DataConfig((source,), 64, 4, OBJECTIVES[objective](**(settings or {})))
     pipeline = Pipeline(data, words, folder / "cache")
     run_checks.check_run(pipeline, CheckConfig(**config), split, folder / "cache")

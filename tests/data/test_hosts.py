@@ -13,7 +13,7 @@ from research.config import schema
 from research.data.config import DataConfig
 from research.data.mixture import MixtureConfig, Phase
 from research.data.pipeline import Pipeline
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.text import tokenizer
 from tests.helpers.reader import digests
 
@@ -31,7 +31,7 @@ def work(tmp_path_factory):
     for i, name in enumerate(("prose", "code", "forum")):
         lines = [json.dumps({"text": text}) for text in texts[i::3][: 80 // (i + 1)]]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
-        sources.append(SourceConfig(name, "jsonl", str(folder / f"{name}.jsonl"), weight=3.0 - i))
+        sources.append(JsonlConfig(name, str(folder / f"{name}.jsonl"), weight=3.0 - i))
     phases = (Phase(11, {"code": 5.0}), Phase(23, {"prose": 0.0}))
     mixture = MixtureConfig(temperature=2.0, max_epochs=9.0, schedule=phases)
     config = DataConfig(tuple(sources), 48, 8, mixture=mixture, seed=3)

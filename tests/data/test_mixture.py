@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.data.mixture import NO_LIMIT, Mixture, MixtureConfig, Phase
-from research.data.sources import SourceConfig
+from research.data.sources import TfdsConfig
 
 WEIGHT = st.floats(1e-3, 1e3)
 
@@ -15,7 +15,7 @@ WEIGHT = st.floats(1e-3, 1e3)
 def _mix(sizes, weights=None, batch_size=4, caps=None, **config) -> Mixture:
     weights, caps = weights or [1.0] * len(sizes), caps or [None] * len(sizes)
     sources = [
-        SourceConfig(f"s{i}", weight=weight, max_epochs=cap)
+        TfdsConfig(f"s{i}", weight=weight, max_epochs=cap)
         for i, (weight, cap) in enumerate(zip(weights, caps, strict=True))
     ]
     return Mixture(MixtureConfig(**config), sources, sizes, batch_size)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data import overlap
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.objectives import OBJECTIVES
 from tests.objectives import cases
 
@@ -51,7 +51,7 @@ def test_hashes_are_of_what_the_objective_reads_and_kept(tmp_path, objective):
     ]
     path = tmp_path / "made.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = SourceConfig("made", "jsonl", str(path), format="other")
+    source = JsonlConfig("made", str(path), format="other")
     made = [
         overlap.hash_rows(source, "train", OBJECTIVES[objective](), cases.tokenizer(), tmp_path)
         for _ in "12"
@@ -63,6 +63,6 @@ def test_hashes_are_of_what_the_objective_reads_and_kept(tmp_path, objective):
 def test_rows_without_text_are_equal_to_none(tmp_path):
     path = tmp_path / "made.jsonl"
     path.write_text('{"text": ""}\n{"text": " \\n"}\n{"text": "a"}\n')
-    source = SourceConfig("made", "jsonl", str(path))
+    source = JsonlConfig("made", str(path))
     hashes = overlap.hash_rows(source, "train", OBJECTIVES["causal"](), cases.tokenizer(), tmp_path)
     assert not hashes[:2].any() and not len(overlap.find_repeated(hashes))

@@ -23,7 +23,7 @@ from research.data.config import DataConfig
 from research.data.heldout import HeldOut
 from research.data.mixture import MixtureConfig
 from research.data.pipeline import Pipeline
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.objectives import Supervised
 from research.text import tokenizer as tokenizer_lib
 from tests.helpers.reader import share
@@ -56,7 +56,7 @@ def data(tmp_path_factory):
 
 
 def _source(data, name, weight=1.0):
-    return SourceConfig(name, "jsonl", str(data[0] / f"{name}.{{split}}.jsonl"), weight=weight)
+    return JsonlConfig(name, str(data[0] / f"{name}.{{split}}.jsonl"), weight=weight)
 
 
 def _config(data, **changes):
@@ -238,7 +238,7 @@ def test_statistics_say_the_format_and_the_lines_left_out(data, tmp_path):
     rows = [{"instruction": text, "output": "yes"} for text in _documents(3, 9, 6)]
     lines = [*map(json.dumps, rows), "{broken"]
     (tmp_path / "alpaca.jsonl").write_text("\n".join(lines))
-    source = SourceConfig("alpaca", "jsonl", str(tmp_path / "alpaca.jsonl"), bad_lines=0.1)
+    source = JsonlConfig("alpaca", str(tmp_path / "alpaca.jsonl"), bad_lines=0.1)
     pipeline = Pipeline(DataConfig((source,), 64, 4, Supervised()), data[1], tmp_path / "cache")
     said = pipeline.statistics(1)["alpaca"]
     assert (said["format"], said["bad_lines"], said["documents"]) == ("alpaca", 1, 9)
@@ -290,7 +290,7 @@ def test_bad_data_is_an_error_before_compute(data, tmp_path):
         return Pipeline(dataclasses.replace(_config(data), **changes), tokenizer, folder / "cache")
 
     (tmp_path / "empty.jsonl").write_text("\n")
-    empty = SourceConfig("empty", "jsonl", str(tmp_path / "empty.jsonl"))
+    empty = JsonlConfig("empty", str(tmp_path / "empty.jsonl"))
     with pytest.raises(ValueError, match="'empty:train' is empty"):
         build(sources=(empty,))
     with pytest.raises(ValueError, match="'prose' is listed twice"):

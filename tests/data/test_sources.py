@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from research.data.sources import SourceConfig, open_source
+from research.config import schema
+from research.data.config import DataConfig
+from research.data.sources import KINDS, JsonlConfig, TextConfig, open_source
 from research.data.token_cache import tokenize
 from research.text import tokenizer as tokenizer_lib
 
@@ -23,14 +25,14 @@ def _write(path, lines):
 def test_jsonl_gives_its_lines_in_order_and_skips_empty_ones(tmp_path):
     lines = [json.dumps({"text": "ä"}, ensure_ascii=False), "", json.dumps({"text": "b", "n": 2})]
     path = _write(tmp_path / "a.jsonl", lines)
-    source = open_source(SourceConfig("a", "jsonl", str(path)))
+    source = open_source(JsonlConfig("a", str(path)))
     assert [source[i] for i in range(len(source))] == [{"text": "ä"}, {"text": "b", "n": 2}]
 
 
 @pytest.mark.parametrize("line", ['{"text": "b"', "[1]", '{"text": "\\x"}'])
 def test_a_broken_jsonl_line_names_file_and_line(tmp_path, tokenizer, line):
     path = _write(tmp_path / "bad.jsonl", ['{"text": "a"}', "", line])
-    source = open_source(SourceConfig("bad", "jsonl", str(path)))
+    source = open_source(JsonlConfig("bad", str(path)))
     with pytest.raises(ValueError, match=r"bad\.jsonl:3: "):
         tokenize(source, tokenizer, {"text": True}, tmp_path / "cache")
     assert not [p for p in (tmp_path / "cache").iterdir()], "nothing half-written is left"
@@ -38,7 +40,7 @@ def test_a_broken_jsonl_line_names_file_and_line(tmp_path, tokenizer, line):
 
 def test_text_that_is_not_utf8_names_its_file(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
-    source = open_source(SourceConfig("folder", "text", str(tmp_path)))
+    source = open_source(TextConfig("folder", str(tmp_path)))
     with pytest.raises(ValueError, match=r"x\.txt: not UTF-8"):
         source[0]
 
@@ -48,7 +50,7 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path):
     (tmp_path / "b" / "1.md").write_text("one", encoding="utf-8")
     (tmp_path / "a.txt").write_bytes("zwei ü\r\n".encode())
     (tmp_path / "c.png").write_bytes(b"\xff")
-    source = open_source(SourceConfig("folder", "text", str(tmp_path)))
+    source = open_source(TextConfig("folder", str(tmp_path)))
     assert [source[i] for i in range(len(source))] == [
         {"text": "zwei ü\r\n", "id": "a.txt"},
         {"text": "one", "id": "b/1.md"},
@@ -58,9 +60,9 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(tmp_path):
 def test_fields_are_renamed_and_a_missing_one_names_the_nearest(tmp_path):
     path = _write(tmp_path / "a.jsonl", ['{"notice": "n", "key": "k"}'])
     fields = {"prompt": "notice", "completion": "key"}
-    config = SourceConfig("a", "jsonl", str(path), fields=fields)
+    config = JsonlConfig("a", str(path), fields=fields)
     assert open_source(config)[0] == {"prompt": "n", "completion": "k"}
-    config = SourceConfig("a", "jsonl", str(path), fields={"prompt": "notic"})
+    config = JsonlConfig("a", str(path), fields={"prompt": "notic"})
     with pytest.raises(ValueError, match=r"a\.jsonl:1.*did you mean 'notice'"):
         open_source(config)[0]
 
@@ -68,22 +70,26 @@ def test_fields_are_renamed_and_a_missing_one_names_the_nearest(tmp_path):
 def test_a_split_is_a_file_of_its_own_and_never_the_training_file(tmp_path):
     _write(tmp_path / "train.jsonl", ['{"text": "a"}'])
     _write(tmp_path / "test.jsonl", ['{"text": "b"}'])
-    both = SourceConfig("a", "jsonl", str(tmp_path / "{split}.jsonl"))
+    both = JsonlConfig("a", str(tmp_path / "{split}.jsonl"))
     assert open_source(both, "test")[0] == {"text": "b"}
-    only = SourceConfig("a", "jsonl", str(tmp_path / "train.jsonl"))
+    only = JsonlConfig("a", str(tmp_path / "train.jsonl"))
     with pytest.raises(ValueError, match="has only the split 'train'"):
         open_source(only, "test")
 
 
 def test_wrong_kind_and_missing_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="did you mean 'jsonl'"):
-        open_source(SourceConfig("a", "json", "x"))
+    def build(**content):
+        data = {"sources": [{"name": "a", **content}], "sequence_length": 8, "batch_size": 1}
+        return schema.build(DataConfig, data)
+
+    with pytest.raises(ValueError, match=r"config\.sources\[0\]: .*'json'.*'jsonl'"):
+        build(kind="json", path="x")
     with pytest.raises(FileNotFoundError, match="no file"):
-        open_source(SourceConfig("a", "jsonl", str(tmp_path / "none.jsonl")))
+        open_source(JsonlConfig("a", str(tmp_path / "none.jsonl")))
     with pytest.raises(FileNotFoundError, match="no .txt or .md"):
-        open_source(SourceConfig("a", "text", str(tmp_path)))
-    with pytest.raises(ValueError, match="needs a `path`"):
-        open_source(SourceConfig("a", "jsonl"))
+        open_source(TextConfig("a", str(tmp_path)))
+    with pytest.raises(ValueError, match=r"config\.sources\[0\]\.path: missing"):
+        build(kind="jsonl")
 
 
 class Counted:
@@ -160,7 +166,7 @@ def test_a_missing_or_non_text_field_names_source_and_row(tmp_path, tokenizer):
 @pytest.mark.parametrize("kind", ["jsonl", "text"])
 def test_the_fingerprint_follows_the_content(tmp_path, kind):
     path = tmp_path / "a.txt"
-    config = SourceConfig("a", kind, str(path if kind == "jsonl" else tmp_path))
+    config = KINDS[kind]("a", str(path if kind == "jsonl" else tmp_path))
     path.write_text('{"text": "a"}')
     first = open_source(config).fingerprint
     assert open_source(config).fingerprint == first
@@ -179,9 +185,9 @@ def test_fingerprints_stay_what_they_were(tmp_path):
     assert [
         open_source(config).fingerprint[:8]
         for config in (
-            SourceConfig("a", "jsonl", path),
-            SourceConfig("a", "jsonl", path, fields=fields),
-            SourceConfig("a", "text", str(tmp_path / "t")),
+            JsonlConfig("a", path),
+            JsonlConfig("a", path, fields=fields),
+            TextConfig("a", str(tmp_path / "t")),
         )
     ] == ["50f34b07", "dd16a982", "7303fce4"]
 
@@ -191,5 +197,5 @@ def test_a_folder_of_text_leaves_out_hidden_files_and_marks_of_byte_order(tmp_pa
     (tmp_path / ".hidden.txt").write_text("hidden")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "b.txt").write_text("hidden")
-    source = open_source(SourceConfig("made", "text", str(tmp_path)))
+    source = open_source(TextConfig("made", str(tmp_path)))
     assert [source[i] for i in range(len(source))] == [{"text": "marked", "id": "a.TXT"}]

@@ -19,7 +19,7 @@ from research.checkpoints import runs
 from research.checkpoints.checkpointer import open_checkpoint
 from research.config import schema
 from research.data.config import DataConfig
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
@@ -44,7 +44,7 @@ class World:
 
     def data(self, source: str = "prose", **settings: Any) -> DataConfig:
         """32 tokens a row and 8 rows, one for each device."""
-        sources = (SourceConfig(source, "jsonl", str(self.folder / (source + "-{split}.jsonl"))),)
+        sources = (JsonlConfig(source, str(self.folder / (source + "-{split}.jsonl"))),)
         return DataConfig(**{"sources": sources, "sequence_length": 32, "batch_size": 8} | settings)
 
     def questions(self) -> DataConfig:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from research.data import checks
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.inspection import page as inspection_page
 from research.inspection import rows as inspection
 from research.inspection import terminal
@@ -43,7 +43,7 @@ def _pipeline(folder, objective, texts, length=48, **settings):
     rows = [{"text": text, "prompt": text[:20], "completion": text[20:] or "a"} for text in texts]
     (folder / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     form = "prompt+completion" if objective in ("supervised", "chat") else "text"
-    source = SourceConfig("made", "jsonl", str(folder / "made.jsonl"), format=form)
+    source = JsonlConfig("made", str(folder / "made.jsonl"), format=form)
     config = DataConfig((source,), length, 4, OBJECTIVES[objective](**settings))
     with checks.collected():
         return Pipeline(config, cases.tokenizer(), folder / "cache")
@@ -189,7 +189,7 @@ def run_data(world, tmp_path_factory):
     for split, lines in (("train", rows), ("test", test_rows)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"made-{split}.jsonl").write_text(text)
-    source = SourceConfig("made", "jsonl", str(folder / "made-{split}.jsonl"))
+    source = JsonlConfig("made", str(folder / "made-{split}.jsonl"))
     data = dataclasses.replace(
         world.questions(), sources=(source,), sequence_length=64, objective=Supervised()
     )
@@ -229,7 +229,7 @@ def test_prompts_that_are_one_after_the_cut_are_found(tmp_path, world):
     for split, lines in (("train", rows), ("test", test_rows)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / f"made-{split}.jsonl").write_text(text)
-    source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
+    source = JsonlConfig("made", str(tmp_path / "made-{split}.jsonl"))
     data = dataclasses.replace(world.questions(), sources=(source,))
     train, test = summarize(open_data(world.experiment(9, data=data), ["test"]))
     assert train.completions.contradictions == 1
@@ -249,7 +249,7 @@ def test_equal_prompts_with_other_completions_are_found_among_free_answers(tmp_p
     for split, lines in (("train", rows), ("test", test_rows)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / f"made-{split}.jsonl").write_text(text)
-    source = SourceConfig("made", "jsonl", str(tmp_path / "made-{split}.jsonl"))
+    source = JsonlConfig("made", str(tmp_path / "made-{split}.jsonl"))
     data = dataclasses.replace(world.questions(), sources=(source,))
     train, test = summarize(open_data(world.experiment(9, data=data), ["test"]))
     assert train.completions.contradicting_rows == [(9, 4), (10, 7), (12, 11)]

@@ -10,7 +10,7 @@ import pytest
 
 from research import methods
 from research.data.config import DataConfig
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.experiment import Experiment
 from research.generation import decode
 from research.interop.fields import UnsupportedModel
@@ -89,7 +89,7 @@ def test_documents_of_a_packed_row_do_not_see_each_other(case, family):
 
 @pytest.mark.parametrize(("front", "fits"), [(4, True), (5, False)])
 def test_prompts_count_where_positions_are_learned(front, fits):
-    method, nothing = Prompt(length=front), SourceConfig("none", "jsonl", "none")
+    method, nothing = Prompt(length=front), JsonlConfig("none", "none")
     experiment = Experiment(
         steps=1,
         model=FAMILIES["gpt2"],
@@ -122,7 +122,7 @@ def test_ia3_is_refused_where_no_gate_makes_it_another_method():
     "method", [Prompt(length=17), Several(of=(LoRA(rank=2), Prompt(length=17)))]
 )
 def test_a_prompt_longer_than_the_rows_is_refused(method):
-    data = DataConfig((SourceConfig("none", "jsonl", "none"),), sequence_length=16, batch_size=8)
+    data = DataConfig((JsonlConfig("none", "none"),), sequence_length=16, batch_size=8)
     experiment = Experiment(steps=1, model=tiny.CONFIG, tokenizer="none", data=data, method=method)
     with pytest.raises(
         ValueError, match="sequence_length 16 and 17 tokens of prompts: a prompt may"

@@ -13,7 +13,7 @@ from research import methods, sharding, tree
 from research import step as stepping
 from research.checkpoints import runs
 from research.data.config import DataConfig
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.experiment import Experiment
 from research.methods import IA3, Bank, Bottleneck, DoRA, LoRA, Partial, Prompt, Several, VeRA
 from research.methods.loha import LoHa
@@ -40,7 +40,7 @@ def test_attaching_to_a_copy_leaves_the_original_untouched():
 
 
 def test_dropout_of_sites_that_drop_nothing_is_refused():
-    nothing = SourceConfig("none", "jsonl", "none")
+    nothing = JsonlConfig("none", "none")
     data = DataConfig((nothing,), sequence_length=16, batch_size=8)
     experiment = functools.partial(
         Experiment, steps=1, model=tiny.CONFIG, tokenizer="none", data=data, adapter_dropout=0.1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from research.data import checks
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.data.token_cache import encode
 from research.objectives.chat import PLAIN, Chat
 from research.text import chat_template
@@ -226,7 +226,7 @@ def test_batches_of_conversations_and_the_template_that_is_stated(tokenizer, tmp
     turns = [{"from": "human", "value": "some"}, {"from": "gpt", "value": "words"}]
     lines = [json.dumps({"conversations": turns * n}) for n in range(1, 9)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    source = SourceConfig("a", "jsonl", str(tmp_path / "a.jsonl"))
+    source = JsonlConfig("a", str(tmp_path / "a.jsonl"))
     settings = {} if template is None else {"template": template}
     pipeline = Pipeline(DataConfig((source,), 64, 4, Chat(**settings)), tokenizer, tmp_path)
     said = pipeline.statistics(1)["a"]

@@ -10,7 +10,7 @@ import pytest
 from research.data import checks
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.objectives import OBJECTIVES
 from research.training.heldout_loss import heldout_loss
 from tests.helpers import tiny
@@ -31,7 +31,7 @@ def pipeline(tmp_path_factory):
         (folder / f"made.{split}.jsonl").write_text(lines)
 
     def make(name, **settings):
-        sources = (SourceConfig("made", "jsonl", str(folder / "made.{split}.jsonl")),)
+        sources = (JsonlConfig("made", str(folder / "made.{split}.jsonl")),)
         config = DataConfig(sources, 48, 8, OBJECTIVES[name](**settings))
         return Pipeline(config, cases.tokenizer(), folder / "cache")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig, PreparedConfig, SourceConfig, open_source
 from research.preparation import pipeline
 from research.preparation.config import PreparationConfig
 from research.text import tokenizer as tokenizers
@@ -54,7 +54,7 @@ def write(path: Path, texts: Sequence[str]) -> None:
 
 
 def source(folder: Path, name: str, **settings: Any) -> SourceConfig:
-    return SourceConfig(name, "jsonl", str(folder / f"{name}.{{split}}.jsonl"), **settings)
+    return JsonlConfig(name, str(folder / f"{name}.{{split}}.jsonl"), **settings)
 
 
 @functools.cache
@@ -84,9 +84,8 @@ def prepare(config: PreparationConfig, out: Path, runner: Any = None) -> tuple[d
 
 def kept_names(out: Path, name: str = "x", split: str = "train") -> list[str]:
     """Kind and id of the documents that stayed, in order."""
-    from research.data.sources import open_source
 
-    prepared_source = open_source(SourceConfig(name, "prepared", str(out)), split)
+    prepared_source = open_source(PreparedConfig(name, str(out)), split)
     rows = [prepared_source[i] for i in range(len(prepared_source))]
     return [f"{row['kind']}/{row['id']}" for row in rows]
 

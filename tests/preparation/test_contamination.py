@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.preparation.config import Contamination, EvaluationSet
 from tests.preparation import corpus
 
@@ -18,7 +18,7 @@ ONE = ("--direct_num_workers=1",)
 def _examples(folder, name, records):
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / f"{name}.jsonl").write_text(lines)
-    return EvaluationSet(SourceConfig(name, "jsonl", str(folder / f"{name}.jsonl")))
+    return EvaluationSet(JsonlConfig(name, str(folder / f"{name}.jsonl")))
 
 
 def _run(folder, texts, *evaluations, **settings):

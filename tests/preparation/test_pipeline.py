@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.config import schema
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.preparation import documents, pipeline, statistics
 from research.preparation.config import PreparationConfig, Quality
 from research.preparation.documents import RowRanges, SourceSplit
@@ -113,7 +113,7 @@ def test_how_rows_are_cut_changes_nothing_but_the_files(config, tmp_path, rows):
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=1), st.integers(1, 40))
 def test_ranges_and_files_hold_every_document_once_in_order(sizes, rows):
-    source = SourceConfig("made", "jsonl", "made.jsonl")
+    source = JsonlConfig("made", "made.jsonl")
     sizes = sorted(sizes)  # the parts of a split lie together
     parts = tuple(SourceSplit(source, "ab"[split], "", size) for split, size in sizes)
     ranges = RowRanges(parts, rows)
@@ -258,7 +258,7 @@ def test_without_beam_the_error_says_how_to_install_it(monkeypatch):
 
 
 def test_wrong_configs_are_refused():
-    source = SourceConfig("prose", "jsonl", "prose.jsonl")
+    source = JsonlConfig("prose", "prose.jsonl")
 
     def build(**changes):
         fields = {"sources": [schema.to_dict(source)], "tokenizer": "t.json", **changes}

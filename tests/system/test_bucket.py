@@ -66,7 +66,7 @@ def remote(world, emulator):
     for name in ("prose-train.jsonl", "prose-heldout.jsonl", "tokenizer.json"):
         (absolute("gs://made/data") / name).write_bytes((world.folder / name).read_bytes())
     local = world.experiment(20)
-    source = type(local.data.sources[0])("prose", "jsonl", "gs://made/data/prose-{split}.jsonl")
+    source = type(local.data.sources[0])("prose", "gs://made/data/prose-{split}.jsonl")
     settings = {
         "tokenizer": "gs://made/data/tokenizer.json",
         "data": world.data(sources=(source,)),

@@ -16,7 +16,7 @@ from research.checkpoints import runs
 from research.commands import train as program
 from research.data.config import DataConfig
 from research.data.run_checks import CheckConfig
-from research.data.sources import SourceConfig
+from research.data.sources import JsonlConfig
 from research.methods import (
     Full,
 )
@@ -254,7 +254,7 @@ def test_conversations_are_learnt_and_their_template_follows_the_model(world, tm
     talks = [first + second for first, second in itertools.pairwise(turns)]
     lines = "".join(json.dumps({"messages": talk}) + "\n" for talk in talks)
     (tmp_path / "talks.jsonl").write_text(lines)
-    source = SourceConfig("talks", "jsonl", str(tmp_path / "talks.jsonl"))
+    source = JsonlConfig("talks", str(tmp_path / "talks.jsonl"))
     data = DataConfig((source,), sequence_length=96, batch_size=8, objective=Chat())
     train(world.experiment(30, data=data), tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path / "run")]

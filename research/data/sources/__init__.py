@@ -6,33 +6,42 @@ and has a `fingerprint` that changes when its content does. A new kind is one fi
 `KINDS`.
 """
 
-from collections.abc import Callable
+from typing import Any
 
-from research.data.sources import jsonl, parquet, prepared, text, tfds
+from research.config.schema import one_of
 from research.data.sources.base import Source, SourceConfig, decode_text, nearest
+from research.data.sources.jsonl import JsonlConfig
+from research.data.sources.parquet import ParquetConfig
+from research.data.sources.prepared import PreparedConfig
+from research.data.sources.text import TextConfig
+from research.data.sources.tfds import TfdsConfig
 
-__all__ = ["KINDS", "Source", "SourceConfig", "decode_text", "open_source"]
+__all__ = [
+    "KINDS",
+    "AnySourceConfig",
+    "JsonlConfig",
+    "ParquetConfig",
+    "PreparedConfig",
+    "Source",
+    "SourceConfig",
+    "TextConfig",
+    "TfdsConfig",
+    "decode_text",
+    "nearest",
+    "open_source",
+]
 
-# Kind -> (config, split) -> source.
-KINDS: dict[str, Callable[[SourceConfig, str], Source]] = {
-    "tfds": tfds.open_tfds,
-    "jsonl": jsonl.open_jsonl,
-    "parquet": parquet.open_parquet,
-    "text": text.open_text,
-    "prepared": prepared.open_prepared,
+KINDS: dict[str, type[SourceConfig]] = {
+    "tfds": TfdsConfig,
+    "jsonl": JsonlConfig,
+    "parquet": ParquetConfig,
+    "text": TextConfig,
+    "prepared": PreparedConfig,
 }
+# One of them, told apart by its `kind`; a config that names none means "tfds".
+AnySourceConfig: Any = one_of(KINDS.values())
 
 
 def open_source(config: SourceConfig, split: str | None = None) -> Source:
-    """Opens `split` (default: the one that is trained on) of a source.
-
-    Raises:
-        ValueError: unknown kind, or the source has no such split.
-        FileNotFoundError: the file or folder is not there.
-    """
-    if config.kind not in KINDS:
-        raise ValueError(
-            f"Source {config.name!r} has the unknown kind {config.kind!r}"
-            f"{nearest(config.kind, KINDS)}"
-        )
-    return KINDS[config.kind](config, split or config.split)
+    """Opens `split` (default: the one that is trained on) of a source; see `SourceConfig.open`."""
+    return config.open(split or config.split)

@@ -24,22 +24,45 @@ _NAMED = 5
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One source and its share of the mixture."""
+    """One source and its share of the mixture; each kind has a dataclass with its own fields."""
 
-    # Name in statistics and metrics; for kind "tfds" also the name of the dataset.
+    # Name in statistics and metrics.
     name: str
-    # One of `research.data.sources.KINDS`.
-    kind: str = "tfds"
-    # jsonl, parquet: a file or a pattern (`part-*.jsonl`); text: a folder; each on a disk or in a
-    # bucket (`gs://`, `s3://`). tfds: the data folder (None: the default one). `{split}` in it is
-    # replaced by the name of the split. prepared: the folder that `graft prepare` wrote.
-    path: str | None = None
+    _: dataclasses.KW_ONLY
     # Split that is trained on.
     split: str = "train"
     # Share of the rows of every batch, relative to the other sources (see `mixture`).
     weight: float = 1.0
     # Times that it is read at most; None: as often as the mixture says.
     max_epochs: PositiveNumber | None = None
+    # Of a bank of adapters: the one that this source's rows use and train.
+    adapter: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its name in the registry and in configs."""
+        raise NotImplementedError
+
+    @property
+    def license(self) -> str | None:
+        """The license of its texts, where the source says it."""
+        return None
+
+    def open(self, split: str) -> "Source":
+        """Opens a split.
+
+        Raises:
+            ValueError: the source has no such split.
+            FileNotFoundError: the file or folder is not there.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordsConfig(SourceConfig):
+    """A source of records, whatever holds them."""
+
+    _: dataclasses.KW_ONLY
     # Wanted field -> field in the file, such as {"text": "content"}; unnamed fields keep theirs.
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # One of `research.data.sources.formats.FORMATS`; None: what the first records look like.
@@ -49,18 +72,8 @@ class SourceConfig:
     # Share of the records that may be unreadable, or not of the format; they are left out and
     # counted.
     bad_lines: Share = 0.0
-    # prepared: only documents of these kinds, the names of the sources that were prepared. Empty:
-    # all of them.
-    kinds: tuple[str, ...] = ()
-    # Of a bank of adapters: the one that this source's rows use and train.
-    adapter: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kinds and self.kind != "prepared":
-            raise ValueError(
-                f"Source {self.name!r} of kind {self.kind!r} has `kinds`, which only what was "
-                "prepared has: leave them out."
-            )
         if self.format is not None and self.format not in formats.FORMATS:
             raise ValueError(
                 f"Source {self.name!r} has the unknown format {self.format!r}"
@@ -70,6 +83,15 @@ class SourceConfig:
             raise ValueError(
                 f"Source {self.name!r} has the same word for two labels: {self.label_words}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesConfig(RecordsConfig):
+    """Records in files, on a disk or in a bucket."""
+
+    # A file or a pattern (`part-*.jsonl`), on a disk or in a bucket (`gs://`, `s3://`). `{split}`
+    # in it is replaced by the name of the split.
+    path: str
 
 
 class Source(Protocol):
@@ -121,7 +143,7 @@ class Records:
 
     def __init__(
         self,
-        config: SourceConfig,
+        config: RecordsConfig,
         split: str,
         records: Any,  # len() and [i] -> mapping
         fingerprint: Callable[[], str],

@@ -18,7 +18,7 @@ import fsspec
 import pyarrow
 from fsspec.implementations.local import LocalFileSystem
 
-from research.data.sources.base import SourceConfig
+from research.data.sources.base import FilesConfig
 from research.runtime import storage
 from research.runtime.files import atomic_path
 
@@ -83,11 +83,11 @@ def joint_digest(digests: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
-def find(config: SourceConfig, split: str) -> list[File]:
+def find(config: FilesConfig, split: str) -> list[File]:
     """The file at the source's path, or all that fit it as a pattern (`part-*.jsonl`), by name.
 
     Raises:
-        ValueError: the source has no path or no such split, or its bucket cannot be opened.
+        ValueError: the source has no such split, or its bucket cannot be opened.
         FileNotFoundError: there is none.
     """
     system, path, name = _locate(config, split)
@@ -103,13 +103,13 @@ def find(config: SourceConfig, split: str) -> list[File]:
     return [File(system, p, _name(system, p, name)) for p in found]
 
 
-def under(config: SourceConfig, split: str, endings: Collection[str]) -> dict[str, File]:
+def under(config: FilesConfig, split: str, endings: Collection[str]) -> dict[str, File]:
     """Path below the source's folder -> file, of all files with one of the endings, by name.
 
     Hidden files, and those in hidden folders, are left out.
 
     Raises:
-        ValueError: the source has no path or no such split, or its bucket cannot be opened.
+        ValueError: the source has no such split, or its bucket cannot be opened.
         FileNotFoundError: there is no such folder, or no such file in it.
     """
     system, folder, name = _locate(config, split)
@@ -168,10 +168,8 @@ def _remote_key(file: File) -> str:
     return hashlib.sha256(json.dumps([file.name, about]).encode()).hexdigest()[:32]
 
 
-def _locate(config: SourceConfig, split: str) -> tuple[fsspec.AbstractFileSystem, str, str]:
+def _locate(config: FilesConfig, split: str) -> tuple[fsspec.AbstractFileSystem, str, str]:
     """File system, path in it, and path as it is called in errors."""
-    if not config.path:
-        raise ValueError(f"Source {config.name!r} of kind {config.kind!r} needs a `path`.")
     if "{split}" not in config.path and split != config.split:
         raise ValueError(
             f"Source {config.name!r} has only the split {config.split!r}, not {split!r}: "

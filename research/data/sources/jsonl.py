@@ -1,14 +1,15 @@
 """Files of one JSON object a line: plain, `.gz` or `.zst`, one or several, local or in a bucket."""
 
 import array
+import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from research.data.sources import files
-from research.data.sources.base import Records, Source, SourceConfig
+from research.data.sources.base import FilesConfig, Records, Source
 
 
 class _JsonLines:
@@ -72,7 +73,13 @@ class _JsonLines:
         return record
 
 
-def open_jsonl(config: SourceConfig, split: str) -> Source:
-    """The lines of all files at the source's path."""
-    lines = _JsonLines(files.find(config, split))
-    return Records(config, split, lines, lines.fingerprint, lines.place)
+@dataclasses.dataclass(frozen=True)
+class JsonlConfig(FilesConfig):
+    """Files of one JSON object a line."""
+
+    kind: Literal["jsonl"] = "jsonl"
+
+    def open(self, split: str) -> Source:
+        """The lines of all files at the source's path."""
+        lines = _JsonLines(files.find(self, split))
+        return Records(self, split, lines, lines.fingerprint, lines.place)

@@ -1,15 +1,16 @@
 """Parquet files, one or several, local or in a bucket."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow
 from pyarrow import parquet
 
 from research.data.sources import files
-from research.data.sources.base import Records, Source, SourceConfig
+from research.data.sources.base import FilesConfig, Records, Source
 
 # Rows that become Python objects at once.
 _ROWS = 1024
@@ -83,7 +84,13 @@ def _opened(file: files.File) -> Iterator[parquet.ParquetFile]:
             raise ValueError(f"{file.name}: damaged, or no Parquet file: {error}") from error
 
 
-def open_parquet(config: SourceConfig, split: str) -> Source:
-    """The rows of all files at the source's path."""
-    rows = _ParquetRows(files.find(config, split))
-    return Records(config, split, rows, rows.fingerprint, rows.place)
+@dataclasses.dataclass(frozen=True)
+class ParquetConfig(FilesConfig):
+    """Parquet files."""
+
+    kind: Literal["parquet"] = "parquet"
+
+    def open(self, split: str) -> Source:
+        """The rows of all files at the source's path."""
+        rows = _ParquetRows(files.find(self, split))
+        return Records(self, split, rows, rows.fingerprint, rows.place)

@@ -4,12 +4,13 @@ The lengths of all documents are known from an index, 8 bytes a document, so tha
 read until a batch needs it.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -23,9 +24,19 @@ _POINTER = "prepared.json"
 _MANY = 256
 
 
-def open_prepared(config: SourceConfig, split: str) -> Source:
-    """A split of a prepared folder, or the documents of some kinds in it."""
-    return Prepared(config, split)
+@dataclasses.dataclass(frozen=True)
+class PreparedConfig(SourceConfig):
+    """Documents that `graft prepare` wrote."""
+
+    # The folder that it wrote, on a disk or in a bucket.
+    path: str
+    # Only documents of these kinds, the names of the sources that were prepared. Empty: all.
+    kinds: tuple[str, ...] = ()
+    kind: Literal["prepared"] = "prepared"
+
+    def open(self, split: str) -> Source:
+        """A split of a prepared folder, or the documents of some kinds in it."""
+        return Prepared(self, split)
 
 
 class Prepared:
@@ -36,22 +47,14 @@ class Prepared:
     # They were counted when it was prepared.
     bad_lines = 0
 
-    def __init__(self, config: SourceConfig, split: str):
+    def __init__(self, config: PreparedConfig, split: str):
         """Reads what is said of the data, and its index.
 
         Raises:
             ValueError: it lacks the split or a kind, is damaged or in a bucket that cannot be
-              opened, or the config asks for what only text has.
+              opened.
             FileNotFoundError: nothing is prepared there.
         """
-        if not config.path:
-            raise ValueError(f"Source {config.name!r} of kind 'prepared' needs a `path`.")
-        for setting in ("fields", "format", "label_words", "bad_lines"):
-            if getattr(config, setting):
-                raise ValueError(
-                    f"Source {config.name!r} of kind 'prepared' has no {setting}: its documents "
-                    "are tokens already. Set it where they were prepared."
-                )
         self.name = f"{config.name}:{split}"
         self._split = split
         root = epath.Path(os.path.expanduser(config.path))
@@ -231,7 +234,7 @@ def _parse(record: bytes) -> Any:
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
-def _choose(config: SourceConfig, held: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+def _choose(config: PreparedConfig, held: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     """First and last row (exclusive) of every kind that is wanted; kinds lie one after another."""
     known = [about["kind"] for about in held]
     for kind in config.kinds:

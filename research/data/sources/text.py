@@ -1,12 +1,13 @@
 """Folders of text files: every `.txt` or `.md` file that is not hidden, in the order of names."""
 
 import codecs
+import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 from research.data.sources import files
-from research.data.sources.base import Records, Source, SourceConfig
+from research.data.sources.base import FilesConfig, Records, Source
 
 
 class _TextFiles:
@@ -30,7 +31,15 @@ class _TextFiles:
             return {"text": file.read().removeprefix(codecs.BOM_UTF8), "id": self._ids[index]}
 
 
-def open_text(config: SourceConfig, split: str) -> Source:
-    """The files of a folder; `id` is the path below it."""
-    texts = _TextFiles(files.under(config, split, (".txt", ".md")))
-    return Records(config, split, texts, texts.fingerprint, texts.place)
+@dataclasses.dataclass(frozen=True)
+class TextConfig(FilesConfig):
+    """A folder of text files."""
+
+    # The folder, on a disk or in a bucket; `{split}` in it is replaced by the name of the split.
+    path: str
+    kind: Literal["text"] = "text"
+
+    def open(self, split: str) -> Source:
+        """The files of a folder; `id` is the path below it."""
+        texts = _TextFiles(files.under(self, split, (".txt", ".md")))
+        return Records(self, split, texts, texts.fingerprint, texts.place)

@@ -1,37 +1,55 @@
 """Datasets of TFDS: our own builders, and any other by its name."""
 
+import dataclasses
 import hashlib
 import json
 import os
-from typing import Any
+from typing import Any, Literal
 
-from research.data.sources.base import Records, Source, SourceConfig, nearest
+from research.data.sources.base import Records, RecordsConfig, Source, nearest
 from research.data.sources.files import digest
 
 # Files of a prepared dataset up to this size are hashed whole.
 _WHOLE_FILE = 64 * 2**20
 
 
-def open_tfds(config: SourceConfig, split: str) -> Source:
-    """A split of a dataset; it is prepared first where it was not."""
-    records: Any = _load(config, split)
-    place = f"TFDS dataset {config.name!r}, split {split!r}"
+@dataclasses.dataclass(frozen=True)
+class TfdsConfig(RecordsConfig):
+    """A dataset of TFDS; `name` is also that of the dataset."""
 
-    def fingerprint() -> str:
-        """Name, version, split and the size and digest of its files (large ones: their ends)."""
-        info = records.dataset_info
-        files = sorted(info.splits[split].filepaths, key=os.fspath)
-        digests = []
-        for path in files:
-            with path.open("rb") as file:
-                digests.append((path.name, digest(file, _WHOLE_FILE)))
-        parts = [info.name, str(info.version), split, len(records), digests]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    # The data folder; None: the default one.
+    path: str | None = None
+    kind: Literal["tfds"] = "tfds"
 
-    return Records(config, split, records, fingerprint, lambda i: f"{place}, row {i}")
+    @property
+    def license(self) -> str | None:
+        """As the dataset says it."""
+        from research.data import builders  # Here: it imports TFDS, which takes a second.
+
+        return (
+            builders.prepare_builder(self.name, self.path).info.redistribution_info.license or None
+        )
+
+    def open(self, split: str) -> Source:
+        """A split of a dataset; it is prepared first where it was not."""
+        records: Any = _load(self, split)
+        place = f"TFDS dataset {self.name!r}, split {split!r}"
+
+        def fingerprint() -> str:
+            """Name, version, split, size and digest of its files (of large ones the ends)."""
+            info = records.dataset_info
+            files = sorted(info.splits[split].filepaths, key=os.fspath)
+            digests = []
+            for path in files:
+                with path.open("rb") as file:
+                    digests.append((path.name, digest(file, _WHOLE_FILE)))
+            parts = [info.name, str(info.version), split, len(records), digests]
+            return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+        return Records(self, split, records, fingerprint, lambda i: f"{place}, row {i}")
 
 
-def _load(config: SourceConfig, split: str) -> Any:
+def _load(config: TfdsConfig, split: str) -> Any:
     """Our own builder of this name, or TFDS's, or what is prepared under it in the data folder.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from research.data.sources import SourceConfig, files, open_source
+from research.data.sources import KINDS, JsonlConfig, TextConfig, files, open_source
 
 ROWS = [{"text": f"words {i}", "n": i} for i in range(7)]
 
@@ -43,7 +43,7 @@ COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": _zst}
 
 
 def _read(path, kind="jsonl"):
-    source = open_source(SourceConfig("a", kind, str(path)))
+    source = open_source(KINDS[kind]("a", str(path)))
     return [source[i] for i in range(len(source))]
 
 
@@ -54,9 +54,9 @@ def test_a_source_is_the_same_however_it_is_kept(tmp_path, bucket, ending):
     (tmp_path / "plain.jsonl").write_bytes(_lines(ROWS))
     (tmp_path / f"a.jsonl{ending}").write_bytes(content)
     put(f"a.jsonl{ending}", content)
-    plain = open_source(SourceConfig("a", "jsonl", str(tmp_path / "plain.jsonl")))
+    plain = open_source(JsonlConfig("a", str(tmp_path / "plain.jsonl")))
     for path in (f"{tmp_path}/a.jsonl{ending}", f"{where}/a.jsonl{ending}"):
-        source = open_source(SourceConfig("a", "jsonl", path))
+        source = open_source(JsonlConfig("a", path))
         assert [source[i] for i in (3, 0, 6, -1)] == [ROWS[i] for i in (3, 0, 6, -1)]
         assert source.fingerprint == plain.fingerprint
 
@@ -131,9 +131,7 @@ def test_a_folder_in_a_bucket_gives_what_one_on_a_disk_gives(tmp_path, bucket):
         (tmp_path / "t" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "t" / name).write_text(text, encoding="utf-8")
         put(f"t/{name}", text.encode())
-    here, there = (
-        open_source(SourceConfig("a", "text", path)) for path in (f"{tmp_path}/t", f"{where}/t")
-    )
+    here, there = (open_source(TextConfig("a", path)) for path in (f"{tmp_path}/t", f"{where}/t"))
     assert [here[i]["id"] for i in range(len(here))] == ["b/1.md", "b.txt"]
     assert [here[i] for i in range(2)] == [there[i] for i in range(2)]
     assert here.fingerprint == there.fingerprint

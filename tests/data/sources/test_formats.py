@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data.sources import SourceConfig, decode_text, formats, open_source
+from research.data.sources import JsonlConfig, decode_text, formats, open_source
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -34,7 +34,7 @@ RECORDS = {
 def _open(tmp_path, records, **settings):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" if r else "{broken\n" for r in records))
-    return open_source(SourceConfig("a", "jsonl", str(path), **settings))
+    return open_source(JsonlConfig("a", str(path), **settings))
 
 
 def test_every_format_has_a_record_here():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import JsonlConfig, open_source
 
 
 @given(st.lists(st.lists(st.text(max_size=9), max_size=4), min_size=1, max_size=4), st.data())
@@ -20,7 +20,7 @@ def test_any_line_of_any_file_is_found_in_any_order(tmp_path, parts, data):
         ]
         content = "\n".join(["", *lines, ""]) if lines else ""
         (tmp_path / f"{number}.jsonl").write_text(content, encoding="utf-8", newline="")
-    source = open_source(SourceConfig("a", "jsonl", str(tmp_path / "*.jsonl")))
+    source = open_source(JsonlConfig("a", str(tmp_path / "*.jsonl")))
     wanted = [text for texts in parts for text in texts]
     assert len(source) == len(wanted)
     for index in data.draw(st.permutations(range(len(wanted)))):
@@ -30,7 +30,7 @@ def test_any_line_of_any_file_is_found_in_any_order(tmp_path, parts, data):
 def test_a_broken_line_names_its_own_file_and_line(tmp_path):
     (tmp_path / "1.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "2.jsonl").write_text('\n{"text": "b"}\n{"text": \n')
-    source = open_source(SourceConfig("a", "jsonl", str(tmp_path / "*.jsonl")))
+    source = open_source(JsonlConfig("a", str(tmp_path / "*.jsonl")))
     with pytest.raises(ValueError, match=r"2\.jsonl:3: not a line of JSON"):
         source[2]
     with pytest.raises(ValueError, match=r"2\.jsonl:3: not a line of JSON"):

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import ParquetConfig, open_source
 
 
 def _write(path, rows, group=3):
@@ -15,7 +15,7 @@ def _write(path, rows, group=3):
 
 
 def _source(path):
-    return open_source(SourceConfig("a", "parquet", str(path)))
+    return open_source(ParquetConfig("a", str(path)))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(1, 4), st.data())

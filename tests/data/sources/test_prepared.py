@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.config import schema
 from research.data import overlap
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.prepared_tokens import RecordTokens, read_prepared
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import PreparedConfig, open_source
 from research.data.token_cache import tokenize
 from research.inspection import rows as inspection
 from research.objectives import OBJECTIVES as OBJECTIVES_BY_NAME
@@ -53,7 +54,7 @@ def _pipeline(made, kind, objective, kinds=tuple(TEXTS)):
     folder, words, special = made
     if kind == "prepared":
         sources = [
-            SourceConfig(name, kind, str(folder / "out"), kinds=(name,), weight=i + 1)
+            PreparedConfig(name, str(folder / "out"), kinds=(name,), weight=i + 1)
             for i, name in enumerate(kinds)
         ]
     else:
@@ -79,7 +80,7 @@ def test_batches_are_those_of_the_text(made, objective):
 def test_rows_are_compared_by_their_text(made):
     folder, words, _ = made
     objective = OBJECTIVES_BY_NAME["causal"]()
-    prepared = SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",))
+    prepared = PreparedConfig("made", str(folder / "out"), kinds=("made",))
     sources = (prepared, corpus.source(folder, "made"))
     hashes = [overlap.hash_rows(s, "train", objective, words, folder / "cache") for s in sources]
     assert np.array_equal(*hashes) and len(hashes[0]) == len(TEXTS["made"])
@@ -89,7 +90,7 @@ def test_rows_are_compared_by_their_text(made):
 
 def test_all_kinds_together_are_read_in_order(made):
     folder, words, _ = made
-    source = open_source(SourceConfig("all", "prepared", str(folder / "out")))
+    source = open_source(PreparedConfig("all", str(folder / "out")))
     table = read_prepared(source, words, {"text": True})
     texts = [text for texts in TEXTS.values() for text in texts]
     assert len(table) == len(source) == len(texts)
@@ -106,7 +107,7 @@ def flat(tmp_path_factory):
     """The tokens of one kind in a flat array, and as they are read from records."""
     folder = tmp_path_factory.mktemp("flat")
     corpus.prepare(corpus.config(folder, TEXTS), folder / "out")
-    source = open_source(SourceConfig("made", "prepared", str(folder / "out"), kinds=("made",)))
+    source = open_source(PreparedConfig("made", str(folder / "out"), kinds=("made",)))
     direct = open_source(corpus.source(folder, "made"))
     text = tokenize(direct, corpus.tokenizer(), {"text": True}, folder / "cache")["text"]
     return text.values, RecordTokens(source, text.offsets)
@@ -128,7 +129,7 @@ def test_tokens_are_taken_as_from_a_flat_array(flat, data):
 
 def test_another_tokenizer_and_other_objectives_are_refused(made):
     folder, words, _ = made
-    source = SourceConfig("made", "prepared", str(folder / "out"))
+    source = PreparedConfig("made", str(folder / "out"))
     other = tokenizers.train(["other words"], 262)
     with pytest.raises(ValueError, match="prepared with another tokenizer"):
         Pipeline(DataConfig((source,), 48, 8), other, folder / "cache")
@@ -140,7 +141,7 @@ def test_another_tokenizer_and_other_objectives_are_refused(made):
 
 def test_what_is_not_there_is_said(made, tmp_path, monkeypatch):
     folder, _, _ = made
-    source = SourceConfig("made", "prepared", str(folder / "out"))
+    source = PreparedConfig("made", str(folder / "out"))
 
     def opened(split="train", **changes):
         return open_source(dataclasses.replace(source, **changes), split)
@@ -149,15 +150,14 @@ def test_what_is_not_there_is_said(made, tmp_path, monkeypatch):
         opened("test")
     with pytest.raises(ValueError, match="no kind 'mades'; did you mean 'made'"):
         opened(kinds=("mades",))
-    with pytest.raises(ValueError, match="has no label_words"):
-        opened(label_words=("a",))
+    content = {"name": "made", "kind": "prepared", "path": "x", "label_words": ["a"]}
+    with pytest.raises(ValueError, match="has no label_words: its documents are tokens already"):
+        schema.build(DataConfig, {"sources": [content], "sequence_length": 8, "batch_size": 1})
     with pytest.raises(FileNotFoundError, match="nothing is prepared in"):
         opened(path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ValueError, match=r"'made': gs://made/out cannot .*tools/setup buckets"):
         opened(path="gs://made/out")
-    with pytest.raises(ValueError, match="needs a `path`"):
-        opened(path=None)
 
 
 @pytest.mark.parametrize("damage", ["shard", "index", "cut index", "content"])
@@ -175,7 +175,7 @@ def test_damaged_data_is_refused(tmp_path, damage):
     else:
         (folder / "content.json").write_text("{")
     with pytest.raises(ValueError, match="damaged.*run graft prepare again"):
-        open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
+        open_source(PreparedConfig("made", str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("damage", ["flipped", "torn", "emptied", "halved", "info"])
@@ -191,7 +191,7 @@ def test_a_damaged_record_names_its_file_when_it_is_read(tmp_path, damage, rows)
     file.write_bytes(bad[damage])
     if damage == "info":
         (file.parent / "dataset_info.json").write_text("{")
-    source = open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
+    source = open_source(PreparedConfig("made", str(tmp_path / "out")))
     named = "tokens-[0-9a-f]*" if damage == "info" else file.name
     wanted = rf"'made:train': .*{named} is damaged \(.*run graft prepare again"
     with pytest.raises(ValueError, match=wanted):
@@ -204,7 +204,7 @@ def test_an_index_of_other_lengths_is_found_when_a_document_is_read(tmp_path):
     dataset = json.loads((tmp_path / "out" / "prepared.json").read_text())["dataset"]
     index = tmp_path / "out" / dataset / "index" / "train.tokens.npy"
     np.save(index, np.load(index)[::-1])
-    source = open_source(SourceConfig("made", "prepared", str(tmp_path / "out")))
+    source = open_source(PreparedConfig("made", str(tmp_path / "out")))
     table = read_prepared(source, corpus.tokenizer(), {"text": True})
     with pytest.raises(ValueError, match="row 3: .* tokens, but the index says another number"):
         table["text"][3]
@@ -218,7 +218,7 @@ def test_the_fingerprint_follows_the_content_and_the_kinds(tmp_path):
     corpus.prepare(other, tmp_path / "three")
 
     def fingerprint(folder, *kinds):
-        source = SourceConfig("x", "prepared", str(tmp_path / folder), kinds=kinds)
+        source = PreparedConfig("x", str(tmp_path / folder), kinds=kinds)
         return open_source(source).fingerprint
 
     assert fingerprint("one") == fingerprint("two") != fingerprint("three")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from research.data.sources import SourceConfig, open_source
+from research.data.sources import TfdsConfig, open_source
 
 TALK = [{"role": "user", "content": "Hi ü"}, {"role": "assistant", "content": "Yes?"}]
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_prepared_dataset_is_read_with_a_map_of_its_fields(folder):
-    config = SourceConfig("prepared_elsewhere", path=folder, fields={"text": "sentence"})
+    config = TfdsConfig("prepared_elsewhere", path=folder, fields={"text": "sentence"})
     source = open_source(config)
     assert source.format == "messages"
     assert all(source[i]["messages"] == TALK for i in range(5))
@@ -50,9 +50,9 @@ def test_a_prepared_dataset_is_read_with_a_map_of_its_fields(folder):
 
 def test_an_unknown_dataset_or_split_is_named(folder):
     with pytest.raises(ValueError, match="no split 'test', only train"):
-        open_source(SourceConfig("prepared_elsewhere", path=folder), "test")
+        open_source(TfdsConfig("prepared_elsewhere", path=folder), "test")
     with pytest.raises(ValueError, match="no dataset 'graft_book'.*did you mean 'graft_books'"):
-        open_source(SourceConfig("graft_book", path=folder))
+        open_source(TfdsConfig("graft_book", path=folder))
 
 
 def test_a_dataset_without_random_access_is_refused(folder, tmp_path):
@@ -60,4 +60,4 @@ def test_a_dataset_without_random_access_is_refused(folder, tmp_path):
     (file,) = Path(tmp_path / "copy").rglob("dataset_info.json")
     file.write_text(file.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match="no random access: prepare it again"):
-        open_source(SourceConfig("prepared_elsewhere", path=str(tmp_path / "copy")))
+        open_source(TfdsConfig("prepared_elsewhere", path=str(tmp_path / "copy")))
