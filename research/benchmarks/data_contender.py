@@ -95,7 +95,7 @@ def _texts() -> list[str]:
 class _InMemory:
     """Texts that are read already: only tokenising is measured, and writing what it gives."""
 
-    name, fingerprint, format, bad_lines = "texts", "texts", "text", 0
+    name, fingerprint, format, bad_lines, note = "texts", "texts", "text", 0, ""
 
     def __init__(self, texts: list[str]):
         self._texts = texts

@@ -72,6 +72,7 @@ _OF_KINDS: Mapping[str, tuple[Any, tuple[str, ...], str]] = {
     "format": (None, _KINDS[:-1], _TOKENS),
     "label_words": ([], _KINDS[:-1], _TOKENS),
     "bad_lines": (0, _KINDS[:-1], _TOKENS),
+    "transforms": ([], _KINDS[:-1], _TOKENS),
     "kinds": ([], _KINDS[-1:], "only what was prepared has them."),
 }
 # logical axes in `sharding_rules`

@@ -28,12 +28,14 @@ class Origin:
     format: str
     # Records that could not be read and were left out.
     bad_lines: int
+    # How its records are changed by transforms.
+    note: str = ""
 
 
 class _Decoded:
     """The text of a prepared source's documents."""
 
-    format, bad_lines = "text", 0
+    format, bad_lines, note = "text", 0, ""
 
     def __init__(self, source: Prepared, tokenizer: Tokenizer):
         self.name = source.name
@@ -71,7 +73,7 @@ def read_examples(
         table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
     examples = objective.prepare(table, tokenizer, config.sequence_length)
     checks.check_examples(examples, tokenizer, config.sequence_length)
-    return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines)
+    return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines, opened.note)
 
 
 def pack_examples(

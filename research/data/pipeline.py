@@ -171,7 +171,7 @@ class Pipeline:
             epochs = count / len(rows)
             tokens = int(examples.lengths.sum())
             result[source.name] = {
-                "format": ", ".join(filter(None, (origin.format, examples.note))),
+                "format": ", ".join(filter(None, (origin.format, origin.note, examples.note))),
                 "bad_lines": origin.bad_lines,
                 "documents": examples.documents,
                 "tokens": tokens,

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from research.config.schema import PositiveNumber, Share
 from research.config.suggestions import nearest_names
 from research.data.sources import formats
+from research.data.sources.transforms import TransformConfig
 
 # Records that are looked at to tell the format.
 _LOOK = 64
@@ -72,6 +73,8 @@ class RecordsConfig(SourceConfig):
     # Share of the records that may be unreadable, or not of the format; they are left out and
     # counted.
     bad_lines: Share = 0.0
+    # What happens to each record after `fields`, in order; see `research.data.sources.transforms`.
+    transforms: tuple[TransformConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in formats.FORMATS:
@@ -111,7 +114,12 @@ class Source(Protocol):
 
     @property
     def bad_lines(self) -> int:
-        """How many records were left out."""
+        """How many records were left out because they cannot be read."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What a plan says of how its records are changed."""
         ...
 
     def __len__(self) -> int: ...
@@ -138,6 +146,15 @@ def nearest(word: str, known: Any) -> str:
     return (f"; did you mean {near[0]!r}?" if near else ";") + f" Known: {sorted(known)}."
 
 
+@dataclasses.dataclass(frozen=True)
+class _Selection:
+    """The records that are read of all."""
+
+    rows: np.ndarray  # [n] int64
+    # Those that are left out because they cannot be read; the others were dropped.
+    bad_lines: int
+
+
 class Records:
     """Common part: the field map, decoding, the format, bad lines, and errors that name a place."""
 
@@ -161,6 +178,9 @@ class Records:
         content = f"{self._compute_fingerprint()} {json.dumps(dict(config.fields), sort_keys=True)}"
         if config.format or config.label_words:
             content += f" {json.dumps([config.format, config.label_words])}"
+        if config.transforms:
+            keys = [transform.key for transform in config.transforms]
+            content += f" {json.dumps(keys, sort_keys=True)}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @functools.cached_property
@@ -182,9 +202,13 @@ class Records:
 
     def _detect(self) -> str:
         seen: dict[str, list[int]] = {}
-        for index in range(min(_LOOK, len(self._records))):
+        for index in range(len(self._records)):
             with contextlib.suppress(ValueError):  # Said when the record is read.
-                seen.setdefault(formats.name_format(self._read(index)), []).append(index)
+                if (record := self._read(index)) is not None:
+                    seen.setdefault(formats.name_format(record), []).append(index)
+            looked = sum(map(len, seen.values()))
+            if looked == _LOOK or (index + 1 >= _LOOK and looked):
+                break
         if len(seen) > 1 and not self._config.bad_lines:
             places = [f"{self._place(rows[0])} is {name!r}" for name, rows in seen.items()]
             raise ValueError(
@@ -194,19 +218,21 @@ class Records:
         return max(seen, key=lambda name: len(seen[name]), default="other")
 
     @functools.cached_property
-    def _good(self) -> np.ndarray | None:
-        """Which records can be read, if bad ones are tolerated."""
-        if not self._config.bad_lines:
+    def _selection(self) -> _Selection | None:
+        """The records that are read, where some may be left out."""
+        tolerant = self._config.bad_lines > 0
+        if not tolerant and not any(transform.drops for transform in self._config.transforms):
             return None
         good, errors = array.array("q"), list[str]()
         rows = range(len(self._records))
         for row in tqdm(rows, f"check {self.name}", unit="row", leave=False, disable=None):
             try:
-                self._example(row)
+                if self._example(row) is not None:
+                    good.append(row)
             except ValueError as error:
+                if not tolerant:
+                    raise self._unreadable(error) from error
                 errors.append(str(error) if len(errors) < _NAMED else "")
-            else:
-                good.append(row)
         share = len(errors) / max(1, len(rows))
         if share > self._config.bad_lines:
             first = "\n  ".join(errors[:_NAMED])
@@ -219,35 +245,54 @@ class Records:
                 f"Source {self.name!r}: none of {len(rows)} records can be read. The first:\n  "
                 + "\n  ".join(errors[:_NAMED])
             )
-        return np.frombuffer(good, np.int64)
+        if not good and rows:
+            raise ValueError(f"Source {self.name!r}: its transforms drop all {len(rows)} records.")
+        return _Selection(np.frombuffer(good, np.int64), len(errors))
+
+    @staticmethod
+    def _unreadable(error: ValueError) -> ValueError:
+        return ValueError(f"{error} Mend it, or leave a share of such records out: `bad_lines`.")
 
     @property
     def bad_lines(self) -> int:
-        return len(self._records) - len(self)
+        return 0 if self._selection is None else self._selection.bad_lines
+
+    @property
+    def note(self) -> str:
+        if not self._config.transforms:
+            return ""
+        dropped = len(self._records) - len(self) - self.bad_lines
+        kinds = ", ".join(transform.kind for transform in self._config.transforms)
+        return f"transforms {kinds}" + (f" ({dropped:,} records dropped)" if dropped else "")
 
     def __len__(self) -> int:
-        return len(self._records) if self._good is None else len(self._good)
+        return len(self._records) if self._selection is None else len(self._selection.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if self._good is not None:
-            return self._example(int(self._good[index]))
+        if self._selection is not None:
+            index = int(self._selection.rows[index])
         try:
-            return self._example(index)
+            example = self._example(index)
         except ValueError as error:
-            raise ValueError(
-                f"{error} Mend it, or leave a share of such records out: `bad_lines`."
-            ) from error
+            if self._config.bad_lines:
+                raise
+            raise self._unreadable(error) from error
+        assert example is not None  # Those that are dropped are not in the selection.
+        return example
 
-    def _example(self, index: int) -> dict[str, Any]:
+    def _example(self, index: int) -> dict[str, Any] | None:
+        """A record with the fields of its format; None: a transform drops it."""
         example = self._read(index)
+        if example is None:
+            return None
         try:
             added = formats.FORMATS[self.format].convert(example, self._config.label_words)
         except ValueError as error:
             raise ValueError(f"{self._place(index)}: {error} (format {self.format})") from error
         return {**example, **added}
 
-    def _read(self, index: int) -> dict[str, Any]:
-        """A record with its fields renamed."""
+    def _read(self, index: int) -> dict[str, Any] | None:
+        """A record with its fields renamed, after all transforms."""
         record, fields = self._records[index], self._config.fields
         try:
             example = {key: decode_text(value) for key, value in record.items()}
@@ -259,4 +304,15 @@ class Records:
                     f"{self._place(index)}: there is no field {there!r}{nearest(there, example)}"
                 )
         renamed = {wanted: example[there] for wanted, there in fields.items()}
-        return {**{k: v for k, v in example.items() if k not in fields.values()}, **renamed}
+        example = {**{k: v for k, v in example.items() if k not in fields.values()}, **renamed}
+        for transform in self._config.transforms:
+            try:
+                result = transform(example)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self._place(index)}: {error} (transform {transform.kind})"
+                ) from error
+            if result is None:
+                return None
+            example = result
+        return example

@@ -46,6 +46,8 @@ class Prepared:
     format = "prepared"
     # They were counted when it was prepared.
     bad_lines = 0
+    # They were changed before they were prepared.
+    note = ""
 
     def __init__(self, config: PreparedConfig, split: str):
         """Reads what is said of the data, and its index.

@@ -1,0 +1,128 @@
+"""Transforms of records: what they do, that they are part of the fingerprint, and what they say."""
+
+import json
+
+import pytest
+
+from research.config import schema
+from research.data.config import DataConfig
+from research.data.pipeline import Pipeline
+from research.data.sources import JsonlConfig, open_source
+from research.data.sources.transforms import Clean, Filter, Python, Template
+from research.objectives import Supervised
+from tests.objectives import cases
+
+RECORDS = [
+    {"question": "  What? ", "answer": "THIS", "score": 3},
+    {"question": "Who?", "answer": "that", "score": 1},
+    {"question": "no mark", "answer": "else", "score": 2},
+]
+PROMPT = Template({"prompt": "{question} ({score})", "completion": "{answer}"})
+OWN = """
+import dataclasses
+
+
+@dataclasses.dataclass
+class AtLeast:
+    score: int = 0
+
+    def __call__(self, record):
+        return {"text": record["answer"]} if record["score"] >= self.score else None
+
+
+def broken(record):
+    return list(record)
+"""
+
+
+def _open(folder, *transforms, records=RECORDS, **settings):
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return open_source(JsonlConfig("a", str(path), transforms=transforms, **settings))
+
+
+def test_transforms_run_in_order_before_the_format_is_told(tmp_path):
+    clean = Clean(("question", "answer"), lower=True)
+    source = _open(tmp_path, clean, Filter("question", pattern=r"\?$"), PROMPT)
+    assert source.format == "prompt+completion" and len(source) == 2 and source.bad_lines == 0
+    read = [(source[i]["prompt"], source[i]["completion"]) for i in range(2)]
+    assert read == [("what? (3)", "this"), ("who? (1)", "that")]
+    assert source.note == "transforms clean, filter, template (1 records dropped)"
+
+
+def test_a_filter_looks_at_patterns_and_lengths(tmp_path):
+    def answers(**settings):
+        source = _open(tmp_path, Filter("answer", **settings))
+        return [source[i]["answer"] for i in range(len(source))]
+
+    assert answers(without="^th") == ["THIS", "else"]
+    assert answers(min_length=4, max_length=4, pattern="(?i)^th") == ["THIS", "that"]
+    with pytest.raises(ValueError, match="its transforms drop all 3 records"):
+        answers(min_length=5)
+
+
+def test_a_class_of_ones_own_file_is_a_transform(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    own = Python(f"{file}:AtLeast", {"score": 2})
+    source = _open(tmp_path, own)
+    assert [source[i] for i in range(len(source))] == [{"text": "THIS"}, {"text": "else"}]
+    first = source.fingerprint
+    file.write_text(OWN + "# another\n")
+    assert _open(tmp_path, own).fingerprint != first
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*own\.py has no class 'Not'"):
+        len(_open(tmp_path, Python(f"{file}:Not")))
+    with pytest.raises(ValueError, match="settings do not fit: .*'least'"):
+        len(_open(tmp_path, Python(f"{file}:AtLeast", {"least": 2})))
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*KeyError\('score'\).* Mend it"):
+        len(_open(tmp_path, own, records=[RECORDS[0], {"answer": "b"}]))
+    with pytest.raises(FileNotFoundError, match="which a transform names"):
+        len(_open(tmp_path, Python(f"{tmp_path}/none.py:A")))
+
+
+def test_transforms_are_part_of_the_fingerprint_in_their_order(tmp_path):
+    clean, other = Clean(("answer",)), Clean(("answer",), lower=True)
+    prints = {
+        _open(tmp_path, *transforms).fingerprint
+        for transforms in ((), (clean,), (other,), (clean, other), (other, clean))
+    }
+    assert len(prints) == 5
+
+
+def test_what_does_not_fit_names_the_record_and_may_be_tolerated(tmp_path):
+    records = [*RECORDS, {"question": "Where?", "answer": None, "score": 1}]
+    with pytest.raises(ValueError, match=r"a\.jsonl:4: there is no field 'answer'.*template"):
+        _open(tmp_path, PROMPT, records=records)[3]
+    source = _open(tmp_path, PROMPT, records=records, bad_lines=0.25)
+    assert len(source) == 3 and source.bad_lines == 1
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ({"kind": "filter", "field": "a", "pattern": "("}, "pattern: no regular expression"),
+        ({"kind": "template", "fields": {"a": "{"}}, "fields.a: no format string"),
+        ({"kind": "python", "path": "own.py"}, "path/to/file.py:ClassName"),
+        ({"kind": "clean", "field": "a"}, "field: its kind has no such key"),
+        ({"kind": "cleaner"}, "'cleaner'.*'clean'"),
+    ],
+)
+def test_wrong_transforms_are_refused(transform, message):
+    source = {"name": "a", "kind": "jsonl", "path": "a.jsonl", "transforms": [transform]}
+    with pytest.raises(ValueError, match=message):
+        schema.build(DataConfig, {"sources": [source], "sequence_length": 8, "batch_size": 1})
+
+
+def test_what_was_prepared_has_no_transforms():
+    source = {"name": "a", "kind": "prepared", "path": "a", "transforms": [{"kind": "clean"}]}
+    with pytest.raises(ValueError, match="has no transforms: its documents are tokens already"):
+        schema.build(DataConfig, {"sources": [source], "sequence_length": 8, "batch_size": 1})
+
+
+def test_a_config_on_disk_keeps_them_and_a_plan_shows_them(tmp_path):
+    _open(tmp_path)
+    source = JsonlConfig("a", str(tmp_path / "a.jsonl"), transforms=(PROMPT,))
+    config = DataConfig((source,), 64, 2, Supervised())
+    assert schema.build(DataConfig, json.loads(json.dumps(schema.to_dict(config)))) == config
+    statistics = Pipeline(config, cases.tokenizer(), tmp_path / "cache").statistics(1)
+    assert statistics["a"]["format"] == "prompt+completion, transforms template"
