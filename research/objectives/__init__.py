@@ -11,6 +11,7 @@ from research.objectives.masked import Masked
 from research.objectives.prefix_lm import PrefixLM
 from research.objectives.span_corruption import SpanCorruption
 from research.objectives.supervised import Supervised
+from research.objectives.ul2 import UL2
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "causal": Causal,
@@ -18,6 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked": Masked,
     "prefix_lm": PrefixLM,
     "span_corruption": SpanCorruption,
+    "ul2": UL2,
     "chat": Chat,
     "supervised": Supervised,
 }

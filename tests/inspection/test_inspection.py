@@ -26,6 +26,7 @@ from research.inspection.rows import (
 from research.inspection.summarize import summarize
 from research.methods import METHODS
 from research.objectives import OBJECTIVES, Supervised
+from research.objectives.ul2 import Denoiser
 from tests.objectives import cases
 
 # Settings under which the beginning of a text stays as it is.
@@ -35,6 +36,7 @@ GENTLE = {
     "prefix_lm": {},
     "span_corruption": {"rate": 0.01, "mean_span": 1.0},
     "supervised": {"answer_tokens": 1},
+    "ul2": {"denoisers": (Denoiser("[S]"),)},
 }
 SCRIPT = "<script>alert('&')</script>"
 

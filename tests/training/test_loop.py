@@ -23,6 +23,7 @@ from research.methods import (
 from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal, Chat
 from research.objectives.chat import PLAIN
+from research.objectives.ul2 import Denoiser
 from research.optim.schedules import ScheduleConfig
 from research.text import chat_template, tokenizer
 from research.training.describe import ReadingPlan, describe_run
@@ -224,6 +225,7 @@ SETTINGS = {
     "masked": {"mask": "\x01"},
     "prefix_lm": {},
     "span_corruption": {"sentinel": "<{number}>", "rate": 0.3},
+    "ul2": {"sentinel": "<{number}>", "denoisers": (Denoiser("\x01", 0.3, 3.0), Denoiser("\x02"))},
 }
 
 
