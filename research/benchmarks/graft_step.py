@@ -145,7 +145,7 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
     info = {
         "losses": losses,
         "flops_per_token": plan.flops_per_token,
-        "recomputed_flops_per_token": plan.flops.recomputed * (plan.shape.remat == "full"),
+        "recomputed_flops_per_token": plan.flops.recomputed * (plan.model_config.remat == "full"),
         "trainable_parameters": plan.trainable_parameters,
         "optimizer_bytes": optimizer_bytes(plan),
         "argument_bytes": needed.arguments,

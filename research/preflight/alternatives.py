@@ -75,7 +75,7 @@ def _even(error: UnevenBatchError, make_changed: Callable[[list[str]], Program])
 def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
     """Changes, the least first: what costs a little time, then another mesh, then fewer rows."""
     experiment = program.experiment
-    shape, devices = program.shape, len(topology.devices)
+    shape, devices = program.model_config, len(topology.devices)
     save: list[str] = []
     if not shape.recomputes_layers:
         save.append("compute.remat=full")

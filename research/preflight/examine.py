@@ -161,7 +161,7 @@ def describe_workload(program: Program, topology: Topology) -> Workload:
         batch_size=data.batch_size,
         sequence_length=data.sequence_length,
         accumulation_steps=experiment.accumulation_steps,
-        remat=program.shape.remat,
+        remat=program.model_config.remat,
         steps=experiment.steps,
         model_flops=program.flops_per_token * data.batch_size * data.sequence_length,
     )
@@ -186,8 +186,8 @@ def host_bytes(program: Program) -> int:
     leaves = tree.flatten(program.state_shapes)
     names = [n for n, place in program.shardings.items() if place.memory_kind == sharding.HOST]
     total = sum(_local_bytes(program, name, leaves[name]) for name in names)
-    if program.shape.remat == "offload":
-        shape, data = program.shape, program.experiment.data
+    if program.model_config.remat == "offload":
+        shape, data = program.model_config, program.experiment.data
         tokens = program.rows_of_device * data.sequence_length // program.mesh.shape["sequence"]
         total += tokens * shape.width * shape.layers * jnp.dtype(shape.compute_dtype).itemsize
     return total

@@ -87,7 +87,7 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
 
     Products of attention have heads' size as one side, and take as long as the arrays are wide.
     """
-    data, shape = program.experiment.data, program.shape
+    data, shape = program.experiment.data, program.model_config
     tokens = data.batch_size * data.sequence_length
     passes, flops = program.experiment.accumulation_steps, program.flops
     model_flops = passes * flops.train(tokens / passes)
@@ -124,7 +124,7 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     backward for each micro-batch; gradients in float32, summed over micro-batches first where
     devices hold whole copies, and after each where they hold parts.
     """
-    mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
+    mesh, shape, experiment = program.mesh.shape, program.model_config, program.experiment
     wide = jnp.dtype(shape.compute_dtype).itemsize
     passes = experiment.accumulation_steps
     replicas = mesh["data"]
@@ -160,7 +160,7 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
 def memory_bytes(program: Program) -> float:
     """Bytes between one device's memory and its chip: state read and written once, gathered weights
     written once and read for each product, and what each product gives."""
-    mesh, shape, experiment = program.mesh.shape, program.shape, program.experiment
+    mesh, shape, experiment = program.mesh.shape, program.model_config, program.experiment
     wide = jnp.dtype(shape.compute_dtype).itemsize
     trainable, total = set(program.step_config.trainable), 0.0
     for name, leaf in tree.flatten(program.state_shapes).items():
@@ -193,7 +193,7 @@ def memory_bytes(program: Program) -> float:
 def _is_used_whole(name: str, program: Program) -> bool:
     """Whether a device needs all of a weight that it shares: tokens travel to an embedding that is
     no head."""
-    return name != "embedding/kernel" or program.shape.tie_embeddings
+    return name != "embedding/kernel" or program.model_config.tie_embeddings
 
 
 def _parameters(program: Program) -> Iterator[tuple[str, Any, NamedSharding]]:

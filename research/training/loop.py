@@ -107,7 +107,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
 def _open_data(program: Program, tokenizer: Tokenizer) -> tuple[Pipeline, list[HeldOut]]:
     """The training batches, after the checks of what is in them, and the held-out ones."""
     experiment, cache = program.experiment, token_cache.default_cache()
-    vocabulary, bank = program.shape.vocabulary, experiment.method.bank_names
+    vocabulary, bank = program.model_config.vocabulary, experiment.method.bank_names
     data = Pipeline(experiment.data, tokenizer, cache, vocabulary, bank)
     run_checks.check_run(data, experiment.checks, experiment.evaluate_split, cache)
     return data, open_heldout(data, experiment.evaluate_split, experiment.evaluate_tokens)

@@ -33,7 +33,7 @@ class Program:
     """A run, abstractly; made by `make_program`."""
 
     experiment: Experiment
-    shape: ModelConfig
+    model_config: ModelConfig
     base: Run | None
     mesh: Any  # jax.sharding.Mesh; of a plan that is only looked at, an AbstractMesh
     stacks: tuple[str, ...]
@@ -67,7 +67,7 @@ class Program:
         """What a token costs, in closed form."""
         length = self.experiment.data.sequence_length
         return cost.flops_per_token(
-            self.shape, self.model_shapes, self.step_config.trainable, length
+            self.model_config, self.model_shapes, self.step_config.trainable, length
         )
 
     @property
@@ -181,7 +181,9 @@ class Program:
         if self.base is None:
 
             def begin(start_key: jax.Array, attach_key: jax.Array) -> Transformer:
-                return method.attach(Transformer(start_key, self.shape, self.stacks), attach_key)
+                return method.attach(
+                    Transformer(start_key, self.model_config, self.stacks), attach_key
+                )
 
             model = jax.jit(begin, out_shardings=shardings)(start_key, attach_key)
         else:
@@ -248,10 +250,10 @@ def make_program(
             f"adapter_dropout: nothing that {method.kind} attaches drops units; set it 0"
         )
     start = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
-    shape = experiment.compute.apply(start)
-    stacks = methods.derive_stacks(shape, method)
+    model_config = experiment.compute.apply(start)
+    stacks = methods.derive_stacks(model_config, method)
     start_key, attach_key, row_key = _keys(experiment.seed)
-    base_shapes = jax.eval_shape(lambda key: Transformer(key, shape, stacks), start_key)
+    base_shapes = jax.eval_shape(lambda key: Transformer(key, model_config, stacks), start_key)
     if base is not None:
         names = tree.unstack_shapes(tree.flatten(base_shapes))
         what = f"parameters of {base.path} (init_from takes whole models, not adapters)"
@@ -268,14 +270,14 @@ def make_program(
     )
     hyper = _make_hyper(experiment, row_key, trainable_names, tree.flatten(model_shapes))
     mesh = mesh or experiment.mesh.make(devices)
-    _check_rows(experiment, shape, model_shapes, mesh)
+    _check_rows(experiment, model_config, model_shapes, mesh)
     state_shapes = jax.eval_shape(
         functools.partial(stepping.init_state, step_config=step_config), model_shapes
     )
     frozen_names = set(tree.flatten(base_shapes)) - set(trainable_names)
     return Program(
         experiment=experiment,
-        shape=shape,
+        model_config=model_config,
         base=base,
         mesh=mesh,
         stacks=stacks,
@@ -317,7 +319,10 @@ def _make_hyper(
 
 
 def _check_rows(
-    experiment: Experiment, shape: ModelConfig, model_shapes: Transformer, mesh: sharding.AnyMesh
+    experiment: Experiment,
+    model_config: ModelConfig,
+    model_shapes: Transformer,
+    mesh: sharding.AnyMesh,
 ) -> None:
     """Checks that rows and tokens divide over the mesh, and that the model is long enough.
 
@@ -333,7 +338,7 @@ def _check_rows(
     row = f"data.sequence_length {length}" + (f" and {prompt} tokens of prompts" if prompt else "")
     if prompt > length:
         raise ValueError(f"{row}: a prompt may be as long as the rows behind it, not longer")
-    shape.check_length(length + prompt, row)
+    model_config.check_length(length + prompt, row)
     if (length + prompt) % mesh.shape["sequence"]:
         raise ValueError(f"{row} does not divide over mesh.sequence={mesh.shape['sequence']}")
 

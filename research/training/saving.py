@@ -119,7 +119,7 @@ def run_metadata(program: Program, data: Pipeline) -> dict[str, Any]:
     base, tokenizer = program.base, data.tokenizer
     return {
         "experiment": schema.to_dict(program.experiment),
-        "model": schema.to_dict(program.shape),
+        "model": schema.to_dict(program.model_config),
         "base": program.origin,
         "data": data.fingerprints,
         "tokenizer": tokenizer.fingerprint(),

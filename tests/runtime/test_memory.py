@@ -22,7 +22,7 @@ def test_arguments_are_the_state_the_batch_and_the_numbers(world):
     program = make_program(experiment, None)
     run_tokenizer = tokenizer.load(experiment.tokenizer)
     data = Pipeline(
-        experiment.data, run_tokenizer, token_cache.default_cache(), program.shape.vocabulary
+        experiment.data, run_tokenizer, token_cache.default_cache(), program.model_config.vocabulary
     )
     batch = data.batch(0)
     with sharding.mesh_context(program.mesh, experiment.sharding_rules):
