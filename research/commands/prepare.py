@@ -10,7 +10,7 @@ What follows `--` goes to Apache Beam as it is. By default all cores of this mac
 stage is kept in DIR/stages under the hash of what it depends on: a killed run goes on after the
 last stage that was finished, a second run does nothing, and a changed config makes anew only what
 depends on the change. A run trains on the result with a source of kind "prepared" whose path is
-DIR. Needs `tools/setup prepare`; docs/data_preparation.md tells more.
+DIR. Needs `tools/setup prepare`; docs/guides/preparation.md tells more.
 """
 
 import sys

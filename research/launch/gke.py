@@ -39,7 +39,7 @@ def check(job: Job, arguments, experiment) -> None:
     check_name(job.name)
     if not arguments.image:
         raise ValueError(
-            "gke: give --image, a container that has Graft in /graft (docs/launch_gke.md)"
+            "gke: give --image, a container that has Graft in /graft (docs/guides/launch_gke.md)"
         )
     google.find(job.topology)
     google.check_reachable(job, experiment, environment.ROOT)

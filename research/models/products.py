@@ -2,8 +2,9 @@
 
 All three products of a linear (the output, the gradients of input and weight) take operands in the
 activations' type and sum in float32, as matrix units do. They are written out for the CPU, where
-the form of a product decides which kernel XLA takes (docs/performance.md has figures). The price:
-reverse-mode differentiation works, also twice, but forward mode (`jax.jvp`) does not.
+the form of a product decides which kernel XLA takes (docs/results/performance_notebook.md has
+figures). The price: reverse-mode differentiation works, also twice, but forward mode (`jax.jvp`)
+does not.
 """
 
 from __future__ import annotations

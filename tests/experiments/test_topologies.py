@@ -19,7 +19,7 @@ def test_the_marks_that_are_reached_stay_reached():
     results = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
     gib = {name: cell["argument_gib"] + cell["temp_gib"] for name, cell in results.items()}
     assert gib["full on v5p:4x4x4"] < 4.5 and gib["full on v5e:16x16"] < 3.4
-    # its mark of 8.5 is not reached (docs/preflight.md); it stays below MaxText's 9.35
+    # its mark of 8.5 is not reached (docs/results/tpu.md); it stays below MaxText's 9.35
     assert gib["full, 4 rows on v5p:4x4x4"] < 9.01
     long = results["full, rows of 131,072 on v5p:4x4x4"]
     assert long["fits"] and long["sequence_length"] == 131_072 and long["mesh"]["sequence"] == 16

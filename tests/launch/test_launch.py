@@ -61,7 +61,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(stand_ins, target):
 
 @pytest.mark.parametrize("page", ["launch_tpu_vm", "launch_gke", "launch_slurm"])
 def test_the_example_of_a_page_can_be_launched(stand_ins, page):
-    text = (environment.ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = (environment.ROOT / "docs" / "guides" / f"{page}.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"graft launch (.* --dry-run)\n", text.replace("\\\n", " "))
     with pytest.raises(SystemExit) as exit_info:
         launch.main(shlex.split(example))
@@ -170,7 +170,7 @@ def test_a_config_that_is_not_in_the_clone_is_refused(stand_ins, tmp_path, targe
         ((*GKE, *CHIPS, TOKENIZER), r"data/web is on .*--config.data.sources\[0\].path=gs://"),
         ((*GKE, *CHIPS, TEXT), "--config.tokenizer=gs://"),
         (("--target", "tpu-vm", *BUCKET), "give --project and --zone"),
-        (("--target", "gke", *BUCKET), "give --image.*docs/launch_gke.md"),
+        (("--target", "gke", *BUCKET), "give --image.*docs/guides/launch_gke.md"),
         ((*SLURM, "--partition", "a\nb"), "has a space"),
         ((*SLURM, "--name", "run 1"), "has a space"),
         ((*SLURM, "--sbatch", "account"), "is no flag of sbatch"),
