@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from research.cli import COMMANDS
-
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
@@ -156,46 +154,3 @@ def test_interrupted_setup_is_done_again_and_a_finished_one_is_not(setup_copy: P
         lock.write("# changed\n")
     assert run_setup(setup_copy).returncode == 0
     assert (setup_copy / "calls").read_text() == calls * 2
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TOOLS = sorted((ROOT / "tools").iterdir())
-
-
-@pytest.mark.parametrize("page", [*PAGES, *TOOLS], ids=lambda page: page.name)
-def test_what_a_page_points_to_exists(page: Path) -> None:
-    text = page.read_text()
-    links = [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text)]
-    paths = re.findall(
-        r"(?<![\w/.-])(?:configs|docs|experiments|research|tests|tools)/[\w/.]+", text
-    )
-    named_paths = [ROOT / path.rstrip(".") for path in paths]
-    assert [str(path) for path in (*links, *named_paths) if not path.exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_flag_of_our_programs_on_a_page_is_one(page: Path) -> None:
-    text = page.read_text().replace("\\\n", " ")
-    line = r"(tools/\w+|graft \w+|python -m research\.train)((?: +[^\s`#|]+)+)"
-    for program, arguments in re.findall(line, text):
-        known_flags = flags(program)
-        used_flags = re.findall(r"(?<=\s)'?(--[a-z][\w-]*)(?![\w.-])", arguments.split(" -- ")[0])
-        assert not {*used_flags} - known_flags, (
-            f"{page.name}: {program} knows no { ({*used_flags} - known_flags) }"
-        )
-
-
-def flags(program: str) -> set[str]:
-    """The flags in a program's source, and those of every program that takes a config."""
-    if program.startswith("tools/"):
-        files = [ROOT / program]
-    else:
-        name = "train" if program.startswith("python") else program.partition(" ")[2]
-        if name not in COMMANDS:
-            return set()
-        files = [ROOT / f"{COMMANDS[name].replace('.', '/')}.py"]
-        for room in re.findall(r"from research\.(benchmarks|launch) import", files[0].read_text()):
-            files += (ROOT / "research" / room).glob("*.py")
-    text = "".join(file.read_text() for file in [*files, ROOT / "research/config/cli.py"])
-    quote = '"' if files[0].suffix == ".py" else ""
-    return {*re.findall(f"{quote}(--[a-z][\\w-]*){quote}", text)}
