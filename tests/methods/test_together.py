@@ -170,6 +170,11 @@ def test_what_makes_no_sense_is_refused_before_compute(content, message):
         methods.derive_stacks(SHAPE, method)
 
 
+def test_a_bank_of_banks_is_refused():
+    with pytest.raises(ValueError, match="bank attaches nothing that a bank could hold"):
+        Bank(of=Bank(of=LoRA(), names=("a",)), names=("b",))
+
+
 def test_partial_beside_another_method_trains_what_is_the_bases_alone():
     lora = LoRA(rank=2, start="pissa")
     several = Several(of=(lora, Partial(("layers/1/.*",))))
