@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -51,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each in a round")
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
-    results: dict[str, Any] = dict(harness.machine())
+def main(arguments: argparse.Namespace) -> harness.Results:
+    results: harness.Results = dict(harness.machine())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = str(Path(folder) / "tokenizer.json")
         if set(arguments.parts) & {"reading", "tokenising"}:
-            from research.benchmarks.data_contender import words
+            from research.benchmarks.data_contender import train_tokenizer
 
-            words().save(Path(tokenizer))
+            train_tokenizer().save(Path(tokenizer))
         if "reading" in arguments.parts:
             results |= _reading(arguments, tokenizer)
         if "tokenising" in arguments.parts:
@@ -69,73 +69,73 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
             results |= _index(arguments, Path(folder))
     if "deduplication" in arguments.parts:
         print("\nnear duplicates, one worker")
-        found = deduplication.main(arguments)
-        results |= {f"deduplication.{name}": value for name, value in found.items()}
+        own_results = deduplication.main(arguments)
+        results |= {f"deduplication.{name}": value for name, value in own_results.items()}
     return results
 
 
-def _reading(arguments: argparse.Namespace, tokenizer: str) -> dict[str, Any]:
+def _reading(arguments: argparse.Namespace, tokenizer: str) -> harness.Results:
     shape = {"sequence_length": arguments.length, "batch_size": arguments.batch, "steps": 8}
-    who = {"Grain alone": (CONTENDER, shape | {"what": "grain"})}
+    entrants = {"Grain alone": (CONTENDER, shape | {"what": "grain"})}
     for objective in arguments.objectives:
         settings = {"what": "batches", "objective": objective, "tokenizer": tokenizer}
-        who[objective] = (CONTENDER, shape | settings)
-    with harness.contenders(who) as ready:
+        entrants[objective] = (CONTENDER, shape | settings)
+    with harness.contenders(entrants) as ready:
         times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
         memory = {one.name: one.peak_memory() for one in ready}
-    results: dict[str, Any] = {}
+    results: harness.Results = {}
     print(f"\nreading {arguments.batch} rows of {arguments.length}, million tokens/s in a process")
     for one in ready:
         speed = harness.rate(one.info["tokens"], times[one.name]) / 1e6
         pieces = f", {one.info['pieces']:.1f} pieces a row" if "pieces" in one.info else ""
         print(f"  {one.name:20} {speed:.1f}   {memory[one.name] / GIB:.2f} GiB{pieces}")
-        results |= speed.keys(f"reading.{one.name}.million_tokens_per_second")
+        results |= speed.to_results(f"reading.{one.name}.million_tokens_per_second")
         results[f"reading.{one.name}.peak_bytes"] = memory[one.name]
     return results
 
 
-def _tokenising(arguments: argparse.Namespace, tokenizer: str) -> dict[str, Any]:
-    who = {
+def _tokenising(arguments: argparse.Namespace, tokenizer: str) -> harness.Results:
+    entrants = {
         what: (CONTENDER, {"what": what, "tokenizer": tokenizer})
         for what in ("tokenise", "library")
     }
-    with harness.contenders(who) as ready:
+    with harness.contenders(entrants) as ready:
         times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
-    results: dict[str, Any] = {}
+    results: harness.Results = {}
     print("\ntokenising, million bytes/s")
     for one in ready:
         speed = harness.rate(one.info["bytes"], times[one.name]) / 1e6
         print(f"  {one.name:20} {speed:.2f}")
-        results |= speed.keys(f"tokenising.{one.name}.million_bytes_per_second")
+        results |= speed.to_results(f"tokenising.{one.name}.million_bytes_per_second")
     share = harness.ratio(times["tokenise"], times["library"])
     print(f"  of the library's own rate: {share:.3f}")
-    return results | share.keys("tokenising.ratio")
+    return results | share.to_results("tokenising.ratio")
 
 
-def _packing(arguments: argparse.Namespace) -> dict[str, Any]:
+def _packing(arguments: argparse.Namespace) -> harness.Results:
     """Rows that 20,000 examples of each kind of lengths take; the same on every machine."""
-    results: dict[str, Any] = {}
+    results: harness.Results = {}
     print(f"\npacking 20,000 examples into rows of {arguments.length}, none of them cut")
     for name, draw in LENGTHS.items():
         parts = draw(np.random.default_rng(0), 20_000)
         sizes = np.clip(parts * arguments.length, 1, arguments.length).astype(np.int64)
         start = time.perf_counter()
-        planned = int(cutting_stock.assign(sizes, arguments.length).max()) + 1
+        rows = int(cutting_stock.assign(sizes, arguments.length).max()) + 1
         seconds = time.perf_counter() - start
         simple = int(best_fit.best_fit(sizes, arguments.length).max()) + 1
         fewest = cutting_stock.min_rows(sizes, arguments.length)
-        print(f"  {name:26} best fit {simple:,}, Graft {planned:,} ({seconds:.1f} s), ", end="")
+        print(f"  {name:26} best fit {simple:,}, Graft {rows:,} ({seconds:.1f} s), ", end="")
         print(f"no plan below {fewest:,}")
         results |= {
             f"packing.{name}.best_fit_rows": simple,
-            f"packing.{name}.rows": planned,
+            f"packing.{name}.rows": rows,
             f"packing.{name}.min_rows": fewest,
             f"packing.{name}.seconds": seconds,
         }
     return results
 
 
-def _index(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _index(arguments: argparse.Namespace, folder: Path) -> harness.Results:
     """Makes a table, its examples, and their plan."""
     lengths = np.random.default_rng(0).lognormal(6, 1, int(arguments.billions * 1e9 / 665))
     offsets = np.zeros(len(lengths) + 1, np.int64)
@@ -150,24 +150,24 @@ def _index(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         documents_ = Ragged(values, offsets)
         table = TokenTable("made", {"text": documents_}, {"text": np.diff(offsets)})
-        examples = Causal().prepare(table, cast(Tokenizer, _NoWords()), arguments.length)
+        examples = Causal().prepare(table, cast(Tokenizer, _IdsOnly()), arguments.length)
         plan = planning.plan(examples.lengths, arguments.length, splittable=True, pack=True, seed=0)
     print(
         f"\nindex of {total / 1e9:.2f} billion tokens in {documents:,} documents\n"
-        f"  rows of {arguments.length}, {plan.fill:.2%} full: {sample['seconds']:.1f} s, at most "
-        f"{sample['bytes'] / GIB:.2f} GiB, kept {sample['after'] / GIB:.2f} GiB"
+        f"  rows of {arguments.length}, {plan.fill:.2%} full: {sample.seconds:.1f} s, at most "
+        f"{sample.bytes / GIB:.2f} GiB, kept {sample.after / GIB:.2f} GiB"
     )
     return {
         "index.tokens": total,
         "index.documents": documents,
-        "index.seconds": sample["seconds"],
-        "index.peak_bytes": sample["bytes"],
-        "index.kept_bytes": sample["after"],
+        "index.seconds": sample.seconds,
+        "index.peak_bytes": sample.bytes,
+        "index.kept_bytes": sample.after,
         "index.fill": plan.fill,
     }
 
 
-class _NoWords:
-    """All that planning asks of a tokenizer."""
+class _IdsOnly:
+    """A tokenizer's ids, which are all that planning needs."""
 
     begin_id = 0

@@ -1,4 +1,4 @@
-"""Reads packed batches or tokenises, as one of those that take turns in data.py."""
+"""Contenders of data.py: reading packed batches, tokenising, and libraries alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sources() -> tuple[SourceConfig, ...]:
     return tuple(TfdsConfig(f"graft_{kind}") for kind in KINDS)
 
 
-def words() -> Tokenizer:
+def train_tokenizer() -> Tokenizer:
     """4,096 tokens of byte-level BPE, and special ones for every objective."""
     texts = []
     for source in map(open_source, sources()):
@@ -88,8 +88,8 @@ def _grain(settings: Mapping[str, Any]):
 
 
 def _texts() -> list[str]:
-    found = [open_source(source) for source in sources()]
-    return [source[i]["text"] for source in found for i in range(0, len(source), 4)]
+    opened_sources = map(open_source, sources())
+    return [source[i]["text"] for source in opened_sources for i in range(0, len(source), 4)]
 
 
 class _InMemory:

@@ -10,12 +10,13 @@ disks, and of the worker. Truth is the exact Jaccard similarity of all pairs
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,49 +34,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threshold", type=float, default=0.8)
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: argparse.Namespace) -> harness.Results:
     python = ENVIRONMENT / "bin" / "python"
     if not python.exists():
         python = Path(sys.executable)
-    results: dict[str, Any] = dict(harness.machine())
+    results: harness.Results = dict(harness.machine())
     with tempfile.TemporaryDirectory() as folder:
         sizes = [arguments.documents * 2**i for i in range(arguments.doublings + 1)]
         texts = _corpus(max(sizes))
-        before = None
+        smaller = None  # the numbers of half as many
         for size in sizes:
             place = Path(folder) / str(size)
             place.mkdir()
             lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[:size])
             (place / "made.train.jsonl").write_text(lines, encoding="utf-8")
             command = [str(python), "-m", __name__, str(place), str(arguments.threshold)]
-            ended = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
-            if ended.returncode:
-                raise RuntimeError(f"{size} documents: {ended.stderr[-2000:]}")
-            found = json.loads(ended.stdout.splitlines()[-1])
+            process = subprocess.run(command, cwd=harness.ROOT, capture_output=True, text=True)
+            if process.returncode:
+                raise RuntimeError(f"{size} documents: {process.stderr[-2000:]}")
+            numbers: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
             marks = np.load(place / "marks.npy")
-            found["removed"] = int((marks >= 0).sum())
-            if before is None:
-                found |= _judge(texts[:size], marks, arguments.threshold)
+            numbers["removed"] = int((marks >= 0).sum())
+            if smaller is None:
+                numbers |= _judge(texts[:size], marks, arguments.threshold)
             else:
-                found["seconds_of_half"] = found["seconds"] / before["seconds"]
-            before = found
-            results |= {f"{size}.{name}": value for name, value in found.items()}
-            print(_line(size, found), flush=True)
+                numbers["seconds_of_half"] = numbers["seconds"] / smaller["seconds"]
+            smaller = numbers
+            results |= {f"{size}.{name}": value for name, value in numbers.items()}
+            print(_describe(size, numbers), flush=True)
     return results
 
 
-def _line(size: int, found: dict[str, Any]) -> str:
+def _describe(size: int, numbers: Mapping[str, float]) -> str:
     line = (
-        f"{size:,} documents: {size / found['seconds']:,.0f} documents/s, "
-        f"{found['bytes'] / size / 2**10:.2f} KiB a document beyond {found['before'] / 2**20:.0f} "
-        f"MiB at the start, {found['removed']:,} removed"
+        f"{size:,} documents: {size / numbers['seconds']:,.0f} documents/s, "
+        f"{numbers['bytes'] / size / 2**10:.2f} KiB a document beyond "
+        f"{numbers['before'] / 2**20:.0f} MiB at the start, {numbers['removed']:,} removed"
     )
-    if "recall" in found:
+    if "recall" in numbers:
         return (
-            f"{line}; recall {found['recall']:.4f}, precision {found['precision']:.4f} "
-            f"(lowest similarity {found['lowest_similarity']:.2f})"
+            f"{line}; recall {numbers['recall']:.4f}, precision {numbers['precision']:.4f} "
+            f"(lowest similarity {numbers['lowest_similarity']:.2f})"
         )
-    return f"{line}; {found['seconds_of_half']:.2f} times the seconds of half as many"
+    return f"{line}; {numbers['seconds_of_half']:.2f} times the seconds of half as many"
 
 
 def _corpus(size: int) -> list[str]:
@@ -90,26 +91,27 @@ def _corpus(size: int) -> list[str]:
             passages += [text[at : at + PASSAGE] for at in range(0, len(text), PASSAGE)]
     random = np.random.default_rng(0)
     passages = [passages[i] for i in random.permutation(len(passages))]
-    needed = int(size * (1 - COPIES)) + 1
-    if len(passages) < needed:
-        raise SystemExit(f"the built-in text has {len(passages):,} passages, not {needed:,}")
-    made: list[str] = []
-    own = iter(passages)
-    while len(made) < size:
-        copy = made and random.random() < COPIES
-        made.append(_edited(made[random.integers(len(made))], random) if copy else next(own))
-    return made
+    min_passages = int(size * (1 - COPIES)) + 1
+    if len(passages) < min_passages:
+        raise SystemExit(f"the built-in text has {len(passages):,} passages, not {min_passages:,}")
+    texts: list[str] = []
+    originals = iter(passages)
+    while len(texts) < size:
+        is_copy = texts and random.random() < COPIES
+        original = texts[random.integers(len(texts))] if is_copy else ""
+        texts.append(_edit(original, random) if is_copy else next(originals))
+    return texts
 
 
-def _edited(text: str, random: np.random.Generator) -> str:
+def _edit(text: str, random: np.random.Generator) -> str:
     words = text.split(" ")
     share = random.uniform(0, 1 / 30) if random.random() < 0.8 else random.uniform(0, 1 / 6)
     chances = random.random(len(words)) < share
-    edited = []
-    for word, touched in zip(words, chances.tolist(), strict=True):
-        kind = random.integers(3) if touched else 3
-        edited += [["changed"], [], ["put", word], [word]][kind]
-    return " ".join(edited)
+    result = []
+    for word, is_edit in zip(words, chances.tolist(), strict=True):
+        kind = random.integers(3) if is_edit else 3
+        result += [["changed"], [], ["put", word], [word]][kind]
+    return " ".join(result)
 
 
 def _judge(texts: list[str], marks: np.ndarray, threshold: float) -> dict[str, float]:
@@ -120,9 +122,9 @@ def _judge(texts: list[str], marks: np.ndarray, threshold: float) -> dict[str, f
     has_earlier = np.zeros(len(texts), bool)
     for rows, columns, similarity in near_duplicates._similarities(matrix, matrix, "jaccard"):
         has_earlier[rows[(similarity >= threshold) & (columns < rows)]] = True
-    found = np.flatnonzero(marks >= 0)
-    sets = {i: near_duplicates.shingles(texts[i]) for i in {*found, *marks[found]}}
-    pairs = [(sets[i], sets[j]) for i, j in zip(found, marks[found], strict=True)]
+    removed = np.flatnonzero(marks >= 0)
+    sets = {i: near_duplicates.shingles(texts[i]) for i in {*removed, *marks[removed]}}
+    pairs = [(sets[i], sets[j]) for i, j in zip(removed, marks[removed], strict=True)]
     exact = np.asarray([len(one & two) / len(one | two) for one, two in pairs])
     return {
         "recall": float((marks[has_earlier] >= 0).mean()),
@@ -147,7 +149,7 @@ def _run(folder: Path, threshold: float) -> None:
     stage = Stage("near", str(folder), {})
     runner = Runner(["--direct_num_workers=1"])
     runner.for_each([0], int)  # Beam itself is loaded, and not measured
-    with harness.sampled_memory() as found:
+    with harness.sampled_memory() as sample:
         stage.build(
             lambda: runner.run(
                 lambda root: minhash.mark_near_duplicates(root, stage, config, [], ranges)
@@ -155,7 +157,7 @@ def _run(folder: Path, threshold: float) -> None:
         )
     marks = np.concatenate([stages.load(stage.file(each.number)) for each in ranges])
     np.save(folder / "marks.npy", marks)
-    print(json.dumps(found))
+    print(json.dumps(dataclasses.asdict(sample)))
 
 
 if __name__ == "__main__":

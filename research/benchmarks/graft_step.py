@@ -59,7 +59,24 @@ METHODS: dict[str, MethodConfig] = {
     "bank8": Bank(of=LoRA(rank=16, alpha=32.0), names=tuple(f"adapter{i}" for i in range(8))),
 }
 
+# what the harness asks for
 peak_memory = peak_memory_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFacts:
+    """Facts about a compiled step, and its first three losses."""
+
+    losses: list[float]
+    flops_per_token: float
+    recomputed_flops_per_token: float
+    trainable_parameters: int
+    optimizer_bytes: int
+    argument_bytes: int
+    temporary_bytes: int
+    compile_seconds: float
+    # its version
+    jax: str
 
 
 def shape_of(settings: Mapping[str, Any]) -> Shape:
@@ -72,10 +89,10 @@ def shape_of(settings: Mapping[str, Any]) -> Shape:
 def experiment(settings: Mapping[str, Any]) -> Experiment:
     """The experiment of a shape."""
     shape = shape_of(settings)
-    cpu = jax.default_backend() == "cpu"
-    stored = {"storage": PRESETS[settings["stored"]]} if "stored" in settings else {}
+    is_cpu = jax.default_backend() == "cpu"
+    storage = {"storage": PRESETS[settings["stored"]]} if "stored" in settings else {}
     model = shape.model | dict(
-        max_scan_layers=1 if cpu else 0,
+        max_scan_layers=1 if is_cpu else 0,
         remat=shape.remat,
         compute_dtype=settings["dtype"],
     )
@@ -83,7 +100,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     return Experiment(
         steps=1000,
         data=DataConfig((nothing,), sequence_length=shape.length, batch_size=shape.rows),
-        model=ModelConfig(**model | stored | settings.get("model", {})),
+        model=ModelConfig(**model | storage | settings.get("model", {})),
         tokenizer="none",
         method=METHODS[settings["method"]],
         optimizer=OptimizerConfig(settings.get("optimizer", "adamw")),
@@ -110,13 +127,18 @@ def batch(settings: Mapping[str, Any]) -> Batch:
 
 
 def prepare(settings: Mapping[str, Any]):
-    """A contender, see `research.benchmarks.harness`; `settings` are shape, method and dtype, and
-    where wanted optimizer, rows, how the base is stored, fields of the model, columns of the loss's
-    chunk, and a file to write the weights to."""
-    return build(settings)[1:]
+    """A contender, see `research.benchmarks.harness`.
+
+    Args:
+      settings: shape, method and dtype; where they differ from the defaults optimizer, rows, stored
+        (how the base is), model (fields of it), chunk (columns of the loss's); and weights, a file
+        to write them to.
+    """
+    _, facts, run = build(settings)
+    return dataclasses.asdict(facts), run
 
 
-def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[], float]]:
+def build(settings: Mapping[str, Any]) -> tuple[Any, StepFacts, Callable[[], float]]:
     """The compiled step, facts about it, and a function that runs it once on random tokens."""
     plan = program.make_program(experiment(settings), None)
     with sharding.mesh_context(plan.mesh, plan.experiment.sharding_rules):
@@ -127,8 +149,8 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
         hyper, rows = plan.place_hyper(), plan.place(batch(settings))
         start = time.perf_counter()
         step = plan.compile(batch(settings))
-        compiled = time.perf_counter() - start
-    needed = memory.StepMemory.of(step)
+        compile_seconds = time.perf_counter() - start
+    step_memory = memory.StepMemory.of(step)
     last: dict[str, jax.Array] = {}
 
     def run() -> float:
@@ -142,18 +164,18 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any], Callable[[]
     for _ in range(3):
         run()
         losses.append(float(last["loss"]))
-    info = {
-        "losses": losses,
-        "flops_per_token": plan.flops_per_token,
-        "recomputed_flops_per_token": plan.flops.recomputed * (plan.model_config.remat == "full"),
-        "trainable_parameters": plan.trainable_parameters,
-        "optimizer_bytes": optimizer_bytes(plan),
-        "argument_bytes": needed.arguments,
-        "temporary_bytes": needed.temporaries,
-        "compile_seconds": compiled,
-        "jax": jax.__version__,
-    }
-    return step, info, run
+    facts = StepFacts(
+        losses=losses,
+        flops_per_token=plan.flops_per_token,
+        recomputed_flops_per_token=plan.flops.recomputed * (plan.model_config.remat == "full"),
+        trainable_parameters=plan.trainable_parameters,
+        optimizer_bytes=optimizer_bytes(plan),
+        argument_bytes=step_memory.arguments,
+        temporary_bytes=step_memory.temporaries,
+        compile_seconds=compile_seconds,
+        jax=jax.__version__,
+    )
+    return step, facts, run
 
 
 def optimizer_bytes(plan: program.Program) -> int:
@@ -187,7 +209,7 @@ def transformers_weights(model: Any) -> dict[str, np.ndarray]:
         layers = tree.layer_names(name)
         values = np.asarray(leaf) if tree.is_stacked(name) else np.asarray(leaf)[None]
         for single, value in zip(layers, values, strict=True):
-            weights[_transformers_name(single)] = value.T if _transposed(single) else value
+            weights[_transformers_name(single)] = value.T if _is_transposed(single) else value
     return weights
 
 
@@ -206,5 +228,5 @@ def _transformers_name(name: str) -> str:
     raise KeyError(name)
 
 
-def _transposed(name: str) -> bool:
+def _is_transposed(name: str) -> bool:
     return name != "embedding/kernel" and not name.endswith("norm/scale")

@@ -4,8 +4,8 @@ A machine's speed drifts by more than what is measured, so that two figures from
 little. Here every contender is prepared first, then all take turns for a few rounds; a ratio is
 taken within a round, and its spread is over rounds.
 
-A contender is a module with `prepare(settings) -> (info, run)`: `info` is a dict that JSON can
-hold, and every call of `run()` does the work once and returns its seconds.
+A contender is a module with `prepare(settings) -> (info, run)`: settings and `info` are mappings
+that JSON can hold, and every call of `run()` does the work once and returns its seconds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ ENVIRONMENT = {
 }
 MARK = "\x1e"  # starts the lines that are meant for the parent
 
+# a benchmark's numbers (and what they were measured on) by dotted name, as --json writes them
+Results = dict[str, float | str | None]
+# a contender: its module and settings
+Entrant = tuple[str, Mapping[str, Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -42,7 +47,7 @@ class Contender:
 
     name: str
     process: subprocess.Popen
-    info: dict[str, Any]
+    info: Mapping[str, Any]
 
     def round(self, seconds: float) -> list[float]:
         """Runs for at least `seconds` (twice or more) and returns each run's seconds."""
@@ -54,11 +59,11 @@ class Contender:
 
 
 @contextlib.contextmanager
-def contenders(modules: Mapping[str, tuple[str, Mapping[str, Any]]]) -> Iterator[list[Contender]]:
-    """Prepares contenders one after another, `{name: (module, settings)}`, and ends them.
+def contenders(modules: Mapping[str, Entrant]) -> Iterator[list[Contender]]:
+    """Prepares contenders one after another, and ends them.
 
     Raises:
-      RuntimeError: one of them died; its own words are on standard error.
+      RuntimeError: one of them died; its own message is on standard error.
     """
     ready: list[Contender] = []
     try:
@@ -117,7 +122,7 @@ class Spread:
     def __truediv__(self, by: float) -> Spread:
         return Spread(self.middle / by, self.low / by, self.high / by)
 
-    def keys(self, name: str) -> dict[str, float]:
+    def to_results(self, name: str) -> Results:
         return {name: self.middle, f"{name}.low": self.low, f"{name}.high": self.high}
 
     def __format__(self, spec: str) -> str:
@@ -155,32 +160,42 @@ def machine() -> dict[str, str]:
     return {"processor": processor, "cores": str(os.cpu_count()), "python": sys.version.split()[0]}
 
 
-@contextlib.contextmanager
-def sampled_memory() -> Iterator[dict[str, float]]:
-    """The block's `seconds`, and anonymous memory: `before` it, the most `bytes` that it added,
-    and what it left `after`.
+@dataclasses.dataclass
+class MemorySample:
+    """Anonymous memory around a block, in bytes, and the block's seconds.
 
     The pages of a mapped file belong to the system's cache and go when somebody needs them.
     """
-    before, start = _anonymous(), time.perf_counter()
-    found, done = {"before": float(before), "bytes": 0.0, "seconds": 0.0}, threading.Event()
+
+    before: float
+    # the most that the block added, and what it left
+    bytes: float = 0.0
+    seconds: float = 0.0
+    after: float = 0.0
+
+
+@contextlib.contextmanager
+def sampled_memory() -> Iterator[MemorySample]:
+    """Samples memory while the block runs; the numbers are there at its end."""
+    before, start = _anonymous_bytes(), time.perf_counter()
+    sample, stop = MemorySample(float(before)), threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.005):
-            found["bytes"] = max(found["bytes"], _anonymous() - before)
+        while not stop.wait(0.005):
+            sample.bytes = max(sample.bytes, _anonymous_bytes() - before)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield found
+        yield sample
     finally:
-        done.set()
+        stop.set()
         thread.join()
-        found["after"] = float(_anonymous() - before)
-        found["seconds"] = time.perf_counter() - start
+        sample.after = float(_anonymous_bytes() - before)
+        sample.seconds = time.perf_counter() - start
 
 
-def _anonymous() -> int:
+def _anonymous_bytes() -> int:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return sum(int(n) * 1024 for n in re.findall(r"Rss(?:Anon|Shmem):\s*(\d+) kB", status))
 
@@ -208,25 +223,28 @@ def _answer(process: subprocess.Popen, name: str) -> Any:
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK))
         sys.stderr.write(line)
-    raise RuntimeError(f"{name} ended with status {process.wait()}; its own words are above")
+    raise RuntimeError(f"{name} ended with status {process.wait()}; its own message is above")
 
 
 def _serve(module: str, settings: Mapping[str, Any]) -> None:
-    """The child: prepares, then runs as often as the parent asks."""
+    """Runs a contender as the child: prepares, then runs as often as the parent asks."""
     contender = importlib.import_module(module)
     info, run = contender.prepare(settings)
-    say = lambda answer: print(MARK + json.dumps(answer), flush=True)  # noqa: E731
-    say(info)
+    _send(info)
     for line in sys.stdin:
         question = json.loads(line)
         if "memory" in question:
-            say(contender.peak_memory())
+            _send(contender.peak_memory())
             continue
         run()  # not counted: it fills caches and memory again after the others' turns
         runs: list[float] = []
         while len(runs) < 2 or sum(runs) < question["seconds"]:
             runs.append(run())
-        say(runs)
+        _send(runs)
+
+
+def _send(answer: Any) -> None:
+    print(MARK + json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

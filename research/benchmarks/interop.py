@@ -12,7 +12,6 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from research import sharding
 from research.benchmarks import harness
@@ -32,40 +31,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="where to write; by default a temporary one")
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: argparse.Namespace) -> harness.Results:
     config = ModelConfig(**SHAPES[arguments.shape].model)
     config = dataclasses.replace(config, layers=arguments.layers or config.layers)
     shapes = parameter_shapes(config)
     sizes = [4 * int(shape.size) for shape in shapes.values()]
     largest, whole = max(sizes), sum(sizes)
     print(f"{config.layers} layers: {whole / GIB:.2f} GiB float32, largest {largest / GIB:.2f}")
-    results: dict[str, Any] = {**harness.machine(), "bytes": whole, "largest_bytes": largest}
+    results: harness.Results = {**harness.machine(), "bytes": whole, "largest_bytes": largest}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         source = Path(folder) / "source"
         _zeros(source, config)
         model = importing.open_model(source)
-        with harness.sampled_memory() as reading:
-            placed = sharding.shard_any_axis(shapes)
-            arrays = dict(importing.read_parameters(model, placed))
-        results |= _say("import", reading, whole, largest)
+        with harness.sampled_memory() as import_sample:
+            sharded_shapes = sharding.shard_any_axis(shapes)
+            arrays = dict(importing.read_parameters(model, sharded_shapes))
+        results |= _report("import", import_sample, whole, largest)
         del arrays
         importing.import_model(model, Path(folder) / "run")
         run = runs.open_run(Path(folder) / "run")
-        with harness.sampled_memory() as writing:
+        with harness.sampled_memory() as export_sample:
             exporting.export_huggingface(run, Path(folder) / "out", "bfloat16")
         # nothing of the model stays in memory: all of it is beyond
-        results |= _say("export", writing, 0, largest)
+        results |= _report("export", export_sample, 0, largest)
     return results
 
 
-def _say(what: str, sample: dict[str, float], kept: int, largest: int) -> dict[str, float]:
-    beyond = sample["bytes"] - kept
+def _report(
+    what: str, sample: harness.MemorySample, model_bytes: int, largest: int
+) -> harness.Results:
+    beyond = sample.bytes - model_bytes
     print(
-        f"{what}: {sample['seconds']:.1f} s, beyond the model {beyond / GIB:.2f} GiB, "
+        f"{what}: {sample.seconds:.1f} s, beyond the model {beyond / GIB:.2f} GiB, "
         f"{beyond / largest:.2f} of the largest tensor"
     )
     return {
-        f"{what}.seconds": sample["seconds"],
+        f"{what}.seconds": sample.seconds,
         f"{what}.beyond_bytes": beyond,
         f"{what}.beyond_largest": beyond / largest,
     }

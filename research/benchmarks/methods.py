@@ -32,7 +32,8 @@ from research.training import program
 
 MIB, GIB = 2**20, 2**30
 COUNTED_LAYERS = 4  # whose FLOPs XLA counts
-COUNTED = ("counted_flops.closed_form", "counted_flops")
+# the numbers of ProgramFacts whose share of the other's is given
+SHARED = ("counted_flops.closed_form", "counted_flops", "flops", "memory", "optimizer_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ TIME_HEADER = (
     ("", "remat", "a step", "seconds", "as the other", "", "", "other"),
 )
 TIME_WIDTHS = (11, 5, 7, 7, 20, 20, 7, 11)
-# What the project wants of SmolLM2-135M: (number, least, most).
+# The project's goals for SmolLM2-135M: (number, least, most).
 MARKS = (
     ("lora.ratio", 1.42, None),
     ("lora.remat.ratio", 1.29, None),
@@ -98,9 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-time", action="store_true", help="the first table alone")
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: argparse.Namespace) -> harness.Results:
     shape = SHAPES[arguments.shape]
-    results: dict[str, Any] = {
+    results: harness.Results = {
         "shape": arguments.shape,
         "dtype": arguments.dtype,
         **harness.machine(),
@@ -110,21 +111,21 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.no_time:
         results |= _times(arguments)
     if arguments.shape == "smollm2":
-        _say_marks(results)
+        _print_marks(results)
     return results
 
 
 # --- what compiled programs say -------------------------------------------------------------
 
 
-def _programs(arguments: argparse.Namespace) -> dict[str, Any]:
+def _programs(arguments: argparse.Namespace) -> harness.Results:
     entries = {name: ENTRIES[name] for name in arguments.methods}
     names = dict.fromkeys(entry.beside for entry in entries.values()) | entries
     settings = {name: dict(_entry(name).settings) | _common(arguments) for name in names}
     with harness.contenders({"compiled programs": (__spec__.name, settings)}) as ready:
-        info = ready[0].info
+        facts = {name: ProgramFacts(**fields) for name, fields in ready[0].info.items()}
     print()
-    results: dict[str, Any] = {}
+    results: harness.Results = {}
     rows = [
         ["", "trained", "optimizer", "GFLOP", f"{COUNTED_LAYERS} layers", "XLA /", "GiB,"],
         ["", "parameters", "MiB", "a step", "GFLOP", "closed", "remat=full"],
@@ -132,75 +133,113 @@ def _programs(arguments: argparse.Namespace) -> dict[str, Any]:
     rows[0] += ["of other's:", "FLOPs", "by XLA", "memory", "optimizer", "the"]
     rows[1] += ["FLOPs", f"{COUNTED_LAYERS} layers", "the same", "", "state", "other"]
     for name in names:
-        facts, other = info[name], _entry(name).beside
-        share = {
-            f"{key}_share": facts[key] / info[other][key]
-            for key in (*COUNTED, "flops", "memory", "optimizer_bytes")
-        }
-        results |= {f"{name}.{key}": value for key, value in (facts | share).items()}
-        closed, counted = (facts[key] for key in COUNTED)
+        own, other = facts[name], _entry(name).beside
+        numbers, other_numbers = own.numbers(), facts[other].numbers()
+        share = {key: numbers[key] / other_numbers[key] for key in SHARED}
+        results |= {f"{name}.{key}": value for key, value in numbers.items()}
+        results |= {f"{name}.{key}_share": value for key, value in share.items()}
         rows.append(
             [
                 name,
-                f"{facts['trainable_parameters']:,}",
-                f"{facts['optimizer_bytes'] / MIB:,.2f}",
-                f"{facts['flops'] / 1e9:,.1f}",
-                f"{closed / 1e9:,.1f}",
-                f"{counted / closed:.3f}",
-                f"{facts['memory'] / GIB:.2f}",
-                f"{share['flops_share']:.3f}",
-                *(f"{share[f'{key}_share']:.3f}" for key in COUNTED),
-                f"{share['memory_share']:.1%}",
-                f"{share['optimizer_bytes_share']:.2%}",
+                f"{own.trainable_parameters:,}",
+                f"{own.optimizer_bytes / MIB:,.2f}",
+                f"{own.flops / 1e9:,.1f}",
+                f"{own.closed_form_flops / 1e9:,.1f}",
+                f"{own.counted_flops / own.closed_form_flops:.3f}",
+                f"{own.peak_bytes / GIB:.2f}",
+                f"{share['flops']:.3f}",
+                f"{share['counted_flops.closed_form']:.3f}",
+                f"{share['counted_flops']:.3f}",
+                f"{share['memory']:.1%}",
+                f"{share['optimizer_bytes']:.2%}",
                 other,
             ]
         )
     _print_table(rows)
-    for name in names:
-        if each := info[name]["bytes_per_quantised_parameter"]:
-            size = info[name]["base_bytes"] / MIB
+    for name, own in facts.items():
+        if each := own.bytes_per_quantized_parameter:
+            size = own.base_bytes / MIB
             print(f"{name}: {each:.4f} bytes a quantised parameter, the whole base {size:,.1f} MiB")
     return results
 
 
+@dataclasses.dataclass(frozen=True)
+class ProgramFacts:
+    """What an entry's compiled programs tell.
+
+    Attributes:
+      flops: of a step, in closed form.
+      closed_form_flops: of a step of `COUNTED_LAYERS` layers, in closed form.
+      counted_flops: the same as XLA counts them.
+      peak_bytes: of all layers in one scan with `remat: full`; its parts are apart.
+    """
+
+    base_bytes: int
+    bytes_per_quantized_parameter: float | None
+    trainable_parameters: int
+    optimizer_bytes: int
+    flops: float
+    closed_form_flops: float
+    counted_flops: float
+    peak_bytes: int
+    argument_bytes: int
+    temporary_bytes: int
+
+    def numbers(self) -> dict[str, Any]:
+        """By the names that results have."""
+        return {
+            "base_bytes": self.base_bytes,
+            "bytes_per_quantised_parameter": self.bytes_per_quantized_parameter,
+            "trainable_parameters": self.trainable_parameters,
+            "optimizer_bytes": self.optimizer_bytes,
+            "flops": self.flops,
+            "counted_flops.closed_form": self.closed_form_flops,
+            "counted_flops": self.counted_flops,
+            "memory": self.peak_bytes,
+            "memory.arguments": self.argument_bytes,
+            "memory.temporaries": self.temporary_bytes,
+        }
+
+
 def prepare(settings: Mapping[str, Any]):
-    """A contender that compiles and runs nothing; `info` holds facts of each entry's programs."""
+    """A contender that only compiles; `info` holds the `ProgramFacts` of each entry."""
     info = {}
     for name, each in settings.items():
         print(f" {name}", end="", file=sys.stderr, flush=True)
-        info[name] = _facts(each)
+        info[name] = dataclasses.asdict(_facts(each))
     return info, lambda: 0.0
 
 
-def _facts(settings: dict[str, Any]) -> dict[str, Any]:
+def _facts(settings: dict[str, Any]) -> ProgramFacts:
     shape = graft_step.shape_of(settings)
-    layers = min(COUNTED_LAYERS, shape.model["layers"])
-    few: dict[str, Any] = {"layers": layers, "max_scan_layers": 1, "remat": "none"}
-    few_plan, unrolled = _compiled(settings | {"model": few, "chunk": shape.length})
-    plan, scanned = _compiled(settings | {"model": {"max_scan_layers": 0, "remat": "full"}})
-    needed = memory.StepMemory.of(scanned)
+    layers = min(COUNTED_LAYERS, shape.llama.layers)
+    few_layers = {"layers": layers, "max_scan_layers": 1, "remat": "none"}
+    few_plan, few_step = _compile(settings | {"model": few_layers, "chunk": shape.length})
+    plan, step = _compile(settings | {"model": {"max_scan_layers": 0, "remat": "full"}})
+    step_memory = memory.StepMemory.of(step)
     base = plan.base_shapes
-    few_bits = [m.kernel for _, m in places(base, Linear) if isinstance(m.kernel, QuantizedMatrix)]
-    quantised = sum(math.prod(kernel.shape) for kernel in few_bits)
-    return {
-        "base_bytes": _bytes(base),
-        "bytes_per_quantised_parameter": _bytes(few_bits) / quantised if quantised else None,
-        "trainable_parameters": plan.trainable_parameters,
-        "optimizer_bytes": graft_step.optimizer_bytes(plan),
-        "flops": plan.flops_per_token * shape.tokens,
-        "counted_flops.closed_form": few_plan.flops_per_token * shape.tokens,
-        "counted_flops": unrolled.cost_analysis()["flops"],
-        "memory": needed.peak,
-        "memory.arguments": needed.arguments,
-        "memory.temporaries": needed.temporaries,
-    }
+    linears = [module for _, module in places(base, Linear)]
+    kernels = [m.kernel for m in linears if isinstance(m.kernel, QuantizedMatrix)]
+    parameters = sum(math.prod(kernel.shape) for kernel in kernels)
+    return ProgramFacts(
+        base_bytes=_bytes(base),
+        bytes_per_quantized_parameter=_bytes(kernels) / parameters if parameters else None,
+        trainable_parameters=plan.trainable_parameters,
+        optimizer_bytes=graft_step.optimizer_bytes(plan),
+        flops=plan.flops_per_token * shape.tokens,
+        closed_form_flops=few_plan.flops_per_token * shape.tokens,
+        counted_flops=few_step.cost_analysis()["flops"],
+        peak_bytes=step_memory.peak,
+        argument_bytes=step_memory.arguments,
+        temporary_bytes=step_memory.temporaries,
+    )
 
 
 def _bytes(arrays: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
-def _compiled(settings: Mapping[str, Any]) -> tuple[program.Program, Any]:
+def _compile(settings: Mapping[str, Any]) -> tuple[program.Program, Any]:
     plan = program.make_program(graft_step.experiment(settings), None)
     with sharding.mesh_context(plan.mesh, plan.experiment.sharding_rules):
         return plan, plan.compile(graft_step.batch(settings))
@@ -209,11 +248,11 @@ def _compiled(settings: Mapping[str, Any]) -> tuple[program.Program, Any]:
 # --- time -----------------------------------------------------------------------------------
 
 
-def _times(arguments: argparse.Namespace) -> dict[str, Any]:
+def _times(arguments: argparse.Namespace) -> harness.Results:
     cases = [("none", name) for name in arguments.methods]
     cases += [("full", name) for name in arguments.methods if name in arguments.remat]
     groups = itertools.groupby(cases, key=lambda case: (case[0], ENTRIES[case[1]].beside))
-    results: dict[str, Any] = {}
+    results: harness.Results = {}
     print()
     _print_table(TIME_HEADER, TIME_WIDTHS)
     for (remat, beside), members in groups:
@@ -222,22 +261,22 @@ def _times(arguments: argparse.Namespace) -> dict[str, Any]:
         for first in range(0, len(names), arguments.together):
             some = names[first : first + arguments.together]
             try:
-                found, rows = _together(arguments, remat, beside, some)
+                numbers, rows = _together(arguments, remat, beside, some)
             except RuntimeError as error:  # a group that does not fit takes no other with it
                 print(f"{', '.join(some)}: no result: {error}", flush=True)
                 results |= {f"{name}.error": str(error) for name in some}
                 continue
-            results |= found
+            results |= numbers
             _print_table(rows, TIME_WIDTHS)
     return results
 
 
 def _together(
     arguments: argparse.Namespace, remat: str, beside: str, names: Sequence[str]
-) -> tuple[dict[str, Any], list[list[str]]]:
+) -> tuple[harness.Results, list[list[str]]]:
     """Some methods, what they are compared to, and the machine's limits, in turns: numbers, and
     lines of the table."""
-    modules: dict[str, tuple[str, Mapping[str, Any]]] = {
+    modules: dict[str, harness.Entrant] = {
         "limit": ("research.benchmarks.matmul_peak", {"dtype": arguments.dtype}),
         "memory": ("research.benchmarks.memory_rate", {}),
     }
@@ -245,15 +284,19 @@ def _together(
         settings = dict(_entry(name).settings) | _common(arguments) | {"model": {"remat": remat}}
         modules[name] = ("research.benchmarks.graft_step", settings)
     with harness.contenders(modules) as ready:
-        info = {contender.name: contender.info for contender in ready}
+        facts = {
+            contender.name: graft_step.StepFacts(**contender.info)
+            for contender in ready
+            if contender.name in (beside, *names)
+        }
         times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
     tokens = SHAPES[arguments.shape].tokens
     limits = [
         [statistics.median(runs) for runs in each]
         for each in zip(times["limit"], times["memory"], strict=True)
     ]
-    expected = {name: _expected(info[name], tokens, limits) for name in (beside, *names)}
-    results: dict[str, Any] = {}
+    expected = {name: _expected_seconds(facts[name], tokens, limits) for name in (beside, *names)}
+    results: harness.Results = {}
     rows = []
     for name in names:
         key = name if remat == "none" else f"{name}.remat"
@@ -261,12 +304,14 @@ def _together(
         analytic = harness.ratio(expected[name], expected[beside])
         off = faster.middle / analytic.middle
         seconds, other = (harness.Spread.of(_medians(times[one])) for one in (name, beside))
-        results |= faster.keys(f"{key}.ratio") | analytic.keys(f"{key}.ratio.analytic")
-        results |= seconds.keys(f"{key}.seconds") | other.keys(f"{key}.seconds_of_other")
+        results |= faster.to_results(f"{key}.ratio") | analytic.to_results(f"{key}.ratio.analytic")
+        results |= seconds.to_results(f"{key}.seconds") | other.to_results(
+            f"{key}.seconds_of_other"
+        )
         results[f"{key}.ratio.to_analytic"] = off
-        results[f"{key}.update_bytes"] = _update_bytes(info[name])
+        results[f"{key}.update_bytes"] = _update_bytes(facts[name])
         if beside != "full":
-            results |= faster.inverse().keys(f"{key}.ratio_to_{beside.partition('-')[0]}")
+            results |= faster.inverse().to_results(f"{key}.ratio_to_{beside.partition('-')[0]}")
         rows.append(
             [
                 name,
@@ -282,45 +327,45 @@ def _together(
     return results, rows
 
 
-def _expected(
-    info: Mapping[str, Any], tokens: int, limits: Sequence[Sequence[float]]
+def _expected_seconds(
+    facts: graft_step.StepFacts, tokens: int, limits: Sequence[Sequence[float]]
 ) -> list[list[float]]:
     """Seconds of a step at the machine's limits, in each round: products, then the update.
 
     Args:
       limits: seconds for 10^12 FLOPs of products and for 10^9 bytes, by round.
     """
-    flops = (info["flops_per_token"] + info["recomputed_flops_per_token"]) * tokens
-    moved = _update_bytes(info)
+    flops = (facts.flops_per_token + facts.recomputed_flops_per_token) * tokens
+    moved = _update_bytes(facts)
     return [[flops / 1e12 * product + moved / 1e9 * passing] for product, passing in limits]
 
 
-def _update_bytes(info: Mapping[str, Any]) -> int:
-    """What clipping, the optimizer and the update read and write, as `train_step` is written.
+def _update_bytes(facts: graft_step.StepFacts) -> int:
+    """Bytes that clipping, the optimizer and the update read and write, as `train_step` is written.
 
     Arrays of the trained leaves: the norm reads gradients; the optimizer reads them and writes its
     steps; the check reads those; the update reads steps and weights and writes weights. Of the
     optimizer's state: read and written new, then old and new are read and one of them is kept.
     """
-    return 7 * 4 * info["trainable_parameters"] + 5 * info["optimizer_bytes"]
+    return 7 * 4 * facts.trainable_parameters + 5 * facts.optimizer_bytes
 
 
 def _medians(rounds: Sequence[Sequence[float]]) -> list[float]:
     return [statistics.median(runs) for runs in rounds]
 
 
-def _say_marks(results: Mapping[str, Any]) -> None:
+def _print_marks(results: Mapping[str, Any]) -> None:
     print("\nthe project's marks")
     for key, least, most in MARKS:
         if key in results:
             value = results[key]
-            wanted = " and ".join(
-                f"{word} {bound}"
-                for word, bound in (("at least", least), ("at most", most))
-                if bound is not None
+            goal = " and ".join(
+                f"{word} {limit}"
+                for word, limit in (("at least", least), ("at most", most))
+                if limit is not None
             )
-            reached = (least is None or value >= least) and (most is None or value <= most)
-            print(f"  {key:30} {value:6.3f}  {wanted}: {'reached' if reached else 'missed'}")
+            is_reached = (least is None or value >= least) and (most is None or value <= most)
+            print(f"  {key:30} {value:6.3f}  {goal}: {'reached' if is_reached else 'missed'}")
 
 
 def _print_table(rows: Sequence[Sequence[str]], widths: Sequence[int] = ()) -> None:

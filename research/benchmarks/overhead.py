@@ -8,6 +8,7 @@ Each save comes with a held-out loss on some 20,000 tokens of each source.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,7 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from research.benchmarks import harness
 
@@ -30,29 +30,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--saves", type=harness.positive, default=3, help="checkpoints in the run")
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: argparse.Namespace) -> harness.Results:
     if not Path(arguments.tokenizer).exists():
         raise SystemExit(f"{arguments.tokenizer} is not there: run tools/quickstart first")
-    results: dict[str, Any] = dict(harness.machine())
+    results: harness.Results = dict(harness.machine())
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "warm"):
-            first, summary = _train(arguments, Path(folder), name)
-            results |= _facts(name, first, summary, arguments)
+            times = _train(arguments, Path(folder), name)
+            results |= _report(name, times, arguments.saves)
+            warm_rate = times.steps / times.loop
     settings = {"shape": "quickstart", "method": "full", "dtype": "float32", "optimizer": "muon"}
     if arguments.config == "configs/quickstart/pretrain.py":
         module = ("research.benchmarks.graft_step", settings)
         with harness.contenders({"the step alone": module}) as ready:
-            times = harness.take_turns(ready, 3, 4.0)["the step alone"]
-        alone = harness.rate(1, times)
-        results |= alone.keys("alone.steps_per_second")
-        share = results["warm.steps_per_second"] / alone.middle
+            step_times = harness.take_turns(ready, 3, 4.0)["the step alone"]
+        alone = harness.rate(1, step_times)
+        results |= alone.to_results("alone.steps_per_second")
+        share = warm_rate / alone.middle
         results["warm.share_of_step_alone"] = share
         print(f"the loop runs at {share:.1%} of the step alone")
     return results
 
 
-def _train(arguments: argparse.Namespace, folder: Path, name: str) -> tuple[float, dict[str, Any]]:
-    """Seconds from the program's start to the end of its first step, and its summary."""
+@dataclasses.dataclass(frozen=True)
+class _TrainingTimes:
+    """Times of a run, in seconds.
+
+    Attributes:
+      first_step: from the program's start to the end of its first step.
+      parts: what the run spent on each part of its work.
+    """
+
+    first_step: float
+    steps: int
+    parts: dict[str, float]
+
+    @property
+    def host(self) -> float:
+        """What the host did between two steps."""
+        return sum(self.parts.get(part, 0.0) for part in HOST)
+
+    @property
+    def loop(self) -> float:
+        """All steps with the host's work between them."""
+        return self.host + self.parts["step"]
+
+
+def _train(arguments: argparse.Namespace, folder: Path, name: str) -> _TrainingTimes:
+    """Runs `graft train` in a folder of this name.
+
+    Raises:
+      RuntimeError: it failed, with its output.
+    """
     command = [
         sys.executable, "-m", "research.cli", "train", "--workdir", str(folder / name),
         "--config", arguments.config, f"--config.tokenizer={arguments.tokenizer}",
@@ -74,43 +103,45 @@ def _train(arguments: argparse.Namespace, folder: Path, name: str) -> tuple[floa
         text=True,
     ) as process:
         assert process.stderr
-        said = []
+        output = []
         for line in process.stderr:
-            said.append(line)
+            output.append(line)
             if first is None and line.startswith("step 1/"):
                 first = time.monotonic() - start
     if process.returncode or first is None:
-        raise RuntimeError("the run failed:\n" + "".join(said))
-    return first, json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+        raise RuntimeError("the run failed:\n" + "".join(output))
+    summary = json.loads((folder / name / "summary.json").read_text(encoding="utf-8"))
+    return _TrainingTimes(first, summary["steps"], summary["timing"])
 
 
-def _facts(
-    name: str, first: float, summary: dict[str, Any], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    spent = summary["timing"]
-    host = sum(spent.get(part, 0.0) for part in HOST)
-    loop = host + spent["step"]
-    step = loop / summary["steps"]
-    stall = spent["checkpoint"] / arguments.saves
-    evaluation = spent["evaluation"] / arguments.saves
-    print(f"\n{name}: first step after {first:.1f} s ({spent['compile']:.1f} s of it compiling)")
+def _report(name: str, times: _TrainingTimes, saves: int) -> harness.Results:
+    parts, loop = times.parts, times.loop
+    step = loop / times.steps
+    stall = parts["checkpoint"] / saves
+    evaluation = parts["evaluation"] / saves
+    logging = parts.get("logging", 0.0)
     print(
-        f"  a step   {step * 1e3:.1f} ms; the host is not waiting for it {host / loop:.2%} of that"
+        f"\n{name}: first step after {times.first_step:.1f} s ({parts['compile']:.1f} s of it "
+        "compiling)"
     )
-    print(f"  data     waits {spent['data'] / loop:.2%}")
-    print(f"  logging  {spent.get('logging', 0.0) / loop:.2%}")
+    print(
+        f"  a step   {step * 1e3:.1f} ms; the host is not waiting for it "
+        f"{times.host / loop:.2%} of that"
+    )
+    print(f"  data     waits {parts['data'] / loop:.2%}")
+    print(f"  logging  {logging / loop:.2%}")
     print(
         f"  a save   stalls {stall * 1e3:.0f} ms, {stall / step:.2f} of a step (the first compiles)"
     )
     print(f"  held-out loss {evaluation:.2f} s a time, {evaluation / step:.1f} steps")
     return {
         f"{name}.evaluation_seconds": evaluation,
-        f"{name}.first_step_seconds": first,
-        f"{name}.compile_seconds": spent["compile"],
+        f"{name}.first_step_seconds": times.first_step,
+        f"{name}.compile_seconds": parts["compile"],
         f"{name}.steps_per_second": 1 / step,
-        f"{name}.host_share": host / loop,
-        f"{name}.data_share": spent["data"] / loop,
-        f"{name}.logging_share": spent.get("logging", 0.0) / loop,
+        f"{name}.host_share": times.host / loop,
+        f"{name}.data_share": parts["data"] / loop,
+        f"{name}.logging_share": logging / loop,
         f"{name}.save_stall_seconds": stall,
         f"{name}.save_stall_steps": stall / step,
     }

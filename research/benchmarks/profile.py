@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import re
 import shutil
 import tempfile
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", metavar="FOLDER", help="keep the trace, for XProf or Perfetto")
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
     settings = {
         name: getattr(arguments, name) for name in ("shape", "method", "dtype", "optimizer")
     }
@@ -56,19 +57,21 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(settings: Mapping[str, Any]):
     """A contender whose `info` holds `operations`: [what, seconds a step, times a step]."""
-    compiled, info, run = graft_step.build(settings)
+    step, facts, run = graft_step.build(settings)
     run()  # the first step after compiling still gathers memory
     with jax.profiler.trace(settings["trace"]):
         seconds = [run() for _ in range(3)]
     files = list(Path(settings["trace"]).rglob("*.xplane.pb"))
-    operations = _operations(files[0], _meanings(compiled.as_text()), len(seconds))
+    operations = _operations(files[0], _meanings(step.as_text()), len(seconds))
+    info = dataclasses.asdict(facts)
     return info | {"step_seconds": min(seconds), "operations": operations}, run
 
 
 def _operations(
     file: Path, meanings: Mapping[str, str], steps: int
 ) -> list[tuple[str, float, float]]:
-    spent: dict[str, float] = collections.defaultdict(float)
+    """Each kind of operation, its seconds and its times a step; the longest first."""
+    seconds: dict[str, float] = collections.defaultdict(float)
     times: dict[str, int] = collections.defaultdict(int)
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
@@ -78,15 +81,15 @@ def _operations(
                 if name is None or name.startswith(("while", "call", "conditional")):
                     continue
                 what = meanings.get(name) or "rest " + re.sub(r"[.\d]+$", "", name)
-                spent[what] += event.duration_ns / 1e9 / steps
+                seconds[what] += event.duration_ns / 1e9 / steps
                 times[what] += 1
-    entries = [(what, spent[what], times[what] / steps) for what in spent]
+    entries = [(what, seconds[what], times[what] / steps) for what in seconds]
     return sorted(entries, key=lambda entry: -entry[1])
 
 
 def _meanings(program: str) -> dict[str, str]:
-    """What each instruction is for: `mlp backward dot_general f32[1024,1536]`."""
-    found = {}
+    """The purpose of each instruction: `mlp backward dot_general f32[1024,1536]`."""
+    result = {}
     for line in program.splitlines():
         if match := _INSTRUCTION.match(line):
             name, shape, path = match.groups()
@@ -95,5 +98,5 @@ def _meanings(program: str) -> dict[str, str]:
             again = " recomputed" if "rematted" in path else ""
             operation = re.sub(r"\W.*", "", path.rpartition("/")[2])
             size = shape.partition("{")[0]
-            found[name] = f"{scopes[-1] if scopes else 'rest'}{backward}{again} {operation} {size}"
-    return found
+            result[name] = f"{scopes[-1] if scopes else 'rest'}{backward}{again} {operation} {size}"
+    return result

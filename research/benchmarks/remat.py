@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import typing
-from typing import Any
 
 from research.benchmarks import graft_step, harness
 from research.benchmarks.shapes import SHAPES
@@ -27,27 +26,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a turn at least")
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: argparse.Namespace) -> harness.Results:
     shape = SHAPES[arguments.shape]
     settings = {name: getattr(arguments, name) for name in ("shape", "method", "dtype")}
-    model = lambda policy: {"remat": policy, "max_scan_layers": 0}  # noqa: E731
     modules = {
-        policy: ("research.benchmarks.graft_step", settings | {"model": model(policy)})
+        policy: (
+            "research.benchmarks.graft_step",
+            settings | {"model": {"remat": policy, "max_scan_layers": 0}},
+        )
         for policy in typing.get_args(Remat)
     }
-    results: dict[str, Any] = {**settings, **harness.machine()}
+    results: harness.Results = {**settings, **harness.machine()}
     with harness.contenders(modules) as ready:
         times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
     for contender in ready:
-        policy, info = contender.name, contender.info
+        policy, facts = contender.name, graft_step.StepFacts(**contender.info)
         rate = harness.rate(shape.tokens, times[policy])
         share = harness.ratio(times[policy], times["none"])
         print(
-            f"remat {policy:10}{info['argument_bytes'] / MIB:8,.1f} MiB arguments, "
-            f"{info['temporary_bytes'] / MIB:8,.1f} temporaries, {rate:,.0f} tokens/s, "
+            f"remat {policy:10}{facts.argument_bytes / MIB:8,.1f} MiB arguments, "
+            f"{facts.temporary_bytes / MIB:8,.1f} temporaries, {rate:,.0f} tokens/s, "
             f"{share:.2f} of none's"
         )
-        results |= rate.keys(f"{policy}.tokens_per_second") | share.keys(f"{policy}.ratio")
-        for name in ("argument_bytes", "temporary_bytes"):
-            results[f"{policy}.{name}"] = info[name]
+        results |= rate.to_results(f"{policy}.tokens_per_second") | share.to_results(
+            f"{policy}.ratio"
+        )
+        results[f"{policy}.argument_bytes"] = facts.argument_bytes
+        results[f"{policy}.temporary_bytes"] = facts.temporary_bytes
     return results

@@ -1,4 +1,4 @@
-"""The shapes that are measured, in Graft's words and in those of transformers."""
+"""The shapes that are measured, for Graft and for transformers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,32 @@ RATE, DECAY = 1e-3, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
+class LlamaShape:
+    """The fields of a ModelConfig that Llamas differ in."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp_width: int
+    rotary_base: float
+    tie_embeddings: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
     """A model's shape and a batch of it."""
 
     rows: int
     length: int
-    model: dict[str, Any]  # of research.models.transformer.ModelConfig
+    llama: LlamaShape
     remat: str = "none"
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Arguments of ModelConfig."""
+        return dataclasses.asdict(self.llama)
 
     @property
     def tokens(self) -> int:
@@ -27,46 +46,36 @@ class Shape:
     def text(self) -> np.ndarray:
         """Random tokens [B,S+1]: all but the last are read, all but the first predicted."""
         random = np.random.default_rng(0)
-        return random.integers(0, self.model["vocabulary"], (self.rows, self.length + 1))
-
-
-def _llama(vocabulary, width, layers, heads, kv_heads, hidden, base, tied=True) -> dict[str, Any]:
-    return dict(
-        vocabulary=vocabulary,
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        mlp_width=hidden,
-        rotary_base=base,
-        tie_embeddings=tied,
-    )
+        return random.integers(0, self.llama.vocabulary, (self.rows, self.length + 1))
 
 
 SHAPES = {
     # HuggingFaceTB/SmolLM2-135M
-    "smollm2": Shape(4, 256, _llama(49152, 576, 30, 9, 3, 1536, 1e5)),
+    "smollm2": Shape(4, 256, LlamaShape(49152, 576, 30, 9, 3, 1536, 1e5)),
     # configs/quickstart/pretrain.py
-    "quickstart": Shape(16, 256, _llama(2048, 192, 3, 3, 1, 512, 1e4)),
+    "quickstart": Shape(16, 256, LlamaShape(2048, 192, 3, 3, 1, 512, 1e4)),
     # meta-llama/Llama-3.2-1B and Llama-3.1-8B, without their scaling of positions
-    "llama_1b": Shape(8, 2048, _llama(128256, 2048, 16, 32, 8, 8192, 5e5), remat="full"),
-    "llama_8b": Shape(4, 2048, _llama(128256, 4096, 32, 32, 8, 14336, 5e5, False), remat="full"),
+    "llama_1b": Shape(8, 2048, LlamaShape(128256, 2048, 16, 32, 8, 8192, 5e5), remat="full"),
+    "llama_8b": Shape(
+        4, 2048, LlamaShape(128256, 4096, 32, 32, 8, 14336, 5e5, False), remat="full"
+    ),
     # for tests of the harness
-    "tiny": Shape(2, 16, _llama(64, 32, 2, 4, 2, 48, 1e4)),
+    "tiny": Shape(2, 16, LlamaShape(64, 32, 2, 4, 2, 48, 1e4)),
 }
 
 
-def transformers_config(model: dict[str, Any]) -> dict[str, Any]:
+def transformers_config(shape: Shape) -> dict[str, Any]:
     """The arguments of transformers' LlamaConfig for the same model."""
+    llama = shape.llama
     return dict(
-        vocab_size=model["vocabulary"],
-        hidden_size=model["width"],
-        intermediate_size=model["mlp_width"],
-        num_hidden_layers=model["layers"],
-        num_attention_heads=model["heads"],
-        num_key_value_heads=model["kv_heads"],
-        rope_theta=model["rotary_base"],
-        tie_word_embeddings=model["tie_embeddings"],
+        vocab_size=llama.vocabulary,
+        hidden_size=llama.width,
+        intermediate_size=llama.mlp_width,
+        num_hidden_layers=llama.layers,
+        num_attention_heads=llama.heads,
+        num_key_value_heads=llama.kv_heads,
+        rope_theta=llama.rotary_base,
+        tie_word_embeddings=llama.tie_embeddings,
         rms_norm_eps=1e-5,
         max_position_embeddings=8192,
     )

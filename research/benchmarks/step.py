@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from research.benchmarks import harness
+from research.benchmarks.graft_step import StepFacts
 from research.benchmarks.shapes import SHAPES
 from research.models.config import ModelConfig
 from research.training import cost
@@ -36,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="the peer under torch.compile")
 
 
-def main(arguments: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: argparse.Namespace) -> harness.Results:
     absent = [name for name in ("torch", "transformers", "peft") if not find_spec(name)]
     if absent and not arguments.no_peer:
         raise SystemExit(f"{absent[0]} is not there: run tools/setup interop, or give --no-peer")
     shape = SHAPES[arguments.shape]
-    results: dict[str, Any] = {"shape": arguments.shape, **harness.machine()}
+    results: harness.Results = {"shape": arguments.shape, **harness.machine()}
     print(f"{arguments.shape}: {shape.rows} rows of {shape.length} tokens, {shape.model}")
     for method in arguments.methods:
         for dtype in arguments.dtypes:
@@ -57,7 +59,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def _case(arguments: argparse.Namespace, method: str, dtype: str) -> dict[str, Any]:
+def _case(arguments: argparse.Namespace, method: str, dtype: str) -> harness.Results:
     """The machine's limit, Graft and the peer in turns: one method in one type."""
     shape, key = SHAPES[arguments.shape], f"{method}.{dtype}"
     settings: dict[str, Any] = {"shape": arguments.shape, "method": method, "dtype": dtype}
@@ -74,28 +76,29 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> dict[str, A
             info = {contender.name: contender.info for contender in ready}
             if "weights" in settings:
                 Path(settings["weights"]).unlink()
-                _check_same(info["graft"], info["peer"], dtype)
+                _check_same(info["graft"]["losses"], info["peer"]["losses"], dtype)
             elif "peer" in info:
                 print("  too large to share weights: losses are not compared", flush=True)
             times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
             memory = {c.name: c.peak_memory() for c in ready if c.name != "limit"}
-    facts = info["graft"]
-    flops = facts["flops_per_token"] * shape.tokens
+    facts = StepFacts(**info["graft"])
+    flops = facts.flops_per_token * shape.tokens
     peak = harness.rate(1e12, times["limit"])
     rate = harness.rate(shape.tokens, times["graft"])
-    used = _share(flops, times["graft"], times["limit"])
+    utilization = _share(flops, times["graft"], times["limit"])
     print(f"  limit  {peak / 1e9:,.0f} GFLOP/s in matrix products")
     print(
-        f"  Graft  {rate:,.0f} tokens/s, {used:.1%} of the limit, {memory['graft'] / GIB:.2f} GiB"
+        f"  Graft  {rate:,.0f} tokens/s, {utilization:.1%} of the limit, "
+        f"{memory['graft'] / GIB:.2f} GiB"
     )
     results = {
-        **peak.keys(f"{key}.peak_flops_per_second"),
-        **rate.keys(f"{key}.graft.tokens_per_second"),
-        **used.keys(f"{key}.utilisation"),
-        f"{key}.graft.program_bytes": facts["argument_bytes"] + facts["temporary_bytes"],
+        **peak.to_results(f"{key}.peak_flops_per_second"),
+        **rate.to_results(f"{key}.graft.tokens_per_second"),
+        **utilization.to_results(f"{key}.utilisation"),
+        f"{key}.graft.program_bytes": facts.argument_bytes + facts.temporary_bytes,
         f"{key}.graft.peak_memory_bytes": memory["graft"],
-        f"{key}.graft.compile_seconds": facts["compile_seconds"],
-        "jax": facts["jax"],
+        f"{key}.graft.compile_seconds": facts.compile_seconds,
+        "jax": facts.jax,
         "device": info["limit"]["device"],
     }
     if arguments.no_peer:
@@ -108,12 +111,12 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> dict[str, A
     print(
         f"  Graft is {faster:.2f} times as fast; at the limit it would be {bound:.2f}", flush=True
     )
-    results |= rate.keys(f"{key}.peer.tokens_per_second") | faster.keys(f"{key}.ratio")
-    results |= bound.keys(f"{key}.ratio_at_limit")
+    results |= rate.to_results(f"{key}.peer.tokens_per_second") | faster.to_results(f"{key}.ratio")
+    results |= bound.to_results(f"{key}.ratio_at_limit")
     results[f"{key}.peer.peak_memory_bytes"] = memory["peer"]
     results |= {name: info["peer"][name] for name in ("torch", "transformers")}
     if dtype == arguments.dtypes[0]:
-        results |= faster.keys(f"{method}.ratio")
+        results |= faster.to_results(f"{method}.ratio")
     return results
 
 
@@ -122,9 +125,13 @@ def _share(flops: float, of: list[list[float]], limit: list[list[float]]) -> har
     return harness.ratio([[flops / 1e12 * s for s in runs] for runs in limit], of).inverse()
 
 
-def _check_same(graft: dict[str, Any], peer: dict[str, Any], dtype: str) -> None:
-    """Refuses to time two things that do not compute the same."""
-    pairs = list(zip(graft["losses"], peer["losses"], strict=True))
+def _check_same(graft: Sequence[float], peer: Sequence[float], dtype: str) -> None:
+    """Refuses to time two sides whose first losses differ.
+
+    Raises:
+      RuntimeError: giving the losses.
+    """
+    pairs = list(zip(graft, peer, strict=True))
     text = ", ".join(f"{a:.4f} and {b:.4f}" for a, b in pairs)
     print(f"  losses of the first steps, Graft's and the peer's: {text}", flush=True)
     if any(abs(a - b) > AGREEMENT[dtype] * abs(b) for a, b in pairs):

@@ -26,7 +26,7 @@ def prepare(settings: Mapping[str, Any]):
     # as JAX's default: plain float32 on CPU, TF32 on NVIDIA
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**transformers_config(shape.model))
+    config = transformers.LlamaConfig(**transformers_config(shape))
     config.use_cache = False
     with torch.device(device):
         model = transformers.LlamaForCausalLM(config).to(getattr(torch, settings["dtype"]))
@@ -44,9 +44,9 @@ def prepare(settings: Mapping[str, Any]):
         if settings["method"] == "lora":
             model.enable_input_require_grads()
     model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        trained, lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=DECAY, fused=True
+        trainable, lr=RATE, betas=(0.9, 0.95), eps=1e-8, weight_decay=DECAY, fused=True
     )
     forward = torch.compile(model) if settings.get("compile") else model
     text = shape.text()
@@ -59,7 +59,7 @@ def prepare(settings: Mapping[str, Any]):
         # `shift_labels`: the targets are given, nothing is shifted or cut
         loss = forward(input_ids=tokens, labels=targets, shift_labels=targets).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses[:] = [*losses[-2:], loss.item()]  # waits for the device
@@ -82,15 +82,15 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
-    return int(found[1]) * 1024 if found else 0
+    match = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return int(match[1]) * 1024 if match else 0
 
 
 def _load(model: torch.nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     """Every parameter from Graft's, by its name without what PEFT wraps around it."""
-    held = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     plain = {}
-    for name in held:
+    for name in parameters:
         bare = name.removeprefix("base_model.model.")
         plain[bare.replace(".base_layer", "").replace(".default", "")] = name
     missing, surplus = plain.keys() - weights, weights.keys() - plain.keys()
@@ -98,4 +98,4 @@ def _load(model: torch.nn.Module, weights: Mapping[str, np.ndarray]) -> None:
         raise KeyError(f"not in Graft's: {sorted(missing)}; not in the peer: {sorted(surplus)}")
     with torch.no_grad():
         for name in weights:
-            held[plain[name]].copy_(torch.from_numpy(weights[name]))
+            parameters[plain[name]].copy_(torch.from_numpy(weights[name]))

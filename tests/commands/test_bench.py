@@ -29,9 +29,9 @@ def bench(tmp_path, *arguments, verb="step"):
         *arguments,
     ]
     one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(file.read_text())
+    process = subprocess.run(command, cwd=ROOT, env=one_device, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout, json.loads(file.read_text())
 
 
 def test_ratios_are_taken_within_a_round():
