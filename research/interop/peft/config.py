@@ -10,6 +10,7 @@ from typing import Any
 from research.interop.fields import UnsupportedModel
 from research.interop.peft import prompts
 from research.methods import IA3, DoRA, LoHa, LoRA, Method, VeRA
+from research.methods.oft import OFT
 
 
 def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
@@ -20,6 +21,14 @@ def write(method: Method, scales: Mapping[str, tuple[int, float]]) -> dict[str, 
     """
     if isinstance(method, IA3):
         return {"peft_type": "IA3", "feedforward_modules": []}
+    if isinstance(method, OFT):
+        return {
+            "peft_type": "OFT",
+            "r": 0,
+            "oft_block_size": method.block_size,
+            "use_cayley_neumann": False,
+            "bias": "none",
+        }
     if isinstance(method, VeRA):
         return {
             "peft_type": "VERA",
@@ -75,8 +84,10 @@ def read(
     kind = content.get("peft_type")
     if kind == "IA3":
         return IA3(targets), {}
+    if kind == "OFT":
+        return _read_oft(content, where, targets), {}
     if kind not in ("LORA", "VERA", "LOHA"):
-        kinds = ", ".join(("LORA", "IA3", "VERA", "LOHA", *prompts.KINDS))
+        kinds = ", ".join(("LORA", "IA3", "OFT", "VERA", "LOHA", *prompts.KINDS))
         raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {kinds}")
     alpha_key = "alpha" if kind == "LOHA" else "lora_alpha"
     rank, alpha = content.get("r"), content.get(alpha_key, 1 if kind == "VERA" else None)
@@ -107,6 +118,21 @@ def read(
     ranks = _rules({ours: r for ours, (r, _) in each.items() if r != rank})
     alphas = _rules({ours: a for ours, (_, a) in each.items() if a != alpha})
     return method(targets, rank=rank, alpha=alpha, ranks=ranks, alphas=alphas), file_ranks
+
+
+def _read_oft(content: Mapping[str, Any], where: str, targets: tuple[str, ...]) -> OFT:
+    if content.get("use_cayley_neumann", True):
+        raise UnsupportedModel(
+            f"{where}: use_cayley_neumann sums a few terms of a series; Graft's OFT is "
+            "exact. Merge it in PEFT"
+        )
+    for name in ("coft", "block_share"):
+        if content.get(name):
+            raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft's OFT has none")
+    size = content.get("oft_block_size")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UnsupportedModel(f"{where}: oft_block_size is {size!r}; Graft's OFT needs one size")
+    return OFT(targets, block_size=size)
 
 
 def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:

@@ -19,11 +19,12 @@ from research.interop.exporting import whole_or_nothing
 from research.interop.fields import UnsupportedModel
 from research.interop.peft import config, joined, prompts
 from research.interop.peft.joined import TargetModules, target_modules
-from research.methods import Method, Prefix, Prompt, VeRA
+from research.methods import LoHa, Method, Prefix, Prompt, VeRA
+from research.methods.oft import OFT
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# PEFT's names for a delta's leaves; all but vectors are transposed
+# PEFT's names for a delta's leaves
 _LEAVES: dict[str, dict[str, str]] = {
     "lora": {"a": "lora_A.weight", "b": "lora_B.weight"},
     "dora": {
@@ -32,6 +33,7 @@ _LEAVES: dict[str, dict[str, str]] = {
         "magnitude": "lora_magnitude_vector",
     },
     "ia3": {"factor": "ia3_l"},
+    "oft": {"skew": "oft_R.weight"},
     "vera": {"inner": "vera_lambda_d", "outer": "vera_lambda_b"},
     "loha": {
         "first_in": "hada_w1_b",
@@ -132,9 +134,10 @@ def _write_modules(
     Args:
       kernel: the base's weight of a linear to which nothing is attached.
     """
-    if modules.conv1d and method.kind == "loha":
+    if modules.conv1d and isinstance(method, LoHa | OFT):
+        name = type(method).__name__
         raise UnsupportedModel(
-            "PEFT's LoHa takes no Conv1D, which GPT-2 is made of in transformers"
+            f"PEFT's {name} takes no Conv1D, which GPT-2 is made of in transformers"
         )
     adapter: str = method.adapter
     deltas = _deltas(arrays, adapter)
@@ -146,9 +149,7 @@ def _write_modules(
         present = {linear: deltas.get(linear) for linear in linears}
         delta = joined.join(method.kind, present, modules.outputs, kernel)
         for leaf, their_leaf in leaves_of(method.kind, linears[0]).items():
-            value = delta[leaf]
-            value = value[:, None] if their_leaf == "ia3_l" else value.T
-            tensors[f"{PREFIX}{name}.{their_leaf}"] = value
+            tensors[f"{PREFIX}{name}.{their_leaf}"] = _to_peft(their_leaf, delta[leaf])
         low = "low/" if method.kind == "dora" else ""
         if f"{low}scale" in delta:
             rank = delta[joined.INPUT_LEAVES[method.kind][0]].shape[1]
@@ -185,6 +186,15 @@ def leaves_of(kind: str, place: str) -> dict[str, str]:
     if kind == "lora" and place == "embedding":
         return {"a": "lora_embedding_A", "b": "lora_embedding_B"}
     return _LEAVES[kind]
+
+
+def _to_peft(their_leaf: str, value: np.ndarray) -> np.ndarray:
+    """A leaf as PEFT stores it."""
+    if their_leaf == "ia3_l":
+        return value[:, None]
+    if their_leaf == "oft_R.weight":
+        return -value  # PEFT's rotation is (I - Q) (I + Q)^-1
+    return value.T
 
 
 def _layer_order(name: str) -> list[Any]:

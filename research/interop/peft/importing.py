@@ -32,6 +32,7 @@ from research.models.transformer import Transformer
 from research.runtime import storage
 
 _BASE = ".base_layer.weight"
+_OFT = ".oft_R.weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,10 @@ class Adapter:
         part = self.sources[name]
         everything = tuple(slice(None) for _ in self.tensors.shapes[part.name])
         value = self.tensors.read(part.name, everything)
-        value = value.reshape(-1) if len(shape) == 1 else value.T
+        if part.name.endswith(_OFT):
+            value = -value  # PEFT's rotation is (I - Q) (I + Q)^-1
+        else:
+            value = value.reshape(-1) if len(shape) == 1 else value.T
         if part.columns is not None:
             value = value[..., part.columns]
         return jnp.asarray(np.ascontiguousarray(value, np.float32))
@@ -218,9 +222,10 @@ def _sources(
             if leaf in ("b", "low/b") and linear in ranks:
                 rows = [ranks[linear]]
         expected, given = (*rows, width), tensors.shapes[part.name]
-        fits = math.prod(given) == width if not rows else given[::-1] == expected
-        if not fits:
-            raise UnsupportedModel(f"{where}: {part.name} has shape {given}, not {expected[::-1]}")
+        if kind != "oft":  # whose tensors lie as PEFT's
+            expected = expected[::-1]
+        if given != expected and (rows or math.prod(given) != width):
+            raise UnsupportedModel(f"{where}: {part.name} has shape {given}, not {expected}")
         sources[name] = part
     surplus = [part.name for leaves in parts.values() for part in leaves.values()]
     if surplus:
@@ -313,8 +318,9 @@ def _scaled_linear(module: str, modules: TargetModules, base: Run, where: str) -
 def _split(name: str) -> tuple[str, str]:
     """Splits a tensor's name into its module's and its leaf's."""
     bare = name.removeprefix(PREFIX)
-    module, is_lora, leaf = bare.rpartition(".lora_")
-    if is_lora:
-        return module, f"lora_{leaf}"
+    for kind in ("lora_", "oft_"):  # whose leaves are modules themselves
+        module, is_kind, leaf = bare.rpartition(f".{kind}")
+        if is_kind:
+            return module, f"{kind}{leaf}"
     module, _, leaf = bare.rpartition(".")
     return module, leaf

@@ -3,7 +3,8 @@
 Phi-3 and GPT-2 have one matrix for query, key and value. A LoRA on it is one factor A that the
 parts share, and a factor B whose columns are theirs, so it splits into a LoRA for each part,
 exactly. The other way, parts that share A stay one product; others need their ranks side by side,
-with B block-diagonal. What DoRA and IA3 hold for each output is cut and put together alike.
+with B block-diagonal. What DoRA and IA3 hold for each output is cut and put together alike. OFT on
+a joined matrix is the same rotation for all parts.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from research.models.transformer import Transformer
 
 # a delta's leaves, by name
 Delta = Mapping[str, np.ndarray]
-# leaves [I,R], on the side of the inputs
-INPUT_LEAVES = {"lora": ("a",), "dora": ("low/a",), "loha": ("first_in", "second_in")}
+# leaves on the side of the inputs: factors [I,R], OFT's rotations
+INPUT_LEAVES = {
+    "lora": ("a",),
+    "dora": ("low/a",),
+    "loha": ("first_in", "second_in"),
+    "oft": ("skew",),
+}
 # leaves [R,O]
 OUTPUT_LEAVES = {"lora": ("b",), "dora": ("low/b",), "loha": ("first_out", "second_out")}
 _SCALE = {"lora": "scale", "dora": "low/scale", "loha": "scale"}
@@ -107,6 +113,10 @@ def join(
             for linear, delta in deltas.items()
         ]
         return {"factor": np.concatenate(factors)}
+    if kind == "oft":
+        first = next(delta for delta in deltas.values() if delta is not None)
+        if all(d is not None and np.array_equal(d["skew"], first["skew"]) for d in deltas.values()):
+            return first
     if kind not in _SCALE:
         names = ", ".join(deltas)
         raise UnsupportedModel(f"{kind} of {names}, which are one module in transformers")

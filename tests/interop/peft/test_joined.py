@@ -11,9 +11,11 @@ from research import methods, sharding, tree
 from research.checkpoints import runs
 from research.interop import importing
 from research.interop.fields import UnsupportedModel
+from research.interop.peft import config
 from research.interop.peft import exporting as peft
 from research.interop.peft import importing as peft_importing
 from research.methods import IA3, DoRA, LoHa, LoRA, VeRA
+from research.methods.oft import OFT
 from tests.interop.peft.test_peft import our_logits, their_logits
 from tests.interop.test_huggingface import their_model
 
@@ -46,7 +48,7 @@ def load_theirs(folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder / "theirs")
 
 
-def load_served(folder, adapter):
+def load_adapter(folder, adapter):
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_theirs(folder), adapter)
@@ -92,6 +94,17 @@ THEIRS = {
         },
         False,  # the input of `down` is an output of `gate_up` then
     ),
+    "phi3-oft": (
+        "phi3",
+        {
+            "peft_type": "OFT",
+            "r": 0,
+            "oft_block_size": 8,
+            "use_cayley_neumann": False,
+            "target_modules": ["qkv_proj", "down_proj"],
+        },
+        True,
+    ),
     "phi3-loha": (
         "phi3",
         {"peft_type": "LOHA", "r": 3, "alpha": 5, "target_modules": ["qkv_proj", "gate_up_proj"]},
@@ -100,19 +113,19 @@ THEIRS = {
 }
 
 
-def peft_model(folder, fields):
+def make_peft_model(folder, fields):
     """A model of PEFT's with everything that it trains moved off its start."""
     import peft as their_peft
     import torch
 
     config = their_peft.get_peft_config({"task_type": "CAUSAL_LM", **fields})
-    served = their_peft.get_peft_model(load_theirs(folder), config)
+    model = their_peft.get_peft_model(load_theirs(folder), config)
     torch.manual_seed(2)
     with torch.no_grad():
-        for parameter in served.parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return served
+    return model
 
 
 @pytest.mark.heavy
@@ -120,9 +133,9 @@ def peft_model(folder, fields):
 def test_an_adapter_on_joined_modules_is_the_same_here_and_there_again(name, bases, tmp_path):
     family, fields, is_exact = THEIRS[name]
     folder = bases[family]
-    served = peft_model(folder, fields)
-    served.save_pretrained(tmp_path / "adapter")
-    expected = their_logits(served)
+    model = make_peft_model(folder, fields)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = their_logits(model)
     base = runs.open_run(folder / "run")
     assert np.abs(expected - our_logits(base)).max() > 0.01
     peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "run")
@@ -131,7 +144,7 @@ def test_an_adapter_on_joined_modules_is_the_same_here_and_there_again(name, bas
 
     peft.export_adapter(run, tmp_path / "back", "somebody/base")
     np.testing.assert_allclose(
-        their_logits(load_served(folder, tmp_path / "back")), expected, atol=2e-4
+        their_logits(load_adapter(folder, tmp_path / "back")), expected, atol=2e-4
     )
     if is_exact:
         before, after = (load_file(tmp_path / side / peft.WEIGHTS) for side in ("adapter", "back"))
@@ -160,14 +173,14 @@ def write_run(method, base, out):
     """A run of this method, with everything that it trains moved off its start."""
     mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
     model = method.attach(runs.load_model(base, mesh, sharding.RULES), jax.random.key(0))
-    trained = tree.unstack(tree.partition(model, methods.trainable(model, method))[0])
+    trainable = tree.unstack(tree.partition(model, methods.trainable(model, method))[0])
     arrays = {
         name: np.asarray(array)
         for name, array in tree.unstack(tree.flatten(model)).items()
         if tree.is_attached(name)
     }
     random = np.random.default_rng(0)
-    for name in trained:
+    for name in trainable:
         noise = 0.2 * random.normal(size=arrays[name].shape)
         arrays[name] = (arrays[name] + noise).astype(np.float32)
     runs.write(out, base, arrays, base.model, method=method, base=base)
@@ -183,8 +196,8 @@ def test_adapters_on_parts_are_one_on_the_joined_module(name, bases, tmp_path):
     ours = our_logits(run)
     assert np.abs(ours - our_logits(base)).max() > 0.01
     peft.export_adapter(run, tmp_path / "adapter", "somebody/base")
-    served = load_served(bases[family], tmp_path / "adapter")
-    np.testing.assert_allclose(their_logits(served), ours, atol=2e-4)
+    model = load_adapter(bases[family], tmp_path / "adapter")
+    np.testing.assert_allclose(their_logits(model), ours, atol=2e-4)
     peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "back")
     back = runs.open_run(tmp_path / "back")
     np.testing.assert_allclose(our_logits(back), ours, atol=2e-4)
@@ -196,8 +209,8 @@ def test_joined_and_single_modules_have_ranks_of_their_own_where_a_method_has_on
     method = LoHa(targets=(*ATTENTION, r".*/mlp/\w+"), rank=2)
     run = write_run(method, base, tmp_path / "run")
     peft.export_adapter(run, tmp_path / "adapter", "somebody/base")
-    served = load_served(bases["phi3"], tmp_path / "adapter")
-    np.testing.assert_allclose(their_logits(served), our_logits(run), atol=2e-4)
+    model = load_adapter(bases["phi3"], tmp_path / "adapter")
+    np.testing.assert_allclose(their_logits(model), our_logits(run), atol=2e-4)
     with pytest.raises(UnsupportedModel, match="alpha_pattern; Graft's LoHa has none"):
         peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "back")
 
@@ -212,17 +225,35 @@ def test_what_no_joined_module_can_say_is_refused(bases, tmp_path):
     with pytest.raises(UnsupportedModel, match="PEFT's LoHa takes no Conv1D"):
         run = write_run(LoHa(targets=ATTENTION, rank=2), gpt2, tmp_path / "loha")
         peft.export_adapter(run, tmp_path / "out", "somebody/base")
+    with pytest.raises(UnsupportedModel, match="oft of .*value, which are one module"):
+        run = write_run(OFT(targets=ATTENTION, block_size=8), base, tmp_path / "oft")
+        peft.export_adapter(run, tmp_path / "out", "somebody/base")
     fields = {"peft_type": "VERA", "r": 8, "target_modules": ["qkv_proj"]}
-    peft_model(bases["phi3"], fields).save_pretrained(tmp_path / "adapter")
+    make_peft_model(bases["phi3"], fields).save_pretrained(tmp_path / "adapter")
     with pytest.raises(UnsupportedModel, match="qkv_proj is layers/0/attention/query and .*VeRA's"):
         peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "use_cayley_neumann sums a few terms"),
+        ({"use_cayley_neumann": False, "coft": True}, "coft is True; Graft's OFT has none"),
+        ({"use_cayley_neumann": False, "block_share": True}, "block_share is True"),
+        ({"use_cayley_neumann": False, "r": 4}, "oft_block_size is None; Graft's OFT needs one"),
+    ],
+)
+def test_an_oft_of_another_form_is_refused(fields, message):
+    content = {"peft_type": "OFT"} | fields
+    with pytest.raises(UnsupportedModel, match=message):
+        config.read(content, "here", {"layers/0/mlp/up": "up"}, {"layers/0/mlp/up": 8})
+
+
 @pytest.mark.heavy
 def test_a_joined_tensor_of_another_shape_is_named(bases, tmp_path):
-    served = peft_model(bases["phi3"], LORA | {"target_modules": ["qkv_proj"]})
-    served.save_pretrained(tmp_path / "adapter")
+    model = make_peft_model(bases["phi3"], LORA | {"target_modules": ["qkv_proj"]})
+    model.save_pretrained(tmp_path / "adapter")
     content = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
     (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content | {"r": 5}))
     base = runs.open_run(bases["phi3"] / "run")

@@ -30,7 +30,7 @@ METHODS = {
         name: CASES[name].method
         for name in ("lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera", "loha")
     },
-    **{name: CASES[name].method for name in ("prompt", "prefix", "prefix-mlp")},
+    **{name: CASES[name].method for name in ("oft", "prompt", "prefix", "prefix-mlp")},
 }
 
 
@@ -104,16 +104,16 @@ def test_a_tune_is_the_same_in_transformers_merged_and_as_an_adapter(
             exporting.export_huggingface(run, tmp_path / "merged")
     else:
         exporting.export_huggingface(run, tmp_path / "merged")
-        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-        np.testing.assert_allclose(their_logits(merged), ours, atol=1e-4)
-        words = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
-        assert words("red roofs")["input_ids"] == run.tokenizer.encode("red roofs")
+        whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        np.testing.assert_allclose(their_logits(whole), ours, atol=1e-4)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+        assert tokenizer("red roofs")["input_ids"] == run.tokenizer.encode("red roofs")
 
     peft.export_adapter(run, tmp_path / "adapter", "somebody/base")
     plain = transformers.AutoModelForCausalLM.from_pretrained(theirs)
-    served = PeftModel.from_pretrained(plain, tmp_path / "adapter")
-    found = their_logits(served)[:, -TOKENS.shape[1] :]  # without virtual tokens
-    np.testing.assert_allclose(found, ours, atol=1e-4)
+    peft_model = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    logits = their_logits(peft_model)[:, -TOKENS.shape[1] :]  # without virtual tokens
+    np.testing.assert_allclose(logits, ours, atol=1e-4)
 
     if name not in ("pissa", "prefix-mlp"):  # whose parameters are others there
         compare_gradients(run, transformers.AutoModelForCausalLM.from_pretrained(theirs), tmp_path)
@@ -133,27 +133,27 @@ def compare_gradients(run, plain, tmp_path):
 
     probe = np.random.default_rng(1).normal(size=(*TOKENS.shape, 288)).astype(np.float32)
     prompts = isinstance(run.method, Prompt | Prefix)  # PEFT loads those as not trainable only
-    served = PeftModel.from_pretrained(plain, tmp_path / "adapter", is_trainable=not prompts)
-    for name, parameter in served.eval().named_parameters():
+    peft_model = PeftModel.from_pretrained(plain, tmp_path / "adapter", is_trainable=not prompts)
+    for name, parameter in peft_model.eval().named_parameters():
         parameter.requires_grad_(parameter.requires_grad or "prompt_encoder" in name)
-    logits = served(torch.from_numpy(TOKENS).long()).logits[:, -TOKENS.shape[1] :]
+    logits = peft_model(torch.from_numpy(TOKENS).long()).logits[:, -TOKENS.shape[1] :]
     (logits * torch.from_numpy(probe)).sum().backward()
     theirs = {
         name.replace(".default", "").removesuffix(".weight"): parameter.grad.numpy()
-        for name, parameter in served.named_parameters()
+        for name, parameter in peft_model.named_parameters()
         if parameter.grad is not None
     }
     mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
     model = runs.load_model(run, mesh, sharding.RULES)
-    trained, frozen = tree.partition(model, methods.trainable(model, run.method))
+    trainable, frozen = tree.partition(model, methods.trainable(model, run.method))
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
 
-    def functional(trained):
-        model_ = tree.merge(model, trained, frozen)
+    def functional(trainable):
+        model_ = tree.merge(model, trainable, frozen)
         hidden = model_.hidden(TOKENS, jnp.ones_like(TOKENS), positions)[0]
         return (model_.logits(hidden) * probe).sum()
 
-    arrays = tree.unstack(frozen | jax.jit(jax.grad(functional))(trained))
+    arrays = tree.unstack(frozen | jax.jit(jax.grad(functional))(trainable))
     ours = peft.tensors_of(run, {n: np.asarray(a) for n, a in arrays.items()})[0]
     if list(ours) == ["prompt_embeddings"]:
         ours = {"prompt_encoder.embedding": ours["prompt_embeddings"]}
@@ -177,35 +177,38 @@ def test_pissa_starts_where_pefts_does_and_moves_the_same_way(base, theirs):
         task_type="CAUSAL_LM",
     )  # fmt: skip
     plain = transformers.AutoModelForCausalLM.from_pretrained(theirs)
-    served = their_peft.get_peft_model(plain, config).eval()
+    peft_model = their_peft.get_peft_model(plain, config).eval()
     probe = np.random.default_rng(1).normal(size=(*TOKENS.shape, 288)).astype(np.float32)
-    logits = served(torch.from_numpy(TOKENS).long()).logits
+    logits = peft_model(torch.from_numpy(TOKENS).long()).logits
     (logits * torch.from_numpy(probe)).sum().backward()
 
     mesh = sharding.MeshConfig(data=1).make(jax.devices()[:1])
     plain = runs.load_model(runs.open_run(base), mesh, sharding.RULES)
     method = LoRA((r".*/attention/query", r".*/mlp/down"), rank=4, alpha=8.0, start="pissa")
     model = method.attach(plain, jax.random.key(0))
-    trained, frozen = tree.partition(model, methods.trainable(model, method))
+    trainable, frozen = tree.partition(model, methods.trainable(model, method))
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
 
-    def functional(trained):
-        model_ = tree.merge(model, trained, frozen)
+    def functional(trainable):
+        model_ = tree.merge(model, trainable, frozen)
         hidden = model_.hidden(TOKENS, jnp.ones_like(TOKENS), positions)[0]
         return (model_.logits(hidden) * probe).sum()
 
-    starts, gradients = tree.unstack(trained), tree.unstack(jax.jit(jax.grad(functional))(trained))
+    starts, gradients = (
+        tree.unstack(trainable),
+        tree.unstack(jax.jit(jax.grad(functional))(trainable)),
+    )
     places = {"self_attn.q_proj": "attention/query", "mlp.down_proj": "mlp/down"}
-    for layer, (theirs_, ours) in itertools.product(range(2), places.items()):
-        module = served.get_submodule(f"base_model.model.model.layers.{layer}.{theirs_}")
+    for layer, (their_place, place) in itertools.product(range(2), places.items()):
+        module = peft_model.get_submodule(f"base_model.model.model.layers.{layer}.{their_place}")
         for leaf, linear in (("a", module.lora_A.default), ("b", module.lora_B.default)):
-            name, turn = f"layers/{layer}/{ours}/site/lora/{leaf}", leaf == "b"
+            name, turn = f"layers/{layer}/{place}/site/lora/{leaf}", leaf == "b"
             their, slope = linear.weight.detach().numpy().T, linear.weight.grad.numpy().T
             axis = 1 if turn else 0
             signs = np.sign((np.asarray(starts[name]) * their).sum(axis, keepdims=True))
-            for found, expected in ((starts[name], their), (gradients[name], slope)):
+            for ours, expected in ((starts[name], their), (gradients[name], slope)):
                 scale = 1 + np.abs(expected).max()
-                np.testing.assert_allclose(found / scale, signs * expected / scale, atol=1e-4)
+                np.testing.assert_allclose(ours / scale, signs * expected / scale, atol=1e-4)
 
 
 @pytest.mark.heavy
@@ -220,15 +223,15 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
         r=3, lora_alpha=7, use_rslora=True, target_modules=["q_proj", "down_proj"],
         init_lora_weights=False, task_type="CAUSAL_LM",
     )  # fmt: skip
-    served = their_peft.get_peft_model(plain, config)
-    served.save_pretrained(tmp_path / "adapter")
-    expected = their_logits(served)
+    peft_model = their_peft.get_peft_model(plain, config)
+    peft_model.save_pretrained(tmp_path / "adapter")
+    expected = their_logits(peft_model)
     peft_importing.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
     assert run.method.targets == (r"layers/(0|1)/attention/query", r"layers/(0|1)/mlp/down")
     np.testing.assert_allclose(our_logits(run), expected, atol=1e-4)
 
-    def broken(match, **changes):
+    def refuses(match, **changes):
         content = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
         (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content | changes))
         with pytest.raises(UnsupportedModel, match=match):
@@ -237,23 +240,23 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
             )
         (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content))
 
-    broken("peft_type 'LOKR'", peft_type="LOKR")
-    broken(r"alpha_pattern: '.*more than a module's name", alpha_pattern={r"layers\.\d+": 4})
-    broken("shape|not prompt_embeddings", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
-    broken("modules_to_save", modules_to_save=["lm_head"])
-    broken(
+    refuses("peft_type 'LOKR'", peft_type="LOKR")
+    refuses(r"alpha_pattern: '.*more than a module's name", alpha_pattern={r"layers\.\d+": 4})
+    refuses("shape|not prompt_embeddings", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
+    refuses("modules_to_save", modules_to_save=["lm_head"])
+    refuses(
         r"lacks all tensors of model.layers.0.self_attn.v_proj, .* .2 of 6 modules",
         target_modules=["q_proj", "v_proj", "down_proj"],
     )
-    broken(r"lora_A.weight has shape .3, 32., not .5, 32.", r=5)
-    broken("r is 0", r=0)
-    broken("'pissa', which changed the base's weights", init_lora_weights="pissa")
+    refuses(r"lora_A.weight has shape .3, 32., not .5, 32.", r=5)
+    refuses("r is 0", r=0)
+    refuses("'pissa', which changed the base's weights", init_lora_weights="pissa")
     assert not (tmp_path / "broken").exists()
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "name", ["patterns", "ia3", "embedding", "loha", "dora", "vera", "over", "excluded"]
+    "name", ["patterns", "ia3", "embedding", "loha", "dora", "vera", "oft", "over", "excluded"]
 )
 def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_path):
     import peft as their_peft
@@ -286,6 +289,13 @@ def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_pat
         "vera": lambda: their_peft.VeraConfig(
             r=8, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM"
         ),
+        "oft": lambda: their_peft.OFTConfig(
+            r=0,
+            oft_block_size=8,
+            use_cayley_neumann=False,
+            target_modules=["q_proj", "down_proj"],
+            task_type="CAUSAL_LM",
+        ),
         # keys have 16 outputs, the MLP's last linear 48 inputs of 32
         "over": lambda: their_peft.LoraConfig(
             r=40, lora_alpha=9, target_modules=["k_proj", "down_proj"], task_type="CAUSAL_LM"
@@ -297,18 +307,18 @@ def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_pat
             task_type="CAUSAL_LM",
         ),
     }[name]()
-    served = their_peft.get_peft_model(
+    peft_model = their_peft.get_peft_model(
         transformers.AutoModelForCausalLM.from_pretrained(theirs), config
     )
     torch.manual_seed(2)
     with torch.no_grad():
-        for parameter in served.parameters():
+        for parameter in peft_model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    served.save_pretrained(tmp_path / "adapter")
+    peft_model.save_pretrained(tmp_path / "adapter")
     peft_importing.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
-    expected, plain = their_logits(served), our_logits(runs.open_run(base))
+    expected, plain = their_logits(peft_model), our_logits(runs.open_run(base))
     np.testing.assert_allclose(our_logits(run), expected, atol=1e-4)
     assert np.abs(expected - plain).max() > 0.01
     with pytest.raises(UnsupportedModel, match="is an adapter itself: --base takes whole models"):
@@ -331,13 +341,13 @@ def test_an_adapter_on_a_tied_head_comes_in_with_the_table_that_peft_saves(their
     config = their_peft.LoraConfig(
         r=2, target_modules=["lm_head", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
     )
-    served = their_peft.get_peft_model(plain, config)
-    served.save_pretrained(tmp_path / "adapter")
+    peft_model = their_peft.get_peft_model(plain, config)
+    peft_model.save_pretrained(tmp_path / "adapter")
     base = runs.open_run(tmp_path / "base")
     peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "run")
-    held = peft_importing.open_adapter(tmp_path / "adapter", base).tensors.shapes
-    assert any(name.endswith("lm_head.base_layer.weight") for name in held)
-    expected = their_logits(served)
+    shapes = peft_importing.open_adapter(tmp_path / "adapter", base).tensors.shapes
+    assert any(name.endswith("lm_head.base_layer.weight") for name in shapes)
+    expected = their_logits(peft_model)
     np.testing.assert_allclose(our_logits(runs.open_run(tmp_path / "run")), expected, atol=1e-4)
 
 
@@ -357,8 +367,8 @@ def test_an_adapter_comes_back_whole_or_not_at_all(world, tmp_path):
     def torn(match, keep):
         shutil.copytree(tmp_path / "whole", tmp_path / "torn", dirs_exist_ok=True)
         tensors = load_file(tmp_path / "whole" / peft.WEIGHTS)
-        kept = {name: array for name, array in tensors.items() if keep(name)}
-        save_file(kept, tmp_path / "torn" / peft.WEIGHTS)
+        rest = {name: array for name, array in tensors.items() if keep(name)}
+        save_file(rest, tmp_path / "torn" / peft.WEIGHTS)
         with pytest.raises(UnsupportedModel, match=match):
             peft_importing.import_adapter(tmp_path / "torn", base, tmp_path / "out")
 
