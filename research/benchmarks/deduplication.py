@@ -122,9 +122,9 @@ def _judge(texts: list[str], marks: np.ndarray, threshold: float) -> dict[str, f
     has_earlier = np.zeros(len(texts), bool)
     for rows, columns, similarity in near_duplicates._similarities(matrix, matrix, "jaccard"):
         has_earlier[rows[(similarity >= threshold) & (columns < rows)]] = True
-    removed = np.flatnonzero(marks >= 0)
-    sets = {i: near_duplicates.shingles(texts[i]) for i in {*removed, *marks[removed]}}
-    pairs = [(sets[i], sets[j]) for i, j in zip(removed, marks[removed], strict=True)]
+    duplicates = np.flatnonzero(marks >= 0)
+    sets = {i: near_duplicates.shingles(texts[i]) for i in {*duplicates, *marks[duplicates]}}
+    pairs = [(sets[i], sets[j]) for i, j in zip(duplicates, marks[duplicates], strict=True)]
     exact = np.asarray([len(one & two) / len(one | two) for one, two in pairs])
     return {
         "recall": float((marks[has_earlier] >= 0).mean()),

@@ -1,4 +1,4 @@
-"""What every benchmark shares: contenders in processes of their own, rounds in turn, ratios.
+"""The harness of all benchmarks: contenders in processes of their own, rounds in turn, ratios.
 
 A machine's speed drifts by more than what is measured, so that two figures from two runs say
 little. Here every contender is prepared first, then all take turns for a few rounds; a ratio is
@@ -135,7 +135,7 @@ def rate(work: float, rounds: Sequence[Sequence[float]]) -> Spread:
 
 
 def ratio(of: Sequence[Sequence[float]], to: Sequence[Sequence[float]]) -> Spread:
-    """How many times faster `of` is than `to`, round by round."""
+    """The speed of `of` over that of `to`, round by round."""
     pairs = zip(of, to, strict=True)
     return Spread.of([statistics.median(b) / statistics.median(a) for a, b in pairs])
 

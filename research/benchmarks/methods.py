@@ -165,7 +165,7 @@ def _programs(arguments: argparse.Namespace) -> harness.Results:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramFacts:
-    """What an entry's compiled programs tell.
+    """Facts about an entry's compiled programs.
 
     Attributes:
       flops: of a step, in closed form.
@@ -186,7 +186,7 @@ class ProgramFacts:
     temporary_bytes: int
 
     def numbers(self) -> dict[str, Any]:
-        """By the names that results have."""
+        """The facts by the names that results have."""
         return {
             "base_bytes": self.base_bytes,
             "bytes_per_quantised_parameter": self.bytes_per_quantized_parameter,
@@ -336,8 +336,8 @@ def _expected_seconds(
       limits: seconds for 10^12 FLOPs of products and for 10^9 bytes, by round.
     """
     flops = (facts.flops_per_token + facts.recomputed_flops_per_token) * tokens
-    moved = _update_bytes(facts)
-    return [[flops / 1e12 * product + moved / 1e9 * passing] for product, passing in limits]
+    update_bytes = _update_bytes(facts)
+    return [[flops / 1e12 * product + update_bytes / 1e9 * passing] for product, passing in limits]
 
 
 def _update_bytes(facts: graft_step.StepFacts) -> int:

@@ -1,4 +1,4 @@
-"""What a run spends beside its steps: start, data, host work, checkpoints, evaluation.
+"""The time that a run spends beside its steps: start, data, host work, checkpoints, evaluation.
 
 Runs `graft train` twice in fresh folders, first with an empty cache of compiled programs, and
 reads what the runs say of themselves; then times the same step alone, batch and state in place.
@@ -67,7 +67,7 @@ class _TrainingTimes:
 
     @property
     def host(self) -> float:
-        """What the host did between two steps."""
+        """Seconds of the host's work between two steps."""
         return sum(self.parts.get(part, 0.0) for part in HOST)
 
     @property

@@ -1,4 +1,4 @@
-"""Where the time of a train step goes, by part of the model and by kind of operation.
+"""The time of a train step, by part of the model and by kind of operation.
 
 The seconds are those of XLA's own trace. On a CPU an operation counts on the thread that ran it,
 so that over several cores the parts may add up to more than the step; `taskset -c 0` makes them

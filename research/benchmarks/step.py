@@ -106,13 +106,14 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> harness.Res
     rate = harness.rate(shape.tokens, times["peer"])
     faster = harness.ratio(times["graft"], times["peer"])
     # what a program of nothing but products, at the limit, would reach beside the peer
-    bound = _share(flops, times["peer"], times["limit"]).inverse()
+    ratio_at_limit = _share(flops, times["peer"], times["limit"]).inverse()
     print(f"  peer   {rate:,.0f} tokens/s, {memory['peer'] / GIB:.2f} GiB")
     print(
-        f"  Graft is {faster:.2f} times as fast; at the limit it would be {bound:.2f}", flush=True
+        f"  Graft is {faster:.2f} times as fast; at the limit it would be {ratio_at_limit:.2f}",
+        flush=True,
     )
     results |= rate.to_results(f"{key}.peer.tokens_per_second") | faster.to_results(f"{key}.ratio")
-    results |= bound.to_results(f"{key}.ratio_at_limit")
+    results |= ratio_at_limit.to_results(f"{key}.ratio_at_limit")
     results[f"{key}.peer.peak_memory_bytes"] = memory["peer"]
     results |= {name: info["peer"][name] for name in ("torch", "transformers")}
     if dtype == arguments.dtypes[0]:
@@ -121,7 +122,7 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> harness.Res
 
 
 def _share(flops: float, of: list[list[float]], limit: list[list[float]]) -> harness.Spread:
-    """What share of the limit a step of so many FLOPs reaches, round by round."""
+    """The share of the limit that a step of so many FLOPs reaches, round by round."""
     return harness.ratio([[flops / 1e12 * s for s in runs] for runs in limit], of).inverse()
 
 

@@ -1,4 +1,4 @@
-"""Says what a run needs and what it costs, before there is a device to run it on.
+"""Examines what a run needs and what it costs, before there is a device to run it on.
 
     graft preflight --config configs/pretrain/llama3_8b.py --topology v5p:4x4x4
     graft preflight --config FILE --topology v5e:16x16 --slices 2 --config.steps=5000

@@ -120,14 +120,14 @@ def check_free(out: str | Path, file: bool = False) -> None:
 
 def _copy(folder: Path, out: str | Path, last: str) -> None:
     """Copies a folder's files into a bucket; where that fails, takes back what was copied."""
-    copied = []
+    uploads = []
     try:
         for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
             storage.upload_file(file, copy := storage.absolute(out) / file.name)
-            copied.append(copy)
+            uploads.append(copy)
     except BaseException:
         with contextlib.suppress(Exception):  # storage that is away: without `last` it is not whole
-            for copy in copied:
+            for copy in uploads:
                 copy.unlink()
         raise
 

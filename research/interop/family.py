@@ -59,7 +59,7 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a parameter's numbers stand in a file.
+    """The place of a parameter's numbers in a file.
 
     Attributes:
       name: the tensor's.

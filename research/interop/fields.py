@@ -87,12 +87,12 @@ class Fields:
         except OverflowError:
             raise UnsupportedModel(f"{self.where}: {name} is too large a number") from None
 
-    def demand(self, name: str, default: Any, *allowed: Any) -> Any:
-        """A field that must be one of `allowed`, the default included."""
+    def demand(self, name: str, default: Any, *others: Any) -> Any:
+        """A field that must be the default or one of `others`."""
         value = self(name, default)
-        if value != default and value not in allowed:
-            known = ", ".join(map(repr, dict.fromkeys((default, *allowed))))
-            raise UnsupportedModel(f"{self.where}: {name} is {value!r}; Graft computes {known}")
+        if value != default and value not in others:
+            choices = ", ".join(map(repr, dict.fromkeys((default, *others))))
+            raise UnsupportedModel(f"{self.where}: {name} is {value!r}; Graft computes {choices}")
         return value
 
     def windows(self, default: list[str] | None = None) -> tuple[int, ...]:

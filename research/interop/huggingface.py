@@ -106,8 +106,8 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
     for source in places.values():
         kind = tensors.dtypes[source.name]
         if kind not in tensor_files.DTYPES:
-            known = ", ".join(tensor_files.DTYPES)
-            raise UnsupportedModel(f"{path}: {source.name} is of type {kind}; Graft reads {known}")
+            types = ", ".join(tensor_files.DTYPES)
+            raise UnsupportedModel(f"{path}: {source.name} is of type {kind}; Graft reads {types}")
     return HuggingFaceModel(path, family, config, content, tensors, places)
 
 

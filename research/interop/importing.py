@@ -187,7 +187,7 @@ def _json_object(files: Mapping[str, bytes], name: str, where: str) -> dict[str,
 
 
 def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
-    """Which special tokens begin, end and pad a text; where a model names none for beginning or
+    """The special tokens that begin, end and pad a text; where a model names none for beginning or
     padding, the end of the text before it serves, as in pretraining."""
     token_names = _json_object(files, "tokenizer_config.json", where)
     token_ids = _json_object(files, huggingface.CONFIG, where)
@@ -207,8 +207,8 @@ def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
         raise UnsupportedModel(f"{where}: no file beside it says which token ends a text")
     begin = token("bos")
     bare = backend.encode("a", add_special_tokens=False).ids
-    marked = backend.encode("a", add_special_tokens=True).ids
-    opens = begin is not None and marked[: len(marked) - len(bare)][:1] == [
+    whole = backend.encode("a", add_special_tokens=True).ids
+    opens = begin is not None and whole[: len(whole) - len(bare)][:1] == [
         backend.token_to_id(begin)
     ]
     return {"begin": begin or end, "end": end, "pad": token("pad") or end, "opens": opens}

@@ -38,16 +38,16 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
       form: what was exported: hf, peft or gguf.
       evaluation: what `graft evaluate --out` wrote, if there is any.
     """
-    imported, summary = dict(run.origin or {}), _summary(run)
-    licence = imported.get("licence", UNKNOWN)
+    origin, summary = dict(run.origin or {}), _summary(run)
+    licence = origin.get("licence", UNKNOWN)
     lines = ["---", f"license: {licence}", "---", ""] if licence != UNKNOWN else []
     lines += [f"# {run.path.parent.parent.name}", ""]
     lines += [f"Made with Graft. Method: {_method(run)}.", "", "## Base", ""]
-    if imported:
-        lines += [f"- imported from {imported['source']} ({imported['family']})"]
-        lines += [f"- licence: {licence}", f"- weights stored as: {imported['dtype']}"]
-        if imported.get("quantised"):
-            lines += [f"- the weights were quantised before: {imported['quantised']}"]
+    if origin:
+        lines += [f"- imported from {origin['source']} ({origin['family']})"]
+        lines += [f"- licence: {licence}", f"- weights stored as: {origin['dtype']}"]
+        if origin.get("quantised"):
+            lines += [f"- the weights were quantised before: {origin['quantised']}"]
     else:
         lines += ["- none: trained from random weights"]
     if run.model.storage:
@@ -124,7 +124,7 @@ def _template(run: Run) -> list[str]:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    """What the run wrote at its end; empty for a checkpoint of one that goes on."""
+    """The summary that the run wrote at its end; empty for a checkpoint of one that goes on."""
     path = run.path.parent.parent / "summary.json"
     summary = json.loads(path.read_text()) if storage.is_file(path) else {}
     return summary if summary.get("steps") == run.checkpoint.step else {}

@@ -120,7 +120,7 @@ def to_array(
 
 @contextlib.contextmanager
 def name_unwritten(name: str) -> Iterator[None]:
-    """Says which tensor a disk did not take; NumPy says only how many numbers.
+    """Adds the tensor's name to the error of a full disk; NumPy gives only how many numbers.
 
     Raises:
       OSError: it could not be written.

@@ -1,4 +1,4 @@
-"""Where a run can be started: each target drives an engine that exists, and schedules nothing.
+"""Targets that a run can be started on: each drives an engine that exists, and schedules nothing.
 
 A target is a module with `add_flags(parser)`, `check(job, arguments, experiment)`, which raises
 ValueError before anything is started, `start(job, arguments, shell) -> int`, an exit status, and

@@ -1,4 +1,4 @@
-"""What Google calls its TPUs, and how they are cut into machines.
+"""Google's names for its TPUs, and the machines of a slice.
 
 Names of queued resources and of GKE's labels are those of docs.cloud.google.com, read in November
 2026; TPU7x is offered through GKE alone.
@@ -58,7 +58,7 @@ class Slice:
 
     @property
     def accelerator_type(self) -> str:
-        """As queued resources ask for it."""
+        """The name that queued resources ask for."""
         return f"{self.product.type}-{self.product.units_per_chip * self.chips}"
 
     @property

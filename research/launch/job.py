@@ -89,7 +89,7 @@ class Shell:
     def call(
         self, *command: str, stdin: str = "", echo: bool = True, tries: int = 1, absent: str = ""
     ) -> str:
-        """What a command prints.
+        """Runs a command, and returns its output.
 
         Args:
           stdin: its standard input.

@@ -135,14 +135,14 @@ class _Resource:
         )
 
     def request_state(self) -> str:
-        """Its state, such as WAITING_FOR_RESOURCES, ACTIVE or SUSPENDED; empty: there is none."""
+        """The request's state, such as WAITING_FOR_RESOURCES or ACTIVE; empty: there is none."""
         text = self._call("describe", "--format=json", echo=False, tries=3, absent=ABSENT)
         state = json.loads(text)["state"] if text else {"state": ""}
         self.description = json.dumps(state)
         return state["state"]
 
     def state(self) -> str:
-        """The same, asked until there is an answer: nothing is given up because of a network."""
+        """The same, asked until there is an answer, so that no network failure ends a run."""
         while True:
             try:
                 return self.request_state()
@@ -215,8 +215,8 @@ class _Resource:
             self.shell.rest()
 
     def _final_statuses(self, statuses: list[str]) -> list[int] | None:
-        """How the processes ended, the first of which have; None if the machines were taken away,
-        which Google may say a while after they are gone."""
+        """The processes' last statuses, once the first ended; None if the machines were taken away,
+        which Google may report a while after they are gone."""
         final: list[int] = []
         for _ in range(PATIENCE):
             final = [int(status) for status in statuses if status != "running"] or final
@@ -241,7 +241,7 @@ class _Resource:
         return state in PREEMPTED
 
     def _statuses(self, tries: int = 1) -> list[str]:
-        """How the processes ended that did, "running" of others; empty if nothing answers. What ssh
+        """Statuses of processes that ended, "running" of others; empty if nothing answers. What ssh
         returns is not always that of the command."""
         try:
             output = self._ssh(_remote("status"), *EVERYWHERE, echo=False, tries=tries)

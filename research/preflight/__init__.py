@@ -1,1 +1,1 @@
-"""What a run needs and costs on devices that are not here, from shapes and the real compiler."""
+"""Memory, speed and cost of a run on devices that are not here, from shapes and the compiler."""

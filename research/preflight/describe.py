@@ -74,7 +74,7 @@ def _describe_estimate(workload: Workload, estimate: Estimate) -> list[str]:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """By how much a report's step fits or does not; else why not."""
+    """The room that a report's step leaves or lacks; else why it does not fit."""
     peak = row["peak_gib"]
     if peak is None:
         return row["why"]

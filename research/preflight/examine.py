@@ -1,4 +1,4 @@
-"""What a run will need, before there is a device to run it on.
+"""Examines what a run will need, before there is a device to run it on.
 
 `examine` compiles the real train step with the real TPU compiler, from shapes alone: whether it
 fits is what that compiler says, not an estimate. How fast it can be at best is closed form
@@ -35,7 +35,7 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """What chips cost; a file like configs/prices.json."""
+    """Prices of chips; a file like configs/prices.json."""
 
     # when this was so
     date: str
@@ -78,7 +78,7 @@ def examine(experiment: Experiment, topology: Topology, prices: Prices | None = 
 
 
 def _compile_memory(program: Program, topology: Topology) -> MemoryFit:
-    """What the TPU compiler says of the memory of a program's step."""
+    """The memory of a program's step, by the TPU compiler."""
     with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):
         try:
             memory = StepMemory.of(program.compile(program.batch_shapes))
@@ -115,7 +115,7 @@ def abstract_program(
 
 
 def estimate_step(program: Program, topology: Topology, prices: Prices | None = None) -> Estimate:
-    """What is known of a program without compiling it."""
+    """The needs and limits of a program that is not compiled."""
     experiment, accelerator = program.experiment, topology.accelerator
     limits = roofline(program, accelerator, topology.slices)
     seconds = experiment.steps * limits.seconds
@@ -148,7 +148,7 @@ def estimate_step(program: Program, topology: Topology, prices: Prices | None = 
 
 
 def describe_workload(program: Program, topology: Topology) -> Workload:
-    """What does not depend on where the arrays lie."""
+    """The facts that do not depend on where the arrays lie."""
     experiment = program.experiment
     data = experiment.data
     return Workload(

@@ -1,4 +1,4 @@
-"""What preflight finds out about a run on a topology, as a record and as JSON."""
+"""Records of what a run needs on a topology, and their JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Workload:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What is known of a sharded step without compiling it; GiB are those of one device."""
+    """The needs and limits of a sharded step in closed form; GiB are those of one device."""
 
     # sizes of the mesh's axes
     mesh: dict[str, int]
@@ -106,7 +106,7 @@ class Alternative:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run needs on a topology, and what bounds it."""
+    """The needs of a run on a topology, and its limits."""
 
     topology: str
     slices: int

@@ -1,4 +1,4 @@
-"""How fast a step can be at best: its work over what the devices can do, in closed form.
+"""Lower bounds on the time of a step: its work over the devices' peak rates, in closed form.
 
 Four times, each as if nothing else took any: the products at peak FLOP/s; what must pass between
 memory and chip; what devices of a slice must tell each other; what slices must. A step cannot be
@@ -118,7 +118,7 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
 
 
 def traffic(program: Program, slices: int = 1) -> Traffic:
-    """What one device must send in a step.
+    """Bytes that one device must send in a step.
 
     Weights travel in the compute type (or as they are stored, if smaller), once forward and once
     backward for each micro-batch; gradients in float32, summed over micro-batches first where
@@ -207,12 +207,12 @@ def _local_size(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
 
 
 def _ways(sharding: NamedSharding, axes: tuple[str, ...]) -> int:
-    """In how many parts a leaf is cut by these axes of the mesh."""
+    """The number of parts of a leaf that is cut by these axes of the mesh."""
     return math.prod(_cuts(sharding, axes))
 
 
 def _cuts(sharding: NamedSharding, axes: tuple[str, ...] | None = None) -> list[int]:
-    """In how many parts each axis of a leaf is cut, by some axes of the mesh."""
+    """The number of parts of each axis of a leaf, cut by some axes of the mesh."""
     sizes: Mapping[str, int] = sharding.mesh.shape
     parts = [() if p is None else (p,) if isinstance(p, str) else p for p in sharding.spec]
     return [math.prod(sizes[a] for a in part if axes is None or a in axes) for part in parts]

@@ -122,9 +122,9 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
     for name, values in before.items():
         everything = tuple(slice(None) for _ in values.shape)
         np.testing.assert_array_equal(again.tensors.read(name, everything), values, err_msg=name)
-    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert type(reloaded) is type(model)
-    np.testing.assert_array_equal(their_logits(reloaded, tokens), expected)
+    again_theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert type(again_theirs) is type(model)
+    np.testing.assert_array_equal(their_logits(again_theirs, tokens), expected)
 
 
 @pytest.mark.parametrize(

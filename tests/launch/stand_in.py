@@ -57,11 +57,11 @@ class StandIns:
         text = PROGRAM.format(python=sys.executable, folder=str(self.folder), reads=reads)
         (self.folder / name).write_text(text)
         (self.folder / name).chmod(0o755)
-        numbered = [
+        entries = [
             {"number": number, "when": when, "answers": answers}
             for number, (when, *answers) in enumerate(rules)
         ]
-        (self.folder / f"{name}.json").write_text(json.dumps(numbered))
+        (self.folder / f"{name}.json").write_text(json.dumps(entries))
 
     def calls(self) -> list[list[str]]:
         """How they were called, in order: the name, arguments, and standard input if any."""

@@ -104,8 +104,8 @@ def test_tensor_and_sequence_axes_send_activations_and_keys():
 def test_adapters_leave_gradients_of_the_base_at_home():
     overrides = ['method={"kind": "lora", "rank": 16}', 'model.storage=[[".*", "bfloat16"]]']
     lora, full = program(8, 1, *overrides), program(8)
-    scattered = [roofline.traffic(one).scattered_gradients for one in (lora, full)]
-    assert scattered[0] < 0.01 * scattered[1]
+    gradients = [roofline.traffic(one).scattered_gradients for one in (lora, full)]
+    assert gradients[0] < 0.01 * gradients[1]
     resident = examine.resident_bytes(lora)
     assert resident["weights"] == pytest.approx(2 * PARAMETERS / 8, rel=1e-2)
     assert resident["adapters"] + resident["optimizer"] < 0.2 * resident["weights"]
@@ -132,13 +132,13 @@ V5P = Topology("v5p:4x4x4", 1, TPUS["v5p"], [None] * 64)
 
 def make_report(memory, prices=None):
     """A report on Llama 3 8B, with what a compiler would say of its memory."""
-    made = program()
+    llama = program()
     return Report(
         V5P.name,
         V5P.slices,
         memory,
-        examine.describe_workload(made, V5P),
-        examine.estimate_step(made, V5P, prices),
+        examine.describe_workload(llama, V5P),
+        examine.estimate_step(llama, V5P, prices),
     )
 
 
@@ -165,8 +165,8 @@ def test_what_is_refused_says_why_in_its_row_and_in_words():
     first, second = table([row, refusal]).splitlines()[2:]
     assert "yes" in first and "too many heads" not in first
     assert "tpu7x:4x4x4" in second and "too many heads" in second
-    unsized = make_report(MemoryFit.refused("the compiler's own words"))
-    assert "64 chips: the compiler's own words" in describe(unsized)
+    sizeless = make_report(MemoryFit.refused("the compiler's own words"))
+    assert "64 chips: the compiler's own words" in describe(sizeless)
 
 
 def test_an_uncompiled_steps_size_is_what_is_known_of_it():

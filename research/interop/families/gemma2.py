@@ -22,12 +22,16 @@ def gemma(
     layers: str | None = None,
     caps: tuple[float | None, float | None] = (None, None),
 ) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common beyond a Llama; `caps` are defaults of scores' and
-    logits'."""
+    """The fields that Gemma 2 and 3 have in common beyond a Llama.
+
+    Args:
+      layers: as in `common`.
+      caps: the defaults of scores' and logits'.
+    """
     fields.demand("hidden_activation", "gelu_pytorch_tanh")
     fields.demand("attention_bias", False)
     fields.demand("use_bidirectional_attention", False)
-    return common(fields, head=256, tied=True, layers=layers) | {
+    return common(fields, head=256, tie_embeddings=True, layers=layers) | {
         "norm_offset": 1.0,
         "post_norms": True,
         "activation": "gelu_tanh",

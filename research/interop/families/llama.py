@@ -13,7 +13,7 @@ def common(
     fields: Fields,
     *,
     head: int | None = None,
-    tied: bool = False,
+    tie_embeddings: bool = False,
     layers: str | None = None,
     kv_heads: int | None = None,
 ) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def common(
 
     Args:
       head: the default of the head size; None for the width's share.
-      tied: the default of tying.
+      tie_embeddings: the default of tying.
       kv_heads: the default of their number; None for as many as heads.
       layers: whose rotary frequencies to take, where kinds of layers have their own.
     """
@@ -36,21 +36,21 @@ def common(
         "mlp_width": fields.size("intermediate_size"),
         "head_size": head_size(fields, head),
         "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
-        "tie_embeddings": fields.flag("tie_word_embeddings", tied),
+        "tie_embeddings": fields.flag("tie_word_embeddings", tie_embeddings),
         "rotary_base": base,
         "rotary_scaling": scaling,
     }
 
 
 def head_size(fields: Fields, default: int | None = None) -> int:
-    """As `ModelConfig` has it: 0 where it is the width's share."""
+    """`ModelConfig.head_size`: 0 where it is the width's share."""
     share = fields.size("hidden_size") // max(1, fields.size("num_attention_heads"))
     size = fields.size("head_dim", default or share)
     return 0 if size == share else size
 
 
 def write_common(config: ModelConfig) -> dict[str, Any]:
-    """The same fields for a `config.json`."""
+    """Those fields of a `config.json`."""
     return {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,

@@ -174,8 +174,8 @@ def open_file(path: str | Path) -> GGUFModel:
     tensors = GGUFTensors(reader)
     kind = metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedModel(f"{path}: architecture {kind!r}; Graft knows {known}")
+        choices = ", ".join(ARCHITECTURES)
+        raise UnsupportedModel(f"{path}: architecture {kind!r}; Graft knows {choices}")
     content = _config(kind, metadata, tensors, str(path))
     family = FAMILIES["mistral" if content.get("sliding_window") and kind == "llama" else
                       ARCHITECTURES[kind]]  # fmt: skip

@@ -27,7 +27,7 @@ def _split(digits: str) -> Any:
 
 
 def _pre_tokenizer(kind: str, where: str) -> Any:
-    """What cuts text before merging, by GGUF's name for it."""
+    """The pre-tokenizer that GGUF names, which cuts text before merging."""
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     match kind:
         case "default" | "gpt-2":

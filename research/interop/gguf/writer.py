@@ -134,8 +134,8 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
     windows = [config.window(layer) for layer in range(config.layers)]
     if kind == "phi3" and any(windows):
         raise UnsupportedModel(f"llama.cpp's phi3 sees everything, not windows {config.windows}")
-    computed = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
-    if windows != computed:
+    their_windows = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
+    if windows != their_windows:
         raise UnsupportedModel(f"llama.cpp's {kind} sees other windows than {config.windows}")
     if extra := set(config.biases) - set(_BIASES.get(kind, ())):
         raise UnsupportedModel(f"llama.cpp's {kind} has no bias of {', '.join(sorted(extra))}")

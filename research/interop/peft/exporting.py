@@ -115,10 +115,10 @@ def tensors_of(
     if isinstance(run.method, Prompt | Prefix):
         tensor, content = prompts.write(run.method, arrays, run.model)
         return {prompts.NAME: tensor}, content
-    merged = functools.cache(functools.partial(Merged, run))
+    open_merged = functools.cache(functools.partial(Merged, run))
 
     def kernel(linear: str) -> np.ndarray:
-        return merged()(f"{linear}/kernel")
+        return open_merged()(f"{linear}/kernel")
 
     return _write_modules(run.method, arrays, target_modules(run)[1], kernel)
 

@@ -58,20 +58,20 @@ class Adapter:
       method: what it is in Graft.
       shapes: what the method attaches, by single-layer name.
       sources: where each stands in the file, but for scales, which are the method's.
-      computed: those that are no tensor of the file, but made of one.
+      arrays: those that are no tensor of the file, but made of one.
     """
 
     method: Method
     shapes: Mapping[str, jax.ShapeDtypeStruct]
     sources: Mapping[str, TensorPart]
     tensors: SafeTensors
-    computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def read(self, name: str) -> jax.Array:
         """A parameter of the adapter."""
         shape = self.shapes[name].shape
-        if name in self.computed:
-            return jnp.asarray(self.computed[name])
+        if name in self.arrays:
+            return jnp.asarray(self.arrays[name])
         if name not in self.sources:
             assert isinstance(self.method, LoRA | DoRA | LoHa)
             if isinstance(self.method, LoHa):
@@ -132,10 +132,10 @@ def _open(path: Path, base: Run) -> Adapter:
     base_names = tree.flatten(plain)
     shapes = tree.unstack_shapes({name: whole[name] for name in whole if name not in base_names})
     sources = _sources(method.kind, shapes, parts, ranks, tensors, where)
-    computed: dict[str, np.ndarray] = {}
-    adapter = Adapter(method, shapes, sources, tensors, computed)
+    arrays: dict[str, np.ndarray] = {}
+    adapter = Adapter(method, shapes, sources, tensors, arrays)
     for place in over:
-        computed |= _of_full_rank(adapter, place)
+        arrays |= _of_full_rank(adapter, place)
     return adapter
 
 
@@ -146,7 +146,7 @@ def _tensors_by_linear(
     base: Run,
     where: str,
 ) -> dict[str, dict[str, TensorPart]]:
-    """Where the numbers of each linear's adapter stand, by PEFT's names of leaves."""
+    """The tensors, or parts of them, of each linear's adapter, by PEFT's names of leaves."""
     parts: dict[str, dict[str, TensorPart]] = {}
     names = set()
     for tensor in tensors.shapes:
@@ -199,7 +199,7 @@ def _sources(
     tensors: SafeTensors,
     where: str,
 ) -> dict[str, TensorPart]:
-    """Where each parameter but scales stands; all tensors must be one's, and of its shape."""
+    """The tensor of each parameter but scales; every tensor must be one's, and of its shape."""
     sources = {}
     for name, shape in shapes.items():
         linear, _, rest = name.partition("/site/")
@@ -221,11 +221,11 @@ def _sources(
             width = part.width or width
             if leaf in ("b", "low/b") and linear in ranks:
                 rows = [ranks[linear]]
-        expected, given = (*rows, width), tensors.shapes[part.name]
+        expected, actual = (*rows, width), tensors.shapes[part.name]
         if kind != "oft":  # whose tensors lie as PEFT's
             expected = expected[::-1]
-        if given != expected and (rows or math.prod(given) != width):
-            raise UnsupportedModel(f"{where}: {part.name} has shape {given}, not {expected}")
+        if actual != expected and (rows or math.prod(actual) != width):
+            raise UnsupportedModel(f"{where}: {part.name} has shape {actual}, not {expected}")
         sources[name] = part
     surplus = [part.name for leaves in parts.values() for part in leaves.values()]
     if surplus:
@@ -288,9 +288,9 @@ def _check_unchanged(
     name = "embedding/kernel" if is_table else f"{place}/kernel"
     own = np.asarray(base.read(name)[name], np.float32)
     own = own if is_table else own.T
-    saved = tensors.read(tensor, (slice(None), slice(None)))
+    table = tensors.read(tensor, (slice(None), slice(None)))
     # it may have been rounded to the type in which the adapter was saved
-    if saved.shape != own.shape or not np.allclose(saved, own, rtol=1e-2, atol=1e-6):
+    if table.shape != own.shape or not np.allclose(table, own, rtol=1e-2, atol=1e-6):
         raise UnsupportedModel(
             f"{where}: {tensor} is another one than the base's; merge it in PEFT"
         )

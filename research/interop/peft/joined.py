@@ -61,7 +61,7 @@ class TargetModules:
         return sum(self.outputs[linear] for linear in self.linears[module])
 
     def columns(self, module: str) -> dict[str, slice]:
-        """Where the outputs of each linear stand in those of the module."""
+        """The range of each linear's outputs in those of the module."""
         result, start = {}, 0
         for linear in self.linears[module]:
             result[linear] = slice(start, start + self.outputs[linear])

@@ -146,8 +146,8 @@ def test_regions_of_quantised_tensors_are_those_of_the_whole(kind, tmp_path):
     part = tensors.read("x.weight", (slice(2, 5), slice(100, 333)))
     np.testing.assert_array_equal(part, whole[2:5, 100:333])
     tensors.heads["x.weight"] = 2
-    reordered = tensors.read("x.weight", (slice(0, 8), slice(None)))
-    np.testing.assert_array_equal(reordered, whole[[0, 2, 1, 3, 4, 6, 5, 7]])
+    rows = tensors.read("x.weight", (slice(0, 8), slice(None)))
+    np.testing.assert_array_equal(rows, whole[[0, 2, 1, 3, 4, 6, 5, 7]])
 
 
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path):
