@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from research import tree
-from research.interop.fields import Fields, UnsupportedModel, shortest_cycle
+from research.interop.fields import Fields, UnsupportedModelError, shortest_cycle
 from research.models.config import ComputeConfig, ModelConfig
 from research.models.transformer import Transformer
 
@@ -143,7 +143,7 @@ def check_tensors(
       shapes: those of the file's tensors.
 
     Raises:
-      UnsupportedModel: naming them.
+      UnsupportedModelError: naming them.
     """
     expected = {source.name: source.shape for source in sources.values()}
     surplus = set(shapes) - set(expected)
@@ -162,21 +162,21 @@ def check_tensors(
     if lines:
         more = [f"and {len(lines) - 12} more"] if len(lines) > 12 else []
         text = "\n  ".join([*sorted(lines)[:12], *more])
-        raise UnsupportedModel(f"{where} does not hold the model of its config:\n  {text}")
+        raise UnsupportedModelError(f"{where} does not hold the model of its config:\n  {text}")
 
 
 def check_layers(family: Family, layers: int, tensors: Iterable[str], where: str) -> None:
     """Refuses more layers than there are tensors for, before thousands of them are listed.
 
     Raises:
-      UnsupportedModel: naming the first that is missing.
+      UnsupportedModelError: naming the first that is missing.
     """
     norm = family.modules["layers/*/attention_norm"]
     pattern = re.compile(re.escape(norm).replace(r"\*", r"(\d+)") + r"\.")
     present = {int(match[1]) for name in tensors if (match := pattern.match(name))}
     if layers > len(present):
         first = next(layer for layer in range(layers) if layer not in present)
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where} does not hold the model of its config: {layers:,} layers there, "
             f"{len(present):,} here; missing {norm.replace('*', str(first))}.weight"
         )
@@ -205,16 +205,16 @@ def family_for_model(
       first: the family to try before others: where the model came from.
 
     Raises:
-      UnsupportedModel: none can.
+      UnsupportedModelError: none can.
     """
     shape = architecture(config)
     for family in sorted(families.values(), key=lambda family: family.kind != first):
         fields = family.write(shape)
         try:
             is_same = architecture(family.read(Fields(fields, family.kind))) == shape
-        except UnsupportedModel:
+        except UnsupportedModelError:
             continue
         if is_same:
             return family, fields
     names = ", ".join(families)
-    raise UnsupportedModel(f"no architecture that Graft writes ({names}) computes this model")
+    raise UnsupportedModelError(f"no architecture that Graft writes ({names}) computes this model")

@@ -11,7 +11,7 @@ from research.models.config import RotaryScaling
 _REQUIRED = object()
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModelError(ValueError):
     """A model that Graft cannot hold or compute exactly; the message says what and where."""
 
 
@@ -20,22 +20,24 @@ def refuse_malformed(where: str) -> Iterator[None]:
     """Turns whatever fails while a file from elsewhere is read into one clear error.
 
     Raises:
-      UnsupportedModel: naming the file and what failed.
+      UnsupportedModelError: naming the file and what failed.
     """
     try:
         yield
-    except (UnsupportedModel, OSError):
+    except (UnsupportedModelError, OSError):
         raise
     except Exception as error:
         problem = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UnsupportedModel(f"{where} is not as such a file should be: {problem}") from error
+        raise UnsupportedModelError(
+            f"{where} is not as such a file should be: {problem}"
+        ) from error
 
 
 class Fields:
     """The fields of a config, by name.
 
     Raises:
-      UnsupportedModel: a field is missing, of another type, or says what Graft does not do.
+      UnsupportedModelError: a field is missing, of another type, or says what Graft does not do.
     """
 
     def __init__(self, content: Mapping[str, Any], where: str):
@@ -46,7 +48,7 @@ class Fields:
         value = self.content.get(name)
         if value is None:
             if default is _REQUIRED:
-                raise UnsupportedModel(f"{self.where}: the field {name!r} is missing")
+                raise UnsupportedModelError(f"{self.where}: the field {name!r} is missing")
             return default
         return value
 
@@ -58,7 +60,9 @@ class Fields:
         """True or false."""
         value = self(name, default)
         if not isinstance(value, bool):
-            raise UnsupportedModel(f"{self.where}: {name} is neither true nor false: {value!r:.40}")
+            raise UnsupportedModelError(
+                f"{self.where}: {name} is neither true nor false: {value!r:.40}"
+            )
         return value
 
     def size(self, name: str, default: Any = _REQUIRED, largest: int = 2**31 - 1) -> Any:
@@ -67,7 +71,9 @@ class Fields:
         if value is None:
             return value
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
-            raise UnsupportedModel(f"{self.where}: {name} is no size up to {largest:,}: {value!r}")
+            raise UnsupportedModelError(
+                f"{self.where}: {name} is no size up to {largest:,}: {value!r}"
+            )
         return value
 
     def layers(self, name: str = "num_hidden_layers") -> int:
@@ -81,18 +87,20 @@ class Fields:
             return value
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value < float("inf"):
-            raise UnsupportedModel(f"{self.where}: {name} is no number over zero: {value!r}")
+            raise UnsupportedModelError(f"{self.where}: {name} is no number over zero: {value!r}")
         try:
             return float(value)
         except OverflowError:
-            raise UnsupportedModel(f"{self.where}: {name} is too large a number") from None
+            raise UnsupportedModelError(f"{self.where}: {name} is too large a number") from None
 
     def demand(self, name: str, default: Any, *others: Any) -> Any:
         """A field that must be the default or one of `others`."""
         value = self(name, default)
         if value != default and value not in others:
             choices = ", ".join(map(repr, dict.fromkeys((default, *others))))
-            raise UnsupportedModel(f"{self.where}: {name} is {value!r}; Graft computes {choices}")
+            raise UnsupportedModelError(
+                f"{self.where}: {name} is {value!r}; Graft computes {choices}"
+            )
         return value
 
     def windows(self, default: list[str] | None = None) -> tuple[int, ...]:
@@ -105,7 +113,9 @@ class Fields:
         unknown = sorted({str(kind) for kind in types} - set(kinds))
         if unknown or len(types) < layers:
             problem = f"has unknown kinds {unknown}" if unknown else f"names {len(types)} layers"
-            raise UnsupportedModel(f"{self.where}: layer_types {problem}; the model has {layers}")
+            raise UnsupportedModelError(
+                f"{self.where}: layer_types {problem}; the model has {layers}"
+            )
         every = tuple(kinds[kind] for kind in types[:layers])
         return shortest_cycle(every)
 
@@ -117,7 +127,7 @@ class Fields:
         if kind is not None and kind in content:
             content = content[kind]
         if not isinstance(content, Mapping):
-            raise UnsupportedModel(f"{self.where}: rope_scaling is no object: {content!r}")
+            raise UnsupportedModelError(f"{self.where}: rope_scaling is no object: {content!r}")
         fields = Fields(content, f"{self.where}: rope scaling")
         base = fields.number("rope_theta", base)
         fields.demand("partial_rotary_factor", 1.0)
@@ -134,7 +144,9 @@ class Fields:
                 fields.number("high_freq_factor"),
                 fields.size("original_max_position_embeddings"),
             )
-        raise UnsupportedModel(f"{fields.where}: {form!r} is not among default, linear, llama3")
+        raise UnsupportedModelError(
+            f"{fields.where}: {form!r} is not among default, linear, llama3"
+        )
 
 
 def write_rotary(scaling: RotaryScaling | None) -> dict[str, Any] | None:

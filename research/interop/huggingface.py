@@ -22,7 +22,7 @@ from research.interop.family import (
     parameter_shapes,
     sources,
 )
-from research.interop.fields import Fields, UnsupportedModel
+from research.interop.fields import Fields, UnsupportedModelError
 from research.models.config import ModelConfig
 
 CONFIG = "config.json"
@@ -87,7 +87,7 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
 
     Raises:
       FileNotFoundError: no such folder or no config in it.
-      UnsupportedModel: an unknown architecture, fields or tensors that do not fit.
+      UnsupportedModelError: an unknown architecture, fields or tensors that do not fit.
     """
     path = Path(path)
     where = path / CONFIG
@@ -107,7 +107,9 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
         kind = tensors.dtypes[source.name]
         if kind not in tensor_files.DTYPES:
             types = ", ".join(tensor_files.DTYPES)
-            raise UnsupportedModel(f"{path}: {source.name} is of type {kind}; Graft reads {types}")
+            raise UnsupportedModelError(
+                f"{path}: {source.name} is of type {kind}; Graft reads {types}"
+            )
     return HuggingFaceModel(path, family, config, content, tensors, places)
 
 
@@ -115,17 +117,17 @@ def find_family(content: Mapping[str, Any], where: str) -> Family:
     """The family of a `config.json`.
 
     Raises:
-      UnsupportedModel: none has it.
+      UnsupportedModelError: none has it.
     """
     kind = content.get("model_type")
     if kind not in FAMILIES:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: model_type is {kind!r}; Graft knows {', '.join(FAMILIES)}"
         )
     if content.get("quantization_config"):
-        raise UnsupportedModel(f"{where}: the weights are quantised; Graft reads plain ones")
+        raise UnsupportedModelError(f"{where}: the weights are quantised; Graft reads plain ones")
     if content.get("auto_map"):
-        raise UnsupportedModel(f"{where}: auto_map asks for code from the folder; never run")
+        raise UnsupportedModelError(f"{where}: auto_map asks for code from the folder; never run")
     return FAMILIES[kind]
 
 
@@ -133,17 +135,17 @@ def read_config(family: Family, content: Mapping[str, Any], where: str) -> Model
     """The shape that a `config.json` describes.
 
     Raises:
-      UnsupportedModel: it is no shape of the family's.
+      UnsupportedModelError: it is no shape of the family's.
     """
     from research.config import schema
 
     try:
         config = family.read(Fields(content, where))
         return schema.build(ModelConfig, dataclasses.asdict(config), where)
-    except UnsupportedModel:
+    except UnsupportedModelError:
         raise
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise UnsupportedModel(f"{where}: {error}") from None
+        raise UnsupportedModelError(f"{where}: {error}") from None
 
 
 def write_folder(
@@ -169,7 +171,7 @@ def write_folder(
       file_size: bytes of a file at most.
 
     Raises:
-      UnsupportedModel: no architecture computes this model.
+      UnsupportedModelError: no architecture computes this model.
     """
     path, files = Path(path), dict(files or {})
     original = json.loads(files.pop(CONFIG, b"{}"))
@@ -226,14 +228,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-      UnsupportedModel: it is none.
+      UnsupportedModelError: it is none.
     """
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{path} is no JSON: {error}") from None
+        raise UnsupportedModelError(f"{path} is no JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UnsupportedModel(f"{path} is no JSON object")
+        raise UnsupportedModelError(f"{path} is no JSON object")
     return content
 
 
@@ -241,8 +243,8 @@ def read_text(path: Path) -> str:
     """The text of a file.
 
     Raises:
-      UnsupportedModel: it is too large to be one.
+      UnsupportedModelError: it is too large to be one.
     """
     if path.stat().st_size > _LARGEST_TEXT:
-        raise UnsupportedModel(f"{path} is larger than any such file is")
+        raise UnsupportedModelError(f"{path} is larger than any such file is")
     return path.read_text(encoding="utf-8", errors="replace")

@@ -22,7 +22,7 @@ from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
 from research.interop import huggingface
 from research.interop.family import Family, Source, parameter_shapes
-from research.interop.fields import UnsupportedModel, refuse_malformed
+from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.gguf import files as gguf_files
 from research.interop.tensor_files import Tensors, to_array
 from research.models.config import ModelConfig
@@ -63,13 +63,13 @@ def open_model(path: str | Path) -> ExternalModel:
 
     Raises:
       FileNotFoundError: there is nothing.
-      UnsupportedModel: it is nothing that Graft reads.
+      UnsupportedModelError: it is nothing that Graft reads.
     """
     path = storage.require_local(path, "the model")
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
     if (path / "adapter_config.json").is_file() and not (path / huggingface.CONFIG).is_file():
-        raise UnsupportedModel(f"{path} is an adapter of PEFT: import it with --base RUN")
+        raise UnsupportedModelError(f"{path} is an adapter of PEFT: import it with --base RUN")
     with refuse_malformed(str(path)):
         return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
 
@@ -78,12 +78,12 @@ def load_tokenizer(model: ExternalModel) -> Tokenizer:
     """The model's tokenizer with the roles that its files give it.
 
     Raises:
-      UnsupportedModel: it has none that Graft reads, or one with more tokens than the model.
+      UnsupportedModelError: it has none that Graft reads, or one with more tokens than the model.
     """
     with refuse_malformed(f"{model.path}: the tokenizer"):
         files = model.files()
     if TOKENIZER not in files:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{model.path} has no {TOKENIZER}; transformers writes one with "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
@@ -92,7 +92,7 @@ def load_tokenizer(model: ExternalModel) -> Tokenizer:
         text = files[TOKENIZER].decode()
         tokenizer = tokenizer_lib.from_json(text, where, **_roles(files, where))
     if tokenizer.vocabulary_size > model.config.vocabulary:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where} has {tokenizer.vocabulary_size} tokens, the embedding only "
             f"{model.config.vocabulary} rows"
         )
@@ -113,7 +113,7 @@ def import_model(
       The step's folder.
 
     Raises:
-      UnsupportedModel: the tokenizer does not fit.
+      UnsupportedModelError: the tokenizer does not fit.
       FileExistsError: there is a model already.
     """
     runs.check_free(out)
@@ -166,7 +166,7 @@ def _check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
     """Refuses what would fail when it is used.
 
     Raises:
-      UnsupportedModel: a file that is no JSON object, or a template that is none.
+      UnsupportedModelError: a file that is no JSON object, or a template that is none.
     """
     for name in files:
         if name.endswith(".json"):
@@ -199,12 +199,12 @@ def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
         number = token_ids.get(f"{role}_token_id")
         number = number[0] if isinstance(number, list) and number else number
         if name is not None and not isinstance(name, str):
-            raise UnsupportedModel(f"{where}: {role}_token is no text: {name!r:.40}")
+            raise UnsupportedModelError(f"{where}: {role}_token is no text: {name!r:.40}")
         return name or (backend.id_to_token(number) if isinstance(number, int) else None)
 
     end = token("eos")
     if end is None:
-        raise UnsupportedModel(f"{where}: no file beside it says which token ends a text")
+        raise UnsupportedModelError(f"{where}: no file beside it says which token ends a text")
     begin = token("bos")
     bare = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a", add_special_tokens=True).ids

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from research.interop.family import Source
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {
@@ -45,7 +45,7 @@ class SafeTensors:
     """The tensors of one safetensors file, or of those that an index names.
 
     Raises:
-      UnsupportedModel: a file is missing, broken, of another kind, or named outside the folder.
+      UnsupportedModelError: a file is missing, broken, of another kind, or outside the folder.
     """
 
     def __init__(self, path: Path):
@@ -60,10 +60,12 @@ class SafeTensors:
                 shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
                 dtypes = {name: part.get_dtype() for name, part in slices.items()}
             except (safetensors.SafetensorError, OSError, ValueError) as error:
-                raise UnsupportedModel(f"{file} is no safetensors file: {error}") from None
+                raise UnsupportedModelError(f"{file} is no safetensors file: {error}") from None
             absent = sorted((names or set()) - set(shapes))
             if absent:
-                raise UnsupportedModel(f"{file} lacks {absent[0]}, which the index says it holds")
+                raise UnsupportedModelError(
+                    f"{file} lacks {absent[0]}, which the index says it holds"
+                )
             for name in shapes if names is None else names:
                 self.shapes[name], self.dtypes[name] = shapes[name], dtypes[name]
                 self._files[name] = slices[name]
@@ -89,18 +91,18 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
         hint = ""
         if pickles:
             hint = f"; {pickles[0]} is a pickle, which can run code and is never read"
-        raise UnsupportedModel(f"{path} has neither {ONE} nor {INDEX}{hint}")
+        raise UnsupportedModelError(f"{path} has neither {ONE} nor {INDEX}{hint}")
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files: dict[Path, set[str] | None] = {}
         for name, file in names.items():
             if Path(file).name != file or file in (".", ".."):
-                raise UnsupportedModel(f"{index}: {file!r} is not a file beside it")
+                raise UnsupportedModelError(f"{index}: {file!r} is not a file beside it")
             files.setdefault(path / file, set()).add(name)  # type: ignore[union-attr]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UnsupportedModel):
+        if isinstance(error, UnsupportedModelError):
             raise
-        raise UnsupportedModel(f"{index} is no index of tensors: {error!r}") from None
+        raise UnsupportedModelError(f"{index} is no index of tensors: {error!r}") from None
     return files
 
 

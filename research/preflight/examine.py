@@ -28,7 +28,12 @@ from research.preflight.roofline import roofline
 from research.runtime.accelerators import Topology
 from research.runtime.memory import GIB, StepMemory
 from research.text import tokenizer as tokenizers
-from research.training.program import Program, UnevenBatchError, make_program
+from research.training.program import (
+    Program,
+    StepDoesNotFitError,
+    UnevenBatchError,
+    make_program,
+)
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -82,9 +87,7 @@ def _compile_memory(program: Program, topology: Topology) -> MemoryFit:
     with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):
         try:
             memory = StepMemory.of(program.compile(program.batch_shapes))
-        except ValueError as error:
-            if "does not fit the devices' memory" not in str(error):
-                raise
+        except StepDoesNotFitError as error:
             arguments = sum(resident_bytes(program).values()) + _batch_bytes(program)
             return MemoryFit.refused(str(error), arguments, _needed_bytes(str(error)))
     return MemoryFit(

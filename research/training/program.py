@@ -141,7 +141,7 @@ class Program:
         Nothing is made yet: it is compiled from shapes, those of (some) rows of a batch too.
 
         Raises:
-          ValueError: the compiler finds that it does not fit the devices' memory.
+          StepDoesNotFitError: the compiler finds that the devices' memory is too small.
         """
 
         def abstract(x: Any, where: NamedSharding, shape: Any = None) -> jax.ShapeDtypeStruct:
@@ -167,7 +167,7 @@ class Program:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             reason = str(error).splitlines()[0]
-            raise ValueError(f"the step does not fit the devices' memory: {reason}") from None
+            raise StepDoesNotFitError(reason) from None
 
     def fresh_state(self) -> stepping.TrainState:
         """The state before the first step: weights of the base or random ones.
@@ -212,6 +212,13 @@ class Program:
             for name, where in self.shardings.items()
             if name.startswith(prefix)
         }
+
+
+class StepDoesNotFitError(ValueError):
+    """A train step that needs more memory than the devices have, by its compiler."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"the step does not fit the devices' memory: {reason}")
 
 
 class UnevenBatchError(ValueError):

@@ -16,7 +16,7 @@ from research.checkpoints import runs
 from research.interop import exporting, huggingface, importing, tensor_files
 from research.interop.families import FAMILIES
 from research.interop.family import parameter_shapes, sources
-from research.interop.fields import Fields, UnsupportedModel
+from research.interop.fields import Fields, UnsupportedModelError
 from research.interop.gguf import files
 from research.interop.gguf import writer as gguf_writer
 from tests.helpers import tiny_run
@@ -91,7 +91,7 @@ def opens_or_refuses(run):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         run()
-    except UnsupportedModel as error:
+    except UnsupportedModelError as error:
         assert str(error)
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert growth < 300_000  # KiB
@@ -135,7 +135,7 @@ def test_configs_with_odd_values(name, value, kind):
 
 
 def refuses(path, match):
-    with pytest.raises(UnsupportedModel, match=match):
+    with pytest.raises(UnsupportedModelError, match=match):
         importing.load_tokenizer(importing.open_model(path))
 
 
@@ -247,14 +247,14 @@ def test_a_header_that_claims_what_the_file_does_not_hold_is_refused_at_once(
     content, match, tmp_path
 ):
     (tmp_path / "x.gguf").write_bytes(content)
-    with pytest.raises(UnsupportedModel, match=match):
+    with pytest.raises(UnsupportedModelError, match=match):
         importing.open_model(tmp_path / "x.gguf")
 
 
 def test_a_cut_gguf_file_names_the_tensor(gguf_bytes, tmp_path):
     (tmp_path / "x.gguf").write_bytes(gguf_bytes[:-40])
     with pytest.raises(
-        UnsupportedModel, match="the tensor 'token_embd.weight' ends behind its end"
+        UnsupportedModelError, match="the tensor 'token_embd.weight' ends behind its end"
     ):
         importing.open_model(tmp_path / "x.gguf")
 
@@ -275,7 +275,7 @@ def test_values_that_no_model_has(folder, tmp_path, changes, match):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "config.json").write_text(json.dumps(SHAPE | changes))
-    with pytest.raises(UnsupportedModel, match=match):
+    with pytest.raises(UnsupportedModelError, match=match):
         importing.open_model(broken)
 
 
@@ -293,18 +293,18 @@ def test_companions_are_read_before_anything_is_written(folder, tmp_path, file, 
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / file).write_text(content)
-    with pytest.raises(UnsupportedModel, match=match):
+    with pytest.raises(UnsupportedModelError, match=match):
         importing.import_model(importing.open_model(broken), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_weights_and_an_adapter_are_named(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SHAPE))
-    with pytest.raises(UnsupportedModel, match=r"neither model.safetensors nor .*json$"):
+    with pytest.raises(UnsupportedModelError, match=r"neither model.safetensors nor .*json$"):
         importing.open_model(tmp_path)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(UnsupportedModel, match="adapter of PEFT: import it with --base RUN"):
+    with pytest.raises(UnsupportedModelError, match="adapter of PEFT: import it with --base RUN"):
         importing.open_model(tmp_path / "adapter")
     with pytest.raises(FileNotFoundError, match="convert.py import makes a run of it"):
         runs.open_run(folder)

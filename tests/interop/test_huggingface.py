@@ -8,7 +8,7 @@ import pytest
 from research import tree
 from research.interop import huggingface, importing
 from research.interop.family import architecture, parameter_shapes
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.models.transformer import Transformer
 
 TINY = {
@@ -139,5 +139,5 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
 def test_a_phi3_that_graft_does_not_compute_is_refused(fields, message):
     content = TINY | {"model_type": "phi3"} | fields
     family = huggingface.find_family(content, "config.json")
-    with pytest.raises(UnsupportedModel, match=message):
+    with pytest.raises(UnsupportedModelError, match=message):
         huggingface.read_config(family, content, "config.json")

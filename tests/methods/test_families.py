@@ -13,7 +13,7 @@ from research.data.config import DataConfig
 from research.data.sources import JsonlConfig
 from research.experiment import Experiment
 from research.generation import decode
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.peft import prompts
 from research.methods import IA3, LoRA, Prefix, Prompt, Several
 from research.methods.lora import EVERY_LINEAR
@@ -104,9 +104,11 @@ def test_prompts_count_where_positions_are_learned(front, fits):
 
 @pytest.mark.parametrize("method", [Prompt(length=3), Prefix(length=3)], ids=lambda m: m.kind)
 def test_pefts_format_has_no_prompt_that_stays_in_a_window(method):
-    with pytest.raises(UnsupportedModel, match=f"PEFT's {method.kind} leaves a layer's window"):
+    with pytest.raises(
+        UnsupportedModelError, match=f"PEFT's {method.kind} leaves a layer's window"
+    ):
         prompts.write(method, {}, FAMILIES["gemma"])
-    with pytest.raises(UnsupportedModel, match="leaves a layer's window"):
+    with pytest.raises(UnsupportedModelError, match="leaves a layer's window"):
         kind = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING"}[method.kind]
         shape = (3, 32 if method.kind == "prompt" else 2 * 3 * 16)
         content = {"peft_type": kind, "num_virtual_tokens": 3}

@@ -7,7 +7,7 @@ from typing import Any
 from research.interop.families.gemma2 import MODULES, gemma, write_gemma
 from research.interop.families.qwen3 import HEAD_NORMS
 from research.interop.family import Family
-from research.interop.fields import Fields, UnsupportedModel
+from research.interop.fields import Fields, UnsupportedModelError
 from research.models.config import ModelConfig
 
 
@@ -25,7 +25,7 @@ def read(fields: Fields) -> ModelConfig:
     if nested and "sliding_attention" in nested:
         local, scaling = fields.rotary("sliding_attention")
         if scaling:
-            raise UnsupportedModel(f"{fields.where}: scaled rotary positions in windows")
+            raise UnsupportedModelError(f"{fields.where}: scaled rotary positions in windows")
     return ModelConfig(
         **gemma(fields, "full_attention"),
         rotary_base_in_windows=local,

@@ -6,7 +6,7 @@ from typing import Any
 
 from research.interop.families.llama import common, write_common
 from research.interop.family import LLAMA_MODULES, Family
-from research.interop.fields import Fields, UnsupportedModel
+from research.interop.fields import Fields, UnsupportedModelError
 from research.models.config import ModelConfig
 
 JOINED = {
@@ -24,7 +24,9 @@ def read(fields: Fields) -> ModelConfig:
     fields.demand("partial_rotary_factor", 1.0)  # Phi-4-mini rotates a part of each head
     shape = common(fields) | {"norm_epsilon": fields.number("rms_norm_eps", 1e-5)}
     if shape["rotary_scaling"] is not None:
-        raise UnsupportedModel(f"{fields.where}: Phi-3 has no such rope scaling in transformers")
+        raise UnsupportedModelError(
+            f"{fields.where}: Phi-3 has no such rope scaling in transformers"
+        )
     return ModelConfig(**shape, windows=(fields.size("sliding_window", 0),))
 
 

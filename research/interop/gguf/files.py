@@ -28,7 +28,7 @@ from research.interop.family import (
     parameter_shapes,
     sources,
 )
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import header, tokenizer
 from research.interop.huggingface import CONFIG, read_config
 from research.models import rotary
@@ -163,19 +163,19 @@ def open_file(path: str | Path) -> GGUFModel:
     """Opens a GGUF file and checks that it holds exactly the model that it describes.
 
     Raises:
-      UnsupportedModel: a broken file, or an architecture, a type or tensors that do not fit.
+      UnsupportedModelError: a broken file, or an architecture, a type or tensors that do not fit.
     """
     path = Path(path)
     reader = _read(path)
     try:
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise UnsupportedModel(f"{path}: broken metadata: {error}") from None
+        raise UnsupportedModelError(f"{path}: broken metadata: {error}") from None
     tensors = GGUFTensors(reader)
     kind = metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         choices = ", ".join(ARCHITECTURES)
-        raise UnsupportedModel(f"{path}: architecture {kind!r}; Graft knows {choices}")
+        raise UnsupportedModelError(f"{path}: architecture {kind!r}; Graft knows {choices}")
     content = _config(kind, metadata, tensors, str(path))
     family = FAMILIES["mistral" if content.get("sliding_window") and kind == "llama" else
                       ARCHITECTURES[kind]]  # fmt: skip
@@ -224,22 +224,28 @@ def _read(path: Path) -> gguf.GGUFReader:
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise UnsupportedModel(f"{path} is no whole GGUF file: {error}") from None
+        raise UnsupportedModelError(f"{path} is no whole GGUF file: {error}") from None
     end = 0
     for tensor in sorted(reader.tensors, key=lambda tensor: int(tensor.data_offset)):
         name, kind = tensor.name, tensor.tensor_type
         if kind.name not in TYPES:
-            raise UnsupportedModel(f"{path}: {name} is of type {kind.name}; Graft reads {TYPES}")
+            raise UnsupportedModelError(
+                f"{path}: {name} is of type {kind.name}; Graft reads {TYPES}"
+            )
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         numbers = math.prod(int(n) for n in tensor.shape)
         if numbers % block or numbers // block * block_bytes != int(tensor.n_bytes):
-            raise UnsupportedModel(f"{path}: {name} has {numbers} numbers in {tensor.n_bytes} B")
+            raise UnsupportedModelError(
+                f"{path}: {name} has {numbers} numbers in {tensor.n_bytes} B"
+            )
         start = int(tensor.data_offset)
         if start < end:
-            raise UnsupportedModel(f"{path}: {name} overlaps the tensor before it")
+            raise UnsupportedModelError(f"{path}: {name} overlaps the tensor before it")
         end = start + int(tensor.n_bytes)
     if end > size:
-        raise UnsupportedModel(f"{path} is cut short: {end:,} bytes by its header, {size:,} there")
+        raise UnsupportedModelError(
+            f"{path} is cut short: {end:,} bytes by its header, {size:,} there"
+        )
     return reader
 
 
@@ -254,7 +260,7 @@ def _config(
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
     if get("expert_count"):
-        raise UnsupportedModel(f"{where}: a mixture of experts; Graft has none")
+        raise UnsupportedModelError(f"{where}: a mixture of experts; Graft has none")
     table = tensors.shapes.get("token_embd.weight", (0, 0))
     ids = {
         f"{role}_token_id": metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -290,7 +296,7 @@ def _config(
         "tie_word_embeddings": tie_embeddings,
     }
     if get("rope.scaling.type", "none") not in ("none", "linear"):
-        raise UnsupportedModel(f"{where}: rope scaling {get('rope.scaling.type')!r}")
+        raise UnsupportedModelError(f"{where}: rope scaling {get('rope.scaling.type')!r}")
     if get("rope.scaling.type") == "linear":
         content["rope_scaling"] = {"rope_type": "linear", "factor": get("rope.scaling.factor")}
     if kind == "llama":
@@ -317,4 +323,4 @@ def _scaling(config: ModelConfig, tensors: GGUFTensors, path: Path) -> RotarySca
         candidate = plain / np.asarray(rotary.frequencies(config, scaling))
         if candidate.shape == stretching.shape and np.allclose(candidate, stretching, rtol=1e-3):
             return scaling
-    raise UnsupportedModel(f"{path}: {FREQUENCIES} is no scaling of Llama 3's")
+    raise UnsupportedModelError(f"{path}: {FREQUENCIES} is no scaling of Llama 3's")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gguf
 
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 
 # bytes of the scalar kinds of values; strings are 8 and arrays 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -25,10 +25,10 @@ def check(path: Path) -> None:
     """Refuses a header that does not lie in the file.
 
     Raises:
-      UnsupportedModel: naming the key or tensor at which it breaks.
+      UnsupportedModelError: naming the key or tensor at which it breaks.
     """
     if path.stat().st_size < 24:
-        raise UnsupportedModel(f"{path} is no whole GGUF file: {path.stat().st_size} bytes")
+        raise UnsupportedModelError(f"{path} is no whole GGUF file: {path.stat().st_size} bytes")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         _Walk(path, content).run()
 
@@ -40,9 +40,9 @@ class _Walk:
     def run(self) -> None:
         magic, version, tensors, keys = struct.unpack_from("<4sIQQ", self.content)
         if magic != b"GGUF" or version not in (2, 3):
-            raise UnsupportedModel(f"{self.path} is no whole GGUF file of version 2 or 3")
+            raise UnsupportedModelError(f"{self.path} is no whole GGUF file of version 2 or 3")
         if max(tensors, keys) > _MOST:
-            raise UnsupportedModel(f"{self.path} claims {keys:,} keys and {tensors:,} tensors")
+            raise UnsupportedModelError(f"{self.path} claims {keys:,} keys and {tensors:,} tensors")
         self.at, alignment, tensor_ends = 24, 32, []
         for _ in range(keys):
             self.item = f"a key after {self.item}"
@@ -56,11 +56,13 @@ class _Walk:
             self.item = f"the tensor {self.text()!r}"
             dimensions = self.number("<I")
             if not 1 <= dimensions <= 4:
-                raise UnsupportedModel(f"{self.path}: {self.item} has {dimensions} dimensions")
+                raise UnsupportedModelError(f"{self.path}: {self.item} has {dimensions} dimensions")
             numbers = math.prod(self.number("<Q") for _ in range(dimensions))
             kind = self.number("<I")
             if kind not in _BLOCKS:
-                raise UnsupportedModel(f"{self.path}: {self.item} is of an unknown type {kind}")
+                raise UnsupportedModelError(
+                    f"{self.path}: {self.item} is of an unknown type {kind}"
+                )
             block, size = _BLOCKS[kind]
             tensor_ends.append((self.item, self.number("<Q") + numbers // block * size))
         start = -(-self.at // alignment) * alignment
@@ -79,18 +81,20 @@ class _Walk:
             elif inner in _SIZES:
                 self.skip(count * _SIZES[inner])
             else:
-                raise UnsupportedModel(f"{self.path}: {self.item} is no list that Graft reads")
+                raise UnsupportedModelError(f"{self.path}: {self.item} is no list that Graft reads")
         elif kind in _SIZES:
             self.skip(_SIZES[kind])
         else:
-            raise UnsupportedModel(f"{self.path}: {self.item} is of an unknown kind {kind}")
+            raise UnsupportedModelError(f"{self.path}: {self.item} is of an unknown kind {kind}")
 
     def text(self) -> str:
         length = self.number("<Q")
         start = self.at
         self.skip(length)
         if length > 4096:
-            raise UnsupportedModel(f"{self.path}: a name of {length:,} bytes after {self.item}")
+            raise UnsupportedModelError(
+                f"{self.path}: a name of {length:,} bytes after {self.item}"
+            )
         return self.content[start : self.at].decode("utf-8", "replace")
 
     def number(self, form: str) -> int:
@@ -101,6 +105,6 @@ class _Walk:
     def skip(self, size: int) -> None:
         self.at += size
         if self.at > len(self.content):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{self.path} is no whole GGUF file: {self.item} ends behind its end"
             )

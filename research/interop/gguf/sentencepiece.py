@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 
 SPACE = "\u2581"  # stands for a space inside pieces
 Kind = gguf.TokenType
@@ -36,18 +36,20 @@ def build(
       prefix: whether a space goes before each text, as Llama 2 has it.
 
     Raises:
-      UnsupportedModel: lists of different lengths, or missing bytes.
+      UnsupportedModelError: lists of different lengths, or missing bytes.
     """
     tokens = list(vocabulary)
     if not len(tokens) == len(scores) == len(kinds):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: {len(tokens)} tokens with {len(scores)} scores and {len(kinds)} kinds"
         )
     if not 0 <= unknown < len(tokens):
-        raise UnsupportedModel(f"{where}: no token {unknown}, which should stand for the unknown")
+        raise UnsupportedModelError(
+            f"{where}: no token {unknown}, which should stand for the unknown"
+        )
     missing = [name for name in map(byte_token, range(256)) if name not in vocabulary]
     if missing:
-        raise UnsupportedModel(f"{where}: no token {missing[0]} for a byte")
+        raise UnsupportedModelError(f"{where}: no token {missing[0]} for a byte")
     rank = {
         token: score
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
@@ -87,14 +89,16 @@ def pieces(
       content: a `tokenizer.json`.
 
     Raises:
-      UnsupportedModel: it is another kind of tokenizer, or treats spaces in another way.
+      UnsupportedModelError: it is another kind of tokenizer, or treats spaces in another way.
     """
     model, prefix = content["model"], _has_prefix(content, where)
     if model["type"] != "BPE" or model.get("unk_token") not in model["vocab"]:
-        raise UnsupportedModel(f"{where}: a tokenizer without a token for what it does not know")
+        raise UnsupportedModelError(
+            f"{where}: a tokenizer without a token for what it does not know"
+        )
     missing = [name for name in map(byte_token, range(256)) if name not in model["vocab"]]
     if missing:
-        raise UnsupportedModel(f"{where}: the tokenizer has no token {missing[0]} for a byte")
+        raise UnsupportedModelError(f"{where}: the tokenizer has no token {missing[0]} for a byte")
     added_tokens = {token["content"]: token for token in content["added_tokens"]}
     vocabulary = model["vocab"] | {name: token["id"] for name, token in added_tokens.items()}
     rank: dict[str, int] = {}
@@ -160,4 +164,4 @@ def _has_prefix(content: Mapping[str, Any], where: str) -> bool:
                 stacklevel=2,
             )
         return bool(prefix)
-    raise UnsupportedModel(f"{where}: llama.cpp has no name for how this tokenizer cuts text")
+    raise UnsupportedModelError(f"{where}: llama.cpp has no name for how this tokenizer cuts text")

@@ -10,7 +10,7 @@ import gguf
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import sentencepiece
 
 _SPECIAL = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
@@ -38,7 +38,7 @@ def _pre_tokenizer(kind: str, where: str) -> Any:
             return _split(r"|\p{N}{1,3}")
         case "qwen2":
             return _split(r"|\p{N}")
-    raise UnsupportedModel(
+    raise UnsupportedModelError(
         f"{where}: a tokenizer that cuts text as {kind!r}; Graft knows default, gpt-2, smollm, "
         "llama-bpe and qwen2"
     )
@@ -48,11 +48,11 @@ def kind_of(content: Mapping[str, Any]) -> str:
     """GGUF's name for how a `tokenizer.json` cuts text.
 
     Raises:
-      UnsupportedModel: it is no byte-level BPE, or one that cuts text in another way.
+      UnsupportedModelError: it is no byte-level BPE, or one that cuts text in another way.
     """
     model = content["model"]
     if model["type"] != "BPE" or model.get("byte_fallback"):
-        raise UnsupportedModel("GGUF: the tokenizer is no byte-level BPE")
+        raise UnsupportedModelError("GGUF: the tokenizer is no byte-level BPE")
     for kind in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = _pre_tokenizer(kind, "")
@@ -60,7 +60,7 @@ def kind_of(content: Mapping[str, Any]) -> str:
             content["pre_tokenizer"]
         ):
             return kind
-    raise UnsupportedModel("GGUF: llama.cpp has no name for how this tokenizer cuts text")
+    raise UnsupportedModelError("GGUF: llama.cpp has no name for how this tokenizer cuts text")
 
 
 def _plain(content: Any) -> Any:
@@ -74,7 +74,7 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     """`tokenizer.json` and `tokenizer_config.json`, chat template included.
 
     Raises:
-      UnsupportedModel: no tokenizer, or one that Graft does not rebuild exactly.
+      UnsupportedModelError: no tokenizer, or one that Graft does not rebuild exactly.
     """
 
     def get(key: str, default: Any = None) -> Any:
@@ -82,15 +82,15 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
 
     tokens, kinds = get("tokens"), get("token_type")
     if not tokens:
-        raise UnsupportedModel(f"{where} has no tokenizer")
+        raise UnsupportedModelError(f"{where} has no tokenizer")
     if get("model") not in ("gpt2", "llama"):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: a tokenizer of kind {get('model')!r}; Graft rebuilds gpt2 (byte-level BPE) "
             "and llama (SentencePiece's BPE)"
         )
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise UnsupportedModel(f"{where}: two tokens are the same text")
+        raise UnsupportedModelError(f"{where}: two tokens are the same text")
     if get("model") == "gpt2":
         backend = _byte_level(vocabulary, get("merges") or (), get("pre", "default"), where)
     else:
@@ -141,7 +141,7 @@ def _byte_level(
         pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
         model = models.BPE(vocab=dict(vocabulary), merges=pairs, ignore_merges=kind == "llama-bpe")
     except Exception as error:  # the library raises bare Exception
-        raise UnsupportedModel(f"{where}: broken merges: {error}") from None
+        raise UnsupportedModelError(f"{where}: broken merges: {error}") from None
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = _pre_tokenizer(kind, where)
     backend.decoder = decoders.ByteLevel()

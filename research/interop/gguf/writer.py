@@ -16,7 +16,7 @@ from research.checkpoints.runs import Run
 from research.interop.exporting import whole_file
 from research.interop.families import FAMILIES
 from research.interop.family import Source, family_for_model, parameter_shapes, sources
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import sentencepiece
 from research.interop.gguf import tokenizer as tokenizer_files
 from research.interop.gguf.files import (
@@ -44,7 +44,7 @@ def plan(run: Run) -> tuple[str, dict[str, Source]]:
     """llama.cpp's architecture for a run's model, and where each parameter goes.
 
     Raises:
-      UnsupportedModel: llama.cpp has no such architecture or tokenizer.
+      UnsupportedModelError: llama.cpp has no such architecture or tokenizer.
     """
     family, _ = family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
     kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
@@ -75,7 +75,7 @@ def export_gguf(
 
     Raises:
       FileExistsError: the file is there.
-      UnsupportedModel: llama.cpp has no such architecture or tokenizer.
+      UnsupportedModelError: llama.cpp has no such architecture or tokenizer.
     """
     read_parameter, config = Merged(run), run.model
     kind, places = plan(run)
@@ -128,22 +128,24 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
     """Refuses what llama.cpp would compute in its own fixed way instead.
 
     Raises:
-      UnsupportedModel: windows or a scale of scores that are not the architecture's.
+      UnsupportedModelError: windows or a scale of scores that are not the architecture's.
     """
     cycle = {"gemma2": 2, "gemma3": 6}.get(kind, 1)
     windows = [config.window(layer) for layer in range(config.layers)]
     if kind == "phi3" and any(windows):
-        raise UnsupportedModel(f"llama.cpp's phi3 sees everything, not windows {config.windows}")
+        raise UnsupportedModelError(
+            f"llama.cpp's phi3 sees everything, not windows {config.windows}"
+        )
     their_windows = [max(windows) * ((layer + 1) % cycle != 0) for layer in range(config.layers)]
     if windows != their_windows:
-        raise UnsupportedModel(f"llama.cpp's {kind} sees other windows than {config.windows}")
+        raise UnsupportedModelError(f"llama.cpp's {kind} sees other windows than {config.windows}")
     if extra := set(config.biases) - set(_BIASES.get(kind, ())):
-        raise UnsupportedModel(f"llama.cpp's {kind} has no bias of {', '.join(sorted(extra))}")
+        raise UnsupportedModelError(f"llama.cpp's {kind} has no bias of {', '.join(sorted(extra))}")
     size = config.head_dim
     if kind in LARGEST and config.layers == LARGEST[kind]:
         size = config.width // config.heads
     if (config.score_size or config.head_dim) != size:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"llama.cpp's {kind} divides scores by the root of {size}, not of {config.score_size}"
         )
 
@@ -177,7 +179,7 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(scaling.factor)
     elif scaling is not None and kind != "llama":
-        raise UnsupportedModel(f"llama.cpp has no scaling {scaling.kind!r} for {kind}")
+        raise UnsupportedModelError(f"llama.cpp has no scaling {scaling.kind!r} for {kind}")
     if any(config.windows):
         writer.add_sliding_window(max(config.windows))
     if config.score_cap:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.peft import prompts
 from research.methods import IA3, DoRA, LoHa, LoRA, Method, VeRA
 from research.methods.oft import OFT
@@ -69,14 +69,16 @@ def read(
       sides: the smaller side of each linear's weight.
 
     Raises:
-      UnsupportedModel: a kind or a setting that Graft does not have.
+      UnsupportedModelError: a kind or a setting that Graft does not have.
     """
     for name in _REFUSED:
         if content.get(name) not in (None, False, "none", [], {}):
-            raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft has no such thing")
+            raise UnsupportedModelError(
+                f"{where}: {name} is {content[name]!r}; Graft has no such thing"
+            )
     start = content.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: init_lora_weights is {start!r}, which changed the base's weights; save the "
             "adapter in PEFT with path_initial_model_for_weight_conversion, as a plain LoRA"
         )
@@ -88,11 +90,11 @@ def read(
         return _read_oft(content, where, targets), {}
     if kind not in ("LORA", "VERA", "LOHA"):
         kinds = ", ".join(("LORA", "IA3", "OFT", "VERA", "LOHA", *prompts.KINDS))
-        raise UnsupportedModel(f"{where}: peft_type {kind!r}; Graft reads {kinds}")
+        raise UnsupportedModelError(f"{where}: peft_type {kind!r}; Graft reads {kinds}")
     alpha_key = "alpha" if kind == "LOHA" else "lora_alpha"
     rank, alpha = content.get("r"), content.get(alpha_key, 1 if kind == "VERA" else None)
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
-        raise UnsupportedModel(f"{where}: r is {rank!r} and {alpha_key} {alpha!r}")
+        raise UnsupportedModelError(f"{where}: r is {rank!r} and {alpha_key} {alpha!r}")
     if kind == "VERA":
         return VeRA(targets, rank=rank), {}
     each: dict[str, tuple[int, float]] = {}
@@ -102,7 +104,7 @@ def read(
         each[ours] = int(r), float(a * r**0.5 if content.get("use_rslora") else a)
     if kind == "LOHA":
         if len(set(each.values())) > 1:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{where}: rank_pattern and alpha_pattern; Graft's LoHa has none"
             )
         rank, alpha = next(iter(each.values()))
@@ -122,16 +124,20 @@ def read(
 
 def _read_oft(content: Mapping[str, Any], where: str, targets: tuple[str, ...]) -> OFT:
     if content.get("use_cayley_neumann", True):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: use_cayley_neumann sums a few terms of a series; Graft's OFT is "
             "exact. Merge it in PEFT"
         )
     for name in ("coft", "block_share"):
         if content.get(name):
-            raise UnsupportedModel(f"{where}: {name} is {content[name]!r}; Graft's OFT has none")
+            raise UnsupportedModelError(
+                f"{where}: {name} is {content[name]!r}; Graft's OFT has none"
+            )
     size = content.get("oft_block_size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UnsupportedModel(f"{where}: oft_block_size is {size!r}; Graft's OFT needs one size")
+        raise UnsupportedModelError(
+            f"{where}: oft_block_size is {size!r}; Graft's OFT needs one size"
+        )
     return OFT(targets, block_size=size)
 
 
@@ -142,18 +148,18 @@ def _by_pattern(patterns: Any, name: str, default: Any, where: str) -> Any:
     because a hostile one could take forever to match.
     """
     if not isinstance(patterns or {}, Mapping):
-        raise UnsupportedModel(f"{where} is no object")
+        raise UnsupportedModelError(f"{where} is no object")
     for pattern, number in (patterns or {}).items():
         plain = pattern.removeprefix("^").removesuffix("$")
         if not re.fullmatch(r"(\w|\.\*|\\\.|\.)+", plain):
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{where}: {pattern!r} is more than a module's name with .* in places; write it out"
             )
         plain = plain.replace("\\.", ".").replace(".*", "*")
         is_whole = fnmatch.fnmatchcase(name, plain)
         if is_whole or (fnmatch.fnmatchcase(name, f"*.{plain}") and not pattern.startswith("^")):
             if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
-                raise UnsupportedModel(f"{where}: {pattern} is {number!r}")
+                raise UnsupportedModelError(f"{where}: {pattern} is {number!r}")
             return number
     return default
 

@@ -16,7 +16,7 @@ from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.interop import tensor_files
 from research.interop.exporting import whole_or_nothing
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.peft import config, joined, prompts
 from research.interop.peft.joined import TargetModules, target_modules
 from research.methods import LoHa, Method, Prefix, Prompt, VeRA
@@ -57,7 +57,7 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
       The names of the tensors.
 
     Raises:
-      UnsupportedModel: the method is none of PEFT's, or the base none of transformers'.
+      UnsupportedModelError: the method is none of PEFT's, or the base none of transformers'.
     """
     tensors, content = adapter_tensors(run)
     content |= {
@@ -79,14 +79,16 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """PEFT's tensors and config of a run's adapter.
 
     Raises:
-      UnsupportedModel: the method is none of PEFT's, or the base none of transformers'.
+      UnsupportedModelError: the method is none of PEFT's, or the base none of transformers'.
       ValueError: numbers that are not finite.
     """
     runs.check_parameters(run)
     method = run.method
     if method.kind not in (*_LEAVES, *prompts.KINDS.values()):
         kinds = ", ".join((*_LEAVES, *prompts.KINDS.values()))
-        raise UnsupportedModel(f"method {method.kind!r} leaves no adapter of PEFT's; {kinds} do")
+        raise UnsupportedModelError(
+            f"method {method.kind!r} leaves no adapter of PEFT's; {kinds} do"
+        )
     shapes = {
         name.removeprefix("model/"): shape
         for name, shape in run.checkpoint.abstract().items()
@@ -110,7 +112,7 @@ def tensors_of(
       arrays: what the method attached, by single-layer name; others may be among them.
 
     Raises:
-      UnsupportedModel: no family of transformers has the base, or PEFT not this form.
+      UnsupportedModelError: no family of transformers has the base, or PEFT not this form.
     """
     if isinstance(run.method, Prompt | Prefix):
         tensor, content = prompts.write(run.method, arrays, run.model)
@@ -136,7 +138,7 @@ def _write_modules(
     """
     if modules.conv1d and isinstance(method, LoHa | OFT):
         name = type(method).__name__
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"PEFT's {name} takes no Conv1D, which GPT-2 is made of in transformers"
         )
     adapter: str = method.adapter

@@ -15,7 +15,7 @@ import numpy as np
 from research import tree
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
-from research.interop.fields import UnsupportedModel, refuse_malformed
+from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.huggingface import read_json
 from research.interop.peft import config, prompts, targets
 from research.interop.peft.exporting import (
@@ -97,7 +97,8 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
 
     Raises:
       FileNotFoundError: no adapter there.
-      UnsupportedModel: a kind or a setting that Graft does not have, or tensors that do not fit.
+      UnsupportedModelError: a kind or a setting that Graft does not have, or tensors that do not
+        fit.
     """
     path = storage.require_local(path, "the adapter")
     for file in (CONFIG, WEIGHTS):
@@ -120,11 +121,13 @@ def _open(path: Path, base: Run) -> Adapter:
     sides = smaller_sides(plain)
     method, ranks = config.read(content, str(path / CONFIG), names, sides)
     if not isinstance(method, LoRA) and "embedding" in names:
-        raise UnsupportedModel(f"{where}: Graft's {method.kind} is for linears, not the embedding")
+        raise UnsupportedModelError(
+            f"{where}: Graft's {method.kind} is for linears, not the embedding"
+        )
     _check_joined(method, names, modules, where)
     over = [place for place, rank in ranks.items() if rank > sides[place]]
     if over and isinstance(method, LoHa):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: rank {ranks[over[0]]} of {names[over[0]]} is over the smaller side of its "
             f"weight, {sides[over[0]]}; Graft's loha takes no such rank"
         )
@@ -168,7 +171,9 @@ def _tensors_by_linear(
             here = {_scaled_linear(module, modules, base, where): TensorPart(tensor)}
         for linear, part in here.items():
             if leaf in parts.setdefault(linear, {}):
-                raise UnsupportedModel(f"{where}: {tensor} scales what another tensor scales too")
+                raise UnsupportedModelError(
+                    f"{where}: {tensor} scales what another tensor scales too"
+                )
             parts[linear][leaf] = part
     targets.check(content, modules.linears, names, where)
     return parts
@@ -180,15 +185,17 @@ def _check_joined(
     """Refuses what no methods of Graft's can say of the parts of a joined module."""
     for name in names.values() if isinstance(method, VeRA) else ():
         if len(modules.linears[name]) > 1:
-            raise UnsupportedModel(
+            raise UnsupportedModelError(
                 f"{where}: {name} is {' and '.join(modules.linears[name])} in Graft, which share "
                 "other rows of VeRA's projections; merge it in PEFT"
             )
 
 
-def _no_module(tensor: str, module: str, modules: TargetModules, where: str) -> UnsupportedModel:
+def _no_module(
+    tensor: str, module: str, modules: TargetModules, where: str
+) -> UnsupportedModelError:
     near = tree.nearest(module, modules.linears, 1)
-    return UnsupportedModel(f"{where}: {tensor} is for no linear of this base ({near} is)")
+    return UnsupportedModelError(f"{where}: {tensor} is for no linear of this base ({near} is)")
 
 
 def _sources(
@@ -213,7 +220,7 @@ def _sources(
         else:
             part = parts[linear].pop(leaves[leaf], None)
         if part is None:
-            raise UnsupportedModel(f"{where}: {leaves[leaf]} of {linear} is missing")
+            raise UnsupportedModelError(f"{where}: {leaves[leaf]} of {linear} is missing")
         *rows, width = shape.shape
         if leaf in INPUT_LEAVES.get(kind, ()):
             part, width = TensorPart(part.name), ranks.get(linear, width)
@@ -225,11 +232,11 @@ def _sources(
         if kind != "oft":  # whose tensors lie as PEFT's
             expected = expected[::-1]
         if actual != expected and (rows or math.prod(actual) != width):
-            raise UnsupportedModel(f"{where}: {part.name} has shape {actual}, not {expected}")
+            raise UnsupportedModelError(f"{where}: {part.name} has shape {actual}, not {expected}")
         sources[name] = part
     surplus = [part.name for leaves in parts.values() for part in leaves.values()]
     if surplus:
-        raise UnsupportedModel(f"{where}: {surplus[0]} is no part of a {kind}")
+        raise UnsupportedModelError(f"{where}: {surplus[0]} is no part of a {kind}")
     return sources
 
 
@@ -246,7 +253,7 @@ def _open_prompts(
     content: Mapping[str, Any], tensors: SafeTensors, plain: Transformer, base: Run, where: str
 ) -> Adapter:
     if list(tensors.shapes) != [prompts.NAME]:
-        raise UnsupportedModel(f"{where} holds {list(tensors.shapes)}, not {prompts.NAME}")
+        raise UnsupportedModelError(f"{where} holds {list(tensors.shapes)}, not {prompts.NAME}")
     tensor = tensors.read(prompts.NAME, (slice(None), slice(None)))
     method, arrays = prompts.read(content, tensor, base.model, where)
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
@@ -260,11 +267,11 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
 
     Raises:
       FileExistsError: there is a model already.
-      UnsupportedModel, FileNotFoundError: as `open_adapter`.
+      UnsupportedModelError, FileNotFoundError: as `open_adapter`.
     """
     runs.check_free(out)
     if base.base is not None:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{base.path} is an adapter itself: --base takes whole models, such as its own "
             f"base {base.base.path}, or what graft adapters merge makes of it"
         )
@@ -272,7 +279,7 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
     arrays = {name: adapter.read(name) for name in adapter.shapes}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise UnsupportedModel(f"{path}: {name} holds numbers that are not finite")
+            raise UnsupportedModelError(f"{path}: {name} holds numbers that are not finite")
     return runs.write(out, base, arrays, base.model, method=adapter.method, base=base)
 
 
@@ -291,7 +298,7 @@ def _check_unchanged(
     table = tensors.read(tensor, (slice(None), slice(None)))
     # it may have been rounded to the type in which the adapter was saved
     if table.shape != own.shape or not np.allclose(table, own, rtol=1e-2, atol=1e-6):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: {tensor} is another one than the base's; merge it in PEFT"
         )
 
@@ -299,7 +306,9 @@ def _check_unchanged(
 def _scales_input(module: str, inputs: Any, where: str) -> bool:
     """Whether IA3 scales a module's input: whether it is among `feedforward_modules`."""
     if not isinstance(inputs or [], list):
-        raise UnsupportedModel(f"{where}: feedforward_modules is {inputs!r}; give names in a list")
+        raise UnsupportedModelError(
+            f"{where}: feedforward_modules is {inputs!r}; give names in a list"
+        )
     return any(module == name or module.endswith(f".{name}") for name in inputs or [])
 
 
@@ -308,7 +317,7 @@ def _scaled_linear(module: str, modules: TargetModules, base: Run, where: str) -
     the output of the one that is not activated."""
     place = modules.linears[module][0]
     if not (place.endswith("mlp/down") and base.model.gated):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: the input of {module} is scaled; Graft's IA3 scales outputs, and takes the "
             "last linear of a gated MLP besides"
         )

@@ -18,7 +18,7 @@ from research import tree
 from research.checkpoints.runs import Run
 from research.interop.families import FAMILIES
 from research.interop.family import family_for_model, joined_linears, module_name
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.methods import Full, abstract, places, single_layers
 from research.methods.attach import WEIGHTED
 from research.models.transformer import Transformer
@@ -101,7 +101,7 @@ def join(
       Leaves of the same names, for all outputs.
 
     Raises:
-      UnsupportedModel: this method does not join.
+      UnsupportedModelError: this method does not join.
     """
     if len(deltas) == 1:
         (delta,) = deltas.values()
@@ -119,7 +119,7 @@ def join(
             return first
     if kind not in _SCALE:
         names = ", ".join(deltas)
-        raise UnsupportedModel(f"{kind} of {names}, which are one module in transformers")
+        raise UnsupportedModelError(f"{kind} of {names}, which are one module in transformers")
     result = _join_factors(kind, deltas, outputs)
     if kind == "dora":
         magnitudes = [

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.methods import Method, Prefix, Prompt
 from research.models import rotary
 from research.models.config import ModelConfig
@@ -27,7 +27,7 @@ def write(
       arrays: what the method attached, by single-layer name.
 
     Raises:
-      UnsupportedModel: what PEFT would place at other positions.
+      UnsupportedModelError: what PEFT would place at other positions.
     """
     _check(method, config)
     if isinstance(method, Prompt):
@@ -59,13 +59,13 @@ def read(
     """The method, and what it attaches by single-layer name.
 
     Raises:
-      UnsupportedModel: a tensor of another shape, or what PEFT would place at other positions.
+      UnsupportedModelError: a tensor of another shape, or what PEFT would place at other positions.
     """
     length, layers = content.get("num_virtual_tokens"), config.layers
     kind = KINDS[content["peft_type"]]
     width = config.width if kind == "prompt" else 2 * layers * config.kv_heads * config.head_dim
     if not isinstance(length, int) or length < 1 or tensor.shape != (length, width):
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: {NAME} has shape {tensor.shape}, not ({length!r}, {width})"
         )
     tensor = np.asarray(tensor, np.float32)
@@ -87,13 +87,15 @@ def read(
 
 def _check(method: Prompt | Prefix, config: ModelConfig) -> None:
     if any(config.windows):
-        raise UnsupportedModel(f"PEFT's {method.kind} leaves a layer's window; Graft's never does")
+        raise UnsupportedModelError(
+            f"PEFT's {method.kind} leaves a layer's window; Graft's never does"
+        )
     if isinstance(method, Prompt):
         return
     if config.learned_positions:
-        raise UnsupportedModel("PEFT moves learned positions behind a prefix; Graft does not")
+        raise UnsupportedModelError("PEFT moves learned positions behind a prefix; Graft does not")
     if method.targets != Prefix().targets:
-        raise UnsupportedModel("PEFT's prefix is in every layer")
+        raise UnsupportedModelError("PEFT's prefix is in every layer")
 
 
 def _pair(

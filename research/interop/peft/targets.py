@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 
 # A regular expression in which nothing that repeats is repeated, and little repeats at all: any
 # other could take forever to match.
@@ -29,22 +29,22 @@ def check(
       names: those of them that have tensors.
 
     Raises:
-      UnsupportedModel: naming the first.
+      UnsupportedModelError: naming the first.
     """
     if not names:
-        raise UnsupportedModel(f"{where} holds no tensors of an adapter")
+        raise UnsupportedModelError(f"{where} holds no tensors of an adapter")
     if content.get("target_modules") is None:
         return  # PEFT's own choice for the architecture; what it writes says which that was
     targets = target_names(content, modules, where)
     missing = [name for name in modules if name in targets and name not in names]
     if missing:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where} lacks all tensors of {missing[0]}, which target_modules names "
             f"({len(missing)} of {len(targets)} modules are missing)"
         )
     surplus = [name for name in modules if name in names and name not in targets]
     if surplus:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where} has tensors of {surplus[0]}, which target_modules does not name "
             f"({len(surplus)} such modules)"
         )
@@ -84,14 +84,14 @@ def _matcher(targets: Any, where: str) -> Callable[[str], bool]:
     if isinstance(targets, list) and all(isinstance(name, str) for name in targets):
         return lambda name: any(name == end or name.endswith(f".{end}") for end in targets)
     if not isinstance(targets, str):
-        raise UnsupportedModel(f"{where} is {targets!r}; give names in a list")
+        raise UnsupportedModelError(f"{where} is {targets!r}; give names in a list")
     repeats = sum(targets.count(sign) for sign in "*+?")
     if not _BOUNDED.fullmatch(targets) or repeats > _MOST_REPEATS:
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"{where}: {targets!r} could take forever to match; write the names out in a list"
         )
     try:
         pattern = re.compile(targets)
     except re.error as error:
-        raise UnsupportedModel(f"{where}: {targets!r} is no pattern: {error}") from None
+        raise UnsupportedModelError(f"{where}: {targets!r} is no pattern: {error}") from None
     return lambda name: pattern.fullmatch(name) is not None

@@ -7,7 +7,7 @@ import pytest
 
 from research.checkpoints import runs
 from research.interop import exporting, importing
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import files
 from research.interop.gguf import writer as gguf_writer
 from tests.helpers import tiny, tiny_run
@@ -116,15 +116,15 @@ def back_again(model, tmp_path):
 
 
 def test_what_llama_cpp_would_compute_otherwise_is_refused():
-    with pytest.raises(UnsupportedModel, match="qwen3 has no bias of query"):
+    with pytest.raises(UnsupportedModelError, match="qwen3 has no bias of query"):
         gguf_writer._check_fixed("qwen3", tiny.config(biases=("query",)))
     shape = tiny.config(windows=(4,))
-    with pytest.raises(UnsupportedModel, match=r"llama sees other windows than \(4,\)"):
+    with pytest.raises(UnsupportedModelError, match=r"llama sees other windows than \(4,\)"):
         gguf_writer._check_fixed("llama", shape)
-    with pytest.raises(UnsupportedModel, match=r"phi3 sees everything, not windows \(4,\)"):
+    with pytest.raises(UnsupportedModelError, match=r"phi3 sees everything, not windows \(4,\)"):
         gguf_writer._check_fixed("phi3", shape)
     gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0)))
-    with pytest.raises(UnsupportedModel, match="root of 8, not of 24"):
+    with pytest.raises(UnsupportedModelError, match="root of 8, not of 24"):
         gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0), score_size=24))
 
 
@@ -157,10 +157,12 @@ def test_broken_files_are_refused_with_what_is_wrong(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UnsupportedModel, match="architecture 'rwkv'; Graft knows llama, qwen2"):
+    with pytest.raises(
+        UnsupportedModelError, match="architecture 'rwkv'; Graft knows llama, qwen2"
+    ):
         files.open_file(tmp_path / "one.gguf")
     content = (tmp_path / "one.gguf").read_bytes()
     for length in (0, 3, 20, len(content) - 40):
         (tmp_path / "cut.gguf").write_bytes(content[:length])
-        with pytest.raises(UnsupportedModel, match="no whole GGUF file|cut short"):
+        with pytest.raises(UnsupportedModelError, match="no whole GGUF file|cut short"):
             files.open_file(tmp_path / "cut.gguf")

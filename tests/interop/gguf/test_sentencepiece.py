@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, trainers
 
 from research.checkpoints import runs
 from research.interop import importing
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import files, sentencepiece, tokenizer, writer
 from research.interop.gguf.sentencepiece import SPACE, Kind
 from research.text.tokenizer import Tokenizer
@@ -102,14 +102,14 @@ def test_what_is_written_is_what_was_read(prefix):
 def test_broken_lists_are_refused():
     content = metadata(["ab"], [-1.0], False)
     key = "tokenizer.ggml.{}".format
-    with pytest.raises(UnsupportedModel, match="265 tokens with 264 scores"):
+    with pytest.raises(UnsupportedModelError, match="265 tokens with 264 scores"):
         read(content | {key("scores"): content[key("scores")][1:]})
-    with pytest.raises(UnsupportedModel, match="no token 900"):
+    with pytest.raises(UnsupportedModelError, match="no token 900"):
         read(content | {key("unknown_token_id"): 900})
     tokens = ["?" if token == "<0x0A>" else token for token in content[key("tokens")]]
-    with pytest.raises(UnsupportedModel, match="no token <0x0A> for a byte"):
+    with pytest.raises(UnsupportedModelError, match="no token <0x0A> for a byte"):
         read(content | {key("tokens"): tokens})
-    with pytest.raises(UnsupportedModel, match="kind 'bert'; Graft rebuilds gpt2"):
+    with pytest.raises(UnsupportedModelError, match="kind 'bert'; Graft rebuilds gpt2"):
         read(content | {key("model"): "bert"})
 
 

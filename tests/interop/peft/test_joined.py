@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from research import methods, sharding, tree
 from research.checkpoints import runs
 from research.interop import importing
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.peft import config
 from research.interop.peft import exporting as peft
 from research.interop.peft import importing as peft_importing
@@ -211,26 +211,30 @@ def test_joined_and_single_modules_have_ranks_of_their_own_where_a_method_has_on
     peft.export_adapter(run, tmp_path / "adapter", "somebody/base")
     model = load_adapter(bases["phi3"], tmp_path / "adapter")
     np.testing.assert_allclose(their_logits(model), our_logits(run), atol=2e-4)
-    with pytest.raises(UnsupportedModel, match="alpha_pattern; Graft's LoHa has none"):
+    with pytest.raises(UnsupportedModelError, match="alpha_pattern; Graft's LoHa has none"):
         peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "back")
 
 
 @pytest.mark.heavy
 def test_what_no_joined_module_can_say_is_refused(bases, tmp_path):
     base = runs.open_run(bases["phi3"] / "run")
-    with pytest.raises(UnsupportedModel, match="vera of layers/0/attention/query, .*one module"):
+    with pytest.raises(
+        UnsupportedModelError, match="vera of layers/0/attention/query, .*one module"
+    ):
         run = write_run(VeRA(rank=4), base, tmp_path / "vera")
         peft.export_adapter(run, tmp_path / "out", "somebody/base")
     gpt2 = runs.open_run(bases["gpt2"] / "run")
-    with pytest.raises(UnsupportedModel, match="PEFT's LoHa takes no Conv1D"):
+    with pytest.raises(UnsupportedModelError, match="PEFT's LoHa takes no Conv1D"):
         run = write_run(LoHa(targets=ATTENTION, rank=2), gpt2, tmp_path / "loha")
         peft.export_adapter(run, tmp_path / "out", "somebody/base")
-    with pytest.raises(UnsupportedModel, match="oft of .*value, which are one module"):
+    with pytest.raises(UnsupportedModelError, match="oft of .*value, which are one module"):
         run = write_run(OFT(targets=ATTENTION, block_size=8), base, tmp_path / "oft")
         peft.export_adapter(run, tmp_path / "out", "somebody/base")
     fields = {"peft_type": "VERA", "r": 8, "target_modules": ["qkv_proj"]}
     make_peft_model(bases["phi3"], fields).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UnsupportedModel, match="qkv_proj is layers/0/attention/query and .*VeRA's"):
+    with pytest.raises(
+        UnsupportedModelError, match="qkv_proj is layers/0/attention/query and .*VeRA's"
+    ):
         peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -246,7 +250,7 @@ def test_what_no_joined_module_can_say_is_refused(bases, tmp_path):
 )
 def test_an_oft_of_another_form_is_refused(fields, message):
     content = {"peft_type": "OFT"} | fields
-    with pytest.raises(UnsupportedModel, match=message):
+    with pytest.raises(UnsupportedModelError, match=message):
         config.read(content, "here", {"layers/0/mlp/up": "up"}, {"layers/0/mlp/up": 8})
 
 
@@ -257,5 +261,7 @@ def test_a_joined_tensor_of_another_shape_is_named(bases, tmp_path):
     content = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
     (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content | {"r": 5}))
     base = runs.open_run(bases["phi3"] / "run")
-    with pytest.raises(UnsupportedModel, match=r"lora_A.weight has shape .3, 32., not .5, 32."):
+    with pytest.raises(
+        UnsupportedModelError, match=r"lora_A.weight has shape .3, 32., not .5, 32."
+    ):
         peft_importing.import_adapter(tmp_path / "adapter", base, tmp_path / "out")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from research import methods, sharding, tree
 from research.checkpoints import runs
 from research.interop import exporting, importing
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.peft import exporting as peft
 from research.interop.peft import importing as peft_importing
 from research.interop.peft import joined
@@ -234,7 +234,7 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
     def refuses(match, **changes):
         content = json.loads((tmp_path / "adapter" / peft.CONFIG).read_text())
         (tmp_path / "adapter" / peft.CONFIG).write_text(json.dumps(content | changes))
-        with pytest.raises(UnsupportedModel, match=match):
+        with pytest.raises(UnsupportedModelError, match=match):
             peft_importing.import_adapter(
                 tmp_path / "adapter", runs.open_run(base), tmp_path / "broken"
             )
@@ -321,7 +321,9 @@ def test_what_peft_makes_by_default_is_the_same_here(name, base, theirs, tmp_pat
     expected, plain = their_logits(peft_model), our_logits(runs.open_run(base))
     np.testing.assert_allclose(our_logits(run), expected, atol=1e-4)
     assert np.abs(expected - plain).max() > 0.01
-    with pytest.raises(UnsupportedModel, match="is an adapter itself: --base takes whole models"):
+    with pytest.raises(
+        UnsupportedModelError, match="is an adapter itself: --base takes whole models"
+    ):
         peft_importing.import_adapter(tmp_path / "adapter", run, tmp_path / "out")
 
 
@@ -369,7 +371,7 @@ def test_an_adapter_comes_back_whole_or_not_at_all(world, tmp_path):
         tensors = load_file(tmp_path / "whole" / peft.WEIGHTS)
         rest = {name: array for name, array in tensors.items() if keep(name)}
         save_file(rest, tmp_path / "torn" / peft.WEIGHTS)
-        with pytest.raises(UnsupportedModel, match=match):
+        with pytest.raises(UnsupportedModelError, match=match):
             peft_importing.import_adapter(tmp_path / "torn", base, tmp_path / "out")
 
     torn("lacks all tensors of .*layers.1.*, which target_modules", lambda n: ".layers.1." not in n)
@@ -402,6 +404,6 @@ def test_an_adapter_on_some_linears_names_no_others_of_the_same_name():
 
 
 def test_whole_models_export_no_adapter(world, tmp_path):
-    with pytest.raises(UnsupportedModel, match="method 'full' leaves no adapter"):
+    with pytest.raises(UnsupportedModelError, match="method 'full' leaves no adapter"):
         peft.export_adapter(runs.open_run(world.base), tmp_path / "out", "base")
     assert not (tmp_path / "out").exists()

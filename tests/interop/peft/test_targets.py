@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from research.interop.fields import UnsupportedModel
+from research.interop.fields import UnsupportedModelError
 from research.interop.peft import targets as peft_targets
 
 SHORT = {"q_proj": "attention/query", "v_proj": "attention/value", "down_proj": "mlp/down"}
@@ -57,7 +57,7 @@ def test_tensors_that_are_missing_or_too_many_are_named():
         ([*names, "lm_head"], "has tensors of lm_head, which target_modules does not name"),
         ([], "holds no tensors of an adapter"),
     ):
-        with pytest.raises(UnsupportedModel, match=message):
+        with pytest.raises(UnsupportedModelError, match=message):
             peft_targets.check(content, MODULES, present, "here")
     linears = [name for name in MODULES if name.startswith("model.layers.")]
     peft_targets.check({"target_modules": "all-linear"}, MODULES, linears, "here")
@@ -74,5 +74,5 @@ def test_tensors_that_are_missing_or_too_many_are_named():
     ],
 )
 def test_patterns_that_cannot_be_matched_safely_are_refused(targets, message):
-    with pytest.raises(UnsupportedModel, match=f"here: target_modules.*{re.escape(message)}"):
+    with pytest.raises(UnsupportedModelError, match=f"here: target_modules.*{re.escape(message)}"):
         peft_targets.check({"target_modules": targets}, MODULES, ["lm_head"], "here")
