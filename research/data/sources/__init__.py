@@ -1,4 +1,4 @@
-"""Where examples come from: TFDS builders, JSONL, Parquet, folders of text, and what
+"""Where examples come from: TFDS builders, JSONL, Parquet, CSV, folders of text, and what
 `graft prepare` prepared. One file a kind.
 
 A source has `len()` and `source[i] -> dict`, gives text as `str`, knows its `name` and `format`,
@@ -10,6 +10,7 @@ from typing import Any
 
 from research.config.schema import one_of
 from research.data.sources.base import Source, SourceConfig, decode_text, nearest
+from research.data.sources.csv import CsvConfig
 from research.data.sources.jsonl import JsonlConfig
 from research.data.sources.parquet import ParquetConfig
 from research.data.sources.prepared import PreparedConfig
@@ -19,6 +20,7 @@ from research.data.sources.tfds import TfdsConfig
 __all__ = [
     "KINDS",
     "AnySourceConfig",
+    "CsvConfig",
     "JsonlConfig",
     "ParquetConfig",
     "PreparedConfig",
@@ -35,6 +37,7 @@ KINDS: dict[str, type[SourceConfig]] = {
     "tfds": TfdsConfig,
     "jsonl": JsonlConfig,
     "parquet": ParquetConfig,
+    "csv": CsvConfig,
     "text": TextConfig,
     "prepared": PreparedConfig,
 }
