@@ -1,0 +1,29 @@
+"""Labelled formats: which one records have, and what objectives read of them.
+
+A format adds to a record `prompt` and `completion`, or `messages`: a conversation as a list of
+`{"role": ..., "content": ...}` with the roles of `conversations.ROLES`. The first format in
+`FORMATS` that a record looks like is its format; a new one is one file and one line there.
+"""
+
+from research.data.sources.formats.base import Format, Record
+from research.data.sources.formats.classification import CLASSIFICATION
+from research.data.sources.formats.conversations import MESSAGES, ROLES, SHAREGPT
+from research.data.sources.formats.pairs import ALPACA, PAIR
+from research.data.sources.formats.plain import OTHER, TEXT
+
+__all__ = ["FORMATS", "ROLES", "Format", "Record", "name_format"]
+
+FORMATS: dict[str, Format] = {
+    "messages": MESSAGES,
+    "sharegpt": SHAREGPT,
+    "prompt+completion": PAIR,
+    "alpaca": ALPACA,
+    "classification": CLASSIFICATION,
+    "text": TEXT,
+    "other": OTHER,
+}
+
+
+def name_format(record: Record) -> str:
+    """The name of the first format that the record looks like."""
+    return next(name for name, form in FORMATS.items() if form.matches(record))

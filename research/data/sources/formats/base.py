@@ -1,0 +1,39 @@
+"""What a labelled format is, and the checks that all of them share."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """How records of one format are recognized and read."""
+
+    # Whether a record looks like it.
+    matches: Callable[[Record], bool]
+    # (record, label words) -> fields to add to it. Raises ValueError: what is wrong with it.
+    convert: Callable[[Record, Sequence[str]], dict[str, Any]]
+
+
+def read_text(record: Record, field: str) -> str:
+    """The text of a field.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if field not in record:
+        raise ValueError(f"there is no field {field!r}, only {sorted(record)}.")
+    return check_text(record[field], f"field {field!r}")
+
+
+def check_text(value: Any, where: str) -> str:
+    """The value, if it is text; ValueError says `where` it is not."""
+    if not isinstance(value, str):
+        raise ValueError(f"{where} must be text, not {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} is no Unicode text: {error}") from None
+    return value
