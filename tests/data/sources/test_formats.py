@@ -16,6 +16,11 @@ TALK = [
 ]
 SHARE = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
 ALPACA = {"instruction": "Add.", "input": "1 1", "output": "2"}
+SQUAD = {
+    "context": "Roses are red.",
+    "question": "What is red?",
+    "answers": {"text": ["Roses", "roses"], "answer_start": [0, 0]},
+}
 
 RECORDS = {
     "messages": ({"messages": TALK}, {"messages": TALK}),
@@ -25,6 +30,7 @@ RECORDS = {
     ),
     "prompt+completion": ({"prompt": "a", "completion": "b", "text": "c"}, {}),
     "alpaca": (ALPACA, {"prompt": "Add.\n\n1 1", "completion": "2"}),
+    "squad": (SQUAD, {"prompt": "Roses are red.\n\nWhat is red?", "completion": "Roses"}),
     "classification": ({"text": "good", "label": "yes"}, {"prompt": "good", "completion": "yes"}),
     "text": ({"text": "a", "label": 0.5}, {}),
     "other": ({"question": "a"}, {}),
@@ -47,6 +53,15 @@ def test_a_format_is_told_and_read(tmp_path, name):
     source = _open(tmp_path, [record, record])
     assert source.format == name
     assert source[1] == record | added
+
+
+def test_a_question_without_an_answer_has_an_empty_completion(tmp_path):
+    """So that `checks.empty_answers` counts it."""
+    record = SQUAD | {"answers": {"text": [], "answer_start": []}}
+    source = _open(tmp_path, [record])
+    assert source.format == "squad" and source[0]["completion"] == ""
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: answers\.text\[0\] must be text"):
+        _open(tmp_path, [SQUAD | {"answers": {"text": [1]}}])[0]
 
 
 @pytest.mark.parametrize("missing", [{}, {"input": ""}, {"input": None}])

@@ -10,6 +10,7 @@ from research.data.sources.formats.classification import CLASSIFICATION
 from research.data.sources.formats.conversations import MESSAGES, ROLES, SHAREGPT
 from research.data.sources.formats.pairs import ALPACA, PAIR
 from research.data.sources.formats.plain import OTHER, TEXT
+from research.data.sources.formats.squad import SQUAD
 
 __all__ = ["FORMATS", "ROLES", "Format", "Record", "name_format"]
 
@@ -18,6 +19,7 @@ FORMATS: dict[str, Format] = {
     "sharegpt": SHAREGPT,
     "prompt+completion": PAIR,
     "alpaca": ALPACA,
+    "squad": SQUAD,
     "classification": CLASSIFICATION,
     "text": TEXT,
     "other": OTHER,

@@ -1,0 +1,24 @@
+"""Questions about a passage (SQuAD, Rajpurkar 2016; arXiv:1606.05250), as Hugging Face has them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.data.sources.formats.base import Format, Record, check_text, read_text
+
+
+def _has_question(record: Record) -> bool:
+    answers = record.get("answers")
+    listed = isinstance(answers, Mapping) and isinstance(answers.get("text"), list)
+    return listed and "context" in record and "question" in record
+
+
+def _read_question(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
+    """The passage and the question; the first answer, which is empty where there is none (2.0)."""
+    answers = record["answers"]["text"]
+    return {
+        "prompt": f"{read_text(record, 'context')}\n\n{read_text(record, 'question')}",
+        "completion": check_text(answers[0], "answers.text[0]") if answers else "",
+    }
+
+
+SQUAD = Format(_has_question, _read_question)
