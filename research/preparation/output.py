@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -157,6 +157,22 @@ def features() -> Any:
     )
 
 
+class _Record(NamedTuple):
+    """A document as tokens, and their number."""
+
+    id: str
+    kind: str
+    # little-endian integers
+    tokens: bytes
+    text_bytes: int
+    token_count: int
+
+    def to_example(self) -> dict[str, Any]:
+        """As TFDS encodes it with `features`."""
+        size = np.int64(self.text_bytes)
+        return {"id": self.id, "kind": self.kind, "tokens": self.tokens, "bytes": size}
+
+
 def _write_shard(
     stage: Stage, tokenizer: PicklableTokenizer, removing_stages: Sequence[Stage], shard: Shard
 ) -> None:
@@ -170,12 +186,13 @@ def _write_shard(
 
     def records() -> Iterator[tuple[None, bytes]]:
         nonlocal total
-        for example in _examples(tokenizer.tokenizer(), removing_stages, shard.range):
-            place = [shard.first + len(counts), example["kind"], example["id"]]
-            content = json.dumps(place).encode() + example["tokens"]
+        for record in _records(tokenizer.tokenizer(), removing_stages, shard.range):
+            place = [shard.first + len(counts), record.kind, record.id]
+            content = json.dumps(place).encode() + record.tokens
             total += int.from_bytes(hashlib.sha256(content).digest())
-            counts.append((example.pop("count"), int(example["bytes"])))
-            example_proto = serializer.get_tf_example(record_features.encode_example(example))
+            counts.append((record.token_count, record.text_bytes))
+            example = record_features.encode_example(record.to_example())
+            example_proto = serializer.get_tf_example(example)
             # Maps have no order of their own: the same document shall give the same bytes.
             yield None, example_proto.SerializeToString(deterministic=True)
 
@@ -195,9 +212,9 @@ def _write_shard(
     stages.write(stage.folder / "index" / f"{number:06d}.sum", f"{total:x}".encode())
 
 
-def _examples(
+def _records(
     tokenizer: Tokenizer, removing_stages: Sequence[Stage], row_range: RowRange
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[_Record]:
     """Records of the documents that stay; a chunk of their text is in memory."""
     encoder = TextEncoder(tokenizer, {"text": True})
     names: list[str] = []
@@ -205,7 +222,7 @@ def _examples(
     dtype = tokenizer.token_type.newbyteorder("<")
     pending = 0
 
-    def flush() -> Iterator[dict[str, Any]]:
+    def flush() -> Iterator[_Record]:
         try:
             encodings = encoder.take()["text"]
         except ValueError as error:
@@ -213,13 +230,7 @@ def _examples(
             raise InputError(f"{where}, {error}") from error
         for name, ids, size in zip(names, encodings.values, encodings.bytes, strict=True):
             tokens = np.asarray(ids, dtype).tobytes()
-            yield {
-                "id": name,
-                "kind": row_range.source_split.kind,
-                "tokens": tokens,
-                "bytes": np.int64(size),
-                "count": len(ids),
-            }
+            yield _Record(name, row_range.source_split.kind, tokens, int(size), len(ids))
         names.clear()
 
     is_removed = stages.removed_mask(removing_stages, row_range.number, len(row_range))

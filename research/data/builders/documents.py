@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,14 @@ class Document:
     id: str
     text: str
     work: str | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All documents of a dataset, and its metadata: `source` (name and version), and the rest."""
+
+    documents: list[Document]
+    metadata: Mapping[str, Any]
 
 
 def _rank(name: str) -> bytes:
@@ -74,7 +82,7 @@ class DocumentBuilder(
     tfds.core.GeneratorBasedBuilder,
     skip_registration=True,  # type: ignore[call-arg]
 ):
-    """A TFDS builder that needs only `documents()` and five lines of description.
+    """A TFDS builder that needs only `read_corpus()` and five lines of description.
 
     Splits `train` and `heldout`: see `choose_heldout`. Documents that contain half of each other
     (word 5-grams, exactly, over all pairs) are never on both sides.
@@ -86,8 +94,8 @@ class DocumentBuilder(
     LICENCE: str
     CITATION: str
 
-    def documents(self) -> tuple[list[Document], dict[str, Any]]:
-        """All documents, and metadata: `source` (name and version) and whatever else matters."""
+    def read_corpus(self) -> Corpus:
+        """Reads all documents."""
         raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -105,14 +113,14 @@ class DocumentBuilder(
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
         del dl_manager  # assets are fetched, pinned and cached by research.data.builders.assets
-        documents, metadata = self.documents()
-        documents = sorted((d for d in documents if d.text.strip()), key=lambda d: d.id)
+        corpus = self.read_corpus()
+        documents = sorted((d for d in corpus.documents if d.text.strip()), key=lambda d: d.id)
         if not documents:
-            raise ValueError(f"{self.name}: {metadata['source']} holds no document")
+            raise ValueError(f"{self.name}: {corpus.metadata['source']} holds no document")
         sizes = np.array([len(document.text.encode()) for document in documents])
         groups = _groups(documents)
         heldout = choose_heldout([document.id for document in documents], groups, sizes)
-        self.info.metadata.update(metadata)
+        self.info.metadata.update(corpus.metadata)
         self.info.metadata["bytes"] = {
             "train": int(sizes[~heldout].sum()),
             "heldout": int(sizes[heldout].sum()),

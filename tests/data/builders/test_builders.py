@@ -234,13 +234,14 @@ def test_a_new_builder_is_one_new_folder(cache, monkeypatch, tmp_path):
     (folder / "graft_numbers_dataset_builder.py").write_text(
         textwrap.dedent(
             """
-            from research.data.builders.documents import Document, DocumentBuilder
+            from research.data.builders.documents import Corpus, Document, DocumentBuilder
 
             class Builder(DocumentBuilder):
                 DESCRIPTION = HOMEPAGE = LICENCE = CITATION = "numbers"
 
-                def documents(self):
-                    return [Document(str(i), f"number {i}") for i in range(20)], {"source": "here"}
+                def read_corpus(self):
+                    documents = [Document(str(i), f"number {i}") for i in range(20)]
+                    return Corpus(documents, {"source": "here"})
             """
         )
     )

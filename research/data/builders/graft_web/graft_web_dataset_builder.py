@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import PurePosixPath
-from typing import Any
 
 from research.data.builders.archives import read_members
 from research.data.builders.assets import ASSETS, fetch_first
-from research.data.builders.documents import Document, DocumentBuilder
+from research.data.builders.documents import Corpus, Document, DocumentBuilder
 from research.data.builders.graft_web.html_text import html_text
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ class Builder(DocumentBuilder):
     LICENCE = "; ".join(f"{name}: {ASSETS[name].licence}" for name in SOURCES)
     CITATION = "Python Software Foundation: Python 3.11 documentation. SQLAlchemy authors."
 
-    def documents(self) -> tuple[list[Document], dict[str, Any]]:
+    def read_corpus(self) -> Corpus:
         """Reads the HTML pages of the first source that this machine can get."""
         asset, path = fetch_first(SOURCES)
         logger.info("graft_web reads %s %s (%s)", asset.name, asset.version, asset.licence)
@@ -37,4 +36,4 @@ class Builder(DocumentBuilder):
             if not _NO_PROSE.fullmatch(PurePosixPath(name).name):
                 page = name.partition("/html/")[2] or name.partition("/doc/")[2]
                 documents.append(Document(page, html_text(content.decode("utf-8"))))
-        return documents, asset.provenance()
+        return Corpus(documents, asset.provenance())
