@@ -21,7 +21,7 @@ from research.data.examples import open_texts
 from research.data.sources import SourceConfig
 from research.data.token_cache import encode
 from research.objectives.base import Objective
-from research.text.normalize import normalise
+from research.text.normalize import normalize
 from research.text.token_table import Encoded
 from research.text.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ class RowHashes:
     def add(self, example: Mapping[str, Any], where: str) -> int:
         """Takes one row."""
         texts = self._objective.texts(example, where)
-        normal = [normalise(text) for text in texts]
+        normal = [normalize(text) for text in texts]
         digest = hashlib.blake2b(digest_size=8)
         for text in normal:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")

@@ -27,7 +27,7 @@ from research.inspection.summary import (
     TrainingOverlap,
 )
 from research.text import near_duplicates
-from research.text.normalize import normalise
+from research.text.normalize import normalize
 
 if TYPE_CHECKING:
     from research.data.packing.planning import PackingPlan
@@ -251,7 +251,7 @@ def _draw_sample(source: Source, objective: Objective, max_characters: int) -> _
     size = 0
     for row in np.random.default_rng(0).permutation(len(source))[:_MAX_COMPARED].tolist():
         text = "\n".join(objective.texts(source[row], f"{source.name}, row {row}"))
-        if (normal := normalise(text)) and normal not in normal_texts:
+        if (normal := normalize(text)) and normal not in normal_texts:
             text_of[row] = text
             normal_texts.add(normal)
             size += len(text)

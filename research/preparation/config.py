@@ -119,7 +119,7 @@ class PreparationConfig:
     splits: tuple[str, ...] = ("train",)
     quality: Quality | None = None
     contamination: Contamination | None = None
-    # Whether documents of the same text go (as `research.text.normalize.normalise` has it).
+    # Whether documents of the same text go (as `research.text.normalize.normalize` has it).
     exact_duplicates: bool = True
     near_duplicates: NearDuplicates | None = NearDuplicates()
     # Documents that are one unit of work, and at most one file of the output. It does not change

@@ -17,7 +17,7 @@ from research.config import schema
 from research.data.sources import AnySourceConfig, Source, SourceConfig, open_source
 from research.preparation import stages
 from research.preparation.stages import Stage
-from research.text.normalize import normalise
+from research.text.normalize import normalize
 from research.text.token_table import field_text
 
 # What the first pass leaves of a document: UTF-8 bytes, and a hash of its normalised text.
@@ -162,7 +162,7 @@ def measure_documents(stage: Stage, row_range: RowRange) -> None:
     """First pass, which every text must survive: size and hash of each document."""
     records = np.zeros(len(row_range), RECORD)
     for place, text in texts(row_range):
-        digest = hashlib.blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16)
+        digest = hashlib.blake2b(normalize(text).encode("utf-8", "surrogatepass"), digest_size=16)
         records["bytes"][place] = len(text.encode("utf-8", "surrogatepass"))
         records["digest"][place] = np.frombuffer(digest.digest(), "<u8")
     stages.save(stage.file(row_range.number), records)

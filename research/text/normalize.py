@@ -6,7 +6,7 @@ import unicodedata
 _WORD = re.compile(r"\w+")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Text without differences of case, white space, compatible characters and byte-order marks."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).replace("\ufeff", "")

@@ -40,8 +40,8 @@ def test_repeated_rows_are_all_but_the_first_of_their_kind(hashes):
 @given(st.text(), st.sampled_from([str.upper, str.lower, lambda t: f"  {t}\n", str.casefold]))
 def test_case_and_space_do_not_tell_rows_apart(text, change):
     if text.upper().casefold() == text.casefold():  # letters whose upper case folds otherwise
-        assert overlap.normalise(change(text)) == overlap.normalise(text)
-    assert overlap.normalise(overlap.normalise(text)) == overlap.normalise(text)
+        assert overlap.normalize(change(text)) == overlap.normalize(text)
+    assert overlap.normalize(overlap.normalize(text)) == overlap.normalize(text)
 
 
 @pytest.mark.parametrize("objective", ["causal", "supervised", "chat"])
