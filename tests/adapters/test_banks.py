@@ -18,7 +18,7 @@ from research.models.sites import Context
 from research.sharding import MeshConfig
 from research.training.loop import train
 from tests.adapters.saved import load, save_adapters
-from tests.helpers import tiny
+from tests.helpers import rounding, tiny, tiny_run
 from tests.helpers.reader import share
 
 forward = jax.jit(tiny.logits)
@@ -54,7 +54,7 @@ def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
     for row, one in enumerate((adapters["b"], base, adapters["a"])):
         real = batch.segments[row] > 0  # padding sees nothing, and says anything
         expected = forward(load(one), batch)[row]
-        np.testing.assert_allclose(logits[row][real], expected[real], atol=1e-4)
+        rounding.assert_close(logits[row][real], expected[real], roundings=tiny_run.ROUNDINGS)
     assert np.isnan(logits[7]).any(), "there is no third adapter"
     answers = [decode.generate(load(one), [[5, 6, 7]], 6, 1) for one in (adapters["b"], base)]
     bank_answers = decode.generate(load(bank), [[5, 6, 7]] * 2, 6, 1, adapter=rows[:2])
@@ -72,11 +72,12 @@ def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
         logits = forward(model, batch, Context(adapter=numbers))
         alone = (adapters["style"], runs.open_run(world.base), adapters["law"])
         for row, one in enumerate(alone):
-            np.testing.assert_allclose(logits[row], forward(load(one), batch)[row], atol=1e-4)
+            expected = forward(load(one), batch)[row]
+            rounding.assert_close(logits[row], expected, roundings=tiny_run.ROUNDINGS)
     with evaluate.scorer(run, "style") as score:
         nll = score(batch)
     with evaluate.scorer(adapters["style"]) as score:
-        np.testing.assert_allclose(nll, score(batch), atol=1e-4)
+        rounding.assert_close(nll, score(batch), roundings=tiny_run.ROUNDINGS)
 
 
 def two_sources(world):

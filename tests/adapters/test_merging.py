@@ -19,7 +19,7 @@ from research.models import quantization
 from research.sharding import MeshConfig
 from research.training.loop import train
 from tests.adapters.saved import read_weights
-from tests.helpers import tiny, tiny_run
+from tests.helpers import rounding, tiny, tiny_run
 from tests.methods.cases import CASES, MERGED
 
 # the base's embedding and head share a table, into which nothing can be merged
@@ -72,10 +72,11 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     before = read_weights(bases[base])
     certificate = merging.merge(adapter, tmp_path / "merged")
     assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == certificate
-    assert certificate["largest_difference"] <= 1e-4 * certificate["largest_output"]
-    # both are rounding, of two programs
+    limit = rounding.bound(tiny_run.ROUNDINGS, certificate["largest_output"])
+    assert certificate["largest_difference"] <= limit
+    # both are the largest of some thousand roundings, in two programs
     difference = logits_difference(adapter, tmp_path / "merged")
-    assert certificate["largest_difference"] == pytest.approx(difference, rel=0.5, abs=1e-6)
+    assert difference / 4 <= certificate["largest_difference"] <= max(4 * difference, limit / 100)
     assert certificate["base"]["fingerprint_before"] == certificate["base"]["fingerprint_after"]
     assert certificate["base"]["fingerprint_before"] == source.fingerprint
     assert ("dequantised" in certificate["merged_in"]) == (base == "nf4")
@@ -86,12 +87,13 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     assert merged.base is None and merged.model == source.model.full_precision
     plain = {n: merging.Merged(source)(n) for n in merged.checksums()}
     largest_change = max(np.abs(array - plain[n]).max() for n, array in merged.read(*plain).items())
-    assert largest_change > 1e-2
+    assert largest_change > 1e-2  # far above rounding
     merging.unmerge(merged, adapter, tmp_path / "apart")
     apart = read_weights(tmp_path / "apart")
     assert apart.keys() == plain.keys()
     for n in plain:
-        np.testing.assert_allclose(apart[n], plain[n], atol=1e-4)
+        # what is added, a product over the rank or scaled by IA3, is taken off again
+        rounding.assert_close(apart[n], plain[n], roundings=8, err_msg=n)
 
 
 def test_a_merged_model_is_asked_and_described_as_what_was_merged(world, tmp_path):

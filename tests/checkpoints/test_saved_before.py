@@ -5,7 +5,6 @@ import json
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from research.checkpoints import runs
@@ -16,6 +15,7 @@ from research.interop import exporting
 from research.objectives import Causal, Chat, Supervised
 from research.training.loop import train
 from research.training.metrics import read_metrics
+from tests.helpers import rounding
 
 HERE = Path(__file__).parent
 ORIGINAL_FOLDER = "/tmp/graft_saved"  # where the runs were trained; their configs name it
@@ -104,11 +104,13 @@ def test_a_saved_run_opens_to_the_same_weights(runs_folder, name):
 def test_a_stopped_run_goes_on_as_it_would_have(runs_folder):
     folder = runs_folder / "lora"
     before = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
-    assert runs.open_run(folder / "checkpoints" / "2").checkpoint.step == 2
+    run = runs.open_run(folder / "checkpoints" / "2")
+    assert run.checkpoint.step == 2
     train(experiment(folder), folder)
     after = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
-    # another machine's rounding: the losses are sums of some 1e3 float32 products
-    np.testing.assert_allclose(list(after.values()), list(before.values()), rtol=1e-4)
+    # another machine rounds each step's gradients otherwise, and Adam moves every weight by them
+    count = 4 * rounding.gradient_roundings(run.model, rows=8, length=32)
+    rounding.assert_close(list(after.values()), list(before.values()), roundings=count)
 
 
 def test_a_saved_adapter_is_exported(runs_folder, tmp_path):

@@ -61,6 +61,7 @@ def test_methods_are_measured_beside_full_and_a_bank_beside_one_adapter(tmp_path
     assert 8 * 160 <= results["ia3.optimizer_bytes"] < 8 * 160 + 100
     # a tiny model does much that is no product, but no third of it for frozen weights
     shares = results["ia3.counted_flops_share"], results["ia3.counted_flops.closed_form_share"]
+    # XLA counts elementwise work too, a tenth of a step of a model so small
     assert shares[0] == pytest.approx(shares[1], abs=0.1) and shares[0] < 0.7
     assert results["ia3.memory_share"] < 0.6 and results["bank8.flops_share"] == 1
 

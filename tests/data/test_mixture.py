@@ -54,6 +54,7 @@ def test_shares_hold_after_any_number_of_rows(weights, rows):
     assert sum(counts) == rows
     for count, weight in zip(counts, weights, strict=True):
         wanted = rows * weight / sum(weights)
+        # a row a source, and rounding of weights in float64 over so many rows
         assert abs(count - wanted) <= len(weights) + 1e-8 * rows
 
 
@@ -62,6 +63,7 @@ def test_a_temperature_of_1_reads_all_equally_often_and_more_reads_small_ones_mo
     for temperature, shares in ((1.0, [1000, 100, 10]), (2.0, [1000**0.5, 10, 10**0.5])):
         counts = _mix(sizes, temperature=temperature).counts(100_000)
         for count, share in zip(counts, shares, strict=True):
+            # a row a source
             assert count / 100_000 == pytest.approx(share / sum(shares), abs=1e-4)
     weighted = _mix([100, 100], [3.0, 1.0], temperature=1.0).counts(4000)
     assert weighted == [3000, 1000], "weights multiply"

@@ -49,10 +49,11 @@ def test_distributions_sum_to_one_for_every_context(documents):
     bigram = fit_bigram(documents, VOCABULARY, BEGIN, END)
     context, following = np.divmod(np.arange(VOCABULARY**2), VOCABULARY)
     table = bigram.probability(context, following).reshape(VOCABULARY, VOCABULARY)
+    # sums over a vocabulary of nine in float64, and some hundred discounts
     np.testing.assert_allclose(table.sum(1), 1, rtol=1e-12)
     assert table.min() > 0
     unigram = fit_unigram(documents, VOCABULARY, END)
-    assert unigram.probability.sum() == pytest.approx(1, rel=1e-12)
+    assert unigram.probability.sum() == pytest.approx(1, rel=1e-12)  # as above
     assert unigram.probability.min() > 0
 
 
@@ -67,6 +68,7 @@ def test_bigram_equals_brute_force(documents, held_out):
         )
         for ids in held_out
     ]
+    # some hundred steps in float64
     np.testing.assert_allclose(bigram.nats(held_out), expected, rtol=1e-10)
 
 
@@ -75,10 +77,13 @@ def test_unigram_equals_discounted_frequencies_by_hand():
     unigram = fit_unigram([np.array([3, 3, 4, 5, 3, 4])], VOCABULARY, END)
     floor = 0.5 * 4 / VOCABULARY
     expected = np.array([0, 0, 0.5, 2.5, 1.5, 0.5, 0, 0, 0]) + floor
-    np.testing.assert_allclose(unigram.probability, expected / 7)
+    # a few steps in float64
+    np.testing.assert_allclose(unigram.probability, expected / 7, rtol=1e-14)
+    # as above
     np.testing.assert_allclose(
         unigram.nats([np.array([3]), np.array([], int)]),
         -np.log([unigram.probability[3] * unigram.probability[END], unigram.probability[END]]),
+        rtol=1e-14,
     )
 
 

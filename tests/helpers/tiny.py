@@ -13,8 +13,12 @@ from research.batch import Batch
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 from research.optim import schedules
+from tests.helpers import rounding
 
 CONFIG = ModelConfig(vocabulary=64, width=32, layers=3, heads=4, kv_heads=2, mlp_width=48)
+# in a row, to a batch's logits and to a weight's gradient; also of the families in tests/methods
+ROUNDINGS = rounding.forward_roundings(CONFIG)
+GRADIENT_ROUNDINGS = rounding.gradient_roundings(CONFIG)
 
 
 def config(**changes) -> ModelConfig:
@@ -117,7 +121,7 @@ def logits(model, batch: Batch, context=None) -> jax.Array:
     return model.logits(hidden, context)
 
 
-def check_documents_apart(forward, model, atol: float = 1e-4) -> None:
+def check_documents_apart(forward, model) -> None:
     """Checks that each document of a packed row gives the same as alone."""
     rows = batch(rows=2, documents=2)
     out = np.asarray(forward(model, rows))
@@ -126,7 +130,7 @@ def check_documents_apart(forward, model, atol: float = 1e-4) -> None:
         columns = np.flatnonzero(rows.segments[0] == segment)
         alone = jax.tree.map(lambda x, columns=columns: x[:, columns], rows)
         alone.segments[...] = 1
-        np.testing.assert_allclose(out[:, columns], forward(model, alone), atol=atol)
+        rounding.assert_close(out[:, columns], forward(model, alone), roundings=ROUNDINGS)
 
 
 def log_probabilities(model, ids) -> np.ndarray:

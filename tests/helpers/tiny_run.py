@@ -27,12 +27,14 @@ from research.objectives import Supervised
 from research.optim.schedules import ScheduleConfig
 from research.text import tokenizer
 from research.training.loop import train
+from tests.helpers import rounding
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where programs keep tokenized sources; also for those that tests start.
 os.environ.setdefault("GRAFT_CACHE", str(ROOT / ".cache" / "graft"))
 
 MODEL = ModelConfig(vocabulary=288, width=16, layers=2, heads=2, kv_heads=2, mlp_width=32)
+ROUNDINGS = rounding.forward_roundings(MODEL, 32)  # in a row, to the logits of a row of 32 tokens
 COLOURS = ("red", "green", "blue", "white")
 
 

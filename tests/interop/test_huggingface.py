@@ -10,6 +10,7 @@ from research.interop import huggingface, importing
 from research.interop.family import architecture, parameter_shapes
 from research.interop.fields import UnsupportedModelError
 from research.models.transformer import Transformer
+from tests.helpers import rounding
 
 TINY = {
     "vocab_size": 96,
@@ -100,7 +101,8 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
     expected = their_logits(model, tokens)
     assert expected.std() > 0.1
     theirs = huggingface.open_folder(tmp_path / "theirs")
-    np.testing.assert_allclose(our_logits(theirs, tokens), expected, atol=1e-4)
+    found, count = our_logits(theirs, tokens), rounding.forward_roundings(theirs.config, 24)
+    rounding.assert_close(found, expected, roundings=count)
 
     values = dict(importing.read_parameters(theirs, parameter_shapes(theirs.config)))
 

@@ -1,18 +1,20 @@
 """The MLP in chunks of its units gives the same as at once."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from research import sharding
 from research import step as stepping
 from research.methods.lora import LoRA
-from tests.helpers import tiny
+from tests.helpers import rounding, tiny
 
 
 @jax.jit
 def value_and_gradient(model, batch):
-    return jax.value_and_grad(lambda m: (stepping.last_hidden(m, batch, None) ** 2).mean())(model)
+    # not their squares, of which the last norm fixes the mean: that gradient is rounding alone
+    return jax.value_and_grad(lambda m: jnp.sin(stepping.last_hidden(m, batch, None)).mean())(model)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_chunks_of_units_give_the_whole_value_and_gradient(shape, mesh):
     with sharding.mesh_context(sharding.MeshConfig(*mesh).make(devices), sharding.RULES):
         actual = value_and_gradient(tiny.model(tiny.config(**shape, mlp_chunks=3)), batch)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        rounding.assert_close(a, b, roundings=tiny.GRADIENT_ROUNDINGS)
 
 
 def test_units_that_do_not_divide_and_methods_inside_are_refused():

@@ -1,5 +1,7 @@
 """The written-out products and their gradients against JAX's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from research.models import products
 from research.models.products import matmul, matmul_transposed, scale_features
+from tests.helpers import rounding
 
 # odd and even rows; wide, square and thin weights: every case of the gradient on CPU
 ROWS = st.sampled_from([1, 5, 6, 48])
@@ -36,10 +39,18 @@ def test_product_and_gradients_equal_jaxs(dtype, transpose, rows, sizes):
     actual = jax.jit(jax.value_and_grad(ours, (0, 1)))(x, kernel)
     expected = jax.jit(jax.value_and_grad(plain, (0, 1)))(x, kernel)
     assert actual[1][0].dtype == x.dtype and actual[1][1].dtype == jnp.float32
-    close = 1e-4 if dtype == "float32" else 2e-2
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        np.testing.assert_allclose(a, b, atol=close * max(1, np.abs(b).max()))
+    inputs, outputs = sizes
+    terms = 2 * rows * inputs * outputs  # normal numbers of either sign: their sum is sqrt(terms)
+    count = inputs + 2 * rows * outputs
+    rounding.assert_close(actual[0], expected[0], roundings=count, scale=terms**0.5)
+    gradients_close(actual[1], expected[1], dtype, max(outputs, 2 * rows))
+
+
+def gradients_close(actual, expected, dtype, terms):
+    # in bfloat16 the gradient that comes in is rounded, and the one that goes out
+    terms, unit = (terms, rounding.FLOAT32) if dtype == "float32" else (2, rounding.BFLOAT16)
+    check = functools.partial(rounding.assert_close, roundings=terms, unit=unit)
+    jax.tree.map(check, actual, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -62,7 +73,8 @@ def test_scaled_outputs_and_gradients_equal_jaxs(dtype, platform, monkeypatch):
     assert actual[1][0].dtype == y.dtype and actual[1][1].dtype == jnp.float32
     # a factor that bfloat16 would round to 1
     assert (scale_features(jnp.full(6, 1.5, dtype), jnp.full(6, 1.003)) > 1.5).all()
-    close = 1e-5 if dtype == "float32" else 2e-2
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        np.testing.assert_allclose(a, b, atol=close * max(1, np.abs(b).max()))
+    # each number is rounded in its type, then their sum, of either sign, in float32
+    unit = rounding.FLOAT32 if dtype == "float32" else rounding.BFLOAT16
+    limit = rounding.bound(1, unit=unit) + rounding.bound(y.size)
+    assert abs(actual[0] - expected[0]) < limit * y.size**0.5
+    gradients_close(actual[1], expected[1], dtype, 2 * 9)

@@ -17,7 +17,7 @@ from research.models import quantization
 from research.models.quantized_matrix import QuantizedMatrix, quantized_product
 from research.sharding import MeshConfig
 from research.training import cost
-from tests.helpers import tiny
+from tests.helpers import rounding, tiny
 from tests.methods.cases import CASES
 
 forward = jax.jit(tiny.logits)
@@ -35,6 +35,7 @@ def relative_error(actual, expected):
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
+# the error that a normal distribution has in 16 levels and in 255
 @pytest.mark.parametrize(("kind", "error", "share"), [("nf4", 0.1, 0.53), ("int8", 0.01, 1.01)])
 def test_bytes_and_error_of_a_parameter(kind, error, share):
     matrix = normal(576, 384)
@@ -73,9 +74,9 @@ def test_the_product_and_its_gradient_are_those_of_the_dequantized_matrix(kind):
     x, quantized = normal(5, 64, 1), quantize(normal(64, 48), kind=kind)
     matrix = np.asarray(quantized.astype(jnp.float32))
     y, vjp = jax.vjp(lambda x: quantized_product(x, quantized, jnp.dtype("float32")), x)
-    np.testing.assert_allclose(y, x @ matrix, rtol=1e-5, atol=1e-5)
+    rounding.assert_close(y, x @ matrix, roundings=64)
     dy = normal(5, 48, 2)
-    np.testing.assert_allclose(vjp(dy)[0], dy @ matrix.T, rtol=1e-5, atol=1e-5)
+    rounding.assert_close(vjp(dy)[0], dy @ matrix.T, roundings=48)
 
 
 @pytest.mark.parametrize("kind", (*KINDS, "bfloat16"))
@@ -87,7 +88,7 @@ def test_a_quantized_model_computes_what_its_dequantized_copy_does_and_is_close_
     assert relative_error(logits, forward(source, tiny.batch())) < {"nf4": 0.3}.get(kind, 0.02)
     copy = jax.jit(quantization.dequantize)(quantized)
     assert set(tree.flatten(copy)) == set(tree.flatten(source))
-    np.testing.assert_allclose(forward(copy, tiny.batch()), logits, atol=1e-5)
+    rounding.assert_close(forward(copy, tiny.batch()), logits, roundings=tiny.ROUNDINGS)
     assert cost.count(quantized) == cost.count(source)
 
 
@@ -156,7 +157,7 @@ def test_pissa_starts_on_a_quantized_stack():
     model = tiny.attached(method, shape)
     batch = tiny.batch()
     actual, expected = (tiny.logits(m, batch) for m in (model, tiny.attached(LoRA(rank=4), shape)))
-    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS)
 
 
 ON_QUANTIZED = [("lora", kind) for kind in (*KINDS, "bfloat16")]
@@ -185,6 +186,6 @@ def test_a_quantized_base_gives_the_same_on_any_mesh():
     shape = tiny.config(mlp_width=64, storage=((quantization.LINEARS, "nf4"),))
     losses, _ = run_steps(LoRA(rank=4), shape)
     again, after = run_steps(LoRA(rank=4), shape, MeshConfig(2, 2, 2))
-    np.testing.assert_allclose(again, losses, atol=2e-5)
+    rounding.assert_close(again, losses, roundings=tiny.ROUNDINGS)
     codes = after["model/layers/0-2/mlp/up/kernel/codes"]
     assert codes.sharding.shard_shape(codes.shape) == (3, 8, 32)

@@ -125,10 +125,12 @@ def test_a_prefix_sees_itself_both_ways_and_no_other_document(name):
     logits = np.asarray(_logits(tiny.model(), dataclasses.replace(rows, tokens=tokens)))
     moved = np.abs(logits[1:] - logits[0]).max(-1) * (made.segments[row] > 0)
     # the last token of the prefix reaches all of its document, and nothing of another
+    # (the model computes the same bits for a token that sees the same)
     assert seen > 2 and (moved[0][document] > 1e-6).all()
     assert not np.delete(moved[0], document).any()
     if name == "masked":
         assert seen == len(document)
-    else:  # a token after the prefix reaches only what follows
+    else:
+        # a token after the prefix reaches only what follows
         assert (moved[1][document[seen + 1 :]] > 1e-6).all()
         assert not np.delete(moved[1], document[seen + 1 :]).any()

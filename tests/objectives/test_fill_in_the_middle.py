@@ -70,13 +70,16 @@ def test_the_configured_shares_are_reordered_at_even_places():
     wholes = [examples.piece(i, 0, int(n)).tokens.tolist() for i, n in enumerate(examples.lengths)]
     moved = [whole for whole in wholes if whole[1] == prefix]
     spm = [whole for whole in moved if whole[2] == suffix]
+    # three standard errors of 2000 draws; the seed is fixed
     assert len(moved) / 2000 == pytest.approx(0.6, abs=0.03)
     # a PSM without a prefix looks like an SPM
     empty = 1 - (size / (size + 1)) ** 2
+    # two standard errors of 1200 draws
     assert len(spm) / len(moved) == pytest.approx(0.25 + 0.75 * empty, abs=0.03)
     psm = [whole for whole in moved if whole[2] != suffix]
     lengths = [len(whole) - 1 - whole.index(middle) for whole in psm]
     # of three parts that two even cuts leave, each is a third of the text on average
+    # (to three standard errors of some hundred, whose spread is 0.7 of the mean)
     assert np.mean(lengths) == pytest.approx(size / 3, rel=0.1)
 
 

@@ -58,8 +58,10 @@ def test_chosen_tokens_are_masked_random_or_kept_in_the_configured_shares():
     assert (asked.sum(1) == round(0.15 * whole.shape[1])).all()
     assert counts.min() > 0 and counts.std() < 1.3 * np.sqrt(300 * 0.15 * 0.85)
     chosen = whole[asked]
+    # two standard errors of 9000 draws; the seed is fixed
     assert np.mean(chosen == mask) == pytest.approx(0.8, abs=0.01)
     others = chosen[(chosen != mask) & (chosen != token)]
+    # as above
     assert len(others) / len(chosen) == pytest.approx(0.1, abs=0.01)
     assert len(np.unique(others)) > 0.9 * len(words.text_ids)
 

@@ -1,10 +1,10 @@
 """Schedules equal Optax's."""
 
-import numpy as np
 import optax
 import pytest
 
 from research.optim.schedules import Schedule, ScheduleConfig, learning_rate
+from tests.helpers import rounding
 
 STEPS, WARMUP, RATE = 50, 10, 0.3
 
@@ -23,7 +23,9 @@ def test_schedule_equals_optax(kind):
     expected = optax.join_schedules([warm, optax.constant_schedule(RATE), rest], [WARMUP, start])
     numbers = Schedule.make(config, STEPS)
     ours = [learning_rate(kind, numbers, step) for step in range(STEPS + 5)]
-    np.testing.assert_allclose(ours, [expected(step) for step in range(STEPS + 5)], rtol=1e-5)
+    # a dozen elementwise steps in float32, of numbers that may cancel down to a tenth
+    theirs = [expected(step) for step in range(STEPS + 5)]
+    rounding.assert_close(ours, theirs, roundings=12)
 
 
 def test_a_warmup_longer_than_the_run_is_refused():

@@ -36,9 +36,11 @@ def test_flops_of_llama_3_8b():
     # 6 for each weight of a product, and attention over the causal half: 4 forward, 8 backward
     products = 6 * (LAYERS + TABLE) * tokens
     attention = 12 * 32 * 4096 * (4097 / 2) * tokens
+    # closed forms on both sides, a dozen steps in float64; a product of one layer would be 1%
     assert limits.model_flops == pytest.approx(products + attention, rel=1e-6)
     # rematerialisation: the layers forward again, each but for its last product; and the head
     again = 2 * (LAYERS - 32 * 4096 * 14_336 + TABLE) * tokens + attention / 3
+    # as above
     assert limits.hardware_flops == pytest.approx(limits.model_flops + again, rel=1e-6)
     assert limits.compute == pytest.approx(limits.hardware_flops / (64 * 459e12))
     assert limits.utilisation <= limits.model_flops / limits.hardware_flops
@@ -49,6 +51,7 @@ def test_chunks_of_the_mlp_are_computed_again_where_layers_are_not():
     for remat, expected in {"none": again, "products": 0, "full": 0}.items():
         programs = [program(64, 1, f"model.remat={remat}", f"model.mlp_chunks={n}") for n in (0, 8)]
         whole, in_chunks = (roofline.roofline(p, TPUS["v5p"]).hardware_flops for p in programs)
+        # as above, of the numbers that are subtracted
         assert in_chunks - whole == pytest.approx(expected, abs=1e-6 * whole)
 
 
@@ -57,7 +60,9 @@ def test_fully_sharded_weights_travel_twice_and_their_gradients_once():
     part = 63 / 64
     weights = LAYERS + TABLE  # tokens travel to the embedding instead
     # in bfloat16; the head's chunks once more, for the normaliser
+    # (but for the norms' scales, 1 / 30000 of all)
     assert traffic.gathered_weights == pytest.approx(part * 2 * (2 * weights + TABLE), rel=1e-3)
+    # as above
     assert traffic.scattered_gradients == pytest.approx(4 * part * PARAMETERS, rel=1e-3)
     assert traffic.activations == pytest.approx(2 * part * 4096 * 4096 * 2)
     assert traffic.replicas == traffic.keys_and_values == traffic.between_slices == 0
@@ -69,6 +74,7 @@ def test_a_tied_table_travels_to_the_head_and_its_gradient_back_once():
     )
     table = 63 / 64 * TABLE
     # the embedding's own table was not gathered, but its gradient was summed
+    # (a dozen steps in float64)
     assert together.gathered_weights == pytest.approx(apart.gathered_weights, rel=1e-6)
     assert together.scattered_gradients == pytest.approx(apart.scattered_gradients - 4 * table)
 
@@ -82,6 +88,7 @@ def test_accumulation_gathers_weights_for_each_micro_batch():
 def test_slices_tell_each_other_gradients_alone():
     between = roofline.traffic(program(128, 2, "data.batch_size=128"), 2)
     # an all-reduce of what a device holds, over two
+    # (but for leaves that are padded to divide)
     assert between.between_slices == pytest.approx(
         2 * 0.5 * 4 * (PARAMETERS / 64 + NORMS), rel=1e-3
     )
@@ -107,6 +114,7 @@ def test_adapters_leave_gradients_of_the_base_at_home():
     gradients = [roofline.traffic(one).scattered_gradients for one in (lora, full)]
     assert gradients[0] < 0.01 * gradients[1]
     resident = examine.resident_bytes(lora)
+    # but for the norms' scales, which every device holds whole
     assert resident["weights"] == pytest.approx(2 * PARAMETERS / 8, rel=1e-2)
     assert resident["adapters"] + resident["optimizer"] < 0.2 * resident["weights"]
     assert roofline.memory_bytes(lora) < roofline.memory_bytes(full)
@@ -150,6 +158,7 @@ def test_a_report_prices_its_steps_and_is_json():
     assert estimate.money == pytest.approx(estimate.chip_hours * prices.chip_hour["v5p"])
     assert estimate.hours == pytest.approx(1e5 * estimate.step_seconds / 3600)
     assert json.loads(json.dumps(content)) == content
+    # a few steps in float64
     assert math.isclose(max(estimate.seconds.values()), estimate.step_seconds)
     text = describe(report)
     assert "90.74 left" in text and "bound by compute" in text and "US dollars" in text

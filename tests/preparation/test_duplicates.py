@@ -113,8 +113,8 @@ def test_signatures_estimate_the_jaccard_similarity(seed, changes):
     sets = [near_duplicates.shingles(text) for text in (one, two)]
     exact = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
     signed = [minhash.signature(minhash.shingle_hashes(t, 5), config) for t in (one, two)]
-    # Five standard deviations of the estimate.
     error = 5 * np.sqrt(exact * (1 - exact) / 1024)
+    # five standard deviations of the estimate, and rounding in float64
     assert np.mean(signed[0] == signed[1]) == pytest.approx(exact, abs=error + 1e-12)
     assert len(minhash.shingle_hashes(one, 5)) == len(sets[0])
 

@@ -176,10 +176,13 @@ def test_scatter_places_points_on_a_log_axis_with_their_intervals():
     # One vertical line per interval, reaching .1 below and .2 above its point.
     line = r'd="M (\S+) (\S+)\s+L (\S+) (\S+)\s+"[^>]*stroke: var\(--series0\)'
     low_x, low, high_x, high = np.array(re.findall(line, markup), float).T
+    # written with six digits
     np.testing.assert_allclose([low_x, high_x], [x, x], atol=1e-3)
     scale = (y[0] - y[2]) / 0.2
     np.testing.assert_allclose(
-        [low - y, y - high], [[0.1 * scale] * 3, [0.2 * scale] * 3], rtol=1e-4
+        [low - y, y - high],
+        [[0.1 * scale] * 3, [0.2 * scale] * 3],
+        rtol=1e-4,  # as above
     )
     for name in ("10", "100", "1000", "parameters", "accuracy"):
         assert name in Page(markup).text

@@ -30,12 +30,14 @@ def test_wilson_interval_matches_published_values():
     }
     for counts, expected in published_intervals.items():
         estimate = proportion_interval(counts)
+        # published with four decimals
         np.testing.assert_allclose((estimate.low, estimate.high), expected, atol=6e-5)
 
 
 def test_paired_difference_matches_published_values():
     result = paired_difference(BEFORE, AFTER)
     assert result.difference.value == pytest.approx(-6 / 21)
+    # published with three decimals
     np.testing.assert_allclose(
         (result.difference.low, result.difference.high), (-0.507, -0.026), atol=5e-4
     )
@@ -46,6 +48,7 @@ def test_paired_difference_matches_published_values():
 def test_t_interval_matches_closed_form():
     estimate = mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     reach = 2.7764451 * np.sqrt(2.5 / 5)
+    # the quantile in a table has eight digits
     np.testing.assert_allclose((estimate.low, estimate.high), (3 - reach, 3 + reach), rtol=1e-7)
 
 
@@ -103,7 +106,7 @@ def test_paired_difference_is_antisymmetric(rows, has_clusters):
     np.testing.assert_allclose(
         [forward.difference.value, forward.difference.low, forward.difference.high],
         [-backward.difference.value, -backward.difference.high, -backward.difference.low],
-        atol=1e-9,
+        atol=1e-9,  # some hundred steps in float64, and a search that ends at 1e-12
     )
     assert forward.p_value == pytest.approx(backward.p_value)
     assert forward.difference.low <= forward.difference.value <= forward.difference.high

@@ -34,7 +34,7 @@ from research.runtime.storage import absolute
 from research.text.tokenizer import load
 from research.training.loop import train
 from research.training.metrics import read_metrics
-from tests.helpers import tiny_run
+from tests.helpers import rounding, tiny_run
 from tests.helpers.faulty_storage import ADDRESSES, DENIED, Emulator, Faults
 from tests.system.test_hosts import together
 
@@ -151,7 +151,9 @@ def test_a_run_of_two_processes_in_one_bucket_stops_at_one_step_and_goes_on(remo
     assert sorted(losses) == list(range(1, step + 3))
     expected = {row["step"]: row["loss"] for row in alone if "loss" in row}
     for step in losses.keys() & expected.keys():
-        assert losses[step] == pytest.approx(expected[step], rel=2e-4)
+        # each step's gradients are rounded otherwise, and Adam moves every weight by them
+        count = step * rounding.gradient_roundings(tiny_run.MODEL, rows=8, length=32)
+        rounding.assert_close(losses[step], expected[step], roundings=count)
 
 
 def test_adapters_in_a_bucket_are_tuned_listed_added_merged_and_put_side_by_side(
@@ -178,7 +180,8 @@ def test_adapters_in_a_bucket_are_tuned_listed_added_merged_and_put_side_by_side
         ["bank", "--from", f"law={law}", "--from", f"style={style}", "--out", "gs://made/bank"]
     )
     certificate = json.loads((absolute("gs://made/whole") / "certificate.json").read_text())
-    assert certificate["largest_difference"] < 1e-4 * certificate["largest_output"]
+    limit = rounding.bound(tiny_run.ROUNDINGS, certificate["largest_output"])
+    assert certificate["largest_difference"] <= limit
     for name in ("whole", "apart", "sum", "bank"):
         assert runs.open_run(f"gs://made/{name}").checksums()
     generate.main(["--run", "gs://made/bank", "--prompt", "red", "--tokens", "2"])

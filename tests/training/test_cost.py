@@ -70,6 +70,7 @@ def test_flops_of_a_step_equal_xlas_count(form):
     gradient of one frozen 256 x 256 kernel in both layers would be 1.3%.
     """
     assert 0.015 < elementwise(form) < 0.045
+    # less than the 1.3% of a kernel's gradient
     np.testing.assert_allclose(elementwise(form), elementwise("lora"), atol=0.01)
 
 
@@ -82,6 +83,7 @@ def elementwise(form):
 @pytest.mark.parametrize("form", ["full", "lora", pytest.param("houlsby", marks=pytest.mark.heavy)])
 def test_what_remat_computes_again_is_known(form):
     (ours, counted), (ours_kept, counted_kept) = both_counts(form, "full"), both_counts(form)
+    # XLA counts elementwise work too, up to 4.5% as above
     np.testing.assert_allclose(ours - ours_kept, counted - counted_kept, rtol=0.06)
 
 
@@ -140,7 +142,7 @@ def test_attention_is_counted_over_the_keys_that_are_seen(window):
         in_layers = [name for name in tree.flatten(model) if re.search("layers.*kernel", name)]
         products = 2 * cost.count(model, in_layers) * rows
         scores = 4 * pairs * shape.heads * shape.head_dim
-        np.testing.assert_allclose(forward_flops, head + products + scores, rtol=1e-6)
+        np.testing.assert_array_equal(forward_flops, head + products + scores)  # whole numbers
 
 
 def test_lora_parameters_equal_the_closed_form():
