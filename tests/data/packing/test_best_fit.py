@@ -32,7 +32,7 @@ def _rows(sizes: np.ndarray, limit: int, rows: np.ndarray) -> int:
     """Number of rows; every piece is in one, and none holds more than it may."""
     assert len(rows) == len(sizes) and rows.min() == 0
     used = np.bincount(rows, weights=sizes)
-    assert 0 < used.min() and used.max() <= limit
+    assert used.min() > 0 and used.max() <= limit
     return len(used)
 
 
