@@ -1,7 +1,6 @@
 """What is shown is what `Pipeline.batch` holds, for every objective; faults are named by row."""
 
 import dataclasses
-import html.parser
 import json
 import re
 
@@ -27,6 +26,7 @@ from research.inspection.summarize import summarize
 from research.methods import METHODS
 from research.objectives import OBJECTIVES, Supervised
 from research.objectives.ul2 import Denoiser
+from tests.helpers.html_page import Page
 from tests.objectives import cases
 
 # Settings under which the beginning of a text stays as it is.
@@ -282,43 +282,15 @@ def test_rows_are_found_by_their_number_and_by_their_text(run_data):
             choose_rows(run_data, 1, **wrong)
 
 
-class _Page(html.parser.HTMLParser):
-    """Checks that elements are closed in order, and collects what is in them."""
-
-    VOID = ("meta", "link", "input", "br")
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.links, self.texts = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.links += [v for k, v in attributes if k in ("href", "src", "action", "xlink:href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
 def test_the_page_is_whole_escaped_and_makes_no_request(run_data, tmp_path):
     summaries = summarize(run_data)
     rows = choose_rows(run_data, 1, row=30)
     path = inspection_page.write(tmp_path / "page.html", run_data, rows, summaries, SCRIPT)
     text = path.read_text(encoding="utf-8")
-    page = _Page(text)
+    page = Page(text)
     assert "script" not in page.tags and set(page.links) == {"data:,"}
     assert not re.search(r"https?://|url\(|@import", text)
-    page_text = "".join(page.texts)
+    page_text = page.text
     assert page_text.count(SCRIPT) >= 3, "in the title, the heading and the row"
     for segment in rows[0].segments:
         assert terminal.describe(segment) in page_text
