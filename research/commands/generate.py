@@ -23,7 +23,7 @@ from research.config import cli
 
 if TYPE_CHECKING:
     from research.checkpoints.runs import Run
-    from research.generation.prompts import Responder
+    from research.generation.responders import Responder
     from research.generation.sampling import Sampling
 
 
@@ -67,7 +67,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     from research import methods, sharding
     from research.adapters import banks, catalog
     from research.checkpoints import runs
-    from research.generation import prompts
+    from research.generation.responders import find_responders, find_stops
     from research.generation.sampling import Sampling
     from research.runtime.compilation_cache import enable_compilation_cache
 
@@ -75,8 +75,8 @@ def _answer(arguments: argparse.Namespace) -> None:
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
     adapters = catalog.open_named(arguments.adapter, arguments.run)
-    responders = prompts.find_responders(run, adapters, arguments.switch_off)
-    stops = prompts.find_stops(run, responders)
+    responders = find_responders(run, adapters, arguments.switch_off)
+    stops = find_stops(run, responders)
     mesh, rules = sharding.MeshConfig().make(), sharding.RULES
     with sharding.mesh_context(mesh, rules):
         if adapters:
