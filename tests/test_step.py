@@ -133,8 +133,8 @@ def test_clipping_bounds_what_is_applied_and_reports_the_norm_before():
         return jnp.sum(losses.loss * batch.weights) / jnp.sum(batch.weights)
 
     expected = optax.tree.norm(jax.jit(jax.grad(loss))(model))
-    found = metrics["gradient_norm"]
-    rounding.assert_close(found, expected, roundings=tiny.GRADIENT_ROUNDINGS)
+    actual = metrics["gradient_norm"]
+    rounding.assert_close(actual, expected, roundings=tiny.GRADIENT_ROUNDINGS)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])

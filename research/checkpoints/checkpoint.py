@@ -225,9 +225,9 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
         if is_folder(folder / name):
             folder = folder / name
             break
-    steps, torn = scan(folder)
+    steps, incomplete_steps = scan(folder)
     if not steps:
-        note = f" (incomplete steps, not usable: {torn})" if torn else ""
+        note = f" (incomplete steps, not usable: {incomplete_steps})" if incomplete_steps else ""
         if (folder / "config.json").exists() or folder.suffix == ".gguf":
             note = " (a model of another project: graft convert import makes a run of it)"
         elif not folder.exists():
@@ -237,7 +237,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
             "or one step's folder"
         )
     if step is not None and step not in steps:
-        note = " (its save was cut short)" if step in torn else ""
+        note = " (its save was cut short)" if step in incomplete_steps else ""
         raise FileNotFoundError(f"no step {step} in {folder}{note}; complete steps: {steps}")
     return Checkpoint(folder / str(steps[-1] if step is None else step))
 

@@ -118,7 +118,7 @@ def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "method", "message"),
+    ("adapter", "method", "message"),
     [
         ("lax", Bank(of=LoRA(), names=("law",)), r"must name one of .*\(law\), not 'lax'"),
         (None, Bank(of=LoRA(), names=("law",)), r"must name one of .*\(law\), not None"),
@@ -127,9 +127,9 @@ def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
     ],
     ids=["unknown", "none", "no-bank", "unused"],
 )
-def test_sources_and_banks_that_do_not_fit_are_refused(world, chosen, method, message, tmp_path):
+def test_sources_and_banks_that_do_not_fit_are_refused(world, adapter, method, message, tmp_path):
     data = world.data()
-    source = dataclasses.replace(data.sources[0], adapter=chosen)
+    source = dataclasses.replace(data.sources[0], adapter=adapter)
     experiment = world.tuning(1, data=dataclasses.replace(data, sources=(source,)), method=method)
     with pytest.raises(ValueError, match=message):
         train(experiment, tmp_path / "run")

@@ -33,8 +33,8 @@ def test_missing_and_surplus_arrays_are_named(world, case, tmp_path):
     (run,) = save_adapters(world, tmp_path, CASES[case].method)
     arrays = run.read(*run.checkpoint.checksums("model/"))
     first = sorted(arrays)[0]
-    torn = {f"{first}x" if n == first else n: a for n, a in arrays.items()}
-    runs.write(tmp_path / "torn", run, torn, run.model, method=run.method, base=run.base)
+    damaged = {f"{first}x" if n == first else n: a for n, a in arrays.items()}
+    runs.write(tmp_path / "torn", run, damaged, run.model, method=run.method, base=run.base)
     with pytest.raises(ValueError, match=rf"(?s)do not fit.*{first}"):
         load(runs.open_run(tmp_path / "torn"))
 
@@ -55,13 +55,13 @@ def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, mes
     good, run = save_adapters(world, tmp_path, LoRA(rank=2), LoRA(rank=2))
     arrays = change(run.read(*run.checkpoint.checksums("model/")))
     runs.write(tmp_path / "torn", run, arrays, run.model, method=run.method, base=run.base)
-    torn, out = runs.open_run(tmp_path / "torn"), tmp_path / "out"
+    damaged, out = runs.open_run(tmp_path / "torn"), tmp_path / "out"
     for act in (
-        lambda: load(torn),
-        lambda: merging.merge(torn, out),
-        lambda: sums.add([(1, good), (1, torn)], out),
-        lambda: banks.write({"good": good, "torn": torn}, out),
-        lambda: exporting.adapter_tensors(torn),
+        lambda: load(damaged),
+        lambda: merging.merge(damaged, out),
+        lambda: sums.add([(1, good), (1, damaged)], out),
+        lambda: banks.write({"good": good, "torn": damaged}, out),
+        lambda: exporting.adapter_tensors(damaged),
     ):
         with pytest.raises(ValueError, match=rf"torn/model/0(?s:.)*{message}"):
             act()

@@ -21,10 +21,10 @@ def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
     small = runs.open_run(tmp_path / "small")
     assert small.fingerprint != source.fingerprint
     count = sum(report.parameters for report in reports.values())
-    stored = sum(report.bytes for report in reports.values())
+    total_bytes = sum(report.bytes for report in reports.values())
     arrays = read_weights(tmp_path / "small")
     sizes = {n: array.nbytes for n, array in arrays.items()}
-    assert stored == sum(sizes.values()) and count == sum(
+    assert total_bytes == sum(sizes.values()) and count == sum(
         a.size for a in read_weights(world.base).values()
     )
     # what 16 levels, 255 and eight bits of a number leave of a normal distribution

@@ -35,15 +35,15 @@ def digests(batch: Batch) -> list[str]:
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
+    settings = json.loads(sys.argv[1])
     pipeline = Pipeline(
-        schema.build(DataConfig, given["config"]),
-        tokenizer.load(given["tokenizer"]),
-        given["cache"],
+        schema.build(DataConfig, settings["config"]),
+        tokenizer.load(settings["tokenizer"]),
+        settings["cache"],
     )
-    rows = share(given["host"], given["hosts"], pipeline.config.batch_size)
-    batches = pipeline.batches(given["start"], rows)
-    for batch in itertools.islice(batches, given["stop"] - given["start"]):
+    rows = share(settings["host"], settings["hosts"], pipeline.config.batch_size)
+    batches = pipeline.batches(settings["start"], rows)
+    for batch in itertools.islice(batches, settings["stop"] - settings["start"]):
         print(json.dumps(digests(batch)), flush=True)
 
 

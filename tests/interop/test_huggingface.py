@@ -101,8 +101,8 @@ def test_logits_equal_transformers_and_the_export_is_the_same_bits(case, tmp_pat
     expected = their_logits(model, tokens)
     assert expected.std() > 0.1
     theirs = huggingface.open_folder(tmp_path / "theirs")
-    found, count = our_logits(theirs, tokens), rounding.forward_roundings(theirs.config, 24)
-    rounding.assert_close(found, expected, roundings=count)
+    actual, count = our_logits(theirs, tokens), rounding.forward_roundings(theirs.config, 24)
+    rounding.assert_close(actual, expected, roundings=count)
 
     values = dict(importing.read_parameters(theirs, parameter_shapes(theirs.config)))
 

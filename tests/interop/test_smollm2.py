@@ -58,8 +58,8 @@ def test_ids_logits_and_greedy_text_are_those_of_transformers(base, model, case)
     logits = np.asarray(model.logits(hidden[:, -1:]))[0, 0]
     assert np.argsort(-logits)[:5].tolist() == case["last_top5_ids"]
     count = rounding.forward_roundings(base.model, len(ids))
-    found, expected = logits[case["last_top5_ids"]], case["last_top5_logits"]
-    rounding.assert_close(found, expected, roundings=count)
+    actual, expected = logits[case["last_top5_ids"]], case["last_top5_logits"]
+    rounding.assert_close(actual, expected, roundings=count)
     expected = case["greedy_ids"][len(ids) :]
     (answer,) = decode.generate(model, [ids], len(expected), tokenizer.end_id)
     assert list(answer) == expected

@@ -65,8 +65,8 @@ def test_it_begins_as_the_base_and_ends_in_its_weights(case, family):
     expected = np.asarray(forward(model, tiny.batch()))
     merged = methods.merge(model, method_of(case, family).adapter)
     scale = GROWTH * np.abs(expected).max()
-    found = forward(merged, tiny.batch())
-    rounding.assert_close(found, expected, roundings=tiny.ROUNDINGS, scale=scale)
+    actual = forward(merged, tiny.batch())
+    rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS, scale=scale)
     assert np.abs(expected - base).max() > 10 * rounding.bound(tiny.ROUNDINGS, scale)
 
 

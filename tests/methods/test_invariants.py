@@ -78,8 +78,8 @@ def test_merged_equals_attached_where_it_can_be_merged_at_all(case):
     assert merged_names == base_names
     expected = np.asarray(forward(model, tiny.batch()))
     scale = GROWTH * np.abs(expected).max()
-    found = forward(merged, tiny.batch())
-    rounding.assert_close(found, expected, roundings=tiny.ROUNDINGS, scale=scale)
+    actual = forward(merged, tiny.batch())
+    rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS, scale=scale)
     assert np.abs(expected - base_logits()).max() > 10 * rounding.bound(tiny.ROUNDINGS, scale)
 
 
@@ -273,12 +273,12 @@ def test_pissas_one_chain_has_the_values_and_gradients_of_its_two_products():
         products = [sign * x @ a @ b for a, b, sign in delta.pairs()]
         return jnp.sum(slope * delta.scale[...] * sum(products))
 
-    got, want = (jax.value_and_grad(f, (0, 1))(delta, x) for f in (ours, plain))
+    actual, want = (jax.value_and_grad(f, (0, 1))(delta, x) for f in (ours, plain))
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(want), strict=True):
         # sums over inputs, rank and outputs, and over rows and outputs for the total
         rounding.assert_close(a, b, roundings=8 + 3 + 6 + 10 * 6, scale=scale)
-    assert all(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(got))
+    assert all(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(actual))
 
 
 @pytest.mark.parametrize("mesh", [None, (1, 2, 1, 4)], ids=["one device", "mesh"])

@@ -86,13 +86,13 @@ def test_adapter_start_does_not_depend_on_mesh(world, method):
     for mesh, devices in ((MeshConfig(1), [0]), (MeshConfig(1, 2, 2, 2), [3, 1, 4, 0, 6, 7, 2, 5])):
         tuning = world.tuning(1, method=method, mesh=mesh)
         base, _ = runs.open_base_and_tokenizer(tuning)
-        made = make_program(tuning, base, [jax.devices()[i] for i in devices])
-        with sharding.mesh_context(made.mesh, tuning.sharding_rules):
-            states.append(tree.flatten(made.fresh_state().model))
+        program = make_program(tuning, base, [jax.devices()[i] for i in devices])
+        with sharding.mesh_context(program.mesh, tuning.sharding_rules):
+            states.append(tree.flatten(program.fresh_state().model))
     for name, leaf in states[0].items():
-        found, expected = np.abs(states[1][name]), np.abs(leaf)
+        actual, expected = np.abs(states[1][name]), np.abs(leaf)
         scale = expected.max() / GAP
-        rounding.assert_close(found, expected, roundings=10, scale=scale, err_msg=name)
+        rounding.assert_close(actual, expected, roundings=10, scale=scale, err_msg=name)
 
 
 def test_two_adapters_act_together_and_merge_apart():
@@ -100,9 +100,9 @@ def test_two_adapters_act_together_and_merge_apart():
     second = jax.jit(LoRA(rank=2, adapter="b").attach)
     two = tiny.shaken(second(tiny.attached(LoRA(rank=4, adapter="a")), jax.random.key(9)))
     one = merge(two, adapter="a")
-    found, expected = forward(one, batch), forward(two, batch)
+    actual, expected = forward(one, batch), forward(two, batch)
     scale = GROWTH * np.abs(expected).max()
-    rounding.assert_close(found, expected, roundings=tiny.ROUNDINGS, scale=scale)
+    rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS, scale=scale)
     assert all(list(linear.site) == ["b"] for _, linear in methods.linears(one))
 
 

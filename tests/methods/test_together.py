@@ -37,9 +37,9 @@ def test_rows_of_a_bank_are_those_of_each_adapter_alone(case):
     batch = dataclasses.replace(tiny.batch(), adapter=ids)
     together = jax.jit(lambda m, b: tiny.logits(m, b, methods_context(b)))(together_model, batch)
     for number, model in enumerate(alone):
-        found, expected = together[ids == number], forward(model, tiny.batch())[ids == number]
+        actual, expected = together[ids == number], forward(model, tiny.batch())[ids == number]
         scale = GROWTH * np.abs(expected).max()
-        rounding.assert_close(found, expected, roundings=tiny.ROUNDINGS, scale=scale)
+        rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS, scale=scale)
 
 
 def methods_context(batch):

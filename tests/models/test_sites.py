@@ -66,8 +66,8 @@ def test_prompt_and_prefix_work_with_the_cache():
             part.tokens, part.segments, place, None, None, cache, first=not start
         )
         outputs.append(model.logits(hidden))
-    found = np.concatenate(outputs, axis=1)
-    rounding.assert_close(found, expected, roundings=tiny.ROUNDINGS)
+    actual = np.concatenate(outputs, axis=1)
+    rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS)
 
 
 def test_dropout_depends_on_the_row_key_and_the_place_alone():

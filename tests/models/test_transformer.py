@@ -119,8 +119,8 @@ def test_cached_decoding_equals_the_full_forward_pass(windows):
         part = jax.tree.map(lambda x, a=start, z=stop: x[:, a:z], batch)
         hidden, cache = step(model, part, cache)
         outputs.append(model.logits(hidden))
-    found = np.concatenate(outputs, axis=1)
-    rounding.assert_close(found, expected, roundings=tiny.ROUNDINGS)
+    actual = np.concatenate(outputs, axis=1)
+    rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS)
 
 
 @pytest.mark.parametrize("chunk", [5, 16, 100])
@@ -208,8 +208,8 @@ def test_bfloat16_compute_keeps_float32_weights_and_is_near():
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     # the same sums; only what goes into products is rounded to bfloat16, some dozen times a layer
     count = 3 * 12
-    found, expected = forward(half, batch), forward(model, batch)
-    rounding.assert_close(found, expected, roundings=count, unit=rounding.BFLOAT16)
+    actual, expected = forward(half, batch), forward(model, batch)
+    rounding.assert_close(actual, expected, roundings=count, unit=rounding.BFLOAT16)
 
 
 def test_a_text_longer_than_learned_positions_is_refused():

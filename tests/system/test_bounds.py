@@ -22,8 +22,8 @@ def bounds(module):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             name = node.func.id if isinstance(node.func, ast.Name) else name
-            given = TOLERANCES & {keyword.arg for keyword in node.keywords}
-            if name in COMPARISONS or (name == "approx" and (given or len(node.args) > 1)):
+            tolerances = TOLERANCES & {keyword.arg for keyword in node.keywords}
+            if name in COMPARISONS or (name == "approx" and (tolerances or len(node.args) > 1)):
                 yield node
         elif isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq):
             sides = [part for side in node.comparators for part in ast.walk(side)]

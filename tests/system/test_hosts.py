@@ -105,8 +105,8 @@ def assert_same_run(ours, theirs):
     count = rounding.gradient_roundings(tiny_run.MODEL, rows=8, length=32)
     scale = rounding.moved(STEPS, learning_rate=1e-2, epsilon=1e-2)
     for name, array in weights(theirs, STEPS).items():
-        found = weights(ours, STEPS)[name]
-        rounding.assert_close(found, array, roundings=count, scale=scale, err_msg=name)
+        actual = weights(ours, STEPS)[name]
+        rounding.assert_close(actual, array, roundings=count, scale=scale, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -294,5 +294,5 @@ def test_two_processes_measure_what_one_does(world, alone, tmp_path):
     outputs = finish(together([tiny_run.command("evaluate", *flags, out)] * 2))
     assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
     expected = json.loads((tmp_path / "alone.json").read_text())["bits_per_byte"]
-    found = json.loads(out.read_text())["bits_per_byte"]
-    rounding.assert_close(found, expected, roundings=tiny_run.ROUNDINGS)
+    actual = json.loads(out.read_text())["bits_per_byte"]
+    rounding.assert_close(actual, expected, roundings=tiny_run.ROUNDINGS)

@@ -78,9 +78,9 @@ def our_logits(run, vocabulary=288):
     return jax.jit(lambda m: m.logits(m.hidden(tokens, jnp.ones_like(tokens), positions)[0]))(model)
 
 
-def logits_close(found, expected, run):
+def logits_close(actual, expected, run):
     count = rounding.forward_roundings(run.model, TOKENS.shape[1])
-    rounding.assert_close(found, expected, roundings=count)
+    rounding.assert_close(actual, expected, roundings=count)
 
 
 def their_logits(model):
@@ -373,7 +373,7 @@ def test_an_adapter_comes_back_whole_or_not_at_all(world, tmp_path):
     logits_close(theirs, ours, run)
     assert np.abs(ours - our_logits(base, vocabulary)).max() > 0.01
 
-    def torn(match, keep):
+    def damage(match, keep):
         shutil.copytree(tmp_path / "whole", tmp_path / "torn", dirs_exist_ok=True)
         tensors = load_file(tmp_path / "whole" / peft.WEIGHTS)
         rest = {name: array for name, array in tensors.items() if keep(name)}
@@ -381,9 +381,11 @@ def test_an_adapter_comes_back_whole_or_not_at_all(world, tmp_path):
         with pytest.raises(UnsupportedModelError, match=match):
             peft_importing.import_adapter(tmp_path / "torn", base, tmp_path / "out")
 
-    torn("lacks all tensors of .*layers.1.*, which target_modules", lambda n: ".layers.1." not in n)
-    torn("lora_A.weight of layers/0/mlp/up is missing", lambda n: "0.mlp.up_proj.lora_A" not in n)
-    torn("holds no tensors of an adapter", lambda n: False)
+    damage(
+        "lacks all tensors of .*layers.1.*, which target_modules", lambda n: ".layers.1." not in n
+    )
+    damage("lora_A.weight of layers/0/mlp/up is missing", lambda n: "0.mlp.up_proj.lora_A" not in n)
+    damage("holds no tensors of an adapter", lambda n: False)
     (tmp_path / "torn" / peft.WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match="has no adapter_model.safetensors"):
         peft_importing.import_adapter(tmp_path / "torn", base, tmp_path / "out")
