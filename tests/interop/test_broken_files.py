@@ -306,7 +306,7 @@ def test_a_folder_without_weights_and_an_adapter_are_named(folder, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UnsupportedModelError, match="adapter of PEFT: import it with --base RUN"):
         importing.open_model(tmp_path / "adapter")
-    with pytest.raises(FileNotFoundError, match="convert.py import makes a run of it"):
+    with pytest.raises(FileNotFoundError, match="graft convert import makes a run of it"):
         runs.open_run(folder)
 
 

@@ -25,12 +25,13 @@ from research.models.transformer import Transformer
 
 # a delta's leaves, by name
 Delta = Mapping[str, np.ndarray]
-# leaves on the side of the inputs: factors [I,R], OFT's rotations
+# leaves that are no output's: factors [I,R], OFT's rotations, VeRA's factors of ranks
 INPUT_LEAVES = {
     "lora": ("a",),
     "dora": ("low/a",),
     "loha": ("first_in", "second_in"),
     "oft": ("skew",),
+    "vera": ("inner",),
 }
 # leaves [R,O]
 OUTPUT_LEAVES = {"lora": ("b",), "dora": ("low/b",), "loha": ("first_out", "second_out")}
