@@ -78,21 +78,21 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
         return
     if examples.bytes is not None and not examples.bytes.sum():
         refuse(f"Source {name!r} has only empty texts: there is nothing to learn from.")
-    filled = np.flatnonzero(examples.lengths)
-    idle = filled[examples.trained[filled] == 0]
+    nonempty = np.flatnonzero(examples.lengths)
+    idle = nonempty[examples.trained[nonempty] == 0]
     if len(idle):
         refuse(
             f"{_name(examples, idle)} no token to train on, though the model would read it. The "
             "objective masks all of it: remove these rows, or change the objective's settings."
         )
     labelled = not examples.splittable and examples.rows is None
-    looked = filled[:: -(-len(filled) // (_SAMPLE if labelled else _DOCUMENTS))]
+    sample = nonempty[:: -(-len(nonempty) // (_SAMPLE if labelled else _DOCUMENTS))]
     last = np.ones(len(examples), bool)
     if examples.rows is not None:  # Only the last example of a row ends as the row does.
         last = np.append(np.diff(examples.rows) > 0, True)
-        final = np.searchsorted(examples.rows, examples.rows[looked], side="right") - 1
-        looked = np.union1d(looked, final[examples.lengths[final] > 0])
-    wrong = _look(examples, looked, last, tokenizer, window)
+        final = np.searchsorted(examples.rows, examples.rows[sample], side="right") - 1
+        sample = np.union1d(sample, final[examples.lengths[final] > 0])
+    wrong = _look(examples, sample, last, tokenizer, window)
     if wrong.doubled:
         refuse(
             f"{_name(examples, wrong.doubled)} the begin token twice in a row. The objective adds "
@@ -112,7 +112,7 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
     if examples.ends and wrong.endless and not wrong.ended:
         refuse(
             f"Source {name!r} never trains end-of-text (id {stop}), as seen in "
-            f"{len(looked):,} of its examples: a model trained on it would never stop writing."
+            f"{len(sample):,} of its examples: a model trained on it would never stop writing."
         )
     elif examples.ends and wrong.endless:
         refuse(
@@ -122,13 +122,13 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
         )
     if wrong.alike:
         refuse(
-            f"Source {name!r}: all of its {len(filled):,} texts are equal, as seen in "
-            f"{len(looked):,} of them. Name other `fields`, or keep one row."
+            f"Source {name!r}: all of its {len(nonempty):,} texts are equal, as seen in "
+            f"{len(sample):,} of them. Name other `fields`, or keep one row."
         )
 
 
 @dataclasses.dataclass
-class _Found:
+class _Faults:
     """Numbers of examples that are wrong, by how."""
 
     doubled: list[int] = dataclasses.field(default_factory=list)
@@ -140,36 +140,36 @@ class _Found:
 
 
 def _look(
-    examples: Examples, looked: np.ndarray, last: np.ndarray, tokenizer: Tokenizer, window: int
-) -> _Found:
+    examples: Examples, sample: np.ndarray, last: np.ndarray, tokenizer: Tokenizer, window: int
+) -> _Faults:
     """Reads the beginning and the end of examples; `last` [N] says which end a row."""
-    found = _Found(alike=len(np.unique(examples.row_of(looked))) > 1)
+    faults = _Faults(alike=len(np.unique(examples.row_of(sample))) > 1)
     stops = examples.stops or (tokenizer.end_id,)
     # A tokenizer may pad with what ends a text.
     pads = tokenizer.pad_id not in (*stops, tokenizer.end_id)
     before = None
-    for index in looked.tolist():
+    for index in sample.tolist():
         length = int(examples.lengths[index])
         first = end = examples.piece(index, 0, min(length, window))
         if length > window:
             end = examples.piece(index, length - window, length)
         begin = first.tokens == tokenizer.begin_id
         if np.any(begin[:-1] & begin[1:]):
-            found.doubled.append(index)
-        said = end.targets[end.weights > 0]
-        if pads and np.any(said == tokenizer.pad_id):
-            found.padded.append(index)
+            faults.doubled.append(index)
+        trained_targets = end.targets[end.weights > 0]
+        if pads and np.any(trained_targets == tokenizer.pad_id):
+            faults.padded.append(index)
         for ids in (first.tokens, end.targets):
             if ids.min() < 0 or ids.max() >= tokenizer.vocabulary_size:
-                found.outside.append(index)
+                faults.outside.append(index)
         if last[index] and end.weights[-1] > 0 and end.targets[-1] in stops:
-            found.ended += 1
+            faults.ended += 1
         elif last[index]:
-            found.endless.append(index)
-        if found.alike:
-            found.alike = before is None or np.array_equal(before, first.targets)
+            faults.endless.append(index)
+        if faults.alike:
+            faults.alike = before is None or np.array_equal(before, first.targets)
             before = first.targets
-    return found
+    return faults
 
 
 def _name(examples: Examples, wrong: Sequence[int] | np.ndarray) -> str:
@@ -192,7 +192,7 @@ def check_batch(batch: Batch, vocabulary: int, where: str = "batch") -> None:
           padding is trained on, or nothing is.
     """
     shape = batch.tokens.shape
-    wanted = {
+    types = {
         "tokens": np.int32,
         "targets": np.int32,
         "weights": np.float32,
@@ -201,7 +201,7 @@ def check_batch(batch: Batch, vocabulary: int, where: str = "batch") -> None:
     } | ({"prefix": np.bool_} if batch.prefix is not None else {})
     if len(shape) != 2:
         raise ValueError(f"{where}: tokens must be [B, S], not of shape {shape}.")
-    for field, dtype in wanted.items():
+    for field, dtype in types.items():
         array = np.asarray(getattr(batch, field))
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(

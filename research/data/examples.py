@@ -52,8 +52,8 @@ class _Decoded:
 
 def open_texts(source: SourceConfig, split: str, tokenizer: Tokenizer) -> Source:
     """A split whose rows an objective reads, also where it was prepared and has only tokens."""
-    opened = open_source(source, split)
-    return _Decoded(opened, tokenizer) if isinstance(opened, Prepared) else opened
+    split_source = open_source(source, split)
+    return _Decoded(split_source, tokenizer) if isinstance(split_source, Prepared) else split_source
 
 
 def read_examples(
@@ -65,15 +65,17 @@ def read_examples(
 ) -> tuple[Examples, Origin]:
     """Opens, tokenizes (once, if it is no prepared source) and checks one split of one source."""
     objective = config.objective
-    opened = open_source(source, split)
-    checks.check_not_empty(opened.name, len(opened))
-    if isinstance(opened, Prepared):
-        table = read_prepared(opened, tokenizer, objective.fields)
+    split_source = open_source(source, split)
+    checks.check_not_empty(split_source.name, len(split_source))
+    if isinstance(split_source, Prepared):
+        table = read_prepared(split_source, tokenizer, objective.fields)
     else:
-        table = encode(opened, objective.encoder(tokenizer, config.sequence_length), cache)
+        table = encode(split_source, objective.encoder(tokenizer, config.sequence_length), cache)
     examples = objective.prepare(table, tokenizer, config.sequence_length)
     checks.check_examples(examples, tokenizer, config.sequence_length)
-    return examples, Origin(opened.fingerprint, opened.format, opened.bad_lines, opened.note)
+    return examples, Origin(
+        split_source.fingerprint, split_source.format, split_source.bad_lines, split_source.note
+    )
 
 
 def pack_examples(

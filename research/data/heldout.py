@@ -40,27 +40,27 @@ class HeldOut:
           split: which of its splits.
           max_tokens: whole documents are drawn (by the seed) up to so many tokens; at least one.
         """
-        found = [s for s in config.sources if s.name == source]
-        if not found:
+        matching = [s for s in config.sources if s.name == source]
+        if not matching:
             names = [s.name for s in config.sources]
             raise ValueError(f"There is no source {source!r}, only {names}.")
-        examples, _ = read_examples(config, found[0], split, tokenizer, cache)
-        chosen = np.ones(len(examples), bool)
+        examples, _ = read_examples(config, matching[0], split, tokenizer, cache)
+        is_read = np.ones(len(examples), bool)
         if max_tokens is not None:
             order = np.random.default_rng(config.source_seed(source)).permutation(len(examples))
             fits = np.cumsum(examples.lengths[order]) <= max_tokens
             fits[0] = True
-            chosen[order] = fits
-        lengths = np.where(chosen, examples.lengths, 0)
+            is_read[order] = fits
+        lengths = np.where(is_read, examples.lengths, 0)
         self.name = examples.name
         # which rows of the split are read
-        self.chosen = np.unique(examples.row_of(np.flatnonzero(chosen)))
+        self.chosen = np.unique(examples.row_of(np.flatnonzero(is_read)))
         self.documents = len(self.chosen)
         # Places that are trained on, and the UTF-8 bytes of the text that they spell (0 where an
         # objective has no bits per byte).
-        self.tokens = int(examples.trained[chosen].sum())
-        self.bytes = examples.text_bytes(chosen)
-        self.truncated = int(examples.truncated[chosen].sum())
+        self.tokens = int(examples.trained[is_read].sum())
+        self.bytes = examples.text_bytes(is_read)
+        self.truncated = int(examples.truncated[is_read].sum())
         self.rows = pack_examples(config, examples, lengths, tokenizer, config.source_seed(source))
         # which of a bank's adapters its rows use
         self.adapter: int | None = None
@@ -76,13 +76,13 @@ class HeldOut:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         size = self._config.batch_size
-        made: dict[str, Any] = empty_rows(size, self._config.sequence_length, self._pad_id)
+        fields: dict[str, Any] = empty_rows(size, self._config.sequence_length, self._pad_id)
         rows = list(range(index * size, min((index + 1) * size, len(self.rows))))
         if rows:
-            self.rows.write(made, list(range(len(rows))), rows)
+            self.rows.write(fields, list(range(len(rows))), rows)
         if self.adapter is not None:
-            made["adapter"] = np.full(size, self.adapter, np.int32)
-        return Batch(**made)
+            fields["adapter"] = np.full(size, self.adapter, np.int32)
+        return Batch(**fields)
 
     def batches(self) -> Iterator[Batch]:
         """All batches in order."""

@@ -78,16 +78,16 @@ class Pairs:
 
 def find_shared(hashes: np.ndarray, others: Sequence[np.ndarray]) -> Pairs:
     """The rows of `hashes` [N] that are in one of the other places too, with their first equal."""
-    wanted, group = np.unique(hashes, return_inverse=True)
-    place = np.full(len(wanted), -1)
-    row = np.zeros(len(wanted), np.int64)
+    unique, group = np.unique(hashes, return_inverse=True)
+    place = np.full(len(unique), -1)
+    row = np.zeros(len(unique), np.int64)
     for number, other in reversed(list(enumerate(others))):  # The first place and row win.
-        at = np.minimum(np.searchsorted(wanted, other), max(0, len(wanted) - 1))
-        equal = np.flatnonzero((wanted[at] == other) & (other != 0)) if len(wanted) else at[:0]
+        at = np.minimum(np.searchsorted(unique, other), max(0, len(unique) - 1))
+        equal = np.flatnonzero((unique[at] == other) & (other != 0)) if len(unique) else at[:0]
         place[at[equal]] = number
         row[at[equal][::-1]] = equal[::-1]
-    found = np.flatnonzero(place[group] >= 0)
-    return Pairs(found, place[group][found], row[group][found])
+    shared = np.flatnonzero(place[group] >= 0)
+    return Pairs(shared, place[group][shared], row[group][shared])
 
 
 def find_repeated(hashes: np.ndarray) -> Pairs:

@@ -91,25 +91,25 @@ class Pipeline:
         """
         if step < 0:
             raise ValueError(f"step must not be negative, not {step}.")
-        found = self.rows_of(step, rows)
-        made: dict[str, Any] = empty_rows(
-            len(found), self.config.sequence_length, self.tokenizer.pad_id
+        origins = self.rows_of(step, rows)
+        fields: dict[str, Any] = empty_rows(
+            len(origins), self.config.sequence_length, self.tokenizer.pad_id
         )
         if self._adapters:
-            made["adapter"] = np.zeros(len(found), np.int32)
-        for name in dict(found):
-            places = [place for place, (source, _) in enumerate(found) if source == name]
-            self.rows[name].write(made, places, [found[place][1] for place in places])
+            fields["adapter"] = np.zeros(len(origins), np.int32)
+        for name in dict(origins):
+            places = [place for place, (source, _) in enumerate(origins) if source == name]
+            self.rows[name].write(fields, places, [origins[place][1] for place in places])
             if self._adapters:
-                made["adapter"][places] = self._adapters[name]
-        return Batch(**made)
+                fields["adapter"][places] = self._adapters[name]
+        return Batch(**fields)
 
     def rows_of(self, step: int, rows: Rows | None = None) -> list[tuple[str, int]]:
         """Where the (given) rows of a global batch are from: a source's name and row."""
         names = [source.name for source in self.config.sources]
         start, every = step * self.config.batch_size, range(self.config.batch_size)
-        chosen = [self.mixture[start + every[row]] for row in (every if rows is None else rows)]
-        return [(names[source], int(self._orders[source][number])) for source, number in chosen]
+        picks = [self.mixture[start + every[row]] for row in (every if rows is None else rows)]
+        return [(names[source], int(self._orders[source][number])) for source, number in picks]
 
     def batches(self, start_step: int = 0, rows: Rows | None = None) -> Iterator[Batch]:
         """`batch(start_step, rows)`, the next one, and so on, made ahead in Grain's threads.
@@ -118,9 +118,9 @@ class Pipeline:
         """
         import grain.python as grain
 
-        made = _Batches(self, rows)
+        source = _Batches(self, rows)
         options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
-        batches = iter(grain.MapDataset.source(made)[start_step:].to_iter_dataset(options))
+        batches = iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))
         try:
             yield from batches
         finally:
@@ -128,9 +128,9 @@ class Pipeline:
 
     def heldout(self, source: str, split: str, max_tokens: int | None = None) -> HeldOut:
         """Batches once through `split` of the source of this name; see `HeldOut`."""
-        found = HeldOut(self.config, self.tokenizer, self._cache, source, split, max_tokens)
-        found.adapter = self._adapters.get(source)
-        return found
+        heldout = HeldOut(self.config, self.tokenizer, self._cache, source, split, max_tokens)
+        heldout.adapter = self._adapters.get(source)
+        return heldout
 
     def tokens(self, steps: int) -> float:
         """Places that hold a token in the first `steps` batches, on average over orders."""

@@ -32,26 +32,26 @@ class RecordTokens:
         if isinstance(places, slice):
             start, stop, step = places.indices(len(self))
             return self._between(start, max(start, stop))[::step]
-        wanted = np.asarray(places)
-        if not wanted.ndim:
-            place = range(len(self))[int(wanted)]
+        indices = np.asarray(places)
+        if not indices.ndim:
+            place = range(len(self))[int(indices)]
             return self._between(place, place + 1)[0]
-        found = np.zeros(wanted.shape, self.dtype)
-        documents = self._document(wanted)
+        tokens = np.zeros(indices.shape, self.dtype)
+        documents = self._document(indices)
         for document in np.unique(documents):
             here = documents == document
-            found[here] = self._read(int(document))[wanted[here] - self._offsets[document]]
-        return found
+            tokens[here] = self._read(int(document))[indices[here] - self._offsets[document]]
+        return tokens
 
     def stretches(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
         """The tokens start .. stop - 1 of each pair, each in one document, read in one go."""
         documents, which = np.unique(self._document(starts), return_inverse=True)
-        read = self._source.tokens(documents.tolist())
+        records = self._source.tokens(documents.tolist())
         first = self._offsets[documents][which]
         pairs = zip(
             which.tolist(), (starts - first).tolist(), (stops - first).tolist(), strict=True
         )
-        return [read[number][start:stop] for number, start, stop in pairs]
+        return [records[number][start:stop] for number, start, stop in pairs]
 
     def _document(self, places: np.ndarray | int) -> np.ndarray:
         return np.searchsorted(self._offsets, places, side="right") - 1

@@ -66,18 +66,18 @@ def held_out(split: str | None, others: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*([split] if split else []), *others]))
 
 
-def check_answers(examples: Examples, objective: Objective, allowed: float) -> None:
+def check_answers(examples: Examples, objective: Objective, max_share: float) -> None:
     """Refuses more empty completions than the share that is allowed."""
     if not objective.has_completions:
         return
-    answered = examples.lengths > 0
-    empty = np.flatnonzero(answered & (examples.bytes == 0))
-    if len(empty) > allowed * answered.sum():
+    nonempty = examples.lengths > 0
+    empty = np.flatnonzero(nonempty & (examples.bytes == 0))
+    if len(empty) > max_share * nonempty.sum():
         refuse(
             f"Source {examples.name!r}: the completion is empty in {len(empty):,} of "
-            f"{answered.sum():,} examples ({name_rows(empty)}), which teaches the model to say "
+            f"{nonempty.sum():,} examples ({name_rows(empty)}), which teaches the model to say "
             "nothing. Mend or remove these rows; checks.empty_answers allows a share of them, "
-            f"now {allowed:.2%}."
+            f"now {max_share:.2%}."
         )
 
 
@@ -93,7 +93,7 @@ def check_overlap(
     config: DataConfig,
     tokenizer: Tokenizer,
     splits: Sequence[str],
-    allowed: float,
+    max_share: float,
     cache: str | os.PathLike[str],
 ) -> None:
     """Refuses held-out splits of which more than the share that is allowed is trained on.
@@ -101,10 +101,12 @@ def check_overlap(
     Equal rows only, of any two sources (`research.data.overlap` says what is equal and what it
     costs); graft inspect finds what is nearly equal, too.
     """
-    if not splits or allowed == 1:
+    if not splits or max_share == 1:
         return
     objective = config.objective
-    trained = [overlap.hash_rows(s, s.split, objective, tokenizer, cache) for s in config.sources]
+    train_hashes = [
+        overlap.hash_rows(s, s.split, objective, tokenizer, cache) for s in config.sources
+    ]
     names = [f"{source.name}:{source.split}" for source in config.sources]
     for split in splits:
         for source in config.sources:
@@ -114,14 +116,14 @@ def check_overlap(
                     "checks.overlap=1 goes on with that."
                 )
                 continue
-            held = overlap.hash_rows(source, split, objective, tokenizer, cache)
-            pairs = overlap.find_shared(held, trained)
-            if len(pairs) > allowed * len(held):
+            hashes = overlap.hash_rows(source, split, objective, tokenizer, cache)
+            pairs = overlap.find_shared(hashes, train_hashes)
+            if len(pairs) > max_share * len(hashes):
                 refuse(
-                    f"Source {source.name!r}: {len(pairs):,} of {len(held):,} rows "
-                    f"({len(pairs) / len(held):.2%}) of its split {split!r} are trained on too: "
+                    f"Source {source.name!r}: {len(pairs):,} of {len(hashes):,} rows "
+                    f"({len(pairs) / len(hashes):.2%}) of its split {split!r} are trained on too: "
                     f"{name_pairs(pairs, names)}. Remove them from one of the two; "
-                    f"checks.overlap allows a share of them, now {allowed:.2%}."
+                    f"checks.overlap allows a share of them, now {max_share:.2%}."
                 )
 
 

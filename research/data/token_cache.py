@@ -105,11 +105,11 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
 
     def flush(until: int) -> None:
         try:
-            taken = encoder.take()
+            fields = encoder.take()
         except ValueError as error:
             raise ValueError(f"{source.name}, rows {first} to {until - 1}, {error}") from error
         for field, dtype in encoder.types.items():
-            encoded = taken[field]
+            encoded = fields[field]
             counts = np.asarray([len(ids) for ids in encoded.values], np.int64)
             flat = itertools.chain.from_iterable(encoded.values)
             files[field].write(np.fromiter(flat, dtype, int(counts.sum())).tobytes())

@@ -83,7 +83,7 @@ class Chat(Objective):
         Raises:
             ValueError: more conversations than `over_long` do not fit a row (names the rows).
         """
-        tokens, said, sizes = table["tokens"], table["said"], table["over"].values
+        tokens, trained_marks, sizes = table["tokens"], table["said"], table["over"].values
         long = np.flatnonzero(sizes)
         if len(long) > self.over_long * len(table):
             alone = "; its last exchange alone does not fit" if self.too_long == "cut" else ""
@@ -95,21 +95,21 @@ class Chat(Objective):
                 "with data.objective.over_long."
             )
         # What is left out has no tokens.
-        filled = tokens.lengths > 0
+        nonempty = tokens.lengths > 0
         trained = np.zeros(len(tokens), np.int64)
-        if filled.any():
-            starts = said.offsets[:-1][filled]
-            trained[filled] = np.add.reduceat(said.values, starts, dtype=np.int64)
-        last = tokens.values[tokens.offsets[1:][filled] - 1]
+        if nonempty.any():
+            starts = trained_marks.offsets[:-1][nonempty]
+            trained[nonempty] = np.add.reduceat(trained_marks.values, starts, dtype=np.int64)
+        last = tokens.values[tokens.offsets[1:][nonempty] - 1]
 
         def piece(index: int, start: int, stop: int) -> Piece:
             ids = tokens[index].astype(np.int32)
-            weights = said[index][1:].astype(np.float32)
+            weights = trained_marks[index][1:].astype(np.float32)
             return Piece(ids[:-1][start:stop], ids[1:][start:stop], weights[start:stop])
 
         template = self.writer(tokenizer).template
-        given = "tokenizer's" if template == tokenizer.chat_template else "configured"
-        note = f"the {'plain' if template == PLAIN else given} chat template"
+        origin = "tokenizer's" if template == tokenizer.chat_template else "configured"
+        note = f"the {'plain' if template == PLAIN else origin} chat template"
         return Examples(
             name=table.name,
             lengths=np.maximum(tokens.lengths - 1, 0),
@@ -167,7 +167,7 @@ class Conversations:
         """The tokens of what was added."""
         waiting, self._waiting = self._waiting, []
         encoded = self._writer.encode([parts for _, parts in waiting])
-        tokens, said, cut, over, sizes = [], [], [], [], []
+        tokens, marks_of_all, cut, over, sizes = [], [], [], [], []
         for (messages, parts), ids in zip(waiting, encoded, strict=True):
             missing, size = 0, sum(map(len, ids))
             fits = self._fits(ids)
@@ -178,14 +178,14 @@ class Conversations:
             over.append([0 if fits else size])
             tokens.append([token for part in ids for token in part])
             marks = [[int(part.said)] * len(i) for part, i in zip(parts, ids, strict=True)]
-            said.append([mark for part in marks for mark in part])
+            marks_of_all.append([mark for part in marks for mark in part])
             cut.append([missing])
             texts = [part.text.removesuffix(part.end) for part in parts if part.said]
             sizes.append(sum(len(self._writer.spelt(text).encode()) for text in texts))
         none = [0] * len(waiting)
         return {
             "tokens": Encoded(tokens, none),
-            "said": Encoded(said, sizes),
+            "said": Encoded(marks_of_all, sizes),
             "cut": Encoded(cut, none),
             "over": Encoded(over, none),
         }

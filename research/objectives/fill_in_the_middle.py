@@ -73,12 +73,12 @@ class FillInTheMiddle(Objective):
             )
         markers.check_absent(names, ids, table, "text", tokenizer)
         windows = Windows.cut(table["text"], window - extra)
-        drawn = uniform(self.seed, np.arange(len(windows)), 0)
-        moved = (drawn < self.share) & (windows.text_lengths > 0)
-        lengths = np.where(moved, extra + windows.text_lengths, windows.lengths)
+        chances = uniform(self.seed, np.arange(len(windows)), 0)
+        is_reordered = (chances < self.share) & (windows.text_lengths > 0)
+        lengths = np.where(is_reordered, extra + windows.text_lengths, windows.lengths)
 
         def piece(index: int, start: int, stop: int) -> Piece:
-            if moved[index]:
+            if is_reordered[index]:
                 whole = self._moved(index, windows.text(index), ids, tokenizer)
             else:
                 whole = windows.next_tokens(index, tokenizer.begin_id)

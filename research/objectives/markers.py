@@ -22,8 +22,8 @@ def encode(markers: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
         ValueError: a marker has no token, or another one starts with it.
     """
     ids = [tokenizer.encode(marker, special=True) for marker in markers]
-    for marker, found in zip(markers, ids, strict=True):
-        if not found:
+    for marker, token_ids in zip(markers, ids, strict=True):
+        if not token_ids:
             raise ValueError(
                 f"The marker {marker!r} has no token: name a special token of the tokenizer, or "
                 "a text that the data never holds."
@@ -35,7 +35,7 @@ def encode(markers: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
                 f"The markers {markers[one]!r} and {markers[other]!r} cannot be told apart: the "
                 f"tokens of the second start with those of the first, {ids[one]}."
             )
-    return [np.asarray(found, np.int32) for found in ids]
+    return [np.asarray(token_ids, np.int32) for token_ids in ids]
 
 
 def is_special(ids: np.ndarray, tokenizer: Tokenizer) -> bool:
@@ -54,21 +54,21 @@ def check_absent(
 
     Reads all tokens if a marker is no special token.
     """
-    spelt = [i for i in range(len(ids)) if not is_special(ids[i], tokenizer)]
-    if not spelt:
+    plain = [i for i in range(len(ids)) if not is_special(ids[i], tokenizer)]
+    if not plain:
         return
     values = table[field].values
     opens = np.zeros(tokenizer.vocabulary_size, bool)
-    opens[[ids[i][0] for i in spelt]] = True
+    opens[[ids[i][0] for i in plain]] = True
     for chunk in range(0, len(values), _CHUNK):
         places = np.flatnonzero(opens[values[chunk : chunk + _CHUNK]]) + chunk
-        for i in spelt:
-            found = places
+        for i in plain:
+            starts = places
             for offset, token in enumerate(ids[i]):
-                found = found[found + offset < len(values)]
-                found = found[values[found + offset] == token]
-            if len(found):
-                row = int(np.searchsorted(table[field].offsets, found[0], side="right")) - 1
+                starts = starts[starts + offset < len(values)]
+                starts = starts[values[starts + offset] == token]
+            if len(starts):
+                row = int(np.searchsorted(table[field].offsets, starts[0], side="right")) - 1
                 raise ValueError(
                     f"{table.name}, row {row}: the text holds the marker {markers[i]!r}, which "
                     "could not be told from those that the objective sets. Configure a marker "

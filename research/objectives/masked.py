@@ -80,26 +80,26 @@ class Masked(Objective):
         markers.check_absent([self.mask], ids, table, "text", tokenizer)
         windows = Windows.cut(table["text"], window - 1)
         texts = windows.text_lengths
-        chosen = np.where(texts, np.maximum(np.rint(texts * self.rate), 1), 0).astype(np.int64)
-        words = tokenizer.text_ids
+        counts = np.where(texts, np.maximum(np.rint(texts * self.rate), 1), 0).astype(np.int64)
+        vocabulary = tokenizer.text_ids
 
         def piece(index: int, start: int, stop: int) -> Piece:
-            text, count = windows.text(index), int(chosen[index])
+            text, count = windows.text(index), int(counts[index])
             chance = uniform(self.seed, index, np.arange(len(text) + 2 * count))
             here, kind = chance[: len(text)], chance[len(text) : len(text) + count]
             word = chance[len(text) + count :]
-            picked = np.argpartition(here, count - 1)[:count] if count else np.arange(0)
-            picked = picked[np.argsort(here[picked])]
-            read = text.copy()
+            places = np.argpartition(here, count - 1)[:count] if count else np.arange(0)
+            places = places[np.argsort(here[places])]
+            tokens = text.copy()
             is_random = kind < self.masked + self.random
-            word = words[(word * len(words)).astype(np.int64)]
-            read[picked] = np.where(is_random, word, text[picked])
-            read[picked[kind < self.masked]] = ids[0]
+            word = vocabulary[(word * len(vocabulary)).astype(np.int64)]
+            tokens[places] = np.where(is_random, word, text[places])
+            tokens[places[kind < self.masked]] = ids[0]
             weights = np.zeros(1 + len(text), np.float32)
-            weights[1 + picked] = 1
+            weights[1 + places] = 1
             begin = np.asarray([tokenizer.begin_id], np.int32)
             return Piece(
-                np.concatenate([begin, read]),
+                np.concatenate([begin, tokens]),
                 np.concatenate([begin, text]),
                 weights,
                 np.ones(len(weights), bool),
@@ -108,7 +108,7 @@ class Masked(Objective):
         return Examples(
             name=table.name,
             lengths=np.where(texts, 1 + texts, 0),
-            trained=chosen,
+            trained=counts,
             bytes=None,
             truncated=np.zeros(len(windows), bool),
             splittable=False,

@@ -48,17 +48,17 @@ class PrefixLM(Objective):
     def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Windows of documents, none longer than `window`."""
         windows = Windows.cut(table["text"], window)
-        drawn = uniform(self.seed, np.arange(len(windows)), 0)
-        share = self.shortest + (self.longest - self.shortest) * drawn
+        chances = uniform(self.seed, np.arange(len(windows)), 0)
+        share = self.shortest + (self.longest - self.shortest) * chances
         # All places cannot be skipped: the last one of a prefix is trained on.
         skipped = np.minimum((share * windows.lengths).astype(np.int64), windows.lengths - 1)
 
         def piece(index: int, start: int, stop: int) -> Piece:
             whole = windows.next_tokens(index, tokenizer.begin_id)
             places = np.arange(len(whole.tokens))
-            asked = places >= skipped[index]
+            is_trained = places >= skipped[index]
             return dataclasses.replace(
-                whole, weights=asked.astype(np.float32), prefix=places <= skipped[index]
+                whole, weights=is_trained.astype(np.float32), prefix=places <= skipped[index]
             ).between(start, stop)
 
         return Examples(

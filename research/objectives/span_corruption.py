@@ -63,11 +63,13 @@ class SpanCorruption(Objective):
 
     def spans(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hidden tokens and hidden spans of texts of these lengths; none below two tokens."""
-        hidden = np.clip(np.rint(lengths * self.rate), 1, np.maximum(lengths - 1, 1))
-        kept = lengths - hidden
-        count = np.clip(np.rint(hidden / self.mean_span), 1, np.minimum(hidden, kept))
+        hidden_counts = np.clip(np.rint(lengths * self.rate), 1, np.maximum(lengths - 1, 1))
+        visible_counts = lengths - hidden_counts
+        count = np.clip(
+            np.rint(hidden_counts / self.mean_span), 1, np.minimum(hidden_counts, visible_counts)
+        )
         some = lengths >= 2
-        return (hidden * some).astype(np.int64), (count * some).astype(np.int64)
+        return (hidden_counts * some).astype(np.int64), (count * some).astype(np.int64)
 
     def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Windows of documents with what is hidden of them, none longer than `window`.
@@ -81,25 +83,29 @@ class SpanCorruption(Objective):
         markers.check_absent(names, ids, table, "text", tokenizer)
         windows = Windows.cut(table["text"], limit)
         # Tokens of the first k sentinels.
-        spelt = np.cumsum([0, *map(len, ids)])
-        hidden, spans = self.spans(windows.text_lengths)
-        lengths = np.where(spans, 1 + windows.text_lengths + 2 * spelt[spans], 0)
+        sentinel_sizes = np.cumsum([0, *map(len, ids)])
+        hidden_counts, spans = self.spans(windows.text_lengths)
+        lengths = np.where(spans, 1 + windows.text_lengths + 2 * sentinel_sizes[spans], 0)
 
         def piece(index: int, start: int, stop: int) -> Piece:
-            text, count, said = windows.text(index), int(spans[index]), int(hidden[index])
+            text, count, hidden_count = (
+                windows.text(index),
+                int(spans[index]),
+                int(hidden_counts[index]),
+            )
             chance = uniform(self.seed, index, np.arange(len(text)))
             sizes = np.zeros(2 * count, np.int64)  # Kept and hidden in turn.
-            sizes[0::2] = _divide(len(text) - said, count, chance[said:])
-            sizes[1::2] = _divide(said, count, chance[:said])
+            sizes[0::2] = _divide(len(text) - hidden_count, count, chance[hidden_count:])
+            sizes[1::2] = _divide(hidden_count, count, chance[:hidden_count])
             edges = [0, *np.cumsum(sizes).tolist()]
             begin, end = np.asarray([[tokenizer.begin_id], [tokenizer.end_id]], np.int32)
-            read, asked = [begin], []
+            prefix, answer = [begin], []
             for number, sentinel in enumerate(ids[:count]):
                 first, middle, last = edges[2 * number : 2 * number + 3]
-                read += [text[first:middle], sentinel]
-                asked += [sentinel, text[middle:last]]
-            before = sum(map(len, read))
-            whole = np.concatenate([*read, *asked, end])
+                prefix += [text[first:middle], sentinel]
+                answer += [sentinel, text[middle:last]]
+            before = sum(map(len, prefix))
+            whole = np.concatenate([*prefix, *answer, end])
             places = np.arange(len(whole) - 1)
             # The last token that is read says the first one that is asked for.
             weights = (places >= before - 1).astype(np.float32)
@@ -108,7 +114,7 @@ class SpanCorruption(Objective):
         return Examples(
             name=table.name,
             lengths=lengths,
-            trained=np.where(spans, spelt[spans] + hidden + 1, 0),
+            trained=np.where(spans, sentinel_sizes[spans] + hidden_counts + 1, 0),
             bytes=None,
             truncated=np.zeros(len(windows), bool),
             splittable=False,
@@ -122,8 +128,8 @@ class SpanCorruption(Objective):
         spans = self.spans(texts)[1]
         names = [self.sentinel.replace(_SLOT, str(i)) for i in range(int(spans.max()))]
         ids = markers.encode(names, tokenizer)
-        special = [markers.is_special(found, tokenizer) for found in ids]
-        sizes = [1 if any(special[:1]) else len(found) for found in ids]
+        special = [markers.is_special(token_ids, tokenizer) for token_ids in ids]
+        sizes = [1 if any(special[:1]) else len(token_ids) for token_ids in ids]
         # A longer text never has fewer spans, so its example is longer.
         fits = 1 + texts + 2 * np.cumsum([0, *sizes])[spans] <= window
         limit = int(texts[fits].max(initial=0))
@@ -133,15 +139,15 @@ class SpanCorruption(Objective):
                 "token and two sentinels: use a longer sequence_length, or sentinels that are "
                 "special tokens."
             )
-        needed = int(spans[limit])
-        if special[0] and not all(special[:needed]):
-            known = special.index(False)
+        span_count = int(spans[limit])
+        if special[0] and not all(special[:span_count]):
+            count = special.index(False)
             raise ValueError(
-                f"The tokenizer has only {known} sentinels {names[0]!r} .. {names[known - 1]!r}, "
-                f"and a window of {window} tokens needs {needed}: use a shorter "
+                f"The tokenizer has only {count} sentinels {names[0]!r} .. {names[count - 1]!r}, "
+                f"and a window of {window} tokens needs {span_count}: use a shorter "
                 "sequence_length, a lower rate or a longer mean_span."
             )
-        return limit, ids[:needed]
+        return limit, ids[:span_count]
 
 
 def _divide(total: int, parts: int, chance: np.ndarray) -> np.ndarray:

@@ -102,8 +102,8 @@ class Supervised(Objective):
                 f"answer ({answer})."
             )
         start, stop = self._kept(len(ids), space)
-        kept = ids[start:stop]
-        return [tokenizer.begin_id, *shots, *head, *kept, *tail], len(kept) < len(ids)
+        prompt_ids = ids[start:stop]
+        return [tokenizer.begin_id, *shots, *head, *prompt_ids, *tail], len(prompt_ids) < len(ids)
 
     def prompt_ids(
         self, tokenizer: Tokenizer, messages: Sequence[Message], window: int
@@ -125,8 +125,8 @@ class Supervised(Objective):
 
     def _kept(self, length: int, space: int) -> tuple[int, int]:
         """Which stretch of a prompt of `length` tokens stays when there is `space` for it."""
-        kept = max(0, min(length, space))
-        return (length - kept, length) if self.cut == "left" else (0, kept)
+        count = max(0, min(length, space))
+        return (length - count, length) if self.cut == "left" else (0, count)
 
     def prepare(self, table: TokenTable, tokenizer: Tokenizer, window: int) -> Examples:
         """Labelled examples of `table`, prompts cut to `window` tokens.
@@ -151,7 +151,7 @@ class Supervised(Objective):
                 f"{self.over_long:.2%}. Answers are never cut: use a longer sequence_length, "
                 "remove these rows, or leave them out with data.objective.over_long."
             )
-        kept = np.minimum(prompts.lengths, space)
+        prompt_lengths = np.minimum(prompts.lengths, space)
 
         def piece(index: int, start: int, stop: int) -> Piece:
             prompt, completion = prompts[index], completions[index].astype(np.int32)
@@ -159,21 +159,21 @@ class Supervised(Objective):
             before = np.concatenate([begin, head, prompt[first:last].astype(np.int32), tail])
             whole = np.concatenate([before, completion])
             # The last token before the completion says its first token.
-            asked = np.arange(len(whole) - 1) >= len(before) - 1
+            is_trained = np.arange(len(whole) - 1) >= len(before) - 1
             prefix = np.arange(len(whole) - 1) < len(before) if self.bidirectional else None
             return Piece(
                 whole[:-1][start:stop],
                 whole[1:][start:stop],
-                asked.astype(np.float32)[start:stop],
+                is_trained.astype(np.float32)[start:stop],
                 None if prefix is None else prefix[start:stop],
             )
 
         return Examples(
             name=table.name,
-            lengths=np.where(fits, len(head) + len(tail) + kept + answers, 0),
+            lengths=np.where(fits, len(head) + len(tail) + prompt_lengths + answers, 0),
             trained=np.where(fits, answers, 0),
             bytes=np.where(fits, table.bytes["completion"], 0),
-            truncated=fits & (kept < prompts.lengths),
+            truncated=fits & (prompt_lengths < prompts.lengths),
             splittable=False,
             piece=piece,
             note=f"{len(short):,} over-long left out" if len(short) else "",

@@ -94,8 +94,8 @@ class UL2(Objective):
             for number, mode in enumerate(modes)
         ]
         edges = np.cumsum([denoiser.weight for denoiser in self.denoisers])
-        drawn = uniform(self.seed, np.arange(len(table)), 0) * edges[-1]
-        choice = np.searchsorted(edges[:-1], drawn, side="right")
+        chances = uniform(self.seed, np.arange(len(table)), 0) * edges[-1]
+        choice = np.searchsorted(edges[:-1], chances, side="right")
         # Of all examples of all parts: those of the documents that have this denoiser.
         rows = [np.asarray(part.row_of(np.arange(len(part)))) for part in parts]
         indices = [np.flatnonzero(choice[row] == number) for number, row in enumerate(rows)]

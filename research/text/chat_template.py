@@ -23,21 +23,23 @@ def find_template(files: Mapping[str, bytes]) -> str | None:
     """The template among a model's companions: a file of its own, or in the tokenizer's config."""
     if TEMPLATE in files:
         return files[TEMPLATE].decode()
-    found = json.loads(files.get(SETTINGS, b"{}")).get("chat_template")
-    if isinstance(found, list):  # several, by name
-        found = next((one["template"] for one in found if one["name"] == "default"), None)
-    if found is not None and not isinstance(found, str):
-        raise ValueError(f"the chat template is no text: {found!r:.40}")
-    return found
+    template = json.loads(files.get(SETTINGS, b"{}")).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((one["template"] for one in template if one["name"] == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"the chat template is no text: {template!r:.40}")
+    return template
 
 
 def find_stops(files: Mapping[str, bytes]) -> tuple[int, ...]:
     """The tokens that end what an imported model says, as its configs list them."""
-    found: list[int] = []
+    stop_ids: list[int] = []
     for name in ("generation_config.json", "config.json"):
         ends = json.loads(files.get(name, b"{}")).get("eos_token_id")
-        found += [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int]
-    return tuple(dict.fromkeys(found))
+        stop_ids += [
+            end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int
+        ]
+    return tuple(dict.fromkeys(stop_ids))
 
 
 def check(template: str) -> None:

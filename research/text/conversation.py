@@ -114,10 +114,12 @@ class Writer:
                     f"{number}) in another way than the whole, so that what the assistant says "
                     "cannot be told: give the objective another `template`."
                 )
-            said = after[len(before) :].rstrip()  # The model has stopped where white space follows.
+            answer = after[
+                len(before) :
+            ].rstrip()  # The model has stopped where white space follows.
             content = message["content"].strip()
-            first = said.find(content)
-            head, tail = said[: max(first, 0)], said[first + len(content) :]
+            first = answer.find(content)
+            head, tail = answer[: max(first, 0)], answer[first + len(content) :]
             if first < 0:
                 raise ValueError(
                     f"The chat template changes what the assistant says (message {number}), which "
@@ -135,8 +137,8 @@ class Writer:
                     "special token: the model would never stop. Write eos_token in the `template`."
                 )
             end = max(ends, key=len)
-            parts += [Part(whole[at : len(before)]), Part(said, said=True, end=end)]
-            at = len(before) + len(said)
+            parts += [Part(whole[at : len(before)]), Part(answer, said=True, end=end)]
+            at = len(before) + len(answer)
         return parts
 
     def encode(self, conversations: Sequence[Sequence[Part]]) -> list[list[list[int]]]:

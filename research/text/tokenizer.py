@@ -137,16 +137,16 @@ class Tokenizer:
     def stream(self, ids: Iterable[int], *, special: bool = False) -> Iterator[str]:
         """Yields text as ids arrive, never half a character; the parts join to `decode(ids)`."""
         state = decoders.DecodeStream(skip_special_tokens=not special)
-        seen: list[int] = []
-        sent = 0
+        ids_so_far: list[int] = []
+        sent_characters = 0
         for token in ids:
-            seen.append(int(token))
-            part = state.step(self._plain, seen[-1])
+            ids_so_far.append(int(token))
+            part = state.step(self._plain, ids_so_far[-1])
             if part:
-                sent += len(part)
+                sent_characters += len(part)
                 yield part
         # What is left is an unfinished character: shown as U+FFFD, as `decode` does.
-        rest = self.decode(seen, special=special)[sent:]
+        rest = self.decode(ids_so_far, special=special)[sent_characters:]
         if rest:
             yield rest
 
@@ -232,15 +232,15 @@ def train(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    seen = 0
+    characters = 0
 
-    def counted() -> Iterator[str]:
-        nonlocal seen
+    def count_characters() -> Iterator[str]:
+        nonlocal characters
         for text in texts:
-            seen += len(text)
+            characters += len(text)
             yield text
 
-    backend.train_from_iterator(counted(), trainer)
-    if not seen:
+    backend.train_from_iterator(count_characters(), trainer)
+    if not characters:
         raise ValueError("There is no text to train a tokenizer on: the corpus is empty.")
     return Tokenizer(backend)

@@ -18,7 +18,22 @@ from research.text import tokenizer
 from tests.helpers.reader import digests
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = "the a of stone river under cold bright runs falls sings über naïve 😀".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "stone",
+    "river",
+    "under",
+    "cold",
+    "bright",
+    "runs",
+    "falls",
+    "sings",
+    "über",
+    "naïve",
+    "😀",
+]
 STEPS = 40
 
 

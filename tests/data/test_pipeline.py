@@ -29,7 +29,22 @@ from research.text import tokenizer as tokenizer_lib
 from tests.helpers.reader import share
 
 FIELDS = ("tokens", "targets", "weights", "segments", "positions")
-WORDS = "the a of stone river under cold bright runs falls sings über naïve 😀".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "stone",
+    "river",
+    "under",
+    "cold",
+    "bright",
+    "runs",
+    "falls",
+    "sings",
+    "über",
+    "naïve",
+    "😀",
+]
 
 
 def _documents(seed, count, longest):

@@ -36,8 +36,8 @@ def tokenizer(special: bool = True) -> Tokenizer:
     return Tokenizer(backend)
 
 
-def table(texts: list[str], words: Tokenizer) -> TokenTable:
-    ids = [[*words.encode(text), words.end_id] for text in texts]
+def table(texts: list[str], tokenizer: Tokenizer) -> TokenTable:
+    ids = [[*tokenizer.encode(text), tokenizer.end_id] for text in texts]
     offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids])])
     values = np.asarray([token for each in ids for token in each], np.uint16)
     sizes = np.asarray([len(text.encode()) for text in texts], np.int64)
@@ -54,33 +54,42 @@ class Read:
     prefix: list[bool]
 
 
-def batch(examples: Examples, words: Tokenizer, length: int) -> tuple[Batch, planning.PackingPlan]:
+def batch(
+    examples: Examples, tokenizer: Tokenizer, length: int
+) -> tuple[Batch, planning.PackingPlan]:
     """All examples packed into one batch that may be trained on."""
     plan = planning.plan(examples.lengths, length, splittable=False, pack=True, seed=1)
-    packed = rows_lib.PackedRows(examples, plan, words.pad_id)
+    packed = rows_lib.PackedRows(examples, plan, tokenizer.pad_id)
     rows = [{"prefix": np.zeros(length, bool)} | packed[i] for i in range(len(packed))]
-    made = Batch(**{field: np.stack([row[field] for row in rows]) for field in rows[0]})
-    checks.check_batch(made, words.vocabulary_size)
-    return made, plan
+    batch_arrays = Batch(**{field: np.stack([row[field] for row in rows]) for field in rows[0]})
+    checks.check_batch(batch_arrays, tokenizer.vocabulary_size)
+    return batch_arrays, plan
 
 
-def read_back(examples: Examples, words: Tokenizer, length: int) -> dict[int, Read]:
+def read_back(examples: Examples, tokenizer: Tokenizer, length: int) -> dict[int, Read]:
     """Example -> what the rows of a batch hold of it; no example is cut or missing."""
-    made, plan = batch(examples, words, length)
-    found = {}
+    batch_arrays, plan = batch(examples, tokenizer, length)
+    examples_read = {}
     for row in range(len(plan)):
         numbers = range(plan.offsets[row], plan.offsets[row + 1])
         for segment, number in enumerate(numbers, start=1):
-            here = made.segments[row] == segment
-            fields = (made.tokens, made.targets, made.weights, made.prefix)
+            here = batch_arrays.segments[row] == segment
+            fields = (
+                batch_arrays.tokens,
+                batch_arrays.targets,
+                batch_arrays.weights,
+                batch_arrays.prefix,
+            )
             index = int(plan.examples[number])
-            found[index] = Read(*(field[row][here].tolist() for field in fields))
-            assert len(found[index].tokens) == examples.lengths[index] <= length
-            assert sum(found[index].weights) == examples.trained[index]
-            assert set(found[index].weights) <= {0.0, 1.0}
-            assert made.positions[row][here].tolist() == list(range(examples.lengths[index]))
-    assert sorted(found) == np.flatnonzero(examples.lengths).tolist()
-    return found
+            examples_read[index] = Read(*(field[row][here].tolist() for field in fields))
+            assert len(examples_read[index].tokens) == examples.lengths[index] <= length
+            assert sum(examples_read[index].weights) == examples.trained[index]
+            assert set(examples_read[index].weights) <= {0.0, 1.0}
+            assert batch_arrays.positions[row][here].tolist() == list(
+                range(examples.lengths[index])
+            )
+    assert sorted(examples_read) == np.flatnonzero(examples.lengths).tolist()
+    return examples_read
 
 
 def documents(texts: dict[int, list[int]], examples: Examples, count: int) -> list[list[int]]:

@@ -115,13 +115,13 @@ def test_what_is_trained_is_what_the_assistant_says_and_its_ends(
     cache = tmp_path_factory.mktemp("cache")
     examples = _prepare([talk], tokenizer, cache, window=4096, template=template)
     piece = _whole(examples)
-    said = [m["content"] for m in talk if m["role"] == "assistant"]
+    answer = [m["content"] for m in talk if m["role"] == "assistant"]
     trims = "trim" in template
     space = " " if end.startswith(" ") else ""
-    expected = [space + (text.strip() if trims else text) + end for text in said]
+    expected = [space + (text.strip() if trims else text) + end for text in answer]
     assert _trained(piece, tokenizer) == expected
     ends = piece.targets[piece.weights > 0] == tokenizer.encode(end.strip(), special=True)[0]
-    assert ends.sum() == len(said), "no message can end a turn by writing the token's name"
+    assert ends.sum() == len(answer), "no message can end a turn by writing the token's name"
     assert piece.targets[-1] == examples.stops[0] and len(examples.stops) == 1
     assert examples.trained[0] == piece.weights.sum() and not examples.splittable
     texts = [text.removesuffix(end.strip()) for text in expected]
@@ -229,9 +229,9 @@ def test_batches_of_conversations_and_the_template_that_is_stated(tokenizer, tmp
     source = JsonlConfig("a", str(tmp_path / "a.jsonl"))
     settings = {} if template is None else {"template": template}
     pipeline = Pipeline(DataConfig((source,), 64, 4, Chat(**settings)), tokenizer, tmp_path)
-    said = pipeline.statistics(1)["a"]
+    answer = pipeline.statistics(1)["a"]
     kind = "plain" if template is None else "configured"
-    assert said["format"] == f"sharegpt, the {kind} chat template"
+    assert answer["format"] == f"sharegpt, the {kind} chat template"
     assert pipeline.sidecar_files == {chat_template.TEMPLATE: (template or PLAIN).encode()}
     batch = pipeline.batch(0)
     texts = [

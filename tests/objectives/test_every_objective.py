@@ -74,32 +74,32 @@ def test_a_held_out_split_is_read_by_documents_though_they_are_cut(pipeline, nam
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_end_is_looked_for_where_documents_end(name, monkeypatch):
-    words, objective = cases.tokenizer(), OBJECTIVES[name]()
-    table = cases.table(["some words. " * 6000, "some words"], words)
-    examples = objective.prepare(table, words, 32)
+    tokenizer, objective = cases.tokenizer(), OBJECTIVES[name]()
+    table = cases.table(["some words. " * 6000, "some words"], tokenizer)
+    examples = objective.prepare(table, tokenizer, 32)
     monkeypatch.setattr(checks, "_DOCUMENTS", 64)
     assert len(examples) > 10 * checks._DOCUMENTS
-    checks.check_examples(examples, words, 32)
+    checks.check_examples(examples, tokenizer, 32)
 
     def endless(index, start, stop):
         piece = examples.piece(index, start, stop)
-        weights = np.where(piece.targets == words.end_id, 0, piece.weights)
+        weights = np.where(piece.targets == tokenizer.end_id, 0, piece.weights)
         return dataclasses.replace(piece, weights=weights)
 
     changed = dataclasses.replace(examples, piece=endless)
     if name == "masked":
-        checks.check_examples(changed, words, 32)
+        checks.check_examples(changed, tokenizer, 32)
     else:
         with pytest.raises(ValueError, match="never trains end-of-text"):
-            checks.check_examples(changed, words, 32)
+            checks.check_examples(changed, tokenizer, 32)
 
 
 def test_a_doubled_begin_token_is_named_with_the_row_of_the_source():
-    words = cases.tokenizer()
-    table = cases.table(["", "some words. " * 20], words)
+    tokenizer = cases.tokenizer()
+    table = cases.table(["", "some words. " * 20], tokenizer)
     objective = OBJECTIVES["fill_in_the_middle"](1.0, prefix="<|begin|>")
     with pytest.raises(ValueError, match="'made', row 1 has the begin token twice"):
-        checks.check_examples(objective.prepare(table, words, 32), words, 32)
+        checks.check_examples(objective.prepare(table, tokenizer, 32), tokenizer, 32)
 
 
 @jax.jit
@@ -109,9 +109,9 @@ def _logits(model, batch):
 
 @pytest.mark.parametrize("name", BOTH_WAYS)
 def test_a_prefix_sees_itself_both_ways_and_no_other_document(name):
-    words = cases.tokenizer()
-    examples = OBJECTIVES[name]().prepare(cases.table(TEXTS, words), words, 48)
-    made, _ = cases.batch(examples, words, 48)
+    tokenizer = cases.tokenizer()
+    examples = OBJECTIVES[name]().prepare(cases.table(TEXTS, tokenizer), tokenizer, 48)
+    made, _ = cases.batch(examples, tokenizer, 48)
     # a row in which the second of several documents has a prefix of several tokens
     second = (made.segments == 2) & made.prefix
     row = int(np.argmax(second.sum(1)))

@@ -12,16 +12,16 @@ from tests.objectives import cases
 SPELT = {"prefix": "<1>", "suffix": "<2>", "middle": "\x03"}
 
 
-def _text(read, ids, words):
+def _text(read, ids, tokenizer):
     """(tokens of the text, "psm", "spm" or None) of an example."""
     prefix, suffix, middle = (part.tolist() for part in ids)
     assert read.weights == [1.0] * len(read.tokens) and not any(read.prefix)
     assert read.targets[:-1] == read.tokens[1:]
     whole = [*read.tokens, read.targets[-1]]
     if whole[1 : 1 + len(prefix)] != prefix:
-        ends = whole[-1] == words.end_id
+        ends = whole[-1] == tokenizer.end_id
         return whole[1 : len(whole) - ends], None
-    assert whole[0] == words.begin_id and whole[-1] == words.end_id
+    assert whole[0] == tokenizer.begin_id and whole[-1] == tokenizer.end_id
     whole = whole[1 + len(prefix) : -1]
     first = cases.find(suffix, whole)
     second = cases.find(middle, whole, first + len(suffix))
@@ -40,17 +40,19 @@ def _text(read, ids, words):
 )
 @settings(max_examples=100)
 def test_the_text_comes_back_from_the_rows(texts, window, share, suffix_first, special, seed):
-    words = cases.tokenizer(special)
+    tokenizer = cases.tokenizer(special)
     names = {} if special else SPELT
     objective = FillInTheMiddle(share, suffix_first, seed=seed, **names)
-    examples = objective.prepare(cases.table(texts, words), words, window)
-    ids = markers.encode((objective.prefix, objective.suffix, objective.middle), words)
+    examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, window)
+    ids = markers.encode((objective.prefix, objective.suffix, objective.middle), tokenizer)
     found = {
-        index: _text(read, ids, words)
-        for index, read in cases.read_back(examples, words, window).items()
+        index: _text(read, ids, tokenizer)
+        for index, read in cases.read_back(examples, tokenizer, window).items()
     }
     tokens = {index: text for index, (text, _) in found.items()}
-    assert cases.documents(tokens, examples, len(texts)) == [words.encode(text) for text in texts]
+    assert cases.documents(tokens, examples, len(texts)) == [
+        tokenizer.encode(text) for text in texts
+    ]
     assert np.array_equal(examples.trained, examples.lengths)
     assert examples.bytes.sum() == sum(len(text.encode()) for text in texts)
     orders = {order for text, order in found.values() if text}
@@ -61,12 +63,12 @@ def test_the_text_comes_back_from_the_rows(texts, window, share, suffix_first, s
 
 
 def test_the_configured_shares_are_reordered_at_even_places():
-    words = cases.tokenizer()
+    tokenizer = cases.tokenizer()
     texts = ["some words. " * 3] * 2000
     objective = FillInTheMiddle(0.6, 0.25)
-    examples = objective.prepare(cases.table(texts, words), words, 64)
-    size = len(words.encode(texts[0]))
-    prefix, suffix, middle = (words.encode(name, special=True)[0] for name in cases.SPECIAL[:3])
+    examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, 64)
+    size = len(tokenizer.encode(texts[0]))
+    prefix, suffix, middle = (tokenizer.encode(name, special=True)[0] for name in cases.SPECIAL[:3])
     wholes = [examples.piece(i, 0, int(n)).tokens.tolist() for i, n in enumerate(examples.lengths)]
     moved = [whole for whole in wholes if whole[1] == prefix]
     spm = [whole for whole in moved if whole[2] == suffix]
@@ -97,16 +99,16 @@ def test_the_configured_shares_are_reordered_at_even_places():
     ],
 )
 def test_what_cannot_be_is_named(settings_, window, message):
-    words = cases.tokenizer()
-    table = cases.table(["some", "awor"], words)
+    tokenizer = cases.tokenizer()
+    table = cases.table(["some", "awor"], tokenizer)
     with pytest.raises(ValueError, match=message):
-        FillInTheMiddle(**settings_).prepare(table, words, window)
+        FillInTheMiddle(**settings_).prepare(table, tokenizer, window)
 
 
 def test_a_marker_is_found_wherever_the_search_is_cut(monkeypatch):
-    words = cases.tokenizer(False)
-    table = cases.table(["some words", "some <1> words"], words)
+    tokenizer = cases.tokenizer(False)
+    table = cases.table(["some words", "some <1> words"], tokenizer)
     for chunk in range(1, 12):
         monkeypatch.setattr(markers, "_CHUNK", chunk)
         with pytest.raises(ValueError, match="row 1: the text holds the marker '<1>'"):
-            FillInTheMiddle(**SPELT).prepare(table, words, 64)
+            FillInTheMiddle(**SPELT).prepare(table, tokenizer, 64)

@@ -21,14 +21,14 @@ SHARES = st.sampled_from([(0.8, 0.1), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
 )
 @settings(max_examples=80)
 def test_the_text_comes_back_from_the_rows(texts, window, rate, shares, special, seed):
-    words = cases.tokenizer(special)
+    tokenizer = cases.tokenizer(special)
     objective = Masked(rate, *shares, mask="<|mask|>" if special else "\x01", seed=seed)
-    mask = words.encode(objective.mask, special=True)[0]
-    examples = objective.prepare(cases.table(texts, words), words, window)
+    mask = tokenizer.encode(objective.mask, special=True)[0]
+    examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, window)
     assert examples.bytes is None and not examples.ends
     tokens = {}
-    for index, read in cases.read_back(examples, words, window).items():
-        assert all(read.prefix) and read.tokens[0] == words.begin_id and not read.weights[0]
+    for index, read in cases.read_back(examples, tokenizer, window).items():
+        assert all(read.prefix) and read.tokens[0] == tokenizer.begin_id and not read.weights[0]
         text = read.targets[1:]
         asked = np.asarray(read.weights[1:]) > 0
         assert asked.sum() == max(1, round(len(text) * rate))
@@ -40,18 +40,18 @@ def test_the_text_comes_back_from_the_rows(texts, window, rate, shares, special,
         if shares == (0.0, 0.0):
             assert seen.tolist() == text
         # special tokens are no words, but for the mask
-        assert not (set(seen.tolist()) - {mask}) & words.special_ids
+        assert not (set(seen.tolist()) - {mask}) & tokenizer.special_ids
         tokens[index] = text
-    want = [words.encode(text) for text in texts]
+    want = [tokenizer.encode(text) for text in texts]
     assert cases.documents(tokens, examples, len(texts)) == want
 
 
 def test_chosen_tokens_are_masked_random_or_kept_in_the_configured_shares():
-    words = cases.tokenizer()
+    tokenizer = cases.tokenizer()
     text = "o" * 200
-    examples = Masked().prepare(cases.table([text] * 300, words), words, 256)
-    (token,), (mask,) = set(words.encode(text[:1])), words.encode("<|mask|>", special=True)
-    read = cases.read_back(examples, words, 256).values()
+    examples = Masked().prepare(cases.table([text] * 300, tokenizer), tokenizer, 256)
+    (token,), (mask,) = set(tokenizer.encode(text[:1])), tokenizer.encode("<|mask|>", special=True)
+    read = cases.read_back(examples, tokenizer, 256).values()
     whole = np.asarray([[*each.tokens] for each in read])
     asked = np.asarray([each.weights for each in read]) > 0
     counts = asked[:, 1:].sum(0)
@@ -63,7 +63,7 @@ def test_chosen_tokens_are_masked_random_or_kept_in_the_configured_shares():
     others = chosen[(chosen != mask) & (chosen != token)]
     # as above
     assert len(others) / len(chosen) == pytest.approx(0.1, abs=0.01)
-    assert len(np.unique(others)) > 0.9 * len(words.text_ids)
+    assert len(np.unique(others)) > 0.9 * len(tokenizer.text_ids)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_chosen_tokens_are_masked_random_or_kept_in_the_configured_shares():
     ],
 )
 def test_what_cannot_be_is_named(settings_, window, message):
-    words = cases.tokenizer()
-    table = cases.table(["some", "some xs"], words)
+    tokenizer = cases.tokenizer()
+    table = cases.table(["some", "some xs"], tokenizer)
     with pytest.raises(ValueError, match=message):
-        Masked(**settings_).prepare(table, words, window)
+        Masked(**settings_).prepare(table, tokenizer, window)

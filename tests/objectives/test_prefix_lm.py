@@ -14,11 +14,11 @@ SHARES = st.sampled_from([(0.0, 1.0), (0.0, 0.0), (1.0, 1.0), (0.4, 0.6)])
 @given(cases.TEXTS, st.integers(1, 60), SHARES, st.integers(0, 99))
 @settings(max_examples=80)
 def test_the_text_comes_back_from_the_rows(texts, window, shares, seed):
-    words = cases.tokenizer()
-    table = cases.table(texts, words)
-    examples = PrefixLM(*shares, seed=seed).prepare(table, words, window)
+    tokenizer = cases.tokenizer()
+    table = cases.table(texts, tokenizer)
+    examples = PrefixLM(*shares, seed=seed).prepare(table, tokenizer, window)
     tokens = {}
-    for index, read in cases.read_back(examples, words, window).items():
+    for index, read in cases.read_back(examples, tokenizer, window).items():
         seen = sum(read.prefix)
         places = len(read.tokens)
         assert 1 <= seen <= places and all(read.prefix[:seen])
@@ -28,15 +28,15 @@ def test_the_text_comes_back_from_the_rows(texts, window, shares, seed):
         assert read.targets[:-1] == read.tokens[1:]
         tokens[index] = read.targets
         said = np.asarray(read.targets)[seen - 1 :]
-        assert examples.bytes[index] == words.byte_lengths[said].sum()
-    want = [[*words.encode(text), words.end_id] for text in texts]
+        assert examples.bytes[index] == tokenizer.byte_lengths[said].sum()
+    want = [[*tokenizer.encode(text), tokenizer.end_id] for text in texts]
     assert cases.documents(tokens, examples, len(texts)) == want
 
 
 def test_prefixes_end_at_even_places():
-    words = cases.tokenizer()
-    table = cases.table(["some words. " * 20] * 1000, words)
-    examples = PrefixLM().prepare(table, words, 512)
+    tokenizer = cases.tokenizer()
+    table = cases.table(["some words. " * 20] * 1000, tokenizer)
+    examples = PrefixLM().prepare(table, tokenizer, 512)
     # three standard errors of 1000 places, whose spread is 0.29
     assert (examples.trained / examples.lengths).mean() == pytest.approx(0.5, abs=0.03)
     # as above

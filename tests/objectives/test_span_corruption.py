@@ -10,23 +10,23 @@ from research.objectives.span_corruption import SpanCorruption
 from tests.objectives import cases
 
 
-def _text(read, objective, words):
+def _text(read, objective, tokenizer):
     """(kept spans, hidden spans) of an example."""
     seen = sum(read.prefix)
-    assert all(read.prefix[:seen]) and read.tokens[0] == words.begin_id
+    assert all(read.prefix[:seen]) and read.tokens[0] == tokenizer.begin_id
     # trained is exactly what follows the prefix, whose last place says the first of it
     assert read.weights == [0.0] * (seen - 1) + [1.0] * (len(read.tokens) - seen + 1)
-    assert read.targets[:-1] == read.tokens[1:] and read.targets[-1] == words.end_id
+    assert read.targets[:-1] == read.tokens[1:] and read.targets[-1] == tokenizer.end_id
     corrupted, said = read.tokens[1:seen], read.targets[seen - 1 : -1]
     kept, hidden, number = [], [], 0
     while corrupted:
-        sentinel = words.encode(objective.sentinel.format(number=number), special=True)
+        sentinel = tokenizer.encode(objective.sentinel.format(number=number), special=True)
         place = cases.find(sentinel, corrupted)
         kept.append(corrupted[:place])
         corrupted = corrupted[place + len(sentinel) :]
         assert said[: len(sentinel)] == sentinel
         said = said[len(sentinel) :]
-        following = words.encode(objective.sentinel.format(number=number + 1), special=True)
+        following = tokenizer.encode(objective.sentinel.format(number=number + 1), special=True)
         size = cases.find(following, said) if corrupted else len(said)
         hidden.append(said[:size])
         said = said[size:]
@@ -44,43 +44,43 @@ def _text(read, objective, words):
 )
 @settings(max_examples=100)
 def test_the_text_comes_back_from_the_rows(texts, window, rate, mean_span, seed):
-    words = cases.tokenizer(False)
+    tokenizer = cases.tokenizer(False)
     objective = SpanCorruption(rate, mean_span, "<{number}>", seed)
-    examples = objective.prepare(cases.table(texts, words), words, window)
+    examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, window)
     assert examples.bytes is None
     tokens = {}
-    for index, read in cases.read_back(examples, words, window).items():
-        kept, hidden = _text(read, objective, words)
+    for index, read in cases.read_back(examples, tokenizer, window).items():
+        kept, hidden = _text(read, objective, tokenizer)
         size = sum(map(len, kept)) + sum(map(len, hidden))
         wanted = objective.spans(np.asarray([size]))
         assert (sum(map(len, hidden)), len(hidden)) == (wanted[0][0], wanted[1][0])
         tokens[index] = [t for pair in zip(kept, hidden, strict=True) for p in pair for t in p]
     # a text's last window may hold one token, which is left out
     for text, found in zip(texts, cases.documents(tokens, examples, len(texts)), strict=True):
-        ids = words.encode(text)
+        ids = tokenizer.encode(text)
         assert found == ids[: len(found)] and len(ids) - len(found) < 2
 
 
 def test_special_tokens_serve_as_sentinels_as_in_t5():
-    words = cases.tokenizer()
+    tokenizer = cases.tokenizer()
     texts = ["some words. are words some"]
     objective = SpanCorruption(0.3, 2.0)
-    examples = objective.prepare(cases.table(texts, words), words, 64)
-    kept, hidden = _text(cases.read_back(examples, words, 64)[0], objective, words)
-    size = len(words.encode(texts[0]))
+    examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, 64)
+    kept, hidden = _text(cases.read_back(examples, tokenizer, 64)[0], objective, tokenizer)
+    size = len(tokenizer.encode(texts[0]))
     spans = round(round(size * 0.3) / 2)
     assert len(hidden) == spans and examples.lengths[0] == 1 + size + 2 * spans
     assert examples.trained[0] == sum(map(len, hidden)) + spans + 1
 
 
 def test_hidden_tokens_are_the_configured_share_everywhere_in_the_text():
-    words = cases.tokenizer(False)
+    tokenizer = cases.tokenizer(False)
     objective = SpanCorruption(sentinel="<{number}>")
     text = "o" * 100
-    examples = objective.prepare(cases.table([text] * 600, words), words, 256)
+    examples = objective.prepare(cases.table([text] * 600, tokenizer), tokenizer, 256)
     places, sizes = np.zeros(100), []
-    for read in cases.read_back(examples, words, 256).values():
-        kept, hidden = _text(read, objective, words)
+    for read in cases.read_back(examples, tokenizer, 256).values():
+        kept, hidden = _text(read, objective, tokenizer)
         lengths = [len(part) for pair in zip(kept, hidden, strict=True) for part in pair]
         ends = np.cumsum(lengths)
         for first, last in zip(ends[0::2], ends[1::2], strict=True):
@@ -107,14 +107,14 @@ def test_hidden_tokens_are_the_configured_share_everywhere_in_the_text():
     ],
 )
 def test_what_cannot_be_is_named(settings_, window, message):
-    words = cases.tokenizer()
-    table = cases.table(["some", "some <1> words"], words)
+    tokenizer = cases.tokenizer()
+    table = cases.table(["some", "some <1> words"], tokenizer)
     with pytest.raises(ValueError, match=message):
-        SpanCorruption(**settings_).prepare(table, words, window)
+        SpanCorruption(**settings_).prepare(table, tokenizer, window)
 
 
 def test_a_sentinel_that_no_window_needs_may_stand_in_the_text():
-    words = cases.tokenizer()
-    table = cases.table(["some", "some <9> words"], words)
-    assert len(SpanCorruption(sentinel="<{number}>").prepare(table, words, 64)) == 2
-    assert markers.is_special(np.asarray(words.encode("<|mask|>", special=True)), words)
+    tokenizer = cases.tokenizer()
+    table = cases.table(["some", "some <9> words"], tokenizer)
+    assert len(SpanCorruption(sentinel="<{number}>").prepare(table, tokenizer, 64)) == 2
+    assert markers.is_special(np.asarray(tokenizer.encode("<|mask|>", special=True)), tokenizer)

@@ -12,34 +12,34 @@ from tests.objectives import cases
 @given(cases.TEXTS, st.integers(1, 40))
 @settings(max_examples=60)
 def test_windows_hold_every_token_once_and_begin_only_where_documents_do(texts, limit):
-    words = cases.tokenizer()
-    documents = cases.table(texts, words)["text"]
+    tokenizer = cases.tokenizer()
+    documents = cases.table(texts, tokenizer)["text"]
     windows = Windows.cut(documents, limit)
     assert windows.lengths.max() <= limit and windows.lengths.min() >= 1
-    pieces = [windows.next_tokens(i, words.begin_id) for i in range(len(windows))]
+    pieces = [windows.next_tokens(i, tokenizer.begin_id) for i in range(len(windows))]
     assert np.array_equal(np.concatenate([p.targets for p in pieces]), documents.values)
     for i, piece in enumerate(pieces):
         text = windows.text(i)
         assert len(text) == windows.text_lengths[i]
-        ends = piece.targets[-1] == words.end_id
+        ends = piece.targets[-1] == tokenizer.end_id
         assert piece.targets[: len(piece.targets) - ends].tolist() == text.tolist()
         opens = i == 0 or windows.rows[i] != windows.rows[i - 1]
-        before = words.begin_id if opens else pieces[i - 1].targets[-1]
+        before = tokenizer.begin_id if opens else pieces[i - 1].targets[-1]
         assert piece.tokens.tolist() == [before, *piece.targets[:-1]]
 
 
 @given(cases.TEXTS, st.integers(1, 40), st.integers(0, 9), st.booleans())
 def test_bytes_of_windows_are_those_of_their_tokens(texts, limit, seed, space):
-    words = cases.tokenizer()
-    table = cases.table(texts, words)
+    tokenizer = cases.tokenizer()
+    table = cases.table(texts, tokenizer)
     windows = Windows.cut(table["text"], limit)
-    totals, lengths = table.bytes["text"], words.byte_lengths
+    totals, lengths = table.bytes["text"], tokenizer.byte_lengths
     skipped = np.random.default_rng(seed).integers(0, windows.lengths)
     if space:  # as if the first token of every text held a space that the text has not
         totals = totals - 1
     found = windows.text_bytes(totals, lengths, skipped)
     for i in range(len(windows)):
-        whole = windows.next_tokens(i, words.begin_id).targets
+        whole = windows.next_tokens(i, tokenizer.begin_id).targets
         first = windows.starts[i] == table["text"].offsets[windows.rows[i]]
         assert found[i] == lengths[whole[skipped[i] :]].sum() - (space and first and not skipped[i])
     whole = windows.text_bytes(totals, lengths, np.zeros(len(windows), np.int64))
@@ -47,13 +47,13 @@ def test_bytes_of_windows_are_those_of_their_tokens(texts, limit, seed, space):
 
 
 def test_bytes_are_the_same_however_many_tokens_are_looked_up_at_once(monkeypatch):
-    words = cases.tokenizer()
-    table = cases.table(["some words " * 20, "", "are"], words)
+    tokenizer = cases.tokenizer()
+    table = cases.table(["some words " * 20, "", "are"], tokenizer)
     windows = Windows.cut(table["text"], 7)
     skipped = windows.lengths // 2
-    want = windows.text_bytes(table.bytes["text"], words.byte_lengths, skipped)
+    want = windows.text_bytes(table.bytes["text"], tokenizer.byte_lengths, skipped)
     monkeypatch.setattr(windows_lib, "_CHUNK", 5)
-    got = windows.text_bytes(table.bytes["text"], words.byte_lengths, skipped)
+    got = windows.text_bytes(table.bytes["text"], tokenizer.byte_lengths, skipped)
     assert np.array_equal(got, want)
 
 

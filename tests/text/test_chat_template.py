@@ -51,7 +51,9 @@ def test_all_ends_of_a_turn_are_found_and_finish_a_row():
 
 
 def test_templates_are_found_wherever_transformers_puts_them():
-    settings = lambda value: {chat_template.SETTINGS: json.dumps({"chat_template": value}).encode()}  # noqa: E731
+    def settings(value):
+        return {chat_template.SETTINGS: json.dumps({"chat_template": value}).encode()}
+
     assert chat_template.find_template({}) is None
     assert chat_template.find_template(settings("a")) == "a"
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]

@@ -26,9 +26,9 @@ def best_fit(sizes: np.ndarray, limit: int, rooms: np.ndarray | None = None) -> 
     # Room left -> the rows that have it; `with_room` are its keys in order.
     rows_with: dict[int, list[np.ndarray]] = {}
     with_room: list[int] = []
-    opened = 0
+    row_count = 0
 
-    def put(room: int, rows: np.ndarray) -> None:
+    def add_rows(room: int, rows: np.ndarray) -> None:
         if room and len(rows):
             if room not in rows_with:
                 rows_with[room] = []
@@ -36,9 +36,9 @@ def best_fit(sizes: np.ndarray, limit: int, rooms: np.ndarray | None = None) -> 
             rows_with[room].append(rows)
 
     if rooms is not None:
-        opened = len(rooms)
+        row_count = len(rooms)
         for room in np.unique(rooms).tolist():
-            put(room, np.flatnonzero(rooms == room))
+            add_rows(room, np.flatnonzero(rooms == room))
     values, counts = np.unique(sizes, return_counts=True)
     at = 0
     for size, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
@@ -51,17 +51,17 @@ def best_fit(sizes: np.ndarray, limit: int, rooms: np.ndarray | None = None) -> 
                 rows = np.concatenate(rows_with.pop(room))
             else:
                 room = limit
-                needed = -(-len(pieces) // (limit // size))
-                rows = np.arange(opened, opened + needed, dtype=kind)
-                opened += needed
+                new_rows = -(-len(pieces) // (limit // size))
+                rows = np.arange(row_count, row_count + new_rows, dtype=kind)
+                row_count += new_rows
             # The fullest row stays the fullest until it is full, so it takes `each` pieces.
             each = room // size
-            taken = min(len(rows), -(-len(pieces) // each))
-            now = min(len(pieces), taken * each)
-            row_of[pieces[:now]] = np.repeat(rows[:taken], each)[:now]
-            last = now - (taken - 1) * each
-            put(room - each * size, rows[: taken - 1])
-            put(room - last * size, rows[taken - 1 : taken])
-            put(room, rows[taken:])
+            used_rows = min(len(rows), -(-len(pieces) // each))
+            now = min(len(pieces), used_rows * each)
+            row_of[pieces[:now]] = np.repeat(rows[:used_rows], each)[:now]
+            last = now - (used_rows - 1) * each
+            add_rows(room - each * size, rows[: used_rows - 1])
+            add_rows(room - last * size, rows[used_rows - 1 : used_rows])
+            add_rows(room, rows[used_rows:])
             pieces = pieces[now:]
     return row_of

@@ -88,18 +88,20 @@ def _by_patterns(sizes: np.ndarray, limit: int) -> np.ndarray:
     order = np.argsort(up, kind="stable")
     levels, first, counts = np.unique(up[order], return_index=True, return_counts=True)
     row_of = np.full(len(sizes), -1, np.int64)
-    opened, left = 0, counts.copy()
+    row_count, remaining = 0, counts.copy()
     for pattern, amount in _whole_patterns(levels, counts, capacity):
-        rows = np.arange(opened, opened + amount)
+        rows = np.arange(row_count, row_count + amount)
         for level, times in zip(*np.unique(pattern, return_counts=True), strict=True):
-            here = min(amount * times, left[level])
-            pieces = order[first[level] + counts[level] - left[level] :][:here]
+            here = min(amount * times, remaining[level])
+            pieces = order[first[level] + counts[level] - remaining[level] :][:here]
             row_of[pieces] = np.resize(rows, here)
-            left[level] -= here
-        opened += amount
-    placed = row_of >= 0
-    used = np.bincount(row_of[placed], weights=sizes[placed], minlength=opened).astype(np.int64)
-    row_of[~placed] = best_fit(sizes[~placed], limit, limit - used)
+            remaining[level] -= here
+        row_count += amount
+    is_placed = row_of >= 0
+    totals = np.bincount(row_of[is_placed], weights=sizes[is_placed], minlength=row_count).astype(
+        np.int64
+    )
+    row_of[~is_placed] = best_fit(sizes[~is_placed], limit, limit - totals)
     return np.unique(row_of, return_inverse=True)[1]
 
 
@@ -111,28 +113,30 @@ def _whole_patterns(
     Whole parts of the solution are taken as they are; of what is left, some of the patterns with
     the largest fractions are taken, and the rest is solved anew.
     """
-    left = counts.copy()
+    remaining = counts.copy()
     patterns: list[tuple[int, ...]] = []
-    while (left > 0).any():
-        here = np.flatnonzero(left)
+    while (remaining > 0).any():
+        here = np.flatnonzero(remaining)
         number = {size: k for k, size in enumerate(here.tolist())}
         usable = [p for p in patterns if all(size in number for size in p)]
         usable = [tuple(number[size] for size in p) for p in usable]
-        program = _solve(sizes[here], left[here], limit, usable)
+        program = _solve(sizes[here], remaining[here], limit, usable)
         patterns = [tuple(int(here[k]) for k in p) for p in program.patterns]
         amounts = np.floor(program.amounts + 1e-9).astype(np.int64)
         if not amounts.any():
             best = np.argsort(-program.amounts, kind="stable")
             amounts[best[: 1 + (program.amounts > 1e-9).sum() // _DIVE]] = 1
-        taken = False
+        progress = False
         for pattern, amount in zip(patterns, amounts.tolist(), strict=True):
             need = np.bincount(pattern, minlength=len(sizes))
-            amount = min(amount, int((left[need > 0] // need[need > 0]).min())) if amount else 0
+            amount = (
+                min(amount, int((remaining[need > 0] // need[need > 0]).min())) if amount else 0
+            )
             if amount:
-                left -= amount * need
-                taken = True
+                remaining -= amount * need
+                progress = True
                 yield pattern, amount
-        if not taken:
+        if not progress:
             return
 
 
@@ -160,22 +164,22 @@ def _solve(
     """
     patterns = [(i,) * int(limit // size) for i, size in enumerate(sizes)]
     patterns += sorted(set(more) - set(patterns))
-    known, bound = set(patterns), 0
+    known_patterns, bound = set(patterns), 0
     for _ in range(_MOST_TURNS):
         pieces = np.concatenate(patterns)
         column = np.repeat(np.arange(len(patterns)), [len(pattern) for pattern in patterns])
-        held = scipy.sparse.csr_array(
+        counts_matrix = scipy.sparse.csr_array(
             (np.ones(len(pieces)), (pieces, column)), shape=(len(sizes), len(patterns))
         )
-        found = scipy.optimize.linprog(
-            np.ones(len(patterns)), A_ub=-held, b_ub=-counts, method="highs"
+        solution = scipy.optimize.linprog(
+            np.ones(len(patterns)), A_ub=-counts_matrix, b_ub=-counts, method="highs"
         )
-        if not found.success:
-            raise RuntimeError(f"The program of packing has no solution: {found.message}")
-        prices = np.maximum(0, -found.ineqlin.marginals)
+        if not solution.success:
+            raise RuntimeError(f"The program of packing has no solution: {solution.message}")
+        prices = np.maximum(0, -solution.ineqlin.marginals)
         worth, last = _knapsack(sizes, prices, limit)
         bound = max(bound, int(np.ceil(prices @ counts / worth[limit] * (1 - 1e-9))))
-        if found.fun <= (1 + _GAP) * bound:
+        if solution.fun <= (1 + _GAP) * bound:
             break
         new = []
         for i in np.flatnonzero(prices + worth[limit - sizes] > 1 + 1e-9).tolist():
@@ -184,12 +188,12 @@ def _solve(
                 pattern.append(int(last[room]))
                 room -= int(sizes[last[room]])
             new.append(tuple(sorted(pattern)))
-        new = sorted(set(new) - known)
+        new = sorted(set(new) - known_patterns)
         if not new:
             break
-        known.update(new)
+        known_patterns.update(new)
         patterns += new
-    return _Program(patterns[: len(found.x)], found.x, bound)
+    return _Program(patterns[: len(solution.x)], solution.x, bound)
 
 
 def _knapsack(sizes: np.ndarray, prices: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

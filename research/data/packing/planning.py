@@ -77,14 +77,14 @@ def plan(
     loose_rows = used < _FULL * sequence_length
     if loose_rows.sum() > 1:  # One such row alone cannot be filled further.
         loose = loose_rows[rows]
-        kept = ~loose
+        keep = ~loose
         renumbered = np.cumsum(~loose_rows, dtype=rows.dtype) - 1
         more = _chop(examples[loose], starts[loose], sizes[loose], sequence_length)
-        kept_rows = renumbered[rows[kept]]
+        kept_rows = renumbered[rows[keep]]
         del rows
-        examples = np.concatenate([examples[kept], more[0]], dtype=examples.dtype)
-        starts = np.concatenate([starts[kept], more[1]], dtype=starts.dtype)
-        sizes = np.concatenate([sizes[kept], more[2]], dtype=sizes.dtype)
+        examples = np.concatenate([examples[keep], more[0]], dtype=examples.dtype)
+        starts = np.concatenate([starts[keep], more[1]], dtype=starts.dtype)
+        sizes = np.concatenate([sizes[keep], more[2]], dtype=sizes.dtype)
         rows = np.concatenate([kept_rows, more[3] + (~loose_rows).sum()], dtype=kept_rows.dtype)
     return _arrange(rows, examples, starts, sizes, sequence_length)
 

@@ -38,7 +38,7 @@ class PackedRows:
         starts = plan.starts[numbers].astype(np.int64)
         piece = self.examples.pieces(plan.examples[numbers], starts, starts + sizes)
         ends = np.cumsum(sizes)
-        made = {
+        fields = {
             "tokens": piece.tokens,
             "targets": piece.targets,
             "weights": piece.weights,
@@ -47,9 +47,9 @@ class PackedRows:
         }
         if piece.prefix is not None:
             into.setdefault("prefix", np.zeros(into["tokens"].shape, bool))
-            made["prefix"] = piece.prefix
+            fields["prefix"] = piece.prefix
         edges = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])].tolist()
-        for field, values in made.items():
+        for field, values in fields.items():
             for place, start, stop in zip(places, edges, edges[1:], strict=False):
                 into[field][place, : stop - start] = values[start:stop]
 

@@ -191,31 +191,35 @@ class Records:
             ValueError: they differ (unless bad lines are tolerated: then most decide), or there
               are label words and nothing to label.
         """
-        found = self._config.format or self._detect()
-        if self._config.label_words and found != "classification":
+        name = self._config.format or self._detect()
+        if self._config.label_words and name != "classification":
             raise ValueError(
                 f"Source {self.name!r} has label_words, but its records are of the format "
-                f"{found!r}, without fields 'text' and 'label' (a whole number or "
+                f"{name!r}, without fields 'text' and 'label' (a whole number or "
                 "text): name them in `fields`."
             )
-        return found
+        return name
 
     def _detect(self) -> str:
-        seen: dict[str, list[int]] = {}
+        indices_by_format: dict[str, list[int]] = {}
         for index in range(len(self._records)):
             with contextlib.suppress(ValueError):  # Said when the record is read.
                 if (record := self._read(index)) is not None:
-                    seen.setdefault(formats.name_format(record), []).append(index)
-            looked = sum(map(len, seen.values()))
-            if looked == _LOOK or (index + 1 >= _LOOK and looked):
+                    indices_by_format.setdefault(formats.name_format(record), []).append(index)
+            count = sum(map(len, indices_by_format.values()))
+            if count == _LOOK or (index + 1 >= _LOOK and count):
                 break
-        if len(seen) > 1 and not self._config.bad_lines:
-            places = [f"{self._place(rows[0])} is {name!r}" for name, rows in seen.items()]
+        if len(indices_by_format) > 1 and not self._config.bad_lines:
+            places = [
+                f"{self._place(rows[0])} is {name!r}" for name, rows in indices_by_format.items()
+            ]
             raise ValueError(
                 f"Source {self.name!r} has records of several formats: {', '.join(places)}. Set "
                 "its `format`, or leave one kind of them out."
             )
-        return max(seen, key=lambda name: len(seen[name]), default="other")
+        return max(
+            indices_by_format, key=lambda name: len(indices_by_format[name]), default="other"
+        )
 
     @functools.cached_property
     def _selection(self) -> _Selection | None:
@@ -286,10 +290,10 @@ class Records:
         if example is None:
             return None
         try:
-            added = formats.FORMATS[self.format].convert(example, self._config.label_words)
+            converted = formats.FORMATS[self.format].convert(example, self._config.label_words)
         except ValueError as error:
             raise ValueError(f"{self._place(index)}: {error} (format {self.format})") from error
-        return {**example, **added}
+        return {**example, **converted}
 
     def _read(self, index: int) -> dict[str, Any] | None:
         """A record with its fields renamed, after all transforms."""

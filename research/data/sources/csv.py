@@ -15,9 +15,9 @@ from research.data.sources.base import FilesConfig, Records, Source
 class _CsvRows:
     """Rows, all in memory: this is for labelled sets, not for a corpus."""
 
-    def __init__(self, found: Sequence[files.File], delimiter: str):
-        self._files = list(found)
-        self._tables = [_read(file, delimiter) for file in found]
+    def __init__(self, paths: Sequence[files.File], delimiter: str):
+        self._files = list(paths)
+        self._tables = [_read(file, delimiter) for file in paths]
         self._firsts = np.cumsum([0, *(table.num_rows for table in self._tables)])
 
     def fingerprint(self) -> str:

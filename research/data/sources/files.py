@@ -66,14 +66,14 @@ def cache_folder(name: str) -> Path:
 def digest(file: BinaryIO, whole: int | None = None) -> str:
     """sha256 of size and content; of size, first and last MiB if larger than `whole` bytes."""
     size = file.seek(0, os.SEEK_END)
-    found = hashlib.sha256(f"{size} ".encode())
+    hasher = hashlib.sha256(f"{size} ".encode())
     file.seek(0)
     if whole is not None and size > whole:
-        found.update(file.read(_BLOCK))
+        hasher.update(file.read(_BLOCK))
         file.seek(size - _BLOCK)
     while block := file.read(_BLOCK):
-        found.update(block)
-    return found.hexdigest()
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def joint_digest(digests: Sequence[str]) -> str:
@@ -97,10 +97,10 @@ def find(config: FilesConfig, split: str) -> list[File]:
         raise FileNotFoundError(f"Source {config.name!r}: there is no file {name}.")
     with storage.storage_errors(name):
         fitting = sorted(system.glob(path))
-    found = [p for p in fitting if _is("file", system, p, name)]
-    if not found:
+    names = [p for p in fitting if _is("file", system, p, name)]
+    if not names:
         raise FileNotFoundError(f"Source {config.name!r}: no file fits the pattern {name}.")
-    return [File(system, p, _name(system, p, name)) for p in found]
+    return [File(system, p, _name(system, p, name)) for p in names]
 
 
 def under(config: FilesConfig, split: str, endings: Collection[str]) -> dict[str, File]:
@@ -115,18 +115,18 @@ def under(config: FilesConfig, split: str, endings: Collection[str]) -> dict[str
     system, folder, name = _locate(config, split)
     if not _is("directory", system, folder, name):
         raise FileNotFoundError(f"Source {config.name!r}: there is no folder {name}.")
-    found = {}
+    matches = {}
     with storage.storage_errors(name):
         every = system.find(folder, detail=True)
     for path, about in every.items():
         below = PurePosixPath(path).relative_to(PurePosixPath(folder))
         hidden = any(part.startswith(".") for part in below.parts)
         if below.suffix.lower() in endings and about["type"] == "file" and not hidden:
-            found[below] = File(system, path, _name(system, path, name))
-    if not found:
-        wanted = " or ".join(endings)
-        raise FileNotFoundError(f"Source {config.name!r}: no {wanted} file under {name}.")
-    return {below.as_posix(): found[below] for below in sorted(found)}
+            matches[below] = File(system, path, _name(system, path, name))
+    if not matches:
+        suffixes = " or ".join(endings)
+        raise FileNotFoundError(f"Source {config.name!r}: no {suffixes} file under {name}.")
+    return {below.as_posix(): matches[below] for below in sorted(matches)}
 
 
 def local_copy(file: File) -> Path:

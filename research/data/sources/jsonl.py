@@ -18,9 +18,9 @@ class _JsonLines:
     24 bytes of memory a line. A compressed file, or one in a bucket, is read from its plain copy.
     """
 
-    def __init__(self, found: Sequence[files.File]):
-        self._names = [file.name for file in found]
-        self._copies = [files.local_copy(file) for file in found]
+    def __init__(self, paths: Sequence[files.File]):
+        self._names = [file.name for file in paths]
+        self._copies = [files.local_copy(file) for file in paths]
         places = array.array("q")  # start, stop and number of every line that is not empty
         self._firsts = [0]  # of each file's lines
         for copy in self._copies:

@@ -23,12 +23,12 @@ class _ParquetRows:
     slow: sources are read in order once, to be tokenized.
     """
 
-    def __init__(self, found: Sequence[files.File]):
-        self._files = list(found)
+    def __init__(self, paths: Sequence[files.File]):
+        self._files = list(paths)
         groups = []  # file, group in it, rows
-        for number, file in enumerate(found):
-            with _opened(file) as opened:
-                about = opened.metadata
+        for number, file in enumerate(paths):
+            with _opened(file) as parquet_file:
+                about = parquet_file.metadata
                 groups += [
                     (number, group, about.row_group(group).num_rows)
                     for group in range(about.num_row_groups)
@@ -65,8 +65,8 @@ class _ParquetRows:
             number = self._group_of(index)
             if self._group[0] != number:
                 file, group, _ = self._groups[number]
-                with _opened(self._files[file]) as opened:
-                    self._group = number, opened.read_row_group(group)
+                with _opened(self._files[file]) as parquet_file:
+                    self._group = number, parquet_file.read_row_group(group)
             start = (index - int(self._firsts[number])) // _ROWS * _ROWS
             first = int(self._firsts[number]) + start
             rows = self._group[1].slice(start, _ROWS).to_pylist()
@@ -78,8 +78,8 @@ class _ParquetRows:
 def _opened(file: files.File) -> Iterator[parquet.ParquetFile]:
     with file.open() as raw:
         try:
-            with parquet.ParquetFile(raw) as opened:
-                yield opened
+            with parquet.ParquetFile(raw) as parquet_file:
+                yield parquet_file
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file.name}: damaged, or no Parquet file: {error}") from error
 

@@ -74,7 +74,7 @@ class Prepared:
         try:
             with storage.storage_errors(root):
                 self._folder = root / json.loads((root / _POINTER).read_text())["dataset"]
-                done = json.loads((self._folder / "done.json").read_text())
+                manifest = json.loads((self._folder / "done.json").read_text())
                 content = json.loads((self._folder / "content.json").read_text())
         except storage.StorageError:
             raise
@@ -84,11 +84,11 @@ class Prepared:
                 "graft prepare again."
             ) from error
         if split not in content["splits"]:
-            known = ", ".join(content["splits"])
-            raise ValueError(f"Source {config.name!r} has no split {split!r}, only {known}.")
+            names = ", ".join(content["splits"])
+            raise ValueError(f"Source {config.name!r} has no split {split!r}, only {names}.")
         about = content["splits"][split]
         self._total = about["documents"]
-        self._check_files(done["files"])
+        self._check_files(manifest["files"])
         # What the tokens were made with, and how they are stored.
         self.tokenizer = content["tokenizer"]
         self.token_type = np.dtype(content["token_type"])
@@ -100,10 +100,10 @@ class Prepared:
         """Raises ValueError if a file of the split is lost or torn: not of the index's number."""
         ours = [name for name in files if name.startswith(f"prepared-{self._split}.")]
         with storage.storage_errors(self._folder):
-            lost = [name for name in ours if not (self._folder / name).exists()]
-        held = len(self._index("tokens"))
-        if lost or held != self._total or len(self._index("bytes")) != held:
-            what = f"{lost[0]} is lost" if lost else "its index is torn"
+            missing = [name for name in ours if not (self._folder / name).exists()]
+        count = len(self._index("tokens"))
+        if missing or count != self._total or len(self._index("bytes")) != count:
+            what = f"{missing[0]} is lost" if missing else "its index is torn"
             raise ValueError(
                 f"Source {self.name!r}: {self._folder} is damaged, {what}: run graft prepare again."
             )
@@ -205,14 +205,14 @@ class Prepared:
             return [self._values(self._feature(row)) for row in rows]
         records = self._records
         try:
-            read = records.__getitems__(rows)
+            raw_records = records.__getitems__(rows)
         except (RuntimeError, ValueError, IndexError) as error:
             for row in rows:  # which of them it is
                 self._feature(row)
             raise self._damaged(str(error)) from error
-        if not all(read):
-            raise self._damaged("it was cut short", rows[list(map(bool, read)).index(False)])
-        return [self._values(_parse(record)) for record in read]
+        if not all(raw_records):
+            raise self._damaged("it was cut short", rows[list(map(bool, raw_records)).index(False)])
+        return [self._values(_parse(record)) for record in raw_records]
 
     def _values(self, feature: Any) -> np.ndarray:
         return np.frombuffer(
@@ -236,14 +236,14 @@ def _parse(record: bytes) -> Any:
     return tf_example_pb2.Example.FromString(record).features.feature
 
 
-def _choose(config: PreparedConfig, held: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+def _choose(config: PreparedConfig, parts: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
     """First and last row (exclusive) of every kind that is wanted; kinds lie one after another."""
-    known = [about["kind"] for about in held]
+    names = [about["kind"] for about in parts]
     for kind in config.kinds:
-        if kind not in known:
-            raise ValueError(f"Source {config.name!r} has no kind {kind!r}{nearest(kind, known)}")
+        if kind not in names:
+            raise ValueError(f"Source {config.name!r} has no kind {kind!r}{nearest(kind, names)}")
     rows, first = [], 0
-    for about in held:
+    for about in parts:
         stop = first + about["documents"]
         if not config.kinds or about["kind"] in config.kinds:
             rows.append((first, stop))

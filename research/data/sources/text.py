@@ -11,9 +11,9 @@ from research.data.sources.base import FilesConfig, Records, Source
 
 
 class _TextFiles:
-    def __init__(self, found: dict[str, files.File]):
-        self._ids = list(found)
-        self._files = list(found.values())
+    def __init__(self, paths: dict[str, files.File]):
+        self._ids = list(paths)
+        self._files = list(paths.values())
 
     def fingerprint(self) -> str:
         parts = [(name, file.digest()) for name, file in zip(self._ids, self._files, strict=True)]

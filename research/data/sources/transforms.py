@@ -75,17 +75,17 @@ class Template(Transform):
                 raise ValueError(f"fields.{name}: no format string: {error}") from None
 
     def __call__(self, record: Record) -> Record:
-        written = {}
+        texts = {}
         for name, template in self.fields.items():
             for _, path, _, _ in string.Formatter().parse(template):
                 field = re.split(r"[.\[]", path or "")[0]
                 if path is not None and record.get(field) is None:
                     raise ValueError(f"there is no field {field!r}, only {sorted(record)}.")
             try:
-                written[name] = template.format_map(record)
+                texts[name] = template.format_map(record)
             except (LookupError, AttributeError, TypeError, ValueError) as error:
                 raise ValueError(f"the template of {name!r} does not fit: {error!r}.") from None
-        return {k: v for k, v in (record | written).items() if k not in self.remove}
+        return {k: v for k, v in (record | texts).items() if k not in self.remove}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,14 +31,14 @@ def _examples(lengths, splittable):
 def test_every_token_is_in_exactly_one_place(lengths, splittable, pack, seed):
     if not splittable:
         lengths = [min(length, ROW) for length in lengths]
-    made = plan(np.asarray(lengths), ROW, splittable=splittable, pack=pack, seed=seed)
-    rows = PackedRows(_examples(lengths, splittable), made, pad_id=-7)
+    arrays = plan(np.asarray(lengths), ROW, splittable=splittable, pack=pack, seed=seed)
+    rows = PackedRows(_examples(lengths, splittable), arrays, pad_id=-7)
     seen = []
     for i in range(len(rows)):
         row = rows[i]
         real = row["segments"] > 0
         # Filled from the left without a gap, so two pieces never overlap.
-        assert real.sum() == made.lengths[made.offsets[i] : made.offsets[i + 1]].sum() <= ROW
+        assert real.sum() == arrays.lengths[arrays.offsets[i] : arrays.offsets[i + 1]].sum() <= ROW
         assert real[: real.sum()].all() and np.all(np.diff(row["segments"][real]) >= 0)
         assert np.all(row["tokens"][~real] == -7) and not row["weights"][~real].any()
         for segment in range(1, row["segments"].max() + 1):
@@ -63,8 +63,8 @@ def test_bucketed_packing_equals_best_fit_decreasing_one_by_one(lengths):
         if fitting:
             rooms.remove(min(fitting))
         rooms.append((min(fitting) if fitting else ROW) - length)
-    made = plan(np.asarray(lengths), ROW, splittable=False, pack=True, seed=0)
-    used = np.add.reduceat(made.lengths, made.offsets[:-1])
+    arrays = plan(np.asarray(lengths), ROW, splittable=False, pack=True, seed=0)
+    used = np.add.reduceat(arrays.lengths, arrays.offsets[:-1])
     assert sorted(ROW - used) == sorted(rooms)
 
 
@@ -84,9 +84,9 @@ def test_short_unsplit_examples_fill_97_percent():
 
 def test_documents_are_cut_only_where_they_are_longer_than_a_row():
     lengths = np.random.default_rng(0).integers(1, 200, 20000)
-    made = plan(lengths, 100, splittable=True, pack=True, seed=0)
+    arrays = plan(lengths, 100, splittable=True, pack=True, seed=0)
     least = (-(-lengths // 100)).sum()
-    assert least <= len(made.lengths) <= 1.02 * least
+    assert least <= len(arrays.lengths) <= 1.02 * least
 
 
 def test_the_plan_is_a_function_of_the_seed():

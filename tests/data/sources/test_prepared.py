@@ -43,15 +43,15 @@ SPELT = {
 def made(request, tmp_path_factory):
     """(folder, tokenizer, whether it has special tokens for markers)"""
     folder = tmp_path_factory.mktemp("made")
-    words = cases.tokenizer(request.param)
+    tokenizer = cases.tokenizer(request.param)
     config = corpus.config(folder, TEXTS)
-    words.save(folder / "tokenizer.json")
+    tokenizer.save(folder / "tokenizer.json")
     corpus.prepare(config, folder / "out")
-    return folder, words, request.param
+    return folder, tokenizer, request.param
 
 
 def _pipeline(made, kind, objective, kinds=tuple(TEXTS)):
-    folder, words, special = made
+    folder, tokenizer, special = made
     if kind == "prepared":
         sources = [
             PreparedConfig(name, str(folder / "out"), kinds=(name,), weight=i + 1)
@@ -61,7 +61,7 @@ def _pipeline(made, kind, objective, kinds=tuple(TEXTS)):
         sources = [corpus.source(folder, name, weight=i + 1) for i, name in enumerate(kinds)]
     settings = {} if special else SPELT.get(objective, {})
     config = DataConfig(tuple(sources), 48, 8, OBJECTIVES_BY_NAME[objective](**settings))
-    return Pipeline(config, words, folder / "cache")
+    return Pipeline(config, tokenizer, folder / "cache")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -78,24 +78,26 @@ def test_batches_are_those_of_the_text(made, objective):
 
 
 def test_rows_are_compared_by_their_text(made):
-    folder, words, _ = made
+    folder, tokenizer, _ = made
     objective = OBJECTIVES_BY_NAME["causal"]()
     prepared = PreparedConfig("made", str(folder / "out"), kinds=("made",))
     sources = (prepared, corpus.source(folder, "made"))
-    hashes = [overlap.hash_rows(s, "train", objective, words, folder / "cache") for s in sources]
+    hashes = [
+        overlap.hash_rows(s, "train", objective, tokenizer, folder / "cache") for s in sources
+    ]
     assert np.array_equal(*hashes) and len(hashes[0]) == len(TEXTS["made"])
     rows = [inspection.read_rows(_pipeline(made, kind, "causal"), 3) for kind in KINDS]
     assert rows[0] == rows[1] and rows[0][0].segments[0].source.endswith(":train")
 
 
 def test_all_kinds_together_are_read_in_order(made):
-    folder, words, _ = made
+    folder, tokenizer, _ = made
     source = open_source(PreparedConfig("all", str(folder / "out")))
-    table = read_prepared(source, words, {"text": True})
+    table = read_prepared(source, tokenizer, {"text": True})
     texts = [text for texts in TEXTS.values() for text in texts]
     assert len(table) == len(source) == len(texts)
     for i, text in enumerate(texts):
-        assert table["text"][i].tolist() == [*words.encode(text), words.end_id]
+        assert table["text"][i].tolist() == [*tokenizer.encode(text), tokenizer.end_id]
     assert table.bytes["text"].tolist() == [len(text.encode()) for text in texts]
     assert source[len(TEXTS["made"])]["kind"] == "more" and source[-1]["id"] == "d28"
     with pytest.raises(IndexError):
@@ -128,15 +130,15 @@ def test_tokens_are_taken_as_from_a_flat_array(flat, data):
 
 
 def test_another_tokenizer_and_other_objectives_are_refused(made):
-    folder, words, _ = made
+    folder, tokenizer, _ = made
     source = PreparedConfig("made", str(folder / "out"))
     other = tokenizers.train(["other words"], 262)
     with pytest.raises(ValueError, match="prepared with another tokenizer"):
         Pipeline(DataConfig((source,), 48, 8), other, folder / "cache")
     with pytest.raises(ValueError, match=r"not the fields \['completion', 'prompt'\]"):
-        Pipeline(DataConfig((source,), 48, 8, Supervised()), words, folder / "cache")
+        Pipeline(DataConfig((source,), 48, 8, Supervised()), tokenizer, folder / "cache")
     with pytest.raises(ValueError, match="it has documents that end with end-of-text"):
-        Pipeline(DataConfig((source,), 48, 8, Chat()), words, folder / "cache")
+        Pipeline(DataConfig((source,), 48, 8, Chat()), tokenizer, folder / "cache")
 
 
 def test_what_is_not_there_is_said(made, tmp_path, monkeypatch):
