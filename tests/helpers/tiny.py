@@ -121,6 +121,13 @@ def logits(model, batch: Batch, context=None) -> jax.Array:
     return model.logits(hidden, context)
 
 
+def plain_logits(model) -> np.ndarray:
+    """Logits of a row, one operation after another: two compiled programs may fuse and so round the
+    same operations in two ways."""
+    with jax.disable_jit():
+        return np.asarray(logits(model, batch(rows=1)))
+
+
 def check_documents_apart(forward, model) -> None:
     """Checks that each document of a packed row gives the same as alone."""
     rows = batch(rows=2, documents=2)

@@ -54,10 +54,10 @@ def test_the_start_is_the_base_or_is_said_not_to_be(case):
     if start is None:
         limit = rounding.bound(tiny.ROUNDINGS, np.abs(base_logits()).max())
         assert np.abs(ours - base_logits()).max() > 10 * limit
-    elif start:
-        rounding.assert_close(ours, base_logits(), roundings=start)
     else:
-        assert np.array_equal(ours, base_logits())
+        rounding.assert_close(ours, base_logits(), roundings=start or tiny.ROUNDINGS)
+    if start == 0:
+        assert np.array_equal(*(tiny.plain_logits(m) for m in (attached(case), tiny.model(SHAPE))))
 
 
 @every_case
