@@ -75,7 +75,7 @@ def test_a_held_out_split_is_read_by_documents_though_they_are_cut(pipeline, nam
 @pytest.mark.parametrize("name", NAMES)
 def test_the_end_is_looked_for_where_documents_end(name, monkeypatch):
     tokenizer, objective = cases.tokenizer(), OBJECTIVES[name]()
-    table = cases.table(["some words. " * 6000, "some words"], tokenizer)
+    table = cases.table(["some words. " * 6001, "some words"], tokenizer)
     examples = objective.prepare(table, tokenizer, 32)
     monkeypatch.setattr(checks, "_DOCUMENTS", 64)
     assert len(examples) > 10 * checks._DOCUMENTS
