@@ -54,8 +54,8 @@ class HeldOut:
         lengths = np.where(is_read, examples.lengths, 0)
         self.name = examples.name
         # which rows of the split are read
-        self.chosen = np.unique(examples.row_of(np.flatnonzero(is_read)))
-        self.documents = len(self.chosen)
+        self.source_rows = np.unique(examples.row_of(np.flatnonzero(is_read)))
+        self.documents = len(self.source_rows)
         # Places that are trained on, and the UTF-8 bytes of the text that they spell (0 where an
         # objective has no bits per byte).
         self.tokens = int(examples.trained[is_read].sum())

@@ -61,7 +61,7 @@ class Interval:
     # [sources] rows that each gave before it.
     before: tuple[int, ...]
 
-    def given(self, rows: int) -> list[int]:
+    def row_counts(self, rows: int) -> list[int]:
         """Rows of each source among the first `rows` of the stretch.
 
         The first source takes its share of all, the next one its share of what is left, and so on.
@@ -127,23 +127,25 @@ class Mixture:
                 raise ValueError(f"mixture.schedule, step {phase.step}: all weights are 0.")
             phases.append((phase.step * batch_size, dict(weights)))
         self.stretches: list[Interval] = []
-        given, start = [0] * len(sizes), 0
+        row_counts, start = [0] * len(sizes), 0
         ends = [row for row, _ in phases[1:]] + [NO_LIMIT]
         for (_, weights), end in zip(phases, ends, strict=True):
-            wanted = np.array([weights[n] for n in self._names])
-            scaled = wanted * scale
+            weight_array = np.array([weights[n] for n in self._names])
+            scaled = weight_array * scale
             while start < end:
-                open_ = np.array(given) < caps
-                if not (wanted * open_).any():
+                open_ = np.array(row_counts) < caps
+                if not (weight_array * open_).any():
                     break
                 if not (scaled * open_).any():  # all that is left has next to no share
-                    scaled = wanted
+                    scaled = weight_array
                 parts = np.rint(scaled * open_ / (scaled * open_).sum() * _WHOLE).astype(int)
-                parts = np.where(wanted * open_ > 0, np.maximum(parts, 1), 0)
-                stretch = Interval(start, tuple(parts.tolist()), tuple(given))
+                parts = np.where(weight_array * open_ > 0, np.maximum(parts, 1), 0)
+                stretch = Interval(start, tuple(parts.tolist()), tuple(row_counts))
                 rows = min(end - start, _until_one_is_used_up(stretch, caps))
                 self.stretches.append(stretch)
-                given = [a + b for a, b in zip(given, stretch.given(rows), strict=True)]
+                row_counts = [
+                    a + b for a, b in zip(row_counts, stretch.row_counts(rows), strict=True)
+                ]
                 start += rows
             if start < end:  # All that has weight is used up, so no later row can be filled.
                 break
@@ -156,7 +158,7 @@ class Mixture:
 
     def __getitem__(self, row: int) -> tuple[int, int]:
         stretch = self._at(row)
-        before, after = (stretch.given(row - stretch.start + more) for more in (0, 1))
+        before, after = (stretch.row_counts(row - stretch.start + more) for more in (0, 1))
         for source, (a, b) in enumerate(zip(before, after, strict=True)):
             if a != b:
                 return source, stretch.before[source] + a
@@ -175,7 +177,7 @@ class Mixture:
         return [
             before + here
             for before, here in zip(
-                stretch.before, stretch.given(rows - stretch.start), strict=True
+                stretch.before, stretch.row_counts(rows - stretch.start), strict=True
             )
         ]
 
@@ -185,8 +187,8 @@ class Mixture:
         for stretch in self.stretches:
             if stretch.start < steps * batch_size:
                 shares = zip(self._names, stretch.shares(), strict=True)
-                said = ", ".join(f"{name} {share:.1%}" for name, share in shares if share)
-                lines.append(f"from step {stretch.start // batch_size:,}: {said}")
+                text = ", ".join(f"{name} {share:.1%}" for name, share in shares if share)
+                lines.append(f"from step {stretch.start // batch_size:,}: {text}")
         return lines
 
     def _at(self, row: int) -> Interval:
@@ -202,7 +204,7 @@ def _until_one_is_used_up(stretch: Interval, caps: Sequence[int]) -> int:
         return any(
             part and before + here >= cap
             for part, before, here, cap in zip(
-                stretch.parts, stretch.before, stretch.given(rows), caps, strict=True
+                stretch.parts, stretch.before, stretch.row_counts(rows), caps, strict=True
             )
         )
 

@@ -18,7 +18,7 @@ from research.objectives.base import Examples, Objective, name_rows
 from research.text.tokenizer import Tokenizer
 
 # Pairs of equal rows that an error names.
-_NAMED = 5
+_MAX_EXAMPLES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +132,6 @@ def name_pairs(pairs: overlap.Pairs, names: Sequence[str]) -> str:
     first = [
         f"row {row} is row {other} of {names[place]}"
         for row, place, other in zip(pairs.rows, pairs.places, pairs.others, strict=True)
-    ][:_NAMED]
-    more = f", and {len(pairs) - _NAMED:,} more" if len(pairs) > _NAMED else ""
+    ][:_MAX_EXAMPLES]
+    more = f", and {len(pairs) - _MAX_EXAMPLES:,} more" if len(pairs) > _MAX_EXAMPLES else ""
     return ", ".join(first) + more

@@ -111,7 +111,7 @@ def open_text(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> Hel
 def heldout_texts(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) -> list[str]:
     """The documents that `score_text` scores, as text."""
     split_data = open_source(source, task.split)
-    return [split_data[int(i)]["text"] for i in open_text(task, source, tokenizer).chosen]
+    return [split_data[int(i)]["text"] for i in open_text(task, source, tokenizer).source_rows]
 
 
 def score_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, TextScores]:

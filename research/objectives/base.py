@@ -106,9 +106,9 @@ class Examples:
         each = zip(examples.tolist(), starts.tolist(), stops.tolist(), strict=True)
         return joined([self.piece(*one) for one in each])
 
-    def text_bytes(self, chosen: np.ndarray | slice = slice(None)) -> int:
+    def text_bytes(self, rows: np.ndarray | slice = slice(None)) -> int:
         """Sum of `bytes` of the chosen examples; 0 where there are no bits per byte."""
-        return 0 if self.bytes is None else int(self.bytes[chosen].sum())
+        return 0 if self.bytes is None else int(self.bytes[rows].sum())
 
 
 class Objective:

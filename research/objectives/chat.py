@@ -177,11 +177,11 @@ class Conversations:
                 parts, ids = [], []
             over.append([0 if fits else size])
             tokens.append([token for part in ids for token in part])
-            marks = [[int(part.said)] * len(i) for part, i in zip(parts, ids, strict=True)]
+            marks = [[int(part.is_answer)] * len(i) for part, i in zip(parts, ids, strict=True)]
             marks_of_all.append([mark for part in marks for mark in part])
             cut.append([missing])
-            texts = [part.text.removesuffix(part.end) for part in parts if part.said]
-            sizes.append(sum(len(self._writer.spelt(text).encode()) for text in texts))
+            texts = [part.text.removesuffix(part.end) for part in parts if part.is_answer]
+            sizes.append(sum(len(self._writer.escape(text).encode()) for text in texts))
         none = [0] * len(waiting)
         return {
             "tokens": Encoded(tokens, none),
@@ -212,9 +212,11 @@ class Conversations:
             if any(later["role"] == "assistant" for later in turns[i:])
         ]
 
-        def written(start: int) -> tuple[list[Part], list[list[int]]]:
+        def encode_from(start: int) -> tuple[list[Part], list[list[int]]]:
             parts = self._writer.write([*system, *turns[start:]])
             return parts, self._writer.encode([parts])[0]
 
-        first = bisect.bisect_left(starts, True, key=lambda start: self._fits(written(start)[1]))
-        return (starts[first], *written(starts[first])) if first < len(starts) else None
+        first = bisect.bisect_left(
+            starts, True, key=lambda start: self._fits(encode_from(start)[1])
+        )
+        return (starts[first], *encode_from(starts[first])) if first < len(starts) else None

@@ -101,7 +101,7 @@ class Supervised(Objective):
                 f"({len(head) + len(tail)} tokens), the worked examples ({len(shots)}) and the "
                 f"answer ({answer})."
             )
-        start, stop = self._kept(len(ids), space)
+        start, stop = self._fit_lengths(len(ids), space)
         prompt_ids = ids[start:stop]
         return [tokenizer.begin_id, *shots, *head, *prompt_ids, *tail], len(prompt_ids) < len(ids)
 
@@ -123,7 +123,7 @@ class Supervised(Objective):
 
         check_own_template(write, tokenizer, "template")
 
-    def _kept(self, length: int, space: int) -> tuple[int, int]:
+    def _fit_lengths(self, length: int, space: int) -> tuple[int, int]:
         """Which stretch of a prompt of `length` tokens stays when there is `space` for it."""
         count = max(0, min(length, space))
         return (length - count, length) if self.cut == "left" else (0, count)
@@ -155,7 +155,7 @@ class Supervised(Objective):
 
         def piece(index: int, start: int, stop: int) -> Piece:
             prompt, completion = prompts[index], completions[index].astype(np.int32)
-            first, last = self._kept(len(prompt), int(space[index]))
+            first, last = self._fit_lengths(len(prompt), int(space[index]))
             before = np.concatenate([begin, head, prompt[first:last].astype(np.int32), tail])
             whole = np.concatenate([before, completion])
             # The last token before the completion says its first token.

@@ -38,7 +38,7 @@ class Part:
 
     text: str
     # Whether the assistant says it; then it ends with `end`, the name of a token.
-    said: bool = False
+    is_answer: bool = False
     end: str = ""
 
 
@@ -57,14 +57,14 @@ class Writer:
         self._names = re.compile("|".join(map(re.escape, self._unwritten)))
 
     def _marked(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        def mark(found: re.Match[str]) -> str:
-            return f"{_MARK}{self._numbers[found.group()]}{_MARK}"
+        def mark(match: re.Match[str]) -> str:
+            return f"{_MARK}{self._numbers[match.group()]}{_MARK}"
 
         return [{**m, "content": self._names.sub(mark, m["content"])} for m in messages]
 
-    def spelt(self, text: str) -> str:
+    def escape(self, text: str) -> str:
         """Text as the messages had it."""
-        return _MARKED.sub(lambda found: self._unwritten[int(found.group(1))], text)
+        return _MARKED.sub(lambda match: self._unwritten[int(match.group(1))], text)
 
     def _render(self, messages: Sequence[Message], ask: bool) -> str:
         roles = self._tokenizer.roles
@@ -130,14 +130,14 @@ class Writer:
                     f"The chat template writes {head!r} before what the assistant says, and not "
                     "where the model is asked: see add_generation_prompt in the `template`."
                 )
-            ends = [name for name in self._tokenizer.named if tail.endswith(name)]
+            ends = [name for name in self._tokenizer.named_tokens if tail.endswith(name)]
             if not ends:
                 raise ValueError(
                     f"The chat template ends what the assistant says with {tail!r}, which is no "
                     "special token: the model would never stop. Write eos_token in the `template`."
                 )
             end = max(ends, key=len)
-            parts += [Part(whole[at : len(before)]), Part(answer, said=True, end=end)]
+            parts += [Part(whole[at : len(before)]), Part(answer, is_answer=True, end=end)]
             at = len(before) + len(answer)
         return parts
 
@@ -150,13 +150,13 @@ class Writer:
             split = _MARKED.split(part.text)
             pieces += split[::2]
             plain += [self._unwritten[int(number)] for number in split[1::2]]
-        written = iter(self._tokenizer.encode_batch(pieces, special=True))
+        texts = iter(self._tokenizer.encode_batch(pieces, special=True))
         names = iter(self._tokenizer.encode_batch(plain))
 
         def tokens(part: Part) -> list[int]:
-            ids = list(next(written))
+            ids = list(next(texts))
             for _ in _MARKED.findall(part.text):
-                ids += [*next(names), *next(written)]
+                ids += [*next(names), *next(texts)]
             return ids
 
         return [[tokens(part) for part in parts] for parts in conversations]

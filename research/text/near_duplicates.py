@@ -36,9 +36,9 @@ def shingle_matrix(texts: Sequence[str], size: int = 5) -> sparse.csr_array:
     column: dict[str, int] = {}
     indices: list[np.ndarray] = []
     for text in texts:
-        found = [column.setdefault(shingle, len(column)) for shingle in shingles(text, size)]
-        indices.append(np.asarray(found, np.int32))
-    starts = np.cumsum([0, *(len(found) for found in indices)])
+        row_columns = [column.setdefault(shingle, len(column)) for shingle in shingles(text, size)]
+        indices.append(np.asarray(row_columns, np.int32))
+    starts = np.cumsum([0, *(len(row) for row in indices)])
     columns = np.concatenate(indices) if indices else np.zeros(0, np.int32)
     data = np.ones(len(columns), np.int32)
     return sparse.csr_array((data, columns, starts), shape=(len(texts), max(1, len(column))))

@@ -66,7 +66,7 @@ class Tokenizer:
         self.begin_id, self.end_id, self.pad_id = ids
         added = backend.get_added_tokens_decoder().values()
         # Every token that has a name of its own in a template, and which of them no text can spell.
-        self.named: frozenset[str] = frozenset(str(token.content) for token in added)
+        self.named_tokens: frozenset[str] = frozenset(str(token.content) for token in added)
         self.special: frozenset[str] = frozenset(str(t.content) for t in added if t.special)
         # How a conversation is written for the model of this tokenizer, if its makers say so.
         self.chat_template: str | None = None

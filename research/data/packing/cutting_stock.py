@@ -42,8 +42,8 @@ def assign(sizes: np.ndarray, limit: int) -> np.ndarray:
     rows = best_fit(sizes, limit)
     if not len(sizes):
         return rows
-    used, volume = int(rows.max()) + 1, int(sizes.sum())
-    if volume >= _FULL * used * limit or used <= _NEAR * -(-volume // limit):
+    row_count, volume = int(rows.max()) + 1, int(sizes.sum())
+    if volume >= _FULL * row_count * limit or row_count <= _NEAR * -(-volume // limit):
         return rows
     better = _by_patterns(sizes.astype(np.int64), limit)
     return better if better.max() < rows.max() else rows

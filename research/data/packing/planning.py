@@ -73,8 +73,8 @@ def plan(
         rows = cutting_stock.assign(sizes, sequence_length)
         return _arrange(rows, examples, starts, sizes, sequence_length)
     rows = best_fit(sizes, sequence_length)
-    used = _totals(rows, sizes)
-    loose_rows = used < _FULL * sequence_length
+    filled = _totals(rows, sizes)
+    loose_rows = filled < _FULL * sequence_length
     if loose_rows.sum() > 1:  # One such row alone cannot be filled further.
         loose = loose_rows[rows]
         keep = ~loose

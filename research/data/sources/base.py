@@ -20,7 +20,7 @@ from research.data.sources.transforms import TransformConfig
 # Records that are looked at to tell the format.
 _LOOK = 64
 # Bad lines that an error names.
-_NAMED = 5
+_MAX_ERRORS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,10 +236,10 @@ class Records:
             except ValueError as error:
                 if not tolerant:
                     raise self._unreadable(error) from error
-                errors.append(str(error) if len(errors) < _NAMED else "")
+                errors.append(str(error) if len(errors) < _MAX_ERRORS else "")
         share = len(errors) / max(1, len(rows))
         if share > self._config.bad_lines:
-            first = "\n  ".join(errors[:_NAMED])
+            first = "\n  ".join(errors[:_MAX_ERRORS])
             raise ValueError(
                 f"Source {self.name!r}: {len(errors)} of {len(rows)} records cannot be read, "
                 f"{share:.2%}; bad_lines allows {self._config.bad_lines:.2%}. The first:\n  {first}"
@@ -247,7 +247,7 @@ class Records:
         if not good and errors:  # also where all may be bad
             raise ValueError(
                 f"Source {self.name!r}: none of {len(rows)} records can be read. The first:\n  "
-                + "\n  ".join(errors[:_NAMED])
+                + "\n  ".join(errors[:_MAX_ERRORS])
             )
         if not good and rows:
             raise ValueError(f"Source {self.name!r}: its transforms drop all {len(rows)} records.")
@@ -307,7 +307,7 @@ class Records:
                 raise ValueError(
                     f"{self._place(index)}: there is no field {there!r}{nearest(there, example)}"
                 )
-        renamed = {wanted: example[there] for wanted, there in fields.items()}
+        renamed = {name: example[there] for name, there in fields.items()}
         example = {**{k: v for k, v in example.items() if k not in fields.values()}, **renamed}
         for transform in self._config.transforms:
             try:

@@ -199,8 +199,8 @@ def _is(kind: str, system: fsspec.AbstractFileSystem, path: str, name: str) -> b
             return False
 
 
-def _name(system: fsspec.AbstractFileSystem, path: str, asked: str) -> str:
+def _name(system: fsspec.AbstractFileSystem, path: str, requested_path: str) -> str:
     """What to call a file that was found by a pattern or in a folder."""
     if not isinstance(system, LocalFileSystem):
         return str(system.unstrip_protocol(path))
-    return path if os.path.isabs(asked) else os.path.relpath(path)
+    return path if os.path.isabs(requested_path) else os.path.relpath(path)

@@ -27,7 +27,7 @@ class _ParquetRows:
         self._files = list(paths)
         groups = []  # file, group in it, rows
         for number, file in enumerate(paths):
-            with _opened(file) as parquet_file:
+            with _open_file(file) as parquet_file:
                 about = parquet_file.metadata
                 groups += [
                     (number, group, about.row_group(group).num_rows)
@@ -65,7 +65,7 @@ class _ParquetRows:
             number = self._group_of(index)
             if self._group[0] != number:
                 file, group, _ = self._groups[number]
-                with _opened(self._files[file]) as parquet_file:
+                with _open_file(self._files[file]) as parquet_file:
                     self._group = number, parquet_file.read_row_group(group)
             start = (index - int(self._firsts[number])) // _ROWS * _ROWS
             first = int(self._firsts[number]) + start
@@ -75,7 +75,7 @@ class _ParquetRows:
 
 
 @contextlib.contextmanager
-def _opened(file: files.File) -> Iterator[parquet.ParquetFile]:
+def _open_file(file: files.File) -> Iterator[parquet.ParquetFile]:
     with file.open() as raw:
         try:
             with parquet.ParquetFile(raw) as parquet_file:
