@@ -92,8 +92,8 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     apart = read_weights(tmp_path / "apart")
     assert apart.keys() == plain.keys()
     for n in plain:
-        # what is added, a product over the rank or scaled by IA3, is taken off again
-        rounding.assert_close(apart[n], plain[n], roundings=8, err_msg=n)
+        # a product over a rank of 8 is added and taken off again, each scaled, IA3's too
+        rounding.assert_close(apart[n], plain[n], roundings=2 * 8, err_msg=n)
 
 
 def test_a_merged_model_is_asked_and_described_as_what_was_merged(world, tmp_path):
