@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research import methods, sharding, tree
+from research.adapters.certificate import Ingredient, MergeCertificate, MergedBase
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.config import schema
@@ -26,13 +27,10 @@ from research.models.config import ModelConfig
 from research.models.layers import Linear
 from research.models.sites import Weight
 from research.models.transformer import Transformer
-from research.runtime import files
-from research.runtime import storage as paths
 
 # the largest difference of outputs that a merge may make, relative to the largest output
 TOLERANCE = 1e-4
 PROBE = 4, 64  # rows and tokens of a probe
-CERTIFICATE = "certificate.json"
 RESIDUALS = "kept"  # what unmerging needs, in the checkpoint of a merged model
 
 
@@ -165,7 +163,7 @@ def _weight(module: Any) -> Weight:
 
 def merge(
     run: Run, out: str | Path, progress: Callable[[str], None] = lambda name: None
-) -> dict[str, Any]:
+) -> MergeCertificate:
     """Writes a run's model, adapters merged, as a base of its own.
 
     Args:
@@ -203,32 +201,25 @@ def merge(
             f"the base {run.base.path} was replaced while it was read: its fingerprint was "
             f"{run.base.fingerprint[:16]} and is {fingerprint_after[:16]}; nothing is written"
         )
-    base = {
-        "path": run.base.permanent_path,
-        "fingerprint_before": run.base.fingerprint,
-        "fingerprint_after": fingerprint_after,
-        "stored_as": run.model.storage_kinds,
-    }
-    certificate = {
-        "adapter": {"path": str(run.path), "fingerprint": run.fingerprint},
-        "method": schema.to_dict(run.method),
-        "base": base,
-        "merged_in": "float32, on dequantised weights" if run.model.storage else "float32",
-        "probe": "{} rows of {} random tokens".format(*_probe_size(config)),
-        "largest_difference": float(difference),
-        "largest_output": float(largest),
-    }
+    base_path, before = run.base.permanent_path, run.base.fingerprint
+    certificate = MergeCertificate(
+        adapter=Ingredient(str(run.path), run.fingerprint),
+        method=schema.to_dict(run.method),
+        base=MergedBase(base_path, before, fingerprint_after, tuple(run.model.storage_kinds)),
+        merged_in="float32, on dequantised weights" if run.model.storage else "float32",
+        probe="{} rows of {} random tokens".format(*_probe_size(config)),
+        largest_difference=float(difference),
+        largest_output=float(largest),
+    )
     residuals = {f"{RESIDUALS}/{name}": array for name, array in weights.residuals.items()}
-    facts = {"merged": certificate}
-    # first, so that no merged model is ever without it
-    files.write_json(paths.absolute(out) / CERTIFICATE, certificate)
+    certificate.write(out)  # first, so that no merged model is ever without it
     runs.write(
         out,
         run,
         arrays,
         config,
         experiment=run.experiment,
-        extra_metadata=facts,
+        extra_metadata={"merged": certificate.to_json()},
         extra_arrays=residuals,
     )
     return certificate
@@ -253,15 +244,7 @@ def unmerge(
       FileExistsError: the folder holds a model.
     """
     runs.check_free(out)
-    certificate = merged.checkpoint.metadata().get("merged")
-    if certificate is None:
-        raise ValueError(f"{merged.path} is no merged model: it has no certificate")
-    if certificate["adapter"]["fingerprint"] != adapter.fingerprint:
-        raise ValueError(
-            f"{merged.path} was merged from {certificate['adapter']['path']} with "
-            f"fingerprint {certificate['adapter']['fingerprint'][:16]}, not from "
-            f"{adapter.path} with {adapter.fingerprint[:16]}"
-        )
+    MergeCertificate.of(merged).check_adapter(merged, adapter)
     assert adapter.base is not None
     model = methods.abstract(adapter.model, adapter.method)
     trainable_names = methods.trainable(model, adapter.method)

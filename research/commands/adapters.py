@@ -88,13 +88,13 @@ def merge(arguments: argparse.Namespace) -> None:
     run = runs.open_run(arguments.source, arguments.base)
     with _bar("parameter") as bar:
         certificate = merging.merge(run, arguments.out, lambda name: bar.update())
-    base = certificate["base"]
+    base = certificate.base
     print(
-        f"written to {arguments.out}, merged in {certificate['merged_in']}\n"
-        f"outputs    differ by at most {certificate['largest_difference']:.2g} of "
-        f"{certificate['largest_output']:.3g} ({certificate['probe']})\n"
-        f"base       {base['path']}, fingerprint {base['fingerprint_before'][:16]} before and "
-        f"{base['fingerprint_after'][:16]} after"
+        f"written to {arguments.out}, merged in {certificate.merged_in}\n"
+        f"outputs    differ by at most {certificate.largest_difference:.2g} of "
+        f"{certificate.largest_output:.3g} ({certificate.probe})\n"
+        f"base       {base.path}, fingerprint {base.fingerprint_before[:16]} before and "
+        f"{base.fingerprint_after[:16]} after"
     )
 
 

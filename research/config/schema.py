@@ -126,6 +126,11 @@ def _explain(cls: type, problem: Any, where: str) -> str:
         return f"{path}: no such key{suggestion(key, names, dotted(where, parent) + '.')}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{path}: missing; it has no default"
+    if problem["type"] == "union_tag_invalid":
+        fields = [_fields(member)["kind"] for member in types_at(cls, location)]
+        kinds = [kind for field in fields for kind in typing.get_args(field)]
+        name = str(problem["ctx"]["tag"])
+        return f"{path}.kind: there is no {name!r}{suggestion(name, kinds)}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "expected")
     if problem["type"] == "value_error":

@@ -31,6 +31,32 @@ Rows = Sequence[int] | np.ndarray  # row numbers of a global batch
 _AHEAD = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class SourceStatistics:
+    """What is in a source, and what a run reads of it."""
+
+    # the format of its records, and how they are written
+    format: str
+    # records left out
+    bad_lines: int
+    # once through the source
+    documents: int
+    tokens: int
+    bytes: int
+    rows: int
+    # share of the places in rows that hold a token
+    fill: float
+    # share of the tokens that are trained on
+    trained_share: float
+    # examples of which something was cut
+    truncated: int
+    # of the run's rows
+    share: float
+    # over the run: how often it is read, and how many tokens that is
+    epochs: float
+    tokens_read: float
+
+
 class Pipeline:
     """`batch(step)` for training; `heldout(name, split)` for evaluation."""
 
@@ -151,14 +177,8 @@ class Pipeline:
             files |= {name: text.encode() for name, text in rows.examples.sidecar_files.items()}
         return files
 
-    def statistics(self, steps: int) -> dict[str, dict[str, Any]]:
+    def statistics(self, steps: int) -> dict[str, SourceStatistics]:
         """By source, what `steps` steps will read; logs a warning for more than 4 epochs.
-
-        Returns:
-          name -> format (of its records, and how they are written); bad_lines (records left out);
-          documents, tokens, bytes (once through the source); rows; fill (share of places that hold
-          a token); trained (share of tokens that are trained on); truncated (examples of which
-          something was cut); share (of the run's rows); epochs and read (tokens, over `steps`).
 
         Raises:
             ValueError: the sources' capped epochs are fewer than `steps` need.
@@ -170,20 +190,20 @@ class Pipeline:
             examples, origin = rows.examples, self.origins[source.name]
             epochs = count / len(rows)
             tokens = int(examples.lengths.sum())
-            result[source.name] = {
-                "format": ", ".join(filter(None, (origin.format, origin.note, examples.note))),
-                "bad_lines": origin.bad_lines,
-                "documents": examples.documents,
-                "tokens": tokens,
-                "bytes": examples.text_bytes(),
-                "rows": len(rows),
-                "fill": rows.plan.fill,
-                "trained": float(examples.trained.sum() / tokens),
-                "truncated": int(examples.truncated.sum()),
-                "share": count / max(1, steps * self.config.batch_size),
-                "epochs": epochs,
-                "read": epochs * tokens,
-            }
+            result[source.name] = SourceStatistics(
+                format=", ".join(filter(None, (origin.format, origin.note, examples.note))),
+                bad_lines=origin.bad_lines,
+                documents=examples.documents,
+                tokens=tokens,
+                bytes=examples.text_bytes(),
+                rows=len(rows),
+                fill=rows.plan.fill,
+                trained_share=float(examples.trained.sum() / tokens),
+                truncated=int(examples.truncated.sum()),
+                share=count / max(1, steps * self.config.batch_size),
+                epochs=epochs,
+                tokens_read=epochs * tokens,
+            )
             if epochs > _EPOCHS_WORTH:
                 logger.warning(
                     "source %r is read %.1f times in %d steps; repeats beyond %g are worth little",

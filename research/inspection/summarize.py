@@ -94,7 +94,7 @@ def summarize(data: RunData, near: bool = True) -> list[SplitSummary]:
                 repeats=_repeats(split),
                 completions=completions,
                 plan=PlanStatistics(
-                    numbers["format"], numbers["bad_lines"], numbers["share"], numbers["epochs"]
+                    numbers.format, numbers.bad_lines, numbers.share, numbers.epochs
                 ),
             )
         )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from research.data.pipeline import Pipeline
+from research.data.pipeline import Pipeline, SourceStatistics
 from research.training.program import Program
 
 
@@ -15,7 +14,7 @@ class ReadingPlan:
     """What a run will read."""
 
     # by source: `Pipeline.statistics`
-    sources: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, SourceStatistics]
     # places of all batches that hold a token
     tokens: float
     # the mixture's weights over the run, a line each
@@ -32,11 +31,17 @@ class ReadingPlan:
     @property
     def examples(self) -> float:
         """Examples read, with repeats."""
-        return sum(source["epochs"] * source["documents"] for source in self.sources.values())
+        return sum(source.epochs * source.documents for source in self.sources.values())
 
-    def total(self, name: str) -> int:
-        """The sum of a statistic over the sources."""
-        return sum(source[name] for source in self.sources.values())
+    @property
+    def documents(self) -> int:
+        """Documents of all sources, once through each."""
+        return sum(source.documents for source in self.sources.values())
+
+    @property
+    def truncated(self) -> int:
+        """Examples of which something was cut."""
+        return sum(source.truncated for source in self.sources.values())
 
     def describe(self) -> str:
         """A line for each source, and for each part of the mixture if there is one."""
@@ -46,13 +51,13 @@ class ReadingPlan:
         return "\n           ".join(lines)
 
 
-def _describe_source(name: str, source: Mapping[str, Any]) -> str:
-    bad_lines = f"{source['bad_lines']:,} bad lines left out, " if source["bad_lines"] else ""
+def _describe_source(name: str, source: SourceStatistics) -> str:
+    bad_lines = f"{source.bad_lines:,} bad lines left out, " if source.bad_lines else ""
     return (
-        f"{name}: {source['format']}, {source['documents']:,} documents, {bad_lines}"
-        f"{source['tokens']:,} tokens, reads {source['read']:,.0f} "
-        f"({source['epochs']:.2g} epochs), {source['fill']:.1%} full, "
-        f"{source['trained']:.1%} trained on, {source['truncated']:,} cut"
+        f"{name}: {source.format}, {source.documents:,} documents, {bad_lines}"
+        f"{source.tokens:,} tokens, reads {source.tokens_read:,.0f} "
+        f"({source.epochs:.2g} epochs), {source.fill:.1%} full, "
+        f"{source.trained_share:.1%} trained on, {source.truncated:,} cut"
     )
 
 

@@ -20,7 +20,7 @@ from research.step import eval_step
 Score = Callable[[Batch], np.ndarray]
 
 
-class Evaluation(NamedTuple):
+class HeldoutMetrics(NamedTuple):
     """The held-out metrics of a run, and the step that they were measured at."""
 
     step: int = 0

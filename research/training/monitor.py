@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.training.heldout_loss import Evaluation
+from research.training.heldout_loss import HeldoutMetrics
 from research.training.metrics import METRICS, MetricsWriter, read_metrics
 from research.training.program import Program
 from research.training.progress import Progress
@@ -56,7 +56,7 @@ class StepMonitor:
         experiment = program.experiment
         self.skipped = 0
         self.last: dict[str, float] = {}
-        self.evaluation = Evaluation()
+        self.evaluation = HeldoutMetrics()
         self.writer = MetricsWriter(workdir, first_step + 1)  # lines are numbered by steps done
         self._progress = Progress(
             experiment.steps,
@@ -99,7 +99,7 @@ class StepMonitor:
 
     def push_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes and writes the held-out metrics of a step."""
-        self.evaluation = Evaluation(step, metrics)
+        self.evaluation = HeldoutMetrics(step, metrics)
         self.writer.write(step, metrics)
 
     @property
@@ -135,16 +135,16 @@ class StepMonitor:
         self.writer.close()
 
 
-def last_metrics(workdir: Path, step: int) -> tuple[dict[str, float], Evaluation]:
+def last_metrics(workdir: Path, step: int) -> tuple[dict[str, float], HeldoutMetrics]:
     """Metrics and held-out metrics of a step that an earlier process took, from its metrics.jsonl.
 
     They are those of the summary, where only the end of a run is missing.
     """
     last: dict[str, float] = {}
-    evaluation = Evaluation()
+    evaluation = HeldoutMetrics()
     for row in read_metrics(workdir / METRICS):
         if row.pop("step") == step and "heldout_loss" in row:
-            evaluation = Evaluation(step, row)
+            evaluation = HeldoutMetrics(step, row)
         elif "loss" in row:
             last = row
     return last, evaluation

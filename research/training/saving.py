@@ -16,7 +16,7 @@ from research.experiment import CheckpointConfig, Experiment
 from research.runtime import files, locks, storage
 from research.step import TrainState
 from research.text.tokenizer import Tokenizer
-from research.training.heldout_loss import Evaluation
+from research.training.heldout_loss import HeldoutMetrics
 from research.training.metrics import MetricsWriter
 from research.training.program import Program
 from research.training.timing import Timing
@@ -80,12 +80,12 @@ class RunSaver:
         tokenizer_file = {runs.TOKENIZER: data.tokenizer.to_json().encode()}
         self._files: dict[str, bytes | Path] = {**sidecar_files, **tokenizer_file}
 
-    def save(self, step: int, state: TrainState, evaluation: Evaluation) -> None:
+    def save(self, step: int, state: TrainState, evaluation: HeldoutMetrics) -> None:
         """Starts saving a checkpoint: everything of the state that is this run's own."""
         with self._timing("checkpoint"):
             self._write(self._checkpointer, self._saved_names, step, state, evaluation)
 
-    def export(self, step: int, state: TrainState, evaluation: Evaluation) -> None:
+    def export(self, step: int, state: TrainState, evaluation: HeldoutMetrics) -> None:
         """Saves what others use, the weights without the optimizer, and waits for it."""
         names = [name for name in self._saved_names if name.startswith("model/")]
         with (
@@ -100,7 +100,7 @@ class RunSaver:
         names: list[str],
         step: int,
         state: TrainState,
-        evaluation: Evaluation,
+        evaluation: HeldoutMetrics,
     ) -> None:
         arrays = tree.flatten(state)
         self._writer.mirror()  # lines up to a checkpoint are not written again

@@ -71,15 +71,17 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     adapter = runs.open_run(tiny_run.adapter(bases[base], METHODS[name], tmp_path / "adapter"))
     before = read_weights(bases[base])
     certificate = merging.merge(adapter, tmp_path / "merged")
-    assert json.loads((tmp_path / "merged" / "certificate.json").read_text()) == certificate
-    limit = rounding.bound(tiny_run.ROUNDINGS, certificate["largest_output"])
-    assert certificate["largest_difference"] <= limit
+    assert (
+        json.loads((tmp_path / "merged" / "certificate.json").read_text()) == certificate.to_json()
+    )
+    limit = rounding.bound(tiny_run.ROUNDINGS, certificate.largest_output)
+    assert certificate.largest_difference <= limit
     # both are the largest of some thousand roundings, in two programs
     difference = logits_difference(adapter, tmp_path / "merged")
-    assert difference / 4 <= certificate["largest_difference"] <= max(4 * difference, limit / 100)
-    assert certificate["base"]["fingerprint_before"] == certificate["base"]["fingerprint_after"]
-    assert certificate["base"]["fingerprint_before"] == source.fingerprint
-    assert ("dequantised" in certificate["merged_in"]) == (base == "nf4")
+    assert difference / 4 <= certificate.largest_difference <= max(4 * difference, limit / 100)
+    assert certificate.base.fingerprint_before == certificate.base.fingerprint_after
+    assert certificate.base.fingerprint_before == source.fingerprint
+    assert ("dequantised" in certificate.merged_in) == (base == "nf4")
     after = read_weights(bases[base])
     assert all(np.array_equal(before[n], after[n]) for n in before)
 
@@ -175,7 +177,7 @@ def test_a_base_of_few_learned_positions_is_merged_too(world, tmp_path):
     runs.write(tmp_path / "base", like, arrays, shape)
     adapter = tiny_run.adapter(tmp_path / "base", LoRA(rank=2), tmp_path / "adapter")
     certificate = merging.merge(runs.open_run(adapter), tmp_path / "merged")
-    assert certificate["probe"] == "4 rows of 40 random tokens"
+    assert certificate.probe == "4 rows of 40 random tokens"
 
 
 def test_a_factor_of_zero_cannot_be_taken_out_again(world, tmp_path):

@@ -120,6 +120,10 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
         (loose(zzz=1), "config.zzz: no such key; there are: batch, clip, debug, eval, method,"),
         ({}, "config.model: missing"),
         (loose(method={"kind": "lora"}), "config.method.rank: missing"),
+        (
+            loose(method={"kind": "lra"}),
+            "config.method.kind: there is no 'lra'; did you mean lora?",
+        ),
         (loose(steps="3"), "config.steps: expected a valid integer, got '3' (str)"),
         (loose(steps=3.0), "config.steps: expected a valid integer, got 3.0 (float)"),
         (loose(steps=True), "config.steps: expected a valid integer, got True (bool)"),

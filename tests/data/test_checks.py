@@ -80,7 +80,7 @@ def test_an_answer_that_would_be_cut_is_refused_and_a_share_of_them_left_out(
     examples = pipeline.rows["made"].examples
     assert np.flatnonzero(examples.lengths == 0).tolist() == [7, 13]
     assert not examples.trained[[7, 13]].any() and not examples.truncated.any()
-    assert "2 over-long left out" in pipeline.statistics(1)["made"]["format"]
+    assert "2 over-long left out" in pipeline.statistics(1)["made"].format
     texts = [tokenizer.decode(t[w > 0]) for t, w in _rows(pipeline)]
     assert not any("some words some words" in text for text in texts)
     _write(tmp_path, rows=[rows[7], rows[13]])

@@ -195,7 +195,7 @@ def test_the_text_can_be_read_back_from_the_rows(data, pack):
     pipeline = _pipeline(data, pack=pack)
     texts = _documents(1, 60, 60)
     assert _documents_of(pipeline.rows["prose"], data[1]) == texts
-    assert pipeline.statistics(1)["prose"]["bytes"] == sum(len(text.encode()) for text in texts)
+    assert pipeline.statistics(1)["prose"].bytes == sum(len(text.encode()) for text in texts)
 
 
 def test_heldout_reads_every_token_once_and_pads_the_last_batch(data):
@@ -244,9 +244,9 @@ def test_statistics_say_what_the_steps_will_read(data, caplog):
     with caplog.at_level(logging.WARNING):
         statistics = pipeline.statistics(steps=10)
     prose, code = statistics["prose"], statistics["code"]
-    assert prose["documents"] == 60 and prose["truncated"] == 0 and prose["trained"] == 1.0
-    assert prose["fill"] > 0.95 and prose["share"] == 0.75
-    assert prose["epochs"] == 10 * 8 * 0.75 / prose["rows"] and code["epochs"] > 4
+    assert prose.documents == 60 and prose.truncated == 0 and prose.trained_share == 1.0
+    assert prose.fill > 0.95 and prose.share == 0.75
+    assert prose.epochs == 10 * 8 * 0.75 / prose.rows and code.epochs > 4
     assert "'code' is read" in caplog.text and "'prose'" not in caplog.text
 
 
@@ -257,8 +257,8 @@ def test_statistics_say_the_format_and_the_lines_left_out(data, tmp_path):
     source = JsonlConfig("alpaca", str(tmp_path / "alpaca.jsonl"), bad_lines=0.1)
     pipeline = Pipeline(DataConfig((source,), 64, 4, Supervised()), data[1], tmp_path / "cache")
     said = pipeline.statistics(1)["alpaca"]
-    assert (said["format"], said["bad_lines"], said["documents"]) == ("alpaca", 1, 9)
-    assert _pipeline(data).statistics(1)["prose"]["format"] == "text"
+    assert (said.format, said.bad_lines, said.documents) == ("alpaca", 1, 9)
+    assert _pipeline(data).statistics(1)["prose"].format == "text"
 
 
 def test_supervised_batches_hold_whole_examples_and_train_only_the_answers(data):
@@ -276,7 +276,7 @@ def test_supervised_batches_hold_whole_examples_and_train_only_the_answers(data)
             answers.append(tokenizer.decode(trained))
             assert text.endswith("\nA:\n" + answers[-1])
     assert sorted(answers) == sorted(text[-3:] for text in _documents(5, 40, 12))
-    assert 0 < pipeline.statistics(1)["labelled"]["trained"] < 0.5
+    assert 0 < pipeline.statistics(1)["labelled"].trained_share < 0.5
 
 
 def test_only_a_bidirectional_objective_has_a_prefix(data):

@@ -202,7 +202,7 @@ def test_the_summary_counts_what_was_planted(run_data):
     train, test = summarize(run_data)
     assert train.examples.rows == 31
     assert (train.repeats.repeated, train.repeats.repeated_rows) == (1, [(11, 4)])
-    assert train.plan.epochs == run_data.pipeline.statistics(9)["made"]["epochs"]
+    assert train.plan.epochs == run_data.pipeline.statistics(9)["made"].epochs
     assert [label.text for label in train.labels] == ["red", "green", "blue"]
     assert sum(label.count for label in train.labels) == 31
     assert sum(label.share for label in train.labels) == pytest.approx(1)

@@ -231,7 +231,7 @@ def test_batches_of_conversations_and_the_template_that_is_stated(tokenizer, tmp
     pipeline = Pipeline(DataConfig((source,), 64, 4, Chat(**settings)), tokenizer, tmp_path)
     answer = pipeline.statistics(1)["a"]
     kind = "plain" if template is None else "configured"
-    assert answer["format"] == f"sharegpt, the {kind} chat template"
+    assert answer.format == f"sharegpt, the {kind} chat template"
     assert pipeline.sidecar_files == {chat_template.TEMPLATE: (template or PLAIN).encode()}
     batch = pipeline.batch(0)
     texts = [

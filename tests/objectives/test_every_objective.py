@@ -59,14 +59,14 @@ def test_a_held_out_split_is_read_by_documents_though_they_are_cut(pipeline, nam
     heldout = made.heldout("made", "heldout")
     examples = heldout.rows.examples
     assert len(examples) > heldout.documents == len(TEXTS) == len(heldout.source_rows)
-    assert made.statistics(1)["made"]["documents"] == 4 * len(TEXTS)
+    assert made.statistics(1)["made"].documents == 4 * len(TEXTS)
     weights = sum(float(batch.weights.sum()) for batch in heldout.batches())
     assert weights == heldout.tokens == examples.trained.sum()
     found = heldout_loss(lambda batch: np.ones(batch.tokens.shape), [heldout])
     assert found.pop("heldout_loss") == 1
     size = sum(len(text.encode()) for text in TEXTS)
     if name in ("masked", "span_corruption", "ul2"):  # no code for the text
-        assert not found and made.statistics(1)["made"]["bytes"] == 0
+        assert not found and made.statistics(1)["made"].bytes == 0
     else:
         assert size / 4 < heldout.bytes <= size
         assert found["heldout_bits_per_byte"] == heldout.tokens / np.log(2) / heldout.bytes

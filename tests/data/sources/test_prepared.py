@@ -72,7 +72,7 @@ def test_batches_are_those_of_the_text(made, objective):
         assert jax.tree.all(same)
     both = [pipeline.statistics(9) for pipeline in (prepared, direct)]
     for name in TEXTS:
-        assert both[0][name] == both[1][name] | {"format": "prepared"}
+        assert both[0][name] == dataclasses.replace(both[1][name], format="prepared")
     heldout = [pipeline.heldout("more", "train") for pipeline in (prepared, direct)]
     assert heldout[0].bytes == heldout[1].bytes and heldout[0].documents == 29
 

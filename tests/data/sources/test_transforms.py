@@ -125,4 +125,4 @@ def test_a_config_on_disk_keeps_them_and_a_plan_shows_them(tmp_path):
     config = DataConfig((source,), 64, 2, Supervised())
     assert schema.build(DataConfig, json.loads(json.dumps(schema.to_dict(config)))) == config
     statistics = Pipeline(config, cases.tokenizer(), tmp_path / "cache").statistics(1)
-    assert statistics["a"]["format"] == "prompt+completion, transforms template"
+    assert statistics["a"].format == "prompt+completion, transforms template"
