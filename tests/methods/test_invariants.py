@@ -231,7 +231,7 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
             if axis in logical:
                 assert part == spec(kernel)[stacked + logical.index(axis)], name
                 count += part is not None
-    assert bool(count) == CASES[case].merges
+    assert count or not CASES[case].merges  # something was compared
     names = methods.trainable(model, method_of(case))
     state = functools.partial(
         stepping.init_state, step_config=stepping.StepConfig(names, OptimizerConfig())
