@@ -28,8 +28,8 @@ CHATML = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = tokenizer_lib.train(["user assistant some words and an end of it\n" * 9], 300)
-    backend = tokenizers.Tokenizer.from_str(made.to_json())
+    base = tokenizer_lib.train(["user assistant some words and an end of it\n" * 9], 300)
+    backend = tokenizers.Tokenizer.from_str(base.to_json())
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     return tokenizer_lib.Tokenizer(backend)
 
@@ -73,8 +73,8 @@ def test_an_answer_that_would_be_cut_is_refused_and_a_share_of_them_left_out(
     for row in (7, 13):
         rows[row]["completion"] = "some words " * 40
     _write(tmp_path, rows=rows)
-    said = _refused("made:train, row 7: the co", tmp_path, tokenizer, objective)
-    assert "2 of 20" in said and "(rows 7, 13), and over_long allows 0.00%" in said
+    error = _refused("made:train, row 7: the co", tmp_path, tokenizer, objective)
+    assert "2 of 20" in error and "(rows 7, 13), and over_long allows 0.00%" in error
     _refused("rows 7, 13", tmp_path, tokenizer, objective, {"over_long": 0.09})
     pipeline = _check(tmp_path, tokenizer, objective, {"over_long": 0.1})
     examples = pipeline.rows["made"].examples
@@ -101,8 +101,8 @@ def test_over_long_answers_are_counted_by_row(tokenizer, tmp_path_factory, long,
     message = f"row {min(long)}: .*{len(long)} of 30 examples \\({name_rows(np.array(list(long)))}"
     _refused(message, folder, tokenizer)
     share = len(long) / 30
-    left = _check(folder, tokenizer, settings={"over_long": share}).rows["made"].examples
-    assert set(np.flatnonzero(left.lengths == 0).tolist()) == long
+    examples = _check(folder, tokenizer, settings={"over_long": share}).rows["made"].examples
+    assert set(np.flatnonzero(examples.lengths == 0).tolist()) == long
 
 
 def test_a_begin_token_that_a_template_doubles_is_named_by_row(tokenizer, tmp_path):
@@ -112,8 +112,8 @@ def test_a_begin_token_that_a_template_doubles_is_named_by_row(tokenizer, tmp_pa
     for row in (3, 8):
         rows[row]["messages"] = [{"role": "system", "content": "it"}, *talk]
     _write(tmp_path, rows=rows)
-    said = _refused("begin token twice", tmp_path, tokenizer, "chat", {"template": template})
-    assert "'made:train', rows 3, 8 have the begin token twice in a row" in said
+    error = _refused("begin token twice", tmp_path, tokenizer, "chat", {"template": template})
+    assert "'made:train', rows 3, 8 have the begin token twice in a row" in error
 
 
 def test_padding_that_a_template_writes_into_answers_is_refused(tokenizer, tmp_path):
@@ -124,8 +124,8 @@ def test_padding_that_a_template_writes_into_answers_is_refused(tokenizer, tmp_p
     rows = _pairs()
     rows[5]["completion"] = "a pad"
     _write(tmp_path, rows=rows)
-    said = _refused("padding", tmp_path, tokenizer, "chat", {"template": template})
-    assert f"'made:train', row 5 has padding (id {tokenizer.pad_id}) that is trained on" in said
+    error = _refused("padding", tmp_path, tokenizer, "chat", {"template": template})
+    assert f"'made:train', row 5 has padding (id {tokenizer.pad_id}) that is trained on" in error
 
 
 def test_empty_completions_are_refused_and_a_share_of_them_passes(tokenizer, tmp_path):
@@ -133,8 +133,8 @@ def test_empty_completions_are_refused_and_a_share_of_them_passes(tokenizer, tmp
     rows[2]["completion"] = rows[9]["completion"] = ""
     _write(tmp_path, rows=rows)
     for objective in ("supervised", "chat"):
-        said = _refused("is empty in 2 of 12", tmp_path, tokenizer, objective)
-        assert "'made:train'" in said and "(rows 2, 9)" in said
+        error = _refused("is empty in 2 of 12", tmp_path, tokenizer, objective)
+        assert "'made:train'" in error and "(rows 2, 9)" in error
     _check(tmp_path, tokenizer, empty_answers=0.2)
 
 
@@ -162,7 +162,7 @@ def _broken(tokenizer, folder, rows, change):
 @given(st.sets(st.integers(0, 11), min_size=1, max_size=12))
 def test_what_an_objective_spoils_is_named_by_row(tokenizer, tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("spoilt")
-    named = name_rows(np.array(sorted(rows)))
+    row_names = name_rows(np.array(sorted(rows)))
 
     def cut(piece):
         return dataclasses.replace(piece.between(0, len(piece.tokens) - 1))
@@ -177,14 +177,14 @@ def test_what_an_objective_spoils_is_named_by_row(tokenizer, tmp_path_factory, r
         broken = _broken(tokenizer, folder, rows, change)
         with checks.collected() as faults:
             checks.check_examples(broken, tokenizer, 64)
-        (said,) = [fault for fault in faults if message in fault]
-        assert named in said or "never" in message
+        (matching_fault,) = [fault for fault in faults if message in fault]
+        assert row_names in matching_fault or "never" in message
     examples = _broken(tokenizer, folder, (), cut)
     idle = np.where(np.isin(np.arange(12), list(rows)), 0, examples.trained)
     with checks.collected() as faults:
         checks.check_examples(dataclasses.replace(examples, trained=idle), tokenizer, 64)
     assert any("no token to train on" in fault for fault in faults)
-    assert len(rows) == 12 or any(named in fault for fault in faults)
+    assert len(rows) == 12 or any(row_names in fault for fault in faults)
 
 
 def test_what_is_collected_is_no_error_and_what_follows_is_one_again(tokenizer, tmp_path):
@@ -204,13 +204,13 @@ def _with_template(tokenizer, template=CHATML):
 def test_a_template_unlike_the_tokenizers_is_refused_with_both(tokenizer, tmp_path):
     _write(tmp_path, rows=_pairs())
     own = _with_template(tokenizer)
-    asked = "<|im_start|>user\\nWhat is red?<|im_end|>\\n<|im_start|>assistant\\n"
+    theirs = "<|im_start|>user\\nWhat is red?<|im_end|>\\n<|im_start|>assistant\\n"
     for objective, settings, mine in (
         ("supervised", {"template": "Q: {prompt}\nA: "}, "<|begin|>Q: What is red?\\nA: "),
         ("chat", {"template": PLAIN}, "<|begin|>user\\nWhat is red?<|end|>\\n<|begin|>assistant"),
     ):
-        said = _refused("unlike the chat template", tmp_path, own, objective, settings)
-        assert mine in said and asked in said and "checks.other_template" in said
+        error = _refused("unlike the chat template", tmp_path, own, objective, settings)
+        assert mine in error and theirs in error and "checks.other_template" in error
         _check(tmp_path, own, objective, settings, other_template=True)
         _check(tmp_path, tokenizer, objective, settings)
     _check(tmp_path, own, "chat")
@@ -241,13 +241,13 @@ def test_a_template_that_writes_what_the_tokenizers_does_passes(tokenizer):
 
 def test_rows_of_a_held_out_split_that_are_trained_on_are_named_in_pairs(tokenizer, tmp_path):
     _write(tmp_path, rows=_pairs())
-    held = [{"prompt": f"other {n}", "completion": "it"} for n in range(10)]
-    held[4] = {"prompt": "  SOME\twords 8", "completion": "END 8"}
-    held[7] = {"prompt": "some words 2", "completion": "another"}
-    _write(tmp_path, "test", held)
-    said = _refused("are trained on too", tmp_path, tokenizer, split="test")
-    assert "1 of 10 rows (10.00%) of its split 'test'" in said
-    assert "row 4 is row 8 of made:train." in said
+    heldout_rows = [{"prompt": f"other {n}", "completion": "it"} for n in range(10)]
+    heldout_rows[4] = {"prompt": "  SOME\twords 8", "completion": "END 8"}
+    heldout_rows[7] = {"prompt": "some words 2", "completion": "another"}
+    _write(tmp_path, "test", heldout_rows)
+    error = _refused("are trained on too", tmp_path, tokenizer, split="test")
+    assert "1 of 10 rows (10.00%) of its split 'test'" in error
+    assert "row 4 is row 8 of made:train." in error
     _refused("are trained on too", tmp_path, tokenizer, splits=("test",), overlap=0.09)
     _check(tmp_path, tokenizer, splits=("test",), overlap=0.1)
     _check(tmp_path, tokenizer, splits=("nowhere",), overlap=1.0)

@@ -91,11 +91,13 @@ def test_1_2_and_4_processes_read_the_same_batches_also_after_some_were_killed(w
     # Two that tokenize into one new cache at the same time, and die in the middle.
     stopped = 17
     running = _start(work, 0, 10**6, 2)
-    seen = [[json.loads(process.stdout.readline()) for _ in range(stopped)] for process in running]
+    batches = [
+        [json.loads(process.stdout.readline()) for _ in range(stopped)] for process in running
+    ]
     for process in running:
         process.kill()
         process.communicate()
-    assert [a + b for a, b in zip(*seen, strict=True)] == whole[:stopped]
+    assert [a + b for a, b in zip(*batches, strict=True)] == whole[:stopped]
     assert _read(work, stopped, STEPS, 4) == whole[stopped:]
     # This process too, which has other threads, libraries and devices.
     here = Pipeline(

@@ -53,9 +53,9 @@ def test_shares_hold_after_any_number_of_rows(weights, rows):
     counts = _mix([10] * len(weights), weights).counts(rows)
     assert sum(counts) == rows
     for count, weight in zip(counts, weights, strict=True):
-        wanted = rows * weight / sum(weights)
+        expected = rows * weight / sum(weights)
         # a row a source, and rounding of weights in float64 over so many rows
-        assert abs(count - wanted) <= len(weights) + 1e-8 * rows
+        assert abs(count - expected) <= len(weights) + 1e-8 * rows
 
 
 def test_a_temperature_of_1_reads_all_equally_often_and_more_reads_small_ones_more():

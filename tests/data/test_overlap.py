@@ -17,24 +17,24 @@ HASHES = st.lists(st.integers(0, 6), max_size=12).map(lambda x: np.asarray(x, np
 
 @given(HASHES, st.lists(HASHES, min_size=1, max_size=3))
 def test_shared_rows_are_those_that_comparing_all_pairs_finds(hashes, others):
-    found = overlap.find_shared(hashes, others)
+    matches = overlap.find_shared(hashes, others)
     expected = []
     for row, one in enumerate(hashes):
         places = [(p, r) for p, other in enumerate(others) for r, two in enumerate(other)
                   if one == two != 0]  # fmt: skip
         expected += [(row, *min(places))] if places else []
-    assert list(zip(found.rows, found.places, found.others, strict=True)) == expected
+    assert list(zip(matches.rows, matches.places, matches.others, strict=True)) == expected
 
 
 @given(HASHES)
 def test_repeated_rows_are_all_but_the_first_of_their_kind(hashes):
-    found = overlap.find_repeated(hashes)
-    seen: dict[int, int] = {}
+    matches = overlap.find_repeated(hashes)
+    first_rows: dict[int, int] = {}
     expected = []
     for row, one in enumerate(hashes.tolist()):
-        if one and seen.setdefault(one, row) != row:
-            expected.append((row, seen[one]))
-    assert list(zip(found.rows, found.others, strict=True)) == expected
+        if one and first_rows.setdefault(one, row) != row:
+            expected.append((row, first_rows[one]))
+    assert list(zip(matches.rows, matches.others, strict=True)) == expected
 
 
 @given(st.text(), st.sampled_from([str.upper, str.lower, lambda t: f"  {t}\n", str.casefold]))
@@ -52,12 +52,14 @@ def test_hashes_are_of_what_the_objective_reads_and_kept(tmp_path, objective):
     path = tmp_path / "made.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = JsonlConfig("made", str(path), format="other")
-    made = [
+    hashes = [
         overlap.hash_rows(source, "train", OBJECTIVES[objective](), cases.tokenizer(), tmp_path)
         for _ in "12"
     ]
-    assert np.array_equal(*made)
-    assert (made[0][0] == made[0][1]) and (made[0][0] == made[0][2]) == (objective == "causal")
+    assert np.array_equal(*hashes)
+    assert (hashes[0][0] == hashes[0][1]) and (hashes[0][0] == hashes[0][2]) == (
+        objective == "causal"
+    )
 
 
 def test_rows_without_text_are_equal_to_none(tmp_path):

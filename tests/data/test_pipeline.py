@@ -124,7 +124,7 @@ def test_batch_at_step_is_a_pure_function(data):
 
 
 def test_a_new_process_reads_the_same_batch(data):
-    want = _pipeline(data).batch(37)
+    expected = _pipeline(data).batch(37)
     code = (
         "import sys, json\n"
         "import numpy as np\n"
@@ -143,9 +143,9 @@ def test_a_new_process_reads_the_same_batch(data):
     environment = {**os.environ, "PYTHONHASHSEED": "123", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", code, config, *map(str, paths)]
     subprocess.run(command, check=True, env=environment)
-    with np.load(folder / "batch.npz") as got:
+    with np.load(folder / "batch.npz") as arrays:
         for field in FIELDS:
-            assert np.array_equal(got[field], getattr(want, field))
+            assert np.array_equal(arrays[field], getattr(expected, field))
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
@@ -206,8 +206,8 @@ def test_heldout_reads_every_token_once_and_pads_the_last_batch(data):
     assert heldout.documents == 11 and len(heldout.rows) % 8
     batches = list(heldout.batches())
     assert len(batches) == len(heldout) and all(b.tokens.shape == (8, 64) for b in batches)
-    wanted = sum(len(data[1].encode(text)) + 1 for text in texts)
-    assert sum(b.weights.sum() for b in batches) == heldout.tokens == wanted
+    token_count = sum(len(data[1].encode(text)) + 1 for text in texts)
+    assert sum(b.weights.sum() for b in batches) == heldout.tokens == token_count
     assert not batches[-1].segments[len(heldout.rows) % 8 :].any()
 
 
@@ -256,8 +256,8 @@ def test_statistics_say_the_format_and_the_lines_left_out(data, tmp_path):
     (tmp_path / "alpaca.jsonl").write_text("\n".join(lines))
     source = JsonlConfig("alpaca", str(tmp_path / "alpaca.jsonl"), bad_lines=0.1)
     pipeline = Pipeline(DataConfig((source,), 64, 4, Supervised()), data[1], tmp_path / "cache")
-    said = pipeline.statistics(1)["alpaca"]
-    assert (said.format, said.bad_lines, said.documents) == ("alpaca", 1, 9)
+    statistics = pipeline.statistics(1)["alpaca"]
+    assert (statistics.format, statistics.bad_lines, statistics.documents) == ("alpaca", 1, 9)
     assert _pipeline(data).statistics(1)["prose"].format == "text"
 
 

@@ -45,7 +45,7 @@ def table(texts: list[str], tokenizer: Tokenizer) -> TokenTable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class RowExample:
     """One example as its place in a batch holds it."""
 
     tokens: list[int]
@@ -66,7 +66,7 @@ def batch(
     return batch_arrays, plan
 
 
-def read_back(examples: Examples, tokenizer: Tokenizer, length: int) -> dict[int, Read]:
+def read_back(examples: Examples, tokenizer: Tokenizer, length: int) -> dict[int, RowExample]:
     """Example -> what the rows of a batch hold of it; no example is cut or missing."""
     batch_arrays, plan = batch(examples, tokenizer, length)
     examples_read = {}
@@ -81,7 +81,7 @@ def read_back(examples: Examples, tokenizer: Tokenizer, length: int) -> dict[int
                 batch_arrays.prefix,
             )
             index = int(plan.examples[number])
-            examples_read[index] = Read(*(field[row][here].tolist() for field in fields))
+            examples_read[index] = RowExample(*(field[row][here].tolist() for field in fields))
             assert len(examples_read[index].tokens) == examples.lengths[index] <= length
             assert sum(examples_read[index].weights) == examples.trained[index]
             assert set(examples_read[index].weights) <= {0.0, 1.0}

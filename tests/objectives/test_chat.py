@@ -45,8 +45,8 @@ FORGETFUL = PLAIN.replace("message.content", "message.content + ('!' if loop.las
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = tokenizer_lib.train(["user assistant some words and an end of it\n" * 9], 300)
-    backend = tokenizers.Tokenizer.from_str(made.to_json())
+    base = tokenizer_lib.train(["user assistant some words and an end of it\n" * 9], 300)
+    backend = tokenizers.Tokenizer.from_str(base.to_json())
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     return tokenizer_lib.Tokenizer(backend)
 
@@ -95,14 +95,14 @@ WORDS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["some words", "<|im_end|>", "a<|end|>b <|begin|>", " x\n", "\ufdd01\ufdd0"]),
 )
-SAID = WORDS.filter(lambda text: text.strip())
+ANSWERS = WORDS.filter(lambda text: text.strip())
 TALKS = st.builds(
     lambda system, turns: (
         [_message("system", text) for text in system]
         + [_message(*m) for a, b in turns for m in (("user", a), ("assistant", b))]
     ),
     st.lists(WORDS, max_size=1),
-    st.lists(st.tuples(WORDS, SAID), min_size=1, max_size=4),
+    st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=4),
 )
 
 
@@ -127,9 +127,9 @@ def test_what_is_trained_is_what_the_assistant_says_and_its_ends(
     texts = [text.removesuffix(end.strip()) for text in expected]
     assert examples.bytes[0] == sum(len(text.encode()) for text in texts)
     # All that is read is what the template writes.
-    read = tokenizer.decode([piece.tokens[0], *piece.targets], special=True)
+    whole_text = tokenizer.decode([piece.tokens[0], *piece.targets], special=True)
     roles = {"begin": "<|begin|>", "end": "<|end|>"}
-    assert chat_template.render(template, talk, ask=False, **roles).startswith(read)
+    assert chat_template.render(template, talk, ask=False, **roles).startswith(whole_text)
 
 
 @given(talk=TALKS)
@@ -137,9 +137,9 @@ def test_a_model_is_asked_with_what_it_read_in_training(tokenizer, tmp_path_fact
     examples = _prepare([talk], tokenizer, tmp_path_factory.mktemp("cache"), window=4096)
     piece = _whole(examples)
     ids = [piece.tokens[0], *piece.targets]
-    asked, _ = Chat().prompt_ids(tokenizer, talk[:-1], 64)
-    assert asked == ids[: len(asked)]
-    assert piece.weights[len(asked) - 2] == 0 and piece.weights[len(asked) - 1 :].all()
+    prompt_ids, _ = Chat().prompt_ids(tokenizer, talk[:-1], 64)
+    assert prompt_ids == ids[: len(prompt_ids)]
+    assert piece.weights[len(prompt_ids) - 2] == 0 and piece.weights[len(prompt_ids) - 1 :].all()
 
 
 def _talk(turns, words=3, system=True):

@@ -55,21 +55,21 @@ def test_batches_are_the_same_in_any_order_and_on_any_number_of_hosts(pipeline, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_held_out_split_is_read_by_documents_though_they_are_cut(pipeline, name):
-    made = pipeline(name)
-    heldout = made.heldout("made", "heldout")
+    train = pipeline(name)
+    heldout = train.heldout("made", "heldout")
     examples = heldout.rows.examples
     assert len(examples) > heldout.documents == len(TEXTS) == len(heldout.source_rows)
-    assert made.statistics(1)["made"].documents == 4 * len(TEXTS)
+    assert train.statistics(1)["made"].documents == 4 * len(TEXTS)
     weights = sum(float(batch.weights.sum()) for batch in heldout.batches())
     assert weights == heldout.tokens == examples.trained.sum()
-    found = heldout_loss(lambda batch: np.ones(batch.tokens.shape), [heldout])
-    assert found.pop("heldout_loss") == 1
+    metrics = heldout_loss(lambda batch: np.ones(batch.tokens.shape), [heldout])
+    assert metrics.pop("heldout_loss") == 1
     size = sum(len(text.encode()) for text in TEXTS)
     if name in ("masked", "span_corruption", "ul2"):  # no code for the text
-        assert not found and made.statistics(1)["made"].bytes == 0
+        assert not metrics and train.statistics(1)["made"].bytes == 0
     else:
         assert size / 4 < heldout.bytes <= size
-        assert found["heldout_bits_per_byte"] == heldout.tokens / np.log(2) / heldout.bytes
+        assert metrics["heldout_bits_per_byte"] == heldout.tokens / np.log(2) / heldout.bytes
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,26 +111,26 @@ def _logits(model, batch):
 def test_a_prefix_sees_itself_both_ways_and_no_other_document(name):
     tokenizer = cases.tokenizer()
     examples = OBJECTIVES[name]().prepare(cases.table(TEXTS, tokenizer), tokenizer, 48)
-    made, _ = cases.batch(examples, tokenizer, 48)
+    batch, _ = cases.batch(examples, tokenizer, 48)
     # a row in which the second of several documents has a prefix of several tokens
-    second = (made.segments == 2) & made.prefix
+    second = (batch.segments == 2) & batch.prefix
     row = int(np.argmax(second.sum(1)))
-    document = np.flatnonzero(made.segments[row] == 2)
-    seen = int(second[row].sum())
-    places = [document[seen - 1], *document[seen + 1 : seen + 2]]
-    tokens = np.tile(made.tokens[row] % tiny.CONFIG.vocabulary, (3, 1))
+    document = np.flatnonzero(batch.segments[row] == 2)
+    prefix_length = int(second[row].sum())
+    places = [document[prefix_length - 1], *document[prefix_length + 1 : prefix_length + 2]]
+    tokens = np.tile(batch.tokens[row] % tiny.CONFIG.vocabulary, (3, 1))
     for changed, place in enumerate(places, start=1):
         tokens[changed, place] ^= 1
-    rows = jax.tree.map(lambda leaf: np.tile(leaf[row], (3, 1)), made)
+    rows = jax.tree.map(lambda leaf: np.tile(leaf[row], (3, 1)), batch)
     logits = np.asarray(_logits(tiny.model(), dataclasses.replace(rows, tokens=tokens)))
-    moved = np.abs(logits[1:] - logits[0]).max(-1) * (made.segments[row] > 0)
+    moved = np.abs(logits[1:] - logits[0]).max(-1) * (batch.segments[row] > 0)
     # the last token of the prefix reaches all of its document, and nothing of another
     # (the model computes the same bits for a token that sees the same)
-    assert seen > 2 and (moved[0][document] > 1e-6).all()
+    assert prefix_length > 2 and (moved[0][document] > 1e-6).all()
     assert not np.delete(moved[0], document).any()
     if name == "masked":
-        assert seen == len(document)
+        assert prefix_length == len(document)
     else:
         # a token after the prefix reaches only what follows
-        assert (moved[1][document[seen + 1 :]] > 1e-6).all()
-        assert not np.delete(moved[1], document[seen + 1 :]).any()
+        assert (moved[1][document[prefix_length + 1 :]] > 1e-6).all()
+        assert not np.delete(moved[1], document[prefix_length + 1 :]).any()

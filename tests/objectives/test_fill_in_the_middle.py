@@ -9,15 +9,15 @@ from research.objectives import markers
 from research.objectives.fill_in_the_middle import FillInTheMiddle
 from tests.objectives import cases
 
-SPELT = {"prefix": "<1>", "suffix": "<2>", "middle": "\x03"}
+TEXT_MARKERS = {"prefix": "<1>", "suffix": "<2>", "middle": "\x03"}
 
 
-def _text(read, ids, tokenizer):
+def _text(example, ids, tokenizer):
     """(tokens of the text, "psm", "spm" or None) of an example."""
     prefix, suffix, middle = (part.tolist() for part in ids)
-    assert read.weights == [1.0] * len(read.tokens) and not any(read.prefix)
-    assert read.targets[:-1] == read.tokens[1:]
-    whole = [*read.tokens, read.targets[-1]]
+    assert example.weights == [1.0] * len(example.tokens) and not any(example.prefix)
+    assert example.targets[:-1] == example.tokens[1:]
+    whole = [*example.tokens, example.targets[-1]]
     if whole[1 : 1 + len(prefix)] != prefix:
         ends = whole[-1] == tokenizer.end_id
         return whole[1 : len(whole) - ends], None
@@ -41,21 +41,21 @@ def _text(read, ids, tokenizer):
 @settings(max_examples=100)
 def test_the_text_comes_back_from_the_rows(texts, window, share, suffix_first, special, seed):
     tokenizer = cases.tokenizer(special)
-    names = {} if special else SPELT
+    names = {} if special else TEXT_MARKERS
     objective = FillInTheMiddle(share, suffix_first, seed=seed, **names)
     examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, window)
     ids = markers.encode((objective.prefix, objective.suffix, objective.middle), tokenizer)
-    found = {
-        index: _text(read, ids, tokenizer)
-        for index, read in cases.read_back(examples, tokenizer, window).items()
+    texts_and_orders = {
+        index: _text(example, ids, tokenizer)
+        for index, example in cases.read_back(examples, tokenizer, window).items()
     }
-    tokens = {index: text for index, (text, _) in found.items()}
+    tokens = {index: text for index, (text, _) in texts_and_orders.items()}
     assert cases.documents(tokens, examples, len(texts)) == [
         tokenizer.encode(text) for text in texts
     ]
     assert np.array_equal(examples.trained, examples.lengths)
     assert examples.bytes.sum() == sum(len(text.encode()) for text in texts)
-    orders = {order for text, order in found.values() if text}
+    orders = {order for text, order in texts_and_orders.values() if text}
     if share == 1:
         assert None not in orders
     if suffix_first == 1:
@@ -111,4 +111,4 @@ def test_a_marker_is_found_wherever_the_search_is_cut(monkeypatch):
     for chunk in range(1, 12):
         monkeypatch.setattr(markers, "_CHUNK", chunk)
         with pytest.raises(ValueError, match="row 1: the text holds the marker '<1>'"):
-            FillInTheMiddle(**SPELT).prepare(table, tokenizer, 64)
+            FillInTheMiddle(**TEXT_MARKERS).prepare(table, tokenizer, 64)

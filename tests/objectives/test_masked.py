@@ -27,23 +27,27 @@ def test_the_text_comes_back_from_the_rows(texts, window, rate, shares, special,
     examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, window)
     assert examples.bytes is None and not examples.ends
     tokens = {}
-    for index, read in cases.read_back(examples, tokenizer, window).items():
-        assert all(read.prefix) and read.tokens[0] == tokenizer.begin_id and not read.weights[0]
-        text = read.targets[1:]
-        asked = np.asarray(read.weights[1:]) > 0
-        assert asked.sum() == max(1, round(len(text) * rate))
-        seen = np.asarray(read.tokens[1:])
+    for index, example in cases.read_back(examples, tokenizer, window).items():
+        assert (
+            all(example.prefix)
+            and example.tokens[0] == tokenizer.begin_id
+            and not example.weights[0]
+        )
+        text = example.targets[1:]
+        is_target = np.asarray(example.weights[1:]) > 0
+        assert is_target.sum() == max(1, round(len(text) * rate))
+        inputs = np.asarray(example.tokens[1:])
         # what is not asked for is read as it is
-        assert np.array_equal(seen[~asked], np.asarray(text)[~asked])
+        assert np.array_equal(inputs[~is_target], np.asarray(text)[~is_target])
         if shares == (1.0, 0.0):
-            assert (seen[asked] == mask).all()
+            assert (inputs[is_target] == mask).all()
         if shares == (0.0, 0.0):
-            assert seen.tolist() == text
+            assert inputs.tolist() == text
         # special tokens are no words, but for the mask
-        assert not (set(seen.tolist()) - {mask}) & tokenizer.special_ids
+        assert not (set(inputs.tolist()) - {mask}) & tokenizer.special_ids
         tokens[index] = text
-    want = [tokenizer.encode(text) for text in texts]
-    assert cases.documents(tokens, examples, len(texts)) == want
+    expected = [tokenizer.encode(text) for text in texts]
+    assert cases.documents(tokens, examples, len(texts)) == expected
 
 
 def test_chosen_tokens_are_masked_random_or_kept_in_the_configured_shares():
@@ -51,18 +55,18 @@ def test_chosen_tokens_are_masked_random_or_kept_in_the_configured_shares():
     text = "o" * 200
     examples = Masked().prepare(cases.table([text] * 300, tokenizer), tokenizer, 256)
     (token,), (mask,) = set(tokenizer.encode(text[:1])), tokenizer.encode("<|mask|>", special=True)
-    read = cases.read_back(examples, tokenizer, 256).values()
-    whole = np.asarray([[*each.tokens] for each in read])
-    asked = np.asarray([each.weights for each in read]) > 0
-    counts = asked[:, 1:].sum(0)
-    assert (asked.sum(1) == round(0.15 * whole.shape[1])).all()
+    row_examples = cases.read_back(examples, tokenizer, 256).values()
+    whole = np.asarray([[*each.tokens] for each in row_examples])
+    is_target = np.asarray([each.weights for each in row_examples]) > 0
+    counts = is_target[:, 1:].sum(0)
+    assert (is_target.sum(1) == round(0.15 * whole.shape[1])).all()
     assert counts.min() > 0 and counts.std() < 1.3 * np.sqrt(300 * 0.15 * 0.85)
-    chosen = whole[asked]
+    inputs = whole[is_target]
     # two standard errors of 9000 draws; the seed is fixed
-    assert np.mean(chosen == mask) == pytest.approx(0.8, abs=0.01)
-    others = chosen[(chosen != mask) & (chosen != token)]
+    assert np.mean(inputs == mask) == pytest.approx(0.8, abs=0.01)
+    others = inputs[(inputs != mask) & (inputs != token)]
     # as above
-    assert len(others) / len(chosen) == pytest.approx(0.1, abs=0.01)
+    assert len(others) / len(inputs) == pytest.approx(0.1, abs=0.01)
     assert len(np.unique(others)) > 0.9 * len(tokenizer.text_ids)
 
 

@@ -18,19 +18,19 @@ def test_the_text_comes_back_from_the_rows(texts, window, shares, seed):
     table = cases.table(texts, tokenizer)
     examples = PrefixLM(*shares, seed=seed).prepare(table, tokenizer, window)
     tokens = {}
-    for index, read in cases.read_back(examples, tokenizer, window).items():
-        seen = sum(read.prefix)
-        places = len(read.tokens)
-        assert 1 <= seen <= places and all(read.prefix[:seen])
+    for index, example in cases.read_back(examples, tokenizer, window).items():
+        prefix_length = sum(example.prefix)
+        places = len(example.tokens)
+        assert 1 <= prefix_length <= places and all(example.prefix[:prefix_length])
         # the last place of the prefix says the first token after it
-        assert read.weights == [0.0] * (seen - 1) + [1.0] * (places - seen + 1)
-        assert shares[0] * places - 1 <= seen - 1 <= shares[1] * places
-        assert read.targets[:-1] == read.tokens[1:]
-        tokens[index] = read.targets
-        said = np.asarray(read.targets)[seen - 1 :]
-        assert examples.bytes[index] == tokenizer.byte_lengths[said].sum()
-    want = [[*tokenizer.encode(text), tokenizer.end_id] for text in texts]
-    assert cases.documents(tokens, examples, len(texts)) == want
+        assert example.weights == [0.0] * (prefix_length - 1) + [1.0] * (places - prefix_length + 1)
+        assert shares[0] * places - 1 <= prefix_length - 1 <= shares[1] * places
+        assert example.targets[:-1] == example.tokens[1:]
+        tokens[index] = example.targets
+        continuation = np.asarray(example.targets)[prefix_length - 1 :]
+        assert examples.bytes[index] == tokenizer.byte_lengths[continuation].sum()
+    expected = [[*tokenizer.encode(text), tokenizer.end_id] for text in texts]
+    assert cases.documents(tokens, examples, len(texts)) == expected
 
 
 def test_prefixes_end_at_even_places():

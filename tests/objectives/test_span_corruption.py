@@ -10,29 +10,31 @@ from research.objectives.span_corruption import SpanCorruption
 from tests.objectives import cases
 
 
-def _text(read, objective, tokenizer):
-    """(kept spans, hidden spans) of an example."""
-    seen = sum(read.prefix)
-    assert all(read.prefix[:seen]) and read.tokens[0] == tokenizer.begin_id
+def _text(example, objective, tokenizer):
+    """(visible spans, hidden spans) of an example."""
+    prefix_length = sum(example.prefix)
+    assert all(example.prefix[:prefix_length]) and example.tokens[0] == tokenizer.begin_id
     # trained is exactly what follows the prefix, whose last place says the first of it
-    assert read.weights == [0.0] * (seen - 1) + [1.0] * (len(read.tokens) - seen + 1)
-    assert read.targets[:-1] == read.tokens[1:] and read.targets[-1] == tokenizer.end_id
-    corrupted, said = read.tokens[1:seen], read.targets[seen - 1 : -1]
-    kept, hidden, number = [], [], 0
+    assert example.weights == [0.0] * (prefix_length - 1) + [1.0] * (
+        len(example.tokens) - prefix_length + 1
+    )
+    assert example.targets[:-1] == example.tokens[1:] and example.targets[-1] == tokenizer.end_id
+    corrupted, targets = example.tokens[1:prefix_length], example.targets[prefix_length - 1 : -1]
+    visible_spans, hidden_spans, number = [], [], 0
     while corrupted:
         sentinel = tokenizer.encode(objective.sentinel.format(number=number), special=True)
         place = cases.find(sentinel, corrupted)
-        kept.append(corrupted[:place])
+        visible_spans.append(corrupted[:place])
         corrupted = corrupted[place + len(sentinel) :]
-        assert said[: len(sentinel)] == sentinel
-        said = said[len(sentinel) :]
+        assert targets[: len(sentinel)] == sentinel
+        targets = targets[len(sentinel) :]
         following = tokenizer.encode(objective.sentinel.format(number=number + 1), special=True)
-        size = cases.find(following, said) if corrupted else len(said)
-        hidden.append(said[:size])
-        said = said[size:]
+        size = cases.find(following, targets) if corrupted else len(targets)
+        hidden_spans.append(targets[:size])
+        targets = targets[size:]
         number += 1
-    assert all(kept) and all(hidden) and not said
-    return kept, hidden
+    assert all(visible_spans) and all(hidden_spans) and not targets
+    return visible_spans, hidden_spans
 
 
 @given(
@@ -49,16 +51,19 @@ def test_the_text_comes_back_from_the_rows(texts, window, rate, mean_span, seed)
     examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, window)
     assert examples.bytes is None
     tokens = {}
-    for index, read in cases.read_back(examples, tokenizer, window).items():
-        kept, hidden = _text(read, objective, tokenizer)
-        size = sum(map(len, kept)) + sum(map(len, hidden))
-        wanted = objective.spans(np.asarray([size]))
-        assert (sum(map(len, hidden)), len(hidden)) == (wanted[0][0], wanted[1][0])
-        tokens[index] = [t for pair in zip(kept, hidden, strict=True) for p in pair for t in p]
+    for index, example in cases.read_back(examples, tokenizer, window).items():
+        visible_spans, hidden_spans = _text(example, objective, tokenizer)
+        size = sum(map(len, visible_spans)) + sum(map(len, hidden_spans))
+        expected = objective.spans(np.asarray([size]))
+        assert (sum(map(len, hidden_spans)), len(hidden_spans)) == (expected[0][0], expected[1][0])
+        tokens[index] = [
+            t for pair in zip(visible_spans, hidden_spans, strict=True) for p in pair for t in p
+        ]
     # a text's last window may hold one token, which is left out
-    for text, found in zip(texts, cases.documents(tokens, examples, len(texts)), strict=True):
+    documents = cases.documents(tokens, examples, len(texts))
+    for text, document in zip(texts, documents, strict=True):
         ids = tokenizer.encode(text)
-        assert found == ids[: len(found)] and len(ids) - len(found) < 2
+        assert document == ids[: len(document)] and len(ids) - len(document) < 2
 
 
 def test_special_tokens_serve_as_sentinels_as_in_t5():
@@ -66,11 +71,12 @@ def test_special_tokens_serve_as_sentinels_as_in_t5():
     texts = ["some words. are words some"]
     objective = SpanCorruption(0.3, 2.0)
     examples = objective.prepare(cases.table(texts, tokenizer), tokenizer, 64)
-    kept, hidden = _text(cases.read_back(examples, tokenizer, 64)[0], objective, tokenizer)
+    example = cases.read_back(examples, tokenizer, 64)[0]
+    _, hidden_spans = _text(example, objective, tokenizer)
     size = len(tokenizer.encode(texts[0]))
     spans = round(round(size * 0.3) / 2)
-    assert len(hidden) == spans and examples.lengths[0] == 1 + size + 2 * spans
-    assert examples.trained[0] == sum(map(len, hidden)) + spans + 1
+    assert len(hidden_spans) == spans and examples.lengths[0] == 1 + size + 2 * spans
+    assert examples.trained[0] == sum(map(len, hidden_spans)) + spans + 1
 
 
 def test_hidden_tokens_are_the_configured_share_everywhere_in_the_text():
@@ -79,9 +85,11 @@ def test_hidden_tokens_are_the_configured_share_everywhere_in_the_text():
     text = "o" * 100
     examples = objective.prepare(cases.table([text] * 600, tokenizer), tokenizer, 256)
     places, sizes = np.zeros(100), []
-    for read in cases.read_back(examples, tokenizer, 256).values():
-        kept, hidden = _text(read, objective, tokenizer)
-        lengths = [len(part) for pair in zip(kept, hidden, strict=True) for part in pair]
+    for example in cases.read_back(examples, tokenizer, 256).values():
+        visible_spans, hidden_spans = _text(example, objective, tokenizer)
+        lengths = [
+            len(part) for pair in zip(visible_spans, hidden_spans, strict=True) for part in pair
+        ]
         ends = np.cumsum(lengths)
         for first, last in zip(ends[0::2], ends[1::2], strict=True):
             places[first:last] += 1

@@ -60,19 +60,23 @@ def test_prompts_are_cut_and_nothing_else(tokenizer, pairs, cut, window, reserve
     examples = objective.prepare(_table(tokenizer, pairs), tokenizer, window)
     head, tail = objective.fixed(tokenizer)
     for i, (prompt, answer) in enumerate(pairs):
-        piece, ids, said = _whole(examples, i), tokenizer.encode(prompt), tokenizer.encode(answer)
+        piece = _whole(examples, i)
+        ids, answer_ids = tokenizer.encode(prompt), tokenizer.encode(answer)
         assert len(piece.tokens) == examples.lengths[i] <= window
-        middle = piece.tokens[1 + len(head) : len(piece.tokens) - len(tail) - len(said)].tolist()
-        kept = ids[len(ids) - len(middle) :] if cut == "left" else ids[: len(middle)]
-        expected = [tokenizer.begin_id, *head, *kept, *tail, *said]
-        assert piece.tokens.tolist() == expected and middle == kept
-        assert examples.truncated[i] == (len(kept) < len(ids))
-        assert piece.targets[piece.weights > 0].tolist() == [*said, tokenizer.end_id]
+        middle_end = len(piece.tokens) - len(tail) - len(answer_ids)
+        middle = piece.tokens[1 + len(head) : middle_end].tolist()
+        prompt_part = ids[len(ids) - len(middle) :] if cut == "left" else ids[: len(middle)]
+        expected = [tokenizer.begin_id, *head, *prompt_part, *tail, *answer_ids]
+        assert piece.tokens.tolist() == expected and middle == prompt_part
+        assert examples.truncated[i] == (len(prompt_part) < len(ids))
+        assert piece.targets[piece.weights > 0].tolist() == [*answer_ids, tokenizer.end_id]
         if examples.truncated[i]:  # Not more is cut than must be.
-            assert len(piece.tokens) == window - max(0, reserve - len(said) - 1)
+            assert len(piece.tokens) == window - max(0, reserve - len(answer_ids) - 1)
         # What is scored and generated from is what was trained on.
-        asked, was_cut = objective.encode_prompt(tokenizer, prompt, window, answer=len(said) + 1)
-        assert asked == expected[: len(expected) - len(said)]
+        prompt_ids, was_cut = objective.encode_prompt(
+            tokenizer, prompt, window, answer=len(answer_ids) + 1
+        )
+        assert prompt_ids == expected[: len(expected) - len(answer_ids)]
         assert was_cut == examples.truncated[i]
 
 

@@ -17,7 +17,7 @@ def test_an_example_is_its_denoisers_behind_the_mode(texts):
     table = cases.table(texts, tokenizer)
     objective = UL2(SMALL, seed=3)
     examples = objective.prepare(table, tokenizer, WINDOW)
-    read = cases.read_back(examples, tokenizer, WINDOW)
+    row_examples = cases.read_back(examples, tokenizer, WINDOW)
     modes = [tokenizer.encode(denoiser.mode, special=True) for denoiser in SMALL]
     parts = [
         objective.part(number).prepare(table, tokenizer, WINDOW - len(mode))
@@ -25,24 +25,24 @@ def test_an_example_is_its_denoisers_behind_the_mode(texts):
     ]
     expected = []
     for row in range(len(texts)):
-        indices = [i for i in read if examples.rows[i] == row]
+        indices = [i for i in row_examples if examples.rows[i] == row]
         if not indices:
             continue
         (number,) = {
             number
             for number, mode in enumerate(modes)
-            if all(read[i].tokens[1 : 1 + len(mode)] == mode for i in indices)
+            if all(row_examples[i].tokens[1 : 1 + len(mode)] == mode for i in indices)
         }
         mode, part = modes[number], parts[number]
         expected += [(mode, part, i) for i in np.flatnonzero(part.rows == row) if part.lengths[i]]
-    for index, (mode, part, i) in zip(sorted(read), expected, strict=True):
+    for index, (mode, part, i) in zip(sorted(row_examples), expected, strict=True):
         piece, size = part.piece(i, 0, int(part.lengths[i])), len(mode)
-        got = read[index]
-        assert got.tokens == [*piece.tokens[:1], *mode, *piece.tokens[1:]]
-        assert got.targets == [*mode, *piece.targets]
-        assert got.weights == [0.0] * size + piece.weights.tolist()
-        assert got.prefix == [True] * size + piece.prefix.tolist()
-        assert got.targets[:-1] == got.tokens[1:]
+        example = row_examples[index]
+        assert example.tokens == [*piece.tokens[:1], *mode, *piece.tokens[1:]]
+        assert example.targets == [*mode, *piece.targets]
+        assert example.weights == [0.0] * size + piece.weights.tolist()
+        assert example.prefix == [True] * size + piece.prefix.tolist()
+        assert example.targets[:-1] == example.tokens[1:]
 
 
 def test_documents_share_denoisers_by_weight_and_the_seed_alone_decides():

@@ -37,11 +37,13 @@ def test_bytes_of_windows_are_those_of_their_tokens(texts, limit, seed, space):
     skipped = np.random.default_rng(seed).integers(0, windows.lengths)
     if space:  # as if the first token of every text held a space that the text has not
         totals = totals - 1
-    found = windows.text_bytes(totals, lengths, skipped)
+    window_bytes = windows.text_bytes(totals, lengths, skipped)
     for i in range(len(windows)):
         whole = windows.next_tokens(i, tokenizer.begin_id).targets
         first = windows.starts[i] == table["text"].offsets[windows.rows[i]]
-        assert found[i] == lengths[whole[skipped[i] :]].sum() - (space and first and not skipped[i])
+        assert window_bytes[i] == lengths[whole[skipped[i] :]].sum() - (
+            space and first and not skipped[i]
+        )
     whole = windows.text_bytes(totals, lengths, np.zeros(len(windows), np.int64))
     assert np.array_equal(np.bincount(windows.rows, whole), totals)
 
@@ -51,10 +53,10 @@ def test_bytes_are_the_same_however_many_tokens_are_looked_up_at_once(monkeypatc
     table = cases.table(["some words " * 20, "", "are"], tokenizer)
     windows = Windows.cut(table["text"], 7)
     skipped = windows.lengths // 2
-    want = windows.text_bytes(table.bytes["text"], tokenizer.byte_lengths, skipped)
+    expected = windows.text_bytes(table.bytes["text"], tokenizer.byte_lengths, skipped)
     monkeypatch.setattr(windows_lib, "_CHUNK", 5)
-    got = windows.text_bytes(table.bytes["text"], tokenizer.byte_lengths, skipped)
-    assert np.array_equal(got, want)
+    window_bytes = windows.text_bytes(table.bytes["text"], tokenizer.byte_lengths, skipped)
+    assert np.array_equal(window_bytes, expected)
 
 
 def test_chance_depends_on_seed_example_and_draw_alone():

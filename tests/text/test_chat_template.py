@@ -56,6 +56,6 @@ def test_templates_are_found_wherever_transformers_puts_them():
 
     assert chat_template.find_template({}) is None
     assert chat_template.find_template(settings("a")) == "a"
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    assert chat_template.find_template(settings(named)) == "d"
+    templates = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    assert chat_template.find_template(settings(templates)) == "d"
     assert chat_template.find_template({chat_template.TEMPLATE: b"file", **settings("a")}) == "file"

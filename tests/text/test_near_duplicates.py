@@ -35,9 +35,9 @@ def _brute_force(texts: list[str], threshold: float, measure: str) -> list[int]:
 @settings(max_examples=60, deadline=None)
 @given(_texts, _thresholds, _measures)
 def test_clusters_are_the_connected_components_of_all_similar_pairs(texts, threshold, measure):
-    found = clusters(texts, threshold, size=3, measure=measure)
-    assert found.dtype == np.int64
-    assert found.tolist() == _brute_force(texts, threshold, measure)
+    cluster_ids = clusters(texts, threshold, size=3, measure=measure)
+    assert cluster_ids.dtype == np.int64
+    assert cluster_ids.tolist() == _brute_force(texts, threshold, measure)
 
 
 @settings(max_examples=30, deadline=None)

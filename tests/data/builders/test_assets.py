@@ -107,11 +107,11 @@ def test_fetch_downloads_once_and_is_offline_and_repairs_damage(registry, tmp_pa
 
 
 def test_wrong_hash_names_file_expected_and_got(registry, monkeypatch, tmp_path):
-    got = ASSETS["tiny"].sha256
+    true_hash = ASSETS["tiny"].sha256
     monkeypatch.setitem(ASSETS, "tiny", _asset(registry, "pip", sha256="0" * 64))
     with pytest.raises(AssetMismatchError) as error_info:
         fetch("tiny")
-    for part in (registry.name, "expected " + "0" * 64, "got " + got):
+    for part in (registry.name, "expected " + "0" * 64, "got " + true_hash):
         assert part in str(error_info.value)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -185,10 +185,10 @@ def test_members_that_leave_the_archive_are_refused(tmp_path, name):
 
 
 def test_torn_archives_and_huge_members_are_clear_errors(registry, tmp_path, monkeypatch):
-    torn = tmp_path / "torn.whl"
-    torn.write_bytes(registry.read_bytes()[:100])
+    partial_wheel = tmp_path / "torn.whl"
+    partial_wheel.write_bytes(registry.read_bytes()[:100])
     with pytest.raises(ValueError, match="not a readable archive"):
-        list(read_members(torn, ".*"))
+        list(read_members(partial_wheel, ".*"))
     not_debian = tmp_path / "torn.deb"
     not_debian.write_bytes(b"hello")
     with pytest.raises(ValueError, match="not a Debian package"):

@@ -24,16 +24,16 @@ NATURAL = {
 
 
 def _sizes(kind: str, seed: int, count: int, limit: int) -> np.ndarray:
-    drawn = NATURAL[kind](np.random.default_rng(seed), count) * limit
-    return np.clip(drawn, 1, limit).astype(np.int64)
+    samples = NATURAL[kind](np.random.default_rng(seed), count) * limit
+    return np.clip(samples, 1, limit).astype(np.int64)
 
 
 def _rows(sizes: np.ndarray, limit: int, rows: np.ndarray) -> int:
     """Number of rows; every piece is in one, and none holds more than it may."""
     assert len(rows) == len(sizes) and rows.min() == 0
-    used = np.bincount(rows, weights=sizes)
-    assert used.min() > 0 and used.max() <= limit
-    return len(used)
+    row_lengths = np.bincount(rows, weights=sizes)
+    assert row_lengths.min() > 0 and row_lengths.max() <= limit
+    return len(row_lengths)
 
 
 @functools.cache
@@ -61,10 +61,10 @@ def _exactly(sizes: tuple[int, ...], limit: int) -> int:
 @pytest.mark.parametrize(("limit", "count"), [(128, 40), (1000, 400), (2048, 20_000)])
 def test_rows_are_98_percent_full_or_within_1_percent_of_the_fewest(kind, limit, count):
     sizes = _sizes(kind, 0, count, limit)
-    used = _rows(sizes, limit, cutting_stock.assign(sizes, limit))
+    row_count = _rows(sizes, limit, cutting_stock.assign(sizes, limit))
     fewest = cutting_stock.min_rows(sizes, limit)
-    assert fewest <= used
-    assert sizes.sum() >= 0.98 * used * limit or used <= max(1.01 * fewest, fewest + 1)
+    assert fewest <= row_count
+    assert sizes.sum() >= 0.98 * row_count * limit or row_count <= max(1.01 * fewest, fewest + 1)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(30, 40))

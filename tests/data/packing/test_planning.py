@@ -33,7 +33,7 @@ def test_every_token_is_in_exactly_one_place(lengths, splittable, pack, seed):
         lengths = [min(length, ROW) for length in lengths]
     arrays = plan(np.asarray(lengths), ROW, splittable=splittable, pack=pack, seed=seed)
     rows = PackedRows(_examples(lengths, splittable), arrays, pad_id=-7)
-    seen = []
+    row_tokens = []
     for i in range(len(rows)):
         row = rows[i]
         real = row["segments"] > 0
@@ -49,9 +49,9 @@ def test_every_token_is_in_exactly_one_place(lengths, splittable, pack, seed):
                 assert here.sum() == lengths[row["tokens"][here][0] // 1000]
         if not pack:
             assert row["segments"].max() == 1
-        seen += row["tokens"][real].tolist()
-    wanted = [1000 * i + k for i, length in enumerate(lengths) for k in range(length)]
-    assert sorted(seen) == wanted
+        row_tokens += row["tokens"][real].tolist()
+    expected = [1000 * i + k for i, length in enumerate(lengths) for k in range(length)]
+    assert sorted(row_tokens) == expected
 
 
 @given(st.lists(st.integers(1, ROW), min_size=1, max_size=80))
@@ -64,8 +64,8 @@ def test_bucketed_packing_equals_best_fit_decreasing_one_by_one(lengths):
             rooms.remove(min(fitting))
         rooms.append((min(fitting) if fitting else ROW) - length)
     arrays = plan(np.asarray(lengths), ROW, splittable=False, pack=True, seed=0)
-    used = np.add.reduceat(arrays.lengths, arrays.offsets[:-1])
-    assert sorted(ROW - used) == sorted(rooms)
+    row_lengths = np.add.reduceat(arrays.lengths, arrays.offsets[:-1])
+    assert sorted(ROW - row_lengths) == sorted(rooms)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.55, 0.62, 3.0])

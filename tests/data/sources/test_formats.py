@@ -132,10 +132,10 @@ def test_records_of_several_formats_are_refused_unless_one_is_chosen(tmp_path):
     records = [ALPACA, {"text": "a"}, ALPACA]
     with pytest.raises(ValueError, match=r"a\.jsonl:1 is 'alpaca', .*a\.jsonl:2 is 'text'"):
         _open(tmp_path, records)[0]
-    chosen = _open(tmp_path, records, format="alpaca")
-    assert chosen[2]["completion"] == "2"
+    source = _open(tmp_path, records, format="alpaca")
+    assert source[2]["completion"] == "2"
     with pytest.raises(ValueError, match=r"a\.jsonl:2: there is no field 'instruction'"):
-        chosen[1]
+        source[1]
     with pytest.raises(ValueError, match="unknown format 'alpacca'; did you mean 'alpaca'"):
         _open(tmp_path, records, format="alpacca")
 
@@ -148,12 +148,12 @@ def test_a_tolerated_share_of_bad_lines_is_left_out_and_counted(tmp_path_factory
     share = good.count(False) / len(good)
     if good.count(True) > good.count(False):
         source = _open(folder, records, bad_lines=share)
-        wanted = [{"text": f"{i}"} for i, fine in enumerate(good) if fine]
-        assert [source[i] for i in range(len(source))] == wanted
+        expected = [{"text": f"{i}"} for i, fine in enumerate(good) if fine]
+        assert [source[i] for i in range(len(source))] == expected
         assert source.bad_lines == good.count(False)
     if share:
-        named = [rf"a\.jsonl:{i + 1}: " for i, fine in enumerate(good) if not fine][:5]
-        message = f"{good.count(False)} of {len(good)} records.*" + ".*".join(named)
+        bad_lines = [rf"a\.jsonl:{i + 1}: " for i, fine in enumerate(good) if not fine][:5]
+        message = f"{good.count(False)} of {len(good)} records.*" + ".*".join(bad_lines)
         with pytest.raises(ValueError, match=rf"(?s){message}"):
             len(_open(folder, records, bad_lines=share * 0.99))
 

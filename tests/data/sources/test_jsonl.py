@@ -21,10 +21,10 @@ def test_any_line_of_any_file_is_found_in_any_order(tmp_path, parts, data):
         content = "\n".join(["", *lines, ""]) if lines else ""
         (tmp_path / f"{number}.jsonl").write_text(content, encoding="utf-8", newline="")
     source = open_source(JsonlConfig("a", str(tmp_path / "*.jsonl")))
-    wanted = [text for texts in parts for text in texts]
-    assert len(source) == len(wanted)
-    for index in data.draw(st.permutations(range(len(wanted)))):
-        assert source[index] == {"text": wanted[index]}
+    expected = [text for texts in parts for text in texts]
+    assert len(source) == len(expected)
+    for index in data.draw(st.permutations(range(len(expected)))):
+        assert source[index] == {"text": expected[index]}
 
 
 def test_a_broken_line_names_its_own_file_and_line(tmp_path):

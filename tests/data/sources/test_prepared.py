@@ -32,7 +32,7 @@ TEXTS = {
 KINDS = ("prepared", "jsonl")
 OBJECTIVES = ["causal", "fill_in_the_middle", "prefix_lm", "span_corruption", "masked"]
 # Without special tokens for them, markers are spelt, and all tokens are searched for them.
-SPELT = {
+TEXT_MARKERS = {
     "fill_in_the_middle": {"prefix": "\x01", "suffix": "\x02", "middle": "\x03"},
     "span_corruption": {"sentinel": "\x01{number}"},
     "masked": {"mask": "\x01"},
@@ -40,7 +40,7 @@ SPELT = {
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["special", "spelt"])
-def made(request, tmp_path_factory):
+def corpora(request, tmp_path_factory):
     """(folder, tokenizer, whether it has special tokens for markers)"""
     folder = tmp_path_factory.mktemp("made")
     tokenizer = cases.tokenizer(request.param)
@@ -50,8 +50,8 @@ def made(request, tmp_path_factory):
     return folder, tokenizer, request.param
 
 
-def _pipeline(made, kind, objective, kinds=tuple(TEXTS)):
-    folder, tokenizer, special = made
+def _pipeline(corpora, kind, objective, kinds=tuple(TEXTS)):
+    folder, tokenizer, special = corpora
     if kind == "prepared":
         sources = [
             PreparedConfig(name, str(folder / "out"), kinds=(name,), weight=i + 1)
@@ -59,14 +59,14 @@ def _pipeline(made, kind, objective, kinds=tuple(TEXTS)):
         ]
     else:
         sources = [corpus.source(folder, name, weight=i + 1) for i, name in enumerate(kinds)]
-    settings = {} if special else SPELT.get(objective, {})
+    settings = {} if special else TEXT_MARKERS.get(objective, {})
     config = DataConfig(tuple(sources), 48, 8, OBJECTIVES_BY_NAME[objective](**settings))
     return Pipeline(config, tokenizer, folder / "cache")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_batches_are_those_of_the_text(made, objective):
-    prepared, direct = (_pipeline(made, kind, objective) for kind in ("prepared", "jsonl"))
+def test_batches_are_those_of_the_text(corpora, objective):
+    prepared, direct = (_pipeline(corpora, kind, objective) for kind in ("prepared", "jsonl"))
     for step in (0, 1, 5, 40):
         same = jax.tree.map(np.array_equal, prepared.batch(step), direct.batch(step))
         assert jax.tree.all(same)
@@ -77,8 +77,8 @@ def test_batches_are_those_of_the_text(made, objective):
     assert heldout[0].bytes == heldout[1].bytes and heldout[0].documents == 29
 
 
-def test_rows_are_compared_by_their_text(made):
-    folder, tokenizer, _ = made
+def test_rows_are_compared_by_their_text(corpora):
+    folder, tokenizer, _ = corpora
     objective = OBJECTIVES_BY_NAME["causal"]()
     prepared = PreparedConfig("made", str(folder / "out"), kinds=("made",))
     sources = (prepared, corpus.source(folder, "made"))
@@ -86,12 +86,12 @@ def test_rows_are_compared_by_their_text(made):
         overlap.hash_rows(s, "train", objective, tokenizer, folder / "cache") for s in sources
     ]
     assert np.array_equal(*hashes) and len(hashes[0]) == len(TEXTS["made"])
-    rows = [inspection.read_rows(_pipeline(made, kind, "causal"), 3) for kind in KINDS]
+    rows = [inspection.read_rows(_pipeline(corpora, kind, "causal"), 3) for kind in KINDS]
     assert rows[0] == rows[1] and rows[0][0].segments[0].source.endswith(":train")
 
 
-def test_all_kinds_together_are_read_in_order(made):
-    folder, tokenizer, _ = made
+def test_all_kinds_together_are_read_in_order(corpora):
+    folder, tokenizer, _ = corpora
     source = open_source(PreparedConfig("all", str(folder / "out")))
     table = read_prepared(source, tokenizer, {"text": True})
     texts = [text for texts in TEXTS.values() for text in texts]
@@ -129,8 +129,8 @@ def test_tokens_are_taken_as_from_a_flat_array(flat, data):
         lazy[len(array)]
 
 
-def test_another_tokenizer_and_other_objectives_are_refused(made):
-    folder, tokenizer, _ = made
+def test_another_tokenizer_and_other_objectives_are_refused(corpora):
+    folder, tokenizer, _ = corpora
     source = PreparedConfig("made", str(folder / "out"))
     other = tokenizers.train(["other words"], 262)
     with pytest.raises(ValueError, match="prepared with another tokenizer"):
@@ -141,25 +141,25 @@ def test_another_tokenizer_and_other_objectives_are_refused(made):
         Pipeline(DataConfig((source,), 48, 8, Chat()), tokenizer, folder / "cache")
 
 
-def test_what_is_not_there_is_said(made, tmp_path, monkeypatch):
-    folder, _, _ = made
+def test_what_is_not_there_is_said(corpora, tmp_path, monkeypatch):
+    folder, _, _ = corpora
     source = PreparedConfig("made", str(folder / "out"))
 
-    def opened(split="train", **changes):
+    def open_changed(split="train", **changes):
         return open_source(dataclasses.replace(source, **changes), split)
 
     with pytest.raises(ValueError, match="no split 'test', only train"):
-        opened("test")
+        open_changed("test")
     with pytest.raises(ValueError, match="no kind 'mades'; did you mean 'made'"):
-        opened(kinds=("mades",))
+        open_changed(kinds=("mades",))
     content = {"name": "made", "kind": "prepared", "path": "x", "label_words": ["a"]}
     with pytest.raises(ValueError, match="has no label_words: its documents are tokens already"):
         schema.build(DataConfig, {"sources": [content], "sequence_length": 8, "batch_size": 1})
     with pytest.raises(FileNotFoundError, match="nothing is prepared in"):
-        opened(path=str(tmp_path))
+        open_changed(path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ValueError, match=r"'made': gs://made/out cannot .*tools/setup buckets"):
-        opened(path="gs://made/out")
+        open_changed(path="gs://made/out")
 
 
 @pytest.mark.parametrize("damage", ["shard", "index", "cut index", "content"])
@@ -194,9 +194,9 @@ def test_a_damaged_record_names_its_file_when_it_is_read(tmp_path, damage, rows)
     if damage == "info":
         (file.parent / "dataset_info.json").write_text("{")
     source = open_source(PreparedConfig("made", str(tmp_path / "out")))
-    named = "tokens-[0-9a-f]*" if damage == "info" else file.name
-    wanted = rf"'made:train': .*{named} is damaged \(.*run graft prepare again"
-    with pytest.raises(ValueError, match=wanted):
+    file_name = "tokens-[0-9a-f]*" if damage == "info" else file.name
+    message = rf"'made:train': .*{file_name} is damaged \(.*run graft prepare again"
+    with pytest.raises(ValueError, match=message):
         for start in range(0, 400, rows):
             source.tokens(range(start, min(400, start + rows)))
 

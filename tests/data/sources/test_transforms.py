@@ -45,8 +45,8 @@ def test_transforms_run_in_order_before_the_format_is_told(tmp_path):
     clean = Clean(("question", "answer"), lower=True)
     source = _open(tmp_path, clean, Filter("question", pattern=r"\?$"), PROMPT)
     assert source.format == "prompt+completion" and len(source) == 2 and source.bad_lines == 0
-    read = [(source[i]["prompt"], source[i]["completion"]) for i in range(2)]
-    assert read == [("what? (3)", "this"), ("who? (1)", "that")]
+    pairs = [(source[i]["prompt"], source[i]["completion"]) for i in range(2)]
+    assert pairs == [("what? (3)", "this"), ("who? (1)", "that")]
     assert source.note == "transforms clean, filter, template (1 records dropped)"
 
 
