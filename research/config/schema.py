@@ -127,7 +127,7 @@ def _explain(cls: type, problem: Any, where: str) -> str:
     if problem["type"] in ("missing", "missing_argument"):
         return f"{path}: missing; it has no default"
     if problem["type"] == "union_tag_invalid":
-        fields = [_fields(member)["kind"] for member in types_at(cls, location)]
+        fields = [_fields(member).get("kind") for member in types_at(cls, location)]
         kinds = [kind for field in fields for kind in typing.get_args(field)]
         name = str(problem["ctx"]["tag"])
         return f"{path}.kind: there is no {name!r}{suggestion(name, kinds)}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs.quickstart import smollm2_tune
+from configs import shapes
 from experiments.quickstart import measure, page
 from experiments.quickstart.stories import STORIES
 from research.checkpoints import runs
@@ -104,7 +104,7 @@ def test_the_story_from_a_base_made_elsewhere(tmp_path):
 
 
 def test_the_second_storys_model_is_smollm2s():
-    shape = schema.build(ModelConfig, smollm2_tune.MODEL, "model")
+    shape = schema.build(ModelConfig, shapes.SMOLLM2_135M, "model")
     assert cost.parameter_count(shape) == 134_515_008 and shape.rotary_base == 1e5
 
 

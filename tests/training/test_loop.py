@@ -15,6 +15,7 @@ from research import methods
 from research.checkpoints import runs
 from research.commands import train as program
 from research.data.config import DataConfig
+from research.data.pipeline import SourceStatistics
 from research.data.run_checks import CheckConfig
 from research.data.sources import JsonlConfig
 from research.methods import (
@@ -161,9 +162,21 @@ def test_the_plan_says_each_sources_format_and_the_lines_left_out():
         flops_per_token=6.0,
         stacks=("layers/0",),
     )
-    source = {"format": "alpaca", "documents": 9, "tokens": 99, "epochs": 2.0, "fill": 1.0}
-    source |= {"trained": 0.5, "truncated": 0, "read": 198.0}
-    sources = {"good": source | {"bad_lines": 0}, "torn": source | {"bad_lines": 1234}}
+    source = SourceStatistics(
+        format="alpaca",
+        bad_lines=0,
+        documents=9,
+        tokens=99,
+        bytes=400,
+        rows=3,
+        fill=1.0,
+        trained_share=0.5,
+        truncated=0,
+        share=0.5,
+        epochs=2.0,
+        tokens_read=198.0,
+    )
+    sources = {"good": source, "torn": dataclasses.replace(source, bad_lines=1234)}
     reading = ReadingPlan(sources, 99.0, ["from step 0: good 100.0%"])
     text = describe_run(plan, reading, 0)
     assert "data       good: alpaca, 9 documents, 99 tokens, reads 198 (2 epochs), " in text
