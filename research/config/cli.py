@@ -17,11 +17,13 @@ import json
 import os
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from research.config.renamed import current_path
 from research.config.schema import Location, build, dotted, to_dict, types_at
 from research.config.suggestions import suggestion
 
@@ -48,6 +50,7 @@ def load(cls: type[T], file: str, overrides: Iterable[str] = ()) -> T:
     mapping = to_dict(config)
     for override in overrides:
         path, equals, text = override.partition("=")
+        path = current_path(path, cls.__name__)
         location = _location(path)
         if not equals or not location:
             raise ValueError(f"--config.{override}: write it as --config.key=value")
@@ -203,7 +206,18 @@ def _call_get_config(file: str) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"{name}: a config file is a Python file, *.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{name}: defines no get_config()")
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ValueError("defines no get_config()")
+        return module.get_config(argument) if argument else module.get_config()
+    except Exception as error:  # the user's own code: the line is what helps
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next(
+            (frame.lineno for frame in reversed(frames) if frame.filename == spec.origin), 0
+        )
+        if isinstance(error, SyntaxError) and error.filename == spec.origin:
+            line = error.lineno or 0
+        where = f"{name}, line {line}" if line else name
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"{where}: {kind}{error}") from error

@@ -136,6 +136,16 @@ def _drop_other_kinds(source: dict[str, Any]) -> None:
             del source[key]
 
 
+def current_path(path: str, name: str) -> str:
+    """The path of an override, such as `data.sources[0].max_epochs`, with old keys renamed."""
+    keys = path.split(".")
+    for old_path, new in RENAMED.get(name, {}).items():
+        old_keys = [key for key in old_path.split(".") if key != "*"]
+        if [key.partition("[")[0] for key in keys] == old_keys:
+            return ".".join([*keys[:-1], new])
+    return path
+
+
 def _find(node: Any, path: list[str]) -> list[dict[str, Any]]:
     """Every dict at a path."""
     if path and path[0] == "*":

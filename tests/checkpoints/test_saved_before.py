@@ -55,6 +55,16 @@ def test_a_config_file_with_old_names_is_read_and_overridden_with_new_ones(runs_
     assert config.weight_decay == 0.3 and config.max_grad_norm == 0.5
 
 
+def test_an_override_may_use_an_old_name(runs_folder, tmp_path):
+    file = tmp_path / "config.py"
+    content = (runs_folder / "base" / "config.json").read_text()
+    file.write_text(f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n")
+    old_names = ["decay=0.3", "schedule.rate=0.02", "data.sources[0].most_epochs=2.0"]
+    config = cli.load(Experiment, str(file), old_names)
+    assert config.weight_decay == 0.3 and config.schedule.learning_rate == 0.02
+    assert config.data.sources[0].max_epochs == 2.0
+
+
 def test_an_objective_with_its_settings_beside_it_is_read_as_one(runs_folder, tmp_path):
     content = json.loads((runs_folder / "lora" / "config.json").read_text())
     assert content["data"]["objective"] == "supervised"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -261,6 +262,23 @@ def test_misspelt_config_file_and_flag_name_the_nearest(
         with pytest.raises(SystemExit):
             cli.parse(parser, ["--config", "a.py", *argv])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import nope\n", "faulty.py, line 1: ModuleNotFoundError: No module named 'nope'"),
+        ("\ndef get_config(:\n", "faulty.py, line 2: SyntaxError: "),
+        ("def get_config():\n    return {}['a']\n", "faulty.py, line 2: KeyError: 'a'"),
+        ("x = 1\n", "faulty.py: defines no get_config()"),
+    ],
+)
+def test_a_faulty_config_file_is_an_error_with_its_line(
+    tmp_path: Path, code: str, message: str
+) -> None:
+    (tmp_path / "faulty.py").write_text(code)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cli.load(Train, str(tmp_path / "faulty.py"))
 
 
 def test_help_shows_the_docstring_without_importing_jax() -> None:
