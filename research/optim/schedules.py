@@ -52,7 +52,10 @@ class Schedule:
           ValueError: the warm-up is as long as the run.
         """
         if config.warmup >= max(steps, 1):
-            raise ValueError(f"schedule: warm-up of {config.warmup} steps in a run of {steps}")
+            raise ValueError(
+                f"schedule: warm-up of {config.warmup} steps in a run of {steps}; lower "
+                "schedule.warmup, or train longer"
+            )
         stable = (1 - config.decay_share) * steps if config.kind == "wsd" else config.warmup
         numbers = (config.learning_rate, config.warmup, steps, config.final_share, stable)
         return cls(*(jnp.asarray(number, jnp.float32) for number in numbers))
