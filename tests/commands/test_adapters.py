@@ -77,11 +77,11 @@ def test_mistakes_end_in_one_line(adapter_folder, tmp_path):
     out = ("--out", tmp_path / "out")
     tool = ("-m", "research.cli", "adapters")
     for arguments, message in [
-        ((tool, "merge", "--from", base, *out), "is a whole model"),
-        ((tool, "merge", "--from", folder / "nothing", *out), "no checkpoint"),
-        ((tool, "add", "--from", f"half={folder / 'law'}", *out), "write it as WEIGHT=RUN"),
-        ((tool, "bank", "--from", folder / "law", *out), "write it as NAME=RUN"),
-        ((tool, "list", folder / "nothing"), "there is no folder"),
+        ((*tool, "merge", "--from", base, *out), "is a whole model"),
+        ((*tool, "merge", "--from", folder / "nothing", *out), "no checkpoint"),
+        ((*tool, "add", "--from", f"half={folder / 'law'}", *out), "write it as WEIGHT=RUN"),
+        ((*tool, "bank", "--from", folder / "law", *out), "write it as NAME=RUN"),
+        ((*tool, "list", folder / "nothing"), "there is no folder"),
         (
             ("-m", "research.cli", "generate", "--run", folder / "law", "--switch-off", "x"),
             "no adapter named 'x'",
