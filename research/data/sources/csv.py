@@ -1,5 +1,6 @@
 """Files of comma- or tab-separated values with a header, one or several, local or in a bucket."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,13 +16,14 @@ from research.data.sources.base import FilesConfig, Records, Source
 class _CsvRows:
     """Rows, all in memory: this is for labelled sets, not for a corpus."""
 
-    def __init__(self, paths: Sequence[files.File], delimiter: str):
-        self._files = list(paths)
-        self._tables = [_read(file, delimiter) for file in paths]
+    def __init__(self, paths: Sequence[files.File], delimiter: str, number_field: str | None):
+        self._files, self._delimiter = list(paths), delimiter
+        self._tables = [_read(file, delimiter, number_field) for file in paths]
         self._firsts = np.cumsum([0, *(table.num_rows for table in self._tables)])
 
     def fingerprint(self) -> str:
-        return files.joint_digest([file.digest() for file in self._files])
+        # the same bytes are other records with another delimiter
+        return f"{self._delimiter!r} {files.joint_digest([file.digest() for file in self._files])}"
 
     def place(self, index: int) -> str:
         number = self._file_of(index)
@@ -40,22 +42,42 @@ class _CsvRows:
         return self._tables[number].slice(index - int(self._firsts[number]), 1).to_pylist()[0]
 
 
-def _read(file: files.File, delimiter: str) -> pyarrow.Table:
-    """All rows of a file; a column of whole numbers alone has numbers, every other one text."""
-    copy = files.local_copy(file)
-    parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow.Table:
+    """All rows of a file, as texts; the values of `number_field` as numbers, if all are whole ones.
+
+    Raises:
+        ValueError: no such file, with the row where it is torn, or two columns of one name.
+    """
+    copy, torn = files.local_copy(file), []
+
+    def note(row: csv.InvalidRow) -> str:
+        torn.append(row)
+        return "error"
+
+    parsing = csv.ParseOptions(
+        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
+    )
+    reading = csv.ReadOptions(use_threads=False)  # so that errors have the row
     try:
-        with csv.open_csv(copy, parse_options=parsing) as reader:
+        with csv.open_csv(copy, reading, parsing) as reader:
             names = reader.schema.names
         texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
-        table = csv.read_csv(copy, parse_options=parsing, convert_options=texts)
+        table = csv.read_csv(copy, reading, parsing, texts)
     except pyarrow.ArrowInvalid as error:
+        if torn:
+            row = torn[0]
+            raise ValueError(
+                f"{file.name}, line {row.number} (a value of several lines counts once): "
+                f"{row.actual_columns} values for {row.expected_columns} columns: {row.text!r:.80}"
+            ) from None
         raise ValueError(f"{file.name}: damaged, or no CSV file with a header: {error}") from error
-    for number, name in enumerate(table.column_names):
-        try:
-            table = table.set_column(number, name, table[name].cast(pyarrow.int64()))
-        except pyarrow.ArrowInvalid:
-            continue
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{file.name}: several columns are named {twice[0]!r}: rename all but one")
+    if number_field in names:
+        with contextlib.suppress(pyarrow.ArrowInvalid):
+            numbers = table[number_field].cast(pyarrow.int64())
+            table = table.set_column(names.index(number_field), number_field, numbers)
     return table
 
 
@@ -74,5 +96,7 @@ class CsvConfig(FilesConfig):
 
     def open(self, split: str) -> Source:
         """The rows of all files at the source's path."""
-        rows = _CsvRows(files.find(self, split), self.delimiter)
+        # a label with label words is a number; all else stays as it is written
+        label = self.fields.get("label", "label") if self.label_words else None
+        rows = _CsvRows(files.find(self, split), self.delimiter, label)
         return Records(self, split, rows, rows.fingerprint, rows.place)
