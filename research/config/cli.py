@@ -12,12 +12,10 @@ This module imports no JAX, so that a program answers `--help` and a misspelt fl
 import argparse
 import ast
 import contextlib
-import importlib.util
 import json
 import os
 import re
 import sys
-import traceback
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any, TypeVar
 from research.config.renamed import current_path
 from research.config.schema import Location, build, dotted, to_dict, types_at
 from research.config.suggestions import suggestion
+from research.config.user_code import errors_with_line, load_file
 
 T = TypeVar("T")
 
@@ -202,22 +201,8 @@ def _call_get_config(file: str) -> Any:
     if not path.is_file():
         siblings = [str(sibling) for sibling in path.parent.glob("*.py")]
         raise FileNotFoundError(f"no config file {name}{suggestion(name, siblings)}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{name}: a config file is a Python file, *.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ValueError("defines no get_config()")
+    module = load_file(name)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{name}: defines no get_config()")
+    with errors_with_line(name):
         return module.get_config(argument) if argument else module.get_config()
-    except Exception as error:  # the user's own code: the line is what helps
-        frames = traceback.extract_tb(error.__traceback__)
-        line = next(
-            (frame.lineno for frame in reversed(frames) if frame.filename == spec.origin), 0
-        )
-        if isinstance(error, SyntaxError) and error.filename == spec.origin:
-            line = error.lineno or 0
-        where = f"{name}, line {line}" if line else name
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise ValueError(f"{where}: {kind}{error}") from error

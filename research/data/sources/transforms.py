@@ -11,7 +11,6 @@ config names:
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 import re
 import string
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from research.config.schema import Count, one_of, to_dict
+from research.config.user_code import errors_with_line, load_file
 
 Record = dict[str, Any]
 
@@ -167,10 +167,8 @@ class Python(Transform):
     def __call__(self, record: Record) -> Record | None:
         file, _, name = self.path.rpartition(":")
         transform = _load(file, name, json.dumps(to_dict(self)["settings"]), _modified(file))
-        try:
+        with errors_with_line(file):
             result = transform(record)
-        except Exception as error:  # A user's code may raise anything, for one record of many.
-            raise ValueError(f"{self.path} raised {error!r}.") from error
         if result is not None and not isinstance(result, dict):
             raise ValueError(
                 f"{self.path} must return a dict or None, not {type(result).__name__}."
@@ -196,10 +194,7 @@ def _modified(file: str) -> int:
 def _load(file: str, name: str, settings: str, modified: int) -> Callable[[Record], Record | None]:
     """An object of a class of a user's file; `modified` makes a changed file another entry."""
     del modified
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None  # its name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(file)
     if not hasattr(module, name):
         raise ValueError(f"{file} has no class {name!r}.")
     try:

@@ -74,8 +74,13 @@ def test_a_class_of_ones_own_file_is_a_transform(tmp_path):
         len(_open(tmp_path, Python(f"{file}:Not")))
     with pytest.raises(ValueError, match="settings do not fit: .*'least'"):
         len(_open(tmp_path, Python(f"{file}:AtLeast", {"least": 2})))
-    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*KeyError\('score'\).* Mend it"):
+    with pytest.raises(
+        ValueError, match=r"jsonl:2: .*own\.py, line \d+: KeyError: 'score' .* Mend"
+    ):
         len(_open(tmp_path, own, records=[RECORDS[0], {"answer": "b"}]))
+    file.write_text("import nowhere\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*own\.py, line 1: ModuleNotFoundError"):
+        len(_open(tmp_path, own))
     with pytest.raises(FileNotFoundError, match="which a transform names"):
         len(_open(tmp_path, Python(f"{tmp_path}/none.py:A")))
 
