@@ -87,6 +87,11 @@ def one_of(classes: Iterable[type]) -> Any:
     return Annotated[Union[tuple(classes)], pydantic.Field(discriminator="kind")]  # noqa: UP007
 
 
+def by_kind(*classes: Any) -> dict[str, Any]:
+    """A registry of dataclasses: the name of each is the default of its `kind`."""
+    return {cls.kind: cls for cls in classes}
+
+
 def _adapter(cls: Any) -> pydantic.TypeAdapter:
     # Standard dataclasses take over the config of the type around them, so `cls` needs one.
     strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from research.config.schema import Count, NonNegative, PositiveNumber
-from research.data.sources.base import SourceConfig, nearest
+from research.config.suggestions import suggestion
+from research.data.sources.base import SourceConfig
 
 # Shares are kept as whole numbers of this sum.
 _WHOLE = 2**30
@@ -120,7 +121,7 @@ class Mixture:
                 if name not in weights:
                     raise ValueError(
                         f"mixture.schedule, step {phase.step}: there is no source {name!r}"
-                        f"{nearest(name, weights)}"
+                        f"{suggestion(name, weights)}"
                     )
             weights |= phase.weights
             if not any(weights.values()):

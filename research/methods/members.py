@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from research.config.schema import one_of
+from research.config.schema import by_kind, one_of
 from research.methods.base import Method
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
@@ -16,19 +16,19 @@ from research.methods.prefix import Prefix
 from research.methods.prompt import Prompt
 from research.methods.vera import VeRA
 
-MEMBERS: dict[str, type[Method]] = {
-    "full": Full,
-    "partial": Partial,
-    "lora": LoRA,
-    "dora": DoRA,
-    "ia3": IA3,
-    "bottleneck": Bottleneck,
-    "prompt": Prompt,
-    "prefix": Prefix,
-    "vera": VeRA,
-    "loha": LoHa,
-    "oft": OFT,
-}
+MEMBERS: dict[str, type[Method]] = by_kind(
+    Full,
+    Partial,
+    LoRA,
+    DoRA,
+    IA3,
+    Bottleneck,
+    Prompt,
+    Prefix,
+    VeRA,
+    LoHa,
+    OFT,
+)
 
 # the type of a field that holds one of them, told apart by its `kind`
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ def test_fields_are_renamed_and_a_missing_one_names_the_nearest(tmp_path):
     config = JsonlConfig("a", str(path), fields=fields)
     assert open_source(config)[0] == {"prompt": "n", "completion": "k"}
     config = JsonlConfig("a", str(path), fields={"prompt": "notic"})
-    with pytest.raises(ValueError, match=r"a\.jsonl:1.*did you mean 'notice'"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1.*did you mean notice"):
         open_source(config)[0]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from research.config.suggestions import nearest_names
+from research.config.suggestions import suggestion
 from research.data.builders.assets import ASSETS
 from research.runtime.locks import lock_file
 
@@ -51,9 +51,7 @@ def prepare_builder(name: str, data_dir: str | Path | None = None) -> tfds.core.
     """
     names = available()
     if name not in names:
-        near = nearest_names(name, names)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown dataset {name!r}{hint} (known: {', '.join(names)})")
+        raise ValueError(f"unknown dataset {name!r}{suggestion(name, names)}")
     module = importlib.import_module(f"{__name__}.{name}.{name}_dataset_builder")
     root = Path(data_dir or default_data_dir()).expanduser()
     builder = module.Builder(data_dir=root, file_format="array_record")

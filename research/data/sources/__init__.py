@@ -8,8 +8,8 @@ and has a `fingerprint` that changes when its content does. A new kind is one fi
 
 from typing import Any
 
-from research.config.schema import one_of
-from research.data.sources.base import Source, SourceConfig, decode_text, nearest
+from research.config.schema import by_kind, one_of
+from research.data.sources.base import Source, SourceConfig, decode_text
 from research.data.sources.csv import CsvConfig
 from research.data.sources.jsonl import JsonlConfig
 from research.data.sources.parquet import ParquetConfig
@@ -29,18 +29,17 @@ __all__ = [
     "TextConfig",
     "TfdsConfig",
     "decode_text",
-    "nearest",
     "open_source",
 ]
 
-KINDS: dict[str, type[SourceConfig]] = {
-    "tfds": TfdsConfig,
-    "jsonl": JsonlConfig,
-    "parquet": ParquetConfig,
-    "csv": CsvConfig,
-    "text": TextConfig,
-    "prepared": PreparedConfig,
-}
+KINDS: dict[str, type[SourceConfig]] = by_kind(
+    TfdsConfig,
+    JsonlConfig,
+    ParquetConfig,
+    CsvConfig,
+    TextConfig,
+    PreparedConfig,
+)
 # One of them, told apart by its `kind`; a config that names none means "tfds".
 AnySourceConfig: Any = one_of(KINDS.values())
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from research.config.schema import PositiveNumber, Share
-from research.config.suggestions import nearest_names
+from research.config.suggestions import suggestion
 from research.data.sources import formats
 from research.data.sources.transforms import TransformConfig
 
@@ -80,7 +80,7 @@ class RecordsConfig(SourceConfig):
         if self.format is not None and self.format not in formats.FORMATS:
             raise ValueError(
                 f"Source {self.name!r} has the unknown format {self.format!r}"
-                f"{nearest(self.format, formats.FORMATS)}"
+                f"{suggestion(self.format, formats.FORMATS)}"
             )
         if len(set(self.label_words)) < len(self.label_words):
             raise ValueError(
@@ -138,12 +138,6 @@ def decode_text(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: decode_text(item) for key, item in value.items()}
     return value.item() if isinstance(value, np.generic) else value
-
-
-def nearest(word: str, known: Any) -> str:
-    """The end of an error about an unknown name."""
-    near = nearest_names(word, known)
-    return (f"; did you mean {near[0]!r}?" if near else ";") + f" Known: {sorted(known)}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +249,8 @@ class Records:
 
     @staticmethod
     def _unreadable(error: ValueError) -> ValueError:
-        return ValueError(f"{error} Mend it, or leave a share of such records out: `bad_lines`.")
+        text = str(error) if str(error).endswith((".", "?")) else f"{error}."
+        return ValueError(f"{text} Mend it, or leave a share of such records out: `bad_lines`.")
 
     @property
     def bad_lines(self) -> int:
@@ -305,7 +300,7 @@ class Records:
         for there in fields.values():
             if there not in example:
                 raise ValueError(
-                    f"{self._place(index)}: there is no field {there!r}{nearest(there, example)}"
+                    f"{self._place(index)}: there is no field {there!r}{suggestion(there, example)}"
                 )
         renamed = {name: example[there] for name, there in fields.items()}
         example = {**{k: v for k, v in example.items() if k not in fields.values()}, **renamed}

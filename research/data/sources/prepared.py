@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from research.data.sources.base import Source, SourceConfig, nearest
+from research.config.suggestions import suggestion
+from research.data.sources.base import Source, SourceConfig
 from research.data.sources.files import BUCKETS
 from research.runtime import storage
 
@@ -241,7 +242,9 @@ def _choose(config: PreparedConfig, parts: Sequence[dict[str, Any]]) -> list[tup
     names = [about["kind"] for about in parts]
     for kind in config.kinds:
         if kind not in names:
-            raise ValueError(f"Source {config.name!r} has no kind {kind!r}{nearest(kind, names)}")
+            raise ValueError(
+                f"Source {config.name!r} has no kind {kind!r}{suggestion(kind, names)}"
+            )
     rows, first = [], 0
     for about in parts:
         stop = first + about["documents"]

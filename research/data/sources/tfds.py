@@ -6,7 +6,8 @@ import json
 import os
 from typing import Any, Literal
 
-from research.data.sources.base import Records, RecordsConfig, Source, nearest
+from research.config.suggestions import suggestion
+from research.data.sources.base import Records, RecordsConfig, Source
 from research.data.sources.files import digest
 
 # Files of a prepared dataset up to this size are hashed whole.
@@ -67,7 +68,7 @@ def _load(config: TfdsConfig, split: str) -> Any:
     except tfds.core.DatasetNotFoundError:
         raise ValueError(
             f"There is no dataset {config.name!r}, neither in TFDS nor prepared in {folder}"
-            f"{nearest(config.name, builders.available())}"
+            f"{suggestion(config.name, builders.available())}"
         ) from None
     if not builder.is_prepared():
         builder.download_and_prepare(file_format="array_record")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from research.config.schema import Count, one_of, to_dict
+from research.config.schema import Count, by_kind, one_of, to_dict
 from research.config.user_code import errors_with_line, load_file
 
 Record = dict[str, Any]
@@ -203,11 +203,11 @@ def _load(file: str, name: str, settings: str, modified: int) -> Callable[[Recor
         raise ValueError(f"{file}:{name}: the settings do not fit: {error}") from error
 
 
-TRANSFORMS: dict[str, type[Transform]] = {
-    "template": Template,
-    "clean": Clean,
-    "filter": Filter,
-    "python": Python,
-}
+TRANSFORMS: dict[str, type[Transform]] = by_kind(
+    Template,
+    Clean,
+    Filter,
+    Python,
+)
 # One of them, told apart by its `kind`.
 TransformConfig: Any = one_of(TRANSFORMS.values())

@@ -136,7 +136,7 @@ def test_records_of_several_formats_are_refused_unless_one_is_chosen(tmp_path):
     assert source[2]["completion"] == "2"
     with pytest.raises(ValueError, match=r"a\.jsonl:2: there is no field 'instruction'"):
         source[1]
-    with pytest.raises(ValueError, match="unknown format 'alpacca'; did you mean 'alpaca'"):
+    with pytest.raises(ValueError, match="unknown format 'alpacca'; did you mean alpaca"):
         _open(tmp_path, records, format="alpacca")
 
 

@@ -51,7 +51,7 @@ def test_a_prepared_dataset_is_read_with_a_map_of_its_fields(folder):
 def test_an_unknown_dataset_or_split_is_named(folder):
     with pytest.raises(ValueError, match="no split 'test', only train"):
         open_source(TfdsConfig("prepared_elsewhere", path=folder), "test")
-    with pytest.raises(ValueError, match="no dataset 'graft_book'.*did you mean 'graft_books'"):
+    with pytest.raises(ValueError, match="no dataset 'graft_book'.*did you mean graft_books"):
         open_source(TfdsConfig("graft_book", path=folder))
 
 
