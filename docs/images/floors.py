@@ -7,7 +7,8 @@ from pathlib import Path
 
 # from the roof to the ground: (what a floor is for, its rooms)
 FLOORS = (
-    ("what you type", ("cli", "commands", "train")),
+    ("what you type", ("cli",)),
+    ("each command", ("commands", "train")),
     ("measured speed", ("benchmarks",)),
     ("in, out and onto chips", ("interop", "preflight", "launch")),
     ("use of a trained model", ("adapters", "evaluation", "generation")),

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from research.preflight.describe import FIT_COLUMNS
 from research.reports.tables import Column, text_table
 from research.runtime.accelerators import EXAMPLE_TOPOLOGIES, TPUS
 from research.runtime.files import write_json
@@ -65,14 +66,7 @@ COLUMNS = [
     Column("method", "method"),
     Column("topology", "topology"),
     Column("chips", "chips"),
-    Column("fits", "fits"),
-    Column("peak_gib", "peak", "GiB", format=".2f"),
-    Column("limit_gib", "of", "GiB", format=".2f"),
-    Column("argument_gib", "arguments", "GiB", format=".2f"),
-    Column("temp_gib", "temporaries", "GiB", format=".2f"),
-    Column("tokens_per_second", "at best", "tokens/s", format=",.0f"),
-    Column("utilisation", "of peak", "%", 100, ".1f"),
-    Column("bound_by", "bound by"),
+    *FIT_COLUMNS,
     Column("price", "a billion tokens", "dollars", format=",.0f"),
 ]
 

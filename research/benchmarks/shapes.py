@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from configs import shapes
+
 # AdamW's, for every side: everything decays, gradients are clipped at norm 1
 RATE, DECAY = 1e-3, 0.1
 
@@ -21,7 +23,7 @@ class LlamaShape:
     heads: int
     kv_heads: int
     mlp_width: int
-    rotary_base: float
+    rotary_base: float = 1e4
     tie_embeddings: bool = True
 
 
@@ -50,10 +52,8 @@ class Shape:
 
 
 SHAPES = {
-    # HuggingFaceTB/SmolLM2-135M
-    "smollm2": Shape(4, 256, LlamaShape(49152, 576, 30, 9, 3, 1536, 1e5)),
-    # configs/quickstart/pretrain.py
-    "quickstart": Shape(16, 256, LlamaShape(2048, 192, 3, 3, 1, 512, 1e4)),
+    "smollm2": Shape(4, 256, LlamaShape(**shapes.SMOLLM2_135M)),
+    "quickstart": Shape(16, 256, LlamaShape(**shapes.QUICKSTART)),
     # meta-llama/Llama-3.2-1B and Llama-3.1-8B, without their scaling of positions
     "llama_1b": Shape(8, 2048, LlamaShape(128256, 2048, 16, 32, 8, 8192, 5e5), remat="full"),
     "llama_8b": Shape(

@@ -84,6 +84,19 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return f"{peak:.2f} GiB {unit} of {limit:.2f}, {rest}"
 
 
+# whether a run fits, what of memory it takes, and how fast it is at best
+FIT_COLUMNS = (
+    Column("fits", "fits"),
+    Column("peak_gib", "peak", "GiB", format=".2f"),
+    Column("limit_gib", "of", "GiB", format=".2f"),
+    Column("argument_gib", "arguments", "GiB", format=".2f"),
+    Column("temp_gib", "temporaries", "GiB", format=".2f"),
+    Column("tokens_per_second", "at best", "tokens/s", format=",.0f"),
+    Column("utilisation", "of peak", "%", 100, ".1f"),
+    Column("bound_by", "bound by"),
+)
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line for each report's JSON; those that do not fit say why."""
     currency = next((row["currency"] for row in rows if row.get("currency")), "")
@@ -91,14 +104,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         Column("topology", "topology"),
         Column("chips", "chips"),
         Column("method", "method"),
-        Column("fits", "fits"),
-        Column("peak_gib", "peak", "GiB", format=".2f"),
-        Column("limit_gib", "of", "GiB", format=".2f"),
-        Column("argument_gib", "arguments", "GiB", format=".2f"),
-        Column("temp_gib", "temporaries", "GiB", format=".2f"),
-        Column("tokens_per_second", "at best", "tokens/s", format=",.0f"),
-        Column("utilisation", "of peak", "%", 100, ".1f"),
-        Column("bound_by", "bound by"),
+        *FIT_COLUMNS,
         Column("hours", "run", "hours", format=",.1f"),
         Column("money", "cost", currency, format=",.0f"),
     ]

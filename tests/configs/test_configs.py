@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from configs import presets, shapes
-from research.benchmarks.shapes import SHAPES
+from configs import presets
 from research.config import cli
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
-from research.models.config import ModelConfig
 from research.preparation.config import PreparationConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,11 +43,3 @@ def test_a_config_builds(file: str) -> None:
 @pytest.mark.parametrize("model", ["llama3_8b", "llama3_70b"])
 def test_a_preset_is_a_config(model: str, accelerator: str) -> None:
     assert cli.load(Experiment, str(ROOT / f"configs/pretrain/{model}.py:{accelerator}"))
-
-
-@pytest.mark.parametrize(
-    ("benchmark", "shape"),
-    [("smollm2", shapes.SMOLLM2_135M), ("quickstart", shapes.QUICKSTART)],
-)
-def test_the_benchmarks_measure_the_shapes_of_the_configs(benchmark: str, shape: dict) -> None:
-    assert ModelConfig(**SHAPES[benchmark].model) == ModelConfig(**shape)

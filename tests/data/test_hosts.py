@@ -16,24 +16,9 @@ from research.data.pipeline import Pipeline
 from research.data.sources import JsonlConfig
 from research.text import tokenizer
 from tests.helpers.reader import digests
+from tests.helpers.texts import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "stone",
-    "river",
-    "under",
-    "cold",
-    "bright",
-    "runs",
-    "falls",
-    "sings",
-    "über",
-    "naïve",
-    "😀",
-]
 STEPS = 40
 
 

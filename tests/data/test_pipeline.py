@@ -27,24 +27,9 @@ from research.data.sources import JsonlConfig
 from research.objectives import Supervised
 from research.text import tokenizer as tokenizer_lib
 from tests.helpers.reader import share
+from tests.helpers.texts import WORDS
 
 FIELDS = ("tokens", "targets", "weights", "segments", "positions")
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "stone",
-    "river",
-    "under",
-    "cold",
-    "bright",
-    "runs",
-    "falls",
-    "sings",
-    "über",
-    "naïve",
-    "😀",
-]
 
 
 def _documents(seed, count, longest):

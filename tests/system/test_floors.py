@@ -5,27 +5,15 @@ Imports inside functions and for type checking count too.
 
 import ast
 import functools
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # from the ground to the roof; rooms of one floor may import each other, but not in a circle
-FLOORS = (
-    ("runtime", "config"),
-    ("tree", "batch", "sharding", "reports"),
-    ("models", "text"),
-    ("methods", "losses", "optim"),
-    ("objectives", "data"),
-    ("step", "experiment"),
-    ("checkpoints",),
-    ("training", "inspection", "preparation"),
-    ("adapters", "evaluation", "generation"),
-    ("interop", "preflight", "launch"),
-    ("benchmarks",),
-    ("commands", "train"),
-    ("cli",),
-)
+PICTURE = runpy.run_path(str(ROOT / "docs/images/floors.py"))["FLOORS"]
+FLOORS = tuple(rooms for _, rooms in reversed(PICTURE))
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # (module, imported module) -> why it may look up
 UPWARD: dict[tuple[str, str], str] = {}

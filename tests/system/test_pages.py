@@ -14,7 +14,7 @@ from research.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TOOLS = sorted((ROOT / "tools").iterdir())
+TOOLS = sorted(path for path in (ROOT / "tools").iterdir() if path.is_file())
 
 
 def page_id(page: Path) -> str:
