@@ -28,7 +28,7 @@ COLORS = ("#dbe9f6", "#e3f1dc")
 def draw() -> str:
     """The picture as SVG: opaque boxes with dark text, so that it reads on any background."""
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 0 {WIDTH + 2} '
         f'{len(FLOORS) * (HEIGHT + GAP) + GAP}" font-family="sans-serif" font-size="14">',
         "<title>The rooms of research/: a room imports only rooms below it</title>",
     ]
