@@ -280,7 +280,7 @@ def _nearest_rising(values: Sequence[float]) -> list[float]:
 
 
 def _label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
-    """Puts each name right, left, above or below its point: the first place that is free."""
+    """Puts each name right, left, above or below its point: where it covers least."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -290,8 +290,9 @@ def _label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
         _, low, high = _bounds(point.y)
         (x, bottom), (_, top) = axes.transData.transform([(point.x, low), (point.x, high)])
         boxes.append(Bbox([[x - 5, bottom - 5], [x + 5, top + 5]]))
-    for point in points:
+    for own, point in enumerate(points):
         value, low, high = _bounds(point.y)
+        others = boxes[:own] + boxes[own + 1 :]  # the offsets keep a name off its own point
         choices = []
         for y, offset, side in (
             (value, (9, 0), "left"),
@@ -302,8 +303,10 @@ def _label_points(figure: Any, axes: Any, points: Sequence[Point]) -> None:
             text = _note(axes, point.name, (point.x, y), offset, INK)
             text.set_horizontalalignment(side)
             box = text.get_window_extent()
-            outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1)
-            choices.append((outside + sum(box.overlaps(other) for other in boxes), text, box))
+            outside = max(0, frame.x0 - box.x0) + max(0, box.x1 - frame.x1)
+            shared = [Bbox.intersection(box, other) for other in others]
+            covered = sum(part.width * part.height for part in shared if part is not None)
+            choices.append((covered + outside * box.height, text, box))
         _, best, box = min(choices, key=lambda choice: choice[0])
         for _, text, _ in choices:
             if text is not best:

@@ -40,11 +40,21 @@ def test_scatter_places_points_on_a_log_axis_with_their_intervals():
 def test_names_at_the_ends_of_equal_curves_do_not_overlap():
     curve = (np.arange(10), np.ones(10))
     markup = line_plot({"first": curve, "second": curve, "third": curve}, "step", "loss")
-    heights = []
-    for name in ("first", "second", "third"):
-        (label,) = re.findall(rf"<text ([^>]*)>{name}</text>", markup)
-        heights.append(float(re.findall(r"(?:translate\(\S+ |y=\")(-?[\d.]+)", label)[0]))
+    heights = [label_height(markup, name) for name in ("first", "second", "third")]
     assert np.diff(sorted(heights)).min() > 12
+
+
+def label_height(markup, name):
+    (label,) = re.findall(rf"<text ([^>]*)>{name}</text>", markup)
+    return float(re.findall(r"(?:translate\(\S+ |y=\")(-?[\d.]+)", label)[0])
+
+
+def test_a_name_covers_no_point_beside_its_own():
+    """With neighbours on both sides at one height, it goes above or below."""
+    values = {"neighbour": 1e5, "between": 1e6, "other neighbour": 2e6, "far": 1.0}
+    points = [Point(name, x, Estimate(0.6, 0.55, 0.65, 9)) for name, x in values.items()]
+    markup = scatter_plot(points, "parameters", "accuracy")
+    assert abs(label_height(markup, "between") - label_height(markup, "neighbour")) > 12
 
 
 def test_a_plot_of_its_own_is_a_whole_svg_file_with_fixed_colors():
