@@ -115,7 +115,7 @@ def batch(settings: Mapping[str, Any]) -> Batch:
     shape, method = shape_of(settings), METHODS[settings["method"]]
     size, text = (shape.rows, shape.length), shape.text()
     positions = np.broadcast_to(np.arange(shape.length, dtype=np.int32), size)
-    adapters = len(method.names) if isinstance(method, Bank) else 0
+    adapters = len(method.bank_names)
     return Batch(
         tokens=text[:, :-1].astype(np.int32),
         targets=text[:, 1:].astype(np.int32),
