@@ -23,7 +23,6 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from research.config.suggestions import suggestion
-from research.data.builders.assets import ASSETS
 from research.runtime.locks import lock_file
 
 logger = logging.getLogger(__name__)
@@ -88,6 +87,9 @@ def _is_built(builder: tfds.core.DatasetBuilder) -> bool:
 
 def _check_pin(builder: tfds.core.DatasetBuilder) -> None:
     source_sha256 = dict(builder.info.metadata.items()).get("sha256")
+    # here: as a program, `assets` must not be imported before it runs
+    from research.data.builders.assets import ASSETS
+
     if source_sha256 and source_sha256 not in {asset.sha256 for asset in ASSETS.values()}:
         raise ValueError(
             f"{builder.data_dir} was built from an asset that is no longer pinned (sha256 "

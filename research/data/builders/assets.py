@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from research.config.cli import clear_errors
 from research.data.builders import archives
 from research.runtime import files
 
@@ -342,4 +343,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with clear_errors():
+        sys.exit(main())
