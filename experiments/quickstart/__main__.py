@@ -5,7 +5,7 @@
 Every stage is a command of its own, printed as it runs; a stage that is finished is not run again
 (`--fresh` starts over). Results: DIR/results.json and DIR/report.html, by default in
 runs/quickstart. With `--base smollm2` the base is a real one, SmolLM2-135M-Instruct, in place of
-one pretrained here (about 40 minutes on two cores; runs/quickstart_smollm2).
+one pretrained here (48 minutes on two cores; runs/quickstart_smollm2).
 """
 
 from __future__ import annotations
