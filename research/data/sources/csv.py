@@ -48,10 +48,10 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
     Raises:
         ValueError: no such file, with the row where it is torn, or two columns of one name.
     """
-    copy, torn = files.local_copy(file), []
+    copy, bad_rows = files.local_copy(file), []
 
     def note(row: csv.InvalidRow) -> str:
-        torn.append(row)
+        bad_rows.append(row)
         return "error"
 
     parsing = csv.ParseOptions(
@@ -64,8 +64,8 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
         texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
         table = csv.read_csv(copy, reading, parsing, texts)
     except pyarrow.ArrowInvalid as error:
-        if torn:
-            row = torn[0]
+        if bad_rows:
+            row = bad_rows[0]
             raise ValueError(
                 f"{file.name}, line {row.number} (a value of several lines counts once): "
                 f"{row.actual_columns} values for {row.expected_columns} columns: {row.text!r:.80}"
