@@ -108,6 +108,7 @@ def import_model(arguments: argparse.Namespace) -> None:
     _describe(model, with_sources=arguments.dry_run)
     print(f"tokenizer  {tokenizer.vocabulary_size:,} tokens, {tokenizer.roles}")
     if arguments.dry_run:
+        importing.check_numbers(model)
         return
     with _bar(len(model.sources)) as bar:
         path = importing.import_model(model, arguments.out, lambda name, size: bar.update())
@@ -237,6 +238,8 @@ def _resolve(path: str) -> str | Path:
 
 def _describe(model, with_sources: bool) -> None:
     print(f"{model.path}: {model.family.architecture} in {model.dtype}\n{_shape(model.config)}")
+    for note in model.notes:
+        print(f"note       {note}")
     if with_sources:
         _print_sources(model.sources)
 

@@ -40,17 +40,38 @@ class Fields:
       UnsupportedModelError: a field is missing, of another type, or says what Graft does not do.
     """
 
-    def __init__(self, content: Mapping[str, Any], where: str):
+    def __init__(
+        self, content: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None
+    ):
         self.content, self.where = content, where
+        # a family's own defaults, which go before those of the calls
+        self.defaults = defaults or {}
+        self.names_read: set[str] = set()
 
     def __call__(self, name: str, default: Any = _REQUIRED) -> Any:
         """A field; null counts as not given, and the default is transformers' own."""
+        self.names_read.add(name)
         value = self.content.get(name)
+        value = self.defaults.get(name) if value is None else value
         if value is None:
             if default is _REQUIRED:
                 raise UnsupportedModelError(f"{self.where}: the field {name!r} is missing")
             return default
         return value
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Fields:
+        """The same fields, with a family's own defaults."""
+        fields = Fields(self.content, self.where, defaults)
+        fields.names_read = self.names_read
+        return fields
+
+    def unread(self) -> dict[str, Any]:
+        """What is given and was not read, by name; null counts as not given."""
+        return {
+            name: value
+            for name, value in self.content.items()
+            if value is not None and name not in self.names_read
+        }
 
     def optional(self, name: str, default: float | None) -> float | None:
         """A number over zero, where null means none and only absence the default."""
@@ -119,34 +140,61 @@ class Fields:
         every = tuple(kinds[kind] for kind in types[:layers])
         return shortest_cycle(every)
 
-    def rotary(self, kind: str | None = None) -> tuple[float, RotaryScaling | None]:
+    def rotary(
+        self, kind: str | None = None, base_name: str = "rope_theta"
+    ) -> tuple[float, RotaryScaling | None]:
         """The base of rotary frequencies and their scaling, in the old style (`rope_theta` and
-        `rope_scaling`) or the new one (`rope_parameters`, for a `kind` of layers if nested)."""
-        base = self.number("rope_theta", 10_000.0)
-        content = self("rope_parameters", None) or self("rope_scaling", None) or {}
-        if kind is not None and kind in content:
-            content = content[kind]
+        `rope_scaling`) or the new one (`rope_parameters`, for a `kind` of layers if nested).
+
+        Args:
+          base_name: the old style's name of the base.
+        """
+        base = self.number(base_name, 10_000.0)
+        new, old = self("rope_parameters", None), self("rope_scaling", None)
+        if new and old and new != old:
+            raise UnsupportedModelError(
+                f"{self.where}: rope_parameters and rope_scaling differ: take one of them out"
+            )
+        content = new or old or {}
         if not isinstance(content, Mapping):
             raise UnsupportedModelError(f"{self.where}: rope_scaling is no object: {content!r}")
+        if kind is not None and isinstance(content.get(kind), Mapping):
+            content = content[kind]
         fields = Fields(content, f"{self.where}: rope scaling")
-        base = fields.number("rope_theta", base)
-        fields.demand("partial_rotary_factor", 1.0)
-        form = fields("rope_type", fields("type", "default"))
-        if form == "default":
-            return base, None
-        if form == "linear":
-            return base, RotaryScaling("linear", fields.number("factor"))
-        if form == "llama3":
-            return base, RotaryScaling(
-                "llama3",
-                fields.number("factor"),
-                fields.number("low_freq_factor"),
-                fields.number("high_freq_factor"),
-                fields.size("original_max_position_embeddings"),
+        inner = fields.number("rope_theta", base)
+        if self.content.get(base_name) is not None and inner != base:
+            raise UnsupportedModelError(
+                f"{self.where}: {base_name} is {base:g}, and rope_theta {inner:g} in the rope "
+                "scaling: take one of them out"
             )
-        raise UnsupportedModelError(
-            f"{fields.where}: {form!r} is not among default, linear, llama3"
-        )
+        fields.demand("partial_rotary_factor", 1.0)
+        scaling = fields._scaling()
+        for name, value in fields.unread().items():
+            raise UnsupportedModelError(
+                f"{fields.where}: {name} is {value!r:.40}, which a rope of type "
+                f"{scaling.kind if scaling else 'default'} does not have"
+            )
+        return inner, scaling
+
+    def _scaling(self) -> RotaryScaling | None:
+        """The scaling that the fields of a rope describe."""
+        old, new = self("type", None), self("rope_type", None)
+        if old and new and old != new:
+            raise UnsupportedModelError(f"{self.where}: rope_type is {new!r} and type {old!r}")
+        form = new or old or "default"
+        if form == "default":
+            return None
+        if form == "linear":
+            return RotaryScaling("linear", self.number("factor"))
+        if form == "llama3":
+            return RotaryScaling(
+                "llama3",
+                self.number("factor"),
+                self.number("low_freq_factor"),
+                self.number("high_freq_factor"),
+                self.size("original_max_position_embeddings"),
+            )
+        raise UnsupportedModelError(f"{self.where}: {form!r} is not among default, linear, llama3")
 
 
 def write_rotary(scaling: RotaryScaling | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.interop import tensor_files
+from research.interop import config_keys, folder_contents, quantized_folders, tensor_files
 from research.interop.families import FAMILIES
 from research.interop.family import (
     Family,
@@ -35,6 +35,8 @@ SIDECAR_FILES = (
     "chat_template.jinja",
 )
 _LARGEST_TEXT = 100 * 2**20
+# rows compared at a time
+_ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class HuggingFaceModel:
     Attributes:
       content: `config.json`.
       sources: where each parameter stands, by single-layer name.
+      notes: what in the folder is not read, or otherwise than its config says.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class HuggingFaceModel:
     content: Mapping[str, Any]
     tensors: tensor_files.SafeTensors
     sources: Mapping[str, Source]
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -94,13 +98,25 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
     if not where.is_file():
         raise FileNotFoundError(f"{path} has no {CONFIG}: no model folder of transformers")
     content = read_json(where)
+    folder_contents.check(path)
+    quantized_folders.check_folder(path)
     family = find_family(content, str(where))
     config = read_config(family, content, str(where))
     tensors = tensor_files.SafeTensors(path)
+    quantized_folders.check_tensors(tensors.dtypes, str(path))
+    notes = []
+    if unread := folder_contents.unread_weights(path, tensors.paths):
+        notes.append(f"{', '.join(unread)}: other copies of weights, not read")
     prefix = family.modules["embedding"].partition(".")[0] + "."
     if not any(name.startswith(prefix) for name in tensors.shapes):
         family = _without(prefix, family)  # saved as a model without a head
     check_layers(family, config.layers, tensors.shapes, str(path))
+    if config.tie_embeddings and not _has_tied_head(family, tensors):
+        config = dataclasses.replace(config, tie_embeddings=False)
+        notes.append(
+            "tie_word_embeddings is true, but the saved head differs from the table: the head is "
+            "one of its own"
+        )
     places = sources(family, parameter_shapes(config))
     check_tensors(family, places, tensors.shapes, config.tie_embeddings, str(path))
     for source in places.values():
@@ -110,7 +126,26 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
             raise UnsupportedModelError(
                 f"{path}: {source.name} is of type {kind}; Graft reads {types}"
             )
-    return HuggingFaceModel(path, family, config, content, tensors, places)
+    return HuggingFaceModel(path, family, config, content, tensors, places, tuple(notes))
+
+
+def _has_tied_head(family: Family, tensors: tensor_files.SafeTensors) -> bool:
+    """Whether a head that is saved beside the table, if one is, is the table; what transformers
+    does since version 5, where it differs, is not to tie them."""
+    table, head = (f"{family.modules[name]}.weight" for name in ("embedding", "head"))
+    if head not in tensors.shapes or table not in tensors.shapes:
+        return True
+    if tensors.shapes[head] != tensors.shapes[table]:
+        return False
+    rows, *_ = tensors.shapes[table]
+    for start in range(0, rows, _ROWS):
+        region = slice(start, min(start + _ROWS, rows)), slice(None)
+        rows_of = {
+            name: np.asarray(tensors.read(name, region), np.float32) for name in (table, head)
+        }
+        if not np.array_equal(rows_of[table], rows_of[head]):
+            return False
+    return True
 
 
 def find_family(content: Mapping[str, Any], where: str) -> Family:
@@ -124,11 +159,18 @@ def find_family(content: Mapping[str, Any], where: str) -> Family:
         raise UnsupportedModelError(
             f"{where}: model_type is {kind!r}; Graft knows {', '.join(FAMILIES)}"
         )
-    if content.get("quantization_config"):
-        raise UnsupportedModelError(f"{where}: the weights are quantised; Graft reads plain ones")
+    quantized_folders.check_config(content, where)
     if content.get("auto_map"):
         raise UnsupportedModelError(f"{where}: auto_map asks for code from the folder; never run")
-    return FAMILIES[kind]
+    family, names = FAMILIES[kind], content.get("architectures") or []
+    head = r"(Text)?(ForCausalLM|LMHeadModel)$"
+    stem = re.sub(head, "", family.architecture)
+    lawful = {family.architecture, f"{stem}Model", f"{stem}TextModel"}
+    if others := sorted(set(map(str, names)) - lawful):
+        raise UnsupportedModelError(
+            f"{where}: architectures is {others[0]!r}; Graft computes {family.architecture}"
+        )
+    return family
 
 
 def read_config(family: Family, content: Mapping[str, Any], where: str) -> ModelConfig:
@@ -140,7 +182,9 @@ def read_config(family: Family, content: Mapping[str, Any], where: str) -> Model
     from research.config import schema
 
     try:
-        config = family.read(Fields(content, where))
+        fields = Fields(content, where)
+        config = family.read(fields)
+        config_keys.refuse_unread(fields, family.kind)
         return schema.build(ModelConfig, dataclasses.asdict(config), where)
     except UnsupportedModelError:
         raise

@@ -20,11 +20,11 @@ from research import sharding
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
-from research.interop import huggingface
+from research.interop import folder_contents, huggingface
 from research.interop.family import Family, Source, parameter_shapes
 from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.gguf import files as gguf_files
-from research.interop.tensor_files import Tensors, to_array
+from research.interop.tensor_files import NotFiniteError, Tensors, to_array
 from research.models.config import ModelConfig
 from research.runtime import storage
 from research.text import chat_template
@@ -53,6 +53,9 @@ class ExternalModel(Protocol):
     def dtypes(self) -> dict[str, str]: ...
     @property
     def facts(self) -> dict[str, str]: ...
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its files say that is not read, or read otherwise than they say."""
 
     def files(self) -> dict[str, bytes]:
         """`config.json`, the tokenizer and what belongs to it, as transformers names them."""
@@ -68,8 +71,8 @@ def open_model(path: str | Path) -> ExternalModel:
     path = storage.require_local(path, "the model")
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
-    if (path / "adapter_config.json").is_file() and not (path / huggingface.CONFIG).is_file():
-        raise UnsupportedModelError(f"{path} is an adapter of PEFT: import it with --base RUN")
+    if (path / folder_contents.ADAPTER).is_file() and not (path / huggingface.CONFIG).is_file():
+        raise UnsupportedModelError(f"{path} is {folder_contents.IS_ADAPTER}")
     with refuse_malformed(str(path)):
         return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
 
@@ -139,6 +142,7 @@ def import_model(
             "dtype": model.dtype,
             "dtypes": model.dtypes,
             **model.facts,
+            "notes": list(model.notes),
             "seconds": time.time() - start,
         },
         "versions": library_versions(),
@@ -157,9 +161,26 @@ def import_model(
 def read_parameters(
     model: ExternalModel, shapes: Mapping[str, jax.ShapeDtypeStruct]
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Parameters by single-layer name, float32, each on the sharding that its shape carries."""
+    """Parameters by single-layer name, float32, each on the sharding that its shape carries.
+
+    Raises:
+      UnsupportedModelError: numbers that are not finite.
+    """
     for name, shape in shapes.items():
-        yield name, to_array(model.tensors, model.sources[name], shape, np.float32)
+        try:
+            yield name, to_array(model.tensors, model.sources[name], shape, np.float32)
+        except NotFiniteError as error:
+            raise UnsupportedModelError(f"{model.path}: {error}") from None
+
+
+def check_numbers(model: ExternalModel) -> None:
+    """Reads every parameter, keeps none.
+
+    Raises:
+      UnsupportedModelError: one holds numbers that are not finite.
+    """
+    for _ in read_parameters(model, sharding.shard_any_axis(parameter_shapes(model.config))):
+        pass
 
 
 def _check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:

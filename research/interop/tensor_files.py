@@ -31,6 +31,10 @@ _BLOCK = 2**26
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+class NotFiniteError(ValueError):
+    """A tensor with numbers that are not finite; the message names it, and how many they are."""
+
+
 class Tensors(Protocol):
     """Named tensors of a file or of several."""
 
@@ -50,6 +54,7 @@ class SafeTensors:
 
     def __init__(self, path: Path):
         self._files: dict[str, Any] = {}
+        self.paths: list[Path] = []
         self._stack = contextlib.ExitStack()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -66,7 +71,14 @@ class SafeTensors:
                 raise UnsupportedModelError(
                     f"{file} lacks {absent[0]}, which the index says it holds"
                 )
-            for name in shapes if names is None else names:
+            unnamed = sorted(set(shapes) - names) if names is not None else []
+            if unnamed:
+                raise UnsupportedModelError(
+                    f"{file} holds {unnamed[0]}, which {INDEX} does not name "
+                    f"({len(unnamed)} such tensors): they are of different models"
+                )
+            self.paths.append(file)
+            for name in shapes:
                 self.shapes[name], self.dtypes[name] = shapes[name], dtypes[name]
                 self._files[name] = slices[name]
 
@@ -85,13 +97,7 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     if not index.is_file():
         if (path / ONE).is_file():
             return {path / ONE: None}
-        pickles = sorted(p.name for p in path.glob("*.bin")) or sorted(
-            p.name for p in path.glob("*.pt*")
-        )
-        hint = ""
-        if pickles:
-            hint = f"; {pickles[0]} is a pickle, which can run code and is never read"
-        raise UnsupportedModelError(f"{path} has neither {ONE} nor {INDEX}{hint}")
+        raise UnsupportedModelError(f"{path} has neither {ONE} nor {INDEX}{_what_instead(path)}")
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files: dict[Path, set[str] | None] = {}
@@ -106,18 +112,64 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
     return files
 
 
+def pickle_advice(name: str, save: str) -> str:
+    """What an error says of a pickle.
+
+    Args:
+      save: the call that writes safetensors from it.
+    """
+    return (
+        f"{name} is a pickle, which can run code and is never read: where you trust it, load it "
+        f"there and write safetensors with {save}"
+    )
+
+
+def _what_instead(path: Path) -> str:
+    """What a folder holds where the files of weights should be, for an error."""
+    patterns = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin")
+    pickles = [file.name for pattern in patterns for file in sorted(path.glob(pattern))]
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if others:
+        return f"; {others[0]} may be a part of it: {INDEX}, which names the parts, is missing"
+    if pickles:
+        return "; " + pickle_advice(pickles[0], "model.save_pretrained(FOLDER)")
+    return ""
+
+
 def to_array(
     tensors: Tensors, source: Source, shape: jax.ShapeDtypeStruct, dtype: Any
 ) -> jax.Array:
-    """A parameter on the sharding that `shape` carries; each device's part is read alone."""
+    """A parameter on the sharding that `shape` carries; each device's part is read alone.
+
+    Raises:
+      NotFiniteError: numbers that are not finite.
+    """
 
     def part(index: Any) -> np.ndarray:
         values = tensors.read(source.name, source.region(index, shape.shape))
         values = values.T if source.transposed else values
-        return np.ascontiguousarray(values, dtype)
+        result = np.ascontiguousarray(values, dtype)
+        if not is_finite(result):
+            whole = tuple(slice(None) for _ in source.shape)
+            raise not_finite(source.name, tensors.read(source.name, whole))
+        return result
 
     where = shape.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.make_array_from_callback(shape.shape, where, part)
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether all numbers are finite; needs no second array of the size."""
+    return not values.size or bool(np.isfinite([values.min(), values.max()]).all())
+
+
+def not_finite(name: str, values: np.ndarray) -> NotFiniteError:
+    """The error of a tensor with numbers that are not finite."""
+    count = values.size - np.count_nonzero(np.isfinite(np.asarray(values, np.float32)))
+    return NotFiniteError(
+        f"{count:,} of {values.size:,} numbers of {name} are not finite (NaN or infinite): the "
+        "file is damaged, or training was"
+    )
 
 
 @contextlib.contextmanager

@@ -17,13 +17,11 @@ def read(fields: Fields) -> ModelConfig:
     kinds = ["sliding_attention", "full_attention"]
     layer_types = [kinds[(layer + 1) % max(1, cycle) == 0] for layer in range(layers)]
     defaults = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 4096}
-    fields = Fields(
-        defaults | {k: v for k, v in fields.content.items() if v is not None}, fields.where
-    )
+    fields = fields.with_defaults(defaults)
     local = fields.number("rope_local_base_freq")
     nested = fields("rope_parameters", None)
     if nested and "sliding_attention" in nested:
-        local, scaling = fields.rotary("sliding_attention")
+        local, scaling = fields.rotary("sliding_attention", "rope_local_base_freq")
         if scaling:
             raise UnsupportedModelError(f"{fields.where}: scaled rotary positions in windows")
     return ModelConfig(

@@ -42,7 +42,7 @@ def read(fields: Fields) -> ModelConfig:
         biases=("query", "key", "value", "output", "up", "down"),
         activation="gelu_tanh",
         gated=False,
-        tie_embeddings=fields("tie_word_embeddings", True),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
 

@@ -6,15 +6,21 @@ from typing import Any
 
 from research.interop.families.llama import common, write_common
 from research.interop.family import Family
-from research.interop.fields import Fields
+from research.interop.fields import Fields, UnsupportedModelError
 from research.models.config import ModelConfig
 
 
 def windows(fields: Fields) -> tuple[int, ...]:
     """Layers from `max_window_layers` on see a window, if any do."""
-    if not fields("use_sliding_window", False):
-        return (0,)
     first = fields.size("max_window_layers", 28)
+    if not fields.flag("use_sliding_window"):
+        # the window is unused then, whatever it is
+        fields("sliding_window", None)
+        if "sliding_attention" in fields("layer_types", []):
+            raise UnsupportedModelError(
+                f"{fields.where}: layer_types has windows, use_sliding_window is false"
+            )
+        return (0,)
     kinds = ["full_attention", "sliding_attention"]
     return fields.windows([kinds[i >= first] for i in range(fields.layers())])
 

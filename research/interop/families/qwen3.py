@@ -21,7 +21,7 @@ def read(fields: Fields) -> ModelConfig:
     return ModelConfig(
         **common(fields, head=128),
         head_norms=True,
-        biases=("query", "key", "value", "output") * fields("attention_bias", False),
+        biases=("query", "key", "value", "output") * fields.flag("attention_bias"),
         windows=windows(fields),
     )
 

@@ -129,6 +129,7 @@ class GGUFModel:
     metadata: Mapping[str, Any]
     tensors: GGUFTensors
     sources: Mapping[str, Source]
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
