@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
 from research.checkpoints.fingerprint import Checksum
+from research.runtime.files import LinkError, check_no_link
 from research.runtime.storage import (
     absolute,
     describe_storage_error,
@@ -62,9 +63,21 @@ class Checkpoint:
         return self._json("metrics.json")
 
     def files(self) -> dict[str, bytes]:
-        """The contents of the files that were passed to `save`, by name."""
-        paths = sorted((self.path / "files").iterdir(), key=lambda path: path.name)
-        return {path.name: path.read_bytes() for path in paths if path.name not in OWN_FILES}
+        """The contents of the files that were passed to `save`, by name.
+
+        Raises:
+          LinkError: one is a symbolic link; it could bring any file of this machine into a run.
+          CheckpointError: they cannot be read.
+        """
+        try:
+            paths = sorted((self.path / "files").iterdir(), key=lambda path: path.name)
+            for path in paths:
+                check_no_link(path, self.path)
+            return {path.name: path.read_bytes() for path in paths if path.name not in OWN_FILES}
+        except LinkError:
+            raise
+        except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
+            raise self.unreadable(error) from error
 
     def checksums(self, prefix: str = "") -> dict[str, Checksum]:
         """The stored checksums of the arrays under `prefix`, by name without it."""
@@ -77,7 +90,7 @@ class Checkpoint:
                 if name.startswith(prefix)
             }
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise self._unreadable(error) from error
+            raise self.unreadable(error) from error
 
     def fingerprint(self, prefix: str = "") -> str:
         """The fingerprint of the arrays under `prefix`, from the checksums only.
@@ -129,7 +142,7 @@ class Checkpoint:
         except jax.errors.JaxRuntimeError:  # the device's trouble (memory), not the file's
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds, bare Exception too
-            raise self._unreadable(error) from error
+            raise self.unreadable(error) from error
         self._check_content(arrays, checksums)
         return {
             name: array
@@ -165,7 +178,7 @@ class Checkpoint:
             with context:
                 arrays: dict[str, np.ndarray] = ocp.load(self.path, target)
         except Exception as error:  # Orbax and TensorStore raise many kinds, bare Exception too
-            raise self._unreadable(error) from error
+            raise self.unreadable(error) from error
         self._check_content(arrays, checksums)
         return arrays
 
@@ -176,15 +189,16 @@ class Checkpoint:
         if damaged_names:
             more = f" and {len(damaged_names) - 8} more" if len(damaged_names) > 8 else ""
             names = ", ".join(damaged_names[:8])
-            raise self._unreadable(f"the content of {names}{more} has changed")
+            raise self.unreadable(f"the content of {names}{more} has changed")
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
             return json.loads((self.path / "files" / name).read_text())
         except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
-            raise self._unreadable(error, f"files/{name}: ") from error
+            raise self.unreadable(error, f"files/{name}: ") from error
 
-    def _unreadable(self, cause: Exception | str, where: str = "") -> CheckpointError:
+    def unreadable(self, cause: Exception | str, where: str = "") -> CheckpointError:
+        """The error for what cannot be read: the folder, the cause and the steps beside it."""
         message = f"checkpoint {self.path} cannot be read: {where}"
         if isinstance(cause, Exception) and is_remote(self.path):
             refusal = describe_storage_error(cause, self.path)

@@ -37,7 +37,6 @@ from orbax.checkpoint import v1 as ocp
 from research import __version__
 from research.checkpoints import fingerprint
 from research.checkpoints.checkpoint import (
-    MARKERS,
     OWN_FILES,
     Abstract,
     Arrays,
@@ -47,6 +46,8 @@ from research.checkpoints.checkpoint import (
     reason,
     scan,
 )
+from research.checkpoints.removal import remove_leftovers, remove_step
+from research.runtime.files import check_no_link
 from research.runtime.storage import absolute, describe_storage_error, is_remote
 
 __all__ = ["CheckpointError", "Checkpointer", "Checkpoint", "library_versions", "open_checkpoint"]
@@ -62,9 +63,6 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 # Orbax's threads print the traceback of the error that `save` then raises.
 logging.getLogger("absl").addFilter(_without_traceback)
-
-# the name of a folder that an interrupted save leaves
-LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 
 
 class Checkpointer:
@@ -126,6 +124,7 @@ class Checkpointer:
 
         Raises:
           CheckpointError: this save, or the one before it, could not be written.
+          LinkError: the folder or the step's is a symbolic link.
           ValueError: a step before the latest one, arrays without elements or with 64-bit
             elements that JAX would cut, metadata that is not JSON, odd file names.
         """
@@ -148,6 +147,7 @@ class Checkpointer:
             return _json_bytes({name: checksum._asdict() for name, checksum in sums})
 
         path = self.directory / str(step)
+        check_no_link(path, self.directory.parent)
         context = ocp.Context()
         # Make folders before returning: a full disk is then an error here, and not a time-out in
         # the writer's thread.
@@ -198,10 +198,10 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.close()
-        except CheckpointError:
+        except CheckpointError as error:
             if kind is None:
                 raise
-            log.exception("saving failed too")  # the first error propagates
+            log.error("saving failed too: %s", error)  # the first error propagates
 
     def all_steps(self) -> list[int]:
         """The complete steps, ascending. Folders without commit marker are logged."""
@@ -272,11 +272,12 @@ class Checkpointer:
             return
         try:
             self._prune()
-        except OSError:
-            log.exception("could not remove old checkpoints in %s", self.directory)
+        except OSError as error:
+            log.warning("could not remove old checkpoints in %s: %s", self.directory, reason(error))
 
     def _prune(self) -> None:
         """Removes the steps that are neither among the last nor among the best."""
+        check_no_link(self.directory, self.directory.parent)
         steps, incomplete = scan(self.directory)
         best_first, unreadable = self._rank(steps)
         keep = {*steps[-self._keep_last :], *best_first[: self._keep_best], *unreadable}
@@ -284,11 +285,7 @@ class Checkpointer:
             path = self.directory / str(step)
             if step > steps[-1] or not (path / "state").exists():
                 continue  # not older than the newest good step, or not a checkpoint at all
-            for marker in MARKERS:  # first, so that a half-removed step is never complete
-                (path / marker).unlink(missing_ok=True)
-            (path / "files").rmtree(missing_ok=True)
-            (path / "state").rmtree()
-            path.rmtree()
+            remove_step(path)
 
     def _rank(self, steps: list[int]) -> tuple[list[int], list[int]]:
         """The steps with a finite `best_metric`, best first, and those that cannot be read."""
@@ -309,13 +306,9 @@ class Checkpointer:
 
     def _remove_leftovers(self) -> None:
         """Removes leftovers of killed saves, once: later this writer cleans up after itself."""
-        if self._cleaned or jax.process_index() != 0 or not self.directory.exists():
-            return
-        for path in self.directory.iterdir():
-            if LEFTOVER.fullmatch(path.name):
-                log.warning("removing %s, left by a save that was cut short", path)
-                path.rmtree()
-        self._cleaned = True
+        if not self._cleaned and jax.process_index() == 0:
+            remove_leftovers(self.directory)
+            self._cleaned = True
 
     def _save_error(self, step: int, cause: Exception) -> CheckpointError:
         message = f"could not save step {step} in {self.directory}: "

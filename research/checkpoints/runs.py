@@ -21,11 +21,11 @@ from research import methods, sharding, tree
 from research.checkpoints import fingerprint
 from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.checkpointer import (
-    LEFTOVER,
     Checkpointer,
     library_versions,
     open_checkpoint,
 )
+from research.checkpoints.removal import LEFTOVER
 from research.checkpoints.stacking import restore_model
 from research.config import schema
 from research.experiment import Experiment, MethodConfig

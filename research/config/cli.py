@@ -144,8 +144,8 @@ def clear_errors() -> Iterator[None]:
         if message is None or not storage.is_from_storage_library(error):
             raise
         sys.exit(f"error: {message}")
-    except KeyboardInterrupt:
-        print("interrupted before anything was saved", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:  # its message, where there is one, says what is saved
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)
 
 

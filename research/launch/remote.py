@@ -26,6 +26,7 @@ def start(folder: Path, command: list[str]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "status").unlink(missing_ok=True)
+    (folder / "log").unlink(missing_ok=True)  # of a link the link alone
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, __file__, "watch", str(folder), *command],

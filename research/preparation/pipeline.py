@@ -287,6 +287,6 @@ def _lock_folder(root: str) -> Iterator[None]:
     if "://" in root:
         yield
         return
-    busy = f"{root} is being prepared by another process."
+    busy = f"{root} is being prepared by another process"
     with lock_file(Path(root) / "stages" / ".lock", busy):
         yield

@@ -75,9 +75,12 @@ class Stage:
         return "done"
 
     def build(self, write_files: Callable[[], None]) -> float:
-        """Calls `write_files` to fill the folder, and marks it as done; returns the seconds."""
-        if self.folder.exists():
-            self.folder.rmtree()
+        """Calls `write_files` to fill the folder, and marks it as done; returns the seconds.
+
+        Raises:
+          LinkError: the folder of all stages is a symbolic link.
+        """
+        files.remove(self.folder, epath.Path(self.root))
         self.folder.mkdir(parents=True)
         start = time.perf_counter()
         write_files()

@@ -2,21 +2,69 @@
 
 They are written under a name of their own beside their place, flushed to the disk, and renamed, so
 that several processes may write the same one at once. In a bucket every object appears whole.
+
+What a killed process left of one is removed when it is written again. No symbolic link leads what
+is removed or written over out of the folder that a program may change.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from research.runtime import storage
+
+
+class LinkError(OSError):
+    """A symbolic link where a program removes or writes; the message names it and the remedy."""
+
+
+def check_no_link(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
+    """Refuses a path that leads out of the folder `root`; `root` itself may be a link.
+
+    Raises:
+      LinkError: the path, or a folder of it below `root`, is a symbolic link.
+    """
+    if storage.is_remote(path):
+        return
+    place = Path(root)
+    for name in Path(path).relative_to(root).parts:
+        place = place / name
+        if place.is_symlink():
+            raise LinkError(
+                f"{place} is a symbolic link to {os.readlink(place)}, and what lies outside {root} "
+                "is not changed from here: remove the link, or put there what it leads to"
+            )
+
+
+def remove(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
+    """Removes a file or a whole folder below `root`, if it is there; of a link the link alone.
+
+    Raises:
+      LinkError: a folder between `root` and the path is a symbolic link.
+    """
+    if storage.is_remote(path):
+        place = storage.absolute(path)
+        if storage.is_folder(place):
+            place.rmtree(missing_ok=True)
+        else:
+            place.unlink(missing_ok=True)
+        return
+    check_no_link(os.path.dirname(path), root)
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -57,15 +105,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     If the block raises, it is removed and `path` stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
+    with _locked_partial(path, Path.touch) as partial:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -77,18 +121,57 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises:
       OSError: there is such a folder, and it is not empty.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(folder)
-    partial.mkdir()
-    try:
+    with _locked_partial(folder, Path.mkdir) as partial:
         yield partial
         partial.replace(folder)
+
+
+@contextlib.contextmanager
+def _locked_partial(path: Path, create: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder beside `path`, locked while the block runs and removed after it.
+
+    The lock tells it from those of killed processes, which are removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_partials(path)
+    while True:
+        partial = path.with_name(f".{path.name}.{_host()}.{uuid.uuid4().hex}.partial")
+        create(partial)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for a stale one before it was locked
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks, where none is removed
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if partial.exists():
+            break
+        os.close(descriptor)
+    try:
+        yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the error of the block counts
+            remove(partial, path.parent)
+        os.close(descriptor)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+def _remove_stale_partials(path: Path) -> None:
+    """Removes what killed processes of this host left when they wrote `path`."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_host())}\.[0-9a-f]{{32}}\.partial")
+    for partial in path.parent.iterdir():
+        if not name.fullmatch(partial.name):
+            continue
+        with contextlib.suppress(OSError):  # it is gone, another user's, or being written
+            descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(partial, path.parent)
+            finally:
+                os.close(descriptor)
+
+
+def _host() -> str:
+    """The name of this machine, as a part of a file's name; locks may not reach beyond it."""
+    return re.sub(r"[^\w-]", "-", platform.node())[:64]
 
 
 def _finite(content: Any) -> Any:

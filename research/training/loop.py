@@ -23,8 +23,9 @@ from research.training.describe import ReadingPlan, describe_run
 from research.training.heldout_loss import evaluate_heldout, open_heldout
 from research.training.monitor import StepMonitor, is_due
 from research.training.program import Program, make_program
-from research.training.summary import SUMMARY, Summary, summarize
+from research.training.summary import Summary, summarize
 from research.training.timing import Timing
+from research.training.workdir import CHECKPOINTS, guard_workdir, open_workdir
 
 
 def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) -> Summary | None:
@@ -34,7 +35,13 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
       ValueError: the experiment does not fit its data, model, mesh or folder.
       FloatingPointError: too many steps in a row without a finite loss and gradient.
     """
-    timing, folder = Timing(), storage.absolute(workdir)
+    folder = storage.absolute(workdir)
+    with guard_workdir(folder):
+        return _train(experiment, folder, dry_run)
+
+
+def _train(experiment: Experiment, folder: Path, dry_run: bool) -> Summary | None:
+    timing = Timing()
 
     # --- program: everything abstract, so that what does not fit is an error before compute ---
     base, tokenizer = runs.open_base_and_tokenizer(experiment)
@@ -46,11 +53,13 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     steps, reading = experiment.steps, ReadingPlan.of(data, experiment.steps)
 
     # --- where the run stands: resume > init from > scratch ---
-    checkpointer = saving.make_checkpointer(folder / "checkpoints", experiment.checkpoint)
-    step, timing.earlier_seconds = resume.check_resumable(checkpointer, experiment, data, folder)
-    if step >= steps and (folder / SUMMARY).exists():
+    checkpointer = saving.make_checkpointer(folder / CHECKPOINTS, experiment.checkpoint)
+    step, timing.earlier_seconds, summary = resume.find_start(
+        checkpointer, experiment, data, folder, claim=not dry_run
+    )
+    if summary:
         print(f"{folder} is finished: {step} of {steps} steps")
-        return Summary.read(folder)
+        return summary
     resume.check_same_everywhere(experiment, data, base, folder, step)
     if is_main_process := jax.process_index() == 0:
         storage.check_writable(folder)
@@ -71,7 +80,7 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
             hyper = jax.block_until_ready(program.place_hyper())
 
         # --- loop ---
-        saving.open_workdir(folder, experiment, tokenizer)
+        open_workdir(folder, experiment, tokenizer)
         monitor = StepMonitor(program, reading.tokens / steps, folder, step, timing, peak_flops)
         saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
         with distributed.catch_stop_signals() as stop_request, monitor, checkpointer:

@@ -20,6 +20,7 @@ from research.runtime import files, storage
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 
 
 class MetricsWriter:
@@ -62,7 +63,7 @@ class MetricsWriter:
             _drop_lines(path, start_step)
         self._folder, self._mirrored = path.parent, time.monotonic()
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=start_step)
+        self._board = SummaryWriter(str(path.parent / TENSORBOARD), purge_step=start_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line.

@@ -15,6 +15,8 @@ from research.config import schema
 from research.data.pipeline import Pipeline
 from research.experiment import Experiment
 from research.runtime import distributed
+from research.training.summary import SUMMARY, Summary
+from research.training.workdir import claim_workdir
 
 # fields of an experiment that may change between two starts of one run: its number of steps, the
 # mesh, and what is only measured or kept; opening the run compares the base's fingerprint
@@ -36,23 +38,46 @@ CHANGEABLE = frozenset(
 )
 
 
-def check_resumable(
-    checkpointer: Checkpointer, experiment: Experiment, data: Pipeline, workdir: Path
-) -> tuple[int, float]:
-    """The step that the run goes on from, and the seconds that it took so far; zeros if it is new.
+def find_start(
+    checkpointer: Checkpointer,
+    experiment: Experiment,
+    data: Pipeline,
+    workdir: Path,
+    claim: bool,
+) -> tuple[int, float, Summary | None]:
+    """Where the run begins: the steps and seconds that it has behind it, zeros if it is new.
+
+    Args:
+      claim: lock the folder, unless the run is finished and so left as it is. The run is then
+        looked for again: another process may have gone on with it meanwhile.
+
+    Returns:
+      Also its summary, if it is finished.
 
     Raises:
-      ValueError: the folder holds another run, or a run on other data.
+      ValueError: another process is training there, or the folder holds another run, or a run on
+        other data.
     """
+    start = _find_start(checkpointer, experiment, data, workdir)
+    if claim and start[-1] is None:
+        claim_workdir(workdir)
+        start = _find_start(checkpointer, experiment, data, workdir)
+    return start
+
+
+def _find_start(
+    checkpointer: Checkpointer, experiment: Experiment, data: Pipeline, workdir: Path
+) -> tuple[int, float, Summary | None]:
     step = checkpointer.latest_step() or 0
     if not step:
-        return 0, 0.0
+        return 0, 0.0, None
     saved = runs.open_run(workdir, experiment.init_from)
     assert saved.experiment is not None  # imported models lie in no run's checkpoints
     metadata = saved.checkpoint.metadata()
     check_same_run(experiment, saved.experiment, workdir)
     check_same_data(metadata, data, workdir)
-    return step, metadata["seconds"]
+    is_finished = step >= experiment.steps and (workdir / SUMMARY).exists()
+    return step, metadata["seconds"], Summary.read(workdir) if is_finished else None
 
 
 def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:

@@ -1,21 +1,17 @@
-"""What a run writes beside its metrics: config, tokenizer, checkpoints and the finished model."""
+"""What a run saves: its checkpoints on the way, and the model at its end."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from research import tree
 from research.checkpoints import runs, stacking
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
 from research.data.pipeline import Pipeline
-from research.experiment import CheckpointConfig, Experiment
-from research.runtime import files, locks, storage
+from research.experiment import CheckpointConfig
 from research.step import TrainState
-from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import HeldoutMetrics
 from research.training.metrics import MetricsWriter
 from research.training.program import Program
@@ -32,32 +28,6 @@ def make_checkpointer(folder: Path, config: CheckpointConfig) -> Checkpointer:
         keep_best=int(config.keep_best),
         best_metric="heldout_loss" if config.keep_best else None,
     )
-
-
-def lock_workdir(workdir: Path) -> None:
-    """Makes the folder and keeps every other process of this machine from training in it.
-
-    The lock is held until this process trains there again, or ends. There are none in a bucket.
-
-    Raises:
-      ValueError: another process is training there.
-    """
-    if not storage.is_remote(workdir):
-        busy = f"another process is training in {workdir}"
-        locks.lock_until_exit(Path(workdir) / ".lock", busy)
-
-
-def open_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Locks the folder, and writes config.json and tokenizer.json there; process 0 does it for all.
-
-    Raises:
-      ValueError: another process is training there.
-    """
-    if jax.process_index() != 0:
-        return
-    lock_workdir(workdir)
-    files.write_json(workdir / "config.json", schema.to_dict(experiment))
-    tokenizer.save(workdir / runs.TOKENIZER)
 
 
 class RunSaver:

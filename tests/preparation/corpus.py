@@ -91,8 +91,10 @@ def kept_names(out: Path, name: str = "x", split: str = "train") -> list[str]:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    """Every file of the result but the markers, which hold times."""
+    """Every file of the result but the markers and the lock, which hold times."""
     files = [path for path in sorted(out.rglob("*")) if path.is_file()]
     return {
-        str(path.relative_to(out)): path.read_bytes() for path in files if path.name != "done.json"
+        str(path.relative_to(out)): path.read_bytes()
+        for path in files
+        if path.name not in ("done.json", ".lock")
     }

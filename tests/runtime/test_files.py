@@ -1,12 +1,25 @@
 """Files and folders that appear whole or not at all."""
 
+import contextlib
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from research.runtime import files
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = ("a", "a/b", "a/b/c", "a/e", "f", "new")
+TARGETS = ("", "a", "a/b", "a/b/c", "f", "missing")
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -68,3 +81,72 @@ def test_of_many_writers_one_wins(tmp_path):
         thread.join()
     text = path.read_text()
     assert text == text[0] * 10_000 and list(tmp_path.iterdir()) == [path]
+
+
+def write_and_hang(path, create):
+    """Writes a part of a file or a folder in a process of its own, which is then killed."""
+    program = f"""if True:
+        import time
+        from pathlib import Path
+        from research.runtime import files
+        with files.{create}(Path({str(path)!r})) as partial:
+            (partial / "a" if partial.is_dir() else partial).write_text("half")
+            print("ready", flush=True)
+            time.sleep(600)"""
+    line = [sys.executable, "-c", program]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("create", ["atomic_path", "atomic_folder"])
+def test_what_a_killed_process_left_is_removed_when_it_is_written_again(tmp_path, create):
+    path = tmp_path / "name"
+    process = write_and_hang(path, create)
+    with getattr(files, create)(path) as partial:  # beside one that is being written
+        (partial / "a" if partial.is_dir() else partial).write_text("whole")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 2, "it is not in use by us, but by another process"
+    process.kill()
+    process.wait()
+    (tmp_path / "other").touch()
+    if create == "atomic_folder":
+        shutil.rmtree(path)
+    with getattr(files, create)(path) as partial:
+        (partial / "a" if partial.is_dir() else partial).write_text("whole")
+        assert {*tmp_path.iterdir()} - {path} == {partial, tmp_path / "other"}
+
+
+@given(
+    links=st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(TARGETS)), max_size=3),
+    path=st.sampled_from(PLACES),
+    is_root_link=st.booleans(),
+)
+def test_nothing_outside_the_folder_is_removed_wherever_links_are(links, path, is_root_link):
+    with tempfile.TemporaryDirectory() as name:
+        outside, folder = Path(name) / "outside", Path(name) / "folder"
+        for place in (outside, folder):
+            for file in ("a/b/c", "a/b/d", "a/e", "f"):
+                (place / file).parent.mkdir(parents=True, exist_ok=True)
+                (place / file).write_text(file)
+        before = content(outside)
+        for place, target in links:
+            with contextlib.suppress(OSError):  # its folder is gone
+                files.remove(folder / place, folder)
+                (folder / place).symlink_to(outside / target)
+        root = folder
+        if is_root_link:
+            root = Path(name) / "root"
+            root.symlink_to(folder)
+        is_through = any((root / p).is_symlink() for p in list(Path(path).parents)[:-1])
+        try:
+            files.remove(root / path, root)
+        except files.LinkError as error:
+            assert is_through and "is a symbolic link to" in str(error)
+        else:
+            assert not is_through and not os.path.lexists(root / path)
+        assert content(outside) == before
+
+
+def content(folder):
+    return {path: path.read_text() for path in folder.rglob("*") if path.is_file()}

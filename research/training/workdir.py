@@ -1,0 +1,99 @@
+"""A run's folder: who may write there, what lies there, and what is left there by a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from research.checkpoints import runs
+from research.checkpoints.checkpoint import scan
+from research.checkpoints.removal import remove_leftovers
+from research.config import schema
+from research.experiment import Experiment
+from research.runtime import files, locks, storage
+from research.text.tokenizer import Tokenizer
+from research.training.metrics import METRICS, TENSORBOARD
+from research.training.summary import SUMMARY
+
+CHECKPOINTS, MODEL, CONFIG, LOCK = "checkpoints", "model", "config.json", ".lock"
+# all that a run writes in its folder
+OWN_NAMES = (CHECKPOINTS, MODEL, CONFIG, LOCK, METRICS, SUMMARY, TENSORBOARD, runs.TOKENIZER)
+
+
+@contextlib.contextmanager
+def guard_workdir(workdir: Path) -> Iterator[None]:
+    """Leaves no new folder behind where nothing came of a run, and says after Ctrl-C what is saved.
+
+    Raises:
+      KeyboardInterrupt: the block's, with that message.
+    """
+    new_folders = [] if storage.is_remote(workdir) else _missing_folders(Path(workdir))
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(describe_saved(workdir)) from None
+    finally:
+        if new_folders and jax.process_index() == 0:
+            _remove_empty(Path(workdir), new_folders)
+
+
+def claim_workdir(workdir: Path) -> None:
+    """Locks the folder for this process, and removes there what a kill left of a save.
+
+    Process 0 does it for all. The lock is held until this process trains there again, or ends;
+    there are none in a bucket.
+
+    Raises:
+      ValueError: another process is training there.
+      LinkError: something there is a symbolic link out of the folder.
+    """
+    if jax.process_index() != 0:
+        return
+    if not storage.is_remote(workdir):
+        for name in OWN_NAMES:
+            files.check_no_link(Path(workdir) / name, workdir)
+        busy = (
+            f"another process is training in {workdir}: wait until it ends, or choose another "
+            "--workdir"
+        )
+        locks.lock_until_exit(Path(workdir) / LOCK, busy)
+    for name in (CHECKPOINTS, MODEL):
+        remove_leftovers(storage.absolute(workdir) / name)
+
+
+def open_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Writes config.json and tokenizer.json there; process 0 does it for all."""
+    if jax.process_index() == 0:
+        files.write_json(workdir / CONFIG, schema.to_dict(experiment))
+        tokenizer.save(workdir / runs.TOKENIZER)
+
+
+def describe_saved(workdir: Path) -> str:
+    """What is left of a run that was interrupted, for its user."""
+    try:
+        steps, _ = scan(storage.absolute(workdir) / CHECKPOINTS)
+    except OSError as error:
+        return f"interrupted; what is saved cannot be read ({error})"
+    if not steps:
+        return f"interrupted: no step is saved in {workdir}"
+    return (
+        f"interrupted: step {steps[-1]} is saved in {workdir}; run the same command to go on there"
+    )
+
+
+def _missing_folders(workdir: Path) -> list[Path]:
+    """The folder and those above it that are not there yet, from below."""
+    return [place for place in (workdir, *workdir.parents) if not os.path.lexists(place)]
+
+
+def _remove_empty(workdir: Path, new_folders: list[Path]) -> None:
+    """Removes new folders that hold nothing, or the lock alone."""
+    if [path.name for path in workdir.glob("*")] == [LOCK]:
+        locks.remove_lock(workdir / LOCK)
+    with contextlib.suppress(OSError):  # it holds something
+        for folder in new_folders:
+            folder.rmdir()

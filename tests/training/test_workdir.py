@@ -1,0 +1,202 @@
+"""A run's folder: one writer, nothing beyond it touched, and what an interrupted run says of it."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from research.checkpoints.checkpointer import open_checkpoint
+from research.commands import train as program
+from research.experiment import CheckpointConfig
+from research.runtime import locks
+from research.runtime.files import LinkError
+from research.training import loop, resume, workdir
+from research.training.loop import train
+from tests.helpers import tiny_run
+
+HOLDER = """if True:
+    import sys, time
+    from pathlib import Path
+    from research.runtime import locks
+    locks.lock_until_exit(Path(sys.argv[1]), "busy")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """A run that ended at step 4, with steps 2 and 4 saved; its experiment for more steps."""
+
+    def experiment(steps):
+        return world.experiment(steps, checkpoint=CheckpointConfig(every=2, keep_last=2))
+
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    train(experiment(4), folder)
+    shutil.rmtree(folder / "model")
+    (folder / "summary.json").unlink()
+    return folder, experiment
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    """A copy of it, and the experiment."""
+    shutil.copytree(stopped[0], tmp_path / "run")
+    return tmp_path / "run", stopped[1]
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_start_touches_nothing_and_says_who_holds_the_folder(run):
+    folder, experiment = run
+    line = [sys.executable, "-c", HOLDER, str(folder / ".lock")]
+    process = subprocess.Popen(line, cwd=tiny_run.ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    before = content(folder)
+    with pytest.raises(ValueError, match=rf"is training in .*process {process.pid} on .* since 20"):
+        train(experiment(6), folder)
+    process.kill()
+    process.wait()
+    assert content(folder) == before
+
+
+@pytest.mark.heavy
+def test_a_run_that_ended_after_the_first_look_keeps_its_rows(run, tmp_path, monkeypatch):
+    """Another process finishes the run between this one's look at the folder and its lock."""
+    folder, experiment = run
+    claim = workdir.claim_workdir
+
+    def finish_elsewhere(place):
+        process = tiny_run.start(experiment(9), tmp_path, folder)
+        assert process.wait(timeout=120) == 0, process.communicate()[0]
+        before.update(content(folder))
+        claim(place)
+
+    before = {}
+    monkeypatch.setattr(resume, "claim_workdir", finish_elsewhere)
+    summary = train(experiment(9), folder)
+    assert summary.finished and summary.steps == 9
+    lock = {folder / ".lock": (folder / ".lock").read_bytes()}  # names this process now
+    assert content(folder) == before | lock and len(tiny_run.lines(folder)) == 9
+
+
+@pytest.mark.heavy
+def test_two_starts_at_once_are_one_run(run, tmp_path):
+    folder, experiment = run
+    file = tiny_run.config_file(tmp_path, experiment(40))
+    line = tiny_run.command("train", "--config", file, "--workdir", folder)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(line, cwd=tiny_run.ROOT, **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    statuses = sorted(process.returncode for process in processes)
+    # the later one may come when the first has finished
+    refused, late = "another process is training in", "is finished: 40 of 40 steps"
+    assert statuses == [0, 1] or any(late in output for output in outputs), outputs
+    assert sum(refused in output or late in output for output in outputs) == 1, outputs
+    steps = [json_line.split(",")[0] for json_line in tiny_run.lines(folder)]
+    assert steps == [f'{{"step": {step}' for step in range(1, 41)]
+
+
+@pytest.mark.parametrize("name", workdir.OWN_NAMES)
+def test_what_links_out_of_the_folder_is_named_before_anything_is_written(run, tmp_path, name):
+    folder, experiment = run
+    outside = tmp_path / "outside"
+    if (folder / name).exists():
+        (folder / name).rename(outside)
+    else:
+        outside.mkdir()
+    before = content(tmp_path)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(LinkError, match=f"{name} is a symbolic link to .*outside.*remove the link"):
+        train(experiment(6), folder)
+    (folder / name).unlink()
+    assert content(tmp_path) == before
+
+
+def test_a_folder_that_is_a_link_itself_is_trained_in(run, tmp_path):
+    folder, experiment = run
+    (tmp_path / "link").symlink_to(folder)
+    train(experiment(6), tmp_path / "link")
+    assert open_checkpoint(folder).step == 6 and len(tiny_run.lines(folder)) == 6
+
+
+def test_saving_removes_a_linked_step_alone_and_never_what_it_leads_to(run, tmp_path):
+    folder, experiment = run
+    other = tmp_path / "other"
+    shutil.move(folder / "checkpoints" / "2", other)
+    before = content(other)
+    (folder / "checkpoints" / "2").symlink_to(other)
+    leftover = folder / "checkpoints" / "9.orbax-checkpoint-tmp-1"
+    leftover.symlink_to(other)
+    train(experiment(6), folder)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6"]
+    assert content(other) == before
+
+
+def test_what_a_kill_left_is_removed_at_the_start(run, caplog):
+    folder, experiment = run
+    half_removed = folder / "checkpoints" / "2"
+    for marker in ("commit_success.txt", "_CHECKPOINT_METADATA"):
+        (half_removed / marker).unlink()
+    leftovers = [
+        folder / "checkpoints" / "6.orbax-checkpoint-tmp-5",
+        folder / "model" / "6.orbax-checkpoint-tmp",
+    ]
+    for path in leftovers:
+        (path / "state").mkdir(parents=True)
+    unrelated = folder / "checkpoints" / "1"  # no checkpoint: it has no arrays
+    unrelated.mkdir()
+    summary = train(experiment(4), folder)  # nothing is left to save but the model
+    assert summary.finished and unrelated.exists()
+    assert not any(path.exists() for path in [half_removed, *leftovers])
+    assert f"removing {leftovers[0]}, left by a save that was cut short" in caplog.text
+
+
+def test_a_template_that_links_out_of_a_checkpoint_is_not_copied(world, tmp_path):
+    base, secret = tmp_path / "base", tmp_path / "secret"
+    shutil.copytree(world.base, base)
+    secret.write_text("secret")
+    (step,) = (base / "checkpoints").iterdir()
+    (step / "files" / "chat_template.jinja").symlink_to(secret)
+    tuning = world.experiment(2, model=None, tokenizer=None, init_from=str(base))
+    with pytest.raises(LinkError, match="chat_template.jinja is a symbolic link to .*secret"):
+        train(tuning, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["program", "step"])
+def test_ctrl_c_says_what_is_saved(world, run, tmp_path, monkeypatch, capsys, where):
+    folder, experiment = run
+    file = tiny_run.config_file(tmp_path, experiment(8))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if where == "program":
+        monkeypatch.setattr(loop, "make_program", interrupt)
+    else:  # a second one, while the loop waits for a save
+        monkeypatch.setattr("research.training.saving.RunSaver.save", interrupt)
+    for place, message in (
+        (folder, f"interrupted: step 4 is saved in {folder}; run the same command to go on there"),
+        (tmp_path / "new", f"interrupted: no step is saved in {tmp_path / 'new'}"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            program.main(["--config", str(file), "--workdir", str(place)])
+        assert end.value.code == 130
+        assert capsys.readouterr().err.splitlines()[-1] == message
+    assert (tmp_path / "new").exists() == (where == "step")
+
+
+def test_an_error_before_anything_is_written_leaves_no_folder(world, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no")
+
+    monkeypatch.setattr(resume, "check_same_everywhere", refuse)
+    with pytest.raises(ValueError, match="^no$"):
+        train(world.experiment(2), tmp_path / "a" / "run")
+    assert not list(tmp_path.iterdir())
+    with locks.lock_file(tmp_path / "a" / "run" / ".lock", "busy"):
+        pass  # it was given up
