@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from research import __version__
-from research.runtime import environment
+from research.runtime import environment, signals
 
 # name -> its module; the first line of its docstring is its summary
 COMMANDS = {
@@ -40,7 +40,11 @@ COMPLETING = "_ARGCOMPLETE"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command with the rest of the command line."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        argv = sys.argv[1:]
+        # before all that takes time to import
+        signals.end_program(" ".join(["graft", *(word for word in argv[:1] if word in COMMANDS)]))
+    argv = list(argv)
     if COMPLETING in os.environ:
         argv = _command_to_complete()
     if argv and argv[0] in COMMANDS:

@@ -1,6 +1,9 @@
 """The same as `graft train`, as a module: `python -m research.train`."""
 
-from research.commands.train import main
+from research.runtime import signals
 
 if __name__ == "__main__":
+    signals.end_program("graft train")  # before all that takes time to import
+    from research.commands.train import main
+
     main()

@@ -25,7 +25,13 @@ def run(folder, *arguments, without_libraries=False):
 @pytest.fixture
 def clone(tmp_path):
     """What decides where a command runs, in a repository of its own."""
-    for file in ("__init__.py", "cli.py", "runtime/__init__.py", "runtime/environment.py"):
+    for file in (
+        "__init__.py",
+        "cli.py",
+        "runtime/__init__.py",
+        "runtime/environment.py",
+        "runtime/signals.py",
+    ):
         (tmp_path / "research" / file).parent.mkdir(exist_ok=True)
         (tmp_path / "research").mkdir(exist_ok=True)
         shutil.copy(ROOT / "research" / file, tmp_path / "research" / file)

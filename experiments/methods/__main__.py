@@ -15,6 +15,7 @@ from pathlib import Path
 
 from configs.methods.smollm2 import FORMS
 from experiments.methods.study import RESULTS, SEEDS, Study
+from research.runtime import signals
 
 
 def main() -> None:
@@ -32,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signals.end_program("methods")
     main()

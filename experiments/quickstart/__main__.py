@@ -15,13 +15,14 @@ import dataclasses
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from experiments.quickstart.stories import STORIES, Story
 from research.config import cli
+from research.runtime import signals
+from research.runtime.programs import run_program
 
 VOCABULARY = 2048
 
@@ -104,7 +105,7 @@ def run(command: str, *arguments: object) -> None:
     """Runs one command of `graft` and ends with its exit status if it fails."""
     command_line = [command, *map(str, arguments)]
     print(f"\n$ graft {shlex.join(command_line)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", "research.cli", *command_line]).returncode
+    status = run_program([sys.executable, "-m", "research.cli", *command_line]).returncode
     if status:
         sys.exit(
             f"quickstart: graft {command} ended with status {status}; what it printed says why"
@@ -112,4 +113,5 @@ def run(command: str, *arguments: object) -> None:
 
 
 if __name__ == "__main__":
+    signals.end_program("quickstart")
     main()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,8 +19,10 @@ from typing import Any, NamedTuple
 
 from research.preflight.describe import FIT_COLUMNS
 from research.reports.tables import Column, text_table
+from research.runtime import signals
 from research.runtime.accelerators import EXAMPLE_TOPOLOGIES, TPUS
 from research.runtime.files import write_json
+from research.runtime.programs import run_program
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -108,10 +109,9 @@ def examine(topology: str, form: Form, dry_run: bool) -> dict[str, Any]:
         print("$ graft", shlex.join(command_line), flush=True)
         if dry_run:
             return {}
-        process = subprocess.run(
+        process = run_program(
             [sys.executable, "-m", "research.cli", *command_line, "--json", str(report)],
             cwd=ROOT,
-            check=False,
         )
         if process.returncode not in (0, 3):  # 3: it does not fit, which is a result
             raise SystemExit(f"{command_line[0]} ended with {process.returncode}")
@@ -133,4 +133,5 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    signals.end_program("topologies")
     main()

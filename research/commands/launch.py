@@ -15,7 +15,6 @@ run.
 """
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -94,7 +93,9 @@ def _preflight(job, arguments: argparse.Namespace, shell) -> None:
     if shell.dry_run or arguments.anyway:
         return
     command = [sys.executable, "-m", "research.cli", "preflight", *flags, "--tries", "0"]
-    status = subprocess.run(command).returncode
+    from research.runtime.programs import run_program
+
+    status = run_program(command).returncode
     if status:
         why = "preflight failed"
         if status == 3:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.runtime.environment import ROOT
+from research.runtime.programs import run_program
 
 if TYPE_CHECKING:
     from research.preflight.examine import Prices
@@ -141,7 +142,7 @@ def _examine_in_process(arguments: argparse.Namespace, topology: str) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
         command = [sys.executable, "-m", "research.cli", "preflight", *flags, "--json", str(file)]
-        process = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        process = run_program(command, stderr=subprocess.PIPE, text=True)
         if process.returncode in (0, 3):  # 3: it does not fit, which is a result
             print(flush=True)
             return json.loads(file.read_text(encoding="utf-8"))

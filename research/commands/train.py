@@ -5,7 +5,8 @@
 One program for every phase: the config's `data` says what is learnt (`objective`), `method` what
 is attached and trains, `init_from` where the weights start. Run it again with the same folder and
 it resumes at the last checkpoint, to the same bits. Ctrl-C or SIGTERM saves and exits with status
-75, which says to start it again.
+75, which says to start it again; before the first step, and the second time, it ends the program at
+once (130 or 143).
 
 On several hosts each runs this with --distributed: they are one run with one mesh over all devices,
 and a signal to one of them stops all at the same step. They share the folder.
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(parser, argv)
 
     from research.experiment import Experiment
-    from research.runtime import distributed
+    from research.runtime import distributed, signals
     from research.runtime.compilation_cache import enable_compilation_cache
     from research.training.loop import train
 
@@ -41,4 +42,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment = cli.load(Experiment, arguments.config, arguments.overrides)
         summary = train(experiment, arguments.workdir, dry_run=arguments.dry_run)
         if summary and not summary.finished:
+            signals.set_ending("all is saved", distributed.EXIT_RESTART)
             raise SystemExit(distributed.EXIT_RESTART)
+        signals.set_ending("all is saved", status=0)

@@ -10,11 +10,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from research.runtime import signals
 
 # seconds without a sign of life after which a process counts as gone, and the others end too
 HEARTBEAT_SECONDS = 20
@@ -92,32 +93,17 @@ def check_equal_across_processes(**facts: str) -> None:
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one kills as ever."""
-    request = StopRequest()
-    before: dict[int, Any] = {}
-
-    def receive(number: int, frame: Any) -> None:
-        signal.signal(number, before[number])
-        if jax.process_count() == 1:
-            request.received = True
-        else:  # JAX waits for this one, and tells the other processes
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    mine = [signal.SIGINT] + [signal.SIGTERM] * (jax.process_count() == 1)
-    for number in map(int, mine):
-        with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
-            before[number] = signal.signal(number, receive)
-    try:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one ends the program."""
+    request, numbers = StopRequest(), list(signals.SIGNALS)
+    if jax.process_count() > 1:  # JAX waits for SIGTERM, and tells the other processes
+        request = StopRequest(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        numbers = [signal.SIGINT]
+    with signals.collect(request, numbers):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-class StopRequest:
+class StopRequest(signals.StopRequest):
     """Whether the run should end."""
-
-    received = False
 
     def should_stop(self, step: int) -> bool:
         """Whether to stop after this step; the same on all processes, which all ask each step.

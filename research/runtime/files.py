@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.runtime import storage
+from research.runtime import signals, storage
 
 
 class LinkError(OSError):
@@ -147,7 +147,8 @@ def _locked_partial(path: Path, create: Callable[[Path], None]) -> Iterator[Path
             break
         os.close(descriptor)
     try:
-        yield partial
+        with signals.cleanup(lambda: remove(partial, path.parent)):
+            yield partial
     finally:
         with contextlib.suppress(OSError):  # the error of the block counts
             remove(partial, path.parent)

@@ -14,7 +14,7 @@ from research.checkpoints.checkpoint import scan
 from research.checkpoints.removal import remove_leftovers
 from research.config import schema
 from research.experiment import Experiment
-from research.runtime import files, locks, storage
+from research.runtime import files, locks, signals, storage
 from research.text.tokenizer import Tokenizer
 from research.training.metrics import METRICS, TENSORBOARD
 from research.training.summary import SUMMARY
@@ -31,14 +31,20 @@ def guard_workdir(workdir: Path) -> Iterator[None]:
     Raises:
       KeyboardInterrupt: the block's, with that message.
     """
+    signals.set_ending(lambda: describe_saved(workdir))
     new_folders = [] if storage.is_remote(workdir) else _missing_folders(Path(workdir))
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(describe_saved(workdir)) from None
-    finally:
+
+    def remove_new() -> None:
         if new_folders and jax.process_index() == 0:
             _remove_empty(Path(workdir), new_folders)
+
+    try:
+        with signals.cleanup(remove_new):
+            yield
+    except KeyboardInterrupt:  # in a process that is no program of ours
+        raise KeyboardInterrupt(f"interrupted: {describe_saved(workdir)}") from None
+    finally:
+        remove_new()
 
 
 def claim_workdir(workdir: Path) -> None:
@@ -77,12 +83,10 @@ def describe_saved(workdir: Path) -> str:
     try:
         steps, _ = scan(storage.absolute(workdir) / CHECKPOINTS)
     except OSError as error:
-        return f"interrupted; what is saved cannot be read ({error})"
+        return f"what is saved cannot be read ({error})"
     if not steps:
-        return f"interrupted: no step is saved in {workdir}"
-    return (
-        f"interrupted: step {steps[-1]} is saved in {workdir}; run the same command to go on there"
-    )
+        return f"no step is saved in {workdir}"
+    return f"step {steps[-1]} is saved in {workdir}; run the same command to go on there"
 
 
 def _missing_folders(workdir: Path) -> list[Path]:
