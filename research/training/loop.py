@@ -22,6 +22,7 @@ from research.training import resume, saving
 from research.training.describe import ReadingPlan, describe_run
 from research.training.heldout_loss import evaluate_heldout, open_heldout
 from research.training.monitor import StepMonitor, is_due
+from research.training.observers import show
 from research.training.program import Program, make_program
 from research.training.summary import Summary, summarize
 from research.training.timing import Timing
@@ -58,12 +59,12 @@ def _train(experiment: Experiment, folder: Path, dry_run: bool) -> Summary | Non
         checkpointer, experiment, data, folder, claim=not dry_run
     )
     if summary:
-        print(f"{folder} is finished: {step} of {steps} steps")
+        show(f"{folder} is finished: {step} of {steps} steps")
         return summary
     resume.check_same_everywhere(experiment, data, base, folder, step)
     if is_main_process := jax.process_index() == 0:
         storage.check_writable(folder)
-        print(describe_run(program, reading, step), flush=True)
+        show(describe_run(program, reading, step))
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
     with sharding.mesh_context(program.mesh, experiment.sharding_rules):
@@ -109,7 +110,7 @@ def _train(experiment: Experiment, folder: Path, dry_run: bool) -> Summary | Non
     summary = summarize(program, data, reading, monitor, memory_plan, timing, step)
     if is_main_process:
         summary.write(folder)
-        print(summary.describe())
+        show(summary.describe())
     return summary
 
 
@@ -127,5 +128,5 @@ def _check_memory(compiled: Any) -> memory.StepMemory:
     plan = memory.StepMemory.of(compiled)
     line = plan.check(memory.free_bytes())
     if jax.process_index() == 0:
-        print(f"memory     {line}", flush=True)
+        show(f"memory     {line}")
     return plan

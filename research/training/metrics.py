@@ -4,6 +4,7 @@ Only process 0 writes. A resumed run's `metrics.jsonl` equals an uninterrupted r
 what was measured with a clock.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 
 from research.runtime import files, storage
+from research.training.observers import Observer, TensorBoard
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +32,14 @@ class MetricsWriter:
     knows none. Lines of `start_step` and later, and a line torn by a kill, are dropped first: a run
     resumed at a step writes them again. In a bucket, where nothing can be appended to, they are
     copies of local files, renewed at each `mirror`, after MIRROR seconds and at the end.
+
+    The JSONL is the run's record: `write` waits for the disk. TensorBoard and the copies are
+    observers, for which it waits never, or MIRROR_SECONDS where a checkpoint is about to stand on
+    them.
     """
 
     MIRROR = 30
+    MIRROR_SECONDS = 120.0
 
     def __init__(
         self, workdir: str | Path, start_step: int = 0, enabled: bool | None = None
@@ -47,8 +54,6 @@ class MetricsWriter:
         self.enabled = jax.process_index() == 0 if enabled is None else enabled
         if not self.enabled:
             return
-        from tensorboardX import SummaryWriter  # here: the other processes need not load it
-
         folder = storage.absolute(workdir)
         self._remote = folder if storage.is_remote(folder) else None
         if self._remote:
@@ -62,8 +67,9 @@ class MetricsWriter:
         if path.exists():
             _drop_lines(path, start_step)
         self._folder, self._mirrored = path.parent, time.monotonic()
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path.parent / TENSORBOARD), purge_step=start_step)
+        self._path, self._file = path, path.open("a", encoding="utf-8")
+        self._board = TensorBoard(path.parent / TENSORBOARD, start_step)
+        self._copier = Observer(f"the copy of metrics in {workdir}") if self._remote else None
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line.
@@ -74,30 +80,46 @@ class MetricsWriter:
                 which only the JSONL gets. Names with a slash are grouped by TensorBoard.
 
         Raises:
-            OSError: the disk is full. The file is whole up to the line before.
+            OSError: the disk is full; names the file, which is whole up to the line before.
         """
         if not self.enabled:
             return
         line: dict[str, Any] = {"step": int(step)}
+        scalars: dict[str, float] = {}
         for name, value in metrics.items():
             if isinstance(value, str):
                 line[name] = value
                 continue
             number = value if isinstance(value, int) else float(value)
             line[name] = number if math.isfinite(number) else None
-            self._board.add_scalar(name, number, step)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._remote and time.monotonic() - self._mirrored > self.MIRROR:
-            self.mirror()
+            scalars[name] = number
+        self._board.write(step, scalars)
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path}: the metrics of step {step} could not be written: {error.strerror}. "
+                "Free disk space and start the same command again: it goes on at its last "
+                "checkpoint"
+            ) from error
+        if self._copier and time.monotonic() - self._mirrored > self.MIRROR:
+            self._mirrored = time.monotonic()
+            self._copier.push(self._copy)
 
     def mirror(self) -> None:
-        """Copies the files to the bucket, if the folder is in one; a failure is only logged, as the
-        next copy is of the whole files."""
-        if not self.enabled or not self._remote:
+        """Copies the files to the bucket, if the folder is in one, and waits for that a while; a
+        failure is only logged, as the next copy is of the whole files."""
+        if not self.enabled or not self._copier:
             return
         self._mirrored = time.monotonic()
         self._board.flush()
+        self._copier.push(self._copy)
+        if not self._copier.wait(self.MIRROR_SECONDS):
+            log.warning("metrics are not copied to %s yet: it does not answer", self._remote)
+
+    def _copy(self) -> None:
+        assert self._remote is not None
         try:
             for file in self._folder.rglob("*"):
                 if file.is_file():
@@ -108,9 +130,12 @@ class MetricsWriter:
 
     def close(self) -> None:
         if self.enabled:
-            self.mirror()
-            self._file.close()
             self._board.close()
+            self.mirror()
+            if self._copier:
+                self._copier.close()
+            with contextlib.suppress(OSError):  # what could not be written has been said
+                self._file.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -7,11 +7,13 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import jax
 import tqdm
+
+from research.training.observers import Observer
 
 
 class Progress:
@@ -19,10 +21,12 @@ class Progress:
 
     On a terminal it is a tqdm bar; elsewhere it prints a line every `interval` seconds and at the
     end. The rate is that of the last `WINDOW` updates. The first update only starts the clock, so
-    that compilation does not count, and neither does what runs inside `pause()`.
+    that compilation does not count, and neither does what runs inside `pause()`. A stream that
+    takes nothing (a terminal after Ctrl-S, a pipe that nobody reads) loses it.
     """
 
     WINDOW = 20
+    REFRESH = 0.1  # seconds between two pictures of the bar
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Progress:
         self._flops_share = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self._enabled = jax.process_index() == 0 if enabled is None else enabled
         self._stream = sys.stderr if stream is None else stream
+        self._enabled = self._enabled and self._stream is not None  # None: it was closed at start
         self._interval = interval
         self._marks: collections.deque[tuple[float, int, int]] = collections.deque(
             maxlen=self.WINDOW + 1
@@ -59,14 +64,9 @@ class Progress:
         self._paused = 0.0
         self._printed = -math.inf
         self._bar: tqdm.tqdm | None = None
+        self._observer = Observer("the progress bar") if self._enabled else None
         if self._enabled and self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total_steps,
-                initial=start_step,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-            )
+            self._push(lambda: self._open_bar(start_step))
 
     def update(self, step: int, loss: float, tokens: int) -> None:
         """Reports that `step` steps are done, the last of them with `loss`.
@@ -81,13 +81,17 @@ class Progress:
         self._marks.append((time.monotonic() - self._paused, self._tokens, step))
         if not self._enabled:
             return
+        is_bar = self._stream.isatty()
+        interval = self.REFRESH if is_bar else self._interval
+        if step < self.total_steps and time.monotonic() - self._printed < interval:
+            return
+        self._printed = time.monotonic()
         text = self._describe(loss)
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif step >= self.total_steps or time.monotonic() - self._printed >= self._interval:
-            self._printed = time.monotonic()
-            print(f"step {step}/{self.total_steps}, {text}", file=self._stream, flush=True)
+        if is_bar:
+            self._push(lambda: self._draw(step, text))
+        else:
+            line = f"step {step}/{self.total_steps}, {text}"
+            self._push(lambda: print(line, file=self._stream, flush=True))
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -116,8 +120,31 @@ class Progress:
             self._paused += time.monotonic() - start
 
     def close(self) -> None:
+        if self._observer is not None:
+            self._push(self._close_bar)
+            self._observer.close()
+
+    def _push(self, call: Callable[[], object]) -> None:
+        if self._observer is not None:
+            self._observer.push(call)
+
+    def _open_bar(self, start_step: int) -> None:
+        self._bar = tqdm.tqdm(
+            total=self.total_steps,
+            initial=start_step,
+            file=self._stream,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
+
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def _draw(self, step: int, text: str) -> None:
+        if self._bar is not None:
+            self._bar.n = step  # `update` looks at the wall clock, which may be set back
+            self._bar.set_postfix_str(text)
 
     def __enter__(self) -> Progress:
         return self

@@ -43,6 +43,7 @@ def test_rate_left_and_utilisation_exclude_compilation_and_pauses(
     assert bar.tokens_per_second == pytest.approx(200)
     assert bar.flops_utilisation == pytest.approx(200 * 6e6 / 3e9)
     assert bar.seconds_left == pytest.approx(86 / (3 / 4))
+    bar.close()
     line = "step 14/100, loss 1.5000, 200 tokens/s, 40.0% of peak FLOP/s, 01:54 left"
     assert stream.getvalue().splitlines()[-1] == line
 
@@ -64,6 +65,7 @@ def test_without_a_terminal_a_line_comes_now_and_then_and_at_the_end(
     for step in range(1, 101):
         clock.now += 1
         bar.update(step, 1.0, 1)
+    bar.close()
     lines = stream.getvalue().splitlines()
     steps = [int(line.split("/")[0].removeprefix("step ")) for line in lines]
     assert steps == [1, 31, 61, 91, 100]
