@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--from", dest="source", required=True, metavar="PATH", help=source)
         if verb == "import":
             where = "an adapter of PEFT needs it: the run's folder of the imported base"
+            cuts = "of a GGUF file that does not say it: how its tokenizer cuts text, as llama-bpe"
+            command.add_argument("--pre-tokenizer", metavar="NAME", help=cuts)
         else:
             where = "where a tuned run's base is, if it moved"
         command.add_argument("--base", metavar="RUN", help=where)
@@ -103,7 +105,7 @@ def import_model(arguments: argparse.Namespace) -> None:
         _import_adapter(arguments)
         return
     runs.check_free(arguments.out)
-    model = importing.open_model(_resolve(arguments.source))
+    model = importing.open_model(_resolve(arguments.source), arguments.pre_tokenizer)
     tokenizer = importing.load_tokenizer(model)
     _describe(model, with_sources=arguments.dry_run)
     print(f"tokenizer  {tokenizer.vocabulary_size:,} tokens, {tokenizer.roles}")

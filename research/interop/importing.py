@@ -61,8 +61,12 @@ class ExternalModel(Protocol):
         """`config.json`, the tokenizer and what belongs to it, as transformers names them."""
 
 
-def open_model(path: str | Path) -> ExternalModel:
+def open_model(path: str | Path, pre_tokenizer: str | None = None) -> ExternalModel:
     """Opens a model's folder or file, whichever lies at a path.
+
+    Args:
+      pre_tokenizer: of a GGUF file that does not say it, llama.cpp's name for how its tokenizer
+        cuts text.
 
     Raises:
       FileNotFoundError: there is nothing.
@@ -73,8 +77,12 @@ def open_model(path: str | Path) -> ExternalModel:
         raise FileNotFoundError(f"there is no {path}")
     if (path / folder_contents.ADAPTER).is_file() and not (path / huggingface.CONFIG).is_file():
         raise UnsupportedModelError(f"{path} is {folder_contents.IS_ADAPTER}")
+    if pre_tokenizer and not path.is_file():
+        raise UnsupportedModelError(f"{path} is no GGUF file: its {TOKENIZER} says how text is cut")
     with refuse_malformed(str(path)):
-        return gguf_files.open_file(path) if path.is_file() else huggingface.open_folder(path)
+        if path.is_file():
+            return gguf_files.open_file(path, pre_tokenizer)
+        return huggingface.open_folder(path)
 
 
 def load_tokenizer(model: ExternalModel) -> Tokenizer:

@@ -8,70 +8,59 @@ from typing import Any
 
 import gguf
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from research.interop.fields import UnsupportedModelError
-from research.interop.gguf import sentencepiece
+from research.interop.gguf import pretokenizers, sentencepiece
 
 _SPECIAL = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_NAMES = ("bos", "eos", "eot", "eom", "unknown", "padding")
+# which tokens have a role in a file that does not say it, to llama.cpp
+_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}
+# of infilling, classifiers and other front ends: no text is read otherwise for them
+_WITHOUT_EFFECT = {
+    *("token_type_count", "seperator_token_id", "mask_token_id", "fim_pre_token_id"),
+    *("fim_suf_token_id", "fim_mid_token_id", "fim_pad_token_id", "fim_rep_token_id"),
+    *("fim_sep_token_id", "prefix_token_id", "suffix_token_id", "middle_token_id"),
+}
+_KEYS = {
+    *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token"),
+    *("add_space_prefix", *(f"{name}_token_id" for name in _NAMES)),
+}
+# those that must be off, if they are there
+_OFF = {
+    "add_eos_token": "every text would end in the end token, prompts too",
+    "add_sep_token": "every text would end in a separator",
+    "remove_extra_whitespaces": "spaces would be lost, as in T5",
+    "precompiled_charsmap": "letters would be replaced, as in T5",
+    "suppress_tokens": "tokens that may never be generated",
+}
 
 
-def _split(digits: str) -> Any:
-    """Llama 3's and Qwen's way to cut text, which differ in how many digits stay together."""
-    pattern = Regex(_CONTRACTIONS + _WORDS + digits + _REST)
-    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), bytes_only])
+def token_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The special tokens of a `config.json`; those that end a turn end what is generated too."""
+    ids = {name: _token_id(metadata, name) for name in _NAMES}
+    ends = [ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None]
+    ends = list(dict.fromkeys(ends))
+    return {
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ends if len(ends) > 1 else ids["eos"],
+        "pad_token_id": ids["padding"],
+    }
 
 
-def _pre_tokenizer(kind: str, where: str) -> Any:
-    """The pre-tokenizer that GGUF names, which cuts text before merging."""
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    match kind:
-        case "default" | "gpt-2":
-            return plain
-        case "smollm":
-            return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
-        case "llama-bpe":
-            return _split(r"|\p{N}{1,3}")
-        case "qwen2":
-            return _split(r"|\p{N}")
-    raise UnsupportedModelError(
-        f"{where}: a tokenizer that cuts text as {kind!r}; Graft knows default, gpt-2, smollm, "
-        "llama-bpe and qwen2"
-    )
+def _token_id(metadata: Mapping[str, Any], role: str) -> int | None:
+    defaults = _DEFAULT_IDS.get(str(metadata.get("tokenizer.ggml.model")), {})
+    return metadata.get(f"tokenizer.ggml.{role}_token_id", defaults.get(role))
 
 
-def kind_of(content: Mapping[str, Any]) -> str:
-    """GGUF's name for how a `tokenizer.json` cuts text.
-
-    Raises:
-      UnsupportedModelError: it is no byte-level BPE, or one that cuts text in another way.
-    """
-    model = content["model"]
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        raise UnsupportedModelError("GGUF: the tokenizer is no byte-level BPE")
-    for kind in ("gpt-2", "smollm", "llama-bpe", "qwen2"):
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = _pre_tokenizer(kind, "")
-        if _plain(json.loads(backend.to_str())["pre_tokenizer"]) == _plain(
-            content["pre_tokenizer"]
-        ):
-            return kind
-    raise UnsupportedModelError("GGUF: llama.cpp has no name for how this tokenizer cuts text")
-
-
-def _plain(content: Any) -> Any:
-    """Without what does not change the cuts."""
-    if isinstance(content, dict):
-        return {name: _plain(part) for name, part in content.items() if name != "trim_offsets"}
-    return [_plain(part) for part in content] if isinstance(content, list) else content
-
-
-def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
+def files(
+    metadata: Mapping[str, Any], where: str, pre_tokenizer: str | None = None
+) -> dict[str, bytes]:
     """`tokenizer.json` and `tokenizer_config.json`, chat template included.
+
+    Args:
+      pre_tokenizer: llama.cpp's name for how text is cut, for a file that does not say it.
 
     Raises:
       UnsupportedModelError: no tokenizer, or one that Graft does not rebuild exactly.
@@ -80,70 +69,137 @@ def files(metadata: Mapping[str, Any], where: str) -> dict[str, bytes]:
     def get(key: str, default: Any = None) -> Any:
         return metadata.get(f"tokenizer.ggml.{key}", default)
 
-    tokens, kinds = get("tokens"), get("token_type")
-    if not tokens:
-        raise UnsupportedModelError(f"{where} has no tokenizer")
-    if get("model") not in ("gpt2", "llama"):
-        raise UnsupportedModelError(
-            f"{where}: a tokenizer of kind {get('model')!r}; Graft rebuilds gpt2 (byte-level BPE) "
-            "and llama (SentencePiece's BPE)"
-        )
+    tokens = get("tokens")
+    _check(metadata, where)
+    kinds = get("token_type") or [gguf.TokenType.NORMAL] * len(tokens)
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise UnsupportedModelError(f"{where}: two tokens are the same text")
+    if len(kinds) != len(tokens):
+        raise UnsupportedModelError(f"{where}: {len(tokens)} tokens with {len(kinds)} kinds")
     if get("model") == "gpt2":
-        backend = _byte_level(vocabulary, get("merges") or (), get("pre", "default"), where)
+        kind = _pre_tokenizer(get("pre"), pre_tokenizer, where)
+        opens = pretokenizers.find(kind, where).opens
+        backend = _byte_level(vocabulary, get("merges") or (), kind, where)
     else:
+        opens = True
         backend = sentencepiece.build(
             vocabulary,
             get("scores") or (),
-            kinds or (),
+            kinds,
             get("unknown_token_id", 0),
             get("add_space_prefix", True),
             where,
         )
-    special_tokens, user_tokens = [], []
-    for text, kind in zip(tokens, kinds or (), strict=False):
-        if kind in _SPECIAL:
-            special_tokens.append(AddedToken(text, special=True, normalized=False))
-        elif kind == gguf.TokenType.USER_DEFINED:
-            user_tokens.append(AddedToken(text, special=False, normalized=False))
-    backend.add_special_tokens(special_tokens)
-    backend.add_tokens(user_tokens)
-
-    def token(role: str) -> str | None:
-        number = get(f"{role}_token_id")
-        return tokens[number] if number is not None and 0 <= number < len(tokens) else None
-
-    begin = token("bos")
-    if begin is not None and get("add_bos_token", False):
+    names: dict[str, str] = {}
+    for role in _NAMES:
+        number = _token_id(metadata, role)
+        if number is None:
+            continue
+        if not isinstance(number, int) or not 0 <= number < len(tokens):
+            raise UnsupportedModelError(
+                f"{where}: tokenizer.ggml.{role}_token_id is {number!r}; there are {len(tokens)}"
+            )
+        names[role] = tokens[number]
+    _add_tokens(backend, dict(zip(tokens, kinds, strict=True)), names, metadata)
+    begin = names.get("bos")
+    if begin is not None and get("add_bos_token", opens):
         backend.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A", pair=f"{begin} $A {begin} $B",
             special_tokens=[(begin, vocabulary[begin])],
         )  # fmt: skip
-    names = {"bos_token": begin, "eos_token": token("eos"), "pad_token": token("padding")}
-    names["unk_token"] = token("unknown")
-    settings: dict[str, Any] = {role: name for role, name in names.items() if name is not None}
+    roles = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    settings: dict[str, Any] = {key: names[role] for key, role in roles.items() if role in names}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if metadata.get("tokenizer.chat_template"):
-        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    if template := _chat_template(metadata):
+        settings["chat_template"] = template
     return {
         "tokenizer.json": backend.to_str().encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode(),
     }
 
 
+def _check(metadata: Mapping[str, Any], where: str) -> None:
+    """Refuses keys of a tokenizer that are not known, or say what Graft does not rebuild."""
+    model = metadata.get("tokenizer.ggml.model")
+    if not metadata.get("tokenizer.ggml.tokens"):
+        raise UnsupportedModelError(f"{where} has no tokenizer")
+    if model not in ("gpt2", "llama"):
+        raise UnsupportedModelError(
+            f"{where}: a tokenizer of kind {model!r}; Graft rebuilds gpt2 (byte-level BPE) "
+            "and llama (SentencePiece's BPE)"
+        )
+    for name, value in metadata.items():
+        key = name.removeprefix("tokenizer.ggml.")
+        if not name.startswith("tokenizer.") or name.startswith("tokenizer.chat_template"):
+            continue
+        if key in _KEYS or key in _WITHOUT_EFFECT or name == "tokenizer.huggingface.json":
+            continue
+        if key not in _OFF:
+            raise UnsupportedModelError(
+                f"{where}: {name} is no key that Graft knows; texts could be read otherwise for it"
+            )
+        if value:
+            raise UnsupportedModelError(f"{where}: {name} is {value!r:.40}: {_OFF[key]}")
+    if model == "gpt2" and metadata.get("tokenizer.ggml.add_space_prefix"):
+        raise UnsupportedModelError(
+            f"{where}: tokenizer.ggml.add_space_prefix is true, which llama.cpp does not do in a "
+            "byte-level BPE"
+        )
+
+
+def _pre_tokenizer(kind: str | None, setting: str | None, where: str) -> Any:
+    """The name in the file, or the setting's where there is none."""
+    if kind and setting and kind != setting:
+        raise UnsupportedModelError(f"{where} cuts text as {kind!r}, not as {setting!r}")
+    return kind or setting
+
+
+def _add_tokens(
+    backend: tokenizers.Tokenizer,
+    kinds: Mapping[str, int],
+    names: Mapping[str, str],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Adds the tokens that are found in a text as they are, before it is cut."""
+    # to llama.cpp these are special whatever their kind
+    ends = {names[role] for role in ("bos", "eos", "eot", "eom") if role in names}
+    # Phi-3's take the spaces behind them; llama.cpp knows it by the name too
+    is_phi = any(name in str(metadata.get("general.name")).lower() for name in ("phi-3", "phi3"))
+    special_tokens, user_tokens = [], []
+    for text, kind in kinds.items():
+        strips = is_phi and text not in ("<unk>", "<s>", "<|endoftext|>")
+        if kind in _SPECIAL or text in ends:
+            special_tokens.append(AddedToken(text, special=True, normalized=False, rstrip=strips))
+        elif kind == gguf.TokenType.USER_DEFINED:
+            user_tokens.append(AddedToken(text, special=False, normalized=False, rstrip=strips))
+    backend.add_special_tokens(special_tokens)
+    backend.add_tokens(user_tokens)
+
+
+def _chat_template(metadata: Mapping[str, Any]) -> Any:
+    """The template as `tokenizer_config.json` has it: a text, or several by name."""
+    prefix = "tokenizer.chat_template"
+    default = metadata.get(prefix)
+    others = {k.removeprefix(f"{prefix}."): v for k, v in metadata.items() if f"{prefix}." in k}
+    if not others:
+        return default
+    templates = ({"default": default} if default else {}) | others
+    return [{"name": name, "template": template} for name, template in templates.items()]
+
+
 def _byte_level(
     vocabulary: Mapping[str, int], merges: Sequence[str], kind: str, where: str
 ) -> tokenizers.Tokenizer:
     """Byte-level BPE, as GPT-2 has it."""
+    known = pretokenizers.find(kind, where)
     try:
         pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
-        model = models.BPE(vocab=dict(vocabulary), merges=pairs, ignore_merges=kind == "llama-bpe")
+        model = models.BPE(dict(vocabulary), pairs, ignore_merges=known.ignore_merges)
     except Exception as error:  # the library raises bare Exception
         raise UnsupportedModelError(f"{where}: broken merges: {error}") from None
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = _pre_tokenizer(kind, where)
+    backend.pre_tokenizer = known.build()
     backend.decoder = decoders.ByteLevel()
     if kind == "qwen2":
         backend.normalizer = normalizers.NFC()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from research.interop.exporting import whole_file
 from research.interop.families import FAMILIES
 from research.interop.family import Source, family_for_model, parameter_shapes, sources
 from research.interop.fields import UnsupportedModelError
-from research.interop.gguf import sentencepiece
-from research.interop.gguf import tokenizer as tokenizer_files
-from research.interop.gguf.files import (
-    ARCHITECTURES,
+from research.interop.gguf import pretokenizers, sentencepiece
+from research.interop.gguf.architectures import (
     FREQUENCIES,
     LARGEST,
+    name_of_family,
     rotary_heads,
     tensor_names,
 )
+from research.interop.gguf.tensors import interleave_halves
 from research.interop.huggingface import CONFIG, tensor_reader
 from research.interop.tensor_files import cast, name_unwritten
 from research.models import rotary
@@ -47,14 +48,13 @@ def plan(run: Run) -> tuple[str, dict[str, Source]]:
       UnsupportedModelError: llama.cpp has no such architecture or tokenizer.
     """
     family, _ = family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
-    kinds = {family: kind for kind, family in ARCHITECTURES.items()} | {"mistral": "llama"}
-    kind = kinds[family.kind]
+    kind = name_of_family(family.kind)
     _check_fixed(kind, run.model)
     content = json.loads(run.tokenizer.to_json())
     if content["model"].get("byte_fallback"):
         sentencepiece.pieces(content, "GGUF")
     else:
-        tokenizer_files.kind_of(content)
+        pretokenizers.kind_of(content)
     return kind, sources(tensor_names(family), parameter_shapes(run.model))
 
 
@@ -105,9 +105,7 @@ def export_gguf(
         for name, shape in tensors.items():
             value = read_tensor(name)
             if name in heads:  # the halves of every head, interleaved
-                rows, *rest = value.shape
-                halves = value.reshape(heads[name], 2, rows // heads[name] // 2, *rest)
-                value = halves.swapaxes(1, 2).reshape(rows, *rest)
+                value = interleave_halves(value, heads[name])
             if offset and name.endswith("norm.weight"):
                 value = value + np.float32(offset)
             storage = np.dtype(np.float32) if len(shape) == 1 else matrix
@@ -194,6 +192,7 @@ def _tokenizer(
     """Writes a BPE of bytes, or SentencePiece's, with its special tokens and chat template."""
     content: dict[str, Any] = json.loads(tokenizer.to_json())
     model = content["model"]
+    _warn_of_spaces(content["added_tokens"])
     tokens = [f"[PAD{number}]" for number in range(rows)]
     kinds = [gguf.TokenType.UNUSED] * rows
     if model.get("byte_fallback"):
@@ -208,7 +207,7 @@ def _tokenizer(
     else:
         prefix = False
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(tokenizer_files.kind_of(content))
+        writer.add_tokenizer_pre(pretokenizers.kind_of(content))
         for token, number in model["vocab"].items():
             tokens[number], kinds[number] = token, gguf.TokenType.NORMAL
         for token in content["added_tokens"]:
@@ -220,8 +219,23 @@ def _tokenizer(
     writer.add_bos_token_id(tokenizer.begin_id)
     writer.add_eos_token_id(tokenizer.end_id)
     writer.add_pad_token_id(tokenizer.pad_id)
+    stops = [n for n in chat_template.find_stops(sidecar_files) if n < rows]  # some are of old
+    stops = [n for n in stops if n != tokenizer.end_id]
+    for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), stops, strict=False):
+        add(number)
     writer.add_add_bos_token(bool(tokenizer.opening))
     writer.add_add_space_prefix(prefix)
     template = chat_template.find_template(sidecar_files)
     if template:
         writer.add_chat_template(template)
+
+
+def _warn_of_spaces(added_tokens: Sequence[Mapping[str, Any]]) -> None:
+    """Says that tokens take spaces beside them, which llama.cpp knows of Phi-3's alone."""
+    names = [t["content"] for t in added_tokens if t.get("lstrip") or t.get("rstrip")]
+    if names:
+        warnings.warn(
+            f"GGUF: {names[0]!r} and {len(names) - 1} more take the spaces beside them; llama.cpp "
+            "leaves those, and may read some texts as other tokens",
+            stacklevel=2,
+        )

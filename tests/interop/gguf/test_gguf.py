@@ -131,28 +131,6 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused():
         gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0), score_size=24))
 
 
-@pytest.mark.parametrize("kind", [k for k in files.TYPES if k not in ("F32", "F16", "BF16")])
-def test_regions_of_quantised_tensors_are_those_of_the_whole(kind, tmp_path):
-    quantisation = gguf.GGMLQuantizationType[kind]
-    block, size = gguf.GGML_QUANT_SIZES[quantisation]
-    random = np.random.default_rng(0)
-    raw = random.integers(0, 60, (8, 512 // block * size), dtype=np.uint8)
-    writer = gguf.GGUFWriter(tmp_path / "one.gguf", "llama")
-    writer.add_tensor("x.weight", raw, raw_dtype=quantisation)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    tensors = files.GGUFTensors(files._read(tmp_path / "one.gguf"))
-    assert tensors.shapes == {"x.weight": (8, 512)}
-    whole = gguf.quants.dequantize(raw, quantisation)
-    part = tensors.read("x.weight", (slice(2, 5), slice(100, 333)))
-    np.testing.assert_array_equal(part, whole[2:5, 100:333])
-    tensors.heads["x.weight"] = 2
-    rows = tensors.read("x.weight", (slice(0, 8), slice(None)))
-    np.testing.assert_array_equal(rows, whole[[0, 2, 1, 3, 4, 6, 5, 7]])
-
-
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "one.gguf", "rwkv")
     writer.add_tensor("x.weight", np.zeros((4, 4), np.float32))
