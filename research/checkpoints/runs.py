@@ -142,6 +142,7 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
         **metadata.get("roles", {}),
     )
     tokenizer.chat_template = chat_template.find_template(files)
+    tokenizer.template_tokens |= chat_template.find_tokens(files)
     return Run(
         checkpoint=checkpoint,
         experiment=experiment,

@@ -7,16 +7,19 @@
 
 A run that was tuned on prompts and completions wraps each prompt in the template that it was tuned
 with; one that was tuned on conversations, and an imported model, in their chat template, in which a
-conversation goes on; `--raw` leaves templates out. Text appears as it is made; several prompts are
-answered in one batch and printed in order.
+conversation goes on; `--raw` leaves templates out. `--tools` and `--template-argument` give a chat
+template what its conversations had in training; those that a run was tuned with are its defaults.
+Text appears as it is made; several prompts are answered in one batch and printed in order.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from research.checkpoints.runs import Run
     from research.generation.responders import Responder
     from research.generation.sampling import Sampling
+    from research.text.conversation import Conversation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--raw", action="store_true", help="no template, only the prompt's text")
+    parser.add_argument(
+        "--tools", metavar="FILE", help="JSON list of the functions that the assistant may call"
+    )
+    parser.add_argument(
+        "--template-argument",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable of the chat template, such as enable_thinking=false",
+    )
     parser.add_argument("--tokens", type=int, default=64, help="most tokens to add (default 64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: likeliest token")
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest; 0: all")
@@ -86,7 +100,17 @@ def _answer(arguments: argparse.Namespace) -> None:
         is_bank = responders[0].number is not None
         for name in [] if is_bank else arguments.switch_off:
             model = methods.switch_off(model, name)
-        session = _Session(model, run, responders, stops, sampling, arguments.tokens, arguments.raw)
+        session = _Session(
+            model=model,
+            run=run,
+            responders=responders,
+            stops=stops,
+            sampling=sampling,
+            tokens=arguments.tokens,
+            raw=arguments.raw,
+            tools=read_tools(arguments.tools) if arguments.tools else [],
+            template_arguments=read_template_arguments(arguments.template_argument),
+        )
         if is_bank:
             for batch in [arguments.prompt] if arguments.prompt else ([p] for p in _read_prompts()):
                 texts = session.answers(batch)
@@ -112,15 +136,25 @@ class _Session:
     sampling: Sampling
     tokens: int
     raw: bool
-    # the conversation so far
-    conversation: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    # what a chat template reads beside messages
+    tools: list[Any] = dataclasses.field(default_factory=list)
+    template_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # the messages so far
+    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    def _conversation(self, prompt: str, before: Sequence[dict[str, str]] = ()) -> Conversation:
+        from research.text.conversation import from_messages
+
+        messages = [*before, {"role": "user", "content": prompt}]
+        return from_messages(messages, self.tools, self.template_arguments)
 
     def print_answer(self, prompt: str) -> None:
         """Prints an answer as it is made; the next prompt continues the conversation."""
         from research.generation import decode
 
         tokenizer = self.run.tokenizer
-        prompt_ids = [self.responders[0].prompt_ids(prompt, self.conversation, self.raw)]
+        conversation = self._conversation(prompt, self.messages)
+        prompt_ids = [self.responders[0].prompt_ids(conversation, self.raw)]
         columns = decode.stream(
             self.model, prompt_ids, self.tokens, tokenizer.end_id, self.sampling, stops=self.stops
         )
@@ -131,8 +165,8 @@ class _Session:
             answer += text
             print(text, end="", flush=True)
         print(flush=True)
-        self.conversation.append({"role": "user", "content": prompt})
-        self.conversation.append({"role": "assistant", "content": answer})
+        self.messages.append({"role": "user", "content": prompt})
+        self.messages.append({"role": "assistant", "content": answer})
 
     def answers(self, prompts: Sequence[str]) -> Iterator[str]:
         """Answers of every responder to every prompt, in one batch."""
@@ -142,7 +176,7 @@ class _Session:
 
         tokenizer = self.run.tokenizer
         prompt_ids = [
-            responder.prompt_ids(prompt, raw=self.raw)
+            responder.prompt_ids(self._conversation(prompt), self.raw)
             for prompt in prompts
             for responder in self.responders
         ]
@@ -160,6 +194,31 @@ class _Session:
             stops=self.stops,
         )
         yield from map(tokenizer.decode, completions)
+
+
+def read_tools(path: str) -> list[Any]:
+    """The functions of a JSON file; ValueError where it holds no list of schemas."""
+    try:
+        tools = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{path}: tools must be a list of JSON schemas")
+    return tools
+
+
+def read_template_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` by name; a value is JSON, or else text."""
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not name.isidentifier() or not sign:
+            raise ValueError(f"--template-argument {pair}: write NAME=VALUE")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
 
 
 def _read_prompts() -> Iterator[str]:

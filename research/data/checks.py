@@ -85,10 +85,11 @@ def check_examples(examples: Examples, tokenizer: Tokenizer, window: int) -> Non
             f"{_name(examples, idle)} no token to train on, though the model would read it. The "
             "objective masks all of it: remove these rows, or change the objective's settings."
         )
-    labelled = not examples.splittable and examples.rows is None
-    sample = nonempty[:: -(-len(nonempty) // (_SAMPLE if labelled else _DOCUMENTS))]
+    sample = nonempty[:: -(-len(nonempty) // (_SAMPLE if examples.are_rows else _DOCUMENTS))]
     last = np.ones(len(examples), bool)
-    if examples.rows is not None:  # Only the last example of a row ends as the row does.
+    if (
+        examples.rows is not None and not examples.complete
+    ):  # Only the last example of a row ends as the row does.
         last = np.append(np.diff(examples.rows) > 0, True)
         final = np.searchsorted(examples.rows, examples.rows[sample], side="right") - 1
         sample = np.union1d(sample, final[examples.lengths[final] > 0])

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from research.adapters import banks
 from research.checkpoints.runs import Run
-from research.objectives.base import Objective, bare_prompt
+from research.objectives.base import Objective, bare_prompt, last_text
 from research.text import chat_template
-
-Turn = Mapping[str, str]  # of a conversation: its role and content
+from research.text.conversation import Conversation
+from research.text.conversation_writer import Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,35 +30,31 @@ class Responder:
         """The objective that the run was trained with; None: it was imported."""
         return self.run.experiment.data.objective if self.run.experiment else None
 
-    def prompt_ids(
-        self, prompt: str, conversation: Sequence[Turn] = (), raw: bool = False
-    ) -> list[int]:
+    def prompt_ids(self, conversation: Conversation, raw: bool = False) -> list[int]:
         """Token ids of a prompt in the objective's template, or the imported model's chat template.
 
         Args:
-          prompt: the user's text.
-          conversation: the turns so far.
-          raw: no template, only the text.
+          conversation: the turns so far, the user's last; its tools and template arguments.
+          raw: no template, only the last text.
 
         Raises:
-          ValueError: no token to begin with, or a template that refuses the conversation.
+          ValueError: no token to begin with, or a template that refuses the conversation or leaves
+            out something of it.
         """
         tokenizer, experiment = self.run.tokenizer, self.run.experiment
-        messages = [*map(dict, conversation), {"role": "user", "content": prompt}]
         if raw:
-            return bare_prompt(tokenizer, prompt)
+            return bare_prompt(tokenizer, last_text(conversation))
         if experiment is not None:
             length = experiment.data.sequence_length
-            ids, is_truncated = experiment.data.objective.prompt_ids(tokenizer, messages, length)
+            objective = experiment.data.objective
+            ids, is_truncated = objective.prompt_ids(tokenizer, conversation, length)
             if is_truncated:
                 print(f"(cut to fit {length} tokens)", file=sys.stderr)
             return ids
         template = chat_template.find_template(self.run.sidecar_files)
         if template is None:
-            return bare_prompt(tokenizer, prompt)
-        begin, end = tokenizer.roles["begin"], tokenizer.roles["end"]
-        text = chat_template.render(template, messages, begin=begin, end=end)
-        return tokenizer.encode(text, special=True)
+            return bare_prompt(tokenizer, last_text(conversation))
+        return Writer(template, tokenizer, today=None).prompt_ids(conversation)
 
 
 def find_responders(

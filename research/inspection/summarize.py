@@ -191,7 +191,7 @@ def _completions(
     """
     nonempty = np.flatnonzero(examples.lengths)
     prompts: Prompts = {}
-    if examples.splittable or examples.rows is not None or not len(nonempty):
+    if not examples.are_rows or not len(nonempty):
         return None, prompts
     counts: collections.Counter[bytes] = collections.Counter()
     completion_of: dict[int, bytes] = {}

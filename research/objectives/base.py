@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from research.text.conversation import Message
+from research.text.conversation import Conversation
 from research.text.token_table import Encoder, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
 
@@ -80,6 +80,8 @@ class Examples:
     rows: np.ndarray | None = None
     # Whether the last example of a row ends with end-of-text and is trained on it.
     ends: bool = True
+    # Whether every example is one, with an end of its own, also where a row has several.
+    complete: bool = False
     # Tokens that end what is trained on, where that is not the tokenizer's end-of-text.
     stops: tuple[int, ...] = ()
     # What a run's plan says of how they were made.
@@ -89,6 +91,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def are_rows(self) -> bool:
+        """Whether every example is whole: a row of the source, or one of several of a row."""
+        return not self.splittable and (self.rows is None or self.complete)
 
     @property
     def documents(self) -> int:
@@ -136,11 +143,15 @@ class Objective:
     @property
     def settings(self) -> dict[str, Any]:
         """The fields that differ from their defaults, without `kind`."""
-        fields = dataclasses.fields(cast(Any, self))
+
+        def default(field: dataclasses.Field) -> Any:
+            factory = field.default_factory
+            return field.default if factory is dataclasses.MISSING else factory()
+
         return {
             field.name: value
-            for field in fields
-            if field.name != "kind" and (value := getattr(self, field.name)) != field.default
+            for field in dataclasses.fields(cast(Any, self))
+            if field.name != "kind" and (value := getattr(self, field.name)) != default(field)
         }
 
     @property
@@ -165,23 +176,23 @@ class Objective:
         raise NotImplementedError
 
     def prompt_ids(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], window: int
+        self, tokenizer: Tokenizer, conversation: Conversation, window: int
     ) -> tuple[list[int], bool]:
         """What the model reads before it answers: exactly what it reads in training.
 
         Args:
           tokenizer: the model's.
-          messages: a conversation that ends with the user's message; an objective without
-            conversations takes that message alone.
+          conversation: it ends with the user's message; an objective without conversations takes
+            that message alone.
           window: tokens that the model reads at most.
 
         Returns:
           Token ids, and whether the prompt was cut.
 
         Raises:
-            ValueError: nothing to begin with, or it does not fit.
+            ValueError: nothing to begin with, it does not fit, or there is no place for tools.
         """
-        return bare_prompt(tokenizer, messages[-1]["content"]), False
+        return bare_prompt(tokenizer, last_text(conversation)), False
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Tokens besides end-of-text that end an answer."""
@@ -189,6 +200,24 @@ class Objective:
 
     def check_template(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if prompts are written unlike the tokenizer's own chat template."""
+
+
+def last_text(conversation: Conversation) -> str:
+    """The last message, which is all that an objective without conversations reads.
+
+    Raises:
+        ValueError: the conversation has tools or template arguments, which would be lost.
+    """
+    for name, value in (
+        ("tools", conversation.tools),
+        ("template arguments", conversation.template_arguments),
+    ):
+        if value:
+            raise ValueError(
+                f"there are {name}, and the model was trained on texts without a chat template, "
+                "which have no place for them"
+            )
+    return conversation.messages[-1]["content"]
 
 
 def bare_prompt(tokenizer: Tokenizer, text: str) -> list[int]:

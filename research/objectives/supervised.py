@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from research.config.schema import Share
-from research.objectives.base import Examples, Objective, Piece, name_rows
+from research.objectives.base import Examples, Objective, Piece, last_text, name_rows
 from research.objectives.own_template import check_own_template
-from research.text.conversation import Message
+from research.text.conversation import Conversation
 from research.text.token_table import TokenTable
 from research.text.tokenizer import Tokenizer
 
@@ -106,19 +106,19 @@ class Supervised(Objective):
         return [tokenizer.begin_id, *shots, *head, *prompt_ids, *tail], len(prompt_ids) < len(ids)
 
     def prompt_ids(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], window: int
+        self, tokenizer: Tokenizer, conversation: Conversation, window: int
     ) -> tuple[list[int], bool]:
         """The last message in the template, as `encode_prompt` writes it."""
-        return self.encode_prompt(tokenizer, messages[-1]["content"], window)
+        return self.encode_prompt(tokenizer, last_text(conversation), window)
 
     def check_template(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if a prompt is written unlike the tokenizer's own chat template."""
 
-        def write(messages: Sequence[Message]) -> list[int]:
-            if len(messages) > 1:
+        def write(conversation: Conversation) -> list[int]:
+            if len(conversation.messages) > 1:
                 raise ValueError("A template has room for one message.")
             head, tail = self.fixed(tokenizer)
-            prompt = tokenizer.encode(messages[0]["content"])
+            prompt = tokenizer.encode(last_text(conversation))
             return [tokenizer.begin_id, *head, *prompt, *tail]
 
         check_own_template(write, tokenizer, "template")

@@ -17,6 +17,7 @@ from research.preparation.config import Contamination
 from research.preparation.documents import InputError, RowRange, RowRanges, SourceSplit
 from research.preparation.duplicates import join_parts, sort_records
 from research.preparation.stages import Stage
+from research.text.conversation import message_texts
 from research.text.normalize import words_of
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def _collect_ngrams(config: Contamination, row_range: RowRange) -> bytes:
 
 def _example_texts(example: Any, fields: Sequence[str] | None, form: str) -> Iterator[str]:
     if fields is None and "messages" in example:
-        yield from (message["content"] for message in example["messages"])
+        for message in example["messages"]:
+            yield from message_texts(message)
         return
     if fields is None:
         fields = _LABELLED_FIELDS if "completion" in example else ("text",)

@@ -1,11 +1,12 @@
 """Chat templates: how a conversation is written for a model that was trained on conversations.
 
 A template is a Jinja program that comes with a model, from anybody; it runs in Jinja's sandbox, as
-in transformers, and can read nothing but the conversation.
+in transformers, can read nothing but the conversation, and runs in a process of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -13,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-from jinja2 import sandbox
+from jinja2 import nodes
+
+from research.text import rendering, template_process
 
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
-Message = Mapping[str, str]
 
 
 def find_template(files: Mapping[str, bytes]) -> str | None:
@@ -29,6 +31,18 @@ def find_template(files: Mapping[str, bytes]) -> str | None:
     if template is not None and not isinstance(template, str):
         raise ValueError(f"the chat template is no text: {template!r:.40}")
     return template
+
+
+def find_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Special tokens by the names that templates know them by: those of the tokenizer's config."""
+    settings = json.loads(files.get(SETTINGS, b"{}"))
+    extra = settings.get("extra_special_tokens")
+    tokens = {}
+    for name, token in {**settings, **(extra if isinstance(extra, dict) else {})}.items():
+        token = token.get("content") if isinstance(token, dict) else token
+        if name.endswith("_token") and isinstance(token, str):
+            tokens[name] = token
+    return tokens
 
 
 def find_stops(files: Mapping[str, bytes]) -> tuple[int, ...]:
@@ -48,30 +62,48 @@ def check(template: str) -> None:
     Raises:
       ValueError: saying where it breaks.
     """
+    _parse(template)
+
+
+def _parse(template: str) -> nodes.Template:
     try:
-        _environment().parse(template)
+        return _environment().parse(template)
     except (jinja2.TemplateError, TypeError, RecursionError) as error:
         raise ValueError(f"no template of Jinja: {error}") from None
 
 
-@functools.cache
-def _environment() -> sandbox.ImmutableSandboxedEnvironment:
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    return environment
+# Only to parse: nothing of a template is computed in this process.
+_environment = functools.cache(template_process.make_environment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a template is seen to do without running it."""
+
+    # Every name that it uses, its own among them.
+    names: frozenset[str]
+    # Whether it says itself what the assistant says, by `{% generation %}`.
+    has_generation: bool
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    return _environment().from_string(template)
+def read_contents(template: str) -> Contents:
+    """What a template uses.
+
+    Raises:
+      ValueError: it is none.
+    """
+    tree = _parse(template)
+    blocks = tree.find_all(nodes.ExtensionAttribute)
+    return Contents(
+        frozenset(name.name for name in tree.find_all(nodes.Name)),
+        any(block.identifier == template_process.Generation.identifier for block in blocks),
+    )
 
 
 def render(
     template: str,
-    messages: Sequence[Message],
+    messages: Sequence[Mapping[str, Any]],
     *,
     begin: str = "",
     end: str = "",
@@ -89,21 +121,9 @@ def render(
     Raises:
       ValueError: the template is broken, or refuses this conversation.
     """
-    try:
-        return _compiled(template).render(
-            messages=list(messages),
-            bos_token=begin,
-            eos_token=end,
-            add_generation_prompt=ask,
-            strftime_now=(today or datetime.datetime.now()).strftime,
-        )
-    except (jinja2.TemplateError, TypeError, RecursionError) as error:
-        raise ValueError(f"the chat template does not take this conversation: {error}") from None
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    variables = {"bos_token": begin, "eos_token": end}
+    view = rendering.View(len(messages), ask)
+    (text,) = rendering.render_views(template, messages, variables, [view], today)
+    if isinstance(text, rendering.RenderingError):
+        raise ValueError(f"the chat template does not take this conversation: {text}")
+    return text

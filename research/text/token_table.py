@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from research.text.record_shapes import explain_missing
 from research.text.tokenizer import Tokenizer
 
 
@@ -122,15 +123,18 @@ class TextEncoder:
 
 
 def field_text(example: Mapping[str, Any], field: str, where: str) -> str:
-    """The text of one field; ValueError says `where` there is none."""
+    """The text of one field; ValueError says `where` there is none, and what there is."""
     if field not in example:
-        raise ValueError(
-            f"{where}: there is no field {field!r}, only {sorted(example)}. Name the right one in "
-            f"the source's `fields`, such as fields={{{field!r}: 'content'}} (numbers as labels: "
-            "give `label_words`)."
-        )
+        if isinstance(example.get("messages"), list):
+            advice = 'These are messages: use data.objective.kind="chat".'
+        else:
+            advice = explain_missing(example, field)
+        raise ValueError(f"{where}: there is no field {field!r}, only {sorted(example)}. {advice}")
     if not isinstance(example[field], str):
+        advice = ""
+        if isinstance(example.get("messages"), list):
+            advice = ' These are messages: use data.objective.kind="chat".'
         raise ValueError(
-            f"{where}: field {field!r} must be text, not {type(example[field]).__name__}."
+            f"{where}: field {field!r} must be text, not {type(example[field]).__name__}.{advice}"
         )
     return example[field]

@@ -70,6 +70,12 @@ class Tokenizer:
         self.special: frozenset[str] = frozenset(str(t.content) for t in added if t.special)
         # How a conversation is written for the model of this tokenizer, if its makers say so.
         self.chat_template: str | None = None
+        # Special tokens by the names that templates know them by.
+        self.template_tokens: dict[str, str] = {
+            "bos_token": begin,
+            "eos_token": end,
+            "pad_token": pad,
+        }
         # The largest id counts: a vocabulary may have holes.
         self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 

@@ -16,9 +16,10 @@ from research.data.run_checks import CheckConfig
 from research.data.sources import JsonlConfig
 from research.objectives import OBJECTIVES
 from research.objectives.base import name_rows
-from research.objectives.chat import PLAIN, Chat
+from research.objectives.chat import Chat
 from research.objectives.supervised import Supervised
 from research.text import tokenizer as tokenizer_lib
+from research.text.conversation_writer import PLAIN
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

@@ -107,3 +107,16 @@ def find(part: np.ndarray, tokens: list[int], start: int = 0) -> int:
         if tokens[place : place + size] == list(part):
             return place
     raise AssertionError(f"{part} is not in {tokens}")
+
+
+def whole(examples, index=0):
+    return examples.piece(index, 0, int(examples.lengths[index]))
+
+
+def trained_texts(piece, tokenizer):
+    """Every stretch of trained tokens, as text with its special tokens."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], piece.weights, [0]])))
+    return [
+        tokenizer.decode(piece.targets[start:stop], special=True)
+        for start, stop in edges.reshape(-1, 2)
+    ]

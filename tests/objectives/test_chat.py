@@ -13,9 +13,12 @@ from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.sources import JsonlConfig
 from research.data.token_cache import encode
-from research.objectives.chat import PLAIN, Chat
+from research.objectives.chat import Chat
 from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
+from research.text.conversation import from_messages
+from research.text.conversation_writer import PLAIN
+from tests.objectives.cases import trained_texts, whole
 
 TEMPLATES = {
     "plain": (PLAIN, "<|end|>"),
@@ -74,19 +77,6 @@ def _prepare(talks, tokenizer, cache, window=512, **settings):
     return objective.prepare(table, tokenizer, window)
 
 
-def _whole(examples, index=0):
-    return examples.piece(index, 0, int(examples.lengths[index]))
-
-
-def _trained(piece, tokenizer):
-    """Every stretch of trained tokens, as text with its special tokens."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], piece.weights, [0]])))
-    return [
-        tokenizer.decode(piece.targets[start:stop], special=True)
-        for start, stop in edges.reshape(-1, 2)
-    ]
-
-
 def _message(role, content):
     return {"role": role, "content": content}
 
@@ -114,12 +104,12 @@ def test_what_is_trained_is_what_the_assistant_says_and_its_ends(
     template, end = TEMPLATES[name]
     cache = tmp_path_factory.mktemp("cache")
     examples = _prepare([talk], tokenizer, cache, window=4096, template=template)
-    piece = _whole(examples)
+    piece = whole(examples)
     answer = [m["content"] for m in talk if m["role"] == "assistant"]
     trims = "trim" in template
     space = " " if end.startswith(" ") else ""
     expected = [space + (text.strip() if trims else text) + end for text in answer]
-    assert _trained(piece, tokenizer) == expected
+    assert trained_texts(piece, tokenizer) == expected
     ends = piece.targets[piece.weights > 0] == tokenizer.encode(end.strip(), special=True)[0]
     assert ends.sum() == len(answer), "no message can end a turn by writing the token's name"
     assert piece.targets[-1] == examples.stops[0] and len(examples.stops) == 1
@@ -135,9 +125,9 @@ def test_what_is_trained_is_what_the_assistant_says_and_its_ends(
 @given(talk=TALKS)
 def test_a_model_is_asked_with_what_it_read_in_training(tokenizer, tmp_path_factory, talk):
     examples = _prepare([talk], tokenizer, tmp_path_factory.mktemp("cache"), window=4096)
-    piece = _whole(examples)
+    piece = whole(examples)
     ids = [piece.tokens[0], *piece.targets]
-    prompt_ids, _ = Chat().prompt_ids(tokenizer, talk[:-1], 64)
+    prompt_ids, _ = Chat().prompt_ids(tokenizer, from_messages(talk[:-1]), 64)
     assert prompt_ids == ids[: len(prompt_ids)]
     assert piece.weights[len(prompt_ids) - 2] == 0 and piece.weights[len(prompt_ids) - 1 :].all()
 
@@ -166,10 +156,10 @@ def test_a_long_conversation_loses_whole_turns_from_its_beginning(
             _prepare([talk], tokenizer, cache, window=window)
         return
     examples = _prepare([talk], tokenizer, cache, window=window)
-    piece = _whole(examples)
+    piece = whole(examples)
     assert len(piece.tokens) == size(fits[0]) <= window
     answers = [m["content"] for m in talk if m["role"] == "assistant"]
-    assert _trained(piece, tokenizer) == [text + "<|end|>" for text in answers[fits[0] :]]
+    assert trained_texts(piece, tokenizer) == [text + "<|end|>" for text in answers[fits[0] :]]
     assert examples.truncated.tolist() == [fits[0] > 0]
     if system:
         assert tokenizer.decode(piece.tokens).startswith("system\nBe brief.")
@@ -182,7 +172,7 @@ def test_prompt_and_completion_are_a_conversation_of_two_turns(tokenizer, tmp_pa
     pair = {"prompt": "some", "completion": "words"}
     talk = [_message("user", "some"), _message("assistant", "words")]
     examples = _prepare([pair, talk], tokenizer, tmp_path)
-    assert np.array_equal(_whole(examples, 0).tokens, _whole(examples, 1).tokens)
+    assert np.array_equal(whole(examples, 0).tokens, whole(examples, 1).tokens)
     with pytest.raises(ValueError, match="row 0: there are no 'messages', and no 'prompt'"):
         _prepare([{"text": "a"}], tokenizer, tmp_path)
 
@@ -195,7 +185,10 @@ def test_a_conversation_without_an_answer_is_refused(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("template", "match"),
     [
-        (FORGETFUL, r"row 0: .*beginning of a conversation \(up to message 2\) in another way"),
+        (
+            FORGETFUL,
+            r"row 0: The chat template writes what comes before message 2 as '!.* as '<\|end",
+        ),
         (PLAIN.replace("+ eos_token", ""), "no special token: the model would never stop"),
         (PLAIN.replace("message.content", "message.content | upper"), "changes what the assistant"),
         (PLAIN.replace("if add_generation_prompt", "if false"), "see add_generation_prompt"),
@@ -217,7 +210,7 @@ def test_wrong_settings_are_refused():
 
 def test_the_date_of_a_template_is_the_same_on_any_day(tokenizer, tmp_path):
     template = "{{ strftime_now('%d %b %Y') }}" + PLAIN
-    piece = _whole(_prepare([_talk(1)], tokenizer, tmp_path, template=template))
+    piece = whole(_prepare([_talk(1)], tokenizer, tmp_path, template=template))
     assert tokenizer.decode(piece.tokens).startswith("26 Jul 2024")
 
 

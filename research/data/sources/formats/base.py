@@ -37,3 +37,12 @@ def check_text(value: Any, where: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} is no Unicode text: {error}") from None
     return value
+
+
+def refuse_fields(fields: Record, reasons: Mapping[str, str], where: str = "") -> None:
+    """Raises ValueError for a field that has a value and is not read; `reasons` say what to do."""
+    for name, reason in reasons.items():
+        value = fields.get(name)
+        if value is not None and not (isinstance(value, str | list | dict) and not value):
+            place = f"{where} has" if where else "there is"
+            raise ValueError(f"{place} {name!r}, which is not supported: {reason}.")

@@ -1,15 +1,47 @@
-"""Conversations: `messages` as OpenAI has them, and ShareGPT's `conversations`."""
+"""Conversations: `messages` as OpenAI has them, ShareGPT's `conversations`, and prompt and
+completion as lists of messages (TRL's conversational prompt-completion).
 
+What a message says beside its text is kept for the chat template (calls of tools, thoughts, names,
+any field of its own), or it is a weight in training, under the names that other trainers use. What
+would change the training and is neither is refused by name.
+"""
+
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.data.sources.formats.base import Format, Record, check_text
+from research.data.sources.formats.base import Format, Record, check_text, refuse_fields
+from research.text.conversation import REASONING, WEIGHT
 
 # Who may speak in a conversation, and other names of them.
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-# What a message may hold beside its text that would be lost or trained on against its meaning.
-_UNREAD = ("tool_calls", "function_call", "weight")
+# Names of a message's weight in training: OpenAI's and Mistral's, axolotl's, ms-swift's,
+# LLaMA-Factory's. True and false are 1 and 0; several are multiplied.
+_WEIGHTS = (WEIGHT, "train", "training", "loss", "loss_scale", "loss_weight")
+# What a message may hold that no template reads as it is meant.
+_UNREAD = {
+    "function_call": "write it as tool_calls",
+    "train_detail": "weights are of whole messages: use train or weight",
+    "images": "it is no text",
+    "audio": "it is no text",
+    "video": "it is no text",
+}
+# What a record may hold beside its messages that would be lost or trained on against its meaning.
+_UNREAD_OF_RECORD = {
+    "functions": "write them as tools",
+    "history": "write it as messages",
+    "enable_thinking": 'write it as chat_template_kwargs: {"enable_thinking": ...}',
+    "reasoning_effort": 'write it as chat_template_kwargs: {"reasoning_effort": ...}',
+    "rejected": "no objective learns from preferences: remove it to train on the answers alone",
+    "rejected_response": "no objective learns from preferences: remove it to train on the answers",
+    "images": "it is no text",
+    "videos": "it is no text",
+    "audios": "it is no text",
+    "mask": "give messages a weight",
+}
+_ARGUMENTS = ("template_arguments", "chat_template_kwargs")
 
 
 def _has_messages(record: Record) -> bool:
@@ -17,7 +49,8 @@ def _has_messages(record: Record) -> bool:
 
 
 def _read_messages(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
-    return {"messages": _conversation(record["messages"], "messages")}
+    messages = [*_system(record), *_list_turns(record["messages"], "messages")]
+    return _read_record(record, _conversation(messages, "messages"))
 
 
 def _has_conversations(record: Record) -> bool:
@@ -25,47 +58,89 @@ def _has_conversations(record: Record) -> bool:
 
 
 def _read_sharegpt(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
-    turns = record["conversations"]
-    if record.get("system"):
-        first = {"from": "system", "value": record["system"]}
-        turns = [first, *turns] if isinstance(turns, list) else turns
-    return {"messages": _conversation(turns, "conversations")}
+    turns = [*_system(record), *_list_turns(record["conversations"], "conversations")]
+    return _read_record(record, _conversation(turns, "conversations"))
 
 
-def _conversation(turns: Any, field: str) -> list[dict[str, str]]:
-    """Checked messages.
+def _has_message_pair(record: Record) -> bool:
+    return all(isinstance(record.get(name), list | dict) for name in ("prompt", "completion"))
 
-    Raises:
-        ValueError: no list of messages with a known role and a text, or nothing in it to train on.
-    """
+
+def _read_message_pair(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
+    """One conversation in which the assistant's messages of the prompt have weight 0."""
+    prompt = [
+        {k: v for k, v in turn.items() if k not in _WEIGHTS} | {WEIGHT: 0}
+        if isinstance(turn, Mapping)
+        else turn
+        for turn in _list_turns(record["prompt"], "prompt")
+    ]
+    turns = [*_system(record), *prompt, *_list_turns(record["completion"], "completion")]
+    return _read_record(record, _conversation(turns, "prompt and completion"))
+
+
+def _system(record: Record) -> list[dict[str, Any]]:
+    """The system's message, where a record has it in a field of its own."""
+    return [{"role": "system", "content": record["system"]}] if record.get("system") else []
+
+
+def _list_turns(turns: Any, field: str) -> list[Any]:
     if isinstance(turns, Mapping):  # TFDS gives a list of dicts as a dict of lists.
         names = list(turns)
         turns = [dict(zip(names, turn, strict=True)) for turn in zip(*turns.values(), strict=True)]
     if not isinstance(turns, list):
         raise ValueError(f"field {field!r} must be a list of messages.")
-    messages: list[dict[str, str]] = []
-    for number, turn in enumerate(turns):
-        where = f"{field}[{number}]"
-        if not isinstance(turn, Mapping):
-            raise ValueError(f"{where} must be a message, not {type(turn).__name__}.")
-        role = turn.get("role", turn.get("from"))
-        role = _SYNONYMS.get(role, role) if isinstance(role, str) else role
-        if role not in ROLES:
-            known = ", ".join((*ROLES, *_SYNONYMS))
-            raise ValueError(f"{where} has the unknown role {role!r}. Known: {known}.")
-        for name in _UNREAD:
-            if turn.get(name) is not None:
-                raise ValueError(f"{where} has {name!r}, which is not supported: remove it.")
-        content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):
-            parts = [part if isinstance(part, Mapping) else {} for part in content]
-            if any(part.get("type") != "text" for part in parts):
-                raise ValueError(f"{where} has content that is no text, which is not supported.")
-            content = "".join(check_text(part.get("text"), where) for part in parts)
-        content = check_text(content, where)
-        if role == "assistant" and not content.strip():
-            raise ValueError(f"{where}: the assistant says nothing.")
-        messages.append({"role": role, "content": content})
+    return turns
+
+
+def _read_record(record: Record, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Messages, `tools` and `template_arguments` of a record.
+
+    Raises:
+        ValueError: a field that would change the training and is not read, or is no JSON.
+    """
+    refuse_fields(record, _UNREAD_OF_RECORD)
+    for name in ("label", "kto_tag"):
+        if record.get(name) is False:
+            raise ValueError(f"field {name!r} says that the answer is bad: leave the record out.")
+    for name in (*_WEIGHTS, "weights"):
+        if isinstance(record.get(name), bool | int | float) and record[name] != 1:
+            raise ValueError(f"field {name!r} of a whole record is not read: give messages one.")
+    converted: dict[str, Any] = {"messages": messages}
+    if tools := _read_json(record, "tools", list):
+        for number, tool in enumerate(tools):
+            if not isinstance(tool, Mapping):
+                raise ValueError(f"tools[{number}] must be a JSON schema, not {tool!r:.40}.")
+        converted["tools"] = tools
+    arguments: dict[str, Any] = {}
+    for name in _ARGUMENTS:
+        arguments |= _read_json(record, name, dict) or {}
+    if record.get("documents"):
+        arguments["documents"] = record["documents"]
+    if arguments:
+        converted["template_arguments"] = arguments
+    return converted
+
+
+def _read_json(record: Record, name: str, kind: type) -> Any:
+    """A field that holds JSON, or its text; None where there is none."""
+    value = record.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"field {name!r} is no JSON: {error}.") from None
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"field {name!r} must be a {kind.__name__}, not {type(value).__name__}.")
+    return value
+
+
+def _conversation(turns: Sequence[Any], field: str) -> list[dict[str, Any]]:
+    """Checked messages.
+
+    Raises:
+        ValueError: no list of messages with a known role and a text, or nothing in it to train on.
+    """
+    messages = [_read_message(turn, f"{field}[{number}]") for number, turn in enumerate(turns)]
     roles = [message["role"] for message in messages if message["role"] not in ROLES[:2]]
     if "assistant" not in roles:
         raise ValueError(f"field {field!r}: the assistant says nothing, so nothing can be trained.")
@@ -74,5 +149,83 @@ def _conversation(turns: Any, field: str) -> list[dict[str, str]]:
     return messages
 
 
+def _read_message(turn: Any, where: str) -> dict[str, Any]:
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{where} must be a message, not {type(turn).__name__}.")
+    # Some files have every field in every message; null says that there is none, as in OpenAI's.
+    turn = {name: value for name, value in turn.items() if value is not None}
+    role = turn.pop("role", None) or turn.pop("from", None)
+    role = _SYNONYMS.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        known = ", ".join((*ROLES, *_SYNONYMS))
+        raise ValueError(f"{where} has the unknown role {role!r}. Known: {known}.")
+    refuse_fields(turn, _UNREAD, where)
+    weight = _read_weight(turn, role, where)
+    content = turn.pop("content", None)
+    if content is None:
+        content = turn.pop("value", None)
+    extra = {name: value for name, value in turn.items() if name not in _WEIGHTS}
+    thoughts = _read_reasoning(extra, role, where)
+    others = {name: value for name, value in extra.items() if name not in REASONING}
+    extra = _read_calls(others, role, where) | thoughts
+    says_more = "tool_calls" in extra or REASONING[0] in extra
+    content = "" if content is None and says_more else _read_content(content, where)
+    if role == "assistant" and not content.strip() and not says_more:
+        raise ValueError(f"{where}: the assistant says nothing.")
+    message = {"role": role, "content": content, **extra}
+    return message if weight == 1 else message | {WEIGHT: weight}
+
+
+def _read_content(content: Any, where: str) -> str:
+    """The text of a message; parts that are all text are joined."""
+    if not isinstance(content, list):
+        return check_text(content, where)
+    parts = [part if isinstance(part, Mapping) else {} for part in content]
+    if any(part.get("type") != "text" for part in parts):
+        raise ValueError(f"{where} has content that is no text, which is not supported.")
+    return "".join(check_text(part.get("text"), where) for part in parts)
+
+
+def _read_weight(turn: Mapping[str, Any], role: str, where: str) -> float:
+    """How much a message counts; 1 where it does not say."""
+    weight = 1.0
+    for name in _WEIGHTS:
+        value = turn.get(name, 1)
+        if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{where}: {name!r} must be true, false or a weight, not {value!r}.")
+        if role != "assistant" and name in turn and value:
+            raise ValueError(
+                f"{where}: {name!r} asks to train on a message of role {role!r}; only the "
+                "assistant's are."
+            )
+        weight *= float(value)
+    return weight if role == "assistant" else 1.0
+
+
+def _read_calls(extra: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
+    """The fields of a message with its calls of tools checked; an empty list is none."""
+    calls = extra.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise ValueError(f"{where}: 'tool_calls' must be a list of calls.")
+    if calls and role != "assistant":
+        raise ValueError(f"{where}: a message of role {role!r} has 'tool_calls'.")
+    return {name: value for name, value in extra.items() if name != "tool_calls" or calls}
+
+
+def _read_reasoning(extra: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
+    """What the assistant thinks, under every name that templates read (as transformers has it)."""
+    thoughts = {name: extra[name] for name in REASONING if extra.get(name, "") != ""}
+    if not thoughts:
+        return {}
+    name, text = next(iter(thoughts.items()))
+    check_text(text, f"{where}: {name!r}")
+    if any(other != text for other in thoughts.values()):
+        raise ValueError(f"{where}: {' and '.join(thoughts)} differ: keep one of them.")
+    if role != "assistant":
+        raise ValueError(f"{where}: a message of role {role!r} has {name!r}.")
+    return dict.fromkeys((*REASONING[:2], name), text)
+
+
 MESSAGES = Format(_has_messages, _read_messages)
 SHAREGPT = Format(_has_conversations, _read_sharegpt)
+MESSAGE_PAIR = Format(_has_message_pair, _read_message_pair)

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from research.data.sources.formats.base import Format, Record, read_text
+from research.data.sources.formats.base import Format, Record, read_text, refuse_fields
+
+# What a record may hold that a prompt and a completion have no place for.
+_UNREAD = dict.fromkeys(
+    ("system", "system_prompt", "history", "tools", "images"), "write it as messages"
+) | {"rejected": "no objective learns from preferences: remove it to train on the answers alone"}
 
 
 def _has_pair(record: Record) -> bool:
@@ -11,6 +16,9 @@ def _has_pair(record: Record) -> bool:
 
 
 def _read_pair(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
+    refuse_fields(record, _UNREAD)
+    if record.get("label") is False:
+        raise ValueError("field 'label' says that the answer is bad: leave the record out.")
     return {name: read_text(record, name) for name in ("prompt", "completion")}
 
 

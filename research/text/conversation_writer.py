@@ -1,0 +1,369 @@
+"""Writes conversations with a chat template, and finds in them what the assistant says.
+
+An answer is what the template adds to a conversation that ends where the model is asked for it:
+that holds for any template, and what the generation prompt supplies is never part of an answer.
+Answers share an example as long as the template writes the conversation so far as the beginning of
+what follows; where it rewrites it (drops earlier thoughts, say), the next answer begins another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from research.text import chat_template
+from research.text.conversation import REASONING, Conversation
+from research.text.rendering import RenderingError, View
+from research.text.special_names import PLACE, SpecialNames, find_blocks
+from research.text.template_checks import check_fields, check_tool_results, check_variables
+from research.text.template_input import TemplateInput
+from research.text.tokenizer import Tokenizer
+
+# Where the tokenizer's makers give no template. It writes the tokenizer's own begin and end.
+PLAIN = (
+    "{%- for message in messages -%}"
+    "{{- bos_token + message.role + '\n' + message.content + eos_token + '\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- bos_token + 'assistant\n' -}}{%- endif -%}"
+)
+# A template may write the date; the same conversation must give the same tokens on any day.
+TRAINING_DAY = datetime.date(2024, 7, 26)
+# What the assistant thinks, where it is written in the content.
+_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A stretch of a written conversation that is tokenized apart."""
+
+    text: str
+    # How much its tokens count in training; 0: the model only reads them.
+    weight: float = 0.0
+    # The name of the token that it ends with, where an answer ends with it.
+    end: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationExample:
+    """Answers of a conversation that are trained on in one text."""
+
+    parts: tuple[Part, ...]
+    # Numbers of their messages.
+    answers: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """An answer as it is asked for, and its parts."""
+
+    number: int
+    prompt: str
+    parts: tuple[Part, ...]
+
+    @property
+    def whole(self) -> str:
+        return self.prompt + "".join(part.text for part in self.parts)
+
+
+class Writer:
+    """Writes conversations as text, and text as tokens.
+
+    A special token that a message spells out is written by the tokens of its characters: no
+    message can end its own turn, or begin another's.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        tokenizer: Tokenizer,
+        template_arguments: Mapping[str, Any] | None = None,
+        reasoning: Literal["train", "mask"] = "train",
+        ignored_fields: Sequence[str] = (),
+        today: datetime.date | None = TRAINING_DAY,
+    ):
+        """Prepares a template.
+
+        Args:
+          template: a Jinja program.
+          tokenizer: the model's.
+          template_arguments: variables of the template; a conversation's own come before them.
+          reasoning: whether what the assistant thinks is trained on.
+          ignored_fields: of messages and records, which are passed over.
+          today: what a template that writes the date takes for it; None: the date.
+
+        Raises:
+          ValueError: it is no template, or never reads one of the arguments.
+        """
+        self.template = template
+        self._tokenizer = tokenizer
+        self._arguments = dict(template_arguments or {})
+        self._masks_reasoning = reasoning == "mask"
+        self._ignored = frozenset(ignored_fields)
+        self._today = today
+        self._names = SpecialNames(tokenizer.special)
+        self._contents = chat_template.read_contents(template)
+        check_variables(self._contents.names, self._arguments)
+
+    def write(self, conversation: Conversation) -> list[ConversationExample]:
+        """The examples that train the conversation's answers; none where no answer has weight.
+
+        Raises:
+            ValueError: the template does not take it, leaves out something that it says, or what
+              is said cannot be told from it.
+        """
+        trained_answers = [i for i in conversation.answers if conversation.weights[i] > 0]
+        if not trained_answers:
+            return []
+        source = self._open(conversation)
+        numbers = [i for i in conversation.answers if i <= trained_answers[-1]]
+        answers = self._answers(source, numbers, trained_answers)
+        texts = {answer.number: answer.whole for answer in answers}
+        check_fields(source, {number: texts[number] for number in trained_answers})
+        examples: list[ConversationExample] = []
+        for group in _group(answers):
+            trained = [i for i, part in enumerate(group.parts) if part.weight and part.end]
+            numbers_here = [i for i in group.answers if i in trained_answers]
+            if trained:  # what follows the last of them is of no use
+                parts = group.parts[: trained[-1] + 1]
+                examples.append(ConversationExample(parts, tuple(numbers_here)))
+        return examples
+
+    def prompt(self, conversation: Conversation) -> list[Part]:
+        """The conversation up to where its next answer begins."""
+        source = self._open(conversation)
+        (whole,) = source.render([View(len(source.messages), ask=True)])
+        if isinstance(whole, RenderingError):
+            raise _refusal(whole)
+        whole = self._without_blocks(whole)
+        check_fields(source, {len(source.messages): whole})
+        # Tokens are those of training, where answers are tokenized apart.
+        *_, parts = [(), *(g.parts for g in _group(self._answers(source, conversation.answers)))]
+        text = "".join(part.text for part in parts)
+        if not whole.startswith(text):
+            parts, text = (), ""
+        return [*parts, Part(whole[len(text) :])]
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """The tokens of `prompt`."""
+        (ids,) = self.encode([self.prompt(conversation)])
+        return [token for part in ids for token in part]
+
+    def unmark(self, text: str) -> str:
+        """Text as the messages had it."""
+        return self._names.unmark(text)
+
+    def encode(self, conversations: Sequence[Sequence[Part]]) -> list[list[list[int]]]:
+        """The tokens of every part of every conversation."""
+        pieces: list[str] = []
+        plain: list[str] = []
+        for part in itertools.chain.from_iterable(conversations):
+            texts, names = self._names.split(part.text)
+            pieces += texts
+            plain += names
+        encoded_texts = iter(self._tokenizer.encode_batch(pieces, special=True))
+        encoded_names = iter(self._tokenizer.encode_batch(plain))
+
+        def tokens(part: Part) -> list[int]:
+            ids = list(next(encoded_texts))
+            for _ in self._names.split(part.text)[1]:
+                ids += [*next(encoded_names), *next(encoded_texts)]
+            return ids
+
+        return [[tokens(part) for part in parts] for parts in conversations]
+
+    def _open(self, conversation: Conversation) -> TemplateInput:
+        arguments = self._arguments | dict(conversation.template_arguments)
+        arguments = {k: v for k, v in arguments.items() if k not in self._ignored}
+        check_variables(self._contents.names, arguments)
+        tools = [] if "tools" in self._ignored else list(conversation.tools)
+        if tools:
+            check_variables(self._contents.names, {"tools": tools})
+        messages = [
+            {name: value for name, value in message.items() if name not in self._ignored}
+            for message in conversation.messages
+        ]
+        check_tool_results(messages, self.template)
+        tokens = self._tokenizer.template_tokens
+        others = {"tools": tools or None, "documents": None, **arguments}
+        return TemplateInput(
+            conversation=conversation,
+            template=self.template,
+            messages=messages,
+            variables=tokens | others,
+            marked=self._names.mark(messages),
+            marked_variables=tokens | self._names.mark(others),
+            names=self._names,
+            today=self._today,
+        )
+
+    def _answers(
+        self, source: TemplateInput, numbers: Sequence[int], trained: Sequence[int] = ()
+    ) -> list[_Answer]:
+        """The assistant's messages; those that are not trained on are left out if they fail."""
+        views = [(View(i, ask=True), View(i + 1)) for i in numbers]
+        texts = source.render(list(itertools.chain.from_iterable(views)))
+        answers = []
+        for number, prompt, whole in zip(numbers, texts[::2], texts[1::2], strict=True):
+            try:
+                weight = source.conversation.weights[number] if number in trained else 0.0
+                answers.append(self._answer(source, number, prompt, whole, weight))
+            except ValueError:
+                if number in trained:
+                    raise
+        return answers
+
+    def _answer(
+        self,
+        source: TemplateInput,
+        number: int,
+        prompt: str | RenderingError,
+        rendered: str | RenderingError,
+        weight: float,
+    ) -> _Answer:
+        for text in (prompt, rendered):
+            if isinstance(text, RenderingError):
+                raise _refusal(text)
+        prompt = self._without_blocks(str(prompt))
+        whole, blocks = str(rendered), [(0, len(str(rendered)))]
+        if self._contents.has_generation:
+            whole, blocks = find_blocks(whole)
+        if not whole.startswith(prompt):
+            raise self._difference(source, number, prompt, whole)
+        # The model has stopped where white space follows.
+        last = max((stop for _, stop in blocks), default=0)
+        stop = len(whole[:last].rstrip())
+        if stop <= len(prompt):
+            raise ValueError(
+                f"The chat template's {{% generation %}} blocks hold nothing of message {number}: "
+                "give the objective another `template`."
+            )
+        answer = whole[len(prompt) : stop]
+        end = self._check_answer(source, number, prompt, answer)
+        start = len(prompt)
+        if self._masks_reasoning:
+            start = max(start, self._thought_end(source, number, whole))
+        # The white space at the end of a block is trained as the block says.
+        after = last if self._contents.has_generation else stop
+        inner_edges = [edge for block in blocks for edge in block if len(prompt) < edge < stop]
+        parts = []
+        edges = sorted({len(prompt), start, stop, after, *inner_edges})
+        for first, next_edge in itertools.pairwise(edges):
+            is_answer = first >= start and any(b[0] <= first < b[1] for b in blocks)
+            name = end if next_edge == stop else ""
+            parts.append(Part(whole[first:next_edge], weight if is_answer else 0.0, name))
+        return _Answer(number, prompt, tuple(parts))
+
+    def _without_blocks(self, text: str) -> str:
+        return find_blocks(text)[0] if self._contents.has_generation else text
+
+    def _check_answer(self, source: TemplateInput, number: int, prompt: str, answer: str) -> str:
+        """The name of the token that ends an answer.
+
+        Raises:
+            ValueError: the template changes the answer, does not end it, or never asks for it.
+        """
+        content = source.marked[number]["content"]
+        pieces = [content] if content.strip() in answer else re.split("</?think>", content)
+        head, tail, rest = "", answer, answer
+        for piece in filter(None, map(str.strip, pieces)):
+            before, text, rest = rest.partition(piece)
+            if not text:
+                raise ValueError(
+                    f"The chat template changes what the assistant says (message {number}), which "
+                    f"must be trained on as it is: it does not write {piece!r:.60}. Give "
+                    "the objective another `template`."
+                )
+            if tail == answer:
+                head = before
+            tail = rest
+        if self._names.is_in(head):
+            (beginning,) = source.render([View(number)])
+            if beginning == prompt:
+                raise ValueError(
+                    f"The chat template writes {head!r} before what the assistant says, and not "
+                    "where the model is asked: see add_generation_prompt in the `template`."
+                )
+        ends = [name for name in self._tokenizer.named_tokens if tail.endswith(name)]
+        if not ends:
+            raise ValueError(
+                f"The chat template ends what the assistant says with {tail!r}, which is no "
+                "special token: the model would never stop. Write eos_token in the `template`."
+            )
+        return max(ends, key=len)
+
+    def _difference(
+        self, source: TemplateInput, number: int, prompt: str, whole: str
+    ) -> ValueError:
+        """Why an answer cannot be told: the whole does not go on from where it is asked for."""
+        at = len(os.path.commonprefix([prompt, whole]))
+        here, there = (self._names.unmark(text[at : at + 40]) for text in (prompt, whole))
+        (beginning,) = source.render([View(number)])
+        if not isinstance(beginning, RenderingError) and at >= len(beginning.rstrip()):
+            return ValueError(
+                f"The chat template asks for message {number} with {here!r}, and writes it as "
+                f"{there!r}: the model would be trained on another text than it is asked with. "
+                "Set the objective's `template_arguments` so that both agree (enable_thinking, for "
+                "one), or give it another `template`."
+            )
+        advice = "Give the objective another `template`."
+        if number - 1 in source.conversation.answers:
+            advice = (
+                f"Messages {number - 1} and {number} are both the assistant's: write them as one, "
+                "or give the objective another `template`."
+            )
+        return ValueError(
+            f"The chat template writes what comes before message {number} as {here!r} where the "
+            f"model is asked for it, and as {there!r} once it is answered: the model would be "
+            f"trained on another text than it is asked with. {advice}"
+        )
+
+    def _thought_end(self, source: TemplateInput, number: int, whole: str) -> int:
+        """Where what the assistant says begins after its thoughts; 0 where it has none.
+
+        Raises:
+            ValueError: it cannot be told.
+        """
+        message = source.marked[number]
+        content, thoughts = message["content"], [name for name in REASONING if name in message]
+        match = _THOUGHT.match(content)
+        if not match and not thoughts:
+            return 0
+        first = match.end() if match else len(content) - len(content.lstrip())
+        changes: list[tuple[tuple[Any, ...], ...]] = [
+            ((number, "content", content[:first] + PLACE + content[first:]),)
+        ]
+        changes += [tuple((number, n, message[n].rstrip() + PLACE) for n in thoughts)] * (not match)
+        for text in source.render([View(number + 1, changes=each) for each in changes]):
+            if not isinstance(text, RenderingError):
+                before, sign, _ = self._without_blocks(text).partition(PLACE)
+                if sign and whole.startswith(before):
+                    return len(before)
+        raise ValueError(
+            f"The chat template does not show where the thoughts of message {number} end, so that "
+            'they cannot be masked: set the objective\'s reasoning="train", or another `template`.'
+        )
+
+
+def _group(answers: Sequence[_Answer]) -> Iterator[ConversationExample]:
+    """Answers that share a text: each is asked for where the one before it has been said."""
+    parts: tuple[Part, ...] = ()
+    numbers: tuple[int, ...] = ()
+    text = ""
+    for answer in answers:
+        if numbers and not answer.prompt.startswith(text):
+            yield ConversationExample(parts, numbers)
+            parts, numbers, text = (), (), ""
+        parts += (Part(answer.prompt[len(text) :]), *answer.parts)
+        numbers += (answer.number,)
+        text = answer.whole
+    if numbers:
+        yield ConversationExample(parts, numbers)
+
+
+def _refusal(error: RenderingError) -> ValueError:
+    return ValueError(f"the chat template does not take this conversation: {error}")

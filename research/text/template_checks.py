@@ -1,0 +1,101 @@
+"""What a conversation says and a chat template leaves out: refused by name, never lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from research.text.conversation import REASONING, Message
+from research.text.rendering import RenderingError, View
+from research.text.special_names import PLACE, find_blocks
+from research.text.template_input import TemplateInput
+
+# Variables that rendering sets itself.
+_RESERVED = frozenset(
+    "messages tools add_generation_prompt strftime_now raise_exception namespace".split()
+)
+_REMEDY = (
+    "it would be lost. Give the objective another `template`, remove it from the records, or name "
+    "it in the objective's `ignored_fields` if it means nothing."
+)
+
+
+def check_variables(names: Collection[str], arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError for an argument that the template, which uses `names`, never reads."""
+    for name in arguments:
+        if name in _RESERVED and name != "tools":
+            raise ValueError(f"template_arguments: {name!r} is not for records or settings to say.")
+        if name not in names:
+            raise ValueError(f"The chat template never reads {name!r}: {_REMEDY}")
+
+
+def check_tool_results(messages: Sequence[Message], template: str) -> None:
+    """Raises ValueError where results are in another order than their calls, whose ids the template
+    does not write: each would seem to answer another call."""
+    if "tool_call_id" in template:
+        return
+    waiting: list[str] = []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            waiting = [call["id"] for call in message.get("tool_calls", []) if call.get("id")]
+        elif message["role"] == "tool" and message.get("tool_call_id") and waiting:
+            call = waiting.pop(0)
+            if call != message["tool_call_id"]:
+                raise ValueError(
+                    f"message {number} answers the call {message['tool_call_id']!r} where {call!r} "
+                    "is next, and the chat template writes no ids: put results in the order of "
+                    "their calls."
+                )
+
+
+def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
+    """Compares texts with those without a field, where messages say more than role and content.
+
+    A call's id and a tool's name may be left out: they say again what the order of calls says.
+    Thoughts of an answer that is not trained on may be too: that is how their templates are meant.
+
+    Args:
+      source: the conversation.
+      texts: message number -> the rendered text up to it, of every message that is trained on.
+
+    Raises:
+        ValueError: the text is the same without what a record says.
+    """
+    views, wholes, causes = [], [], []
+    for number, message in enumerate(source.marked):
+        later = number if number in texts else min((n for n in texts if n > number), default=None)
+        if later is None:  # nothing is trained after it
+            continue
+        stop = min(later + 1, len(source.marked))
+        for names in _fields(message, is_trained=number in texts):
+            changes = tuple((number, name) for name in names)
+            views.append(View(stop, stop == later, changes=changes))
+            wholes.append(texts[later])
+            causes.append(f"{names[0]!r} of message {number} ({message['role']})")
+        content = message["content"]
+        if message["role"] != "assistant" and content.strip() not in texts[later]:
+            change = (number, "content", content + PLACE)
+            views.append(View(stop, stop == later, changes=(change,)))
+            wholes.append(texts[later])
+            causes.append(f"what message {number} ({message['role']}) says")
+    if source.variables["tools"]:
+        last = max(texts)
+        stop = min(last + 1, len(source.marked))
+        views.append(View(stop, stop == last, changes=(), without=("tools",)))
+        wholes.append(texts[last])
+        causes.append("the tools")
+    for text, whole, cause in zip(
+        source.render(views) if views else [], wholes, causes, strict=True
+    ):
+        if not isinstance(text, RenderingError) and find_blocks(text)[0].startswith(whole):
+            raise ValueError(f"The chat template leaves out {cause}: {_REMEDY}")
+
+
+def _fields(message: Message, is_trained: bool) -> list[list[str]]:
+    """Fields that are looked at, those that mean the same together."""
+    exempt = {"role", "content", "tool_call_id", *REASONING}
+    if message["role"] == "tool":
+        exempt.add("name")
+    groups = [[name] for name in message if name not in exempt]
+    thoughts = [name for name in REASONING if name in message]
+    return [*groups, *([thoughts] if thoughts and is_trained else [])]

@@ -1,0 +1,240 @@
+"""What the assistant says is found in any template, and nothing that a record says is lost."""
+
+import pytest
+
+from research.text.conversation import message_texts
+from research.text.conversation_writer import Writer
+from tests.text.templates import CHATML, MARKED, THINKING, assistant, conversation, tokenizer, user
+
+END = "<|im_end|>"
+ASK = "<|im_start|>assistant\n"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "O"}}}
+QUESTION = user("What is 2+2?")
+TURNS = [user("a"), assistant("b"), user("c"), assistant("d")]
+
+
+def _examples(template, record, **settings):
+    """Each example as its whole text, and the stretches that are trained on with their weights."""
+    record = record if isinstance(record, dict) else {"messages": record}
+    return [
+        (
+            "".join(part.text for part in example.parts),
+            [(part.text, part.weight) for part in example.parts if part.weight],
+        )
+        for example in Writer(template, tokenizer(), **settings).write(conversation(record))
+    ]
+
+
+def _trained(template, record, **settings):
+    """The texts that are trained on, by example."""
+    examples = _examples(template, record, **settings)
+    return [[text for text, _ in stretches] for _, stretches in examples]
+
+
+def _refused(match, template, record, **settings):
+    with pytest.raises(ValueError, match=match):
+        _examples(template, record, **settings)
+
+
+def test_answers_share_a_text_until_the_template_rewrites_it():
+    assert _trained(CHATML, TURNS) == [["b" + END, "d" + END]]
+    (first, _), (second, trained) = _examples(THINKING, TURNS)
+    assert first == f"<|im_start|>user\na{END}\n{ASK}<think>\n\n</think>\n\nb{END}"
+    assert f"{ASK}b{END}\n" in second and "</think>" not in second.split("c" + END)[0]
+    assert trained == [("<think>\n\n</think>\n\nd" + END, 1.0)]
+
+
+def test_the_assistants_turns_after_one_question_share_a_text_where_thoughts_are_kept():
+    talk = [
+        user("weather?"),
+        assistant("", reasoning_content="I look.", tool_calls=[CALL]),
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+        assistant("It rains.", reasoning_content="So."),
+    ]
+    ((text, trained),) = _examples(THINKING, {"messages": talk, "tools": [TOOL]})
+    call = '<call>weather{"city": "O"}</call>'
+    assert [text for text, _ in trained] == [
+        f"<think>\nI look.\n</think>\n\n{call}{END}",
+        f"<think>\nSo.\n</think>\n\nIt rains.{END}",
+    ]
+    assert "Weather of a city" in text and "<result>rain</result>" in text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        assistant("4", reasoning_content="Two and two."),
+        assistant("4", thinking="Two and two."),
+        assistant("4", reasoning="Two and two.", reasoning_content=None),
+        assistant("<think>Two and two.</think>\n\n4"),
+    ],
+)
+def test_thoughts_are_trained_or_masked(message):
+    talk = [QUESTION, message]
+    assert _trained(THINKING, talk) == [["<think>\nTwo and two.\n</think>\n\n4" + END]]
+    ((text, trained),) = _examples(THINKING, talk, reasoning="mask")
+    assert trained == [("4" + END, 1.0)] and "Two and two.\n</think>\n\n4" in text
+    assert "Two and two." in "\n".join(message_texts(conversation({"messages": talk}).messages[1]))
+
+
+def test_thoughts_before_a_call_are_masked():
+    talk = [user("weather?"), assistant(None, thinking="I look.", tool_calls=[CALL])]
+    ((_, trained),) = _examples(THINKING, talk, reasoning="mask")
+    assert trained[0][0].startswith("<call>weather")
+
+
+def test_what_the_generation_prompt_supplies_is_not_trained():
+    no_thoughts = {"enable_thinking": False}
+    ((text, trained),) = _examples(THINKING, TURNS[:2], template_arguments=no_thoughts)
+    assert trained == [("b" + END, 1.0)] and text.endswith(f"{ASK}<think>\n\n</think>\n\nb{END}")
+    record = {"messages": TURNS[:2], "chat_template_kwargs": no_thoughts}
+    assert _trained(THINKING, record) == [["b" + END]]
+    record["chat_template_kwargs"] = {"enable_thinking": True}
+    assert "<think>" in _trained(THINKING, record, template_arguments=no_thoughts)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "weight"),
+    [
+        ({"train": False}, 0.0),
+        ({"training": True}, 1.0),
+        ({"weight": 0}, 0.0),
+        ({"weight": 0.5}, 0.5),
+        ({"loss": True, "loss_scale": 2.0}, 2.0),
+        ({"loss": False, "loss_scale": 2.0}, 0.0),
+        ({"loss_weight": 0.25}, 0.25),
+        ({"weight": None}, 1.0),
+    ],
+)
+def test_messages_say_how_much_they_count(fields, weight):
+    ((text, trained),) = _examples(CHATML, [TURNS[0], assistant("b", **fields), *TURNS[2:]])
+    assert trained == [("b" + END, weight), ("d" + END, 1.0)][weight == 0 :]
+    assert f"b{END}" in text
+
+
+def test_only_the_completions_answers_are_trained():
+    record = {"prompt": TURNS[:3], "completion": TURNS[3:]}
+    assert _trained(CHATML, record) == [["d" + END]]
+    assert _trained(THINKING, record) == [["<think>\n\n</think>\n\nd" + END]]
+
+
+def test_generation_blocks_are_what_is_trained():
+    """With the white space in them, except at the end, where the model has stopped."""
+    assert _trained(MARKED, TURNS) == [["b" + END, "\n", "d" + END]]
+    supplied = MARKED.replace("assistant\n{% endif", "assistant\n<think>{% endif")
+    supplied = supplied.replace("{% generation %}", "{% generation %}<think>")
+    assert _trained(supplied, TURNS[:2]) == [["b" + END]]
+    empty = MARKED.replace("{{ m.content }}<|im_end|>\n{% endgen", "{% endgen").replace(
+        "{% endgeneration %}", "{% endgeneration %}{{ m.content }}<|im_end|>\n"
+    )
+    _refused("blocks hold nothing of message 1", empty, TURNS)
+
+
+def test_turns_of_one_speaker_and_a_last_question():
+    talk = [*TURNS[:2], assistant("more")]
+    assert _trained(CHATML, talk) == [["b" + END, "more" + END]]
+    assert _trained(CHATML, [*TURNS, user("and?")]) == [["b" + END, "d" + END]]
+    _refused("Messages 1 and 2 are both the assistant's: write them as one", THINKING, talk)
+    strict = "{% if messages | map(attribute='role') | list in twice %}{{ raise_exception('odd') }}"
+    strict = "{% set twice = [['user', 'assistant', 'assistant']] %}" + strict + "{% endif %}"
+    _refused("does not take this conversation: odd", strict + CHATML, talk)
+
+
+def test_a_prompt_that_the_whole_does_not_go_on_from_is_refused_with_the_setting():
+    forgetful = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
+    _refused("asks for message 1 with '<think>'.*`template_arguments`", forgetful, TURNS)
+
+
+LOSSES = [
+    (CHATML, [QUESTION, assistant("4", reasoning_content="2")], "'reasoning_content' of message 1"),
+    (CHATML, [QUESTION, assistant("4", tool_calls=[CALL])], "'tool_calls' of message 1"),
+    (CHATML, [user("a", name="ann"), assistant("b")], r"'name' of message 0 \(user\)"),
+    (CHATML, [QUESTION, assistant("4", mood="glad")], "'mood' of message 1"),
+    (CHATML, {"messages": TURNS, "tools": [TOOL]}, "never reads 'tools'"),
+    (CHATML, {"messages": TURNS, "template_arguments": {"mood": 1}}, "never reads 'mood'"),
+    (CHATML, {"messages": TURNS, "documents": [{"text": "x"}]}, "never reads 'documents'"),
+    ("{% if tools %}{% endif %}" + CHATML, {"messages": TURNS, "tools": [TOOL]}, "out the tools"),
+    (
+        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
+        [{"role": "system", "content": "Be brief."}, *TURNS],
+        r"what message 0 \(system\) says",
+    ),
+]
+
+
+@pytest.mark.parametrize(("template", "record", "match"), LOSSES)
+def test_what_a_template_leaves_out_is_refused_by_name(template, record, match):
+    _refused(match, template, record)
+
+
+def test_fields_without_a_meaning_are_named_in_a_setting():
+    talk = [user("a", name="ann"), assistant("b", mood="glad")]
+    record = {"messages": talk, "tools": [TOOL], "template_arguments": {"mood": 1}}
+    ignored = ("name", "mood", "tools")
+    assert _trained(CHATML, record, ignored_fields=ignored) == [["b" + END]]
+
+
+def test_a_field_that_the_template_writes_is_honoured():
+    with_names = CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' ' + m.name if m.name else '' }}")
+    ((text, _),) = _examples(with_names, [user("a", name="ann"), assistant("b")])
+    assert text.startswith("<|im_start|>user ann\n")
+
+
+def test_results_of_tools_come_in_the_order_of_the_calls():
+    calls = [CALL, CALL | {"id": "2"}]
+    results = [{"role": "tool", "tool_call_id": i, "content": f"r{i}"} for i in ("1", "2")]
+    talk = [QUESTION, assistant("", tool_calls=calls), *results, assistant("b")]
+    assert _trained(THINKING, talk)
+    talk[2:4] = results[::-1]
+    _refused("message 2 answers the call '2' where '1' is next", THINKING, talk)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["<|im_end|>", "<|im_start|>system\n", "<|end|>", "\ufdd1\ufdd3"]
+)
+def test_no_string_of_a_record_forges_a_token(spelling):
+    call = {"function": {"name": "weather", "arguments": {spelling: [spelling]}}}
+    tool = {"type": "function", "function": {"name": "f", "description": spelling}}
+    talk = [
+        user(f"a{spelling}"),
+        assistant("", thinking=f"x{spelling}", tool_calls=[call]),
+        {"role": "tool", "content": f"r{spelling}"},
+        assistant(f"b{spelling}c"),
+    ]
+    writer = Writer(THINKING, tokenizer())
+    source = conversation({"messages": talk, "tools": [tool]})
+    (example, *_) = writer.write(source)
+    (ids,) = writer.encode([example.parts])
+    ends = tokenizer().encode(END, special=True)
+    token_ids = [token for part in ids for token in part]
+    assert token_ids.count(ends[0]) == len(talk) + 1
+    text = "".join(writer.unmark(part.text) for part in example.parts)
+    assert tokenizer().decode(token_ids, special=True) == text and text.count(spelling.strip()) >= 6
+    prompt = writer.prompt_ids(conversation({"messages": talk[:3], "tools": [tool]}))
+    assert prompt[: len(ids[0])] == ids[0]
+
+
+def test_a_template_that_looks_for_a_special_token_in_a_message_gives_its_reason():
+    talk = [user("a" + END), TURNS[1]]
+    strict = "{% if '<|im_end|>' in messages[0].content %}{{ raise_exception('tags') }}{% endif %}"
+    _refused("does not take this conversation: tags", strict + CHATML, talk)
+    counts = "{{ messages[0].content | length }}" + CHATML
+    _refused("spells a special token, which the template", counts, talk)
+
+
+def test_prompts_are_the_beginnings_of_what_is_trained():
+    for template in (CHATML, MARKED, THINKING):
+        writer = Writer(template, tokenizer())
+        examples = writer.write(conversation({"messages": TURNS}))
+        (ids,) = writer.encode([examples[-1].parts])
+        prompt = writer.prompt_ids(conversation({"messages": [*TURNS[:3]]}))
+        flat = [token for part in ids for token in part]
+        assert flat[: len(prompt)] == prompt and len(flat) - len(prompt) == len(ids[-1])
