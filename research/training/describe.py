@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from research.data.pipeline import Pipeline, SourceStatistics
+from research.optim import extension
 from research.training.program import Program
 
 
@@ -68,11 +69,16 @@ def describe_run(program: Program, reading: ReadingPlan, first_step: int) -> str
     start = f"step {first_step}" if first_step else program.experiment.init_from
     flops, stacks = program.flops_per_token, program.stacks
     layers = ", ".join(stacks) if len(stacks) < 8 else f"{len(stacks)} of them"
+    schedule = program.experiment.schedule
+    course = extension.Course(schedule, steps)
+    has_own_course = schedule.steps or schedule.decays or schedule.on_resume != "refuse"
+    rates = f"rates      {extension.describe(course)}\n" if has_own_course else ""
     return (
         f"model      {total:,} parameters, {trainable:,} train ({trainable / total:.2%}), method "
         f"{program.experiment.method.kind}, stacks {layers}\n"
         f"start      {start or 'random weights'}\n"
         f"data       {reading.describe()}\n"
+        f"{rates}"
         f"cost       {flops:.3g} FLOPs a token, {flops * reading.tokens:.3g} in {steps} steps\n"
         f"mesh       {' x '.join(f'{axis} {size}' for axis, size in mesh_axes.items())}"
     )

@@ -38,12 +38,10 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     """
     folder = storage.absolute(workdir)
     with guard_workdir(folder):
-        return _train(experiment, folder, dry_run)
+        return _train(experiment, folder, dry_run, Timing())
 
 
-def _train(experiment: Experiment, folder: Path, dry_run: bool) -> Summary | None:
-    timing = Timing()
-
+def _train(experiment: Experiment, folder: Path, dry_run: bool, timing: Timing) -> Summary | None:
     # --- program: everything abstract, so that what does not fit is an error before compute ---
     base, tokenizer = runs.open_base_and_tokenizer(experiment)
     experiment = dataclasses.replace(experiment, method=experiment.method.bind(tokenizer))
@@ -55,12 +53,12 @@ def _train(experiment: Experiment, folder: Path, dry_run: bool) -> Summary | Non
 
     # --- where the run stands: resume > init from > scratch ---
     checkpointer = saving.make_checkpointer(folder / CHECKPOINTS, experiment.checkpoint)
-    step, timing.earlier_seconds, summary = resume.find_start(
-        checkpointer, experiment, data, folder, claim=not dry_run
-    )
-    if summary:
+    start = resume.find_start(checkpointer, experiment, data, folder, claim=not dry_run)
+    step, timing.earlier_seconds = start.step, start.seconds
+    if start.summary:
         show(f"{folder} is finished: {step} of {steps} steps")
-        return summary
+        return start.summary
+    program = program.with_schedule(start.schedule)
     resume.check_same_everywhere(experiment, data, base, folder, step)
     if is_main_process := jax.process_index() == 0:
         storage.check_writable(folder)
@@ -81,7 +79,7 @@ def _train(experiment: Experiment, folder: Path, dry_run: bool) -> Summary | Non
             hyper = jax.block_until_ready(program.place_hyper())
 
         # --- loop ---
-        open_workdir(folder, experiment, tokenizer)
+        open_workdir(folder, program.experiment, tokenizer)
         monitor = StepMonitor(program, reading.tokens / steps, folder, step, timing, peak_flops)
         saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
         with distributed.catch_stop_signals() as stop_request, monitor, checkpointer:

@@ -24,7 +24,7 @@ from research.checkpoints.runs import Run
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
-from research.optim.schedules import Schedule
+from research.optim.schedules import Schedule, ScheduleConfig
 from research.training import cost
 
 
@@ -124,6 +124,12 @@ class Program:
         """The numbers of the rows that this host feeds; hosts whose devices share rows feed the
         same ones."""
         return sharding.local_rows(self.batch_sharding, self.experiment.data.batch_size)
+
+    def with_schedule(self, config: ScheduleConfig) -> Program:
+        """The same program with other learning rates of the same kind."""
+        experiment = dataclasses.replace(self.experiment, schedule=config)
+        hyper = dataclasses.replace(self.hyper, schedule=Schedule.make(config, experiment.steps))
+        return dataclasses.replace(self, experiment=experiment, hyper=hyper)
 
     def place(self, batch: Batch) -> Batch:
         """This host's rows of a batch, on the devices as part of the global one."""

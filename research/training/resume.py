@@ -14,15 +14,19 @@ from research.checkpoints.runs import Run
 from research.config import schema
 from research.data.pipeline import Pipeline
 from research.experiment import Experiment
+from research.optim import extension
+from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed
 from research.training.summary import SUMMARY, Summary
 from research.training.workdir import claim_workdir
 
 # fields of an experiment that may change between two starts of one run: its number of steps, the
-# mesh, and what is only measured or kept; opening the run compares the base's fingerprint
+# mesh, and what is only measured or kept; opening the run compares the base's fingerprint, and
+# `extension.extend` the learning rates
 CHANGEABLE = frozenset(
     {
         "steps",
+        "schedule",
         "init_from",
         "mesh",
         "sharding_rules",
@@ -38,28 +42,41 @@ CHANGEABLE = frozenset(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Attributes:
+      step, seconds: what it has behind it; zeros if it is new.
+      schedule: its learning rates, those of the steps behind it included.
+      summary: of a finished run.
+    """
+
+    step: int
+    seconds: float
+    schedule: ScheduleConfig
+    summary: Summary | None = None
+
+
 def find_start(
     checkpointer: Checkpointer,
     experiment: Experiment,
     data: Pipeline,
     workdir: Path,
     claim: bool,
-) -> tuple[int, float, Summary | None]:
-    """Where the run begins: the steps and seconds that it has behind it, zeros if it is new.
+) -> Start:
+    """Where the run begins.
 
     Args:
       claim: lock the folder, unless the run is finished and so left as it is. The run is then
         looked for again: another process may have gone on with it meanwhile.
 
-    Returns:
-      Also its summary, if it is finished.
-
     Raises:
-      ValueError: another process is training there, or the folder holds another run, or a run on
-        other data.
+      ValueError: another process is training there, or the folder holds another run, a run on
+        other data, or one whose learning rates would bend.
     """
     start = _find_start(checkpointer, experiment, data, workdir)
-    if claim and start[-1] is None:
+    if claim and start.summary is None:
         claim_workdir(workdir)
         start = _find_start(checkpointer, experiment, data, workdir)
     return start
@@ -67,17 +84,35 @@ def find_start(
 
 def _find_start(
     checkpointer: Checkpointer, experiment: Experiment, data: Pipeline, workdir: Path
-) -> tuple[int, float, Summary | None]:
+) -> Start:
     step = checkpointer.latest_step() or 0
     if not step:
-        return 0, 0.0, None
+        return Start(0, 0.0, experiment.schedule)
     saved = runs.open_run(workdir, experiment.init_from)
     assert saved.experiment is not None  # imported models lie in no run's checkpoints
     metadata = saved.checkpoint.metadata()
     check_same_run(experiment, saved.experiment, workdir)
     check_same_data(metadata, data, workdir)
+    schedule = find_schedule(experiment, saved.experiment, step, workdir)
     is_finished = step >= experiment.steps and (workdir / SUMMARY).exists()
-    return step, metadata["seconds"], Summary.read(workdir) if is_finished else None
+    summary = Summary.read(workdir) if is_finished else None
+    return Start(step, metadata["seconds"], schedule, summary)
+
+
+def find_schedule(now: Experiment, then: Experiment, step: int, workdir: Path) -> ScheduleConfig:
+    """The schedule that a run goes on with after `step` steps: see `extension.extend`.
+
+    Raises:
+      ValueError: its learning rates would bend, and the config does not say what is meant.
+    """
+    try:
+        return extension.extend(
+            extension.Course(then.schedule, then.steps),
+            extension.Course(now.schedule, now.steps),
+            step,
+        )
+    except ValueError as error:
+        raise ValueError(f"{workdir} cannot go on at step {step}: {error}") from error
 
 
 def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:

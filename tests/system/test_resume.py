@@ -218,12 +218,41 @@ def test_a_full_disk_ends_the_run_and_the_step_before_it_restores(world, whole, 
 
 def test_a_folder_of_another_experiment_is_refused(world, whole):
     before = tiny_run.content(whole), (whole / "config.json").read_bytes()
-    other = dataclasses.replace(
-        full(world, 9), dropout=0.2, schedule=ScheduleConfig(learning_rate=1.0)
-    )
-    with pytest.raises(ValueError, match=r"whole.*another experiment \(schedule, dropout differ\)"):
+    other = dataclasses.replace(full(world, 9), dropout=0.2, seed=1)
+    with pytest.raises(ValueError, match=r"whole.*another experiment \(dropout, seed differ\)"):
         train(other, whole)
     assert before == (tiny_run.content(whole), (whole / "config.json").read_bytes())
+
+
+@pytest.mark.parametrize("on_resume", ["hold", "decay"])
+def test_a_longer_run_says_how_its_rates_go_on_and_gives_the_bits_of_one_that_had_them(
+    world, tmp_path, on_resume
+):
+    def experiment(run_steps, **schedule):
+        rates = ScheduleConfig(learning_rate=1e-2, warmup=1, **schedule)
+        rules = ((".*norm.*", 0.5), ("layers/1/.*", 0.25))
+        return world.experiment(
+            run_steps, schedule=rates, learning_rate_rules=rules, checkpoint=EVERY_SECOND
+        )
+
+    workdir = tmp_path / "run"
+    train(experiment(4), workdir)
+    before = tiny_run.content(workdir), tiny_run.lines(workdir)
+    with pytest.raises(
+        ValueError, match=r"run cannot go on at step 4: .* would bend: step 4 .*hold"
+    ):
+        train(experiment(7), workdir)
+    assert before == (tiny_run.content(workdir), tiny_run.lines(workdir))
+    train(experiment(7, on_resume=on_resume), workdir)
+    shutil.rmtree(workdir / "checkpoints" / "7")  # as if it was killed, and is started again
+    train(experiment(7, on_resume=on_resume), workdir)
+    decays = ((4, 7),) * (on_resume == "decay")
+    schedule = {"steps": 4, "decays": decays, "on_resume": on_resume}
+    train(experiment(7, **schedule), tmp_path / "whole")
+    assert tiny_run.content(workdir) == tiny_run.content(tmp_path / "whole")
+    assert tiny_run.lines(workdir) == tiny_run.lines(tmp_path / "whole")
+    recorded = json.loads((workdir / "config.json").read_text())["schedule"]
+    assert recorded.items() >= {"steps": 4, "on_resume": on_resume}.items()
 
 
 def test_a_run_without_finite_losses_stops_and_keeps_what_it_has(world, tmp_path):

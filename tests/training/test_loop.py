@@ -153,7 +153,8 @@ def test_a_dry_run_plans_and_writes_nothing(world, tmp_path, capsys):
 
 
 def test_the_plan_says_each_sources_format_and_the_lines_left_out():
-    experiment = types.SimpleNamespace(steps=3, init_from=None, method=Full())
+    schedule = ScheduleConfig(1e-3, "constant", steps=2)
+    experiment = types.SimpleNamespace(steps=3, init_from=None, method=Full(), schedule=schedule)
     plan = types.SimpleNamespace(
         experiment=experiment,
         mesh=types.SimpleNamespace(shape={"data": 1}),
@@ -181,6 +182,7 @@ def test_the_plan_says_each_sources_format_and_the_lines_left_out():
     text = describe_run(plan, reading, 0)
     assert "data       good: alpaca, 9 documents, 99 tokens, reads 198 (2 epochs), " in text
     assert "mixture from step 0: good 100.0%" in text
+    assert "rates      constant, 0.001 at most, over 2 steps, 0.001 at step 3" in text
     assert "torn: alpaca, 9 documents, 1,234 bad lines left out, 99 tokens, " in text
 
 
