@@ -7,6 +7,7 @@
     graft convert export --from runs/lora --out FOLDER     adapters merged, for transformers
     graft convert export --from runs/lora --format peft --out FOLDER
     graft convert export --from runs/lora --format gguf --out FILE.gguf
+    graft convert export --from runs/lora --format gguf-adapter --out FILE.gguf
 
 FOLDER is one as transformers writes it (config.json, safetensors, tokenizer.json); a GGUF file of
 llama.cpp does as well, and so does `smollm2`, which a package carries (SmolLM2-135M-Instruct,
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         command = verbs.add_parser(verb, help=help_text)
         command.add_argument("--from", dest="source", required=True, metavar="PATH", help=source)
         if verb == "import":
-            where = "an adapter of PEFT needs it: the run's folder of the imported base"
+            where = "an adapter of PEFT or llama.cpp needs it: the run's folder of its base"
             cuts = "of a GGUF file that does not say it: how its tokenizer cuts text, as llama-bpe"
             command.add_argument("--pre-tokenizer", metavar="NAME", help=cuts)
         else:
@@ -66,8 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     smaller.add_argument("--to", choices=("nf4", "int8", "bfloat16"), required=True, help=kinds)
     smaller.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    formats = "hf, gguf: a whole model, adapters merged; peft: the adapter alone"
-    command.add_argument("--format", choices=("hf", "gguf", "peft"), default="hf", help=formats)
+    formats = "hf, gguf: a whole model, adapters merged; peft, gguf-adapter: the adapter alone"
+    choices = ("hf", "gguf", "peft", "gguf-adapter")
+    command.add_argument("--format", choices=choices, default="hf", help=formats)
     command.add_argument("--evaluation", metavar="FILE", help="of graft evaluate, for the card")
     types = ("float32", "bfloat16", "float16")
     command.add_argument("--dtype", choices=types, help="default: the imported model's, or float32")
@@ -120,9 +122,13 @@ def import_model(arguments: argparse.Namespace) -> None:
 
 def _import_adapter(arguments: argparse.Namespace) -> None:
     from research.checkpoints import runs
+    from research.interop.gguf import adapters
     from research.interop.peft import importing as peft_importing
 
     base = runs.open_run(arguments.base)
+    if adapters.is_file(arguments.source):
+        _import_gguf_adapter(arguments, base)
+        return
     adapter = peft_importing.open_adapter(arguments.source, base)
     print(f"{arguments.source}: {adapter.method}")
     if arguments.dry_run:
@@ -130,6 +136,19 @@ def _import_adapter(arguments: argparse.Namespace) -> None:
             print(f"  {name:52} {part.name} {list(adapter.tensors.shapes[part.name])}")
         return
     path = peft_importing.import_adapter(arguments.source, base, arguments.out)
+    print(f"written to {path}: graft generate --run {arguments.out}")
+
+
+def _import_gguf_adapter(arguments: argparse.Namespace, base) -> None:
+    from research.interop.gguf import adapters
+
+    adapter = adapters.open_adapter(arguments.source, base)
+    print(f"{arguments.source}: {adapter.method}")
+    if arguments.dry_run:
+        for name, tensor in adapter.tensors.items():
+            print(f"  {name:52} {tensor}")
+        return
+    path = adapters.import_adapter(arguments.source, base, arguments.out)
     print(f"written to {path}: graft generate --run {arguments.out}")
 
 
@@ -163,7 +182,7 @@ def export_model(arguments: argparse.Namespace) -> None:
     from research.interop import exporting, huggingface, model_card
     from research.runtime import storage
 
-    exporting.check_free(arguments.out, file=arguments.format == "gguf")
+    exporting.check_free(arguments.out, file=arguments.format.startswith("gguf"))
     run = runs.open_run(arguments.source, arguments.base)
     evaluation = None
     if arguments.evaluation:
@@ -175,6 +194,8 @@ def export_model(arguments: argparse.Namespace) -> None:
     card = model_card.write(run, arguments.format, evaluation)
     if arguments.format == "peft":
         _export_adapter(arguments, run, card)
+    elif arguments.format == "gguf-adapter":
+        _export_gguf_adapter(arguments, run, card)
     else:
         _export_whole(arguments, run, card)
 
@@ -189,6 +210,22 @@ def _export_adapter(arguments: argparse.Namespace, run, card: str) -> None:
     base_name = str((run.origin or {}).get("source", "the base that it was tuned from"))
     names = peft.export_adapter(run, arguments.out, base_name, card)
     print(f"written to {arguments.out}: {peft.CONFIG}, {len(names)} tensors, README.md")
+
+
+def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:
+    from research.interop import exporting
+    from research.interop.gguf import adapters
+    from research.runtime import files
+
+    if arguments.dry_run:
+        for name, tensor in adapters.plan(run)[2].items():
+            print(f"  {name} {list(tensor.shape)}")
+        return
+    card_path = f"{arguments.out}.md"
+    exporting.check_free(card_path, file=True)
+    names = adapters.export_adapter(run, arguments.out)
+    files.atomic_write(card_path, card)
+    print(f"written to {arguments.out}: {len(names)} tensors, and its card to {card_path}")
 
 
 def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:

@@ -51,12 +51,14 @@ def import_theirs(case, changes, tokenizer_file, tmp_path):
     return runs.open_run(tmp_path / "run")
 
 
-def server(path):
-    """llama.cpp with the file, on a port of its own."""
+def server(path, adapter=None):
+    """llama.cpp with the file, and perhaps a LoRA's, on a port of its own."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
+    if adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 128, 1, False, 0
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     # its flash attention rounds keys and values to 16 bits
@@ -64,9 +66,9 @@ def server(path):
     return xllamacpp.Server(params)
 
 
-def llama_cpp(path, ids, vocabulary):
-    """llama.cpp's log-probabilities [S,V] after each token, from the file alone."""
-    running = server(path)
+def llama_cpp(path, ids, vocabulary, adapter=None):
+    """llama.cpp's log-probabilities [S,V] after each token, from the file (and a LoRA's) alone."""
+    running = server(path, adapter)
     logprobs = np.zeros((len(ids), vocabulary), np.float32)
     for n in range(len(ids)):
         # the token that it then says is fixed, so that it is no half of a character; the
