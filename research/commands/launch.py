@@ -18,6 +18,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from research.runtime import signals
+
+UNFOLLOWED = (
+    "not followed any more. What was started goes on, and costs: the same command follows it "
+    "again, with --delete it ends it"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     from configs import presets
@@ -69,14 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if job.topology:
             google.find(job.topology)
             _preflight(job, arguments, shell)
+        if arguments.target != "local":  # whose processes end with it
+            signals.set_ending(UNFOLLOWED)
         try:
             status = target.start(job, arguments, shell)
-        except KeyboardInterrupt:
-            print(
-                "\nlaunch: not followed any more. What was started goes on, and costs: the same "
-                "command follows it again, with --delete it ends it",
-                flush=True,
-            )
+        except KeyboardInterrupt:  # where no program has called signals.end_program
+            print(f"\nlaunch: {UNFOLLOWED}", flush=True)
             status = 130
     raise SystemExit(status)
 

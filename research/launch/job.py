@@ -12,6 +12,8 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
+from research.runtime import signals
+
 # Exit statuses of the run's processes (research.runtime.distributed). 0: the run is finished.
 # STOPPED: a signal stopped it, or it lost the others. OWN_ERRORS: errors of the run itself, which
 # starting it again would repeat: of the program, of its flags, or no such program. Anything else,
@@ -126,7 +128,9 @@ class Shell:
         self.echo(*command)
         if self.dry_run:
             return 0
-        return subprocess.run([_find_program(command[0]), *command[1:]]).returncode
+        command = (_find_program(command[0]), *command[1:])
+        with subprocess.Popen(command) as process, signals.cleanup(process.terminate):
+            return process.wait()
 
     def rest(self) -> None:
         """Waits before the same question is asked again."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
+import dataclasses
 import socket
 import subprocess
 import sys
-from types import FrameType
+import tempfile
+import time
+from pathlib import Path
 
 from research.launch.job import STOPPED, Job, Shell, outcome, should_restart
+from research.runtime import children, signals
+
+INTERVAL = 0.1  # seconds between two looks at the processes
+HEARTBEAT_TIMEOUT = 120.0
 
 
 def add_flags(parser) -> None:
@@ -20,11 +26,21 @@ def add_flags(parser) -> None:
         metavar="N",
         help="processes of the run, which share this machine's devices (default 1)",
     )
+    parser.add_argument(
+        "--heartbeat-timeout",
+        type=float,
+        default=HEARTBEAT_TIMEOUT,
+        metavar="SECONDS",
+        help="a process that gives no sign of life for so long is killed, and the run started "
+        f"again (default {HEARTBEAT_TIMEOUT:.0f}; 0: never)",
+    )
 
 
 def check(job: Job, arguments, experiment) -> None:
     if arguments.processes < 1:
         raise ValueError("--processes: one at least")
+    if not 0 <= arguments.heartbeat_timeout < float("inf"):
+        raise ValueError("--heartbeat-timeout: seconds, or 0 for none")
 
 
 def start(job: Job, arguments, shell: Shell) -> int:
@@ -40,10 +56,9 @@ def start(job: Job, arguments, shell: Shell) -> int:
             shell.echo(*(["env", *variables] if variables else []), *command)
         if shell.dry_run:
             return 0
-        statuses, was_signaled = _run_once(command, environments)
-        if was_signaled or not should_restart(
-            statuses
-        ):  # our own end, an error of the run, or its end
+        statuses, was_signaled = _run_once(command, environments, arguments.heartbeat_timeout)
+        # our own end, an error of the run, or its end
+        if was_signaled or not should_restart(statuses):
             return outcome(statuses)
         if attempt < job.restarts:
             print(f"launch: it ended with {statuses}; started again", flush=True)
@@ -55,27 +70,75 @@ def delete(job: Job, arguments, shell: Shell) -> None:
     raise ValueError("local: processes end with the launcher; there is nothing to delete")
 
 
-def _run_once(command: list[str], environments: list[dict[str, str]]) -> tuple[list[int], bool]:
-    """One start of all processes: their statuses, and whether a signal came to the launcher."""
-    processes = [  # of sessions of their own, so that Ctrl-C reaches them once, from here
-        subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
-        for environment in environments
-    ]
-    was_signaled = False
+def _run_once(
+    command: list[str], environments: list[dict[str, str]], silence_limit: float
+) -> tuple[list[int], bool]:
+    """One start of all processes: their statuses, and whether a signal came to the launcher.
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal was_signaled
-        was_signaled = True
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
+    A process without a sign of life for `silence_limit` seconds is killed, and so is one that has
+    not ended as long after another one failed; 0: none is.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graft-launch-")))
+        processes: list[subprocess.Popen[bytes]] = []
 
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        statuses = [process.wait() for process in processes]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return statuses, was_signaled
+        def kill() -> None:
+            for process in processes:
+                process.kill()
+
+        def stop() -> None:
+            for process in processes:
+                process.terminate()
+
+        request = signals.StopRequest(stop)
+        stack.callback(kill)
+        stack.enter_context(signals.cleanup(kill))  # of a second signal
+        stack.enter_context(signals.collect(request))
+        watches = []
+        for number, environment in enumerate(environments):
+            heartbeat = folder / str(number)
+            variables = children.child_environment(environment, heartbeat)
+            # of sessions of their own, so that Ctrl-C reaches them once, from here
+            processes.append(subprocess.Popen(command, env=variables, start_new_session=True))
+            watches.append(_Watch(number, processes[-1], children.Heartbeat(heartbeat)))
+            if request.received:
+                stop()  # it came before this one was there
+        while any(process.poll() is None for process in processes):
+            time.sleep(INTERVAL)
+            failed = any(process.poll() for process in processes)
+            for watch in watches:
+                watch.look(silence_limit, failed)
+        return [process.wait() for process in processes], request.received
+
+
+@dataclasses.dataclass
+class _Watch:
+    """Ends a process that hangs.
+
+    Attributes:
+      alone: seconds that it runs on since another process failed.
+    """
+
+    number: int
+    process: subprocess.Popen[bytes]
+    heartbeat: children.Heartbeat
+    alone: float = 0.0
+
+    def look(self, silence_limit: float, others_failed: bool) -> None:
+        """Kills the process if its time is over."""
+        silence = self.heartbeat.look()
+        if not silence_limit or self.process.poll() is not None:
+            return
+        self.alone += INTERVAL * others_failed
+        why = ""
+        if silence > silence_limit:
+            why = f"gave no sign of life for {silence:.0f} s"
+        elif self.alone > silence_limit:
+            why = f"has not ended {silence_limit:.0f} s after another one failed"
+        if why:
+            print(f"launch: process {self.number} {why}: killed", flush=True)
+            self.process.kill()
+            self.process.wait()
 
 
 def _process_environments(count: int) -> list[dict[str, str]]:

@@ -57,20 +57,31 @@ def _follow(parent: int, heartbeat: str | None) -> None:
 
 
 class Heartbeat:
-    """Looks whether a child gives signs of life, by the file that it renews."""
+    """Looks whether a child gives signs of life, by the file that it renews.
+
+    Attributes:
+      silence: seconds since the last sign, of those in which this process looked; 0 before the
+        first sign.
+    """
+
+    LOOK = 2.0  # seconds that one look counts for at most: this process, too, may be stopped
 
     def __init__(self, file: Path):
+        self.silence = 0.0
         self._file = file
         self._last: int | None = None
-        self._last_change = time.monotonic()
+        self._last_look = time.monotonic()
 
-    def silence(self) -> float:
-        """Seconds since the last sign; 0 before the first one."""
+    def look(self) -> float:
+        """Looks at the file, and returns `silence`; for calls a second or less apart."""
+        now = time.monotonic()
+        seconds, self._last_look = min(now - self._last_look, self.LOOK), now
         try:
             # its change counts, not its time: clocks are set
             current = self._file.stat().st_mtime_ns
         except OSError:
             current = None
-        if current is None or current != self._last:
-            self._last, self._last_change = current, time.monotonic()
-        return time.monotonic() - self._last_change
+        is_new = current is None or current != self._last
+        self._last = current
+        self.silence = 0.0 if is_new else self.silence + seconds
+        return self.silence

@@ -44,10 +44,13 @@ class Program(Job):
 
     def command(self, python="python", *flags):
         text = (
-            "import os, sys; from pathlib import Path\n"
+            "import os, signal, sys, time; from pathlib import Path\n"
             "calls = Path(sys.argv[1]); calls.touch(); n = len(calls.read_text().split())\n"
             "calls.open('a').write(os.environ['FLAG'] + '\\n')\n"
             "status = int(sys.argv[2:][n])\n"
+            "if status == -signal.SIGSTOP:\n"
+            "    from research.runtime import children\n"
+            "    children.follow_parent(); time.sleep(0.5)\n"
             "os.kill(os.getpid(), -status) if status < 0 else sys.exit(status)"
         )
         return [python, "-c", text, self.workdir, *self.overrides]
@@ -57,7 +60,9 @@ def attempts(folder, *statuses, restarts=10):
     """The launcher's exit status, and how often it started the program."""
     calls, overrides = str(folder / "calls"), tuple(map(str, statuses))
     job = Program("x", "", calls, overrides, environment={"FLAG": "given"}, restarts=restarts)
-    status = local.start(job, argparse.Namespace(processes=1), Shell(dry_run=False))
+    status = local.start(
+        job, argparse.Namespace(processes=1, heartbeat_timeout=1.0), Shell(dry_run=False)
+    )
     variables = (folder / "calls").read_text().split()
     assert set(variables) == {"given"}
     return status, len(variables)
@@ -75,6 +80,22 @@ def test_a_stopped_run_is_started_again_an_error_is_not_and_restarts_end(tmp_pat
         folder.mkdir()
         assert attempts(folder, *statuses, restarts=restarts) == expected
     assert "2 restarts are used up" in capfd.readouterr().out
+
+
+def test_a_process_that_hangs_is_killed_and_the_run_started_again(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert attempts(tmp_path, -signal.SIGSTOP, 0) == (0, 2)
+    output = capfd.readouterr().out
+    assert "process 0 gave no sign of life for 1 s: killed" in output
+    assert "it ended with [-9]; started again" in output
+
+
+def test_a_process_that_outlives_a_failed_one_is_killed(capfd):
+    text = "import os, sys, time; time.sleep(600) if os.environ['N'] == '0' else sys.exit(75)"
+    environments = [{"N": "0"}, {"N": "1"}]
+    command = [sys.executable, "-c", text]
+    assert local._run_once(command, environments, 0.5) == ([-9, 75], False)
+    assert "process 0 has not ended" in capfd.readouterr().out
 
 
 def launch(folder, experiment):
