@@ -10,18 +10,24 @@ import argparse
 import builtins
 import logging
 import os
+import queue
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from research.config.suggestions import nearest_names
+from research.runtime import children
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOCAL = ("DirectRunner", "FnApiRunner")
 _WORKER = f"{__package__}.worker"
+# seconds that a pipeline has to tell what a dead worker died of
+_GRACE = 5.0
 # As a traceback names errors of files and disks.
 _OS_ERRORS = "|".join(
     name
@@ -74,6 +80,7 @@ class Runner:
         Raises:
             ValueError: a worker met a record that it could not read; says which.
             OSError: a worker could not read or write a file; says why.
+            ChildProcessError: a worker process of this machine was killed.
             RuntimeError: anything else that ended it.
         """
         import apache_beam
@@ -84,12 +91,19 @@ class Runner:
             os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, paths)])
         if self._own_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            os.environ[children.PARENT] = str(os.getpid())
         if self._is_local:  # The error below says all.
-            logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+            for name in ("apache_beam", "grpc"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         pipeline = apache_beam.Pipeline(runner=self._local_runner(), options=self._options)
         build(pipeline)
         try:
-            state = pipeline.run().wait_until_finish()
+            if self._is_local and self._own_workers:
+                state = _wait_with_workers(lambda: pipeline.run().wait_until_finish())
+            else:
+                state = pipeline.run().wait_until_finish()
+        except ChildProcessError:
+            raise
         except Exception as error:
             # A worker in another process sends its traceback as text.
             message = f"{type(error).__name__}: {error}"
@@ -116,8 +130,57 @@ class Runner:
 
         if not self._own_workers:
             return FnApiRunner()
-        command = f"{shlex.quote(sys.executable)} -m {_WORKER}"
+        # `exec`: else the worker's parent is a shell, which does not end with this process
+        command = f"exec {shlex.quote(sys.executable)} -m {_WORKER}"
         return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def _wait_with_workers(run: Callable[[], Any]) -> Any:
+    """What `run` returns or raises, unless a worker process dies: Beam would wait for it for ever.
+
+    Raises:
+        ChildProcessError: a worker died.
+    """
+    ends: queue.Queue[tuple[str, Any]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            ends.put(("state", run()))
+        except Exception as error:
+            ends.put(("error", error))
+
+    def note_death(event: threading.ExceptHookArgs) -> None:
+        # the thread of Beam's that waits for a worker process and raises its exit status
+        if event.thread is not None and event.thread.name == "run_worker":
+            ends.put(("death", event.exc_value))
+        elif not event.exc_type.__module__.startswith("grpc"):  # the others' lost connections
+            hook_before(event)
+
+    hook_before, threading.excepthook = threading.excepthook, note_death
+    try:
+        threading.Thread(target=work, name="pipeline", daemon=True).start()
+        kind, value = ends.get()
+        while kind == "death":  # the error that ended the worker, or the pipeline's end, says more
+            death = value
+            try:
+                kind, value = ends.get(timeout=_GRACE)
+            except queue.Empty:
+                raise ChildProcessError(_describe_death(str(death))) from None
+    finally:
+        threading.excepthook = hook_before
+    if kind == "error":
+        raise value
+    return value
+
+
+def _describe_death(message: str) -> str:
+    """The message of a worker's death, from Beam's, which ends with the exit status."""
+    match = re.search(r"return code (-?\d+)", message)
+    status = int(match[1]) if match else None
+    why = f"ended ({message})" if status is None else f"ended with status {status}"
+    if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        why = "was killed, as the kernel does when memory runs out"
+    return f"a worker process {why} (fewer workers at once need less: -- --direct_num_workers=1)"
 
 
 def distribute(root: Any, items: Sequence[Any]) -> Any:

@@ -6,8 +6,14 @@ What fails in it reaches the starting process as an error with its traceback.
 import contextlib
 import logging
 import os
+import signal
 import sys
 
+from research.runtime import children
+
+# Ctrl-C reaches every process of a terminal; the starting one decides, and this one ends with it.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+children.follow_parent()
 # Else it says so three times, and at every start what it could do with Google's clients.
 logging.disable(logging.ERROR)
 

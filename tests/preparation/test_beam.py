@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from research.preparation.runner import Runner
+from tests.helpers import tiny_run
 from tests.preparation import corpus
 
 pytest.importorskip("apache_beam", reason="tools/setup prepare")
@@ -75,6 +76,26 @@ def whole(folder):
     """What an undisturbed run of one worker writes, and says."""
     output = _run(folder, folder / "whole", 1)
     return corpus.content(folder / "whole"), output
+
+
+def workers_of(process):
+    """Ids of a process's children, which its threads started."""
+    tasks = Path(f"/proc/{process.pid}/task")
+    return [int(n) for task in tasks.iterdir() for n in (task / "children").read_text().split()]
+
+
+@pytest.mark.parametrize("victim", ["worker", "program"])
+def test_a_killed_worker_ends_the_program_and_a_killed_program_its_workers(folder, victim):
+    process = _start(folder, folder / f"killed_{victim}", 2, *FEWER)
+    tiny_run.wait_for(process, lambda: len(workers_of(process)) == 2)
+    workers = workers_of(process)
+    os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)  # as soon as nobody holds its output
+    if victim == "worker":
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert process.returncode == 1 and "a worker process was killed" in line, output
+        assert "Traceback" not in output
+        _run(folder, folder / "killed_worker", 2, *FEWER)
 
 
 def test_planted_documents_go_by_stage_and_rule(folder, whole):
