@@ -17,7 +17,7 @@ def common_base(adapters: Sequence[Run]) -> Run:
     """The base of all adapters.
 
     Raises:
-      ValueError: one is no adapter, or of another base.
+      ValueError: one is no adapter, of another base, or with another tokenizer.
     """
     for run in adapters:
         if run.base is None:
@@ -32,6 +32,13 @@ def common_base(adapters: Sequence[Run]) -> Run:
                 f"{first.fingerprint[:16]}: adapters of different bases do not go together"
             )
     assert first is not None
+    for run in adapters:
+        own, shared = run.tokenizer, first.tokenizer
+        if own.fingerprint() != shared.fingerprint() or own.chat_template != shared.chat_template:
+            raise ValueError(
+                f"{run.path} came with a tokenizer or a chat template of its own, not that of its "
+                f"base {first.path}: it is used alone, or merged"
+            )
     return first
 
 

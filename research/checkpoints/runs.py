@@ -227,6 +227,8 @@ def write(
     experiment: Experiment | None = None,
     extra_metadata: Mapping[str, Any] | None = None,
     extra_arrays: Mapping[str, Any] | None = None,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    sidecar_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes a model that was derived from another without training, as a run's folder.
 
@@ -238,6 +240,7 @@ def write(
         records the template and the data.
       extra_metadata: entries of the metadata beside the usual ones.
       extra_arrays: arrays that are not parameters.
+      tokenizer, sidecar_files: in place of those of `like`.
 
     Returns:
       The step's folder.
@@ -246,6 +249,7 @@ def write(
       FileExistsError: there is a model already.
     """
     check_free(out)
+    tokenizer = tokenizer or like.tokenizer
     metadata = {
         "experiment": None if experiment is None else schema.to_dict(experiment),
         "model": schema.to_dict(model),
@@ -253,13 +257,14 @@ def write(
         "base": None
         if base is None
         else {"path": base.permanent_path, "fingerprint": base.fingerprint},
-        "tokenizer": like.tokenizer.fingerprint(),
-        "roles": like.tokenizer.roles,
+        "tokenizer": tokenizer.fingerprint(),
+        "roles": tokenizer.roles,
         "imported": like.origin,
         "versions": library_versions(),
         **(extra_metadata or {}),
     }
-    files = {**like.sidecar_files, TOKENIZER: like.tokenizer.to_json().encode()}
+    sidecar_files = like.sidecar_files if sidecar_files is None else sidecar_files
+    files = {**sidecar_files, TOKENIZER: tokenizer.to_json().encode()}
     folder = storage.absolute(out) / "model"
     step = like.checkpoint.step if experiment else 0
     parameters = {f"model/{name}": array for name, array in arrays.items()}

@@ -130,7 +130,9 @@ def _import_adapter(arguments: argparse.Namespace) -> None:
         _import_gguf_adapter(arguments, base)
         return
     adapter = peft_importing.open_adapter(arguments.source, base)
-    print(f"{arguments.source}: {adapter.method}")
+    print(f"{arguments.source}: {adapter.run_method}")
+    for note in adapter.notes:
+        print(f"note       {note}")
     if arguments.dry_run:
         for name, part in adapter.sources.items():
             print(f"  {name:52} {part.name} {list(adapter.tensors.shapes[part.name])}")

@@ -99,15 +99,24 @@ def load_tokenizer(model: ExternalModel) -> Tokenizer:
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     where = f"{model.path}: {TOKENIZER}"
-    with refuse_malformed(where):
-        text = files[TOKENIZER].decode()
-        tokenizer = tokenizer_lib.from_json(text, where, **_roles(files, where))
+    tokenizer = read_tokenizer(files, where)
     if tokenizer.vocabulary_size > model.config.vocabulary:
         raise UnsupportedModelError(
             f"{where} has {tokenizer.vocabulary_size} tokens, the embedding only "
             f"{model.config.vocabulary} rows"
         )
     return tokenizer
+
+
+def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
+    """The tokenizer among a model's files, with the roles that they give it.
+
+    Raises:
+      UnsupportedModelError: what cannot be read.
+    """
+    with refuse_malformed(where):
+        text = files[TOKENIZER].decode()
+        return tokenizer_lib.from_json(text, where, **_roles(files, where))
 
 
 def import_model(
@@ -130,7 +139,7 @@ def import_model(
     runs.check_free(out)
     tokenizer, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
-    _check_sidecar_files(files, str(model.path))
+    check_sidecar_files(files, str(model.path))
     start = time.time()
     arrays: dict[str, jax.Array] = {}
     for name, array in read_parameters(
@@ -191,7 +200,7 @@ def check_numbers(model: ExternalModel) -> None:
         pass
 
 
-def _check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
+def check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
     """Refuses what would fail when it is used.
 
     Raises:

@@ -113,6 +113,10 @@ class Tokenizer:
                 lengths[id] = len(name.replace(_SPACE, " ").encode())
         return lengths
 
+    def tokens(self) -> dict[str, int]:
+        """The id of every token, by name."""
+        return self._plain.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`; names of special tokens in it are honoured only if `special`."""
         backend = self._special if special else self._plain

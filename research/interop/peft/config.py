@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.interop.fields import UnsupportedModelError
-from research.interop.peft import prompts
 from research.methods import IA3, DoRA, LoHa, LoRA, Method, VeRA
 from research.methods.oft import OFT
 
@@ -71,26 +70,12 @@ def read(
     Raises:
       UnsupportedModelError: a kind or a setting that Graft does not have.
     """
-    for name in _REFUSED:
-        if content.get(name) not in (None, False, "none", [], {}):
-            raise UnsupportedModelError(
-                f"{where}: {name} is {content[name]!r}; Graft has no such thing"
-            )
-    start = content.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
-        raise UnsupportedModelError(
-            f"{where}: init_lora_weights is {start!r}, which changed the base's weights; save the "
-            "adapter in PEFT with path_initial_model_for_weight_conversion, as a plain LoRA"
-        )
-    targets = _patterns(list(modules))
+    targets = place_patterns(list(modules))
     kind = content.get("peft_type")
     if kind == "IA3":
         return IA3(targets), {}
     if kind == "OFT":
         return _read_oft(content, where, targets), {}
-    if kind not in ("LORA", "VERA", "LOHA"):
-        kinds = ", ".join(("LORA", "IA3", "OFT", "VERA", "LOHA", *prompts.KINDS))
-        raise UnsupportedModelError(f"{where}: peft_type {kind!r}; Graft reads {kinds}")
     alpha_key = "alpha" if kind == "LOHA" else "lora_alpha"
     rank, alpha = content.get("r"), content.get(alpha_key, 1 if kind == "VERA" else None)
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
@@ -173,22 +158,11 @@ def _rules(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     rules = []
     for value in sorted(set(values.values())):
         names = [name for name, own in values.items() if own == value]
-        rules += [(pattern, value) for pattern in _patterns(names)]
+        rules += [(pattern, value) for pattern in place_patterns(names)]
     return tuple(rules)
 
 
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
-_REFUSED = (
-    "modules_to_save",
-    "bias",
-    "trainable_token_indices",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "target_parameters",
-)
-
-
-def _patterns(names: list[str]) -> tuple[str, ...]:
+def place_patterns(names: list[str]) -> tuple[str, ...]:
     """The shortest patterns for these linears: one for each place, with its layers."""
     layers: dict[str, list[int]] = {}
     outside = []

@@ -17,13 +17,12 @@ from research.checkpoints.runs import Run
 from research.interop import tensor_files
 from research.interop.exporting import whole_or_nothing
 from research.interop.fields import UnsupportedModelError
-from research.interop.peft import config, joined, prompts
-from research.interop.peft.joined import TargetModules, target_modules
-from research.methods import LoHa, Method, Prefix, Prompt, VeRA
+from research.interop.peft import config, joined, prompts, saved_weights
+from research.interop.peft.joined import PREFIX, TargetModules, target_modules
+from research.methods import LoHa, Method, Partial, Prefix, Prompt, Several, VeRA
 from research.methods.oft import OFT
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 # PEFT's names for a delta's leaves
 _LEAVES: dict[str, dict[str, str]] = {
     "lora": {"a": "lora_A.weight", "b": "lora_B.weight"},
@@ -83,12 +82,7 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
       ValueError: numbers that are not finite.
     """
     runs.check_parameters(run)
-    method = run.method
-    if method.kind not in (*_LEAVES, *prompts.KINDS.values()):
-        kinds = ", ".join((*_LEAVES, *prompts.KINDS.values()))
-        raise UnsupportedModelError(
-            f"method {method.kind!r} leaves no adapter of PEFT's; {kinds} do"
-        )
+    attaching_method(run.method)
     shapes = {
         name.removeprefix("model/"): shape
         for name, shape in run.checkpoint.abstract().items()
@@ -103,6 +97,25 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors_of(run, arrays)
 
 
+def attaching_method(method: Method) -> Method:
+    """The one member of a method that PEFT has too; beside it may stand a `partial`.
+
+    Raises:
+      UnsupportedModelError: there is none, or there are several.
+    """
+    members = method.of if isinstance(method, Several) else (method,)
+    attaching = [member for member in members if not isinstance(member, Partial)]
+    kinds = (*_LEAVES, *prompts.KINDS.values())
+    if len(attaching) != 1 or attaching[0].kind not in kinds:
+        raise UnsupportedModelError(
+            f"method {method.kind!r} leaves no adapter of PEFT's; {', '.join(kinds)} do, and one "
+            "of them beside a partial"
+        )
+    if len(members) > 1 and attaching[0].kind in prompts.KINDS.values():
+        raise UnsupportedModelError(f"PEFT saves no weights beside a {attaching[0].kind}")
+    return attaching[0]
+
+
 def tensors_of(
     run: Run, arrays: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -114,15 +127,20 @@ def tensors_of(
     Raises:
       UnsupportedModelError: no family of transformers has the base, or PEFT not this form.
     """
-    if isinstance(run.method, Prompt | Prefix):
-        tensor, content = prompts.write(run.method, arrays, run.model)
+    method = attaching_method(run.method)
+    if isinstance(method, Prompt | Prefix):
+        tensor, content = prompts.write(method, arrays, run.model)
         return {prompts.NAME: tensor}, content
     open_merged = functools.cache(functools.partial(Merged, run))
 
     def kernel(linear: str) -> np.ndarray:
         return open_merged()(f"{linear}/kernel")
 
-    return _write_modules(run.method, arrays, target_modules(run)[1], kernel)
+    _, modules = target_modules(run)
+    tensors, content = _write_modules(method, arrays, modules, kernel)
+    targets = {modules.module_of(linear) for linear in _deltas(arrays, method.adapter)}
+    saved, names = saved_weights.write(run, targets)
+    return tensors | saved, content | ({"modules_to_save": names} if names else {})
 
 
 def _write_modules(

@@ -17,21 +17,37 @@ from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.huggingface import read_json
-from research.interop.peft import config, prompts, targets
+from research.interop.peft import (
+    config,
+    prompts,
+    saved_weights,
+    switches,
+    targets,
+    tokenizer_files,
+)
 from research.interop.peft.exporting import (
     CONFIG,
-    PREFIX,
     PROJECTIONS,
     WEIGHTS,
     leaves_of,
 )
-from research.interop.peft.joined import INPUT_LEAVES, TargetModules, target_modules
-from research.interop.tensor_files import SafeTensors
-from research.methods import DoRA, LoHa, LoRA, Method, VeRA, smaller_sides
+from research.interop.peft.joined import INPUT_LEAVES, PREFIX, TargetModules, target_modules
+from research.interop.peft.saved_weights import SavedWeights
+from research.interop.peft.tokenizer_files import TokenizerFiles
+from research.interop.tensor_files import SafeTensors, is_finite, not_finite, pickle_advice
+from research.methods import (
+    DoRA,
+    LoHa,
+    LoRA,
+    Method,
+    Partial,
+    Several,
+    VeRA,
+    smaller_sides,
+)
 from research.models.transformer import Transformer
 from research.runtime import storage
 
-_BASE = ".base_layer.weight"
 _OFT = ".oft_R.weight"
 
 
@@ -58,6 +74,9 @@ class Adapter:
       method: what it is in Graft.
       shapes: what the method attaches, by single-layer name.
       sources: where each stands in the file, but for scales, which are the method's.
+      saved: what else the file holds, of the base.
+      tokenizer_files: its tokenizer, and what belongs to it.
+      notes: where it is not what its base or its name says.
       arrays: those that are no tensor of the file, but made of one.
     """
 
@@ -65,7 +84,18 @@ class Adapter:
     shapes: Mapping[str, jax.ShapeDtypeStruct]
     sources: Mapping[str, TensorPart]
     tensors: SafeTensors
+    saved: SavedWeights
     arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    tokenizer_files: TokenizerFiles | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def run_method(self) -> Method:
+        """The method of a run that holds all of the file."""
+        if not self.saved.arrays:
+            return self.method
+        patterns = config.place_patterns(list(self.saved.trainable))
+        return Several((self.method, Partial(patterns)))
 
     def read(self, name: str) -> jax.Array:
         """A parameter of the adapter."""
@@ -101,20 +131,54 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
         fit.
     """
     path = storage.require_local(path, "the adapter")
-    for file in (CONFIG, WEIGHTS):
-        if not (path / file).is_file():
-            raise FileNotFoundError(f"{path} has no {file}: no adapter of PEFT, or an older form")
+    if not (path / CONFIG).is_file():
+        raise FileNotFoundError(f"{path} has no {CONFIG}: no adapter of PEFT")
     with refuse_malformed(str(path)):
-        return _open(path, base)
+        content = read_json(path / CONFIG)
+        switches.check(content, str(path / CONFIG))
+        _check_weights(path)
+        adapter = _open(path, content, base)
+    own = tokenizer_files.read(path, base)
+    notes = (*_notes(content, adapter, base), *own.notes)
+    return dataclasses.replace(adapter, tokenizer_files=own, notes=notes)
 
 
-def _open(path: Path, base: Run) -> Adapter:
-    content, where = read_json(path / CONFIG), str(path / WEIGHTS)
-    tensors = SafeTensors(path / WEIGHTS)
-    plain, modules = target_modules(base)
-    if content.get("peft_type") in prompts.KINDS:
-        return _open_prompts(content, tensors, plain, base, where)
-    parts = _tensors_by_linear(content, tensors, modules, base, where)
+def _notes(content: Mapping[str, Any], adapter: Adapter, base: Run) -> list[str]:
+    notes = []
+    name, source = content.get("base_model_name_or_path"), (base.origin or {}).get("source")
+    if isinstance(name, str) and name and source and Path(name).name != source:
+        notes.append(f"it says that it was tuned on {name}; the base was imported from {source}")
+    for parameter in adapter.saved.arrays:
+        notes.append(f"{parameter} goes before the base's own")
+    if adapter.saved.model != base.model:
+        notes.append("embedding and head are one table in the base, and two with this adapter")
+    return notes
+
+
+def _check_weights(path: Path) -> None:
+    """Refuses a folder without the tensors, and says what is there in their place.
+
+    Raises:
+      FileNotFoundError: nothing.
+      UnsupportedModelError: a pickle.
+    """
+    if (path / WEIGHTS).is_file():
+        return
+    for name in ("adapter_model.bin", "adapter_model.pt"):
+        if (path / name).is_file():
+            advice = pickle_advice(name, "PeftModel.from_pretrained(...).save_pretrained(FOLDER)")
+            raise UnsupportedModelError(f"{path} has no {WEIGHTS}; {advice}")
+    raise FileNotFoundError(f"{path} has no {WEIGHTS}")
+
+
+def _open(path: Path, content: Mapping[str, Any], base: Run) -> Adapter:
+    where, tensors = str(path / WEIGHTS), SafeTensors(path / WEIGHTS)
+    saved = saved_weights.read(content, tensors, base, where)
+    plain, modules = target_modules(base, saved.model)
+    if content["peft_type"] in prompts.KINDS:
+        return _open_prompts(content, tensors, plain, base, saved, where)
+    targets.check_tied(content, saved.model, modules, where)
+    parts = _tensors_by_linear(content, tensors, modules, base, saved, where)
     # in the base's order, not the file's
     linears = [linear for group in modules.linears.values() for linear in group if linear in parts]
     names = {linear: modules.module_of(linear) for linear in linears}
@@ -136,7 +200,7 @@ def _open(path: Path, base: Run) -> Adapter:
     shapes = tree.unstack_shapes({name: whole[name] for name in whole if name not in base_names})
     sources = _sources(method.kind, shapes, parts, ranks, tensors, where)
     arrays: dict[str, np.ndarray] = {}
-    adapter = Adapter(method, shapes, sources, tensors, arrays)
+    adapter = Adapter(method, shapes, sources, tensors, saved, arrays)
     for place in over:
         arrays |= _of_full_rank(adapter, place)
     return adapter
@@ -147,16 +211,14 @@ def _tensors_by_linear(
     tensors: SafeTensors,
     modules: TargetModules,
     base: Run,
+    saved: SavedWeights,
     where: str,
 ) -> dict[str, dict[str, TensorPart]]:
     """The tensors, or parts of them, of each linear's adapter, by PEFT's names of leaves."""
     parts: dict[str, dict[str, TensorPart]] = {}
     names = set()
     for tensor in tensors.shapes:
-        if tensor in PROJECTIONS.values():
-            continue
-        if tensor.endswith(_BASE):
-            _check_unchanged(tensor, tensors, modules, base, where)
+        if tensor in PROJECTIONS.values() or tensor in saved.tensors:
             continue
         module, leaf = _split(tensor)
         names.add(module)
@@ -167,8 +229,8 @@ def _tensors_by_linear(
             for linear, columns in modules.columns(module).items()
         }
         inputs = content.get("feedforward_modules")
-        if content.get("peft_type") == "IA3" and _scales_input(module, inputs, where):
-            here = {_scaled_linear(module, modules, base, where): TensorPart(tensor)}
+        if content.get("peft_type") == "IA3" and targets.scales_input(module, inputs, where):
+            here = {targets.scaled_linear(module, modules, base, where): TensorPart(tensor)}
         for linear, part in here.items():
             if leaf in parts.setdefault(linear, {}):
                 raise UnsupportedModelError(
@@ -250,7 +312,12 @@ def _of_full_rank(adapter: Adapter, place: str) -> dict[str, np.ndarray]:
 
 
 def _open_prompts(
-    content: Mapping[str, Any], tensors: SafeTensors, plain: Transformer, base: Run, where: str
+    content: Mapping[str, Any],
+    tensors: SafeTensors,
+    plain: Transformer,
+    base: Run,
+    saved: SavedWeights,
+    where: str,
 ) -> Adapter:
     if list(tensors.shapes) != [prompts.NAME]:
         raise UnsupportedModelError(f"{where} holds {list(tensors.shapes)}, not {prompts.NAME}")
@@ -259,7 +326,7 @@ def _open_prompts(
     whole = tree.flatten(jax.eval_shape(method.attach, plain, jax.random.key(0)))
     shapes = tree.unstack_shapes({n: s for n, s in whole.items() if "/site/" in n})
     tree.check_names(shapes, arrays, where)
-    return Adapter(method, shapes, {}, tensors, arrays)
+    return Adapter(method, shapes, {}, tensors, saved, arrays)
 
 
 def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
@@ -276,52 +343,23 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
             f"base {base.base.path}, or what graft adapters merge makes of it"
         )
     adapter = open_adapter(path, base)
-    arrays = {name: adapter.read(name) for name in adapter.shapes}
+    attached = {name: adapter.read(name) for name in adapter.shapes}
+    arrays: dict[str, Any] = {**attached, **adapter.saved.arrays}
     for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise UnsupportedModelError(f"{path}: {name} holds numbers that are not finite")
-    return runs.write(out, base, arrays, base.model, method=adapter.method, base=base)
-
-
-def _check_unchanged(
-    tensor: str, tensors: SafeTensors, modules: TargetModules, base: Run, where: str
-) -> None:
-    """Checks the table that PEFT saves beside an adapter on it: it must be the base's own."""
-    module = tensor.removeprefix(PREFIX).removesuffix(_BASE)
-    if len(modules.linears.get(module, ())) != 1:
-        raise _no_module(tensor, module, modules, where)
-    (place,) = modules.linears[module]
-    is_table = place == "embedding" or (place == "head" and base.model.tie_embeddings)
-    name = "embedding/kernel" if is_table else f"{place}/kernel"
-    own = np.asarray(base.read(name)[name], np.float32)
-    own = own if is_table else own.T
-    table = tensors.read(tensor, (slice(None), slice(None)))
-    # it may have been rounded to the type in which the adapter was saved
-    if table.shape != own.shape or not np.allclose(table, own, rtol=1e-2, atol=1e-6):
-        raise UnsupportedModelError(
-            f"{where}: {tensor} is another one than the base's; merge it in PEFT"
-        )
-
-
-def _scales_input(module: str, inputs: Any, where: str) -> bool:
-    """Whether IA3 scales a module's input: whether it is among `feedforward_modules`."""
-    if not isinstance(inputs or [], list):
-        raise UnsupportedModelError(
-            f"{where}: feedforward_modules is {inputs!r}; give names in a list"
-        )
-    return any(module == name or module.endswith(f".{name}") for name in inputs or [])
-
-
-def _scaled_linear(module: str, modules: TargetModules, base: Run, where: str) -> str:
-    """The linear whose output is the input that IA3 scales: of a gated MLP's last linear that is
-    the output of the one that is not activated."""
-    place = modules.linears[module][0]
-    if not (place.endswith("mlp/down") and base.model.gated):
-        raise UnsupportedModelError(
-            f"{where}: the input of {module} is scaled; Graft's IA3 scales outputs, and takes the "
-            "last linear of a gated MLP besides"
-        )
-    return f"{place.removesuffix('down')}up"
+        if not is_finite(np.asarray(array)):
+            raise UnsupportedModelError(f"{path}: {not_finite(name, np.asarray(array))}")
+    own = adapter.tokenizer_files
+    assert own is not None
+    return runs.write(
+        out,
+        base,
+        arrays,
+        adapter.saved.model,
+        method=adapter.run_method,
+        base=base,
+        tokenizer=own.tokenizer,
+        sidecar_files=own.files,
+    )
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -21,8 +21,11 @@ from research.interop.family import family_for_model, joined_linears, module_nam
 from research.interop.fields import UnsupportedModelError
 from research.methods import Full, abstract, places, single_layers
 from research.methods.attach import WEIGHTED
+from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 
+# in front of transformers' name of a module
+PREFIX = "base_model.model."
 # a delta's leaves, by name
 Delta = Mapping[str, np.ndarray]
 # leaves that are no output's: factors [I,R], OFT's rotations, VeRA's factors of ranks
@@ -70,10 +73,17 @@ class TargetModules:
         return result
 
 
-def target_modules(base: Run) -> tuple[Transformer, TargetModules]:
-    """The base in single layers, abstractly, and what adapters attach to in transformers' model."""
-    plain = abstract(base.model, Full(), single_layers(base.model))
-    family, _ = family_for_model(base.model, FAMILIES, (base.origin or {}).get("family"))
+def target_modules(
+    base: Run, model: ModelConfig | None = None
+) -> tuple[Transformer, TargetModules]:
+    """The base in single layers, abstractly, and what adapters attach to in transformers' model.
+
+    Args:
+      model: the shape to take, if not the base's.
+    """
+    model = model or base.model
+    plain = abstract(model, Full(), single_layers(model))
+    family, _ = family_for_model(model, FAMILIES, (base.origin or {}).get("family"))
     linears, outputs = {}, {}
     for stacked_name, module in places(plain, *WEIGHTED):
         for name in tree.layer_names(stacked_name):

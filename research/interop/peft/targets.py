@@ -6,14 +6,17 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from research.checkpoints.runs import Run
 from research.interop.fields import UnsupportedModelError
+from research.interop.peft.joined import TargetModules
+from research.models.config import ModelConfig
 
 # A regular expression in which nothing that repeats is repeated, and little repeats at all: any
 # other could take forever to match.
 _BOUNDED = re.compile(r"(?:\\[.bdw]|[\w.|()^$]|\[[\w-]+\]|\(\?:|(?<!\))[*+?])*")
 _MOST_REPEATS = 5
 _NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)\.")  # the list of layers, and the layer
-_ENDS = (("embedding",), ("head",))  # no linears to PEFT's all-linear
+ENDS = (("embedding",), ("head",))  # no linears to PEFT's all-linear
 
 
 def check(
@@ -56,7 +59,7 @@ def target_names(
     """The modules that PEFT would attach to, by transformers' names."""
     targets, layers = content["target_modules"], content.get("layers_to_transform")
     if targets == "all-linear":
-        names = {name for name, linears in modules.items() if linears not in _ENDS}
+        names = {name for name, linears in modules.items() if linears not in ENDS}
     else:
         matches = _matcher(targets, f"{where}: target_modules")
         names = {name for name in modules if matches(name)}
@@ -75,7 +78,8 @@ def target_names(
     if exclusions := content.get("exclude_modules"):
         matches = _matcher(exclusions, f"{where}: exclude_modules")
         names = {name for name in names if not matches(name)}
-    return names
+    copied = content.get("modules_to_save") or []
+    return {name for name in names if not any(f".{one}." in f".{name}." for one in copied)}
 
 
 def _matcher(targets: Any, where: str) -> Callable[[str], bool]:
@@ -95,3 +99,40 @@ def _matcher(targets: Any, where: str) -> Callable[[str], bool]:
     except re.error as error:
         raise UnsupportedModelError(f"{where}: {targets!r} is no pattern: {error}") from None
     return lambda name: pattern.fullmatch(name) is not None
+
+
+def check_tied(
+    content: Mapping[str, Any], model: ModelConfig, modules: TargetModules, where: str
+) -> None:
+    """Refuses an adapter of a table that PEFT also applies to the head."""
+    if not (content.get("ensure_weight_tying") and model.tie_embeddings):
+        return
+    if content.get("target_modules") is None:
+        return
+    for name in target_names(content, modules.linears, where):
+        if modules.linears[name] in ENDS:
+            raise UnsupportedModelError(
+                f"{where}: ensure_weight_tying makes the adapter of {name} act in table and head "
+                "both; merge it in PEFT"
+            )
+
+
+def scales_input(module: str, inputs: Any, where: str) -> bool:
+    """Whether IA3 scales a module's input: whether it is among `feedforward_modules`."""
+    if not isinstance(inputs or [], list):
+        raise UnsupportedModelError(
+            f"{where}: feedforward_modules is {inputs!r}; give names in a list"
+        )
+    return any(module == name or module.endswith(f".{name}") for name in inputs or [])
+
+
+def scaled_linear(module: str, modules: TargetModules, base: Run, where: str) -> str:
+    """The linear whose output is the input that IA3 scales: of a gated MLP's last linear that is
+    the output of the one that is not activated."""
+    place = modules.linears[module][0]
+    if not (place.endswith("mlp/down") and base.model.gated):
+        raise UnsupportedModelError(
+            f"{where}: the input of {module} is scaled; Graft's IA3 scales outputs, and takes the "
+            "last linear of a gated MLP besides"
+        )
+    return f"{place.removesuffix('down')}up"

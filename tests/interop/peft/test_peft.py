@@ -276,8 +276,8 @@ def test_an_adapter_that_peft_made_is_the_same_here(base, theirs, tmp_path):
 
     refuses("peft_type 'LOKR'", peft_type="LOKR")
     refuses(r"alpha_pattern: '.*more than a module's name", alpha_pattern={r"layers\.\d+": 4})
-    refuses("shape|not prompt_embeddings", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
-    refuses("modules_to_save", modules_to_save=["lm_head"])
+    refuses("no such field of PREFIX_TUNING", peft_type="PREFIX_TUNING", num_virtual_tokens=3)
+    refuses("lacks lm_head.weight, a module of modules_to_save", modules_to_save=["lm_head"])
     refuses(
         r"lacks all tensors of model.layers.0.self_attn.v_proj, .* .2 of 6 modules",
         target_modules=["q_proj", "v_proj", "down_proj"],
