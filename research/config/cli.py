@@ -14,15 +14,15 @@ import ast
 import contextlib
 import json
 import os
-import re
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from research.config import paths
 from research.config.renamed import current_path
-from research.config.schema import Location, build, dotted, to_dict, types_at
+from research.config.schema import Location, build, to_dict, types_at
 from research.config.suggestions import suggestion
 from research.config.user_code import errors_with_line, load_file
 
@@ -50,10 +50,10 @@ def load(cls: type[T], file: str, overrides: Iterable[str] = ()) -> T:
     for override in overrides:
         path, equals, text = override.partition("=")
         path = current_path(path, cls.__name__)
-        location = _location(path)
+        location = paths.location(path)
         if not equals or not location:
             raise ValueError(f"--config.{override}: write it as --config.key=value")
-        _set(mapping, location, _parse_value(cls, location, text), path)
+        paths.set_at(mapping, location, _parse_value(cls, location, text), path)
     return build(cls, mapping)
 
 
@@ -147,33 +147,6 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:  # its message, where there is one, says what is saved
         print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _location(path: str) -> Location:
-    """`parts[0].weight` -> ("parts", 0, "weight"); () where it is not such a path."""
-    if not re.fullmatch(r"[^.\[\]]+(\[\d+\])*(\.[^.\[\]]+(\[\d+\])*)*", path):
-        return ()
-    parts = re.findall(r"\[(\d+)\]|([^.\[\]]+)", path)
-    return tuple(int(index) if index else name for index, name in parts)
-
-
-def _set(mapping: Any, location: Location, value: Any, path: str) -> None:
-    """Sets one value; parents that are absent or None become dicts, for `build` to judge."""
-    holder = mapping
-    for i, key in enumerate(location):
-        if isinstance(key, int):
-            if not isinstance(holder, list) or key >= len(holder):
-                size = f"has {len(holder)} elements" if isinstance(holder, list) else "is no list"
-                raise ValueError(f"config.{path}: {dotted('config', location[:i])} {size}")
-        elif not isinstance(holder, dict):
-            parent = dotted("config", location[:i])
-            raise ValueError(f"config.{path}: {parent} is {holder!r:.80}, which has no keys")
-        if i == len(location) - 1:
-            holder[key] = value
-            return
-        if isinstance(holder, dict) and holder.get(key) is None:
-            holder[key] = {}
-        holder = holder[key]
 
 
 def _parse_value(cls: type, location: Location, text: str) -> Any:

@@ -101,7 +101,7 @@ def _adapter(cls: Any) -> pydantic.TypeAdapter:
 def _plain(value: Any, path: str) -> Any:
     """Turns ConfigDicts, dataclasses and tuples into the dicts and lists that JSON knows."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {name: getattr(value, name) for name in _fields(type(value))}
+        value = {name: getattr(value, name) for name in fields_of(type(value))}
     if isinstance(value, Mapping | ml_collections.ConfigDict):
         for key in value:
             if not isinstance(key, str):
@@ -124,7 +124,7 @@ def _explain(cls: type, problem: Any, where: str) -> str:
     path = dotted(where, location)
     if unknown_key:
         parent, key = location[:-1], str(location[-1])
-        names = [name for holder in types_at(cls, parent) for name in _fields(holder)]
+        names = [name for holder in types_at(cls, parent) for name in fields_of(holder)]
         if key in names:  # of another member of a union
             whole = dotted(where, parent)
             return f"{path}: its kind has no such key; give {whole} as a whole to change its kind"
@@ -132,7 +132,7 @@ def _explain(cls: type, problem: Any, where: str) -> str:
     if problem["type"] in ("missing", "missing_argument"):
         return f"{path}: missing; it has no default"
     if problem["type"] == "union_tag_invalid":
-        fields = [_fields(member).get("kind") for member in types_at(cls, location)]
+        fields = [fields_of(member).get("kind") for member in types_at(cls, location)]
         kinds = [kind for field in fields for kind in typing.get_args(field)]
         name = str(problem["ctx"]["tag"])
         return f"{path}.kind: there is no {name!r}{suggestion(name, kinds)}"
@@ -150,21 +150,21 @@ def dotted(where: str, location: Location) -> str:
 
 def types_at(cls: Any, location: Location) -> list[Any]:
     """The types that may stand at `location` inside `cls`; empty where there is none."""
-    kinds = list(_alternatives(cls))
+    kinds = list(alternatives(cls))
     for key in location:
         candidates: list[Any] = []
         for kind in kinds:
             origin, arguments = typing.get_origin(kind), typing.get_args(kind)
             if dataclasses.is_dataclass(kind):
-                if key in _fields(kind):
-                    candidates.append(_fields(kind)[str(key)])
+                if key in fields_of(kind):
+                    candidates.append(fields_of(kind)[str(key)])
             elif origin is dict:
                 candidates.append(arguments[1])
             elif origin in (tuple, list) and isinstance(key, int):
                 fixed = origin is tuple and Ellipsis not in arguments
                 if not fixed or key < len(arguments):
                     candidates.append(arguments[key if fixed else 0])
-        kinds = [kind for candidate in candidates for kind in _alternatives(candidate)]
+        kinds = [kind for candidate in candidates for kind in alternatives(candidate)]
     return kinds
 
 
@@ -179,18 +179,19 @@ def _without_tags(cls: Any, location: Location, keep_last: bool) -> Location:
     return keys
 
 
-def _alternatives(kind: Any) -> Iterator[Any]:
+def alternatives(kind: Any) -> Iterator[Any]:
+    """The types that a union or an annotated type stands for."""
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
-        yield from _alternatives(typing.get_args(kind)[0])
+        yield from alternatives(typing.get_args(kind)[0])
     elif origin in (typing.Union, types.UnionType):
         for member in typing.get_args(kind):
-            yield from _alternatives(member)
+            yield from alternatives(member)
     else:
         yield kind
 
 
-def _fields(kind: Any) -> dict[str, Any]:
+def fields_of(kind: Any) -> dict[str, Any]:
     """Name -> type of the fields that a dataclass's constructor takes."""
     if not dataclasses.is_dataclass(kind):
         return {}
