@@ -23,12 +23,12 @@ from experiments.quickstart.stories import Story
 from research import sharding
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
-from research.commands.evaluate import scorer
 from research.config import cli, schema
 from research.data import builders
 from research.data.sources import open_source
 from research.evaluation import compression, tasks
 from research.evaluation.baselines import BASELINES
+from research.evaluation.report import scorer
 from research.generation import decode
 from research.reports import statistics
 from research.reports.page import Sample

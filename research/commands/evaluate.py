@@ -12,19 +12,11 @@ A model that one device does not hold: `--config.mesh.data=1 --config.mesh.fsdp=
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from research.config import cli, schema
-
-if TYPE_CHECKING:
-    from research.batch import Batch
-    from research.checkpoints.runs import Run
-    from research.sharding import MeshConfig
-    from research.training.heldout_loss import Score
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from research.checkpoints import runs
     from research.evaluation import tasks
-    from research.reports.statistics import proportion_interval
+    from research.evaluation.report import evaluate_run
     from research.runtime import distributed, files, storage
     from research.runtime.compilation_cache import enable_compilation_cache
 
@@ -58,62 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.check_equal_across_processes(
             config=json.dumps(schema.to_dict(evaluation), sort_keys=True), model=run.fingerprint
         )
-        with scorer(run, arguments.adapter, evaluation.mesh) as score:
-            if evaluation.text is not None:
-                text = tasks.score_text(score, evaluation.text, run.tokenizer)
-                report["bits_per_byte"] = {
-                    name: scores.bits_per_byte for name, scores in text.items()
-                }
-            if evaluation.choice is not None:
-                answers = tasks.answer_questions(score, evaluation.choice, run.tokenizer)
-                quality = proportion_interval(answers.correct, groups=answers.groups)
-                report["quality"] = dataclasses.asdict(quality)
-                report["truncated"] = answers.truncated
-                rows = zip(answers.expected, answers.predictions, strict=True)
-                report["answers"] = [list(row) for row in rows]
-                if is_main_process:
-                    print(f"right answers: {quality:.1%} % of {quality.n}, {answers.truncated} cut")
-        if evaluation.text is None and evaluation.choice is None:
-            raise ValueError("the config has neither `text` nor `choice`: nothing to measure")
+        results = evaluate_run(run, evaluation, arguments.adapter)
+        report |= results.to_dict()
     if not is_main_process:
         return
+    if results.answers is not None and (quality := results.quality):
+        cut_count = results.answers.truncated
+        print(f"right answers: {quality:.1%} % of {quality.n}, {cut_count} cut")
     for name, bits in report.get("bits_per_byte", {}).items():
         print(f"{name}: {bits:.3f} bits per byte")
     if arguments.out:
         files.write_json(arguments.out, report)
-
-
-@contextlib.contextmanager
-def scorer(run: Run, adapter: str | None = None, mesh: MeshConfig | None = None) -> Iterator[Score]:
-    """Context with the scoring function of a run, its model loaded onto all devices.
-
-    Args:
-      adapter: which of a bank's adapters all rows use.
-      mesh: how all devices are arranged; None: each has the whole model.
-
-    Raises:
-      ValueError: a bank without a name, or a name that there is not.
-    """
-    import numpy as np
-
-    from research import sharding
-    from research.adapters import banks
-    from research.checkpoints import runs
-    from research.training.heldout_loss import make_score
-
-    bank = run.method.bank_names
-    if bool(bank) != (adapter is not None):
-        available = ", ".join(bank) or "none"
-        raise ValueError(f"--adapter names one of a bank's adapters; {run.path} has {available}")
-    adapter_number = banks.adapter_number(run.method, adapter)
-
-    devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
-    with sharding.mesh_context(devices, rules):
-        model = runs.load_model(run, devices, rules)
-        score = make_score(model, sharding.batch_sharding(devices, rules))
-
-        def with_adapter(batch: Batch) -> np.ndarray:
-            rows = np.full(len(batch.tokens), adapter_number, np.int32)
-            return score(dataclasses.replace(batch, adapter=rows))
-
-        yield with_adapter if bank else score

@@ -9,9 +9,9 @@ import pytest
 from research import sharding
 from research.adapters import banks
 from research.checkpoints import runs
-from research.commands import evaluate
 from research.data import token_cache
 from research.data.pipeline import Pipeline
+from research.evaluation.report import scorer
 from research.generation import decode
 from research.methods import Bank, Bottleneck, DoRA, LoRA, Prefix, Prompt, VeRA
 from research.models.sites import Context
@@ -74,9 +74,9 @@ def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
         for row, one in enumerate(alone):
             expected = forward(load(one), batch)[row]
             rounding.assert_close(logits[row], expected, roundings=tiny_run.ROUNDINGS)
-    with evaluate.scorer(run, "style") as score:
+    with scorer(run, "style") as score:
         nll = score(batch)
-    with evaluate.scorer(adapters["style"]) as score:
+    with scorer(adapters["style"]) as score:
         rounding.assert_close(nll, score(batch), roundings=tiny_run.ROUNDINGS)
 
 
