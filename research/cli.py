@@ -21,6 +21,8 @@ from research.runtime import environment, signals
 # name -> its module; the first line of its docstring is its summary
 COMMANDS = {
     "train": "research.commands.train",
+    "sweep": "research.commands.sweep",
+    "study": "research.commands.study",
     "evaluate": "research.commands.evaluate",
     "generate": "research.commands.generate",
     "tokenizer": "research.commands.train_tokenizer",

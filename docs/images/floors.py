@@ -9,7 +9,7 @@ from pathlib import Path
 FLOORS = (
     ("what you type", ("cli",)),
     ("each command", ("commands", "train")),
-    ("measured speed", ("benchmarks",)),
+    ("many runs, and speed", ("studies", "benchmarks")),
     ("in, out and onto chips", ("interop", "preflight", "launch")),
     ("use of a trained model", ("adapters", "evaluation", "generation")),
     ("work on a whole run", ("training", "inspection", "preparation")),

@@ -7,11 +7,12 @@ bootstrap, Davison and Hinkley 1997, section 3.8), which widens the interval as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 RESAMPLES = 4999  # quantiles at 2.5% are then stable to about a tenth of the interval's width
 SEED = 0  # the same numbers give the same interval in every report
@@ -210,6 +211,51 @@ def paired_difference(
     discordant = only_a + only_b
     p_value = float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
     return PairedDifference(interval, p_value, only_a, only_b)
+
+
+def swap_test(differences: ArrayLike, groups: ArrayLike | None = None) -> float:
+    """p of "neither is better": the signs of the clusters' summed differences are fair coins.
+
+    Args:
+      differences: [N] score of one minus that of the other, of any size, row by row.
+      groups: [N] cluster ids; None: every row is its own.
+    """
+    numbers = _finite(differences, "differences")
+    return _swap_test(numbers if groups is None else _by_group(groups, numbers)[0])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for how many there are (Holm 1979): reject those under the level.
+
+    They hold whatever the tests have to do with each other.
+    """
+    count = len(p_values)
+    corrected, largest = [0.0] * count, 0.0
+    for rank, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def detectable_difference(differences: ArrayLike, level: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true mean that a paired t-test on so many differences finds with this power.
+
+    differences: [N] of one study; their spread stands for that of another. The power is that of the
+    noncentral t distribution (Cohen 1988, chapter 2), not of a normal one, as N is small.
+
+    Raises:
+      ValueError: fewer than two differences.
+    """
+    numbers = _finite(differences, "differences")
+    if len(numbers) < 2:
+        raise ValueError("the power of a test needs at least two differences")
+    error, freedom = float(stats.sem(numbers)), len(numbers) - 1
+    limit = float(stats.t.ppf(1 - level / 2, freedom))
+
+    def missing_power(effect: float) -> float:
+        return power - float(stats.nct.sf(limit, freedom, effect))
+
+    return error * float(optimize.brentq(missing_power, 0.0, 50.0 * limit))
 
 
 def _wilson(count: int, rows: int, confidence: float) -> Estimate:

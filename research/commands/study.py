@@ -1,0 +1,93 @@
+"""Runs studies: many trials of one config, each once, in a ledger that can be asked.
+
+    graft study plan experiments/NAME       how many trials, FLOPs and hours; runs nothing
+    graft study run experiments/NAME        runs what is missing; after Ctrl-C or a kill, again
+    graft study status experiments/NAME     what is done, missing, diverged or failed
+    graft study show experiments/NAME       the table so far; --csv FILE writes every trial
+    graft study query experiments/NAME "SELECT cell, avg(heldout_loss) FROM trials GROUP BY cell"
+    graft study report experiments/NAME     writes README.md, plot.svg, report.html, ledger.parquet
+    graft study clean experiments/NAME      removes what trials left on the disk; results stay
+
+A study is a folder with a `study.py` (docs/guides/studies.md). Several processes, on this machine
+or on others with the same --folder, may run one study: each takes trials that no other has. For a
+sweep without a file: `graft sweep`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from research.config import cli
+
+SUBCOMMANDS = ("plan", "run", "status", "show", "query", "report", "clean")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = cli.complete(_parser()).parse_args(argv)
+    with cli.clear_errors():
+        from research.runtime.compilation_cache import enable_compilation_cache
+        from research.studies.desk import Desk
+        from research.studies.study import load
+
+        enable_compilation_cache()
+        study = load(arguments.study)
+        place = Path(arguments.study).resolve()
+        home = place.parent if place.suffix == ".py" else place
+        folder = arguments.folder or Path("runs/studies") / home.name
+        desk = Desk(study, folder, home)
+        if arguments.command == "plan":
+            desk.print_plan()
+        elif arguments.command == "run":
+            desk.run(retry=arguments.retry, keep_models=arguments.keep_models)
+        elif arguments.command == "status":
+            desk.print_status()
+        elif arguments.command == "show":
+            desk.print_table(arguments.csv)
+        elif arguments.command == "query":
+            desk.print_query(arguments.sql)
+        elif arguments.command == "report":
+            desk.write_report()
+        else:
+            desk.clean()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="graft study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    texts = {
+        "plan": "trials, FLOPs and hours, before anything runs",
+        "run": "run what is missing",
+        "status": "what is done, and what is not",
+        "show": "the table so far",
+        "query": "SQL over all trials",
+        "report": "write the study's page and its ledger into its folder",
+        "clean": "remove what trials left on the disk",
+    }
+    for name in SUBCOMMANDS:
+        command = commands.add_parser(name, help=texts[name], description=texts[name])
+        command.add_argument("study", metavar="DIR", help="the study's folder, or its study.py")
+        command.add_argument(
+            "--folder",
+            type=cli.on_disk,
+            metavar="DIR",
+            help="where trials and the ledger are (default runs/studies/NAME)",
+        )
+        if name == "run":
+            command.add_argument(
+                "--retry", action="store_true", help="run trials that failed again"
+            )
+            command.add_argument(
+                "--keep-models", action="store_true", help="keep the trained models on the disk"
+            )
+        if name == "show":
+            command.add_argument("--csv", type=cli.on_disk, metavar="FILE", help="every trial")
+        if name == "query":
+            command.add_argument("sql", help="SQL; the tables are `trials` and `ledger`")
+    return parser

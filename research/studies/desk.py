@@ -1,0 +1,228 @@
+"""What one can do with a study at a terminal: plan, run, look, ask, clean up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+from tqdm import tqdm
+
+from research.reports.tables import format_si, text_table
+from research.runtime import files, storage
+from research.studies import estimates, report, running
+from research.studies.ledger import DIVERGED, FAILED, Ledger, Row, to_parquet
+from research.studies.results import find_row, joined_rows, lookup_in, stale_count
+from research.studies.schedule import Progress, plan
+from research.studies.study import Study
+from research.studies.tables import cell_table
+from research.studies.trials import Resolver
+
+
+class Desk:
+    """A study, its folder, and the trials so far."""
+
+    def __init__(
+        self,
+        study: Study,
+        folder: Path,
+        home: Path | None = None,
+        overrides: tuple[str, ...] = (),
+    ):
+        """Opens a study.
+
+        Args:
+          folder: of trials and the ledger.
+          home: the study's own folder, with its page and the ledger of earlier results.
+          overrides: of the study's config, `key=value` each.
+
+        Raises:
+          FileNotFoundError, ValueError: the study does not fit its config; nothing has run.
+        """
+        self.folder = folder
+        self.resolver = Resolver(study, overrides)
+        self.home = home
+        self.ledger = Ledger(folder, home / report.LEDGER if home else None)
+
+    def look(self) -> tuple[dict[str, Row], Progress]:
+        """The rows so far, and what they mean for the study."""
+        rows = self.ledger.read()
+        for name in self.ledger.damaged:
+            print(f"{name} in the ledger is damaged: its trial runs again")
+        return rows, plan(self.resolver, lookup_in(self.resolver, rows))
+
+    def print_plan(self) -> None:
+        """Trials, FLOPs and hours of every stage."""
+        rows, progress = self.look()
+        costs = estimates.stage_costs(self.resolver, progress)
+        lines = [
+            {
+                "stage": cost.stage,
+                "cells": cost.cells,
+                "trials": f"{cost.trials} to {cost.most_trials}"
+                if cost.most_trials > cost.trials
+                else str(cost.trials),
+                "done": cost.done_count,
+                "FLOPs": format_si(cost.flops),
+            }
+            for cost in costs
+        ]
+        print(text_table(lines))
+        missing = sum(cost.missing_flops for cost in costs)
+        speed = estimates.seconds_per_flop(rows)
+        if speed is not None:
+            seconds, reason = speed
+            hours = tqdm.format_interval(missing * seconds)
+            print(f"\n{format_si(missing)}FLOPs are missing: {hours} here, by {reason}")
+        self._print_stale(rows, progress)
+
+    def run(self, retry: bool = False, keep_models: bool = False) -> None:
+        """Runs what is missing.
+
+        Raises:
+          SystemExit: 75 after a signal; 1 if trials failed.
+        """
+        storage.check_writable(self.folder)
+        rows, progress = self.look()
+        self._print_stale(rows, progress)
+        progress = running.run(
+            self.resolver, self.ledger, self.folder, retry=retry, keep_models=keep_models
+        )
+        failed_count = self._print_problems(self.ledger.read(), progress)
+        if failed_count:
+            raise SystemExit(1)
+
+    def print_status(self) -> None:
+        """Counts of trials by stage and state, and the errors of those that failed."""
+        rows, progress = self.look()
+        counts: dict[str, Counter[str]] = {}
+        for trial in progress.trials:
+            row = find_row(self.resolver, rows, trial)
+            state = "missing" if row is None else row["status"]
+            counts.setdefault(trial.stage, Counter())[state] += 1
+        for stage in self.resolver.study.stages:
+            states = counts.get(stage.name)
+            text = (
+                ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+                if states
+                else "waits for the stage before it"
+            )
+            print(f"{stage.name}: {text}")
+        self._print_stale(rows, progress)
+        self._print_problems(rows, progress)
+
+    def print_table(self, csv_file: Path | None = None) -> None:
+        """The table of the last stage with results."""
+        rows, progress = self.look()
+        stage, lines, columns = cell_table(self.resolver, rows, progress)
+        if not lines:
+            raise ValueError("no trial has run: graft study run")
+        print(f"stage {stage}" + ("" if progress.is_finished else ", not finished"))
+        print(text_table(lines, columns))
+        self._print_edges(progress)
+        if csv_file is not None:
+            files.atomic_write(csv_file, self._csv(rows, progress))
+            print(f"\nevery trial: {csv_file}")
+
+    def print_query(self, sql: str) -> None:
+        """The answer to SQL over `trials` (in this study, with its axes) and `ledger` (all rows).
+
+        Raises:
+          ValueError: DuckDB refuses it; says why.
+        """
+        import duckdb  # only this needs it
+
+        rows, progress = self.look()
+        with duckdb.connect() as connection:
+            connection.execute("SET enable_external_access = false")
+            tables: dict[str, list[Row]] = {
+                "trials": list(joined_rows(self.resolver, rows, progress)),
+                "ledger": list(rows.values()),
+            }
+            for name, content in tables.items():
+                if not content:
+                    raise ValueError("no trial has run: graft study run")
+                reader = pyarrow.BufferReader(to_parquet(content))
+                connection.register(name, parquet.read_table(reader))
+            try:
+                answer = connection.execute(sql)
+                names = [column[0] for column in answer.description or ()]
+                answer_rows = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+            except duckdb.Error as error:
+                raise ValueError(f"{error}") from None
+        print(text_table(answer_rows) if answer_rows else "no rows")
+
+    def write_report(self) -> None:
+        """Writes the study's page into its own folder."""
+        assert self.home is not None  # only a sweep has none
+        rows, progress = self.look()
+        report.write(self.home, self.home.name, self.resolver, rows, progress)
+        names = (report.README, report.PLOT, report.PAGE, report.LEDGER)
+        print(f"wrote {', '.join(names)} in {self.home}")
+
+    def clean(self) -> None:
+        """Removes the folders of trials that are over, and damaged rows; results stay."""
+        rows, progress = self.look()
+        for name in self.ledger.damaged:
+            self.ledger.remove(name.partition(".")[0])
+        removed = 0
+        for folder in sorted((self.folder / "trials").glob("*")):
+            row = rows.get(folder.name)
+            if row is not None and row["status"] != FAILED:
+                shutil.rmtree(folder)
+                removed += 1
+        print(f"removed the folders of {removed} trials; {len(rows)} results stay")
+
+    def _csv(self, rows: dict[str, Row], progress: Progress) -> str:
+        content: list[dict[str, Any]] = []
+        for row in joined_rows(self.resolver, rows, progress):
+            content.append(
+                {
+                    name: json.dumps(value) if isinstance(value, list | dict) else value
+                    for name, value in row.items()
+                }
+            )
+        names = list(dict.fromkeys(name for row in content for name in row))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(content)
+        return buffer.getvalue()
+
+    def _print_edges(self, progress: Progress) -> None:
+        for choices in list(progress.choices.values())[:1]:
+            labels = [choice.cell.label for choice in choices if choice.at_edge]
+            if labels:
+                print(
+                    f"\nthe best value lies at an edge of those tried, so that a better one may "
+                    f"lie beyond: {', '.join(labels)}"
+                )
+
+    def _print_stale(self, rows: dict[str, Row], progress: Progress) -> None:
+        count = stale_count(self.resolver, rows, progress)
+        if count:
+            codes = sorted({row["code"] for row in rows.values()})
+            print(
+                f"{count} missing trials have results of other code: they run again, unless the "
+                f"study says accepted_code=({', '.join(map(repr, codes))},)"
+            )
+
+    def _print_problems(self, rows: dict[str, Row], progress: Progress) -> int:
+        """Prints trials that did not finish; gives the number of those that failed."""
+        failed_count = 0
+        for trial in progress.trials:
+            row = find_row(self.resolver, rows, trial)
+            if row is None or row["status"] not in (FAILED, DIVERGED):
+                continue
+            failed_count += row["status"] == FAILED
+            log = self.folder / "trials" / trial.address / running.LOG
+            print(f"{trial.label}: {row['status']}: {row['error']}\n  {log}")
+        if failed_count:
+            print(f"{failed_count} trials failed: --retry runs them again")
+        return failed_count

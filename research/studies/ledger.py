@@ -1,0 +1,112 @@
+"""The ledger of a study: one Parquet file of one row for each trial that has run.
+
+A file is named after the trial's address and the hash of its own bytes, and appears whole: a
+damaged one is found by its name and its trial runs again, and two ledgers are merged by copying one
+folder into the other. A ledger may lie in a bucket. DuckDB reads all of it at once:
+
+    SELECT form, avg(heldout_loss) FROM 'runs/studies/NAME/rows/*.parquet' GROUP BY form
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from etils import epath
+from pyarrow import parquet
+
+from research.runtime import files, storage
+
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+_NAME = re.compile(r"([0-9a-f]{20})\.([0-9a-f]{16})\.parquet")
+Row = Mapping[str, Any]
+
+
+class Ledger:
+    """Rows of trials, by address.
+
+    Attributes:
+      damaged: files that are not what their names say; their rows do not count.
+    """
+
+    def __init__(self, folder: str | Path, committed: Path | None = None):
+        """Opens the ledger of a folder, which need not exist.
+
+        Args:
+          folder: `rows/` of it holds the rows.
+          committed: one Parquet file with rows of earlier runs, kept with the study.
+        """
+        self._rows_folder: epath.Path = storage.absolute(folder) / "rows"
+        self._committed = committed
+        self._contents: dict[str, dict[str, Any]] = {}
+        self.damaged: list[str] = []
+
+    def read(self) -> dict[str, Row]:
+        """Address -> row; of two rows of one trial the one whose file comes first by name."""
+        self.damaged = []
+        rows: dict[str, Row] = {}
+        for name in sorted(self._names()):
+            match = _NAME.fullmatch(name)
+            if match is None:  # somebody else's
+                continue
+            if name not in self._contents:
+                content = (self._rows_folder / name).read_bytes()
+                if _digest(content) != match[2]:
+                    self.damaged.append(name)
+                    continue
+                self._contents[name] = parquet.read_table(io.BytesIO(content)).to_pylist()[0]
+            rows.setdefault(match[1], self._contents[name])
+        if self._committed is not None and self._committed.exists():
+            for row in parquet.read_table(self._committed).to_pylist():
+                content = {name: value for name, value in row.items() if value is not None}
+                rows.setdefault(row["address"], content)
+        return rows
+
+    def write(self, row: Row) -> None:
+        """Adds the row of a trial, which has an `address`; an earlier row of it goes."""
+        content = to_parquet([row])
+        address = row["address"]
+        name = f"{address}.{_digest(content)}.parquet"
+        files.atomic_write(self._rows_folder / name, content)
+        self.remove(address, keep=name)
+
+    def remove(self, address: str, keep: str = "") -> None:
+        """Removes the rows of a trial, damaged ones too."""
+        for name in self._names():
+            if name.startswith(f"{address}.") and name != keep:
+                (self._rows_folder / name).unlink(missing_ok=True)
+
+    def _names(self) -> list[str]:
+        if not self._rows_folder.exists():
+            return []
+        return [path.name for path in self._rows_folder.iterdir() if path.suffix == ".parquet"]
+
+
+def to_parquet(rows: Iterable[Row]) -> bytes:
+    """Rows as the bytes of a Parquet file: the same bytes from the same rows.
+
+    Numbers that are not finite become null; mappings become JSON.
+    """
+    plain = [{name: _storable(value) for name, value in sorted(row.items())} for row in rows]
+    names = sorted({name for row in plain for name in row})
+    table = pyarrow.Table.from_pylist([{name: row.get(name) for name in names} for row in plain])
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""A study's results: its trials joined with the rows of its ledger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from research.studies.ledger import FINISHED, Row
+from research.studies.schedule import Lookup, Progress
+from research.studies.trials import Resolver, Trial
+
+
+def find_row(resolver: Resolver, rows: Mapping[str, Row], trial: Trial) -> Row | None:
+    """The row of a trial: of the code now, else of an older one that the study accepts."""
+    if trial.address in rows:
+        return rows[trial.address]
+    for row in rows.values():
+        if row["inputs"] == trial.inputs and row["code"] in resolver.study.accepted_code:
+            return row
+    return None
+
+
+def lookup_in(resolver: Resolver, rows: Mapping[str, Row]) -> Lookup:
+    """The metric of a trial by the ledger; not finite where it has diverged or failed.
+
+    Raises (when called):
+      ValueError: a trial that is finished has no such number.
+    """
+    metric = resolver.study.metric
+
+    def lookup(trial: Trial) -> float | None:
+        row = find_row(resolver, rows, trial)
+        if row is None:
+            return None
+        if row["status"] != FINISHED:
+            return math.inf
+        if metric not in row:
+            numbers = sorted(name for name, value in row.items() if isinstance(value, float))
+            raise ValueError(f"no trial has the metric {metric!r}; there are: {', '.join(numbers)}")
+        value = row[metric]
+        return math.inf if value is None else float(value)
+
+    return lookup
+
+
+def stale_count(resolver: Resolver, rows: Mapping[str, Row], progress: Progress) -> int:
+    """How many missing trials have a row of older code that the study does not accept."""
+    inputs = {row["inputs"] for row in rows.values()}
+    return sum(trial.inputs in inputs for trial in progress.missing)
+
+
+def joined_rows(
+    resolver: Resolver, rows: Mapping[str, Row], progress: Progress
+) -> Iterator[dict[str, Any]]:
+    """Every trial that has run: where it stands in the study, then its row."""
+    for trial in progress.trials:
+        row = find_row(resolver, rows, trial)
+        if row is not None:
+            place: dict[str, Any] = {"stage": trial.stage, "form": trial.cell.form}
+            place |= trial.cell.point
+            if trial.value is not None and resolver.sweep_key is not None:
+                place[resolver.sweep_key] = trial.value
+            yield {**row, **place, "cell": trial.cell.label, "seed": trial.seed}

@@ -1,0 +1,210 @@
+"""What a study is: a claim, forms and axes of one config, a sweep, stages and a comparison.
+
+A study is a folder `experiments/NAME/` with a `study.py` whose `get_study()` returns one of these.
+Nothing here runs anything: `research.studies.schedule` says which trials it needs, given the
+results so far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from research.config.user_code import errors_with_line, load_file
+from research.studies.axes import Axes
+
+FILE = "study.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A search over one positive number for each cell; it grows while its best lies at an edge."""
+
+    # the values that it begins with, such as learning rates; a form may have its own
+    values: tuple[float, ...] = ()
+    key: str = "schedule.learning_rate"
+    # what the outermost value is multiplied by, or divided by, to grow
+    factor: float = 3.0
+    # most values that are added to a cell's
+    max_growth: int = 4
+
+    def __post_init__(self) -> None:
+        check_values(self.values, "sweep.values")
+        if not self.factor > 1:
+            raise ValueError(f"sweep.factor must be over 1, not {self.factor}")
+        if self.max_growth < 0:
+            raise ValueError(f"sweep.max_growth must not be negative, not {self.max_growth}")
+
+    def extend(self, values: tuple[float, ...], best: float) -> tuple[float, ...]:
+        """The values with one more beyond the edge at which `best` lies; the same inside."""
+        if best == min(values):
+            return (_round(best / self.factor), *values)
+        return (*values, _round(best * self.factor)) if best == max(values) else values
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One line of a study's table: what it changes in the config."""
+
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # the values that its sweep begins with; empty: those of the study's sweep
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_values(self.values, "a form's values")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Trials of every cell that is left, over some seeds; then the best go on."""
+
+    name: str
+    seeds: tuple[int, ...]
+    # what it changes in the config, such as {"steps": 40} to screen
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # share of the cells that go on to the next stage, the best by the metric (halving: 0.5)
+    keep: float = 1.0
+    # how many values of the sweep go on in each of them
+    keep_values: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"stage {self.name!r}: give one or more different seeds")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"stage {self.name!r}: keep must be over 0 and at most 1")
+        if self.keep_values < 1:
+            raise ValueError(f"stage {self.name!r}: keep_values must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Equal:
+    """A budget that every cell meets by one whole number of its config, such as LoRA's rank."""
+
+    # trainable parameters, or model FLOPs of the whole run
+    amount: float
+    of: Literal["parameters", "flops"] = "parameters"
+    # the key that is solved for, in the stage's config
+    by: str = "method.rank"
+    # how far from the budget a cell may be, as a share of it
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.amount > 0 and self.tolerance > 0):
+            raise ValueError("a budget and its tolerance must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A claim over two forms, by the metric, over the same seeds: `better` beats `worse`."""
+
+    better: str
+    worse: str
+    # claims instead that they differ by less than this, in the metric
+    margin: float | None = None
+    # what was published of it
+    published: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study; see the module.
+
+    A cell is a form at one point of the axes: a line of the table. Each stage runs its cells with
+    every value of the sweep that is left, over its seeds.
+    """
+
+    # what is claimed, by whom and where, and what would refute it here
+    claim: str
+    source: str
+    refuted_if: str
+    # the config of a run, FILE[:ARG], and what all trials change in it
+    config: str
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    forms: Mapping[str, Form] = dataclasses.field(default_factory=lambda: {"": Form()})
+    axes: Axes = Axes(({},))
+    sweep: Sweep | None = None
+    stages: tuple[Stage, ...] = (Stage("confirm", seeds=(0, 1, 2)),)
+    equal: Equal | None = None
+    # the config of `graft evaluate`, FILE[:ARG], for the trained models; None: not evaluated
+    evaluation: str | None = None
+    # what cells and values are chosen by: a number of a trial's row
+    metric: str = "heldout_loss"
+    goal: Literal["lowest", "highest"] = "lowest"
+    comparisons: tuple[Comparison, ...] = ()
+    # hashes of older code whose results count as those of the code now (see `code.py`)
+    accepted_code: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.forms or not self.stages:
+            raise ValueError("a study needs at least one form and one stage")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have the same name: {names}")
+        valueless = [name for name, form in self.forms.items() if not form.values]
+        if self.sweep is None and len(valueless) < len(self.forms):
+            raise ValueError("a form has values, but the study has no sweep")
+        if self.sweep and not self.sweep.values and valueless:
+            raise ValueError(f"the sweep has no values for the form {valueless[0]!r}")
+        for comparison in self.comparisons:
+            for name in (comparison.better, comparison.worse):
+                if name not in self.forms:
+                    raise ValueError(f"a comparison names {name!r}; forms: {', '.join(self.forms)}")
+        self._check_keys()
+
+    def _check_keys(self) -> None:
+        """Raises ValueError where two parts of a study set one key."""
+        for form in self.forms.values():
+            parts: list[tuple[str, Mapping[str, Any]]] = [
+                ("a form", form.changes),
+                ("the axes", dict.fromkeys(self.axes.keys)),
+                ("the sweep", {self.sweep.key: None} if self.sweep else {}),
+                ("`equal`", {self.equal.by: None} if self.equal else {}),
+            ]
+            owners: dict[str, str] = {}
+            for owner, keys in parts:
+                for key in keys:
+                    if key in owners:
+                        raise ValueError(f"{owners[key]} and {owner} both set {key!r}")
+                    owners[key] = owner
+
+    def sweep_values(self, form: str) -> tuple[float, ...]:
+        """The values that the sweep begins with for a form, in order; none without a sweep."""
+        if self.sweep is None:
+            return ()
+        return tuple(sorted(self.forms[form].values or self.sweep.values))
+
+
+def load(folder: str | Path) -> Study:
+    """The study of a folder, or of a file.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is no study; names the file and the line.
+    """
+    path = Path(folder)
+    file = path if path.suffix == ".py" else path / FILE
+    module = load_file(str(file))
+    if not hasattr(module, "get_study"):
+        raise ValueError(f"{file}: defines no get_study()")
+    with errors_with_line(str(file)):
+        study = module.get_study()
+    if not isinstance(study, Study):
+        raise ValueError(f"{file}: get_study() gives {type(study).__name__}, not a Study")
+    return study
+
+
+def check_values(values: tuple[float, ...], where: str) -> None:
+    """Raises ValueError unless all are positive, finite and different."""
+    for value in values:
+        if not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{where} must be positive numbers, not {value!r}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{where} has a value twice: {values}")
+
+
+def _round(value: float) -> float:
+    """Two digits: a grid that grows by thirds stays readable."""
+    return float(f"{value:.1e}")

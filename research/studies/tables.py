@@ -1,0 +1,87 @@
+"""The table of a study: a row for each cell, with means and intervals over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.reports.statistics import mean_interval
+from research.reports.tables import Column
+from research.studies.ledger import FINISHED, Row
+from research.studies.results import find_row
+from research.studies.schedule import Progress
+from research.studies.trials import Cell, Resolver, Trial
+
+# column -> how a table prints it; those that no trial has are left out
+MEASURES = (
+    Column("heldout_loss", "held-out loss", "nats", format=".4f"),
+    Column("quality", "right answers", "%", 100, ".1f"),
+    Column("bits_per_byte", "text", "bits/byte", format=".3f"),
+    Column("loss", "training loss", "nats", format=".3f"),
+    Column("trainable_parameters", "trained", format="si", tip="parameters"),
+    Column("flops", "compute", "FLOPs", format="si"),
+    Column("seconds", "time", "s", format=".1f"),
+    Column("program_bytes", "memory", "GiB", 2**-30, ".2f", tip="of the compiled program"),
+)
+
+
+def cell_table(
+    resolver: Resolver, rows: Mapping[str, Row], progress: Progress
+) -> tuple[str, list[dict[str, Any]], list[Column]]:
+    """(the stage that it shows, its rows, its columns): of the last stage that has results."""
+    study = resolver.study
+    stages = [stage.name for stage in study.stages if stage.name in progress.choices]
+    if not stages:
+        stages = [study.stages[0].name]
+    stage = stages[-1]
+    lines = []
+    for cell, trials in _by_cell(progress, stage).items():
+        line = _line(resolver, rows, trials)
+        if line is not None:
+            lines.append({"cell": cell.label, **line})
+    return stage, lines, _columns(resolver, lines)
+
+
+def _by_cell(progress: Progress, stage: str) -> dict[Cell, list[Trial]]:
+    """The trials of each cell at its best value, or at all of them where that is not known."""
+    best = {choice.cell: choice.best for choice in progress.choices.get(stage, ())}
+    cells: dict[Cell, list[Trial]] = {}
+    for trial in progress.trials:
+        if trial.stage == stage and best.get(trial.cell, trial.value) == trial.value:
+            cells.setdefault(trial.cell, []).append(trial)
+    return cells
+
+
+def _line(
+    resolver: Resolver, rows: Mapping[str, Row], trials: Sequence[Trial]
+) -> dict[str, Any] | None:
+    cell_rows = [row for trial in trials if (row := find_row(resolver, rows, trial)) is not None]
+    finished = [row for row in cell_rows if row["status"] == FINISHED]
+    if not cell_rows:
+        return None
+    line: dict[str, Any] = {"n": len(finished)}
+    if len(finished) < len(cell_rows):
+        line["not finished"] = len(cell_rows) - len(finished)
+    values = sorted({trial.value for trial in trials if trial.value is not None})
+    if len(values) == 1:
+        line["value"] = values[0]
+    for measure in {column.key for column in MEASURES} | {resolver.study.metric}:
+        numbers = [float(row[measure]) for row in finished if row.get(measure) is not None]
+        if len(numbers) > 1 and len(set(numbers)) > 1:
+            line[measure] = mean_interval(numbers)
+        elif numbers:
+            line[measure] = numbers[0]
+    return line
+
+
+def _columns(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> list[Column]:
+    study = resolver.study
+    columns = [Column("cell", "cell")]
+    if study.sweep is not None:
+        columns.append(Column("value", f"best {study.sweep.key.rpartition('.')[2]}", format=".1e"))
+    columns += [Column("n", "n", tip="seeds"), Column("not finished", "not finished")]
+    columns += sorted(MEASURES, key=lambda column: column.key != study.metric)
+    if study.metric not in {column.key for column in MEASURES}:
+        columns.insert(2, Column(study.metric, study.metric))
+    present = {key for line in lines for key in line}
+    return [column for column in columns if column.key in present]

@@ -1,0 +1,229 @@
+"""Trials: one run of a study each, under an address that says everything its numbers depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from research.checkpoints import runs
+from research.checkpoints.runs import Run
+from research.config import cli, paths, schema
+from research.data.sources import SourceConfig, open_source
+from research.evaluation.tasks import Evaluation
+from research.experiment import Experiment
+from research.studies.axes import SEED_KEYS
+from research.studies.budgets import cost, solve
+from research.studies.code import code_hash
+from research.studies.study import Stage, Study
+from research.text.tokenizer import Tokenizer
+
+# fields of an experiment that change neither its weights nor what is measured at its end; paths
+# are in the address as the fingerprints of what lies there
+_BESIDE = ("init_from", "tokenizer", "checkpoint", "checks", "log_every", "evaluate_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A line of a study's table: a form at one point of the axes."""
+
+    form: str
+    # which point of the axes, and its values
+    number: int
+    point: Mapping[str, Any] = dataclasses.field(compare=False)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and progress: `lora rank=4`."""
+        values = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in self.point.items()]
+        return " ".join([*([self.form] if self.form else []), *values]) or "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run: where it stands in the study, its config, and its addresses."""
+
+    stage: str
+    cell: Cell
+    # of the sweep; None without one
+    value: float | None
+    seed: int
+    experiment: Experiment
+    # hash of everything that its numbers depend on, without and with the code
+    inputs: str
+    address: str
+
+    @property
+    def label(self) -> str:
+        value = "" if self.value is None else f" {self.value:g}"
+        return f"{self.stage}: {self.cell.label}{value} seed={self.seed}"
+
+
+class Resolver:
+    """Makes the trials of a study: their configs and addresses.
+
+    Raises:
+      FileNotFoundError, ValueError: a config, base, tokenizer, source or evaluation that is not
+        there, or does not fit; keys that no config has.
+    """
+
+    def __init__(self, study: Study, overrides: tuple[str, ...] = ()):
+        """Loads the study's config, and the command line's `overrides` over it."""
+        self.study = study
+        base = cli.load(Experiment, study.config, overrides)
+        self._start = paths.replace(base, self._full(study.changes))
+        self.evaluation: Evaluation | None = None
+        if study.evaluation is not None:
+            self.evaluation = cli.load(Evaluation, study.evaluation)
+        self._check_metric()
+        self.cells = tuple(
+            Cell(form, number, self._full(point))
+            for form in study.forms
+            for number, point in enumerate(study.axes)
+        )
+        self._trials: dict[tuple[Any, ...], Trial] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._flops: dict[tuple[str, Cell], float] = {}
+        self._budgets: dict[tuple[str, Cell], int] = {}
+        self.sweep_key = paths.full_path(Experiment, study.sweep.key) if study.sweep else None
+
+    def trial(self, stage: Stage, cell: Cell, value: float | None, seed: int) -> Trial:
+        """One run of a cell."""
+        key = (stage.name, cell, value, seed)
+        if key not in self._trials:
+            self._trials[key] = self._make(stage, cell, value, seed)
+        return self._trials[key]
+
+    def _make(self, stage: Stage, cell: Cell, value: float | None, seed: int) -> Trial:
+        changes = self._full(stage.changes) | self._cell_changes(cell)
+        if value is not None and self.sweep_key:
+            changes[self.sweep_key] = value
+        changes |= dict.fromkeys(SEED_KEYS, seed)
+        if equal := self.study.equal:
+            if (stage.name, cell) not in self._budgets:
+                experiment = self._replace(changes, cell)
+                self._budgets[stage.name, cell] = solve(equal, experiment, cell.label)
+            changes[paths.full_path(Experiment, equal.by)] = self._budgets[stage.name, cell]
+        experiment = self._replace(changes, cell)
+        inputs = _hash(self._depends(experiment))
+        return Trial(
+            stage=stage.name,
+            cell=cell,
+            value=value,
+            seed=seed,
+            experiment=experiment,
+            inputs=inputs,
+            address=_hash([inputs, code_hash()]),
+        )
+
+    def flops(self, stage: Stage, cell: Cell) -> float:
+        """Model FLOPs of one run of a cell, from shapes."""
+        key = (stage.name, cell)
+        if key not in self._flops:
+            value = next(iter(self.study.sweep_values(cell.form)), None)
+            experiment = self.trial(stage, cell, value, stage.seeds[0]).experiment
+            self._flops[key] = cost("flops", experiment)
+        return self._flops[key]
+
+    def depends(self, trial: Trial) -> dict[str, Any]:
+        """What the trial's numbers depend on beside the code, as its address has it."""
+        return self._depends(trial.experiment)
+
+    def _replace(self, changes: Mapping[str, Any], cell: Cell) -> Experiment:
+        try:
+            return paths.replace(self._start, changes)
+        except ValueError as error:
+            raise ValueError(f"{self.study.config}, {cell.label}: {error}") from None
+
+    def _cell_changes(self, cell: Cell) -> dict[str, Any]:
+        return self._full(self.study.forms[cell.form].changes) | dict(cell.point)
+
+    def _full(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        return {paths.full_path(Experiment, key): value for key, value in changes.items()}
+
+    def _check_metric(self) -> None:
+        metric = self.study.metric
+        if metric.startswith("heldout") and self._start.evaluate_split is None:
+            raise ValueError(f"the metric is {metric}: give `evaluate_split` in the config")
+        is_evaluated = metric.startswith(("quality", "bits_per_byte"))
+        if is_evaluated and self.evaluation is None:
+            raise ValueError(f"the metric is {metric}: give the study an `evaluation`")
+
+    def _depends(self, experiment: Experiment) -> dict[str, Any]:
+        config = without_defaults(experiment)
+        for name in _BESIDE:
+            config.pop(name, None)
+        base, tokenizer = self._open(experiment.init_from, experiment.tokenizer)
+        splits = [(source, source.split) for source in experiment.data.sources]
+        if experiment.evaluate_split:
+            splits += [(source, experiment.evaluate_split) for source in experiment.data.sources]
+        content: dict[str, Any] = {
+            "config": config,
+            "base": base.fingerprint if base else None,
+            "tokenizer": tokenizer.fingerprint(),
+            "data": self._fingerprints_of(splits),
+        }
+        if self.evaluation is not None:
+            content["evaluation"] = without_defaults(self.evaluation)
+            asked_splits = []
+            if text := self.evaluation.text:
+                asked_splits += [(source, text.split) for source in text.sources]
+            if choice := self.evaluation.choice:
+                asked_splits += [(choice.source, split) for split in ("train", choice.split)]
+            content["asked"] = self._fingerprints_of(asked_splits)
+        return content
+
+    @functools.cache  # noqa: B019
+    def _open(self, init_from: str | None, tokenizer: str | None) -> tuple[Run | None, Tokenizer]:
+        experiment = dataclasses.replace(self._start, init_from=init_from, tokenizer=tokenizer)
+        return runs.open_base_and_tokenizer(experiment)
+
+    def _fingerprints_of(self, splits: Iterable[tuple[SourceConfig, str]]) -> dict[str, str]:
+        """`source:split` -> fingerprint of its content."""
+        marks = {}
+        for source, split in splits:
+            key = json.dumps([schema.to_dict(source), split], sort_keys=True)
+            if key not in self._fingerprints:
+                self._fingerprints[key] = open_source(source, split).fingerprint
+            marks[f"{source.name}:{split}"] = self._fingerprints[key]
+        return marks
+
+
+def without_defaults(config: Any) -> Any:
+    """A config as JSON has it, without the fields that are at their defaults.
+
+    A field that a later version adds then changes no address.
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        content = {}
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if field.name == "kind" or default is dataclasses.MISSING or value != default:
+                content[field.name] = without_defaults(value)
+        return content
+    if isinstance(config, Mapping):
+        return {key: without_defaults(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [without_defaults(value) for value in config]
+    return config
+
+
+def _hash(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _short(value: Any) -> str:
+    """A value as a label has it: `lora,rank=4` for a mapping with a kind."""
+    if isinstance(value, Mapping):
+        parts = [str(v) if k == "kind" else f"{k}={_short(v)}" for k, v in value.items()]
+        return ",".join(parts)
+    if isinstance(value, list | tuple):
+        return "+".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,193 @@
+"""Studies that really run: once each, after kills and failures, and in several processes."""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from research import cli
+from research.studies import Form, Stage, Study, running
+from research.studies.desk import Desk
+from research.studies.ledger import Ledger
+from tests.helpers import tiny_run
+
+FORMS = {"slow": Form({"learning_rate": 1e-3}), "fast": Form({"learning_rate": 1e-2})}
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    experiment = world.tuning(2, evaluate_split="heldout")
+    return str(tiny_run.config_file(tmp_path, experiment))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The folders in which a run was started, in order."""
+    folders = []
+
+    def train(experiment, workdir):
+        folders.append(workdir)
+        return run(experiment, workdir)
+
+    run = running.train
+    monkeypatch.setattr(running, "train", train)
+    return folders
+
+
+def make_study(config, **settings):
+    own = {"claim": "", "forms": FORMS, "stages": (Stage("s", (0,)),)}
+    return Study(source="", refuted_if="", config=config, **own | settings)
+
+
+def test_a_sweep_runs_each_trial_once_and_goes_on_with_more_values(
+    config, trained, tmp_path, capsys
+):
+    line = ["sweep", "--config", config, "--folder", str(tmp_path / "sweep"), "--axis"]
+    cli.main([*line, "learning_rate=1e-3,1e-2"])
+    first = capsys.readouterr().out
+    assert len(trained) == 2 and "learning_rate=0.001" in first and "held-out loss" in first
+    cli.main([*line, "learning_rate=1e-3,1e-2,3e-2", "--csv", str(tmp_path / "all.csv")])
+    assert len(trained) == 3
+    names, *rows = (tmp_path / "all.csv").read_text().splitlines()
+    assert len(rows) == 3 and {"heldout_loss", "schedule.learning_rate"} <= set(names.split(","))
+
+
+def test_a_trial_has_the_numbers_of_the_run_alone(config, world, tmp_path):
+    desk = Desk(make_study(config), tmp_path / "study")
+    desk.run()
+    rows, progress = desk.look()
+    trial = progress.trials[1]
+    alone = running.train(trial.experiment, tmp_path / "alone")
+    row = rows[trial.address]
+    assert row["heldout_loss"] == alone.metrics["heldout_loss"]
+    assert row["trainable_parameters"] == alone.trainable_parameters
+    # the models are gone, the log and the metrics are there
+    folder = tmp_path / "study/trials" / trial.address
+    assert not (folder / "run/model").exists() and (folder / "run/metrics.jsonl").exists()
+    assert "method full" in (folder / running.LOG).read_text()
+
+
+def test_failures_are_kept_shown_and_run_again_when_asked(
+    config, trained, tmp_path, capsys, monkeypatch
+):
+    bad = make_study(config, forms=FORMS | {"bad": Form({"learning_rate": 1.0})})
+    run, broken = running.train, [True]
+
+    def train(experiment, workdir):
+        if broken[0] and experiment.schedule.learning_rate == 1e-2:
+            raise OSError("the disk is full")
+        if experiment.schedule.learning_rate == 1.0:
+            raise FloatingPointError("10 steps in a row")
+        return run(experiment, workdir)
+
+    monkeypatch.setattr(running, "train", train)
+    desk = Desk(bad, tmp_path / "study")
+    with pytest.raises(SystemExit) as end:
+        desk.run()
+    assert end.value.code == 1 and len(trained) == 1
+    desk.print_status()
+    text = capsys.readouterr().out
+    assert "s: 1 diverged, 1 failed, 1 finished" in text
+    assert "s: fast seed=0: failed: OSError: the disk is full" in text
+    broken[0] = False
+    with pytest.raises(SystemExit):  # not by itself
+        desk.run()
+    assert len(trained) == 1
+    desk.run(retry=True)
+    assert len(trained) == 2
+    desk.print_status()
+    assert "s: 1 diverged, 2 finished" in capsys.readouterr().out
+
+
+def test_a_damaged_row_is_said_and_its_trial_runs_again(config, trained, tmp_path, capsys):
+    desk = Desk(make_study(config), tmp_path / "study")
+    desk.run()
+    before = desk.ledger.read()
+    file = next((tmp_path / "study/rows").iterdir())
+    file.write_bytes(file.read_bytes()[:-1])
+    again = Desk(make_study(config), tmp_path / "study")
+    again.run()
+    assert f"{file.name} in the ledger is damaged" in capsys.readouterr().out
+    after = again.ledger.read()
+    assert len(trained) == 3 and {a: r["heldout_loss"] for a, r in after.items()} == {
+        a: r["heldout_loss"] for a, r in before.items()
+    }
+
+
+def test_results_of_older_code_count_where_the_study_says_so(
+    config, trained, tmp_path, capsys, monkeypatch
+):
+    Desk(make_study(config), tmp_path / "study").run()
+    monkeypatch.setattr("research.studies.trials.code_hash", lambda: "0123456789abcdef")
+    code = next(iter(Ledger(tmp_path / "study").read().values()))["code"]
+    desk = Desk(make_study(config), tmp_path / "study")
+    desk.print_plan()
+    assert (
+        f"2 missing trials have results of other code: they run again, unless the study says "
+        f"accepted_code=('{code}',)" in capsys.readouterr().out
+    )
+    Desk(make_study(config, accepted_code=(code,)), tmp_path / "study").run()
+    assert len(trained) == 2
+
+
+def test_the_report_of_one_ledger_is_the_same_bytes(config, tmp_path):
+    home = tmp_path / "experiments/tiny"
+    home.mkdir(parents=True)
+    desk = Desk(make_study(config, claim="fast ends lower"), tmp_path / "study", home)
+    desk.run()
+    desk.write_report()
+    names = ("README.md", "plot.svg", "report.html", "ledger.parquet")
+    first = [(home / name).read_bytes() for name in names]
+    # from the kept ledger alone
+    elsewhere = Desk(make_study(config, claim="fast ends lower"), tmp_path / "nothing", home)
+    elsewhere.write_report()
+    assert [(home / name).read_bytes() for name in names] == first
+    assert "**Claim.** fast ends lower" in (home / "README.md").read_text()
+
+
+def test_sql_reaches_the_trials_and_no_files(config, tmp_path, capsys):
+    desk = Desk(make_study(config), tmp_path / "study")
+    desk.run()
+    capsys.readouterr()
+    desk.print_query("SELECT form, round(heldout_loss, 3) AS loss FROM trials ORDER BY loss")
+    assert capsys.readouterr().out.splitlines()[2].startswith("| fast |")
+    for sql in ("SELECT * FROM nothing", "SELECT * FROM read_csv('/etc/passwd')"):
+        with pytest.raises(ValueError, match="nothing|disabled"):
+            desk.print_query(sql)
+
+
+@pytest.mark.heavy
+def test_killed_studies_and_two_at_once_end_in_the_same_ledger(world, tmp_path):
+    experiment = world.tuning(6, evaluate_split="heldout")
+    config = tiny_run.config_file(tmp_path, experiment)
+
+    def start(folder):
+        line = ["--config", config, "--folder", folder, "--seeds", 3]
+        line += ["--axis", "learning_rate=1e-3,1e-2"]
+        return subprocess.Popen(
+            tiny_run.command("sweep", *line),
+            cwd=tiny_run.ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def losses(folder):
+        rows = Ledger(folder).read()
+        return {address: row["heldout_loss"] for address, row in rows.items()}
+
+    assert start(tmp_path / "whole").wait() == 0
+    expected = losses(tmp_path / "whole")
+    assert len(expected) == 6
+    rng = random.Random(0)
+    for _ in range(6):
+        process = start(tmp_path / "killed")
+        time.sleep(rng.uniform(2, 12))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    processes = [start(tmp_path / "killed") for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert losses(tmp_path / "killed") == expected

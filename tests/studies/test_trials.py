@@ -1,0 +1,99 @@
+"""Addresses of trials: what they depend on and what not; budgets that every cell meets."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from research.config import schema
+from research.experiment import Experiment
+from research.methods import LoRA
+from research.optim.schedules import ScheduleConfig
+from research.studies import Equal, Form, Stage, Study
+from research.studies.budgets import nearest
+from research.studies.trials import Resolver, without_defaults
+from research.training.loop import train
+from tests.helpers import tiny_run
+
+STAGE = Stage("s", (0,))
+
+
+def resolver(folder, experiment, **settings):
+    config = str(tiny_run.config_file(folder, experiment))
+    return Resolver(Study(claim="", source="", refuted_if="", config=config, **settings))
+
+
+def address(folder, experiment):
+    trials = resolver(folder, experiment)
+    return trials.trial(STAGE, trials.cells[0], None, 0).address
+
+
+@pytest.fixture(scope="module")
+def tuning(world):
+    return world.tuning(4, evaluate_split="heldout", method=LoRA(rank=2))
+
+
+def test_an_address_says_what_the_numbers_depend_on(world, tuning, tmp_path):
+    changes = [
+        {},
+        {"steps": 5},
+        {"schedule": ScheduleConfig(learning_rate=2e-2, kind="constant")},
+        {"method": LoRA(rank=3)},
+        {"data": dataclasses.replace(world.questions(), batch_size=16)},
+        {"evaluate_tokens": 64},
+    ]
+    addresses = [address(tmp_path, dataclasses.replace(tuning, **change)) for change in changes]
+    assert len(set(addresses)) == len(changes)
+
+
+def test_an_address_does_not_say_where_things_lie_or_what_is_only_shown(world, tuning, tmp_path):
+    copy = shutil.copytree(world.base, tmp_path / "copy")
+    changes = [{}, {"init_from": str(copy)}, {"log_every": 3}, {"evaluate_every": 2}]
+    assert len({address(tmp_path, dataclasses.replace(tuning, **c)) for c in changes}) == 1
+
+
+def test_another_base_or_text_is_another_trial(world, tuning, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for file in world.folder.glob("questions-*.jsonl"):
+        shutil.copy(file, folder)
+    other = tiny_run.World(folder).questions()
+    same = address(tmp_path, dataclasses.replace(tuning, data=other))
+    with (folder / "questions-train.jsonl").open("a") as file:
+        file.write('{"prompt": "new", "completion": "red"}\n')
+    assert address(tmp_path, dataclasses.replace(tuning, data=other)) != same
+    train(world.experiment(2), tmp_path / "base")
+    elsewhere = dataclasses.replace(tuning, init_from=str(tmp_path / "base"))
+    assert address(tmp_path, elsewhere) != address(tmp_path, tuning)
+
+
+def test_a_config_without_its_defaults_builds_the_same(tuning):
+    plain = without_defaults(tuning)
+    assert schema.build(Experiment, plain) == tuning
+    assert "weight_decay" not in plain and plain["method"] == {"kind": "lora", "rank": 2}
+
+
+def test_equal_parameters_finds_the_rank(tuning, tmp_path):
+    forms = {
+        "all": Form({"method": {"kind": "lora"}}),
+        "query": Form({"method": {"kind": "lora", "targets": [r".*/query"]}}),
+    }
+    trials = resolver(tmp_path, tuning, forms=forms, equal=Equal(1_050))
+    ranks = [trials.trial(STAGE, cell, None, 0).experiment.method.rank for cell in trials.cells]
+    # 2 layers of 16 x 16 queries: 64 parameters a rank; with all linears 544
+    assert ranks == [2, 16]
+    with pytest.raises(ValueError, match=r"all: no method.rank has 800 parameters within 10%"):
+        trials = resolver(tmp_path, tuning, forms=forms, equal=Equal(800))
+        trials.trial(STAGE, trials.cells[0], None, 0)
+
+
+def test_equal_flops_finds_the_steps(tuning, tmp_path):
+    trials = resolver(tmp_path, tuning, equal=Equal(1e9, of="flops", by="steps"))
+    steps = trials.trial(STAGE, trials.cells[0], None, 0).experiment.steps
+    alone = resolver(tmp_path, tuning).flops(STAGE, trials.cells[0]) / 4  # of one of its 4 steps
+    assert steps == round(1e9 / alone)
+
+
+def test_the_nearest_number_is_found_where_costs_grow():
+    numbers = [nearest(lambda n: n * n, amount) for amount in (0.1, 4, 6.4, 6.6, 10**6)]
+    assert numbers == [1, 2, 2, 3, 1000]
