@@ -159,22 +159,47 @@ class Writer:
 
     def encode(self, conversations: Sequence[Sequence[Part]]) -> list[list[list[int]]]:
         """The tokens of every part of every conversation."""
-        pieces: list[str] = []
-        plain: list[str] = []
-        for part in itertools.chain.from_iterable(conversations):
-            texts, names = self._names.split(part.text)
-            pieces += texts
-            plain += names
-        encoded_texts = iter(self._tokenizer.encode_batch(pieces, special=True))
-        encoded_names = iter(self._tokenizer.encode_batch(plain))
+        texts: list[str] = []
+        contexts: list[str] = []
+        is_name: list[bool] = []
+        for parts in conversations:
+            context = ""
+            for part in parts:
+                for number, piece in enumerate(self._names.split(part.text)):
+                    texts.append(piece)
+                    contexts.append(context)
+                    is_name.append(number % 2 == 1)
+                    context = self._context(piece, is_name[-1]) if piece else context
+        ids = iter(self._encode_after(contexts, texts, is_name))
+        return [
+            [
+                list(itertools.chain.from_iterable(next(ids) for _ in self._names.split(part.text)))
+                for part in parts
+            ]
+            for parts in conversations
+        ]
 
-        def tokens(part: Part) -> list[int]:
-            ids = list(next(encoded_texts))
-            for _ in self._names.split(part.text)[1]:
-                ids += [*next(encoded_names), *next(encoded_texts)]
-            return ids
+    def _context(self, text: str, is_name: bool) -> str:
+        """What stands for `text` where what follows it is tokenized: its special token, or text."""
+        if not self._tokenizer.opens_with_space:
+            return ""
+        names = [] if is_name else [n for n in self._tokenizer.named_tokens if text.endswith(n)]
+        return max(names, key=len, default="\n")
 
-        return [[tokens(part) for part in parts] for parts in conversations]
+    def _encode_after(
+        self, contexts: Sequence[str], texts: Sequence[str], is_name: Sequence[bool]
+    ) -> list[list[int]]:
+        """The tokens of each text as they are after its context: no text but the first opens with
+        a space of the tokenizer's own."""
+        result: list[list[int]] = [[]] * len(texts)
+        for special in (True, False):
+            places = [i for i, name in enumerate(is_name) if name != special]
+            pairs = [(contexts[i], texts[i]) for i in places]
+            whole_ids = self._tokenizer.encode_batch([c + t for c, t in pairs], special=special)
+            for place, (context, _), ids in zip(places, pairs, whole_ids, strict=True):
+                size = len(self._tokenizer.encode(context, special=special)) if context else 0
+                result[place] = ids[size:]
+        return result
 
     def _open(self, conversation: Conversation) -> TemplateInput:
         arguments = self._arguments | dict(conversation.template_arguments)

@@ -5,7 +5,7 @@ the template writes itself, and is tokenized by its characters afterwards.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from research.text.template_process import BLOCK_END, BLOCK_START
@@ -43,10 +43,11 @@ class SpecialNames:
         """Whether the template itself writes a name in a text."""
         return self._pattern.search(text) is not None
 
-    def split(self, text: str) -> tuple[Sequence[str], Sequence[str]]:
-        """What the template writes, and the names that messages spell in between."""
+    def split(self, text: str) -> list[str]:
+        """What the template writes, and at odd places the names that messages spell in it."""
         pieces = _MARKED.split(text)
-        return pieces[::2], [self._names[int(number)] for number in pieces[1::2]]
+        pieces[1::2] = [self._names[int(number)] for number in pieces[1::2]]
+        return pieces
 
 
 def find_blocks(text: str) -> tuple[str, list[tuple[int, int]]]:

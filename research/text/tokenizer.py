@@ -140,6 +140,13 @@ class Tokenizer:
             raise error
         return [encoding.ids for encoding in encodings]
 
+    @functools.cached_property
+    def opens_with_space(self) -> bool:
+        """Whether a text's first token has a space that the text has not, as SentencePiece's do."""
+        ids, newline_ids = self.encode("\nx"), self.encode("\n")
+        size = len(newline_ids)
+        return ids[:size] == newline_ids and ids[size:] != self.encode("x")
+
     def decode(self, ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
         """The text of `ids`; special tokens are written out only if `special`."""
         return self._plain.decode([int(i) for i in ids], skip_special_tokens=not special)

@@ -4,6 +4,7 @@ import pytest
 
 from research.text.conversation import message_texts
 from research.text.conversation_writer import Writer
+from tests.text.faults import FAULTS, check
 from tests.text.templates import CHATML, MARKED, THINKING, assistant, conversation, tokenizer, user
 
 END = "<|im_end|>"
@@ -151,6 +152,11 @@ def test_turns_of_one_speaker_and_a_last_question():
 def test_a_prompt_that_the_whole_does_not_go_on_from_is_refused_with_the_setting():
     forgetful = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
     _refused("asks for message 1 with '<think>'.*`template_arguments`", forgetful, TURNS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_of_a_rewriting_template_are_mended(name):
+    check(FAULTS[name], Writer(THINKING, tokenizer()), ("<call>weather", "</call>"))
 
 
 LOSSES = [

@@ -148,6 +148,46 @@ _TABLE = (
         17_643_940,
         "Llama 3 Community License",
     ),
+    _tokenizer(  # its vocabulary is Mistral 7B's
+        "llama2",
+        "a59757121835cf6bc977f72e4474c4f93b16dbe77c90423e438bc173fc9dc10d",
+        3_639_894,
+        "Apache-2.0",
+    ),
+    _tokenizer(
+        "gptoss",
+        "c96bd71f681401990116cf005a7525a21c6ae8f175ac6383ef00194b9d35e014",
+        34_825_364,
+        "Apache-2.0",
+    ),
+    _tokenizer(
+        "gemma3",
+        "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
+        41_459_533,
+        "Gemma terms",
+    ),
+    Asset(
+        name="trl",  # chat templates of many models, and their variants for training
+        kind="pip",
+        version="1.16.0",
+        filename="trl-1.16.0-py3-none-any.whl",
+        sha256="c4726e139dd40e1a41661511c639c8a68416782b2e3e8c0befebd77bb7ba0396",
+        size=948_205,
+        members=r"trl/chat_templates/[^/]+\.jinja",
+        licence="Apache-2.0 (package); templates as their models",
+        homepage="https://github.com/huggingface/trl",
+    ),
+    Asset(
+        name="axolotl",  # chat templates of Mistral's models
+        kind="pip",
+        version="0.19.0",
+        filename="axolotl-0.19.0-py3-none-any.whl",
+        sha256="f28eb3ad3709975eec4adfe13307dd980c7e7917cc43cb03f2c6f26c007135cc",
+        size=1_582_641,
+        members=r"axolotl/utils/chat_templates/templates/mistral_[^/]+\.jinja",
+        licence="Apache-2.0 (package); templates as their models",
+        homepage="https://github.com/axolotl-ai-cloud/axolotl",
+    ),
     _tokenizer(
         "gpt4o",
         "ffa6144a15894ef484c163afd1291d3e02b91d4fca808c15b6d512d1293104d2",
