@@ -66,7 +66,7 @@ def render_views(
     request = {
         "messages": messages,
         "variables": variables,
-        "views": [dataclasses.asdict(view) for view in views],
+        "views": [vars(view) for view in views],
         "today": today.isoformat() if today else None,
     }
     return _process().render(template, request)
@@ -80,17 +80,20 @@ class _Process:
         self._lock = threading.Lock()
         self._numbers: dict[str, int] = {}
         self._child: subprocess.Popen[bytes] | None = None
+        # With which the last one ended.
+        self._status = 0
 
     def render(self, template: str, request: Mapping[str, Any]) -> list[str | RenderingError]:
         """Answers of the process, in the order of the request's views."""
         with self._lock:
-            results: list[str | RenderingError] = []
-            views = request["views"]
-            while len(results) < len(views):
-                child = self._start()
-                rest = {**request, "views": views[len(results) :]}
-                line = self._encode(template, rest)
-                results += self._exchange(child, line, len(views) - len(results))
+            results = self._exchange(template, request)
+            if results is not None:
+                return results
+            # One of the views ended the process: the others are rendered without it.
+            results = []
+            for view in request["views"]:
+                alone = self._exchange(template, {**request, "views": [view]})
+                results += alone or [RenderingError(self._describe_end())]
             return results
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -116,27 +119,33 @@ class _Process:
         return line.encode() + b"\n"
 
     def _exchange(
-        self, child: subprocess.Popen[bytes], line: bytes, count: int
-    ) -> list[str | RenderingError]:
-        """Answers until the process ends, the last of them then says why."""
+        self, template: str, request: Mapping[str, Any]
+    ) -> list[str | RenderingError] | None:
+        """Answers to a request; None where the process ended before."""
+        child = self._start()
         requests, answers = cast(IO[bytes], child.stdin), cast(IO[bytes], child.stdout)
-        results: list[str | RenderingError] = []
+        line = self._encode(template, request)
         with contextlib.suppress(BrokenPipeError):
             requests.write(line)
             requests.flush()
-        while len(results) < count:
-            answer = answers.readline()
-            if not answer.endswith(b"\n"):
-                return [*results, RenderingError(self._describe_end(child))]
-            reply = json.loads(answer)
-            results.append(reply["text"] if "text" in reply else RenderingError(reply["error"]))
+        answer = answers.readline()
+        if not answer.endswith(b"\n"):
+            self.close()
+            return None
+        results: list[str | RenderingError] = []
+        before = ""
+        for reply in json.loads(answer):
+            if "text" in reply:
+                before = before[: reply["same"]] + reply["text"]
+                results.append(before)
+            else:
+                results.append(RenderingError(reply["error"]))
         return results
 
-    def _describe_end(self, child: subprocess.Popen[bytes]) -> str:
-        self.close()
-        if child.returncode == -signal.SIGPROF:
+    def _describe_end(self) -> str:
+        if self._status == -signal.SIGPROF:
             return f"it computes for more than {SECONDS:g} seconds"
-        return f"the process that renders it ended with status {child.returncode}"
+        return f"the process that renders it ended with status {self._status}"
 
     def close(self) -> None:
         """Ends the process."""
@@ -150,6 +159,7 @@ class _Process:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+            self._status = child.returncode
 
 
 _shared: _Process | None = None
