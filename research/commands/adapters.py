@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from research.config import cli
+from research.runtime import terminal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +67,7 @@ def show(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
     adapters = catalog.list_adapters(arguments.folder)
     if not adapters:
-        print(f"no adapters in {arguments.folder}")
+        terminal.show(f"no adapters in {arguments.folder}")
         return
     columns = [
         Column("path", "adapter"),
@@ -77,7 +78,7 @@ def show(arguments: argparse.Namespace) -> None:
         Column("base", "base"),
         Column("base_fingerprint", "its fingerprint"),
     ]
-    print(text_table([dataclasses.asdict(adapter) for adapter in adapters], columns))
+    terminal.show(text_table([dataclasses.asdict(adapter) for adapter in adapters], columns))
 
 
 def merge(arguments: argparse.Namespace) -> None:
@@ -89,7 +90,7 @@ def merge(arguments: argparse.Namespace) -> None:
     with _bar("parameter") as bar:
         certificate = merging.merge(run, arguments.out, lambda name: bar.update())
     base = certificate.base
-    print(
+    terminal.show(
         f"written to {arguments.out}, merged in {certificate.merged_in}\n"
         f"outputs    differ by at most {certificate.largest_difference:.2g} of "
         f"{certificate.largest_output:.3g} ({certificate.probe})\n"
@@ -108,7 +109,7 @@ def unmerge(arguments: argparse.Namespace) -> None:
         report = merging.unmerge(
             runs.open_run(arguments.source), run, arguments.out, lambda name: bar.update()
         )
-    print(
+    terminal.show(
         f"written to {arguments.out}: weights differ from the base's by at most "
         f"{report['largest_difference']:.2g} of {report['largest_weight']:.3g}"
     )
@@ -131,7 +132,7 @@ def add(arguments: argparse.Namespace) -> None:
         if not separator or number != number or abs(number) == float("inf"):
             raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
         parts.append((number, runs.open_run(path, arguments.base)))
-    print(f"written to {sums.add(parts, arguments.out)}")
+    terminal.show(f"written to {sums.add(parts, arguments.out)}")
 
 
 def bank(arguments: argparse.Namespace) -> None:
@@ -139,7 +140,7 @@ def bank(arguments: argparse.Namespace) -> None:
     from research.adapters import banks, catalog
 
     adapters = catalog.open_named(arguments.source, arguments.base)
-    print(f"written to {banks.write(adapters, arguments.out)}")
+    terminal.show(f"written to {banks.write(adapters, arguments.out)}")
 
 
 def _bar(unit: str):

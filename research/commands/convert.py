@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.config import cli
+from research.runtime.terminal import show
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,9 +91,9 @@ def inspect(arguments: argparse.Namespace) -> None:
     run = runs.open_run(arguments.path)
     origin = f", from {run.origin['source']}" if run.origin else ""
     base = f", tuned on {run.base.path}" if run.base else ""
-    print(f"{run.path}: a run of Graft, method {run.method.kind}{origin}{base}")
+    show(f"{run.path}: a run of Graft, method {run.method.kind}{origin}{base}")
     kind, _ = family.family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
-    print(f"{_shape(run.model)}\nas an export ({kind.architecture}):")
+    show(f"{_shape(run.model)}\nas an export ({kind.architecture}):")
     _print_sources(family.sources(kind, family.parameter_shapes(run.model)))
 
 
@@ -110,14 +111,14 @@ def import_model(arguments: argparse.Namespace) -> None:
     model = importing.open_model(_resolve(arguments.source), arguments.pre_tokenizer)
     tokenizer = importing.load_tokenizer(model)
     _describe(model, with_sources=arguments.dry_run)
-    print(f"tokenizer  {tokenizer.vocabulary_size:,} tokens, {tokenizer.roles}")
+    show(f"tokenizer  {tokenizer.vocabulary_size:,} tokens, {tokenizer.roles}")
     if arguments.dry_run:
         importing.check_numbers(model)
         return
     with _bar(len(model.sources)) as bar:
         path = importing.import_model(model, arguments.out, lambda name, size: bar.update())
-    print(f"written to {path}: start from it with --config.init_from={arguments.out}, or")
-    print(f"  graft generate --run {arguments.out}")
+    show(f"written to {path}: start from it with --config.init_from={arguments.out}, or")
+    show(f"  graft generate --run {arguments.out}")
 
 
 def _import_adapter(arguments: argparse.Namespace) -> None:
@@ -130,28 +131,28 @@ def _import_adapter(arguments: argparse.Namespace) -> None:
         _import_gguf_adapter(arguments, base)
         return
     adapter = peft_importing.open_adapter(arguments.source, base)
-    print(f"{arguments.source}: {adapter.run_method}")
+    show(f"{arguments.source}: {adapter.run_method}")
     for note in adapter.notes:
-        print(f"note       {note}")
+        show(f"note       {note}")
     if arguments.dry_run:
         for name, part in adapter.sources.items():
-            print(f"  {name:52} {part.name} {list(adapter.tensors.shapes[part.name])}")
+            show(f"  {name:52} {part.name} {list(adapter.tensors.shapes[part.name])}")
         return
     path = peft_importing.import_adapter(arguments.source, base, arguments.out)
-    print(f"written to {path}: graft generate --run {arguments.out}")
+    show(f"written to {path}: graft generate --run {arguments.out}")
 
 
 def _import_gguf_adapter(arguments: argparse.Namespace, base) -> None:
     from research.interop.gguf import adapters
 
     adapter = adapters.open_adapter(arguments.source, base)
-    print(f"{arguments.source}: {adapter.method}")
+    show(f"{arguments.source}: {adapter.method}")
     if arguments.dry_run:
         for name, tensor in adapter.tensors.items():
-            print(f"  {name:52} {tensor}")
+            show(f"  {name:52} {tensor}")
         return
     path = adapters.import_adapter(arguments.source, base, arguments.out)
-    print(f"written to {path}: graft generate --run {arguments.out}")
+    show(f"written to {path}: graft generate --run {arguments.out}")
 
 
 def quantize_base(arguments: argparse.Namespace) -> None:
@@ -166,16 +167,14 @@ def quantize_base(arguments: argparse.Namespace) -> None:
             run, arguments.out, PRESETS[arguments.to], lambda name: bar.update()
         )
     for kind, report in reports.items():
-        print(
+        show(
             f"{kind:9} {report.parameters:>15,} parameters, {report.bytes:>15,} bytes, "
             f"{report.bytes / report.parameters:.4f} each, error {report.error:.2%}"
         )
     count = sum(report.parameters for report in reports.values())
     size = sum(report.bytes for report in reports.values())
-    print(f"{'total':9} {count:>15,} parameters, {size:>15,} bytes, {size / count:.4f} each")
-    print(
-        f"written to {arguments.out}: tune adapters on it with --config.init_from={arguments.out}"
-    )
+    show(f"{'total':9} {count:>15,} parameters, {size:>15,} bytes, {size / count:.4f} each")
+    show(f"written to {arguments.out}: tune adapters on it with --config.init_from={arguments.out}")
 
 
 def export_model(arguments: argparse.Namespace) -> None:
@@ -207,11 +206,11 @@ def _export_adapter(arguments: argparse.Namespace, run, card: str) -> None:
 
     if arguments.dry_run:
         for name, tensor in peft.adapter_tensors(run)[0].items():
-            print(f"  {name} {list(tensor.shape)}")
+            show(f"  {name} {list(tensor.shape)}")
         return
     base_name = str((run.origin or {}).get("source", "the base that it was tuned from"))
     names = peft.export_adapter(run, arguments.out, base_name, card)
-    print(f"written to {arguments.out}: {peft.CONFIG}, {len(names)} tensors, README.md")
+    show(f"written to {arguments.out}: {peft.CONFIG}, {len(names)} tensors, README.md")
 
 
 def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:
@@ -221,13 +220,13 @@ def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:
 
     if arguments.dry_run:
         for name, tensor in adapters.plan(run)[2].items():
-            print(f"  {name} {list(tensor.shape)}")
+            show(f"  {name} {list(tensor.shape)}")
         return
     card_path = f"{arguments.out}.md"
     exporting.check_free(card_path, file=True)
     names = adapters.export_adapter(run, arguments.out)
     files.atomic_write(card_path, card)
-    print(f"written to {arguments.out}: {len(names)} tensors, and its card to {card_path}")
+    show(f"written to {arguments.out}: {len(names)} tensors, and its card to {card_path}")
 
 
 def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
@@ -245,10 +244,10 @@ def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
     else:
         kind, _ = family.family_for_model(run.model, FAMILIES, origin.get("family"))
         name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
-    print(f"{run.path}: method {run.method.kind} -> {name} in {dtype}")
+    show(f"{run.path}: method {run.method.kind} -> {name} in {dtype}")
     if run.model.storage:
         kinds = ", ".join(run.model.storage_kinds)
-        print(f"the base is stored as {kinds}: what it reads as is written")
+        show(f"the base is stored as {kinds}: what it reads as is written")
     if arguments.dry_run:
         _print_sources(sources)
         merging.Merged(run)
@@ -260,13 +259,13 @@ def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
         with _bar(tensors) as bar:
             writer.export_gguf(run, arguments.out, dtype, lambda name: bar.update())
         files.atomic_write(card_path, card)
-        print(f"written to {arguments.out}, and its card to {card_path}")
+        show(f"written to {arguments.out}, and its card to {card_path}")
         return
     with _bar(tensors) as bar:
         exporting.export_huggingface(
             run, arguments.out, arguments.dtype, card, lambda name: bar.update()
         )
-    print(f"written to {arguments.out}: {tensors} tensors, tokenizer, {huggingface.CONFIG}, card")
+    show(f"written to {arguments.out}: {tensors} tensors, tokenizer, {huggingface.CONFIG}, card")
 
 
 def _resolve(path: str) -> str | Path:
@@ -278,9 +277,9 @@ def _resolve(path: str) -> str | Path:
 
 
 def _describe(model, with_sources: bool) -> None:
-    print(f"{model.path}: {model.family.architecture} in {model.dtype}\n{_shape(model.config)}")
+    show(f"{model.path}: {model.family.architecture} in {model.dtype}\n{_shape(model.config)}")
     for note in model.notes:
-        print(f"note       {note}")
+        show(f"note       {note}")
     if with_sources:
         _print_sources(model.sources)
 
@@ -302,7 +301,7 @@ def _print_sources(sources) -> None:
     for name, source in sources.items():
         part = f" from output {source.first}" if source.first else ""
         note = " transposed" if source.transposed else ""
-        print(f"  {name:44} {source.name} {list(source.shape)}{note}{part}")
+        show(f"  {name:44} {source.name} {list(source.shape)}{note}{part}")
 
 
 def _bar(total: int):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.config import cli, schema
+from research.runtime.terminal import show
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if results.answers is not None and (quality := results.quality):
         cut_count = results.answers.truncated
-        print(f"right answers: {quality:.1%} % of {quality.n}, {cut_count} cut")
+        show(f"right answers: {quality:.1%} % of {quality.n}, {cut_count} cut")
     for name, bits in report.get("bits_per_byte", {}).items():
-        print(f"{name}: {bits:.3f} bits per byte")
+        show(f"{name}: {bits:.3f} bits per byte")
     if arguments.out:
         files.write_json(arguments.out, report)

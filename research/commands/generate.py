@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
+from research.runtime import terminal
 
 if TYPE_CHECKING:
     from research.checkpoints.runs import Run
@@ -116,10 +117,10 @@ def _answer(arguments: argparse.Namespace) -> None:
                 texts = session.answers(batch)
                 for _ in batch:
                     for responder in responders:
-                        print(f"{responder.name}: {next(texts)}", flush=True)
+                        terminal.show_answer(f"{responder.name}: {next(texts)}")
         elif len(arguments.prompt) > 1:
             for text in session.answers(arguments.prompt):
-                print(text)
+                terminal.show_answer(text)
         else:
             for prompt in arguments.prompt or _read_prompts():
                 session.print_answer(prompt)
@@ -163,7 +164,7 @@ class _Session:
         answer = ""
         for text in tokenizer.stream(token for token in new_tokens if token not in ends):
             answer += text
-            print(text, end="", flush=True)
+            terminal.show_answer(text, end="")
         print(flush=True)
         self.messages.append({"role": "user", "content": prompt})
         self.messages.append({"role": "assistant", "content": answer})

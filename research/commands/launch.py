@@ -18,7 +18,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from research.runtime import signals
+from research.runtime import signals, terminal
 
 UNFOLLOWED = (
     "not followed any more. What was started goes on, and costs: the same command follows it "
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             status = target.start(job, arguments, shell)
         except KeyboardInterrupt:  # where no program has called signals.end_program
-            print(f"\nlaunch: {UNFOLLOWED}", flush=True)
+            terminal.show(f"\nlaunch: {UNFOLLOWED}", flush=True)
             status = 130
     raise SystemExit(status)
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from research.runtime.environment import ROOT
 from research.runtime.programs import run_program
+from research.runtime.terminal import show
 
 if TYPE_CHECKING:
     from research.preflight.examine import Prices
@@ -100,7 +101,7 @@ def _examine(arguments: argparse.Namespace) -> bool:
         overrides.append(f"data.batch_size={topology.rows(arguments.sequences_per_chip)}")
     experiment = cli.load(Experiment, arguments.config, overrides)
     report = examine.examine(experiment, topology, prices)
-    print(describe(report), flush=True)
+    show(describe(report), flush=True)
     _write(arguments, report.to_json())
     if not report.fits and arguments.tries > 0:
         fitting = _search(arguments, overrides, topology, prices)
@@ -126,7 +127,7 @@ def _examine_all(arguments: argparse.Namespace) -> bool:
             _write(arguments, rows)
     finally:
         if rows:
-            print(table(rows), flush=True)
+            show(table(rows), flush=True)
     return all(row["fits"] for row in rows)
 
 
@@ -144,11 +145,11 @@ def _examine_in_process(arguments: argparse.Namespace, topology: str) -> dict[st
         command = [sys.executable, "-m", "research.cli", "preflight", *flags, "--json", str(file)]
         process = run_program(command, stderr=subprocess.PIPE, text=True)
         if process.returncode in (0, 3):  # 3: it does not fit, which is a result
-            print(flush=True)
+            show(flush=True)
             return json.loads(file.read_text(encoding="utf-8"))
     why = (process.stderr.strip() or f"ended with {process.returncode}").splitlines()[-1]
     why = why.removeprefix("error: ")
-    print(f"{'NO':10} {topology}: {why}\n", flush=True)
+    show(f"{'NO':10} {topology}: {why}\n", flush=True)
     return Report(topology, arguments.slices, MemoryFit.refused(why)).to_json()
 
 
@@ -158,7 +159,7 @@ def _search(
     """Prints the nearest configs as they are compiled; those that fit."""
     from research.preflight import alternatives
 
-    print("\nlooking for the nearest configs that fit", flush=True)
+    show("\nlooking for the nearest configs that fit", flush=True)
     fitting = []
     for alternative in alternatives.nearest(
         arguments.config, overrides, topology, prices, arguments.tries
@@ -168,14 +169,14 @@ def _search(
         if alternative.report.fits:
             assert estimate is not None
             fitting.append(alternative)
-            print(
+            show(
                 f"{'fits':10} {flags}\n{'':10} {peak:.2f} GiB, at best "
                 f"{estimate.tokens_per_second:,.0f} tokens/s",
                 flush=True,
             )
         else:
             size = "" if peak is None else f" {peak:.2f} GiB:"
-            print(f"{'no':10}{size} {flags}", flush=True)
+            show(f"{'no':10}{size} {flags}", flush=True)
     if not fitting:
-        print("none found: take more chips, fewer rows (data.batch_size), or a smaller model")
+        show("none found: take more chips, fewer rows (data.batch_size), or a smaller model")
     return fitting

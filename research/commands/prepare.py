@@ -16,6 +16,8 @@ DIR. Needs `tools/setup prepare`; docs/guides/preparation.md tells more.
 import sys
 from collections.abc import Sequence
 
+from research.runtime.terminal import show
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     from research.config import cli
@@ -33,6 +35,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         config = cli.load(PreparationConfig, arguments.config, arguments.overrides)
         if arguments.dry_run:
-            print(pipeline.describe_plan(pipeline.make_plan(config, arguments.out)))
+            show(pipeline.describe_plan(pipeline.make_plan(config, arguments.out)))
             return
         pipeline.prepare(config, arguments.out, Runner(command_line[split + 1 :]))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from research.config import cli
+from research.runtime.terminal import show
 
 if TYPE_CHECKING:
     from research.objectives.base import Objective
@@ -40,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples = (sample(source, data.objective, arguments.bytes) for source in sources)
         trained = tokenizer.train(itertools.chain.from_iterable(samples), arguments.vocabulary)
         trained.save(arguments.out)
-    print(f"{arguments.out}: {trained.vocabulary_size} tokens, {trained.fingerprint()[:16]}")
+    show(f"{arguments.out}: {trained.vocabulary_size} tokens, {trained.fingerprint()[:16]}")
     if trained.vocabulary_size < arguments.vocabulary:
-        print(f"(the text has no more pairs that occur twice; {arguments.vocabulary} were asked)")
+        show(f"(the text has no more pairs that occur twice; {arguments.vocabulary} were asked)")
 
 
 def sample(source: Any, objective: Objective, limit: int) -> Iterator[str]:

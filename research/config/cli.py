@@ -25,6 +25,7 @@ from research.config.renamed import current_path
 from research.config.schema import Location, build, to_dict, types_at
 from research.config.suggestions import suggestion
 from research.config.user_code import errors_with_line, load_file
+from research.runtime.terminal import clean_log_lines, printable, show
 
 T = TypeVar("T")
 
@@ -130,22 +131,23 @@ def on_disk(text: str) -> Path:
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """Wrong input ends a program with its message; only our own mistakes end with a traceback."""
+    clean_log_lines()
     try:
         yield
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except Exception as error:
         from research.runtime import storage
 
         message = storage.describe_storage_error(error)
         if message is None or not storage.is_from_storage_library(error):
             raise
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {printable(message)}")
     except KeyboardInterrupt as interrupt:  # its message, where there is one, says what is saved
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        show(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)
 
 

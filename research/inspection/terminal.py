@@ -18,6 +18,7 @@ from rich.text import Text
 from research.inspection.rows import Row, RunData, Segment, TokenSpan, token_spans
 from research.inspection.summary import NEAR, SplitSummary
 from research.reports.tables import Column, text_table
+from research.runtime.terminal import printable
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
@@ -215,7 +216,7 @@ def show_summary(data: RunData, summaries: Sequence[SplitSummary]) -> str:
     if sentences := findings(summaries):
         blocks.append("worth a look\n" + "\n".join(f"  - {line}" for line in sentences))
     blocks.append(verdict(data.faults))
-    return "\n\n".join(blocks)
+    return printable("\n\n".join(blocks))
 
 
 def verdict(faults: Sequence[str]) -> str:
@@ -234,7 +235,8 @@ def histogram_bars(counts: Sequence[float]) -> str:
 
 
 def clean(text: str, mark_lines: bool = True) -> str:
-    """Text that moves no cursor: control characters are spelt out, the end of a line shown."""
+    """Text in which all that cannot be seen is spelt out, for whoever studies it; `printable`
+    leaves what a terminal does not obey, such as joiners."""
     printable = "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
         for char in text
@@ -276,7 +278,7 @@ def show_row(row: Row, tokenizer: Tokenizer, color: bool = False, boundaries: bo
     )
     lines = [Text.assemble((f"step {row.step}, row {row.number}", STRONG), counts)]
     for segment in row.segments:
-        lines.append(Text.assemble("  ", (describe(segment), QUIET)))
+        lines.append(Text.assemble("  ", (printable(describe(segment)), QUIET)))
         text = _segment_text(segment, tokenizer, color, boundaries)
         for line in text.split("\n", allow_blank=True):
             lines.append(Text.assemble("    ", line))

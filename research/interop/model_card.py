@@ -8,6 +8,7 @@ from typing import Any
 
 from research.checkpoints.runs import Run
 from research.runtime import storage
+from research.runtime.terminal import printable
 
 UNKNOWN = "not stated"
 
@@ -56,7 +57,7 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
     lines += ["", "## Data", "", *_data(run), "", "## Training", "", *_training(run, summary)]
     lines += ["", "## Evaluation", "", *_evaluation(summary, evaluation)]
     lines += ["", "## Use", "", _USE[form], "", *_template(run)]
-    return "\n".join(lines).rstrip() + "\n"
+    return printable("\n".join(lines).rstrip()) + "\n"
 
 
 def _method(run: Run) -> str:

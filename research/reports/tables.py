@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from research.reports.markup import render
 from research.reports.statistics import Estimate, PairedDifference
+from research.runtime.terminal import printable
 
 __all__ = ["Column", "format_si", "table", "text_table"]
 
@@ -86,7 +87,10 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] | No
     columns = _resolve_columns(rows, columns)
     lines = [[f"{c.header} ({c.unit})" if c.unit else c.header for c in columns]]
     lines += [[_format_value(row.get(c.key), c) for c in columns] for row in rows]
-    lines = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
+    lines = [
+        [printable(cell.replace("|", r"\|").replace("\n", " "), lines=False) for cell in line]
+        for line in lines
+    ]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
     right = [_is_numeric(rows, column) for column in columns]
     rule = ["-" * (w - 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)]

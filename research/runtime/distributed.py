@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from research.runtime import signals
+from research.runtime import signals, terminal
 
 # seconds without a sign of life after which a process counts as gone, and the others end too
 HEARTBEAT_SECONDS = 20
@@ -143,7 +143,7 @@ def abort_on_error() -> Iterator[None]:
         if isinstance(error, SystemExit):
             print(f"{_process_name()}: {error.code}", file=sys.stderr, flush=True)
         else:
-            traceback.print_exc()
+            terminal.show(traceback.format_exc(), end="", file=sys.stderr)
             sys.stderr.flush()
         os._exit(1)
 

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from research.runtime import terminal
+
 log = logging.getLogger(__name__)
 
 WAITING = 1000  # calls that may wait for an observer
@@ -125,7 +127,7 @@ class TensorBoard(Observer):
 def show(text: str) -> None:
     """Prints a line of the run; where nobody reads it, or it cannot be written, nobody does."""
     try:
-        print(text, flush=True)
+        terminal.show(text, flush=True)
     except OSError as error:
         log.warning("standard output is lost: %s. The run goes on", error)
         # whatever is printed later, and what Python flushes at its end
