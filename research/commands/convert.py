@@ -205,12 +205,16 @@ def _export_adapter(arguments: argparse.Namespace, run, card: str) -> None:
     from research.interop.peft import exporting as peft
 
     if arguments.dry_run:
-        for name, tensor in peft.adapter_tensors(run)[0].items():
+        tensors, content = peft.adapter_tensors(run)
+        for name, tensor in tensors.items():
             show(f"  {name} {list(tensor.shape)}")
+        show(f"note       {peft.serving_note(run, tensors, content)}")
         return
     base_name = str((run.origin or {}).get("source", "the base that it was tuned from"))
-    names = peft.export_adapter(run, arguments.out, base_name, card)
-    show(f"written to {arguments.out}: {peft.CONFIG}, {len(names)} tensors, README.md")
+    export = peft.export_adapter(run, arguments.out, base_name, card)
+    show(f"written to {arguments.out}: {peft.CONFIG}, {len(export.names)} tensors, README.md")
+    for note in export.notes:
+        show(f"note       {note}")
 
 
 def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:

@@ -49,7 +49,7 @@ def export_huggingface(
             read_parameter,
             dtype=dtype or origin.get("dtype", "float32"),
             dtypes=None if dtype else origin.get("dtypes"),
-            files=_tokenizer_files(run) | run.sidecar_files,
+            files=tokenizer_files(run) | run.sidecar_files,
             kind=origin.get("family"),
             file_size=file_size,
         )
@@ -146,7 +146,7 @@ def _full_disk_errors(out: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _tokenizer_files(run: Run) -> dict[str, bytes]:
+def tokenizer_files(run: Run) -> dict[str, bytes]:
     """The tokenizer as transformers reads it, for a model that came without such files."""
     tokenizer, roles = run.tokenizer, run.tokenizer.roles
     token_names = {f"{theirs}_token": roles[role] for theirs, role in _ROLES.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -14,13 +15,16 @@ from research import sharding
 from research.adapters.merging import Merged
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
-from research.interop import tensor_files
-from research.interop.exporting import whole_or_nothing
+from research.interop import huggingface, tensor_files
+from research.interop.exporting import tokenizer_files, whole_or_nothing
+from research.interop.families import FAMILIES
+from research.interop.family import family_for_model
 from research.interop.fields import UnsupportedModelError
-from research.interop.peft import config, joined, prompts, saved_weights
+from research.interop.peft import config, joined, prompts, saved_weights, vllm
 from research.interop.peft.joined import PREFIX, TargetModules, target_modules
 from research.methods import LoHa, Method, Partial, Prefix, Prompt, Several, VeRA
 from research.methods.oft import OFT
+from research.text import chat_template
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # PEFT's names for a delta's leaves
@@ -45,15 +49,26 @@ _LEAVES: dict[str, dict[str, str]] = {
 PROJECTIONS = {"a": "base_model.vera_A", "b": "base_model.vera_B"}
 
 
-def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list[str]:
-    """Writes a run's adapter as PEFT opens it on the base of transformers.
+@dataclasses.dataclass(frozen=True)
+class AdapterExport:
+    """What was written.
+
+    Attributes:
+      names: of the tensors.
+      notes: what whoever serves it should know.
+    """
+
+    names: list[str]
+    notes: tuple[str, ...]
+
+
+def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> AdapterExport:
+    """Writes a run's adapter as PEFT opens it on the base of transformers, with its tokenizer and
+    template where they are not the base's.
 
     Args:
       base: what `PeftModel` should know as the base's name.
-      card: the text of its README.md.
-
-    Returns:
-      The names of the tensors.
+      card: the text of its README.md; what there is to say of serving comes behind.
 
     Raises:
       UnsupportedModelError: the method is none of PEFT's, or the base none of transformers'.
@@ -64,14 +79,44 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> list
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
+    files, notes = _own_files(run), [serving_note(run, tensors, content)]
+    if chat_template.TEMPLATE in files:
+        notes.append(f"It has a chat template of its own, {chat_template.TEMPLATE}")
     with whole_or_nothing(out, last=CONFIG) as folder:
         (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         sizes = {name: value.shape for name, value in tensors.items()}
         names = list(tensor_files.write(folder, sizes, np.float32, 2**63, tensors.__getitem__))
         (folder / tensor_files.ONE).rename(folder / WEIGHTS)
+        for name, file in files.items():
+            (folder / name).write_bytes(file)
         if card:
-            (folder / "README.md").write_text(card, encoding="utf-8")
-    return names
+            text = "\n".join([card.rstrip(), "", "## Serving", "", *(f"- {n}" for n in notes), ""])
+            (folder / "README.md").write_text(text, encoding="utf-8")
+    return AdapterExport(names, tuple(notes))
+
+
+def serving_note(run: Run, tensors: Mapping[str, np.ndarray], content: Mapping[str, Any]) -> str:
+    """Whether vLLM serves a run's adapter, and how.
+
+    Args:
+      tensors, content: as `adapter_tensors` gives them.
+    """
+    family, _ = family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
+    shapes = {name: value.shape for name, value in tensors.items()}
+    return vllm.describe(content, shapes, family.kind, run.model.vocabulary)
+
+
+def _own_files(run: Run) -> dict[str, bytes]:
+    """The tokenizer's files of a run that has another tokenizer or template than its base."""
+    own, base = run.tokenizer, (run.base or run).tokenizer
+    if own.fingerprint() == base.fingerprint() and own.chat_template == base.chat_template:
+        return {}
+    files = tokenizer_files(run) | run.sidecar_files
+    return {
+        name: file
+        for name, file in files.items()
+        if name not in (huggingface.CONFIG, "generation_config.json")
+    }
 
 
 def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
