@@ -93,10 +93,12 @@ def summarize(checkpoint: Checkpoint) -> AdapterSummary:
 
     Raises:
       ValueError: its metadata does not fit this version.
+      CheckpointError: a file of it is missing or damaged.
     """
     metadata, checksums = checkpoint.metadata(), checkpoint.checksums("model/")
     method = runs.method_of(metadata, str(checkpoint.path))
-    base = metadata["base"]
+    with checkpoint.errors_in("metadata.json"):
+        base = {name: str(metadata["base"][name]) for name in ("path", "fingerprint")}
     sizes = [math.prod(checksum.shape) for checksum in checksums.values()]
     item_sizes = [jnp.dtype(checksum.dtype).itemsize for checksum in checksums.values()]
     return AdapterSummary(

@@ -5,10 +5,15 @@ array is compared with the checksums stored at saving: Orbax notices a file that
 truncated, but not one whose bytes have changed.
 """
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
 from research.checkpoints.fingerprint import Checksum
-from research.runtime.files import LinkError, check_no_link
+from research.runtime.files import check_no_link
 from research.runtime.storage import (
     absolute,
     describe_storage_error,
@@ -36,7 +41,9 @@ Abstract = Mapping[str, jax.ShapeDtypeStruct]
 MARKERS = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # bytes of chunks in flight while one array is read; chunks have 64 MiB at most
 _READ_AHEAD = 2**28
-OWN_FILES = ("metadata.json", "metrics.json", "arrays.json")
+# sha256 of each of the small files, by name; checkpoints of old have none
+DIGESTS = "digests.json"
+OWN_FILES = ("metadata.json", "metrics.json", "arrays.json", DIGESTS)
 
 
 class CheckpointError(OSError):
@@ -70,27 +77,24 @@ class Checkpoint:
           CheckpointError: they cannot be read.
         """
         try:
-            paths = sorted((self.path / "files").iterdir(), key=lambda path: path.name)
-            for path in paths:
-                check_no_link(path, self.path)
-            return {path.name: path.read_bytes() for path in paths if path.name not in OWN_FILES}
-        except LinkError:
-            raise
+            names = sorted(path.name for path in (self.path / "files").iterdir())
         except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
             raise self.unreadable(error) from error
+        return {name: self._read_file(name) for name in names if name not in OWN_FILES}
 
     def checksums(self, prefix: str = "") -> dict[str, Checksum]:
         """The stored checksums of the arrays under `prefix`, by name without it."""
-        try:
+        entries = self._json("arrays.json")
+        with self.errors_in("arrays.json"):
             return {
                 name.removeprefix(prefix): Checksum(
-                    tuple(entry["shape"]), entry["dtype"], (entry["sums"][0], entry["sums"][1])
+                    tuple(entry["shape"]),
+                    jnp.dtype(entry["dtype"]).name,
+                    (entry["sums"][0], entry["sums"][1]),
                 )
-                for name, entry in self._json("arrays.json").items()
+                for name, entry in entries.items()
                 if name.startswith(prefix)
             }
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise self.unreadable(error) from error
 
     def fingerprint(self, prefix: str = "") -> str:
         """The fingerprint of the arrays under `prefix`, from the checksums only.
@@ -136,6 +140,7 @@ class Checkpoint:
         }
         context = ocp.Context()
         context.pytree.loading.partial_load = True
+        _silence_late_errors()
         try:
             with context:
                 arrays: Arrays = ocp.load(self.path, target)
@@ -174,6 +179,7 @@ class Checkpoint:
         }
         if not target:
             return {}
+        _silence_late_errors()
         try:
             with context:
                 arrays: dict[str, np.ndarray] = ocp.load(self.path, target)
@@ -191,11 +197,40 @@ class Checkpoint:
             names = ", ".join(damaged_names[:8])
             raise self.unreadable(f"the content of {names}{more} has changed")
 
-    def _json(self, name: str) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def errors_in(self, name: str) -> Iterator[None]:
+        """What a damaged small file makes fail while it is understood, as its CheckpointError."""
         try:
-            return json.loads((self.path / "files" / name).read_text())
+            yield
+        except KeyError as error:
+            raise self.unreadable(f"files/{name}: there is no {error}") from error
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            raise self.unreadable(error, f"files/{name}: ") from error
+
+    def _json(self, name: str) -> dict[str, Any]:
+        content = self._read_file(name)
+        with self.errors_in(name):
+            value = json.loads(content)
+            if not isinstance(value, dict):
+                raise ValueError(f"{value!r:.40} is no JSON object")
+        return value
+
+    @functools.cached_property
+    def _digests(self) -> dict[str, str] | None:
+        """sha256 of the small files, by name; None: it is a checkpoint of old."""
+        return self._json(DIGESTS) if (self.path / "files" / DIGESTS).exists() else None
+
+    def _read_file(self, name: str) -> bytes:
+        path = self.path / "files" / name
+        check_no_link(path, self.path)
+        try:
+            content = path.read_bytes()
         except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
             raise self.unreadable(error, f"files/{name}: ") from error
+        digests = None if name == DIGESTS else self._digests
+        if digests is not None and digests.get(name) != sha256(content):
+            raise self.unreadable(f"files/{name} is not what was saved")
+        return content
 
     def unreadable(self, cause: Exception | str, where: str = "") -> CheckpointError:
         """The error for what cannot be read: the folder, the cause and the steps beside it."""
@@ -256,6 +291,11 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
     return Checkpoint(folder / str(steps[-1] if step is None else step))
 
 
+def sha256(content: bytes) -> str:
+    """The digest of a small file."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def _check_fit(
     abstract: Abstract, file_arrays: Abstract, partial: bool, cast: bool, what: str
 ) -> None:
@@ -292,6 +332,28 @@ def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
 
 def _is_committed(folder: epath.Path) -> bool:
     return all((folder / marker).exists() for marker in MARKERS)
+
+
+@functools.cache
+def _silence_late_errors() -> None:
+    """Silences what TensorStore and asyncio print around the error of a read, from here on.
+
+    When one array cannot be read, those that are read beside it have nobody who waits for them:
+    callbacks find Orbax's event loop closed, and asyncio tells of each error by itself.
+    """
+    print_unraisable = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            print_unraisable(unraisable)
+
+    def is_news(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not ("exception was never retrieved" in message and "orbax" in message)
+
+    sys.unraisablehook = report
+    logging.getLogger("asyncio").addFilter(is_news)
 
 
 def reason(cause: Exception | str) -> str:

@@ -8,6 +8,7 @@ JSON-safe metadata dict, metrics and small files. On disk, written by Orbax:
       files/metrics.json           metrics, numbers that are not finite as null
       files/arrays.json            name -> shape, dtype and two checksums of the content
       files/tokenizer.json ...     the caller's files
+      files/digests.json           name -> sha256 of each of these files
       state/                       the arrays; `orbax.checkpoint.v1.load(folder)` reads them too
       commit_success.txt           written last, so a folder without it is not a checkpoint
 
@@ -37,6 +38,7 @@ from orbax.checkpoint import v1 as ocp
 from research import __version__
 from research.checkpoints import fingerprint
 from research.checkpoints.checkpoint import (
+    DIGESTS,
     OWN_FILES,
     Abstract,
     Arrays,
@@ -45,6 +47,7 @@ from research.checkpoints.checkpoint import (
     open_checkpoint,
     reason,
     scan,
+    sha256,
 )
 from research.checkpoints.removal import remove_leftovers, remove_step
 from research.runtime.files import check_no_link
@@ -355,6 +358,7 @@ class _Files:
     async def _write(self, directory: ocp.path.PathAwaitingCreation) -> None:
         folder = await directory.await_creation()
         contents = {**self._contents, "arrays.json": self._describe()}
+        contents[DIGESTS] = _json_bytes({name: sha256(text) for name, text in contents.items()})
         if jax.process_index() == 0:
             for name, content in contents.items():
                 (folder / name).write_bytes(content)

@@ -127,31 +127,45 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
 
     Raises:
       FileNotFoundError: no checkpoint there, or the base is gone.
+      CheckpointError: a file of it is missing or damaged.
       ValueError: the base is not the one that the run was tuned on.
     """
     checkpoint = open_checkpoint(path)
     metadata = checkpoint.metadata()
     where = f"{checkpoint.path}: metadata"
-    experiment = metadata["experiment"]
+    with checkpoint.errors_in("metadata.json"):
+        experiment, model, recorded_base = (
+            metadata[name] for name in ("experiment", "model", "base")
+        )
+        origin, roles = metadata.get("imported"), dict(metadata.get("roles", {}))
+        if recorded_base is not None:
+            recorded_base = {name: str(recorded_base[name]) for name in ("path", "fingerprint")}
     if experiment is not None:
         experiment = schema.build(Experiment, experiment, f"{where}.experiment")
-    files = checkpoint.files()
-    tokenizer = tokenizers.from_json(
-        files[TOKENIZER].decode(),
-        f"{checkpoint.path}: {TOKENIZER}",
-        **metadata.get("roles", {}),
-    )
-    tokenizer.chat_template = chat_template.find_template(files)
-    tokenizer.template_tokens |= chat_template.find_tokens(files)
     return Run(
         checkpoint=checkpoint,
         experiment=experiment,
-        model=schema.build(ModelConfig, metadata["model"], f"{where}.model"),
-        tokenizer=tokenizer,
-        base=_open_base(checkpoint, metadata["base"], base),
+        model=schema.build(ModelConfig, model, f"{where}.model"),
+        tokenizer=_read_tokenizer(checkpoint, roles),
+        base=_open_base(checkpoint, recorded_base, base),
         method=method_of(metadata, str(checkpoint.path)),
-        origin=metadata.get("imported"),
+        origin=origin,
     )
+
+
+def _read_tokenizer(checkpoint: Checkpoint, roles: Mapping[str, str]) -> tokenizers.Tokenizer:
+    """The tokenizer of a checkpoint, with its chat template.
+
+    Raises:
+      CheckpointError: one of their files is missing or damaged.
+    """
+    files = checkpoint.files()
+    with checkpoint.errors_in(TOKENIZER):
+        tokenizer = tokenizers.from_json(files[TOKENIZER].decode(), TOKENIZER, **roles)
+    template_names = [n for n in (chat_template.TEMPLATE, chat_template.SETTINGS) if n in files]
+    with checkpoint.errors_in((template_names or [TOKENIZER])[0]):
+        tokenizer.chat_template = chat_template.find_template(files)
+    return tokenizer
 
 
 def _open_base(
@@ -187,7 +201,7 @@ def method_of(metadata: Mapping[str, Any], path: str) -> Method:
     Raises:
       ValueError: this version has no such method.
     """
-    method = metadata.get("method") or (metadata["experiment"] or {}).get("method")
+    method = metadata.get("method") or (metadata.get("experiment") or {}).get("method")
     if method is None:
         return methods.Full()
     return schema.build(MethodConfig, method, f"{path}: metadata.method", "Method")

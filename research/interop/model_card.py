@@ -9,6 +9,7 @@ from typing import Any
 from research.checkpoints.runs import Run
 from research.runtime import storage
 from research.runtime.terminal import printable
+from research.training.summary import SUMMARY, read_summary
 
 UNKNOWN = "not stated"
 
@@ -126,6 +127,6 @@ def _template(run: Run) -> list[str]:
 
 def _summary(run: Run) -> dict[str, Any]:
     """The summary that the run wrote at its end; empty for a checkpoint of one that goes on."""
-    path = run.path.parent.parent / "summary.json"
-    summary = json.loads(path.read_text()) if storage.is_file(path) else {}
+    workdir = run.path.parent.parent
+    summary = read_summary(workdir) if storage.is_file(workdir / SUMMARY) else {}
     return summary if summary.get("steps") == run.checkpoint.step else {}

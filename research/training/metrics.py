@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,7 @@ class MetricsWriter:
             enabled: False makes every method do nothing. Default: whether this is process 0.
         """
         self.enabled = jax.process_index() == 0 if enabled is None else enabled
+        self.lines = 0  # of the JSONL now
         if not self.enabled:
             return
         folder = storage.absolute(workdir)
@@ -65,9 +67,10 @@ class MetricsWriter:
         path = Path(folder) / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _drop_lines(path, start_step)
+            self.lines = _drop_lines(path, start_step)
         self._folder, self._mirrored = path.parent, time.monotonic()
-        self._path, self._file = path, path.open("a", encoding="utf-8")
+        self._path = path
+        self._open()
         self._board = TensorBoard(path.parent / TENSORBOARD, start_step)
         self._copier = Observer(f"the copy of metrics in {workdir}") if self._remote else None
 
@@ -80,7 +83,8 @@ class MetricsWriter:
                 which only the JSONL gets. Names with a slash are grouped by TensorBoard.
 
         Raises:
-            OSError: the disk is full; names the file, which is whole up to the line before.
+            OSError: the disk is full, or the run's folder is gone; names the file, which is whole
+              up to the line before.
         """
         if not self.enabled:
             return
@@ -95,17 +99,71 @@ class MetricsWriter:
             scalars[name] = number
         self._board.write(step, scalars)
         try:
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._keep_file()
+            self._size += self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
+            self.lines += 1
         except OSError as error:
             raise OSError(
-                f"{self._path}: the metrics of step {step} could not be written: {error.strerror}. "
-                "Free disk space and start the same command again: it goes on at its last "
-                "checkpoint"
+                f"{self._path}: the metrics of step {step} could not be written: "
+                f"{error.strerror or error}. Free disk space, or mend that, and start the same "
+                "command again: it goes on at its last checkpoint"
             ) from error
         if self._copier and time.monotonic() - self._mirrored > self.MIRROR:
             self._mirrored = time.monotonic()
             self._copier.push(self._copy)
+
+    def _open(self) -> None:
+        """Opens the JSONL for lines at its end, and for what it has, should it be deleted."""
+        self._file = self._path.open("a+", encoding="utf-8")
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    def _keep_file(self) -> None:
+        """Sees to it that the next line goes to the file of that name, and says what became of it.
+
+        What was deleted is written again; a file that took its place, or was cut, is gone on with.
+
+        Raises:
+          OSError: the folder is gone.
+        """
+        try:
+            there = self._path.lstat()
+        except FileNotFoundError:
+            if not self._folder.is_dir():
+                raise OSError("the folder of the run was deleted or moved") from None
+            self._file.seek(0)
+            content = self._file.read()
+            files.atomic_write(self._path, content)
+            log.warning("%s was deleted while the run writes it: it is written again", self._path)
+        else:
+            if os.path.samestat(there, os.fstat(self._file.fileno())):
+                if there.st_size < self._size:
+                    log.warning(
+                        "%s was cut from %d to %d bytes while the run writes it: the run goes on "
+                        "at its end, and what was cut is lost",
+                        self._path,
+                        self._size,
+                        there.st_size,
+                    )
+                    self._reopen()
+                return
+            log.warning(
+                "%s was replaced by another file while the run writes it: the run goes on at its "
+                "end",
+                self._path,
+            )
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """Takes the file that is there now as the run's."""
+        self._file.close()
+        files.check_no_link(self._path, self._folder)
+        self._open()
+        self._file.seek(0)
+        text = self._file.read()
+        self.lines = text.count("\n")
+        if text and not text.endswith("\n"):
+            self._file.write("\n")  # of a torn line, which is told when it is read
 
     def mirror(self) -> None:
         """Copies the files to the bucket, if the folder is in one, and waits for that a while; a
@@ -167,6 +225,8 @@ def _read_lines(path: Any) -> Iterator[tuple[dict[str, Any], str]]:
         yield row, line.decode()
 
 
-def _drop_lines(path: Path, start_step: int) -> None:
-    with files.atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(line for row, line in _read_lines(path) if row["step"] < start_step)
+def _drop_lines(path: Path, start_step: int) -> int:
+    """Drops lines of later steps; returns how many stay."""
+    lines = [line for row, line in _read_lines(path) if row["step"] < start_step]
+    files.atomic_write(path, "".join(lines))
+    return len(lines)

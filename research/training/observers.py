@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from research.runtime import terminal
 
@@ -113,13 +114,16 @@ class TensorBoard(Observer):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)  # a run whose folder is gone does not get one here
         # two starts in one second have names of their own
         self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
         start = SessionLog(status=SessionLog.START)
         self._write(Event(step=first_step, wall_time=time.time(), session_log=start))
 
-    def _write(self, event: object) -> None:
+    def _write(self, event: Any) -> None:
+        if not os.path.exists(path := self._writer._file_name):
+            self._open(event.step)  # the rest goes to a new file
+            self._lose(f"{path} was deleted while the run writes it")
         self._writer.write_event(event)
         self._writer._py_recordio_writer._writer.flush()  # without waiting for the disk
 

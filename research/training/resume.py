@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import jax
 
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import Checkpointer, library_versions
@@ -16,9 +18,12 @@ from research.data.pipeline import Pipeline
 from research.experiment import Experiment
 from research.optim import extension
 from research.optim.schedules import ScheduleConfig
-from research.runtime import distributed
+from research.runtime import distributed, storage
+from research.training.metrics import METRICS, read_metrics
 from research.training.summary import SUMMARY, Summary
 from research.training.workdir import claim_workdir
+
+log = logging.getLogger(__name__)
 
 # fields of an experiment that may change between two starts of one run: its number of steps, the
 # mesh, and what is only measured or kept; opening the run compares the base's fingerprint, and
@@ -49,12 +54,14 @@ class Start:
     Attributes:
       step, seconds: what it has behind it; zeros if it is new.
       schedule: its learning rates, those of the steps behind it included.
+      metrics_lines: how many its metrics had then; None: its checkpoint does not say.
       summary: of a finished run.
     """
 
     step: int
     seconds: float
     schedule: ScheduleConfig
+    metrics_lines: int | None = None
     summary: Summary | None = None
 
 
@@ -73,12 +80,13 @@ def find_start(
 
     Raises:
       ValueError: another process is training there, or the folder holds another run, a run on
-        other data, or one whose learning rates would bend.
+        other data, or one whose learning rates would bend; a line of its metrics is broken.
     """
     start = _find_start(checkpointer, experiment, data, workdir)
     if claim and start.summary is None:
         claim_workdir(workdir)
         start = _find_start(checkpointer, experiment, data, workdir)
+    check_metrics(start, workdir)
     return start
 
 
@@ -92,11 +100,14 @@ def _find_start(
     assert saved.experiment is not None  # imported models lie in no run's checkpoints
     metadata = saved.checkpoint.metadata()
     check_same_run(experiment, saved.experiment, workdir)
-    check_same_data(metadata, data, workdir)
+    with saved.checkpoint.errors_in("metadata.json"):
+        fingerprints, seconds = dict(metadata["data"]), float(metadata["seconds"])
+        fingerprints["the tokenizer"] = metadata["tokenizer"]
+    check_same_data(fingerprints, data, workdir)
     schedule = find_schedule(experiment, saved.experiment, step, workdir)
     is_finished = step >= experiment.steps and (workdir / SUMMARY).exists()
     summary = Summary.read(workdir) if is_finished else None
-    return Start(step, metadata["seconds"], schedule, summary)
+    return Start(step, seconds, schedule, metadata.get("metrics_lines"), summary)
 
 
 def find_schedule(now: Experiment, then: Experiment, step: int, workdir: Path) -> ScheduleConfig:
@@ -133,20 +144,44 @@ def check_same_run(now: Experiment, then: Experiment, workdir: Path) -> None:
         )
 
 
-def check_same_data(metadata: Mapping[str, Any], data: Pipeline, workdir: Path) -> None:
+def check_same_data(then: Mapping[str, str], data: Pipeline, workdir: Path) -> None:
     """Refuses to resume on text or a tokenizer whose content is not what it was.
+
+    Args:
+      then: the fingerprints of the sources, by name, and of "the tokenizer".
 
     Raises:
       ValueError: naming the sources that differ.
     """
-    saved = metadata["data"]
-    changed_names = [name for name, mark in data.fingerprints.items() if saved[name] != mark]
-    if metadata["tokenizer"] != data.tokenizer.fingerprint():
-        changed_names.append("the tokenizer")
+    now = {**data.fingerprints, "the tokenizer": data.tokenizer.fingerprint()}
+    changed_names = [name for name, fingerprint in now.items() if then.get(name) != fingerprint]
     if changed_names:
         raise ValueError(
             f"{workdir} was trained on other content of {', '.join(changed_names)}; put it back, "
             "or choose another --workdir"
+        )
+
+
+def check_metrics(start: Start, workdir: Path) -> None:
+    """Says how many lines of the metrics that a checkpoint stands on are gone; it goes on without.
+
+    Raises:
+      ValueError: a line is broken.
+    """
+    if jax.process_index() != 0 or not start.metrics_lines:
+        return
+    path = storage.absolute(workdir) / METRICS
+    rows = read_metrics(path) if storage.is_file(path) else []
+    count = sum(row["step"] <= start.step for row in rows)
+    if count < start.metrics_lines:
+        log.warning(
+            "%s has %d of the %d lines that it had when step %d was saved: the others were lost or "
+            "deleted. The run goes on without them; to have them, stop it, put the file back and "
+            "start again",
+            path,
+            count,
+            start.metrics_lines,
+            start.step,
         )
 
 

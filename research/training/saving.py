@@ -77,7 +77,8 @@ class RunSaver:
         checkpointer.save(
             step,
             stacking.unstack_for_saving({name: arrays[name] for name in names}),
-            self._metadata | {"seconds": self._timing.total_seconds},
+            self._metadata
+            | {"seconds": self._timing.total_seconds, "metrics_lines": self._writer.lines},
             # an older model's metrics say nothing of this one
             metrics=evaluation.metrics if evaluation.step == step else None,
             files=self._files,

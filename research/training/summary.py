@@ -74,11 +74,30 @@ class Summary:
 
     @classmethod
     def read(cls, workdir: Path) -> Summary:
-        """The summary in a run's folder; what an older version did not write is None."""
-        content = json.loads((workdir / SUMMARY).read_text())
+        """The summary in a run's folder; what an older version did not write is None.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        content = read_summary(workdir)
         names = [field.name for field in dataclasses.fields(cls) if field.name != "metrics"]
         fields = {name: content.pop(name, None) for name in names}
         return cls(metrics=content, **fields)
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return dict(json.loads((workdir / SUMMARY).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{workdir / SUMMARY} is damaged ({error}): delete it, and graft train with the run's "
+            "config writes it again"
+        ) from error
 
 
 def summarize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -90,3 +91,54 @@ def test_only_process_zero_writes(tmp_path: Path) -> None:
     with metrics.MetricsWriter(tmp_path / "none", enabled=False) as writer:
         writer.write(1, {"loss": 1.0})
     assert not (tmp_path / "none").exists()
+
+
+def steps(folder: Path) -> list[int]:
+    return [row["step"] for row in metrics.read_metrics(folder / "metrics.jsonl")]
+
+
+def test_what_is_deleted_while_training_is_written_again(tmp_path, caplog) -> None:
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+        (tmp_path / "metrics.jsonl").unlink()
+        writer._board.flush()
+        for event_file in (tmp_path / "tensorboard").iterdir():
+            event_file.unlink()
+        writer.write(2, {"loss": 0.5})
+        assert steps(tmp_path) == [1, 2] and writer.lines == 2
+        writer.write(3, {"loss": 0.5})
+    assert steps(tmp_path) == [1, 2, 3]
+    assert caplog.text.count("was deleted while the run writes it: it is written again") == 1
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert "was deleted while the run writes it. The run goes on" in caplog.text
+
+
+def test_what_is_cut_or_replaced_while_training_is_gone_on_with_and_said(tmp_path, caplog) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.write(2, {"loss": 1.0})
+        os.truncate(path, path.stat().st_size // 2)
+        writer.write(3, {"loss": 1.0})
+        assert steps(tmp_path) == [1, 3] and writer.lines == 2
+        assert "metrics.jsonl was cut from" in caplog.text and "what was cut is lost" in caplog.text
+        (tmp_path / "other").write_text('{"step": 1, "loss": 2.0}\n')
+        (tmp_path / "other").replace(path)
+        writer.write(4, {"loss": 1.0})
+        assert steps(tmp_path) == [1, 4] and writer.lines == 2
+        assert "was replaced by another file while the run writes it" in caplog.text
+        outside = tmp_path / "outside"
+        path.rename(outside)
+        path.symlink_to(outside)
+        with pytest.raises(OSError, match="is a symbolic link"):
+            writer.write(5, {"loss": 1.0})
+            writer.write(6, {"loss": 1.0})
+
+
+def test_a_folder_that_is_gone_ends_the_run(tmp_path) -> None:
+    with metrics.MetricsWriter(tmp_path / "run") as writer:
+        writer.write(1, {"loss": 1.0})
+        (tmp_path / "run").rename(tmp_path / "moved")
+        with pytest.raises(OSError, match="step 2 could not be written: the folder .* moved"):
+            writer.write(2, {"loss": 1.0})
+    assert steps(tmp_path / "moved") == [1] and not (tmp_path / "run").exists()

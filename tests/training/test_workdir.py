@@ -1,11 +1,13 @@
 """A run's folder: one writer, nothing beyond it touched, and what an interrupted run says of it."""
 
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from research.checkpoints import runs
 from research.checkpoints.checkpointer import open_checkpoint
 from research.commands import train as program
 from research.experiment import CheckpointConfig
@@ -200,3 +202,103 @@ def test_an_error_before_anything_is_written_leaves_no_folder(world, tmp_path, m
     assert not list(tmp_path.iterdir())
     with locks.lock_file(tmp_path / "a" / "run" / ".lock", "busy"):
         pass  # it was given up
+
+
+def test_metrics_that_were_lost_before_the_checkpoint_are_said(run, caplog):
+    folder, experiment = run
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:1]))
+    train(experiment(5), folder)
+    message = "metrics.jsonl has 1 of the 4 lines that it had when step 4 was saved"
+    assert caplog.text.count(message) == 1
+    caplog.clear()
+    train(experiment(6), folder)  # once is enough
+    assert "lines that it had" not in caplog.text and len(tiny_run.lines(folder)) == 3
+    (folder / "metrics.jsonl").unlink()
+    train(experiment(7), folder)
+    assert "metrics.jsonl has 0 of the 3 lines" in caplog.text
+
+
+def test_a_broken_line_of_metrics_is_named_before_anything_is_compiled(run, monkeypatch):
+    folder, experiment = run
+    monkeypatch.setattr("research.training.program.Program.compile", None)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("no line\n")
+    with pytest.raises(ValueError, match="metrics.jsonl, line 5: not a JSON object with a step"):
+        train(experiment(6), folder)
+
+
+def test_a_damaged_summary_is_named_with_what_to_do(stopped, tmp_path):
+    shutil.copytree(stopped[0], tmp_path / "run")
+    (tmp_path / "run" / "summary.json").write_text('{"steps": 4')
+    with pytest.raises(ValueError, match="summary.json is damaged .* delete it"):
+        train(stopped[1](4), tmp_path / "run")
+
+
+SIDECAR_FILES = ("tokenizer.json", "metadata.json", "arrays.json", "digests.json")
+DAMAGE = {
+    "lost": None,
+    "empty": b"",
+    "torn": b'{"experiment": ',
+    "no text": b"\xff\xfe\x00",
+    "a list": b"[1, 2]",
+    "no keys": b"{}",
+    "null": b"null",
+    "other keys": b'{"experiment": 3, "model": [], "base": 7, "data": 1, "a": {"shape": 5}}',
+}
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["digests", "without"])
+@pytest.mark.parametrize("name", SIDECAR_FILES)
+def test_damaged_files_of_a_checkpoint_are_named_with_what_to_do(run, monkeypatch, name, is_old):
+    folder, experiment = run
+    monkeypatch.setattr("research.training.program.Program.compile", lambda *_: 1 / 0)
+    monkeypatch.setattr(loop, "_check_memory", None)
+    step = folder / "checkpoints" / "4"
+    if is_old:  # a checkpoint from before there were digests of its files
+        (step / "files" / "digests.json").unlink()
+    for content in DAMAGE.values():
+        if is_old and name == "digests.json":
+            return
+        if is_old and name == "arrays.json" and content == b"{}":
+            continue  # names that are missing are told when they are read
+        whole = (step / "files" / name).read_bytes()
+        (step / "files" / name).unlink()
+        if content is not None:
+            (step / "files" / name).write_bytes(content)
+        if name == "digests.json" and content is None:
+            assert runs.open_run(folder).checkpoint.step == 4  # as one of old
+        else:
+            with pytest.raises((ValueError, OSError)) as error:
+                train(experiment(6), folder) if name != "arrays.json" else open_checkpoint(
+                    folder
+                ).abstract()
+            message = str(error.value)
+            assert str(step) in message and "\n" not in message
+            if name != "digests.json" and (not is_old or name != "metadata.json"):
+                assert name in message and "move this folder away to fall back to step 2" in message
+        (step / "files" / name).write_bytes(whole)
+    with pytest.raises(ZeroDivisionError):
+        train(experiment(6), folder)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("damage", ["cut", "changed", "lost"])
+def test_no_traceback_stands_around_the_error_of_damaged_arrays(run, tmp_path, damage):
+    folder, experiment = run
+    data = folder / "checkpoints" / "4" / "state" / "d"
+    largest = max(data.iterdir(), key=lambda path: path.stat().st_size)
+    if damage == "cut":
+        os.truncate(largest, 100)
+    elif damage == "changed":
+        content = bytearray(largest.read_bytes())
+        content[3000:3004] = b"xxxx"
+        largest.write_bytes(content)
+    else:
+        shutil.rmtree(data)
+    process = tiny_run.start(experiment(6), tmp_path, folder)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 1 and "Traceback" not in output, output
+    last_line = output.splitlines()[-1]
+    assert last_line.startswith(f"error: checkpoint {folder}/checkpoints/4 cannot be read")
+    assert "move this folder away to fall back to step 2" in last_line
