@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from research.data.sources.base import FilesConfig
 from research.runtime import storage
+from research.runtime.expansion import check_expansion
 from research.runtime.files import atomic_path
 
 # The end of an error about one that cannot be opened.
@@ -137,7 +138,7 @@ def local_copy(file: File) -> Path:
     folder is removed.
 
     Raises:
-        ValueError: a compressed file is cut short or damaged.
+        ValueError: a compressed file is cut short or damaged, or unpacks to too much.
     """
     codec = CODECS.get(PurePosixPath(file.path).suffix)
     if file.is_local and codec is None:
@@ -156,6 +157,8 @@ def local_copy(file: File) -> Path:
         try:
             while block := stream.read(_BLOCK):
                 out.write(block)
+                if codec:
+                    check_expansion(out.tell(), raw.tell(), file.name)
         except OSError as error:
             if codec is None or (not file.is_local and storage.describe_storage_error(error)):
                 raise

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from research.data.sources import files
 from research.data.sources.base import FilesConfig, Records, Source
+from research.runtime.expansion import check_expansion, expansion_limit
 
 # Rows that become Python objects at once.
 _ROWS = 1024
@@ -66,12 +67,33 @@ class _ParquetRows:
             if self._group[0] != number:
                 file, group, _ = self._groups[number]
                 with _open_file(self._files[file]) as parquet_file:
-                    self._group = number, parquet_file.read_row_group(group)
+                    table = _read_group(parquet_file, group, self._files[file].name)
+                    self._group = number, table
             start = (index - int(self._firsts[number])) // _ROWS * _ROWS
             first = int(self._firsts[number]) + start
             rows = self._group[1].slice(start, _ROWS).to_pylist()
             self._block = first, rows
         return rows[index - first]
+
+
+def _read_group(parquet_file: parquet.ParquetFile, group: int, name: str) -> pyarrow.Table:
+    """A row group, piece by piece: what repeats one value takes no room in the file.
+
+    Raises:
+        ValueError: it holds too much for its size.
+    """
+    about = parquet_file.metadata.row_group(group)
+    columns = [about.column(number) for number in range(about.num_columns)]
+    size = sum(column.total_compressed_size for column in columns)
+    check_expansion(about.total_byte_size, size, name)
+    # a value has at most the bytes of the group
+    rows = max(1, min(_ROWS, expansion_limit(size) // max(1, about.total_byte_size)))
+    batches, memory = [], 0
+    for batch in parquet_file.iter_batches(rows, row_groups=[group]):
+        batches.append(batch)
+        memory += batch.nbytes
+        check_expansion(memory, size, name)
+    return pyarrow.Table.from_batches(batches, parquet_file.schema_arrow)
 
 
 @contextlib.contextmanager

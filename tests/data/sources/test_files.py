@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from research.data.sources import KINDS, JsonlConfig, TextConfig, files, open_source
+from research.runtime import expansion
 
 ROWS = [{"text": f"words {i}", "n": i} for i in range(7)]
 
@@ -103,6 +104,20 @@ def test_a_damaged_compressed_file_is_named_and_leaves_nothing(tmp_path, cache, 
     with pytest.raises(ValueError, match=rf"a\.jsonl\{ending}: cut short, or no "):
         _read(tmp_path / f"a.jsonl{ending}")
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_file_that_unpacks_to_too_much_is_refused_and_leaves_nothing(
+    tmp_path, cache, ending, monkeypatch
+):
+    monkeypatch.setattr(expansion, "ALWAYS", 2**20)
+    line = json.dumps({"text": "a" * 2**23}).encode()
+    (tmp_path / f"a.jsonl{ending}").write_bytes(COMPRESS[ending](line))
+    with pytest.raises(ValueError, match=rf"a\.jsonl\{ending}: its .* set GRAFT_MAX_EXPANSION"):
+        _read(tmp_path / f"a.jsonl{ending}")
+    assert not list(cache.iterdir())
+    monkeypatch.setenv("GRAFT_MAX_EXPANSION", "99999")
+    assert len(_read(tmp_path / f"a.jsonl{ending}")) == 1
 
 
 def test_a_pattern_gives_all_its_files_in_the_order_of_their_names(tmp_path, bucket):

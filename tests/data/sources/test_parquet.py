@@ -1,6 +1,7 @@
 """Rows of Parquet files, exact at any place."""
 
 import fsspec
+import numpy as np
 import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from research.data.sources import ParquetConfig, open_source
+from research.runtime import expansion
 
 
 def _write(path, rows, group=3):
@@ -46,6 +48,25 @@ def test_parquet_in_a_bucket_has_the_fingerprint_of_its_content(tmp_path):
     assert here.fingerprint == there.fingerprint
     _write(tmp_path / "a.parquet", rows[:4])
     assert _source(tmp_path / "a.parquet").fingerprint != here.fingerprint
+
+
+def test_a_row_group_that_unpacks_to_too_much_is_refused_before_it_fills_memory(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(expansion, "ALWAYS", 2**20)
+    monkeypatch.setenv("GRAFT_MAX_EXPANSION", "100")
+    # one value, and a count of 100,000: 100 MB from a few kilobytes
+    column = pyarrow.DictionaryArray.from_arrays(np.zeros(100_000, np.int32), ["a" * 1000])
+    table = pyarrow.table({"text": column.cast(pyarrow.string())})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 20_000
+    pyarrow.default_memory_pool().release_unused()
+    before = pyarrow.total_allocated_bytes()
+    with pytest.raises(ValueError, match=r"a\.parquet: its .* set GRAFT_MAX_EXPANSION"):
+        _source(tmp_path / "a.parquet")[0]
+    assert pyarrow.total_allocated_bytes() - before < 50 * 2**20
+    monkeypatch.setenv("GRAFT_MAX_EXPANSION", "99999999")
+    assert _source(tmp_path / "a.parquet")[99_999] == {"text": "a" * 1000}
 
 
 def test_a_wrong_row_or_file_is_named(tmp_path):
