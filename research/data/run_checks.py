@@ -73,10 +73,11 @@ def check_answers(examples: Examples, objective: Objective, max_share: float) ->
     nonempty = examples.lengths > 0
     empty = np.flatnonzero(nonempty & (examples.bytes == 0))
     if len(empty) > max_share * nonempty.sum():
+        rows = name_rows(np.asarray(examples.row_of(empty)))
         refuse(
             f"Source {examples.name!r}: the completion is empty in {len(empty):,} of "
-            f"{nonempty.sum():,} examples ({name_rows(empty)}), which teaches the model to say "
-            "nothing. Mend or remove these rows; checks.empty_answers allows a share of them, "
+            f"{nonempty.sum():,} examples ({rows}), which teaches the model to say nothing. "
+            "Mend or remove these rows; checks.empty_answers allows a share of them, "
             f"now {max_share:.2%}."
         )
 

@@ -45,8 +45,8 @@ _MAX_COMPARED, _MAX_CHARACTERS = 8_000, 8_000_000
 _MAX_LISTED = 5
 _BINS = 24
 
-# Digest of what the model reads before its first answer -> the example that was first read so,
-# and whether it was cut.
+# Digest of what the model reads before its first answer -> the row that was first read so, and
+# whether it was cut.
 Prompts = dict[bytes, tuple[int, bool]]
 
 
@@ -207,7 +207,8 @@ def _completions(
         is_cut = bool(examples.truncated[index])
         first, first_is_cut = prompts.setdefault(digest, (index, is_cut))
         if completion_of.setdefault(first, completion) != completion:
-            contradicting_rows.append((index, first))
+            rows = (int(examples.row_of(index)), int(examples.row_of(first)))
+            contradicting_rows.append(rows)
             contradictions_cut += is_cut or first_is_cut
     labels = None
     if len(counts) <= (_MAX_LABELS if has_labels else min(_MAX_LABELS, len(sampled) // 2)):
@@ -222,7 +223,10 @@ def _completions(
         contradicting_rows=contradicting_rows[:_MAX_LISTED],
         labels=labels,
     )
-    return statistics, prompts
+    rows_by_prompt = {
+        digest: (int(examples.row_of(index)), is_cut) for digest, (index, is_cut) in prompts.items()
+    }
+    return statistics, rows_by_prompt
 
 
 def _label(completion: bytes, count: int, total: int, tokenizer: Tokenizer) -> Label:

@@ -16,6 +16,7 @@ from research.methods import LoRA
 from research.objectives import Chat, Masked
 from research.text import tokenizer as tokenizers
 from tests.helpers import tiny_run
+from tests.text import templates
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def chatting(monkeypatch):
     calls = []
 
     def stream(model, prompts, tokens, end_id, sampling, stops=()):
-        calls.append((tokenizer.decode(prompts[0], special=True), stops))
+        calls.append((run.tokenizer.decode(prompts[0], special=True), stops))
         return iter(np.asarray([[token] for token in [*tokenizer.encode("yes"), tokenizer.end_id]]))
 
     monkeypatch.setattr(runs, "open_run", lambda *_: run)
@@ -51,6 +52,39 @@ def test_a_run_tuned_on_conversations_goes_on_with_its_template(chatting, monkey
     second = first + "yes<|end|>\n<|begin|>user\nwords<|end|>\n<|begin|>assistant\n"
     assert calls == [(first, (tokenizer.end_id,)), (second, (tokenizer.end_id,))]
     assert capsys.readouterr().out == "yes\nyes\n"
+
+
+def test_tools_and_template_arguments_are_those_of_training_unless_others_are_given(
+    chatting, tmp_path, capsys
+):
+    _, calls = chatting
+    run = runs.open_run("there", None)
+    run.tokenizer = templates.tokenizer()
+    objective = Chat(template=templates.THINKING, template_arguments={"enable_thinking": False})
+    run.experiment.data = dataclasses.replace(run.experiment.data, objective=objective)
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"type": "function", "function": {"name": "weather"}}]')
+    line = ["--run", "there", "--prompt", "some"]
+
+    def prompt(*options):
+        calls.clear()
+        generate.main([*line, *options])
+        return calls[0][0]
+
+    no_thoughts = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert prompt().endswith(no_thoughts)
+    text = prompt("--tools", str(tools), "--template-argument", "enable_thinking=true")
+    assert text.startswith("<|im_start|>system\nTools: ") and '"name": "weather"' in text
+    assert text.endswith("<|im_start|>assistant\n")
+    with pytest.raises(SystemExit, match="never reads 'mood'"):
+        prompt("--template-argument", "mood=glad")
+    with pytest.raises(SystemExit, match="write NAME=VALUE"):
+        prompt("--template-argument", "mood")
+    tools.write_text('{"name": "weather"}')
+    with pytest.raises(SystemExit, match=r"tools.json: tools must be a list of JSON schemas"):
+        prompt("--tools", str(tools))
+    with pytest.raises(SystemExit, match="have no place for them"):
+        prompt("--raw", "--template-argument", "enable_thinking=true")
 
 
 def test_a_raw_prompt_is_in_no_template(chatting):

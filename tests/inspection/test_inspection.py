@@ -22,12 +22,13 @@ from research.inspection.rows import (
     read_rows,
     token_spans,
 )
-from research.inspection.summarize import summarize
+from research.inspection.summarize import _completions, summarize
 from research.methods import METHODS
 from research.objectives import OBJECTIVES, Supervised
 from research.objectives.ul2 import Denoiser
 from tests.helpers.html_page import Page
 from tests.objectives import cases
+from tests.text import templates
 
 # Settings under which the beginning of a text stays as it is.
 GENTLE = {
@@ -323,3 +324,26 @@ def test_the_adapter_of_a_row_is_named(world, tmp_path):
 
 def test_histograms_leave_only_nothing_blank():
     assert terminal.histogram_bars([0, 1, 1000]) == " ▁█"
+
+
+def test_several_examples_of_a_conversation_are_shown_with_what_each_trains(tmp_path):
+    exchanges = [[templates.user(f"q{n}"), templates.assistant(f"a{n}")] for n in range(3)]
+    record = {"messages": sum(exchanges, [])}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(record) + "\n")
+    source = JsonlConfig("talk", str(tmp_path / "talk.jsonl"))
+    objective = OBJECTIVES["chat"](template=templates.THINKING)
+    tokenizer = templates.tokenizer()
+    pipeline = Pipeline(DataConfig((source,), 256, 2, objective), tokenizer, tmp_path / "cache")
+    segments = [
+        inspection.to_json(row, tokenizer)["segments"] for row in read_rows(pipeline, 0, ())
+    ]
+    texts = {each["trained_text"]: each["text"] for row in segments for each in row}
+    assert {each["row"] for row in segments for each in row} == {0}
+    thoughts = "<think>\n\n</think>\n\n"
+    assert sorted(texts) == [f"{thoughts}a{n}<|im_end|>" for n in range(3)]
+    assert all(
+        text.endswith("<|im_start|>assistant\n" + trained) for trained, text in texts.items()
+    )
+    examples = pipeline.rows["talk"].examples
+    statistics, prompts = _completions(examples, tokenizer)
+    assert statistics.completions == 3 and {row for row, _ in prompts.values()} == {0}

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +77,28 @@ def test_a_process_that_was_killed_is_started_again(process):
     os.kill(process._child.pid, signal.SIGKILL)
     process._child.wait()
     assert _render("{{ 1 }}") == ["1"]
+
+
+def test_the_process_ends_with_the_one_that_started_it():
+    program = (
+        "import os, signal; from research.text import rendering as r;"
+        "r.render_views('{{ 1 }}', [], {}, [r.View(0)]);"
+        "print(r._shared._child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    line = [sys.executable, "-c", program]
+    output = subprocess.run(line, stdout=subprocess.PIPE, text=True, timeout=60).stdout
+    deadline = time.monotonic() + 60
+    while _is_running(int(output)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(int(output))
+
+
+def _is_running(pid):
+    """Whether there is such a process that has not ended; a zombie waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_what_is_no_json_is_named(process):
