@@ -34,6 +34,7 @@ SIDECAR_FILES = (
     "generation_config.json",
     "chat_template.jinja",
 )
+_MODULES = "modules.json"
 _LARGEST_TEXT = 100 * 2**20
 # rows compared at a time
 _ROWS = 4096
@@ -108,6 +109,8 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
     if unread := folder_contents.unread_weights(path, tensors.paths):
         notes.append(f"{', '.join(unread)}: other copies of weights, not read")
     prefix = family.modules["embedding"].partition(".")[0] + "."
+    if (path / _MODULES).is_file():
+        notes.append(f"{_MODULES} names what sentence-transformers does behind the model: not read")
     if not any(name.startswith(prefix) for name in tensors.shapes):
         family = _without(prefix, family)  # saved as a model without a head
     check_layers(family, config.layers, tensors.shapes, str(path))

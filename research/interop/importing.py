@@ -116,7 +116,26 @@ def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
     """
     with refuse_malformed(where):
         text = files[TOKENIZER].decode()
-        return tokenizer_lib.from_json(text, where, **_roles(files, where))
+        tokenizer = tokenizer_lib.from_json(text, where, **_roles(files, where))
+        _check_listed_tokens(files, tokenizer, where)
+        return tokenizer
+
+
+def _check_listed_tokens(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -> None:
+    """Refuses tokens that `tokenizer_config.json` lists and `tokenizer.json` has not, or has under
+    another number: transformers would add them."""
+    settings, known = _json_object(files, chat_template.SETTINGS, where), tokenizer.tokens()
+    numbers = {
+        token["content"]: int(number)
+        for number, token in (settings.get("added_tokens_decoder") or {}).items()
+    }
+    for name, number in numbers.items():
+        if known.get(name) != number:
+            raise UnsupportedModelError(
+                f"{where}: {chat_template.SETTINGS} lists the token {name!r} as number {number}, "
+                f"which is {known.get(name, 'none')} there; write both with "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
 
 
 def import_model(

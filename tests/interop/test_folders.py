@@ -1,6 +1,7 @@
 """Folders of transformers that say more than one thing: what they say is honored, or refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -199,6 +200,22 @@ def test_a_part_that_holds_more_than_its_index_names_is_refused(write):
     names = dict.fromkeys(sorted(weights())[1:], "model-00001-of-00001.safetensors")
     (path / tensor_files.INDEX).write_text(json.dumps({"weight_map": names}))
     refuses(path, r"holds lm_head|holds model.embed_tokens.weight, which .* does not name .1 such")
+
+
+def test_tokens_that_only_the_tokenizers_config_lists_are_refused(write):
+    """transformers adds them to what tokenizer.json has."""
+    for number, content in (("288", "<|more|>"), ("5", "<|end|>")):
+        listed = {"eos_token": "<|end|>", "added_tokens_decoder": {number: {"content": content}}}
+        files = {"tokenizer_config.json": json.dumps(listed)}
+        path = write(files=files, name=f"folder-{number}")
+        match = re.escape(f"lists the token {content!r} as number {number}")
+        with pytest.raises(UnsupportedModelError, match=match):
+            importing.load_tokenizer(importing.open_model(path))
+
+
+def test_what_sentence_transformers_adds_is_named(write):
+    (note,) = importing.open_model(write(files={"modules.json": "[]"})).notes
+    assert "modules.json names what sentence-transformers does behind the model: not read" in note
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

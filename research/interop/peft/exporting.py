@@ -184,8 +184,8 @@ def tensors_of(
     _, modules = target_modules(run)
     tensors, content = _write_modules(method, arrays, modules, kernel)
     targets = {modules.module_of(linear) for linear in _deltas(arrays, method.adapter)}
-    saved, names = saved_weights.write(run, targets)
-    return tensors | saved, content | ({"modules_to_save": names} if names else {})
+    saved, fields = saved_weights.write(run, targets, content["peft_type"])
+    return tensors | saved, content | fields
 
 
 def _write_modules(

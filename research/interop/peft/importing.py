@@ -34,7 +34,7 @@ from research.interop.peft.exporting import (
 from research.interop.peft.joined import INPUT_LEAVES, PREFIX, TargetModules, target_modules
 from research.interop.peft.saved_weights import SavedWeights
 from research.interop.peft.tokenizer_files import TokenizerFiles
-from research.interop.tensor_files import SafeTensors, is_finite, not_finite, pickle_advice
+from research.interop.tensor_files import DTYPES, SafeTensors, is_finite, not_finite, pickle_advice
 from research.methods import (
     DoRA,
     LoHa,
@@ -173,6 +173,10 @@ def _check_weights(path: Path) -> None:
 
 def _open(path: Path, content: Mapping[str, Any], base: Run) -> Adapter:
     where, tensors = str(path / WEIGHTS), SafeTensors(path / WEIGHTS)
+    for name, dtype in tensors.dtypes.items():
+        if dtype not in DTYPES:
+            types = ", ".join(DTYPES)
+            raise UnsupportedModelError(f"{where}: {name} is of type {dtype}; Graft reads {types}")
     saved = saved_weights.read(content, tensors, base, where)
     plain, modules = target_modules(base, saved.model)
     if content["peft_type"] in prompts.KINDS:

@@ -166,11 +166,15 @@ def read(content: Mapping[str, Any], tensors: SafeTensors, base: Run, where: str
     return SavedWeights(model, tensor_names, arrays, trainable)
 
 
-def write(run: Run, targets: Collection[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors of weights of the base that a run trained, and PEFT's `modules_to_save`.
+def write(
+    run: Run, targets: Collection[str], kind: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of weights of the base that a run trained, and PEFT's fields that name them:
+    `modules_to_save`, or `trainable_token_indices` of a table of which few rows changed.
 
     Args:
       targets: modules to which its adapter attaches: their own weights go by another name.
+      kind: PEFT's of the adapter; LORA alone has fields for rows.
 
     Raises:
       ValueError: numbers that are not finite.
@@ -181,30 +185,52 @@ def write(run: Run, targets: Collection[str]) -> tuple[dict[str, np.ndarray], li
         if not tree.is_attached(name.removeprefix("model/"))
     ]
     if not trained or run.base is None:
-        return {}, []
-    kind = (run.origin or {}).get("family")
-    family, _ = family_for_model(run.model, FAMILIES, kind)
+        return {}, {}
+    family, _ = family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
     places = sources(family, parameter_shapes(run.model))
     modules = {places[name].name.rpartition(".")[0] for name in trained}
+    table, head = family.modules["embedding"], family.modules["head"]
+    tensors: dict[str, np.ndarray] = {}
+    fields: dict[str, Any] = {}
+    ends = {table, head} if run.model.tie_embeddings else {table}
+    if kind == "LORA" and _TABLE in trained and not ends & set(targets):
+        rows = _changed_rows(run)
+        if rows is not None:
+            modules.remove(table)
+            ids, values = rows
+            tensors[f"{PREFIX}{table}{_ROWS}"] = values
+            fields["trainable_token_indices"] = {table: ids}
     read_tensor = tensor_reader(places, lambda name: np.asarray(run.read(name)[name], np.float32))
-    values = {
+    whole = {
         source.name: read_tensor(source.name)
         for source in places.values()
         if source.name.rpartition(".")[0] in modules
     }
-    if run.model.tie_embeddings and _TABLE in trained:
-        head = family.modules["head"]
+    if run.model.tie_embeddings and table in modules:
         modules.add(head)  # PEFT would otherwise leave it the base's table
-        values[f"{head}.weight"] = values[places[_TABLE].name]
-    for name, value in values.items():
+        whole[f"{head}.weight"] = whole[f"{table}.weight"]
+    for name, value in (whole | tensors).items():
         if not is_finite(value):
             raise ValueError(f"{not_finite(name, value)}; nothing is exported")
-    tensors = {}
-    for name, value in values.items():
+    for name, value in whole.items():
         module, _, leaf = name.rpartition(".")
         inner = ".base_layer" if module in targets else ""
         tensors[f"{PREFIX}{module}{inner}.{leaf}"] = value
-    return tensors, sorted(modules - set(targets))
+    if names := sorted(modules - set(targets)):
+        fields["modules_to_save"] = names
+    return tensors, fields
+
+
+def _changed_rows(run: Run) -> tuple[list[int], np.ndarray] | None:
+    """The rows of a run's table that differ from its base's, and their numbers; None where they are
+    a fourth of all or more, or where table and head part, which rows cannot say."""
+    assert run.base is not None
+    if run.model.tie_embeddings != run.base.model.tie_embeddings:
+        return None
+    own = np.asarray(run.read(_TABLE)[_TABLE], np.float32)
+    base = np.asarray(run.base.read(_TABLE)[_TABLE], np.float32)
+    ids = np.flatnonzero((own != base).any(axis=1))
+    return (ids.tolist(), own[ids]) if 0 < len(ids) < len(own) / 4 else None
 
 
 def _tied(

@@ -66,7 +66,7 @@ def read(path: Path, base: Run) -> TokenizerFiles:
 def _tokenizer(path: Path, own: Mapping[str, bytes], base: Run) -> Tokenizer:
     """The adapter's tokenizer; the base's own where it is the same."""
     if TOKENIZER not in own:
-        _check_without(path, own, base.tokenizer)
+        _check_without(path, base.tokenizer)
     settings = dict(base.sidecar_files)
     names = {f"{theirs}_token": base.tokenizer.roles[role] for theirs, role in _ROLES.items()}
     with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
@@ -95,7 +95,7 @@ def _content(tokenizer: Tokenizer) -> Any:
     return json.loads(tokenizer.to_json())
 
 
-def _check_without(path: Path, own: Mapping[str, bytes], tokenizer: Tokenizer) -> None:
+def _check_without(path: Path, tokenizer: Tokenizer) -> None:
     """Refuses an adapter that says something of tokens that only a tokenizer's file can tell."""
     for name in ("tokenizer.model", "vocab.json"):
         if (path / name).is_file():
@@ -105,10 +105,6 @@ def _check_without(path: Path, own: Mapping[str, bytes], tokenizer: Tokenizer) -
                 "out where the tokenizer is the base's"
             )
     added = read_json(path / _ADDED) if (path / _ADDED).is_file() else {}
-    with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
-        settings = json.loads(own.get(chat_template.SETTINGS, b"{}"))
-        listed = settings.get("added_tokens_decoder", {})
-        added |= {token["content"]: int(number) for number, token in listed.items()}
     known = tokenizer.tokens()
     for name, number in added.items():
         if known.get(name) != number:

@@ -46,6 +46,8 @@ def problems(
     if content.get("modules_to_save"):
         names = ", ".join(content["modules_to_save"][:3])
         reasons.append(f"it takes no modules_to_save ({names})")
+    if content.get("trainable_token_indices"):
+        reasons.append("it takes no trainable_token_indices")
     if content.get("bias", "none") != "none":
         reasons.append("it takes no biases")
     others = [name for name in shapes if not _TENSOR.fullmatch(name)]

@@ -1,5 +1,7 @@
 """Weights of the base in an adapter's file: what PEFT computes with them is computed here."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,9 @@ def test_what_stands_in_for_the_base_is_the_same_here_and_back(case, theirs, tmp
     exporting.export_huggingface(run, tmp_path / "merged")
     logits_close(their_logits(load(tmp_path / "merged")), expected, run)
     peft.export_adapter(run, tmp_path / "again", "somebody/base")
+    fields = json.loads((tmp_path / "again" / peft.CONFIG).read_text())
+    in_rows = case == "rows" or (case == "rows-apart" and not base.model.tie_embeddings)
+    assert ("trainable_token_indices" in fields) == in_rows
     again = their_peft.PeftModel.from_pretrained(load(theirs / "theirs"), tmp_path / "again")
     logits_close(their_logits(again), expected, run)
     peft_importing.import_adapter(tmp_path / "again", base, tmp_path / "back")

@@ -16,6 +16,7 @@ from research.interop.peft import importing as peft_importing
 from research.interop.peft import switches
 from research.methods import LoRA, Several
 from tests.helpers import tiny_run
+from tests.interop.peft.test_peft import logits_close, our_logits
 
 TABLE = f"{peft.PREFIX}model.embed_tokens.weight"
 
@@ -158,6 +159,35 @@ def test_saved_embeddings_that_are_the_bases_are_accepted_and_others_replace_it(
         peft_importing.import_adapter(path, base, tmp_path / "broken")
 
 
+def test_tensors_of_other_types_are_refused(write, base):
+    whole = load_file(write() / peft.WEIGHTS)
+    tensors = {name: value.astype(np.int8) for name, value in whole.items()}
+    refuses(write(tensors=tensors), base, "lora_A.weight is of type I8; Graft reads F32, F16, BF16")
+
+
+def test_an_adapter_with_a_head_of_its_own_is_merged_and_not_unmerged(write, base, tmp_path):
+    """The base ties head and table, the adapter does not."""
+    from research.adapters import merging
+
+    assert base.model.tie_embeddings
+    table = base.read("embedding/kernel")["embedding/kernel"]
+    head = {f"{peft.PREFIX}lm_head.weight": np.flip(table, 0).copy()}
+    path = write({"modules_to_save": ["lm_head"]}, head)
+    assert any("one table in the base" in note for note in (
+        peft_importing.open_adapter(path, base).notes
+    ))  # fmt: skip
+    peft_importing.import_adapter(path, base, tmp_path / "run")
+    run = runs.open_run(tmp_path / "run")
+    merging.merge(run, tmp_path / "whole")
+    whole = runs.open_run(tmp_path / "whole")
+    assert not whole.model.tie_embeddings and whole.base is None
+    vocabulary = base.model.vocabulary
+    logits_close(our_logits(whole, vocabulary), our_logits(run, vocabulary), run)
+    assert np.abs(our_logits(run, vocabulary) - our_logits(base, vocabulary)).max() > 0.01
+    with pytest.raises(ValueError, match=r"changed weights of the base itself .head/kernel"):
+        merging.unmerge(whole, run, tmp_path / "apart")
+
+
 def test_token_rows_that_do_not_fit_are_refused(write, base):
     rows = {TABLE.replace(".weight", ".token_adapter.trainable_tokens_delta"): np.ones((2, 16))}
     rows = {name: value.astype(np.float32) for name, value in rows.items()}
@@ -193,7 +223,11 @@ def test_an_adapters_own_tokenizer_and_template_go_before_the_bases(write, base,
     content["added_tokens"].append(token)
     refuses(write(files={"tokenizer.json": json.dumps(content)}), base, "289 tokens, the base 288")
     settings = json.dumps({"added_tokens_decoder": {"288": {"content": "<|more|>"}}})
-    refuses(write(files={"tokenizer_config.json": settings}), base, "names a token '<|more|>'")
+    refuses(
+        write(files={"tokenizer_config.json": settings}),
+        base,
+        "lists the token '<|more|>' as number 288",
+    )
     refuses(write(files={"added_tokens.json": '{"<|end|>": 5}'}), base, "token '<|end|>' .5.")
     refuses(write(files={"tokenizer.model": "x"}), base, "tokenizer.model and no tokenizer.json")
     refuses(write(files={"chat_template.jinja": "{% if %}"}), base, "the chat template is not as")
