@@ -1,30 +1,38 @@
 """The tokens of a source, made once, in a folder that later runs map into memory.
 
 A folder holds, for every field, one flat token array and the offsets of its examples. Its name is
-the hash of everything that its content depends on, so it is never out of date.
+the hash of everything that its content depends on, so it is never out of date. The checksums of
+its files are compared when it is opened.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from research.data.sources import Source
-from research.data.sources.files import cache_folder
-from research.runtime.files import atomic_folder
+from research.data.sources.files import cache_folder, shared_cache
+from research.runtime.checksums import changed_file, checksums
+from research.runtime.files import atomic_folder, atomic_write
 from research.text.token_table import Encoder, Ragged, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the files or their meaning change.
 SCHEMA = 1
 # Characters that are tokenized in one call; bounds memory, and is enough to use every core.
 _CHUNK = 2**21
+# What a folder's files are, and their checksums; written last.
+_ABOUT = "about.json"
 
 
 def default_cache() -> Path:
@@ -61,20 +69,64 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
     Raises:
         ValueError: an example lacks a field, or it is not text (names source and row), or the
           cached folder is damaged.
+        OSError: the cache's disk is full, or the cache is another user's.
     """
     content = {"schema": SCHEMA, "source": source.fingerprint, **encoder.key}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / key
-    if not folder.is_dir():
-        about = {"name": source.name, "examples": len(source), **content}
-        try:
-            with atomic_folder(folder) as partial:
-                _write(partial, source, encoder)
-                (partial / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster: its work is the same
-                raise
-    return _read(folder, source.name, sorted(encoder.types))
+    with shared_cache(Path(cache)):
+        if not folder.is_dir():
+            about = {"name": source.name, "examples": len(source), **content}
+            try:
+                with atomic_folder(folder) as partial:
+                    _write(partial, source, encoder)
+                    _write_about(partial, about)
+            except OSError:
+                if (
+                    not folder.is_dir()
+                ):  # otherwise another process was faster: its work is the same
+                    raise
+        _check(folder, source.name)
+        return _read(folder, source.name, sorted(encoder.types))
+
+
+def _write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Says what the files are, with the checksum of each."""
+    sums = {name: sum for name, sum in checksums(folder).items() if name != _ABOUT}
+    atomic_write(folder / _ABOUT, json.dumps({**about, "checksums": sums}, indent=1))
+
+
+def _check(folder: Path, name: str) -> None:
+    """Compares the files with their checksums; a folder of old, which has none, is given them.
+
+    Raises:
+      ValueError: a file is not what was written.
+      PermissionError: they are another user's.
+    """
+    try:
+        about = dict(json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
+        expected = about.get("checksums")
+        changed_name = None if expected is None else changed_file(folder, dict(expected))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise _damaged(folder, name, f"{_ABOUT}: {error}") from error
+    if changed_name:
+        raise _damaged(folder, name, f"{changed_name} is not what was written")
+    if expected is None:
+        log.warning(
+            "the tokens of %s in %s are from before they had checksums: taken as they are now, and "
+            "compared from here on; remove the folder to have them made again",
+            name,
+            folder,
+        )
+        with contextlib.suppress(PermissionError):
+            _write_about(folder, about)
+
+
+def _damaged(folder: Path, name: str, why: str) -> ValueError:
+    return ValueError(
+        f"The tokenized cache of {name} is damaged ({why}); remove the folder {folder} and it is "
+        "made again."
+    )
 
 
 def _read(folder: Path, name: str, fields: Sequence[str]) -> TokenTable:
@@ -88,11 +140,10 @@ def _read(folder: Path, name: str, fields: Sequence[str]) -> TokenTable:
             if len(values) != offsets[-1] or len(sizes[field]) != len(offsets) - 1:
                 raise ValueError("its arrays do not fit each other")
             tokens[field] = Ragged(values, offsets)
+    except PermissionError:
+        raise
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"The tokenized cache of {name} is damaged ({error}); remove the folder {folder} "
-            "and it is made again."
-        ) from error
+        raise _damaged(folder, name, str(error)) from error
     return TokenTable(name, tokens, sizes)
 
 

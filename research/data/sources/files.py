@@ -6,11 +6,14 @@ What must be read at any place, but is compressed or in a bucket, is written onc
 into `cache_folder("files")`: `local_copy`.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+import stat
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -20,8 +23,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from research.data.sources.base import FilesConfig
 from research.runtime import storage
+from research.runtime.checksums import crc32
 from research.runtime.expansion import check_expansion
-from research.runtime.files import atomic_path
+from research.runtime.files import atomic_path, atomic_write
 
 # The end of an error about one that cannot be opened.
 BUCKETS = (
@@ -31,6 +35,7 @@ BUCKETS = (
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 _BLOCK = 2**20
 _MAGIC = "*?["
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,35 @@ class File:
 def cache_folder(name: str) -> Path:
     """Where files of one sort are kept: `$GRAFT_CACHE/name`, or ~/.cache/graft/name."""
     return Path(os.environ.get("GRAFT_CACHE") or Path.home() / ".cache" / "graft") / name
+
+
+@contextlib.contextmanager
+def shared_cache(folder: Path) -> Iterator[None]:
+    """Makes a folder of the cache, and says what to do where it cannot be written or read.
+
+    Users who may write in the folder above it may write in a new one too; what each puts there
+    stays theirs.
+
+    Raises:
+      OSError: the disk is full, or the folder is another user's; names it and the setting.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            mode = folder.parent.stat().st_mode
+            if mode & (stat.S_IWGRP | stat.S_IWOTH):
+                folder.chmod(stat.S_IMODE(mode) | stat.S_ISVTX)
+        yield
+    except OSError as error:
+        place, elsewhere = str(error.filename or folder), "or set GRAFT_CACHE to a folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = f"Nothing is left of it: free disk space, {elsewhere} on a larger disk"
+        elif error.errno in _DENIED and place.startswith(str(folder)):  # not the source's file
+            remedy = f"Ask its owner to let you read and write there, {elsewhere} of your own"
+        else:
+            raise
+        raise OSError(f"the cache {folder}: {error.strerror} ({place}). {remedy}") from error
 
 
 def digest(file: BinaryIO, whole: int | None = None) -> str:
@@ -138,15 +172,23 @@ def local_copy(file: File) -> Path:
     folder is removed.
 
     Raises:
-        ValueError: a compressed file is cut short or damaged, or unpacks to too much.
+        ValueError: a compressed file is cut short or damaged, or unpacks to too much, or its copy
+          has changed.
+        OSError: the cache's disk is full, or the cache is another user's.
     """
     codec = CODECS.get(PurePosixPath(file.path).suffix)
     if file.is_local and codec is None:
         return Path(file.path)
     key = file.digest()[:32] if file.is_local else _remote_key(file)
     copy = cache_folder("files") / key
-    if copy.is_file():
-        return copy
+    with shared_cache(copy.parent):
+        if not copy.is_file():
+            _write_copy(file, codec, copy)
+        _check_copy(file, copy)
+    return copy
+
+
+def _write_copy(file: File, codec: str | None, copy: Path) -> None:
     with (
         atomic_path(copy) as partial,  # several processes may make it at once
         storage.storage_errors(file.name),
@@ -154,16 +196,36 @@ def local_copy(file: File) -> Path:
         file.open() as raw,
     ):
         stream: Any = pyarrow.CompressedInputStream(raw, codec) if codec else raw
-        try:
-            while block := stream.read(_BLOCK):
-                out.write(block)
-                if codec:
-                    check_expansion(out.tell(), raw.tell(), file.name)
-        except OSError as error:
-            if codec is None or (not file.is_local and storage.describe_storage_error(error)):
-                raise
-            raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
-    return copy
+        while block := _read_block(stream, file, codec):
+            out.write(block)
+            if codec:
+                check_expansion(out.tell(), raw.tell(), file.name)
+
+
+def _read_block(stream: Any, file: File, codec: str | None) -> bytes:
+    try:
+        return stream.read(_BLOCK)
+    except OSError as error:
+        if codec is None or (not file.is_local and storage.describe_storage_error(error)):
+            raise
+        raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
+
+
+def _check_copy(file: File, copy: Path) -> None:
+    """Compares a copy with its checksum, which stands beside it; one of old is given its own.
+
+    Raises:
+      ValueError: its content has changed.
+    """
+    note, checksum = copy.with_suffix(".crc32"), f"{crc32(copy):08x}"
+    if not note.is_file():
+        with contextlib.suppress(PermissionError):  # another user's
+            atomic_write(note, checksum)
+    elif note.read_text().strip() != checksum:
+        raise ValueError(
+            f"{copy}, the plain copy of {file.name}, is not what was written: remove it and "
+            f"{note}, and it is made again."
+        )
 
 
 def _remote_key(file: File) -> str:

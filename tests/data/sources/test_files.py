@@ -15,6 +15,11 @@ from research.runtime import expansion
 ROWS = [{"text": f"words {i}", "n": i} for i in range(7)]
 
 
+def copies(folder):
+    """The copies in the cache, without their checksums."""
+    return [path for path in folder.iterdir() if path.suffix != ".crc32"]
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
@@ -76,10 +81,24 @@ def test_a_compressed_file_is_unpacked_once_and_again_when_it_changes(tmp_path, 
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(COMPRESS[ending](_lines(ROWS)))
     assert _read(path) == _read(path) == ROWS
-    assert len(list(cache.iterdir())) == 1
+    assert len(copies(cache)) == 1
     path.write_bytes(COMPRESS[ending](_lines(ROWS[:2])))
     assert _read(path) == ROWS[:2]
-    assert len(list(cache.iterdir())) == 2
+    assert len(copies(cache)) == 2
+
+
+def test_a_copy_that_has_changed_is_named_and_one_of_old_is_given_a_checksum(tmp_path, cache):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(COMPRESS[".gz"](_lines(ROWS)))
+    assert _read(path) == ROWS
+    (copy,) = copies(cache)
+    copy.with_suffix(".crc32").unlink()
+    assert _read(path) == ROWS and copy.with_suffix(".crc32").exists()
+    copy.write_bytes(copy.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(
+        ValueError, match=rf"{copy.name}, the plain copy of .*a\.jsonl\.gz.*remove it"
+    ):
+        _read(path)
 
 
 def test_a_file_in_a_bucket_is_fetched_once_and_again_when_it_changes(bucket, cache, monkeypatch):
@@ -92,7 +111,7 @@ def test_a_file_in_a_bucket_is_fetched_once_and_again_when_it_changes(bucket, ca
         assert _read(f"{where}/a.jsonl") == ROWS
     put("a.jsonl", _lines(ROWS[:3]))
     assert _read(f"{where}/a.jsonl") == ROWS[:3]
-    assert len(list(cache.iterdir())) == 2
+    assert len(copies(cache)) == 2
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
@@ -103,7 +122,7 @@ def test_a_damaged_compressed_file_is_named_and_leaves_nothing(tmp_path, cache, 
     (tmp_path / f"a.jsonl{ending}").write_bytes(damage(COMPRESS[ending](_lines(ROWS))))
     with pytest.raises(ValueError, match=rf"a\.jsonl\{ending}: cut short, or no "):
         _read(tmp_path / f"a.jsonl{ending}")
-    assert not list(cache.iterdir())
+    assert not copies(cache)
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
