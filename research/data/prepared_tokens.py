@@ -1,7 +1,7 @@
 """Tokens of a prepared source: read from its records by document, never tokenised again."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -46,7 +46,7 @@ class RecordTokens:
     def stretches(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
         """The tokens start .. stop - 1 of each pair, each in one document, read in one go."""
         documents, which = np.unique(self._document(starts), return_inverse=True)
-        records = self._source.tokens(documents.tolist())
+        records = self._documents(documents.tolist())
         first = self._offsets[documents][which]
         pairs = zip(
             which.tolist(), (starts - first).tolist(), (stops - first).tolist(), strict=True
@@ -63,18 +63,28 @@ class RecordTokens:
         before = int(self._offsets[first])
         if first == last:
             return self._read(first)[start - before : stop - before]
-        tokens = np.concatenate(self._source.tokens(range(first, last + 1)))
+        tokens = np.concatenate(self._documents(range(first, last + 1)))
         return tokens[start - before : stop - before]
 
-    def _read(self, document: int) -> np.ndarray:
-        number, tokens = self._last
-        if number != document:
-            (tokens,) = self._source.tokens([document])
+    def _documents(self, documents: Sequence[int]) -> list[np.ndarray]:
+        """The tokens of some documents.
+
+        Raises:
+            ValueError: a document is not as long as the index says.
+        """
+        records = self._source.tokens(documents)
+        for document, tokens in zip(documents, records, strict=True):
             if len(tokens) != self._offsets[document + 1] - self._offsets[document]:
                 raise ValueError(
                     f"{self._source.name}, row {document}: {len(tokens)} tokens, but the index "
                     "says another number: run graft prepare again."
                 )
+        return records
+
+    def _read(self, document: int) -> np.ndarray:
+        number, tokens = self._last
+        if number != document:
+            (tokens,) = self._documents([document])
             self._last = number, tokens = document, tokens
         return tokens
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,7 +250,7 @@ def _join_index(stage: Stage, split: str, shards: Sequence[Shard]) -> dict[str, 
     folder = stage.folder / "index"
     kinds: dict[str, dict[str, Any]] = {}
     documents = sum(shard.documents for shard in shards)
-    total = 0
+    total, checksums = 0, {"tokens": 0, "bytes": 0}
     with contextlib.ExitStack() as open_files:
         files = {}
         for name in ("tokens", "bytes"):
@@ -262,7 +263,9 @@ def _join_index(stage: Stage, split: str, shards: Sequence[Shard]) -> dict[str, 
             sums = kinds.setdefault(kind, {"kind": kind, "documents": 0, "tokens": 0, "bytes": 0})
             sums["documents"] += len(counts)
             for name, file in files.items():
-                file.write(counts[name].tobytes())
+                content = counts[name].tobytes()
+                file.write(content)
+                checksums[name] = zlib.crc32(content, checksums[name])
                 sums[name] += int(counts[name].sum(dtype=np.int64))
             total += int((folder / f"{shard.range.number:06d}.sum").read_text(), 16)
     for shard in shards:
@@ -274,6 +277,8 @@ def _join_index(stage: Stage, split: str, shards: Sequence[Shard]) -> dict[str, 
         # its place, so that it does not matter in which files they lie.
         "fingerprint": hashlib.sha256(f"{total % 2**256:x}".encode()).hexdigest(),
         "kinds": list(kinds.values()),
+        # CRC-32 of the numbers in the index
+        "index": checksums,
     }
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ class Prepared:
             raise ValueError(f"Source {config.name!r} has no split {split!r}, only {names}.")
         about = content["splits"][split]
         self._total = about["documents"]
-        self._check_files(manifest["files"])
+        self._check_files(manifest["files"], about)
         # What the tokens were made with, and how they are stored.
         self.tokenizer = content["tokenizer"]
         self.token_type = np.dtype(content["token_type"])
@@ -97,16 +98,31 @@ class Prepared:
         self._length = sum(stop - start for start, stop in self._rows)
         self.fingerprint = _fingerprint(about["fingerprint"], self._rows)
 
-    def _check_files(self, files: dict[str, Any]) -> None:
-        """Raises ValueError if a file of the split is lost or torn: not of the index's number."""
+    def _check_files(self, files: dict[str, Any], about: dict[str, Any]) -> None:
+        """Compares the files of the split with what was written.
+
+        Raises:
+            ValueError: one is lost, or the index is torn or changed. Records have checksums of
+              their own, which are compared when they are read.
+        """
         ours = [name for name in files if name.startswith(f"prepared-{self._split}.")]
         with storage.storage_errors(self._folder):
             missing = [name for name in ours if not (self._folder / name).exists()]
-        count = len(self._index("tokens"))
-        if missing or count != self._total or len(self._index("bytes")) != count:
-            what = f"{missing[0]} is lost" if missing else "its index is torn"
+        problem = f"{missing[0]} is lost" if missing else ""
+        checksums = about.get("index", {})  # data prepared before has none, but sums
+        for name in ("tokens", "bytes"):
+            index = self._index(name)
+            total = sum(kind[name] for kind in about["kinds"])
+            if len(index) != self._total:
+                problem = problem or "its index is torn"
+            elif int(index.sum(dtype=np.int64)) != total or (
+                checksums and zlib.crc32(index.astype("<u4").tobytes()) != checksums[name]
+            ):
+                problem = problem or f"index/{self._split}.{name}.npy is not what was written"
+        if problem:
             raise ValueError(
-                f"Source {self.name!r}: {self._folder} is damaged, {what}: run graft prepare again."
+                f"Source {self.name!r}: {self._folder} is damaged, {problem}: run graft prepare "
+                "again."
             )
 
     def _index(self, name: str) -> np.ndarray:

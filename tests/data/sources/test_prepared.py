@@ -201,15 +201,43 @@ def test_a_damaged_record_names_its_file_when_it_is_read(tmp_path, damage, rows)
             source.tokens(range(start, min(400, start + rows)))
 
 
-def test_an_index_of_other_lengths_is_found_when_a_document_is_read(tmp_path):
+@pytest.mark.parametrize("name", ["tokens", "bytes"])
+def test_an_index_of_other_lengths_is_refused(tmp_path, name):
     corpus.prepare(corpus.config(tmp_path, TEXTS), tmp_path / "out")
     dataset = json.loads((tmp_path / "out" / "prepared.json").read_text())["dataset"]
-    index = tmp_path / "out" / dataset / "index" / "train.tokens.npy"
+    index = tmp_path / "out" / dataset / "index" / f"train.{name}.npy"
     np.save(index, np.load(index)[::-1])
-    source = open_source(PreparedConfig("made", str(tmp_path / "out")))
-    table = read_prepared(source, corpus.tokenizer(), {"text": True})
+    with pytest.raises(ValueError, match=rf"index/train\.{name}\.npy is not what was written"):
+        open_source(PreparedConfig("made", str(tmp_path / "out")))
+
+
+def test_an_index_without_checksum_is_found_out_when_a_document_is_read(tmp_path):
+    corpus.prepare(corpus.config(tmp_path, TEXTS), tmp_path / "out")
+    dataset = json.loads((tmp_path / "out" / "prepared.json").read_text())["dataset"]
+    content_file = tmp_path / "out" / dataset / "content.json"
+    content = json.loads(content_file.read_text())
+    for about in content["splits"].values():  # as data prepared before
+        del about["index"]
+    content_file.write_text(json.dumps(content))
+    index = tmp_path / "out" / dataset / "index" / "train.tokens.npy"
+    lengths = np.load(index)
+    np.save(index, lengths[::-1])
+    table = read_prepared(
+        open_source(PreparedConfig("made", str(tmp_path / "out"))),
+        corpus.tokenizer(),
+        {"text": True},
+    )
     with pytest.raises(ValueError, match="row 3: .* tokens, but the index says another number"):
         table["text"][3]
+    with pytest.raises(ValueError, match="row 0: .* tokens, but the index says another number"):
+        table["text"].values[0 : int(lengths[::-1][:4].sum())]
+    starts = np.cumsum(lengths[::-1], dtype=np.int64)
+    with pytest.raises(ValueError, match="tokens, but the index says another number"):
+        table["text"].stretches(starts[:4], starts[:4] + 1)
+    lengths[0] += 1
+    np.save(index, lengths)
+    with pytest.raises(ValueError, match="train.tokens.npy is not what was written"):
+        open_source(PreparedConfig("made", str(tmp_path / "out")))
 
 
 def test_the_fingerprint_follows_the_content_and_the_kinds(tmp_path):
