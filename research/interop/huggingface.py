@@ -24,6 +24,7 @@ from research.interop.family import (
 )
 from research.interop.fields import Fields, UnsupportedModelError
 from research.models.config import ModelConfig
+from research.runtime.files import check_inside
 
 CONFIG = "config.json"
 # what transformers keeps beside the weights; a run keeps it as it is, for the export
@@ -82,8 +83,17 @@ class HuggingFaceModel:
         return {"licence": match[1]} if match else {}
 
     def files(self) -> dict[str, bytes]:
-        """The config and the sidecar files, as far as they exist."""
+        """The config and the sidecar files, as far as they exist; an import copies them.
+
+        Raises:
+          LinkError: one is a link out of the model, and would bring another file into the run.
+        """
         names = [name for name in (CONFIG, *SIDECAR_FILES) if (self.path / name).is_file()]
+        # a download of the Hub links from snapshots/REVISION to blobs/
+        is_snapshot = self.path.absolute().parent.name == "snapshots"
+        root = self.path.absolute().parents[1] if is_snapshot else self.path
+        for name in names:
+            check_inside(self.path / name, root)
         return {name: read_text(self.path / name).encode() for name in names}
 
 

@@ -47,6 +47,19 @@ def check_no_link(path: str | os.PathLike[str], root: str | os.PathLike[str]) ->
             )
 
 
+def check_inside(path: Path, root: Path) -> None:
+    """Refuses a file to read that lies outside the folder `root`, through a symbolic link.
+
+    Raises:
+      LinkError: it does.
+    """
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise LinkError(
+            f"{path} leads to {path.resolve()}, outside {root}: put a copy there in place of the "
+            "link"
+        )
+
+
 def remove(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
     """Removes a file or a whole folder below `root`, if it is there; of a link the link alone.
 

@@ -3,10 +3,11 @@
 import dataclasses
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from research.data.token_cache import tokenize
 from research.runtime import checksums
 from research.text import tokenizer as tokenizers
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"some words {number}" for number in range(40)]
 
 
@@ -115,39 +117,44 @@ def test_a_full_disk_names_the_folder_and_the_setting(tmp_path, tokenizer, monke
     assert not list(cache.iterdir())
 
 
+# tokenizes as another user, in a process without the threads of JAX, and prints the error
+AS_USER = """if True:
+    import os, sys
+    from research.data.token_cache import tokenize
+    from research.text import tokenizer
+    from tests.data.test_token_cache import Texts
+    user, umask, fingerprint, file, cache = sys.argv[1:]
+    backend = tokenizer.load(file)
+    os.setgroups([]); os.setgid(int(user)); os.setuid(int(user)); os.umask(int(umask))
+    try:
+        tokenize(Texts(fingerprint), backend, {"text": True}, cache)
+    except OSError as error:
+        print(error)
+"""
+
+
 @pytest.fixture
 def shared(tokenizer):
     """A folder that all users may write in, and a function that tokenizes there as one of them."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         root = Path(name)
         root.chmod(0o755)
+        tokenizer.save(root / "tokenizer.json")
         (root / "cache").mkdir()
         (root / "cache").chmod(0o1777)
-
-        def tokenize_as(user, fingerprint, umask):
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
-            os.umask(umask)
-            try:
-                tokenize(Texts(fingerprint), tokenizer, {"text": True}, root / "cache" / "tokens")
-            except OSError as error:
-                messages.put(str(error))
-            else:
-                messages.put("")
+        tokens = root / "cache" / "tokens"
 
         def run(user, fingerprint, umask=0o022):
-            process = context.Process(target=tokenize_as, args=(user, fingerprint, umask))
-            process.start()
-            message = messages.get(timeout=60)
-            process.join()
-            return message
+            arguments = [user, umask, fingerprint, root / "tokenizer.json", tokens]
+            line = [sys.executable, "-B", "-c", AS_USER, *map(str, arguments)]
+            ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            assert ended.returncode == 0, ended.stderr
+            return ended.stdout.strip()
 
-        context = multiprocessing.get_context("fork")
-        messages = context.Queue()
-        yield root / "cache" / "tokens", run
+        yield tokens, run
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become several users")
 def test_several_users_share_a_cache_and_what_each_puts_there_stays_theirs(shared):
     tokens, run = shared

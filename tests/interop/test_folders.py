@@ -280,3 +280,26 @@ def test_tensors_of_types_that_hold_no_plain_numbers_are_refused(write):
 
 def test_a_quantizers_own_file_is_enough(write):
     refuses(write(files={"quantize_config.json": "{}"}), "quantize_config.json.*GPTQ")
+
+
+def test_a_template_that_links_out_of_the_folder_is_not_copied(write, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    path = write()
+    (path / "chat_template.jinja").symlink_to(secret)
+    with pytest.raises(OSError, match=r"chat_template\.jinja leads to .*secret, outside .*folder"):
+        importing.open_model(path).files()
+    (path / "chat_template.jinja").unlink()
+    (path / "chat_template.jinja").symlink_to("config.json")  # stays in the folder
+    assert "chat_template.jinja" in importing.open_model(path).files()
+
+
+def test_a_download_of_the_hub_links_to_its_own_blobs(write, tmp_path):
+    (tmp_path / "models--made" / "snapshots").mkdir(parents=True)
+    (tmp_path / "models--made" / "blobs").mkdir()
+    path = write(name="models--made/snapshots/1")
+    for file in list(path.iterdir()):
+        blob = tmp_path / "models--made" / "blobs" / file.name
+        file.rename(blob)
+        file.symlink_to(f"../../blobs/{file.name}")
+    assert set(importing.open_model(path).files()) == {"config.json", "tokenizer.json"}
