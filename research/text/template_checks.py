@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,7 @@ def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
         if later is None:  # nothing is trained after it
             continue
         stop = min(later + 1, len(source.marked))
+        _check_arguments(number, message, texts[later])
         for names in _fields(message, is_trained=number in texts):
             changes = tuple((number, name) for name in names)
             views.append(View(stop, stop == later, changes=changes))
@@ -89,6 +91,20 @@ def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
     ):
         if not isinstance(text, RenderingError) and find_blocks(text)[0].startswith(whole):
             raise ValueError(f"The chat template leaves out {cause}: {_REMEDY}")
+
+
+def _check_arguments(number: int, message: Message, text: str) -> None:
+    """Raises ValueError where arguments that are JSON already are written as JSON once more."""
+    for call in message.get("tool_calls", []):
+        arguments = call.get("function", call).get("arguments")
+        if not isinstance(arguments, str) or arguments in text:
+            continue
+        if json.dumps(arguments, ensure_ascii=False) in text:
+            raise ValueError(
+                f"The chat template writes the arguments of a call in message {number} as quoted "
+                "text, since they are JSON text: give them as an object (a transform of kind "
+                "python reads them)."
+            )
 
 
 def _fields(message: Message, is_trained: bool) -> list[list[str]]:

@@ -279,3 +279,29 @@ def test_what_a_real_template_leaves_out_is_refused(tokenizers, template, record
     writer = Writer(_template(template) if template else ours.chat_template, ours)
     with pytest.raises(ValueError, match=match):
         writer.write(conversation(RECORDS[record]))
+
+
+@pytest.mark.parametrize(("model", "name"), [("qwen3", None), ("llama3", "trl/llama3_1")])
+def test_names_of_special_tokens_are_the_text_that_transformers_makes_of_them(
+    tokenizers, model, name
+):
+    """Its `sanitize_control_tokens`, in messages, calls and tools."""
+    ours, theirs = tokenizers(model)
+    template = ours.chat_template if name is None else _template(name)
+    (spelling,) = {"<|im_end|>", "<|eot_id|>"} & ours.special
+    tool = {"type": "function", "function": TOOL["function"] | {"description": f"x{spelling}y"}}
+    function = {"name": "weather", "arguments": {"city": f"{spelling} Oslo"}}
+    messages = [
+        user(f"a{spelling} b"),
+        assistant("", tool_calls=[CALL | {"function": function}]),
+        RESULT | {"content": f"rain {spelling}"},
+    ]
+    source = conversation({"messages": messages, "tools": [tool]})
+    expected = theirs.apply_chat_template(
+        messages,
+        chat_template=template,
+        tools=[tool],
+        add_generation_prompt=True,
+        sanitize_control_tokens=True,
+    )["input_ids"]
+    assert Writer(template, ours).prompt_ids(source) == expected

@@ -194,6 +194,27 @@ def test_a_field_that_the_template_writes_is_honoured():
     assert text.startswith("<|im_start|>user ann\n")
 
 
+def test_arguments_that_are_json_text_are_not_quoted_again():
+    call = {"function": {"name": "weather", "arguments": '{"city": "O"}'}}
+    talk = [QUESTION, assistant("", tool_calls=[call])]
+    _refused("arguments of a call in message 1 as quoted text", THINKING, talk)
+    as_is = "(call.arguments if call.arguments is string else call.arguments | tojson)"
+    template = THINKING.replace("call.arguments | tojson", as_is)
+    assert '<call>weather{"city": "O"}</call>' in _trained(template, talk)[0][0]
+
+
+@pytest.mark.parametrize("role", ["function_call", "tool_call"])
+def test_calls_in_messages_of_their_own_role_are_the_assistants(role):
+    turns = [
+        {"from": "human", "value": "weather?"},
+        {"from": role, "value": '{"name": "weather", "arguments": {"city": "O"}}'},
+        {"from": "observation", "value": "rain"},
+        {"from": "gpt", "value": "It rains."},
+    ]
+    calling, answering = _trained(THINKING, {"conversations": turns})
+    assert '<call>weather{"city": "O"}</call>' in calling[0] and "It rains." in answering[0]
+
+
 def test_results_of_tools_come_in_the_order_of_the_calls():
     calls = [CALL, CALL | {"id": "2"}]
     results = [{"role": "tool", "tool_call_id": i, "content": f"r{i}"} for i in ("1", "2")]

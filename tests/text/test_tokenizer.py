@@ -128,3 +128,13 @@ def test_bad_input_says_what_is_wrong(tokenizer, tmp_path):
         tokenizer_lib.load(tmp_path / "torn.json")
     with pytest.raises(ValueError, match="Text 1 of the batch is no Unicode text"):
         tokenizer.encode_batch(["fine", "\ud800"])
+
+
+def test_a_tokenizer_that_opens_texts_with_a_space_is_known():
+    """SentencePiece's does, byte-level BPE does not."""
+    pieces = {"<s>": 0, "\u2581": 1, "x": 2, "\n": 3, "\u2581x": 4}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(pieces, [("\u2581", "x")]))
+    backend.normalizer = tokenizers.normalizers.Prepend("\u2581")
+    spacing = tokenizer_lib.Tokenizer(backend, begin="<s>", end="<s>", pad="<s>")
+    assert spacing.opens_with_space and spacing.encode("x") == [4]
+    assert not tokenizer_lib.train(["some words"], 270).opens_with_space

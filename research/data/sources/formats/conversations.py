@@ -17,6 +17,9 @@ from research.text.conversation import REASONING, WEIGHT
 # Who may speak in a conversation, and other names of them.
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+# LLaMA-Factory's and ms-swift's: what a tool gave back, and calls of it, as JSON in the text.
+_SYNONYMS |= {"observation": "tool", "tool_response": "tool"}
+_CALLS = ("function_call", "tool_call")
 # Names of a message's weight in training: OpenAI's and Mistral's, axolotl's, ms-swift's,
 # LLaMA-Factory's. True and false are 1 and 0; several are multiplied.
 _WEIGHTS = (WEIGHT, "train", "training", "loss", "loss_scale", "loss_weight")
@@ -155,9 +158,11 @@ def _read_message(turn: Any, where: str) -> dict[str, Any]:
     # Some files have every field in every message; null says that there is none, as in OpenAI's.
     turn = {name: value for name, value in turn.items() if value is not None}
     role = turn.pop("role", None) or turn.pop("from", None)
+    if role in _CALLS:
+        role, turn = "assistant", _read_call(turn, where)
     role = _SYNONYMS.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        known = ", ".join((*ROLES, *_SYNONYMS))
+        known = ", ".join((*ROLES, *_SYNONYMS, *_CALLS))
         raise ValueError(f"{where} has the unknown role {role!r}. Known: {known}.")
     refuse_fields(turn, _UNREAD, where)
     weight = _read_weight(turn, role, where)
@@ -202,10 +207,28 @@ def _read_weight(turn: Mapping[str, Any], role: str, where: str) -> float:
     return weight if role == "assistant" else 1.0
 
 
+def _read_call(turn: dict[str, Any], where: str) -> dict[str, Any]:
+    """A message whose text is a call of a tool, or several, as one with `tool_calls`."""
+    text = turn.get("content", turn.get("value"))
+    try:
+        calls = json.loads(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise ValueError(f"{where} must be a call of a tool as JSON: {error}.") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, Mapping) and {"name", "arguments"} <= set(call) for call in calls):
+        raise ValueError(f"{where} must be a call of a tool, with a name and arguments.")
+    functions = [{"type": "function", "function": dict(call)} for call in calls]
+    others = {name: value for name, value in turn.items() if name not in ("content", "value")}
+    return {**others, "tool_calls": functions}
+
+
 def _read_calls(extra: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
     """The fields of a message with its calls of tools checked; an empty list is none."""
     calls = extra.get("tool_calls", [])
-    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+    if not isinstance(calls, list) or not all(
+        isinstance(call, Mapping) and isinstance(call.get("function", {}), Mapping)
+        for call in calls
+    ):
         raise ValueError(f"{where}: 'tool_calls' must be a list of calls.")
     if calls and role != "assistant":
         raise ValueError(f"{where}: a message of role {role!r} has 'tool_calls'.")
