@@ -119,12 +119,14 @@ def test_a_full_disk_names_the_folder_and_the_setting(tmp_path, tokenizer, monke
 
 # tokenizes as another user, in a process without the threads of JAX, and prints the error
 AS_USER = """if True:
-    import os, sys
+    import os, sys, tempfile
     from research.data.token_cache import tokenize
     from research.text import tokenizer
     from tests.data.test_token_cache import Texts
     user, umask, fingerprint, file, cache = sys.argv[1:]
     backend = tokenizer.load(file)
+    with tempfile.TemporaryDirectory() as folder:  # what is imported late, while it may be read
+        tokenize(Texts(), backend, {"text": True}, folder)
     os.setgroups([]); os.setgid(int(user)); os.setuid(int(user)); os.umask(int(umask))
     try:
         tokenize(Texts(fingerprint), backend, {"text": True}, cache)
