@@ -21,9 +21,9 @@ WITHOUT_EFFECT = frozenset(
     architectures model_type dtype torch_dtype transformers_version auto_map
     bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id mask_token_id
     decoder_start_token_id tokenizer_class use_cache cache_implementation return_dict
-    output_hidden_states output_attentions output_scores return_dict_in_generate torchscript
-    use_bfloat16 pretraining_tp chunk_size_feed_forward gradient_checkpointing low_cpu_mem_usage
-    attn_implementation use_flash_attention use_flash_attention_2 use_flash_attn
+    output_past output_hidden_states output_attentions output_scores return_dict_in_generate
+    torchscript use_bfloat16 pretraining_tp chunk_size_feed_forward gradient_checkpointing
+    low_cpu_mem_usage attn_implementation use_flash_attention use_flash_attention_2 use_flash_attn
     finetuning_task problem_type id2label label2id num_labels prefix task_specific_params
     initializer_range initializer_factor reorder_and_upcast_attn tf_legacy_loss license language
     max_position_embeddings original_max_position_embeddings max_sequence_length seq_length

@@ -162,7 +162,27 @@ def check_tensors(
     if lines:
         more = [f"and {len(lines) - 12} more"] if len(lines) > 12 else []
         text = "\n  ".join([*sorted(lines)[:12], *more])
-        raise UnsupportedModelError(f"{where} does not hold the model of its config:\n  {text}")
+        raise UnsupportedModelError(
+            f"{where} does not hold the model of its config{_why(surplus)}:\n  {text}"
+        )
+
+
+# what a name of a surplus tensor says of how the file was written
+_SIGNS = {
+    r".*\.(lora_|base_layer\.|modules_to_save\.).*|base_model\.model\..*": (
+        "an adapter was not merged before the model was saved"
+    ),
+    r"(module|_orig_mod|_fsdp_wrapped_module)\..*": "it was saved while a trainer wrapped it",
+    r"(score|classifier)\..*": "it classifies texts",
+    r".*(experts|block_sparse_moe).*": "it has experts",
+}
+
+
+def _why(surplus: Iterable[str]) -> str:
+    for pattern, reason in _SIGNS.items():
+        if any(re.fullmatch(pattern, name) for name in surplus):
+            return f" ({reason})"
+    return ""
 
 
 def check_layers(family: Family, layers: int, tensors: Iterable[str], where: str) -> None:

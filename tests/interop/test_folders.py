@@ -120,6 +120,21 @@ def test_keys_without_effect_are_accepted(write):
     assert importing.open_model(write(more, name="more")).config == plain.config
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("gemma2", {"hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}),
+        ("gemma3_text", {"_sliding_window_pattern": 6, "use_bidirectional_attention": False}),
+        ("qwen2", {"use_mrope": False, "sliding_window": 32768, "max_window_layers": 21}),
+        ("phi3", {"original_max_position_embeddings": 4096, "resid_pdrop": 0.0}),
+        ("mistral", {"sliding_window": None, "attention_bias": False}),
+    ],
+)
+def test_so_are_those_of_other_families_published_models(kind, more):
+    content = {k: v for k, v in SHAPE.items() if k != "model_type"} | more
+    huggingface.read_config(FAMILIES[kind], content, "config.json")
+
+
 @pytest.mark.heavy
 def test_all_that_transformers_writes_by_default_is_known():
     """So that a release that adds a key is seen: it is read, neutral or without effect."""
@@ -211,6 +226,19 @@ def test_tokens_that_only_the_tokenizers_config_lists_are_refused(write):
         match = re.escape(f"lists the token {content!r} as number {number}")
         with pytest.raises(UnsupportedModelError, match=match):
             importing.load_tokenizer(importing.open_model(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        (f"{QUERY.removesuffix('.weight')}.lora_A.default.weight", "adapter was not merged before"),
+        (f"module.{QUERY}", "saved while a trainer wrapped it"),
+        ("score.weight", "it classifies texts"),
+        ("model.layers.0.mlp.experts.0.up_proj.weight", "it has experts"),
+    ],
+)
+def test_surplus_tensors_tell_how_a_file_was_written(write, name, match):
+    refuses(write(tensors={name: np.zeros((2, 2), np.float32)}), match)
 
 
 def test_what_sentence_transformers_adds_is_named(write):

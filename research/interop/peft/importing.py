@@ -49,6 +49,7 @@ from research.models.transformer import Transformer
 from research.runtime import storage
 
 _OFT = ".oft_R.weight"
+_PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,8 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
         _check_weights(path)
         adapter = _open(path, content, base)
     own = tokenizer_files.read(path, base)
-    notes = (*_notes(content, adapter, base), *own.notes)
+    copies = [f"{name} is not read" for name in _PICKLES if (path / name).is_file()]
+    notes = (*_notes(content, adapter, base), *copies, *own.notes)
     return dataclasses.replace(adapter, tokenizer_files=own, notes=notes)
 
 
@@ -164,7 +166,7 @@ def _check_weights(path: Path) -> None:
     """
     if (path / WEIGHTS).is_file():
         return
-    for name in ("adapter_model.bin", "adapter_model.pt"):
+    for name in _PICKLES:
         if (path / name).is_file():
             advice = pickle_advice(name, "PeftModel.from_pretrained(...).save_pretrained(FOLDER)")
             raise UnsupportedModelError(f"{path} has no {WEIGHTS}; {advice}")

@@ -75,6 +75,10 @@ def check(content: Mapping[str, Any], where: str) -> None:
       UnsupportedModelError: naming it.
     """
     kind = content.get("peft_type")
+    if kind is None and ("lora_parameters" in content or "fine_tune_type" in content):
+        raise UnsupportedModelError(
+            f"{where} is of an adapter of MLX: fuse it there (mlx_lm.fuse) and import the model"
+        )
     if kind not in KNOWN:
         raise UnsupportedModelError(f"{where}: peft_type {kind!r}; Graft reads {', '.join(KNOWN)}")
     if content.get("task_type") not in _TASKS:

@@ -101,7 +101,10 @@ def test_the_kind_goes_before_pickles_and_missing_files(write, base):
     path = write({"peft_type": "LOKR"})
     (path / peft.WEIGHTS).rename(path / "adapter_model.bin")
     refuses(path, base, "peft_type 'LOKR'")
-    path = write()
+    mlx = {"peft_type": None, "fine_tune_type": "lora", "lora_parameters": {"rank": 8}}
+    refuses(write(mlx), base, r"an adapter of MLX: fuse it there .mlx_lm.fuse.")
+    path = write(files={"adapter_model.bin": ""})
+    assert "adapter_model.bin is not read" in peft_importing.open_adapter(path, base).notes
     (path / peft.WEIGHTS).rename(path / "adapter_model.bin")
     refuses(path, base, r"adapter_model.bin is a pickle, .*PeftModel.from_pretrained\(...\).save_")
     (path / peft.CONFIG).unlink()
