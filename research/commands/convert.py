@@ -192,7 +192,8 @@ def export_model(arguments: argparse.Namespace) -> None:
         )
         if evaluation.get("fingerprint") != run.fingerprint:
             raise ValueError(f"{arguments.evaluation} is about another model than {run.path}")
-    card = model_card.write(run, arguments.format, evaluation)
+    name = storage.absolute(arguments.out).name
+    card = model_card.write(run, arguments.format, name, evaluation)
     if arguments.format == "peft":
         _export_adapter(arguments, run, card)
     elif arguments.format == "gguf-adapter":
@@ -229,6 +230,8 @@ def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:
     card_path = f"{arguments.out}.md"
     exporting.check_free(card_path, file=True)
     names = adapters.export_adapter(run, arguments.out)
+    if template := exporting.own_chat_template(run):
+        files.atomic_write(f"{arguments.out}.jinja", template)
     files.atomic_write(card_path, card)
     show(f"written to {arguments.out}: {len(names)} tensors, and its card to {card_path}")
 

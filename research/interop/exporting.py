@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from research.adapters.merging import Merged
 from research.checkpoints.runs import Run
 from research.interop import huggingface
 from research.runtime import files, storage
+from research.text import chat_template
+from research.text.tokenizer import Tokenizer
 
 
 def export_huggingface(
@@ -49,7 +53,7 @@ def export_huggingface(
             read_parameter,
             dtype=dtype or origin.get("dtype", "float32"),
             dtypes=None if dtype else origin.get("dtypes"),
-            files=tokenizer_files(run) | run.sidecar_files,
+            files=tokenizer_files(run) | run.sidecar_files | _generation_config(run),
             kind=origin.get("family"),
             file_size=file_size,
         )
@@ -156,13 +160,55 @@ def tokenizer_files(run: Run) -> dict[str, bytes]:
         "pad_token_id": tokenizer.pad_id,
     }
     return {
-        "tokenizer.json": tokenizer.to_json().encode(),
+        "tokenizer.json": _opening_json(tokenizer).encode(),
         "tokenizer_config.json": json.dumps(
             {"tokenizer_class": "PreTrainedTokenizerFast", **token_names}, indent=2
         ).encode(),
         huggingface.CONFIG: json.dumps(token_ids).encode(),
         "generation_config.json": json.dumps(token_ids, indent=2).encode(),
     }
+
+
+def _opening_json(tokenizer: Tokenizer) -> str:
+    """A `tokenizer.json` that begins a text as Graft begins a bare prompt."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    if tokenizer.opening and backend.encode("a").ids[:1] != tokenizer.opening:
+        begin = tokenizer.roles["begin"]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=[begin, "$A"],
+            pair=[begin, "$A", begin, "$B"],
+            special_tokens=[(begin, tokenizer.begin_id)],
+        )
+        return backend.to_str()
+    return tokenizer.to_json()
+
+
+def stop_ids(run: Run) -> list[int]:
+    """The tokens that end what a run writes, the end of a text first: those of its companions, and
+    the end of a turn in the template that it was tuned with."""
+    objective = run.experiment.data.objective if run.experiment else None
+    own = objective.stop_ids(run.tokenizer) if objective and objective.generates else ()
+    return list(
+        dict.fromkeys((run.tokenizer.end_id, *chat_template.find_stops(run.sidecar_files), *own))
+    )
+
+
+def _generation_config(run: Run) -> dict[str, bytes]:
+    """`generation_config.json`, where an imported one does not end all that the run ends."""
+    stops = stop_ids(run)
+    present = tokenizer_files(run) | run.sidecar_files
+    name = "generation_config.json"  # which goes before config.json in transformers and vLLM
+    if set(stops) <= set(chat_template.find_stops({name: present[name]})):
+        return {}
+    content = json.loads(present[name]) | {"eos_token_id": stops}
+    return {name: json.dumps(content, indent=2).encode()}
+
+
+def own_chat_template(run: Run) -> str | None:
+    """The chat template of a tuned run, where it is not its base's."""
+    own = chat_template.find_template(run.sidecar_files)
+    base = chat_template.find_template(run.base.sidecar_files) if run.base else None
+    return own if own != base else None
 
 
 _ROLES = {"bos": "begin", "eos": "end", "pad": "pad"}

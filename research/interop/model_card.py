@@ -7,37 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.checkpoints.runs import Run
+from research.interop import serving
 from research.runtime import storage
 from research.runtime.terminal import printable
 from research.training.summary import SUMMARY, read_summary
 
 UNKNOWN = "not stated"
 
-_USE = {
-    "hf": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-```""",
-    "peft": """```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("BASE")
-model = PeftModel.from_pretrained(base, "FOLDER")
-```""",
-    "gguf": """```
-llama-cli --model FILE.gguf
-```""",
-}
-
-
-def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> str:
+def write(run: Run, form: str, name: str, evaluation: Mapping[str, Any] | None = None) -> str:
     """The card's Markdown.
 
     Args:
-      form: what was exported: hf, peft or gguf.
+      form: what was exported: hf, peft, gguf or gguf-adapter.
+      name: of the folder or the file that it was exported to.
       evaluation: what `graft evaluate --out` wrote, if there is any.
     """
     origin, summary = dict(run.origin or {}), _summary(run)
@@ -57,7 +40,7 @@ def write(run: Run, form: str, evaluation: Mapping[str, Any] | None = None) -> s
         lines += [f"- its weights were stored as {kinds}; those here are what that reads as"]
     lines += ["", "## Data", "", *_data(run), "", "## Training", "", *_training(run, summary)]
     lines += ["", "## Evaluation", "", *_evaluation(summary, evaluation)]
-    lines += ["", "## Use", "", _USE[form], "", *_template(run)]
+    lines += ["", "## Use", "", *_use(run, form, name), *_template(run)]
     return printable("\n".join(lines).rstrip()) + "\n"
 
 
@@ -116,11 +99,34 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
     return lines or ["- none was given (`graft evaluate --out FILE`, then `--evaluation FILE`)"]
 
 
+def _use(run: Run, form: str, name: str) -> list[str]:
+    """Commands, one block each; those of projects that do not serve it are left out."""
+    commands = serving.commands(run, form, name)
+    if not commands:
+        return [
+            "It was trained to read its prompts both ways, or to fill in masked tokens, which none "
+            "of transformers, vLLM, llama.cpp and Ollama computes.",
+            "",
+        ]
+    lines = ["From the folder that holds this one:", ""]
+    prompt = serving.prompt_format(run)
+    if prompt is not None and not prompt.is_joint:
+        lines[:0] = [
+            "The parts of a prompt were tokenized apart. As one text some tokens at their edges "
+            "are others, so vLLM and Ollama, which take one text, are not among these:",
+            "",
+        ]
+    for command in commands:
+        lines += [f"{command.title}:", ""] if command.title else []
+        lines += [f"```{command.language}", command.text, "```", ""]
+    return lines
+
+
 def _template(run: Run) -> list[str]:
-    settings = run.experiment.data.objective.settings if run.experiment else {}
-    if "template" not in settings:
+    objective = run.experiment.data.objective if run.experiment else None
+    if objective is None or objective.kind != "supervised":
         return []
-    template = json.dumps(settings["template"], ensure_ascii=False)
+    template = json.dumps(getattr(objective, "template", ""), ensure_ascii=False)
     begin = run.tokenizer.roles["begin"]
     return [f"It was tuned on prompts in this form, after the token `{begin}`: `{template}`"]
 

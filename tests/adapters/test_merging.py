@@ -104,7 +104,7 @@ def test_a_merged_model_is_asked_and_described_as_what_was_merged(world, tmp_pat
     merging.merge(run, tmp_path / "merged")
     merged = runs.open_run(tmp_path / "merged")
     assert merged.method == Full() and merged.experiment == run.experiment
-    card = model_card.write(merged, "hf")
+    card = model_card.write(merged, "hf", "out")
     assert "Method: lora" in card and "2 of 2 steps" in card and '`"Q: {prompt}' in card
 
 

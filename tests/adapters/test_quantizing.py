@@ -40,7 +40,7 @@ def test_an_export_of_a_stored_base_is_what_it_reads_as(world, tmp_path):
     base = runs.open_run(world.base)
     quantizing.store(base, tmp_path / "nf4", quantization.PRESETS["nf4"])
     adapter = runs.open_run(tiny_run.adapter(tmp_path / "nf4", LoRA(rank=2), tmp_path / "adapter"))
-    card = model_card.write(adapter, "hf")
+    card = model_card.write(adapter, "hf", "out")
     assert "its weights were stored as bfloat16, nf4; those here are what that reads as" in card
     exporting.export_huggingface(adapter, tmp_path / "theirs", card=card)
     importing.import_model(importing.open_model(tmp_path / "theirs"), tmp_path / "back")

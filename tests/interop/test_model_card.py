@@ -12,7 +12,7 @@ def test_a_tunes_card_has_base_data_method_cost_and_use(world, tmp_path):
         "quality": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 12},
         "bits_per_byte": {"prose": 2.25},
     }
-    text = model_card.write(runs.open_run(tmp_path / "tuned"), "peft", evaluation)
+    text = model_card.write(runs.open_run(tmp_path / "tuned"), "peft", "tuned", evaluation)
     for part in (
         "# tuned",
         "Method: lora (targets",

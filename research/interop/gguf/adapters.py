@@ -93,6 +93,10 @@ def plan(run: Run) -> tuple[str, float, dict[str, np.ndarray]]:
             f"method {run.method.kind!r} leaves no adapter of llama.cpp's, which adds LoRA alone; "
             f"{_MERGE}"
         )
+    if run.tokenizer.fingerprint() != run.base.tokenizer.fingerprint():
+        raise UnsupportedModelError(
+            f"the run has another tokenizer than its base, whose own llama.cpp uses; {_MERGE}"
+        )
     kind, targets = targets_of(run)
     by_module = {target.module: (name, target) for name, target in targets.items()}
     theirs, content = peft.adapter_tensors(run)

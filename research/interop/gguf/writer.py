@@ -14,7 +14,7 @@ import numpy as np
 
 from research.adapters.merging import Merged
 from research.checkpoints.runs import Run
-from research.interop.exporting import whole_file
+from research.interop.exporting import stop_ids, whole_file
 from research.interop.families import FAMILIES
 from research.interop.family import Source, family_for_model, parameter_shapes, sources
 from research.interop.fields import UnsupportedModelError
@@ -32,7 +32,6 @@ from research.interop.tensor_files import cast, name_unwritten
 from research.models import rotary
 from research.models.config import ModelConfig
 from research.text import chat_template
-from research.text.tokenizer import Tokenizer
 
 DTYPES = {
     "float32": (np.dtype(np.float32), gguf.GGMLQuantizationType.F32),
@@ -86,7 +85,7 @@ def export_gguf(
     with whole_file(out) as partial:
         writer = gguf.GGUFWriter(partial, kind)
         _describe(writer, kind, run)
-        _tokenizer(writer, run.tokenizer, config.vocabulary, run.sidecar_files)
+        _tokenizer(writer, run)
         matrix, quantization = DTYPES[dtype]
         if kind == "llama" and config.rotary_scaling and config.rotary_scaling.kind == "llama3":
             plain = np.asarray(rotary.frequencies(config, None))
@@ -186,10 +185,9 @@ def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
         writer.add_final_logit_softcapping(config.logit_cap)
 
 
-def _tokenizer(
-    writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int, sidecar_files: Mapping[str, bytes]
-) -> None:
+def _tokenizer(writer: gguf.GGUFWriter, run: Run) -> None:
     """Writes a BPE of bytes, or SentencePiece's, with its special tokens and chat template."""
+    tokenizer, rows = run.tokenizer, run.model.vocabulary
     content: dict[str, Any] = json.loads(tokenizer.to_json())
     model = content["model"]
     _warn_of_spaces(content["added_tokens"])
@@ -219,13 +217,13 @@ def _tokenizer(
     writer.add_bos_token_id(tokenizer.begin_id)
     writer.add_eos_token_id(tokenizer.end_id)
     writer.add_pad_token_id(tokenizer.pad_id)
-    stops = [n for n in chat_template.find_stops(sidecar_files) if n < rows]  # some are of old
-    stops = [n for n in stops if n != tokenizer.end_id]
+    # imported configs may name tokens that the table does not have
+    stops = [number for number in stop_ids(run)[1:] if number < rows]
     for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), stops, strict=False):
         add(number)
     writer.add_add_bos_token(bool(tokenizer.opening))
     writer.add_add_space_prefix(prefix)
-    template = chat_template.find_template(sidecar_files)
+    template = chat_template.find_template(run.sidecar_files)
     if template:
         writer.add_chat_template(template)
 

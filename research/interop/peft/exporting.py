@@ -79,7 +79,7 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> Adap
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
     }
-    files, notes = _own_files(run), [serving_note(run, tensors, content)]
+    files, notes = own_files(run), [serving_note(run, tensors, content)]
     if chat_template.TEMPLATE in files:
         notes.append(f"It has a chat template of its own, {chat_template.TEMPLATE}")
     with whole_or_nothing(out, last=CONFIG) as folder:
@@ -106,7 +106,7 @@ def serving_note(run: Run, tensors: Mapping[str, np.ndarray], content: Mapping[s
     return vllm.describe(content, shapes, family.kind, run.model.vocabulary)
 
 
-def _own_files(run: Run) -> dict[str, bytes]:
+def own_files(run: Run) -> dict[str, bytes]:
     """The tokenizer's files of a run that has another tokenizer or template than its base."""
     own, base = run.tokenizer, (run.base or run).tokenizer
     if own.fingerprint() == base.fingerprint() and own.chat_template == base.chat_template:

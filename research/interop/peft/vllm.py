@@ -94,12 +94,9 @@ def describe(
     family: str,
     vocabulary: int,
 ) -> str:
-    """A line for the console and the card: the command's options, or why there is none."""
+    """A line for the console and the card: the options that it needs, or why it does not."""
     reasons = problems(content, shapes, family, vocabulary)
     if reasons:
         return f"vLLM does not serve this adapter: {'; '.join(reasons)}. Instead, {INSTEAD}"
     rank = max_lora_rank(largest_rank(content, shapes))
-    return (
-        f"vLLM serves this adapter: vllm serve BASE --enable-lora --max-lora-rank {rank} "
-        "--lora-modules NAME=FOLDER"
-    )
+    return f"vLLM serves this adapter, with --enable-lora --max-lora-rank {rank}"
