@@ -139,7 +139,8 @@ class Checkpointer:
         if step < 0 or (steps and step < steps[-1]):
             raise ValueError(
                 f"cannot save step {step} in {self.directory}: it has step {steps[-1:]} already. "
-                "Move the later steps away, or save to another directory."
+                "Perhaps another process has gone on with this run: start again, and it goes on at "
+                "that step; or save to another directory."
             )
         contents = self._contents(metadata, metrics, files)
         arrays = _validate(arrays)

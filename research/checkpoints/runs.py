@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -162,6 +163,10 @@ def _read_tokenizer(checkpoint: Checkpoint, roles: Mapping[str, str]) -> tokeniz
     files = checkpoint.files()
     with checkpoint.errors_in(TOKENIZER):
         tokenizer = tokenizers.from_json(files[TOKENIZER].decode(), TOKENIZER, **roles)
+    for name, content in files.items():
+        if name.endswith(".json"):
+            with checkpoint.errors_in(name):
+                dict(json.loads(content))
     template_names = [n for n in (chat_template.TEMPLATE, chat_template.SETTINGS) if n in files]
     with checkpoint.errors_in((template_names or [TOKENIZER])[0]):
         tokenizer.chat_template = chat_template.find_template(files)

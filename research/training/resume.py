@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from research.checkpoints import runs
+from research.checkpoints.checkpoint import scan
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.checkpoints.runs import Run
 from research.config import schema
@@ -21,7 +22,7 @@ from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed, storage
 from research.training.metrics import METRICS, read_metrics
 from research.training.summary import SUMMARY, Summary
-from research.training.workdir import claim_workdir
+from research.training.workdir import CHECKPOINTS, MODEL, claim_workdir
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ def _find_start(
     checkpointer: Checkpointer, experiment: Experiment, data: Pipeline, workdir: Path
 ) -> Start:
     step = checkpointer.latest_step() or 0
-    if not step:
+    if not step and not (step := _finished_step(experiment, workdir)):
         return Start(0, 0.0, experiment.schedule)
-    saved = runs.open_run(workdir, experiment.init_from)
+    folder = CHECKPOINTS if checkpointer.latest_step() else MODEL
+    saved = runs.open_run(workdir / folder / str(step), experiment.init_from)
     assert saved.experiment is not None  # imported models lie in no run's checkpoints
     metadata = saved.checkpoint.metadata()
     check_same_run(experiment, saved.experiment, workdir)
@@ -108,6 +110,23 @@ def _find_start(
     is_finished = step >= experiment.steps and (workdir / SUMMARY).exists()
     summary = Summary.read(workdir) if is_finished else None
     return Start(step, seconds, schedule, metadata.get("metrics_lines"), summary)
+
+
+def _finished_step(experiment: Experiment, workdir: Path) -> int:
+    """The last step of a finished run whose checkpoints were removed; 0: there is no model.
+
+    Raises:
+      ValueError: the folder holds a model that is not the end of such a run.
+    """
+    steps, _ = scan(storage.absolute(workdir) / MODEL)
+    if not steps:
+        return 0
+    if not storage.is_file(workdir / SUMMARY) or experiment.steps > steps[-1]:
+        raise ValueError(
+            f"{workdir} holds a model (step {steps[-1]}) and no checkpoint to go on from: choose "
+            "another --workdir, and train it further with init_from, or from the start without"
+        )
+    return steps[-1]
 
 
 def find_schedule(now: Experiment, then: Experiment, step: int, workdir: Path) -> ScheduleConfig:

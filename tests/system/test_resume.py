@@ -224,7 +224,7 @@ def test_a_folder_of_another_experiment_is_refused(world, whole):
     assert before == (tiny_run.content(whole), (whole / "config.json").read_bytes())
 
 
-@pytest.mark.parametrize("on_resume", ["hold", "decay"])
+@pytest.mark.parametrize("on_resume", [pytest.param("hold", marks=pytest.mark.heavy), "decay"])
 def test_a_longer_run_says_how_its_rates_go_on_and_gives_the_bits_of_one_that_had_them(
     world, tmp_path, on_resume
 ):

@@ -302,3 +302,22 @@ def test_no_traceback_stands_around_the_error_of_damaged_arrays(run, tmp_path, d
     last_line = output.splitlines()[-1]
     assert last_line.startswith(f"error: checkpoint {folder}/checkpoints/4 cannot be read")
     assert "move this folder away to fall back to step 2" in last_line
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_again(stopped, tmp_path, capsys):
+    folder, experiment = tmp_path / "run", stopped[1]
+    train(experiment(4), folder)
+    shutil.rmtree(folder / "checkpoints")  # to save disk space
+    before = content(folder)
+    assert (
+        train(experiment(4), folder).finished and "is finished: 4 of 4" in capsys.readouterr().out
+    )
+    with pytest.raises(
+        ValueError, match=r"holds a model \(step 4\) and no checkpoint to go on from"
+    ):
+        train(experiment(6), folder)
+    (folder / "summary.json").rename(tmp_path / "summary.json")
+    with pytest.raises(ValueError, match="choose another --workdir"):
+        train(experiment(4), folder)
+    shutil.move(tmp_path / "summary.json", folder / "summary.json")
+    assert content(folder) == before
