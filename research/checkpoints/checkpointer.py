@@ -24,6 +24,7 @@ import math
 import os
 import platform
 import re
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -58,14 +59,22 @@ __all__ = ["CheckpointError", "Checkpointer", "Checkpoint", "library_versions", 
 log = logging.getLogger(__name__)
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of Orbax's threads is not the error that `save` then raises."""
     if "orbax" in record.pathname:
         record.exc_info = None
+        return "_SignalingThread.run() raised" not in record.getMessage()
     return True
 
 
-# Orbax's threads print the traceback of the error that `save` then raises.
-logging.getLogger("absl").addFilter(_without_traceback)
+def _drop_late_callbacks(event: "sys.UnraisableHookArgs") -> None:
+    """TensorStore's threads report to an event loop of Orbax's that a failed save has closed."""
+    if str(event.exc_value) != "Event loop is closed":
+        _hook_before(event)
+
+
+logging.getLogger("absl").addFilter(_is_news)
+_hook_before, sys.unraisablehook = sys.unraisablehook, _drop_late_callbacks
 
 
 class Checkpointer:
