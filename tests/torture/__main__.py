@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from research.runtime import signals
 from tests.torture import damage, disks, kills
 from tests.torture.cases import Case, Family, PromiseError, Tally
 from tests.torture.worlds import World, build
@@ -106,7 +107,7 @@ def attempt(case: Case, family: Family, tallies: dict[str, Tally]) -> None:
     except Exception:  # of torture itself, or of a kind that nobody thought of
         message = traceback.format_exc()
     else:
-        tally.held[how] = tally.held.get(how, 0) + 1
+        tally.outcomes[how] = tally.outcomes.get(how, 0) + 1
         shutil.rmtree(case.folder)
         return
     tally.failures.append(message)
@@ -127,9 +128,9 @@ def report(tallies: dict[str, Tally], families: dict[str, Family], folder: Path,
         {
             "family": name,
             "tried": tally.tried,
-            "held": sum(tally.held.values()),
+            "held": sum(tally.outcomes.values()),
             "failed": len(tally.failures),
-            "how": ", ".join(f"{count} {how}" for how, count in sorted(tally.held.items())),
+            "how": ", ".join(f"{count} {how}" for how, count in sorted(tally.outcomes.items())),
             "promise": families[name].summary,
         }
         for name, tally in tallies.items()
@@ -142,4 +143,5 @@ def report(tallies: dict[str, Tally], families: dict[str, Family], folder: Path,
 
 
 if __name__ == "__main__":
+    signals.end_program("torture")
     sys.exit(main())

@@ -44,12 +44,12 @@ class Family:
 class Tally:
     """Cases of a family so far."""
 
-    held: dict[str, int] = dataclasses.field(default_factory=dict)
+    outcomes: dict[str, int] = dataclasses.field(default_factory=dict)
     failures: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def tried(self) -> int:
-        return sum(self.held.values()) + len(self.failures)
+        return sum(self.outcomes.values()) + len(self.failures)
 
 
 def one_line(errors: str) -> str:

@@ -24,6 +24,7 @@ from research.data.pipeline import Pipeline
 from research.data.sources import PreparedConfig, open_source
 from research.interop import importing
 from research.interop.peft import importing as peft_importing
+from research.runtime import children
 from research.text import tokenizer as tokenizers
 from tests.helpers import tiny_run
 
@@ -112,6 +113,7 @@ def answer(question: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
+    children.follow_parent()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from research.runtime import children
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30  # of a run that signals come to; it saves every fourth step
 
@@ -27,7 +29,7 @@ class World:
     def environment(self, cache: Path | None = None) -> dict[str, str]:
         """Variables of the programs: one device, and caches of the world's own."""
         return {
-            **os.environ,
+            **children.child_environment(),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "GRAFT_CACHE": str(cache or self.folder / "cache"),
