@@ -77,6 +77,10 @@ def open_model(path: str | Path, pre_tokenizer: str | None = None) -> ExternalMo
         raise FileNotFoundError(f"there is no {path}")
     if (path / folder_contents.ADAPTER).is_file() and not (path / huggingface.CONFIG).is_file():
         raise UnsupportedModelError(f"{path} is {folder_contents.IS_ADAPTER}")
+    gguf_names = sorted(file.name for file in path.glob("*.gguf")) if path.is_dir() else []
+    if gguf_names and not (path / huggingface.CONFIG).is_file():
+        more = f" or another of {len(gguf_names)}" if len(gguf_names) > 1 else ""
+        raise UnsupportedModelError(f"{path} holds GGUF files: give {path / gguf_names[0]}{more}")
     if pre_tokenizer and not path.is_file():
         raise UnsupportedModelError(f"{path} is no GGUF file: its {TOKENIZER} says how text is cut")
     with refuse_malformed(str(path)):

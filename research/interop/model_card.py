@@ -102,6 +102,8 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
 def _use(run: Run, form: str, name: str) -> list[str]:
     """Commands, one block each; those of projects that do not serve it are left out."""
     commands = serving.commands(run, form, name)
+    if not commands and serving.prompt_format(run) is not None:
+        return ["None serves it as it was tuned: export it merged (`--format hf`, `gguf`).", ""]
     if not commands:
         return [
             "It was trained to read its prompts both ways, or to fill in masked tokens, which none "

@@ -43,6 +43,11 @@ class ChatSegments:
             text += before + message["content"] + after
         return text + self.ask
 
+    def opens_with(self, opening: str) -> bool:
+        """Whether every conversation begins so, before its first message."""
+        starts = [self.start, *(self.system or ())[:1]]
+        return all(start.startswith(opening) for start in starts)
+
     def without(self, opening: str) -> ChatSegments:
         """The same without the token that the server puts first itself."""
         system = self.system and (self.system[0].removeprefix(opening), self.system[1])

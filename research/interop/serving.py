@@ -208,6 +208,8 @@ def _whole_file(run: Run, prompt: PromptFormat, name: str) -> list[Command]:
 
 
 def _adapter_file(run: Run, prompt: PromptFormat, name: str) -> list[Command]:
+    if writer.opens(run) != bool(run.tokenizer.opening):
+        return []  # the base's file says the other
     source = str((run.origin or {}).get("source", ""))
     base, export = source, ""
     if not source.endswith(".gguf"):
@@ -234,7 +236,7 @@ def _llama_server(prompt: PromptFormat, options: str) -> str:
 
 def _ollama(run: Run, prompt: PromptFormat, model: str, adapter: str | None) -> list[Command]:
     """A Modelfile, where the prompts can be written by one."""
-    roles = run.tokenizer.roles
+    roles, note = run.tokenizer.roles, ""
     if not prompt.is_joint:
         return []
     if prompt.template is not None:
@@ -245,15 +247,20 @@ def _ollama(run: Run, prompt: PromptFormat, model: str, adapter: str | None) -> 
         segments = ollama.chat_segments(jinja, roles["begin"], roles["end"]) if jinja else None
         if segments is None or prompt.arguments:
             return []
-        opening = roles["begin"] if run.tokenizer.opening else ""
-        template = segments.without(opening).template()
+        if writer.opens(run):
+            if not segments.opens_with(roles["begin"]):
+                return []  # each message does, and the first would twice
+            segments = segments.without(roles["begin"])
+        if segments.system is None:
+            note = " (a system message has no place in it)"
+        template = segments.template()
     text = ollama.modelfile(model, template, adapter, [text for _, text in prompt.stops])
     if text is None:
         return []
     file = (adapter or model).removeprefix("./").removesuffix(".gguf")
     name = re.sub(r"[^a-z0-9._-]+", "-", file.lower())
     create = f"ollama create {name} -f Modelfile && ollama run {name}"
-    return [Command("Ollama, as Modelfile", "text", text), Command("", "sh", create)]
+    return [Command(f"Ollama, as Modelfile{note}", "text", text), Command("", "sh", create)]
 
 
 def _python(prompt: PromptFormat, imports: Sequence[str], loads: Sequence[str]) -> str:

@@ -53,6 +53,17 @@ def tuned(world, tmp_path_factory):
     return runs.open_run(folder)
 
 
+@pytest.fixture(scope="module")
+def bare_talker(world, tmp_path_factory):
+    """The same in a template without the token that the tokenizer begins texts with."""
+    folder = tmp_path_factory.mktemp("bare_talker") / "bare_talker"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    data = world.data("questions", objective=Chat(template=template))
+    train(world.tuning(6, method=LoRA(rank=2), data=data), folder)
+    return runs.open_run(folder)
+
+
 def with_objective(run, objective):
     data = dataclasses.replace(run.experiment.data, objective=objective)
     return dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=data))
@@ -272,17 +283,21 @@ def test_the_scripts_print_what_graft_says(kind, request, tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("kind", ["tuned", "talker"])
+@pytest.mark.parametrize("kind", ["tuned", "talker", "bare_talker"])
 def test_llama_cpp_answers_the_cards_request_as_graft(kind, request, tmp_path):
     import xllamacpp
 
     run = request.getfixturevalue(kind)
-    _, answer = greedy(run)
+    ids, answer = greedy(run)
     expected = run.tokenizer.decode(answer)
     export(run, "gguf", tmp_path, "whole.gguf")
     export(run, "gguf-adapter", tmp_path, "lora.gguf")
     export(run.base, "gguf", tmp_path, "base.gguf")
-    for name in ("whole.gguf", "lora.gguf"):
+    names = ["whole.gguf", "lora.gguf"]
+    if kind == "bare_talker":  # the base's file says that a token goes first
+        card = (tmp_path / f"{names.pop()}.md").read_text()
+        assert "None serves it as it was tuned: export it merged" in card
+    for name in names:
         commands = blocks((tmp_path / f"{name}.md").read_text(), "sh")[0]
         (line,) = [line for line in commands.splitlines() if line.startswith("llama-server")]
         params = xllamacpp.CommonParams()
@@ -300,10 +315,13 @@ def test_llama_cpp_answers_the_cards_request_as_graft(kind, request, tmp_path):
         server = xllamacpp.Server(params)
         body = body_of(commands)
         if "messages" in body:
-            choice = server.handle_chat_completions(body)["choices"][0]["message"]["content"]
+            reply = server.handle_chat_completions(body)
+            text = reply["choices"][0]["message"]["content"]
         else:
-            choice = server.handle_completions(body)["choices"][0]["text"]
-        assert choice == expected
+            reply = server.handle_completions(body)
+            text = reply["choices"][0]["text"]
+        assert reply["usage"]["prompt_tokens"] == len(ids)
+        assert text == expected
 
 
 FLAGS = {"--model", "--lora", "--jinja", "--port", "--chat-template-file"}
@@ -332,3 +350,16 @@ def test_what_vllm_is_asked_is_what_graft_reads(tuned, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "whole")
     ids, _ = greedy(tuned)
     assert tokenizer(body_of(serve)["prompt"])["input_ids"] == ids
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["talker", "bare_talker"])
+def test_a_conversation_has_the_same_tokens_in_transformers(kind, request, tmp_path):
+    import transformers
+
+    run = request.getfixturevalue(kind)
+    exporting.export_huggingface(run, tmp_path / "whole")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "whole")
+    messages = [{"role": "user", "content": "Hello"}]
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert encoded["input_ids"] == greedy(run)[0]

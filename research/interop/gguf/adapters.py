@@ -153,8 +153,8 @@ def base_name(run: Run) -> str:
 
 def is_file(path: str | Path) -> bool:
     """Whether a path is a GGUF file."""
-    place = storage.absolute(path)
-    if not (isinstance(place, Path) and place.is_file()):
+    place = storage.require_local(path, "the adapter")
+    if not place.is_file():
         return False
     with place.open("rb") as file:
         return file.read(4) == b"GGUF"

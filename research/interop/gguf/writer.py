@@ -221,11 +221,23 @@ def _tokenizer(writer: gguf.GGUFWriter, run: Run) -> None:
     stops = [number for number in stop_ids(run)[1:] if number < rows]
     for add, number in zip((writer.add_eot_token_id, writer.add_eom_token_id), stops, strict=False):
         add(number)
-    writer.add_add_bos_token(bool(tokenizer.opening))
+    writer.add_add_bos_token(opens(run))
     writer.add_add_space_prefix(prefix)
     template = chat_template.find_template(run.sidecar_files)
     if template:
         writer.add_chat_template(template)
+
+
+def opens(run: Run) -> bool:
+    """Whether llama.cpp is to put the begin token before a text: where the tokenizer does, but for
+    conversations that were tuned on without it. (One that the template writes it leaves out.)"""
+    begin, end = run.tokenizer.roles["begin"], run.tokenizer.roles["end"]
+    objective = run.experiment.data.objective if run.experiment else None
+    template = chat_template.find_template(run.sidecar_files)
+    if not run.tokenizer.opening or objective is None or objective.kind != "chat" or not template:
+        return bool(run.tokenizer.opening)
+    question = [{"role": "user", "content": "?"}]
+    return chat_template.render(template, question, begin=begin, end=end).startswith(begin)
 
 
 def _warn_of_spaces(added_tokens: Sequence[Mapping[str, Any]]) -> None:

@@ -1,11 +1,15 @@
 """LoRA as a GGUF file: llama.cpp computes with it what we compute, and it comes back as it was."""
 
+from pathlib import Path
+
 import gguf
 import jax
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from research.checkpoints import runs
+from research.commands import convert
 from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import adapters, files
 from research.interop.gguf import writer as gguf_writer
@@ -14,6 +18,7 @@ from tests.helpers import rounding, tiny_run
 from tests.interop.gguf.test_gguf import CASES, IDS, import_theirs, llama_cpp, server
 from tests.interop.gguf.test_gguf import tokenizer_file as tokenizer_file
 from tests.interop.peft.test_peft import load, logits_close, logits_of, our_logits
+from tests.interop.test_broken_files import CHANGES, corrupt, opens_or_refuses
 
 RULES = {"ranks": ((".*/attention/key", 3),), "alphas": ((".*/mlp/.*", 5.0),)}
 METHODS = {
@@ -162,6 +167,36 @@ def test_llama_cpp_adds_it_to_the_base(case, tokenizer_file, tmp_path):
     plain = jax.nn.log_softmax(logits_of(load(base), IDS[None])[0])
     assert np.abs(plain - ours).max() > 0.05  # as far as it moves the model
     assert (theirs.argmax(-1) == np.asarray(ours).argmax(-1)).mean() > 0.9
+
+
+def test_an_adapter_by_the_command_line(tuned, world, tmp_path, capsys):
+    run, file = tuned
+    out = str(tmp_path / "x.gguf")
+    folder = str(run.path.parent.parent)
+    arguments = ["export", "--from", folder, "--format", "gguf-adapter", "--out", out]
+    convert.main([*arguments, "--dry-run"])
+    assert "blk.0.attn_q.weight.lora_a [" in capsys.readouterr().out and not Path(out).exists()
+    convert.main(arguments)
+    assert Path(out).read_bytes() == file.read_bytes() and Path(f"{out}.md").is_file()
+    back = ["import", "--from", out, "--base", str(world.base), "--out", str(tmp_path / "back")]
+    convert.main([*back, "--dry-run"])
+    assert "blk.0.attn_q.weight.lora_b" in capsys.readouterr().out
+    convert.main(back)
+    assert isinstance(runs.open_run(tmp_path / "back").method, LoRA)
+    with pytest.raises(SystemExit, match="there already"):
+        convert.main(arguments)
+
+
+@pytest.mark.heavy
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=CHANGES)
+def test_broken_files_of_adapters_are_opened_or_refused(tuned, tmp_path, changes):
+    run, file = tuned
+    content = file.read_bytes()
+    (tmp_path / "x.gguf").write_bytes(corrupt(content, changes, min(len(content), 3000)))
+    opens_or_refuses(lambda: adapters.open_adapter(tmp_path / "x.gguf", run.base))
 
 
 @pytest.mark.heavy

@@ -125,8 +125,9 @@ def test_a_file_that_does_not_say_it_is_refused_or_told(tmp_path):
         importing.load_tokenizer(importing.open_model(path, "gpt-2"))
     with pytest.raises(UnsupportedModelError, match=r"'brand-new'; Graft knows gpt-2, phi-2"):
         read(gguf_file.vocabulary(pre="brand-new"))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UnsupportedModelError, match=r"no GGUF file: its tokenizer.json says"):
-        importing.open_model(tmp_path, "gpt-2")
+        importing.open_model(tmp_path / "empty", "gpt-2")
 
 
 REFUSALS = {

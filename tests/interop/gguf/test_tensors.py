@@ -110,6 +110,9 @@ def test_a_model_in_several_files_is_read_from_any_of_them(tmp_path):
 
 def test_missing_and_mixed_files_are_named(tmp_path):
     parts = split(tmp_path / "x.gguf")
+    match = r"holds GGUF files: give .*x-00001-of-00003.gguf or another of 3"
+    with pytest.raises(UnsupportedModelError, match=match):
+        importing.open_model(tmp_path)
     (tmp_path / "other").mkdir()
     more = gguf_file.matrices() | {"output.weight": np.zeros((258, 32), np.float32)}
     others = split(tmp_path / "other" / "x.gguf", tensors=more)
