@@ -182,8 +182,8 @@ class Chat(Objective):
             notes.append("the last turn alone")
         if examples:
             notes.append(
-                f"{examples:,} examples of {conversations:,} conversations (the template writes "
-                "earlier turns in another way)"
+                f"every turn, {examples:,} examples of {conversations:,} conversations (the "
+                "template writes earlier turns in another way)"
             )
         if self.reasoning == "mask":
             notes.append("thoughts masked")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from research.text import chat_template
 from research.text.conversation import REASONING, Conversation
+from research.text.parts import Part, PartEncoder
 from research.text.rendering import RenderingError, View
 from research.text.special_names import PLACE, SpecialNames, find_blocks
 from research.text.template_checks import check_fields, check_tool_results, check_variables
@@ -35,17 +36,6 @@ PLAIN = (
 TRAINING_DAY = datetime.date(2024, 7, 26)
 # What the assistant thinks, where it is written in the content.
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A stretch of a written conversation that is tokenized apart."""
-
-    text: str
-    # How much its tokens count in training; 0: the model only reads them.
-    weight: float = 0.0
-    # The name of the token that it ends with, where an answer ends with it.
-    end: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +96,7 @@ class Writer:
         self._ignored = frozenset(ignored_fields)
         self._today = today
         self._names = SpecialNames(tokenizer.special)
+        self._encoder = PartEncoder(tokenizer, self._names)
         self._contents = chat_template.read_contents(template)
         check_variables(self._contents.names, self._arguments)
 
@@ -159,47 +150,7 @@ class Writer:
 
     def encode(self, conversations: Sequence[Sequence[Part]]) -> list[list[list[int]]]:
         """The tokens of every part of every conversation."""
-        texts: list[str] = []
-        contexts: list[str] = []
-        is_name: list[bool] = []
-        for parts in conversations:
-            context = ""
-            for part in parts:
-                for number, piece in enumerate(self._names.split(part.text)):
-                    texts.append(piece)
-                    contexts.append(context)
-                    is_name.append(number % 2 == 1)
-                    context = self._context(piece, is_name[-1]) if piece else context
-        ids = iter(self._encode_after(contexts, texts, is_name))
-        return [
-            [
-                list(itertools.chain.from_iterable(next(ids) for _ in self._names.split(part.text)))
-                for part in parts
-            ]
-            for parts in conversations
-        ]
-
-    def _context(self, text: str, is_name: bool) -> str:
-        """What stands for `text` where what follows it is tokenized: its special token, or text."""
-        if not self._tokenizer.opens_with_space:
-            return ""
-        names = [] if is_name else [n for n in self._tokenizer.named_tokens if text.endswith(n)]
-        return max(names, key=len, default="\n")
-
-    def _encode_after(
-        self, contexts: Sequence[str], texts: Sequence[str], is_name: Sequence[bool]
-    ) -> list[list[int]]:
-        """The tokens of each text as they are after its context: no text but the first opens with
-        a space of the tokenizer's own."""
-        result: list[list[int]] = [[]] * len(texts)
-        for special in (True, False):
-            places = [i for i, name in enumerate(is_name) if name != special]
-            pairs = [(contexts[i], texts[i]) for i in places]
-            whole_ids = self._tokenizer.encode_batch([c + t for c, t in pairs], special=special)
-            for place, (context, _), ids in zip(places, pairs, whole_ids, strict=True):
-                size = len(self._tokenizer.encode(context, special=special)) if context else 0
-                result[place] = ids[size:]
-        return result
+        return self._encoder.encode(conversations)
 
     def _open(self, conversation: Conversation) -> TemplateInput:
         arguments = self._arguments | dict(conversation.template_arguments)
@@ -271,7 +222,7 @@ class Writer:
         end = self._check_answer(source, number, prompt, answer)
         start = len(prompt)
         if self._masks_reasoning:
-            start = max(start, self._thought_end(source, number, whole))
+            start = max(start, self._thought_end(source, number, whole, start))
         # The white space at the end of a block is trained as the block says.
         after = last if self._contents.has_generation else stop
         inner_edges = [edge for block in blocks for edge in block if len(prompt) < edge < stop]
@@ -347,8 +298,9 @@ class Writer:
             f"trained on another text than it is asked with. {advice}"
         )
 
-    def _thought_end(self, source: TemplateInput, number: int, whole: str) -> int:
-        """Where what the assistant says begins after its thoughts; 0 where it has none.
+    def _thought_end(self, source: TemplateInput, number: int, whole: str, start: int) -> int:
+        """Where what the assistant says begins after its thoughts; `start`, of its answer, where it
+        has none, and after an empty block where the template writes one.
 
         Raises:
             ValueError: it cannot be told.
@@ -357,7 +309,8 @@ class Writer:
         content, thoughts = message["content"], [name for name in REASONING if name in message]
         match = _THOUGHT.match(content)
         if not match and not thoughts:
-            return 0
+            empty = _THOUGHT.match(whole, start)
+            return empty.end() if empty else start
         first = match.end() if match else len(content) - len(content.lstrip())
         changes: list[tuple[tuple[Any, ...], ...]] = [
             ((number, "content", content[:first] + PLACE + content[first:]),)

@@ -16,8 +16,8 @@ _RESERVED = frozenset(
     "messages tools add_generation_prompt strftime_now raise_exception namespace".split()
 )
 _REMEDY = (
-    "it would be lost. Give the objective another `template`, remove it from the records, or name "
-    "it in the objective's `ignored_fields` if it means nothing."
+    "it would be lost. Leave it out, give the objective another `template`, or name it in the "
+    "objective's `ignored_fields` if it means nothing."
 )
 
 

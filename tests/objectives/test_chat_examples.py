@@ -42,9 +42,8 @@ def test_a_conversation_gives_several_examples_where_its_template_rewrites_turns
     pipeline = Pipeline(config, tokenizer, tmp_path)
     examples = pipeline.rows["a"].examples
     assert examples.rows.tolist() == [0, 1, 1, 2, 2, 2] and examples.documents == 3
-    assert pipeline.statistics(1)["a"].format.endswith(
-        "6 examples of 3 conversations (the template writes earlier turns in another way)"
-    )
+    note = "every turn, 6 examples of 3 conversations (the template writes earlier turns in "
+    assert note in pipeline.statistics(1)["a"].format
     texts = [trained_texts(whole(examples, i), tokenizer) for i in range(len(examples))]
     turns = [1, 1, 2, 1, 2, 3]
     assert texts == [[f"<think>\nt{t}\n</think>\n\na{t}<|im_end|>"] for t in turns]

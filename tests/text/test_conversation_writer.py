@@ -86,6 +86,15 @@ def test_thoughts_are_trained_or_masked(message):
     assert "Two and two." in "\n".join(message_texts(conversation({"messages": talk}).messages[1]))
 
 
+def test_thoughts_in_generation_blocks_are_masked():
+    talk = [QUESTION, assistant("<think>\nTwo.\n</think>\n\n4"), *TURNS]
+    assert _trained(MARKED, talk, reasoning="mask") == [
+        ["4" + END, "\n", "b" + END, "\n", "d" + END]
+    ]
+    silent = CHATML.replace("m.content }}", "m.content.split('</think>')[-1] }}")
+    _refused("does not write '\\\\nTwo|does not write 'Two", silent, talk)
+
+
 def test_thoughts_before_a_call_are_masked():
     talk = [user("weather?"), assistant(None, thinking="I look.", tool_calls=[CALL])]
     ((_, trained),) = _examples(THINKING, talk, reasoning="mask")
