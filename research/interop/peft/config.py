@@ -78,7 +78,7 @@ def read(
         return _read_oft(content, where, targets), {}
     alpha_key = "alpha" if kind == "LOHA" else "lora_alpha"
     rank, alpha = content.get("r"), content.get(alpha_key, 1 if kind == "VERA" else None)
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float) or alpha <= 0:
         raise UnsupportedModelError(f"{where}: r is {rank!r} and {alpha_key} {alpha!r}")
     if kind == "VERA":
         return VeRA(targets, rank=rank), {}

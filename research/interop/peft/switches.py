@@ -66,6 +66,7 @@ REFUSED: dict[str, str] = {
 # starts that leave the base as it is; others take the start out of the base's weights
 _STARTS = ("gaussian", "eva", "orthogonal", "mica")
 _TASKS = (None, "CAUSAL_LM")
+_FLAGS = ("use_rslora", "use_dora", "ensure_weight_tying")
 
 
 def check(content: Mapping[str, Any], where: str) -> None:
@@ -100,8 +101,14 @@ def check(content: Mapping[str, Any], where: str) -> None:
     _check_start(content, where)
     if kind in prompts.KINDS and content.get("modules_to_save"):
         raise UnsupportedModelError(f"{where}: modules_to_save beside {kind}; merge them in PEFT")
-    if kind != "LORA" and content.get("bias") not in (None, "none"):
-        raise UnsupportedModelError(f"{where}: bias is {content['bias']!r} of {kind}")
+    biases = (None, "none", "all", "lora_only") if kind == "LORA" else (None, "none")
+    if content.get("bias") not in biases:
+        raise UnsupportedModelError(f"{where}: bias is {content['bias']!r:.60} of {kind}")
+    for name in _FLAGS:
+        if content.get(name) not in (None, True, False):
+            raise UnsupportedModelError(
+                f"{where}: {name} is neither true nor false: {content[name]!r:.60}"
+            )
 
 
 def _check_start(content: Mapping[str, Any], where: str) -> None:

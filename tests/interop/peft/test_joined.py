@@ -70,6 +70,22 @@ THEIRS = {
         {"peft_type": "IA3", "target_modules": ["c_attn"], "feedforward_modules": []},
         True,
     ),
+    # whole weights: of the tied head, of a joined matrix, of the last norm; rows of the table
+    "gpt2-saved": (
+        "gpt2",
+        LORA | {"target_modules": ["c_fc"], "modules_to_save": ["lm_head", "attn.c_attn", "ln_f"]},
+        True,
+    ),
+    "gpt2-rows": (
+        "gpt2",
+        LORA | {"target_modules": ["c_attn"], "trainable_token_indices": {"wte": [3, 9]}},
+        True,
+    ),
+    "phi3-saved": (
+        "phi3",
+        LORA | {"target_modules": ["o_proj"], "modules_to_save": ["gate_up_proj", "embed_tokens"]},
+        True,
+    ),
     # each part has 32 outputs
     "gpt2-over": ("gpt2", LORA | {"r": 40, "target_modules": ["c_attn"]}, False),
     "phi3-lora": (

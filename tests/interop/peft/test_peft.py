@@ -14,7 +14,7 @@ from research.interop import exporting, importing
 from research.interop.fields import UnsupportedModelError
 from research.interop.peft import exporting as peft
 from research.interop.peft import importing as peft_importing
-from research.methods import DoRA, LoRA, Prefix, Prompt
+from research.methods import DoRA, LoRA, Partial, Prefix, Prompt, Several
 from research.training.loop import train
 from tests.helpers import rounding
 from tests.methods.cases import CASES, GAP
@@ -28,6 +28,7 @@ METHODS = {
         for name in ("lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera", "loha")
     },
     **{name: CASES[name].method for name in ("oft", "prompt", "prefix", "prefix-mlp")},
+    "beside-partial": Several((LoRA(rank=2), Partial((r".*attention_norm/scale", "head/kernel")))),
 }
 
 
@@ -147,7 +148,8 @@ def test_a_tune_is_the_same_in_transformers_merged_and_as_an_adapter(
     logits = their_logits(peft_model)[:, -TOKENS.shape[1] :]  # without virtual tokens
     logits_close(logits, ours, run)
 
-    if name not in ("pissa", "prefix-mlp"):  # whose parameters are others there
+    # whose parameters are others there, or those of another class
+    if name not in ("pissa", "prefix-mlp", "beside-partial"):
         compare_gradients(run, transformers.AutoModelForCausalLM.from_pretrained(theirs), tmp_path)
 
     peft_importing.import_adapter(tmp_path / "adapter", runs.open_run(base), tmp_path / "back")

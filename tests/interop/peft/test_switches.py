@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from research.adapters import quantizing
 from research.checkpoints import runs
 from research.commands import convert
 from research.interop.fields import UnsupportedModelError
@@ -15,6 +16,7 @@ from research.interop.peft import exporting as peft
 from research.interop.peft import importing as peft_importing
 from research.interop.peft import switches
 from research.methods import LoRA, Several
+from research.models.quantization import PRESETS
 from tests.helpers import tiny_run
 from tests.interop.peft.test_peft import logits_close, our_logits
 
@@ -86,6 +88,9 @@ def test_each_switch_is_named(write, base):
         ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'; Graft reads adapters of CAUSAL_LM"),
         ({"init_lora_weights": "lora_ga"}, "'lora_ga', which changed the base's weights"),
         ({"init_lora_weights": "PiSSA_niter_4"}, "which changed the base's weights"),
+        ({"bias": "some"}, "bias is 'some' of LORA"),
+        ({"use_rslora": "no"}, "use_rslora is neither true nor false: 'no'"),
+        ({"r": True}, "r is True"),
         # the kind goes before all else
         ({"peft_type": "ADALORA", "lora_bias": True, "r": 0}, "peft_type 'ADALORA'; Graft reads"),
         ({"modules_to_save": ["score"]}, "modules_to_save has 'score', which is no module"),
@@ -152,6 +157,9 @@ def test_saved_embeddings_that_are_the_bases_are_accepted_and_others_replace_it(
     run = runs.open_run(tmp_path / "run")
     assert isinstance(run.method, Several) and run.method.of[1].patterns == (r"embedding/kernel",)
     np.testing.assert_array_equal(run.read("embedding/kernel")["embedding/kernel"], other)
+    quantizing.store(base, tmp_path / "small", PRESETS["bfloat16"])
+    small = runs.open_run(tmp_path / "small")
+    refuses(path, small, r"embedding/kernel, which goes before that of .*, stored as bfloat16")
     resized = np.concatenate([table, table[:2]])
     refuses(write(tensors={TABLE: resized}), base, r"\(290, 16\).*resize_token_embeddings")
     refuses(write(tensors={f"{peft.PREFIX}x.weight": table}), base, "x.weight is for no linear")
