@@ -170,6 +170,8 @@ def _read_tokenizer(checkpoint: Checkpoint, roles: Mapping[str, str]) -> tokeniz
     template_names = [n for n in (chat_template.TEMPLATE, chat_template.SETTINGS) if n in files]
     with checkpoint.errors_in((template_names or [TOKENIZER])[0]):
         tokenizer.chat_template = chat_template.find_template(files)
+        tokenizer.tool_template = chat_template.find_tool_template(files)
+        tokenizer.template_tokens |= chat_template.find_tokens(files)
     return tokenizer
 
 

@@ -229,7 +229,7 @@ class Conversations:
             "tokenizer": tokenizer.fingerprint(),
             "chat": settings
             | {"template": self._writer.template, "window": window, "rules": 2}
-            | {"names": tokenizer.template_tokens},
+            | {"names": tokenizer.template_tokens, "tools": self._writer.tool_template},
             "fields": sorted(self.types),
         }
 

@@ -33,6 +33,17 @@ def find_template(files: Mapping[str, bytes]) -> str | None:
     return template
 
 
+def find_tool_template(files: Mapping[str, bytes]) -> str | None:
+    """The template for conversations with tools, where a tokenizer's config has one of its own
+    beside the one that is used."""
+    templates = json.loads(files.get(SETTINGS, b"{}")).get("chat_template")
+    if not isinstance(templates, list):
+        return None
+    by_name = {one["name"]: one["template"] for one in templates}
+    is_used = find_template(files) == by_name.get("default")
+    return by_name.get("tool_use") if is_used else None
+
+
 def find_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """Special tokens by the names that templates know them by: those of the tokenizer's config."""
     settings = json.loads(files.get(SETTINGS, b"{}"))

@@ -97,8 +97,9 @@ class Writer:
         self._today = today
         self._names = SpecialNames(tokenizer.special)
         self._encoder = PartEncoder(tokenizer, self._names)
-        self._contents = chat_template.read_contents(template)
-        check_variables(self._contents.names, self._arguments)
+        own = template == tokenizer.chat_template
+        self.tool_template = (tokenizer.tool_template if own else None) or template
+        check_variables(chat_template.read_contents(template).names, self._arguments)
 
     def write(self, conversation: Conversation) -> list[ConversationExample]:
         """The examples that train the conversation's answers; none where no answer has weight.
@@ -130,7 +131,7 @@ class Writer:
         (whole,) = source.render([View(len(source.messages), ask=True)])
         if isinstance(whole, RenderingError):
             raise _refusal(whole)
-        whole = self._without_blocks(whole)
+        whole = source.without_blocks(whole)
         check_fields(source, {len(source.messages): whole})
         # Tokens are those of training, where answers are tokenized apart.
         *_, parts = [(), *(g.parts for g in _group(self._answers(source, conversation.answers)))]
@@ -155,20 +156,19 @@ class Writer:
     def _open(self, conversation: Conversation) -> TemplateInput:
         arguments = self._arguments | dict(conversation.template_arguments)
         arguments = {k: v for k, v in arguments.items() if k not in self._ignored}
-        check_variables(self._contents.names, arguments)
         tools = [] if "tools" in self._ignored else list(conversation.tools)
-        if tools:
-            check_variables(self._contents.names, {"tools": tools})
+        template = self.tool_template if tools else self.template
+        check_variables(chat_template.read_contents(template).names, arguments, bool(tools))
         messages = [
             {name: value for name, value in message.items() if name not in self._ignored}
             for message in conversation.messages
         ]
-        check_tool_results(messages, self.template)
+        check_tool_results(messages, template)
         tokens = self._tokenizer.template_tokens
         others = {"tools": tools or None, "documents": None, **arguments}
         return TemplateInput(
             conversation=conversation,
-            template=self.template,
+            template=template,
             messages=messages,
             variables=tokens | others,
             marked=self._names.mark(messages),
@@ -204,9 +204,9 @@ class Writer:
         for text in (prompt, rendered):
             if isinstance(text, RenderingError):
                 raise _refusal(text)
-        prompt = self._without_blocks(str(prompt))
+        prompt = source.without_blocks(str(prompt))
         whole, blocks = str(rendered), [(0, len(str(rendered)))]
-        if self._contents.has_generation:
+        if source.contents.has_generation:
             whole, blocks = find_blocks(whole)
         if not whole.startswith(prompt):
             raise self._difference(source, number, prompt, whole)
@@ -224,7 +224,7 @@ class Writer:
         if self._masks_reasoning:
             start = max(start, self._thought_end(source, number, whole, start))
         # The white space at the end of a block is trained as the block says.
-        after = last if self._contents.has_generation else stop
+        after = last if source.contents.has_generation else stop
         inner_edges = [edge for block in blocks for edge in block if len(prompt) < edge < stop]
         parts = []
         edges = sorted({len(prompt), start, stop, after, *inner_edges})
@@ -233,9 +233,6 @@ class Writer:
             name = end if next_edge == stop else ""
             parts.append(Part(whole[first:next_edge], weight if is_answer else 0.0, name))
         return _Answer(number, prompt, tuple(parts))
-
-    def _without_blocks(self, text: str) -> str:
-        return find_blocks(text)[0] if self._contents.has_generation else text
 
     def _check_answer(self, source: TemplateInput, number: int, prompt: str, answer: str) -> str:
         """The name of the token that ends an answer.
@@ -318,7 +315,7 @@ class Writer:
         changes += [tuple((number, n, message[n].rstrip() + PLACE) for n in thoughts)] * (not match)
         for text in source.render([View(number + 1, changes=each) for each in changes]):
             if not isinstance(text, RenderingError):
-                before, sign, _ = self._without_blocks(text).partition(PLACE)
+                before, sign, _ = source.without_blocks(text).partition(PLACE)
                 if sign and whole.startswith(before):
                     return len(before)
         raise ValueError(

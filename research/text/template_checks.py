@@ -21,11 +21,14 @@ _REMEDY = (
 )
 
 
-def check_variables(names: Collection[str], arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError for an argument that the template, which uses `names`, never reads."""
+def check_variables(
+    names: Collection[str], arguments: Mapping[str, Any], has_tools: bool = False
+) -> None:
+    """Raises ValueError for what the template, which uses `names`, never reads."""
     for name in arguments:
-        if name in _RESERVED and name != "tools":
+        if name in _RESERVED:
             raise ValueError(f"template_arguments: {name!r} is not for records or settings to say.")
+    for name in (*arguments, *(["tools"] if has_tools else [])):
         if name not in names:
             raise ValueError(f"The chat template never reads {name!r}: {_REMEDY}")
 

@@ -7,10 +7,10 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.text import rendering
+from research.text import chat_template, rendering
 from research.text.conversation import Conversation
 from research.text.rendering import RenderingError, View
-from research.text.special_names import SpecialNames
+from research.text.special_names import SpecialNames, find_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,15 @@ class TemplateInput:
     marked_variables: Mapping[str, Any]
     names: SpecialNames
     today: datetime.date | None
+
+    @property
+    def contents(self) -> chat_template.Contents:
+        """What the template uses."""
+        return chat_template.read_contents(self.template)
+
+    def without_blocks(self, text: str) -> str:
+        """A rendered text without the signs of `{% generation %}` blocks."""
+        return find_blocks(text)[0] if self.contents.has_generation else text
 
     def render(self, views: Sequence[View]) -> list[str | RenderingError]:
         """The text of each view, names of special tokens in messages marked."""

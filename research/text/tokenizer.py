@@ -70,6 +70,8 @@ class Tokenizer:
         self.special: frozenset[str] = frozenset(str(t.content) for t in added if t.special)
         # How a conversation is written for the model of this tokenizer, if its makers say so.
         self.chat_template: str | None = None
+        # The same with tools, where they have one of its own.
+        self.tool_template: str | None = None
         # Special tokens by the names that templates know them by.
         self.template_tokens: dict[str, str] = {
             "bos_token": begin,

@@ -1,8 +1,10 @@
 """The content of a run's folder, and that the model read from it is the one that was trained."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from research.evaluation.report import scorer
 from research.experiment import CheckpointConfig
 from research.methods import LoRA, Partial
 from research.sharding import MeshConfig
+from research.text import chat_template
+from research.text import tokenizer as tokenizer_lib
 from research.training.heldout_loss import heldout_loss, open_heldout
 from research.training.loop import train
 from tests.helpers import tiny_run
@@ -197,3 +201,18 @@ def test_other_content_behind_the_same_config_is_refused_on_resume(world, tmp_pa
     corpus.write_text(lines.replace("red", "blue"))
     with pytest.raises(ValueError, match=f"was trained on other content of {source.name}"):
         train(dataclasses.replace(experiment, steps=3), tmp_path / "run")
+
+
+def test_a_runs_tokenizer_knows_its_template_and_the_tokens_that_templates_write():
+    base = tokenizer_lib.train(["some words"], 270)
+    settings = {"chat_template": "t", "image_token": "<i>", "bos_token": None}
+    files = {
+        runs.TOKENIZER: base.to_json().encode(),
+        chat_template.SETTINGS: json.dumps(settings).encode(),
+    }
+    checkpoint = types.SimpleNamespace(
+        files=lambda: files, errors_in=lambda _: contextlib.nullcontext()
+    )
+    tokenizer = runs._read_tokenizer(checkpoint, base.roles)
+    assert tokenizer.chat_template == "t" and tokenizer.tool_template is None
+    assert tokenizer.template_tokens == base.template_tokens | {"image_token": "<i>"}

@@ -59,3 +59,20 @@ def test_templates_are_found_wherever_transformers_puts_them():
     templates = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     assert chat_template.find_template(settings(templates)) == "d"
     assert chat_template.find_template({chat_template.TEMPLATE: b"file", **settings("a")}) == "file"
+
+
+def test_tokens_and_the_template_with_tools_are_those_of_the_tokenizers_config():
+    templates = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    settings = {
+        "bos_token": None,
+        "eos_token": {"content": "<e>"},
+        "extra_special_tokens": {"image_token": "<i>"},
+        "add_bos_token": True,
+        "chat_template": templates,
+    }
+    files = {chat_template.SETTINGS: json.dumps(settings).encode()}
+    assert chat_template.find_tokens(files) == {"eos_token": "<e>", "image_token": "<i>"}
+    assert chat_template.find_tool_template(files) == "t"
+    for content, tool_template in ((b"file", None), (b"d", "t")):
+        both = files | {chat_template.TEMPLATE: content}
+        assert chat_template.find_tool_template(both) == tool_template

@@ -2,6 +2,7 @@
 
 import pytest
 
+from research.text import tokenizer as tokenizer_lib
 from research.text.conversation import message_texts
 from research.text.conversation_writer import Writer
 from tests.text.faults import FAULTS, check
@@ -175,6 +176,11 @@ LOSSES = [
     (CHATML, [QUESTION, assistant("4", mood="glad")], "'mood' of message 1"),
     (CHATML, {"messages": TURNS, "tools": [TOOL]}, "never reads 'tools'"),
     (CHATML, {"messages": TURNS, "template_arguments": {"mood": 1}}, "never reads 'mood'"),
+    (
+        CHATML,
+        {"messages": TURNS, "template_arguments": {"tools": []}},
+        "'tools' is not for records",
+    ),
     (CHATML, {"messages": TURNS, "documents": [{"text": "x"}]}, "never reads 'documents'"),
     ("{% if tools %}{% endif %}" + CHATML, {"messages": TURNS, "tools": [TOOL]}, "out the tools"),
     (
@@ -188,6 +194,23 @@ LOSSES = [
 @pytest.mark.parametrize(("template", "record", "match"), LOSSES)
 def test_what_a_template_leaves_out_is_refused_by_name(template, record, match):
     _refused(match, template, record)
+
+
+def test_a_template_of_its_own_for_tools_is_taken_with_them():
+    """As transformers takes the one that is called tool_use; a configured one is for all."""
+    own = tokenizer_lib.from_json(tokenizer().to_json(), "here")
+    own.chat_template, own.tool_template = CHATML, THINKING
+    plain, with_tools = (
+        conversation({"messages": TURNS[:2], "tools": tools}) for tools in ([], [TOOL])
+    )
+    writer = Writer(CHATML, own)
+    (example,), (tool_example,) = writer.write(plain), writer.write(with_tools)
+    assert example.parts[0].text.startswith("<|im_start|>user")
+    assert tool_example.parts[0].text.startswith("<|im_start|>system\nTools: ")
+    own.chat_template = MARKED
+    with pytest.raises(ValueError, match="never reads 'tools'"):
+        writer_of_another = Writer(CHATML, own)
+        writer_of_another.write(with_tools)
 
 
 def test_fields_without_a_meaning_are_named_in_a_setting():
