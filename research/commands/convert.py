@@ -137,6 +137,7 @@ def _import_adapter(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         for name, part in adapter.sources.items():
             show(f"  {name:52} {part.name} {list(adapter.tensors.shapes[part.name])}")
+        peft_importing.read_arrays(adapter, arguments.source)
         return
     path = peft_importing.import_adapter(arguments.source, base, arguments.out)
     show(f"written to {path}: graft generate --run {arguments.out}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,6 +130,11 @@ def _what_instead(path: Path) -> str:
     patterns = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin")
     pickles = [file.name for pattern in patterns for file in sorted(path.glob(pattern))]
     others = sorted(file.name for file in path.glob("*.safetensors"))
+    variants = [name for name in others if re.fullmatch(r"model\.\w+\.safetensors", name)]
+    if variants:
+        return f"; {variants[0]} is a variant of it: rename that, if you mean it"
+    if others and all(name.startswith("consolidated") for name in others):
+        return f"; {others[0]} has names of Mistral's own, which transformers does not read either"
     if others:
         return f"; {others[0]} may be a part of it: {INDEX}, which names the parts, is missing"
     if pickles:

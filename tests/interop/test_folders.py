@@ -208,6 +208,20 @@ def test_other_copies_of_the_weights_are_named(write, capsys):
     assert note in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("model.fp16.safetensors", "model.fp16.safetensors is a variant of it: rename that"),
+        ("consolidated.safetensors", "consolidated.safetensors has names of Mistral's own"),
+        ("pytorch_model.bin", r"pytorch_model.bin is a pickle, .* model.save_pretrained\(FOLDER\)"),
+    ],
+)
+def test_what_lies_in_place_of_the_weights_is_named(write, name, match):
+    path = write(files={"training_args.bin": ""})
+    (path / tensor_files.ONE).rename(path / name)
+    refuses(path, match)
+
+
 def test_a_part_that_holds_more_than_its_index_names_is_refused(write):
     path = write()
     (path / tensor_files.ONE).rename(path / "model-00001-of-00001.safetensors")

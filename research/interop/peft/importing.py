@@ -128,10 +128,15 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
 
     Raises:
       FileNotFoundError: no adapter there.
-      UnsupportedModelError: a kind or a setting that Graft does not have, or tensors that do not
-        fit.
+      UnsupportedModelError: a kind or a setting that Graft does not have, tensors that do not fit,
+        or a base that is an adapter.
     """
     path = storage.require_local(path, "the adapter")
+    if base.base is not None:
+        raise UnsupportedModelError(
+            f"{base.path} is an adapter itself: --base takes whole models, such as its own "
+            f"base {base.base.path}, or what graft adapters merge makes of it"
+        )
     if not (path / CONFIG).is_file():
         raise FileNotFoundError(f"{path} has no {CONFIG}: no adapter of PEFT")
     with refuse_malformed(str(path)):
@@ -343,17 +348,8 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
       UnsupportedModelError, FileNotFoundError: as `open_adapter`.
     """
     runs.check_free(out)
-    if base.base is not None:
-        raise UnsupportedModelError(
-            f"{base.path} is an adapter itself: --base takes whole models, such as its own "
-            f"base {base.base.path}, or what graft adapters merge makes of it"
-        )
     adapter = open_adapter(path, base)
-    attached = {name: adapter.read(name) for name in adapter.shapes}
-    arrays: dict[str, Any] = {**attached, **adapter.saved.arrays}
-    for name, array in arrays.items():
-        if not is_finite(np.asarray(array)):
-            raise UnsupportedModelError(f"{path}: {not_finite(name, np.asarray(array))}")
+    arrays = read_arrays(adapter, str(path))
     own = adapter.tokenizer_files
     assert own is not None
     return runs.write(
@@ -366,6 +362,20 @@ def import_adapter(path: str | Path, base: Run, out: str | Path) -> Path:
         tokenizer=own.tokenizer,
         sidecar_files=own.files,
     )
+
+
+def read_arrays(adapter: Adapter, where: str) -> dict[str, Any]:
+    """Every parameter of the run that an adapter becomes, by single-layer name.
+
+    Raises:
+      UnsupportedModelError: numbers that are not finite.
+    """
+    attached = {name: adapter.read(name) for name in adapter.shapes}
+    arrays: dict[str, Any] = {**attached, **adapter.saved.arrays}
+    for name, array in arrays.items():
+        if not is_finite(np.asarray(array)):
+            raise UnsupportedModelError(f"{where}: {not_finite(name, np.asarray(array))}")
+    return arrays
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -168,6 +168,9 @@ def test_saved_embeddings_that_are_the_bases_are_accepted_and_others_replace_it(
     path = write(tensors={TABLE: broken})
     with pytest.raises(UnsupportedModelError, match="2 of 4,608 numbers of embedding/kernel are n"):
         peft_importing.import_adapter(path, base, tmp_path / "broken")
+    arguments = ["import", "--from", str(path), "--out", "x", "--dry-run"]
+    with pytest.raises(SystemExit, match="2 of 4,608 numbers of embedding/kernel are not finite"):
+        convert.main([*arguments, "--base", str(base.path.parent.parent)])
 
 
 def test_tensors_of_other_types_are_refused(write, base):
