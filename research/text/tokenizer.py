@@ -218,10 +218,11 @@ def from_json(text: str, where: str, **roles: Any) -> Tokenizer:
         ValueError: the text is no tokenizer, or has no such special token.
     """
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # The library raises bare Exception.
+        return Tokenizer(tokenizers.Tokenizer.from_str(text), **roles)
+    except ValueError:
+        raise
+    except Exception as error:  # The library raises bare Exception, also where a copy is made.
         raise ValueError(f"{where} is no tokenizer JSON: {error}") from error
-    return Tokenizer(backend, **roles)
 
 
 def train(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:

@@ -1,5 +1,7 @@
 """Byte-level BPE: any text comes back exactly, and no text can forge a special token."""
 
+import json
+
 import numpy as np
 import pytest
 import tokenizers
@@ -126,6 +128,12 @@ def test_bad_input_says_what_is_wrong(tokenizer, tmp_path):
     (tmp_path / "torn.json").write_text('{"version": "1.0", "model"')
     with pytest.raises(ValueError, match="torn.json is no tokenizer JSON"):
         tokenizer_lib.load(tmp_path / "torn.json")
+    content = json.loads(tokenizer.to_json())
+    left, right = content["model"]["merges"][-1]
+    del content["model"]["vocab"][left + right]  # which a merge makes
+    (tmp_path / "less.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="less.json is no tokenizer JSON"):
+        tokenizer_lib.load(tmp_path / "less.json")
     with pytest.raises(ValueError, match="Text 1 of the batch is no Unicode text"):
         tokenizer.encode_batch(["fine", "\ud800"])
 

@@ -133,7 +133,7 @@ class Prepared:
                 return np.load(file, allow_pickle=False)
         except storage.StorageError:
             raise
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # numpy reads its header as Python: errors of many kinds
             raise ValueError(
                 f"Source {self.name!r}: {path} is damaged ({error}): run graft prepare again."
             ) from error

@@ -162,7 +162,7 @@ def test_what_is_not_there_is_said(corpora, tmp_path, monkeypatch):
         open_changed(path="gs://made/out")
 
 
-@pytest.mark.parametrize("damage", ["shard", "index", "cut index", "content"])
+@pytest.mark.parametrize("damage", ["shard", "index", "cut index", "header", "content"])
 def test_damaged_data_is_refused(tmp_path, damage):
     corpus.prepare(corpus.config(tmp_path, TEXTS), tmp_path / "out")
     dataset = json.loads((tmp_path / "out" / "prepared.json").read_text())["dataset"]
@@ -174,6 +174,9 @@ def test_damaged_data_is_refused(tmp_path, damage):
         np.save(index, np.load(index)[:-1])
     elif damage == "cut index":
         index.write_bytes(index.read_bytes()[:-3])
+    elif damage == "header":  # which numpy reads as Python
+        content = index.read_bytes()
+        index.write_bytes(content[:32] + bytes(60) + content[92:])
     else:
         (folder / "content.json").write_text("{")
     with pytest.raises(ValueError, match="damaged.*run graft prepare again"):
