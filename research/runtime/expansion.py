@@ -13,6 +13,10 @@ VARIABLE, DEFAULT = "GRAFT_MAX_EXPANSION", 250
 ALWAYS = 2**30
 
 
+class ExpansionError(OSError):
+    """A file unpacks to too much. No ValueError: that is of a record, which may be left out."""
+
+
 def max_expansion() -> int:
     """The setting, from the environment.
 
@@ -38,11 +42,11 @@ def check_expansion(size: int, compressed_bytes: int, name: str) -> None:
       name: of the file, for the error.
 
     Raises:
-      ValueError: it is over the limit.
+      ExpansionError: it is over the limit.
     """
     if size > expansion_limit(compressed_bytes):
-        raise ValueError(
-            f"{name}: its {compressed_bytes:,} bytes unpack to over {size:,}, as those of an "
+        raise ExpansionError(
+            f"{name}: {compressed_bytes:,} bytes of it unpack to over {size:,}, as those of an "
             f"archive bomb; the limit is {ALWAYS:,} bytes or {max_expansion()} times its size. If "
             f"you trust it, set {VARIABLE} to a larger number"
         )

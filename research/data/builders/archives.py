@@ -45,7 +45,8 @@ def read_members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
 
     Raises:
         ValueError: a member's path is unsafe, a wanted member is a link or too large, or all of
-            them are, the archive is of another kind, torn or a bomb, or nothing matches.
+            them are, the archive is of another kind or torn, or nothing matches.
+        ExpansionError: a compressed tar unpacks to too much.
     """
     name_pattern = re.compile(pattern)
     try:

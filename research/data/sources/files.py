@@ -172,8 +172,8 @@ def local_copy(file: File) -> Path:
     folder is removed.
 
     Raises:
-        ValueError: a compressed file is cut short or damaged, or unpacks to too much, or its copy
-          has changed.
+        ValueError: a compressed file is cut short or damaged, or its copy has changed.
+        ExpansionError: it unpacks to too much.
         OSError: the cache's disk is full, or the cache is another user's.
     """
     codec = CODECS.get(PurePosixPath(file.path).suffix)

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from research.data.sources import files
 from research.data.sources.base import FilesConfig, Records, Source
-from research.runtime.expansion import check_expansion, expansion_limit
+from research.runtime.expansion import ExpansionError, check_expansion, expansion_limit
 
 # Rows that become Python objects at once.
 _ROWS = 1024
@@ -80,7 +80,7 @@ def _read_group(parquet_file: parquet.ParquetFile, group: int, name: str) -> pya
     """A row group, piece by piece: what repeats one value takes no room in the file.
 
     Raises:
-        ValueError: it holds too much for its size.
+        ExpansionError: it holds too much for its size.
     """
     about = parquet_file.metadata.row_group(group)
     columns = [about.column(number) for number in range(about.num_columns)]
@@ -102,6 +102,8 @@ def _open_file(file: files.File) -> Iterator[parquet.ParquetFile]:
         try:
             with parquet.ParquetFile(raw) as parquet_file:
                 yield parquet_file
+        except ExpansionError:
+            raise
         except (pyarrow.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file.name}: damaged, or no Parquet file: {error}") from error
 

@@ -132,7 +132,9 @@ def test_a_file_that_unpacks_to_too_much_is_refused_and_leaves_nothing(
     monkeypatch.setattr(expansion, "ALWAYS", 2**20)
     line = json.dumps({"text": "a" * 2**23}).encode()
     (tmp_path / f"a.jsonl{ending}").write_bytes(COMPRESS[ending](line))
-    with pytest.raises(ValueError, match=rf"a\.jsonl\{ending}: its .* set GRAFT_MAX_EXPANSION"):
+    with pytest.raises(
+        expansion.ExpansionError, match=rf"a\.jsonl\{ending}: .* set GRAFT_MAX_EXPANSION"
+    ):
         _read(tmp_path / f"a.jsonl{ending}")
     assert not list(cache.iterdir())
     monkeypatch.setenv("GRAFT_MAX_EXPANSION", "99999")
