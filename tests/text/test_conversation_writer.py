@@ -108,7 +108,9 @@ def test_what_the_generation_prompt_supplies_is_not_trained():
     assert trained == [("b" + END, 1.0)] and text.endswith(f"{ASK}<think>\n\n</think>\n\nb{END}")
     record = {"messages": TURNS[:2], "chat_template_kwargs": no_thoughts}
     assert _trained(THINKING, record) == [["b" + END]]
-    record["chat_template_kwargs"] = {"enable_thinking": True}
+    record["chat_template_kwargs"] = {"enable_thinking": None}
+    assert _trained(THINKING, record, template_arguments=no_thoughts) == [["b" + END]]
+    record["chat_template_kwargs"] = '{"enable_thinking": true}'
     assert "<think>" in _trained(THINKING, record, template_arguments=no_thoughts)[0][0]
 
 

@@ -115,8 +115,9 @@ def _read_record(record: Record, messages: list[dict[str, Any]]) -> dict[str, An
                 raise ValueError(f"tools[{number}] must be a JSON schema, not {tool!r:.40}.")
         converted["tools"] = tools
     arguments: dict[str, Any] = {}
-    for name in _ARGUMENTS:
-        arguments |= _read_json(record, name, dict) or {}
+    for name in _ARGUMENTS:  # null is what a column has where a record has none
+        items = (_read_json(record, name, dict) or {}).items()
+        arguments |= {key: value for key, value in items if value is not None}
     if record.get("documents"):
         arguments["documents"] = record["documents"]
     if arguments:
