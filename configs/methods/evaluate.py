@@ -3,7 +3,7 @@
     graft evaluate --config configs/methods/evaluate.py --run runs/smollm2_lora
 
 Expected: the base alone 35.0% [23.4, 56.2] of 120 notices right (95% interval over notices); tuned
-models as experiments/methods/table.md says.
+models as experiments/methods/README.md says.
 Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 """
 

@@ -6,11 +6,11 @@
     graft train --config configs/methods/smollm2.py:qlora_nf4 --workdir runs/qlora
 
 Every form has the same data, steps and optimizer; its rates are those that the study's sweep begins
-with (python -m experiments.methods).
+with (graft study run experiments/methods).
 
 Expected, each form at its best rate, mean and Student's 95% interval over three seeds, of 120 test
 notices: full 67% [46, 89] right, LoRA 60% [44, 76], DoRA 56% [29, 83], QLoRA in nf4 63% [44, 82],
-the base alone 35%; steps of 0.7 to 2.2 s. experiments/methods/table.md has all forms.
+the base alone 35%; steps of 0.7 to 2.2 s. experiments/methods/README.md has all forms.
 Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 """
 

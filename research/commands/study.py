@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.complete(_parser()).parse_args(argv)
     with cli.clear_errors():
         from research.runtime.compilation_cache import enable_compilation_cache
+        from research.studies.bases import make_bases, missing_bases
         from research.studies.desk import Desk
         from research.studies.study import load
 
@@ -36,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = Path(arguments.study).resolve()
         home = place.parent if place.suffix == ".py" else place
         folder = arguments.folder or Path("runs/studies") / home.name
+        if arguments.command == "run":
+            make_bases(study.bases)
+        elif lines := missing_bases(study.bases):
+            texts = "\n".join(f"  {line}" for line in lines)
+            raise ValueError(
+                f"bases of the study are not there; graft study run makes them:\n{texts}"
+            )
         desk = Desk(study, folder, home)
         if arguments.command == "plan":
             desk.print_plan()

@@ -7,6 +7,7 @@ bootstrap, Davison and Hinkley 1997, section 3.8), which widens the interval as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -222,6 +223,25 @@ def swap_test(differences: ArrayLike, groups: ArrayLike | None = None) -> float:
     """
     numbers = _finite(differences, "differences")
     return _swap_test(numbers if groups is None else _by_group(groups, numbers)[0])
+
+
+def cluster_mean(values: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, float, int]:
+    """(mean of values [N], its standard error, degrees of freedom), rows of a cluster together.
+
+    The error is the linearized one of a ratio of cluster totals (Cochran 1977, equation 11.30).
+
+    Raises:
+      ValueError: fewer than two clusters.
+    """
+    numbers = _finite(values, "values")
+    ids = np.arange(len(numbers)) if groups is None else groups
+    sums, sizes = _by_group(ids, numbers, np.ones(len(numbers)))
+    count, mean = len(sums), float(numbers.mean())
+    if count < 2:
+        raise ValueError(f"an error needs at least two rows or clusters, got {count}")
+    residuals = sums - mean * sizes
+    error = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / len(numbers)
+    return mean, error, count - 1
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

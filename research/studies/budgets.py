@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from research.checkpoints import runs
+from research.checkpoints.runs import Run
 from research.config import paths
 from research.experiment import Experiment
 from research.studies.study import Equal
+from research.text.tokenizer import Tokenizer
 from research.training.program import Program, make_program
 
 _LARGEST = 2**24
 
 
-def solve(equal: Equal, experiment: Experiment, label: str) -> int:
+class Start(NamedTuple):
+    """What a run starts from, opened once for all runs that do."""
+
+    base: Run | None
+    tokenizer: Tokenizer
+    # of the tokenizer: what it is computed from is long
+    tokenizer_fingerprint: str
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Start:
+        """Opens the base and the tokenizer of an experiment."""
+        base, tokenizer = runs.open_base_and_tokenizer(experiment)
+        return cls(base, tokenizer, tokenizer.fingerprint())
+
+
+def solve(equal: Equal, experiment: Experiment, start: Start, label: str) -> int:
     """The whole number of `equal.by` whose cost is nearest to the budget.
 
     The cost must grow with the number; it is counted from shapes, and nothing is computed.
@@ -28,7 +47,7 @@ def solve(equal: Equal, experiment: Experiment, label: str) -> int:
     @functools.cache
     def cost_of(number: int) -> float:
         try:
-            return cost(equal.of, paths.replace(experiment, {key: number}))
+            return cost(equal.of, paths.replace(experiment, {key: number}), start)
         except ValueError:
             if number == 1:
                 raise
@@ -43,23 +62,30 @@ def solve(equal: Equal, experiment: Experiment, label: str) -> int:
     return number
 
 
-def cost(of: str, experiment: Experiment) -> float:
+def cost(of: str, experiment: Experiment, start: Start) -> float:
     """Trainable parameters of a run, or its model FLOPs, from shapes."""
-    program = abstract_program(experiment)
+    program = abstract_program(experiment, start)
     return float(program.trainable_parameters) if of == "parameters" else run_flops(program)
 
 
-def abstract_program(experiment: Experiment) -> Program:
-    """The program of a run on this machine's devices; computes nothing."""
-    base = runs.open_run(experiment.init_from) if experiment.init_from else None
-    return make_program(experiment, base)
+def abstract_program(experiment: Experiment, start: Start) -> Program:
+    """The program of a run on this machine's devices; computes nothing.
+
+    Its layers are stacked, however the run computes them: shapes are the same, and come sooner.
+    """
+    method = experiment.method.bind(start.tokenizer)
+    compute = dataclasses.replace(experiment.compute, max_scan_layers=0)
+    return make_program(dataclasses.replace(experiment, method=method, compute=compute), start.base)
 
 
 def run_flops(program: Program) -> float:
     """Model FLOPs of a whole run whose rows are full."""
-    experiment = program.experiment
-    tokens = experiment.steps * experiment.data.batch_size * experiment.data.sequence_length
-    return program.flops_per_token * tokens
+    return program.flops_per_token * tokens_of(program.experiment)
+
+
+def tokens_of(experiment: Experiment) -> int:
+    """Tokens of a run whose rows are full."""
+    return experiment.steps * experiment.data.batch_size * experiment.data.sequence_length
 
 
 def nearest(cost_of: Callable[[int], float], amount: float) -> int:

@@ -79,7 +79,7 @@ class Desk:
         if speed is not None:
             seconds, reason = speed
             hours = tqdm.format_interval(missing * seconds)
-            print(f"\n{format_si(missing)}FLOPs are missing: {hours} here, by {reason}")
+            print(f"\n{format_si(missing)} FLOPs are missing: {hours} here, by {reason}")
         self._print_stale(rows, progress)
 
     def run(self, retry: bool = False, keep_models: bool = False) -> None:

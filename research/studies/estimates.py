@@ -12,7 +12,7 @@ import jax
 from research.runtime.accelerators import peak_flops_per_second
 from research.studies.ledger import FINISHED, Row
 from research.studies.schedule import Progress
-from research.studies.trials import Resolver
+from research.studies.trials import Cell, Resolver
 
 # of the machine's peak, where no trial was measured yet: small models on a CPU reach about this
 _ASSUMED_SHARE = 0.3
@@ -57,12 +57,14 @@ def stage_costs(resolver: Resolver, progress: Progress) -> list[StageCost]:
                 )
             )
         else:
-            values = study.stages[number - 1].keep_values if study.sweep and number else 1
-            each = len(stage.seeds) * values
-            flops_of_all = each * sum(resolver.flops(stage, cell) for cell in cells)
-            count = each * len(cells)
+            counts = [len(stage.seeds) * _values(resolver, cell, number) for cell in cells]
+            flops_of_all = sum(
+                count * resolver.flops(stage, cell)
+                for count, cell in zip(counts, cells, strict=True)
+            )
+            most = sum(counts) + _growth(resolver, progress, number, len(cells))
             costs.append(
-                StageCost(stage.name, len(cells), count, count, 0, flops_of_all, flops_of_all)
+                StageCost(stage.name, len(cells), sum(counts), most, 0, flops_of_all, flops_of_all)
             )
         cells = cells[: max(1, math.ceil(stage.keep * len(cells)))]
     return costs
@@ -85,6 +87,14 @@ def seconds_per_flop(rows: Mapping[str, Row]) -> tuple[float, str] | None:
     if peak is None:
         return None
     return 1 / (_ASSUMED_SHARE * peak), f"a guess, {_ASSUMED_SHARE:.0%} of the peak of {kind}"
+
+
+def _values(resolver: Resolver, cell: Cell, number: int) -> int:
+    """How many values of the sweep a cell of a stage to come begins with."""
+    study = resolver.study
+    if study.sweep is None:
+        return 1
+    return study.stages[number - 1].keep_values if number else len(study.sweep_values(cell.form))
 
 
 def _growth(resolver: Resolver, progress: Progress, number: int, cells: int) -> int:

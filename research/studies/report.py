@@ -1,5 +1,7 @@
 """A study's page: README.md with plot.svg, report.html, and the ledger they are made from.
 
+What its authors say of the numbers stands in findings.md, and is taken into README.md.
+
 From the same ledger come the same bytes, on any machine and on any day.
 """
 
@@ -26,6 +28,8 @@ from research.studies.trials import Resolver
 from research.studies.verdicts import Verdict, verdicts
 
 LEDGER, README, PLOT, PAGE = "ledger.parquet", "README.md", "plot.svg", "report.html"
+# what its authors say of the numbers, by hand; the page takes it as it is
+FINDINGS = "findings.md"
 _VERDICTS = [
     Column("claim", "claim"),
     Column("verdict", "verdict"),
@@ -54,13 +58,15 @@ def write(
     files.atomic_write(folder / LEDGER, to_parquet(study_rows))
     files.atomic_write(folder / PLOT, plots.standalone(plot))
     texts = _texts(resolver, progress, study_rows)
+    findings = folder / FINDINGS
+    notes = [findings.read_text(encoding="utf-8").strip()] if findings.exists() else []
     verdict_rows = [_verdict_row(verdict) for verdict in judged]
-    unjudged = [verdict for verdict in judged if verdict.reasons]
     parts = [
         f"# {name}",
         *texts,
+        *notes,
         *([text_table(verdict_rows, _present(verdict_rows))] if verdict_rows else []),
-        *(f"{_name(verdict)}: {'; '.join(verdict.reasons)}." for verdict in unjudged),
+        *_unjudged(judged),
         f"![{resolver.study.metric} of every cell]({PLOT})",
         f"Stage `{stage}`; means with 95% intervals (Student's t) over n seeds.",
         text_table(lines, columns),
@@ -98,7 +104,7 @@ def _texts(resolver: Resolver, progress: Progress, study_rows: Sequence[Row]) ->
     if not progress.is_finished:
         texts.append("The study is not finished: there are no verdicts yet.")
     texts.append(
-        f"{len(study_rows)} trials, {format_si(flops)}FLOPs, {tqdm.format_interval(seconds)} of "
+        f"{len(study_rows)} trials, {format_si(flops)} FLOPs, {tqdm.format_interval(seconds)} of "
         f"{', '.join(devices)}."
     )
     edges = [
@@ -133,6 +139,15 @@ def _name(verdict: Verdict) -> str:
     return f"{text} ({verdict.label})" if verdict.label else text
 
 
+def _unjudged(judged: Sequence[Verdict]) -> list[str]:
+    """Why comparisons have no verdict: a paragraph a reason."""
+    names: dict[str, list[str]] = {}
+    for verdict in judged:
+        for reason in verdict.reasons:
+            names.setdefault(reason, []).append(_name(verdict))
+    return [f"No verdict: {reason} ({'; '.join(each)})." for reason, each in names.items()]
+
+
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:
     return {
         "claim": _name(verdict),
@@ -164,7 +179,7 @@ def _plot(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> Markup:
     """The metric of every cell, and the other scores beside it."""
     metric = resolver.study.metric
     measures = {column.key: column for column in MEASURES}
-    keys = [metric, *(key for key in ("quality", "bits_per_byte", "heldout_loss") if key != metric)]
+    keys = [metric, *(key for key in ("quality", "forgetting", "heldout_loss") if key != metric)]
     panels = {}
     for key in keys:
         values = [line.get(key) for line in lines]

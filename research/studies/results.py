@@ -8,7 +8,7 @@ from typing import Any
 
 from research.studies.ledger import FINISHED, Row
 from research.studies.schedule import Lookup, Progress
-from research.studies.trials import Resolver, Trial
+from research.studies.trials import BEFORE, Resolver, Trial
 
 
 def find_row(resolver: Resolver, rows: Mapping[str, Row], trial: Trial) -> Row | None:
@@ -33,7 +33,7 @@ def lookup_in(resolver: Resolver, rows: Mapping[str, Row]) -> Lookup:
         row = find_row(resolver, rows, trial)
         if row is None:
             return None
-        if row["status"] != FINISHED:
+        if row["status"] != FINISHED or trial.stage == BEFORE:
             return math.inf
         if metric not in row:
             numbers = sorted(name for name, value in row.items() if isinstance(value, float))
@@ -61,4 +61,17 @@ def joined_rows(
             place |= trial.cell.point
             if trial.value is not None and resolver.sweep_key is not None:
                 place[resolver.sweep_key] = trial.value
-            yield {**row, **place, "cell": trial.cell.label, "seed": trial.seed}
+            yield {**row, **place, "cell": trial.cell.label, "seed": trial.seed} | forgetting(
+                resolver, rows, row
+            )
+
+
+def forgetting(resolver: Resolver, rows: Mapping[str, Row], row: Row) -> dict[str, float]:
+    """Bits per byte of the text after tuning minus before it; empty where one is not known."""
+    for trial in resolver.before():
+        before = find_row(resolver, rows, trial)
+        if before is not None and before is not row and before.get("base") == row.get("base"):
+            bits = (row.get("bits_per_byte"), before.get("bits_per_byte"))
+            if bits[0] is not None and bits[1] is not None:
+                return {"forgetting": bits[0] - bits[1]}
+    return {}

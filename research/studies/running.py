@@ -30,7 +30,7 @@ from research.studies.code import code_hash
 from research.studies.ledger import DIVERGED, FAILED, FINISHED, Ledger, Row
 from research.studies.results import lookup_in
 from research.studies.schedule import Progress, plan
-from research.studies.trials import Resolver, Trial, without_defaults
+from research.studies.trials import BEFORE, Resolver, Trial, without_defaults
 from research.training.loop import train
 from research.training.summary import Summary
 
@@ -121,6 +121,7 @@ def run_trial(
         "inputs": trial.inputs,
         "code": code_hash(),
         "config": without_defaults(trial.experiment),
+        "base": resolver.depends(trial)["base"],
         "depends": resolver.depends(trial),
         "form": trial.cell.form,
         "stage": trial.stage,
@@ -133,13 +134,14 @@ def run_trial(
         row["value"] = trial.value
     with _logged(folder / LOG):
         try:
-            summary = train(trial.experiment, workdir)
-            if summary is None or not summary.finished:
-                raise SystemExit(distributed.EXIT_RESTART)
-            row |= _columns(summary)
+            if trial.stage == BEFORE:
+                model = runs.open_run(trial.experiment.init_from or "")
+            else:
+                row |= _train(trial, workdir)
+                model = runs.open_run(workdir)
+            row["fingerprint"] = model.fingerprint
             if resolver.evaluation is not None:
-                results = evaluate_run(runs.open_run(workdir), resolver.evaluation)
-                row |= _scores(results)
+                row |= _scores(evaluate_run(model, resolver.evaluation))
             row["status"] = FINISHED
             metric = resolver.study.metric
             if not math.isfinite(row.get(metric, 0.0)):  # one that is not there is an error later
@@ -156,13 +158,25 @@ def run_trial(
     return row
 
 
+def _train(trial: Trial, workdir: Path) -> dict[str, Any]:
+    """Trains, or goes on; the columns of its row."""
+    summary = train(trial.experiment, workdir)
+    if summary is None or not summary.finished:
+        raise SystemExit(distributed.EXIT_RESTART)
+    # its arrays: the tokenizer and the base's files are everybody's
+    files_of_model = [path for path in (workdir / "model").rglob("*") if path.is_file()]
+    artifact = [path for path in files_of_model if "files" not in path.parts]
+    return _columns(summary) | {"artifact_bytes": sum(path.stat().st_size for path in artifact)}
+
+
 def describe(trial: Trial, row: Row, metric: str) -> str:
     """A trial that is over, in a line."""
     if row["status"] != FINISHED:
         return f"{trial.label}: {row['status']}: {row['error']}"
     value = row.get(metric)
-    number = "none" if value is None else f"{value:.4g}"
-    return f"{trial.label}: {metric} {number} in {row['seconds']:.0f} s"
+    number = "" if value is None else f" {metric} {value:.4g}"
+    seconds = f" in {row['seconds']:.0f} s" if "seconds" in row else ""
+    return f"{trial.label}:{number or ' evaluated'}{seconds}"
 
 
 def _columns(summary: Summary) -> dict[str, Any]:
@@ -184,6 +198,7 @@ def _scores(results: Report) -> dict[str, Any]:
             "quality": quality.value,
             "quality_low": quality.low,
             "quality_high": quality.high,
+            "questions": quality.n,
             "correct": [bool(flag) for flag in results.answers.correct],
         }
         if results.answers.groups is not None:

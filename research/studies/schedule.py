@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from research.studies.study import Stage, Study
-from research.studies.trials import Cell, Resolver, Trial
+from research.studies.trials import BEFORE, Cell, Resolver, Trial
 
 # the metric of a trial; not finite where it has diverged or failed; None: not there yet
 Lookup = Callable[[Trial], float | None]
@@ -56,7 +56,7 @@ def plan(resolver: Resolver, lookup: Lookup) -> Progress:
     """The progress of a study whose trials have these results.
 
     Raises:
-      ValueError: two cells of a stage are the same run.
+      ValueError: two cells are the same run.
     """
     study = resolver.study
     cells: Sequence[Cell] = resolver.cells
@@ -66,6 +66,11 @@ def plan(resolver: Resolver, lookup: Lookup) -> Progress:
     edges: dict[Cell, bool] = {}
     trials: list[Trial] = []
     choices: dict[str, tuple[Choice, ...]] = {}
+    _check_different(resolver)
+    trials += resolver.before()
+    unasked = tuple(trial for trial in trials if lookup(trial) is None)
+    if unasked:
+        return Progress(Stage(BEFORE, (0,)), unasked, tuple(trials), {})
     for number, stage in enumerate(study.stages):
         missing: list[Trial] = []
         stage_choices: list[Choice] = []
@@ -82,7 +87,6 @@ def plan(resolver: Resolver, lookup: Lookup) -> Progress:
                 at_edge = choice.at_edge if number == 0 else edges[cell]
                 edges[cell] = at_edge
                 stage_choices.append(dataclasses.replace(choice, at_edge=at_edge))
-        _check_different(stage_trials)
         trials += stage_trials
         if missing:
             return Progress(stage, tuple(missing), tuple(trials), choices)
@@ -147,13 +151,19 @@ def _best_cells(study: Study, stage: Stage, stage_choices: Sequence[Choice]) -> 
     return [choice.cell for choice in stage_choices if choice.cell in best]
 
 
-def _check_different(trials: Sequence[Trial]) -> None:
-    """Raises ValueError if two trials of a stage are the same run."""
-    first: dict[str, Trial] = {}
-    for trial in trials:
-        other = first.setdefault(trial.inputs, trial)
-        if other is not trial:
+def _check_different(resolver: Resolver) -> None:
+    """Raises ValueError if two cells would be the same run in the last stage.
+
+    In earlier ones they may be: a form that only takes more steps is screened like another.
+    """
+    stage = resolver.study.stages[-1]
+    value = 1.0 if resolver.study.sweep else None
+    labels: dict[str, str] = {}
+    for cell in resolver.cells:
+        inputs = resolver.trial(stage, cell, value, stage.seeds[0]).inputs
+        if inputs in labels:
             raise ValueError(
-                f"two trials are the same run: {other.label!r} and {trial.label!r}; a form or an "
+                f"two cells are the same run: {labels[inputs]!r} and {cell.label!r}; a form or an "
                 "axis changes nothing"
             )
+        labels[inputs] = cell.label

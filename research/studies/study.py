@@ -41,8 +41,12 @@ class Sweep:
     def extend(self, values: tuple[float, ...], best: float) -> tuple[float, ...]:
         """The values with one more beyond the edge at which `best` lies; the same inside."""
         if best == min(values):
-            return (_round(best / self.factor), *values)
-        return (*values, _round(best * self.factor)) if best == max(values) else values
+            return (self._round(best / self.factor), *values)
+        return (*values, self._round(best * self.factor)) if best == max(values) else values
+
+    def _round(self, value: float) -> float:
+        """As many digits as tell neighbours apart: a grid stays readable as it grows."""
+        return float(f"{value:.0e}" if self.factor >= 2 else f"{value:.2e}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,9 @@ class Comparison:
     margin: float | None = None
     # what was published of it
     published: str = ""
+    # the number that is compared, and which is better; None: the study's
+    metric: str | None = None
+    goal: Literal["lowest", "highest"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +135,8 @@ class Study:
     sweep: Sweep | None = None
     stages: tuple[Stage, ...] = (Stage("confirm", seeds=(0, 1, 2)),)
     equal: Equal | None = None
+    # folder of a base that configs name -> the `graft` command line that makes it, in order
+    bases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # the config of `graft evaluate`, FILE[:ARG], for the trained models; None: not evaluated
     evaluation: str | None = None
     # what cells and values are chosen by: a number of a trial's row
@@ -203,8 +212,3 @@ def check_values(values: tuple[float, ...], where: str) -> None:
             raise ValueError(f"{where} must be positive numbers, not {value!r}")
     if len(set(values)) < len(values):
         raise ValueError(f"{where} has a value twice: {values}")
-
-
-def _round(value: float) -> float:
-    """Two digits: a grid that grows by thirds stays readable."""
-    return float(f"{value:.1e}")

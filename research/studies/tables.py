@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.reports.statistics import mean_interval
+from research.reports.statistics import Estimate, mean_interval
 from research.reports.tables import Column
 from research.studies.ledger import FINISHED, Row
-from research.studies.results import find_row
+from research.studies.results import find_row, forgetting
 from research.studies.schedule import Progress
 from research.studies.trials import Cell, Resolver, Trial
 
+# columns that are no scores
+_COSTS = ("trainable_parameters", "flops", "seconds", "artifact_bytes", "program_bytes")
 # column -> how a table prints it; those that no trial has are left out
 MEASURES = (
     Column("heldout_loss", "held-out loss", "nats", format=".4f"),
     Column("quality", "right answers", "%", 100, ".1f"),
     Column("bits_per_byte", "text", "bits/byte", format=".3f"),
-    Column("loss", "training loss", "nats", format=".3f"),
+    Column("forgetting", "forgetting", "bits/byte", format="+.3f", tip="after minus before"),
     Column("trainable_parameters", "trained", format="si", tip="parameters"),
     Column("flops", "compute", "FLOPs", format="si"),
     Column("seconds", "time", "s", format=".1f"),
+    Column("artifact_bytes", "on disk", "MB", 1e-6, ".2f", tip="of the model, beside its base"),
     Column("program_bytes", "memory", "GiB", 2**-30, ".2f", tip="of the compiled program"),
 )
 
@@ -35,11 +40,22 @@ def cell_table(
         stages = [study.stages[0].name]
     stage = stages[-1]
     lines = []
-    for cell, trials in _by_cell(progress, stage).items():
+    cells = {trial.cell: [trial] for trial in resolver.before()} | _by_cell(progress, stage)
+    for cell, trials in cells.items():
         line = _line(resolver, rows, trials)
         if line is not None:
             lines.append({"cell": cell.label, **line})
+    if len(study.axes) == 1:  # forms alone: the best first
+        lines.sort(key=lambda line: _rank(line.get(study.metric), study.goal))
     return stage, lines, _columns(resolver, lines)
+
+
+def _rank(value: float | Estimate | None, goal: str) -> float:
+    """Lowest first; bases, which lack the metric, before all."""
+    if value is None:
+        return -math.inf
+    number = value.value if isinstance(value, Estimate) else value
+    return number if goal == "lowest" else -number
 
 
 def _by_cell(progress: Progress, stage: str) -> dict[Cell, list[Trial]]:
@@ -56,9 +72,11 @@ def _line(
     resolver: Resolver, rows: Mapping[str, Row], trials: Sequence[Trial]
 ) -> dict[str, Any] | None:
     cell_rows = [row for trial in trials if (row := find_row(resolver, rows, trial)) is not None]
-    finished = [row for row in cell_rows if row["status"] == FINISHED]
     if not cell_rows:
         return None
+    finished = [
+        {**row, **forgetting(resolver, rows, row)} for row in cell_rows if row["status"] == FINISHED
+    ]
     line: dict[str, Any] = {"n": len(finished)}
     if len(finished) < len(cell_rows):
         line["not finished"] = len(cell_rows) - len(finished)
@@ -67,10 +85,16 @@ def _line(
         line["value"] = values[0]
     for measure in {column.key for column in MEASURES} | {resolver.study.metric}:
         numbers = [float(row[measure]) for row in finished if row.get(measure) is not None]
-        if len(numbers) > 1 and len(set(numbers)) > 1:
+        if measure in _COSTS and numbers:  # a machine's noise is no interval of a cost
+            line[measure] = statistics.median(numbers)
+        elif len(numbers) > 1 and len(set(numbers)) > 1:
             line[measure] = mean_interval(numbers)
         elif numbers:
             line[measure] = numbers[0]
+    if len(finished) == 1 and "quality" in finished[0]:  # over questions: there is one seed
+        only = finished[0]
+        low, high, count = only["quality_low"], only["quality_high"], only["questions"]
+        line["quality"] = Estimate(only["quality"], low, high, count)
     return line
 
 
@@ -78,10 +102,12 @@ def _columns(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> list[Col
     study = resolver.study
     columns = [Column("cell", "cell")]
     if study.sweep is not None:
-        columns.append(Column("value", f"best {study.sweep.key.rpartition('.')[2]}", format=".1e"))
+        columns.append(Column("value", f"best {study.sweep.key.rpartition('.')[2]}", format=".0e"))
     columns += [Column("n", "n", tip="seeds"), Column("not finished", "not finished")]
     columns += sorted(MEASURES, key=lambda column: column.key != study.metric)
     if study.metric not in {column.key for column in MEASURES}:
         columns.insert(2, Column(study.metric, study.metric))
     present = {key for line in lines for key in line}
+    if "forgetting" in present and study.metric != "bits_per_byte":
+        present.discard("bits_per_byte")
     return [column for column in columns if column.key in present]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from research.checkpoints import runs
-from research.checkpoints.runs import Run
 from research.config import cli, paths, schema
 from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.studies.axes import SEED_KEYS
-from research.studies.budgets import cost, solve
+from research.studies.budgets import Start, abstract_program, solve, tokens_of
 from research.studies.code import code_hash
 from research.studies.study import Stage, Study
-from research.text.tokenizer import Tokenizer
 
+# the stage of evaluations of bases before anything is tuned
+BEFORE = "before"
 # fields of an experiment that change neither its weights nor what is measured at its end; paths
 # are in the address as the fingerprints of what lies there
 _BESIDE = ("init_from", "tokenizer", "checkpoint", "checks", "log_every", "evaluate_every")
@@ -79,6 +78,7 @@ class Resolver:
         if study.evaluation is not None:
             self.evaluation = cli.load(Evaluation, study.evaluation)
         self._check_metric()
+        self._before: tuple[Trial, ...] | None = None
         self.cells = tuple(
             Cell(form, number, self._full(point))
             for form in study.forms
@@ -86,7 +86,8 @@ class Resolver:
         )
         self._trials: dict[tuple[Any, ...], Trial] = {}
         self._fingerprints: dict[str, str] = {}
-        self._flops: dict[tuple[str, Cell], float] = {}
+        self._starts: dict[tuple[str | None, str | None], Start] = {}
+        self._flops: dict[str, float] = {}
         self._budgets: dict[tuple[str, Cell], int] = {}
         self.sweep_key = paths.full_path(Experiment, study.sweep.key) if study.sweep else None
 
@@ -97,15 +98,48 @@ class Resolver:
             self._trials[key] = self._make(stage, cell, value, seed)
         return self._trials[key]
 
+    def before(self) -> tuple[Trial, ...]:
+        """The evaluation of every base that is tuned: what a trial learnt or forgot counts from it.
+
+        None where models are not evaluated, or start at random.
+        """
+        if self._before is None:
+            stage = self.study.stages[0]
+            bases: dict[str, Trial] = {}
+            for cell in self.cells if self.evaluation is not None else ():
+                value = next(iter(self.study.sweep_values(cell.form)), None)
+                trial = self.trial(stage, cell, value, stage.seeds[0])
+                path = trial.experiment.init_from
+                if path is None:
+                    continue
+                content = self._depends(trial.experiment)
+                inputs = _hash([content[name] for name in ("base", "evaluation", "asked")])
+                bases.setdefault(
+                    inputs,
+                    dataclasses.replace(
+                        trial,
+                        stage=BEFORE,
+                        cell=Cell(f"{Path(path).name}, not tuned", 0, {}),
+                        value=None,
+                        seed=0,
+                        inputs=inputs,
+                        address=_hash([inputs, code_hash()]),
+                    ),
+                )
+            self._before = tuple(bases.values())
+        return self._before
+
     def _make(self, stage: Stage, cell: Cell, value: float | None, seed: int) -> Trial:
-        changes = self._full(stage.changes) | self._cell_changes(cell)
+        changes = self._cell_changes(cell) | self._full(stage.changes)
         if value is not None and self.sweep_key:
             changes[self.sweep_key] = value
         changes |= dict.fromkeys(SEED_KEYS, seed)
         if equal := self.study.equal:
             if (stage.name, cell) not in self._budgets:
                 experiment = self._replace(changes, cell)
-                self._budgets[stage.name, cell] = solve(equal, experiment, cell.label)
+                self._budgets[stage.name, cell] = solve(
+                    equal, experiment, self._open(experiment), cell.label
+                )
             changes[paths.full_path(Experiment, equal.by)] = self._budgets[stage.name, cell]
         experiment = self._replace(changes, cell)
         inputs = _hash(self._depends(experiment))
@@ -121,12 +155,14 @@ class Resolver:
 
     def flops(self, stage: Stage, cell: Cell) -> float:
         """Model FLOPs of one run of a cell, from shapes."""
-        key = (stage.name, cell)
+        value = next(iter(self.study.sweep_values(cell.form)), None)
+        experiment = self.trial(stage, cell, value, stage.seeds[0]).experiment
+        # a token's do not depend on how many there are, nor on the numbers of the step
+        plain = {"steps": 1, "schedule.learning_rate": 1.0, "seed": 0, "data.seed": 0}
+        key = json.dumps(without_defaults(paths.replace(experiment, plain)), sort_keys=True)
         if key not in self._flops:
-            value = next(iter(self.study.sweep_values(cell.form)), None)
-            experiment = self.trial(stage, cell, value, stage.seeds[0]).experiment
-            self._flops[key] = cost("flops", experiment)
-        return self._flops[key]
+            self._flops[key] = abstract_program(experiment, self._open(experiment)).flops_per_token
+        return self._flops[key] * tokens_of(experiment)
 
     def depends(self, trial: Trial) -> dict[str, Any]:
         """What the trial's numbers depend on beside the code, as its address has it."""
@@ -156,14 +192,14 @@ class Resolver:
         config = without_defaults(experiment)
         for name in _BESIDE:
             config.pop(name, None)
-        base, tokenizer = self._open(experiment.init_from, experiment.tokenizer)
+        start = self._open(experiment)
         splits = [(source, source.split) for source in experiment.data.sources]
         if experiment.evaluate_split:
             splits += [(source, experiment.evaluate_split) for source in experiment.data.sources]
         content: dict[str, Any] = {
             "config": config,
-            "base": base.fingerprint if base else None,
-            "tokenizer": tokenizer.fingerprint(),
+            "base": start.base.fingerprint if start.base else None,
+            "tokenizer": start.tokenizer_fingerprint,
             "data": self._fingerprints_of(splits),
         }
         if self.evaluation is not None:
@@ -176,10 +212,11 @@ class Resolver:
             content["asked"] = self._fingerprints_of(asked_splits)
         return content
 
-    @functools.cache  # noqa: B019
-    def _open(self, init_from: str | None, tokenizer: str | None) -> tuple[Run | None, Tokenizer]:
-        experiment = dataclasses.replace(self._start, init_from=init_from, tokenizer=tokenizer)
-        return runs.open_base_and_tokenizer(experiment)
+    def _open(self, experiment: Experiment) -> Start:
+        key = (experiment.init_from, experiment.tokenizer)
+        if key not in self._starts:
+            self._starts[key] = Start.of(experiment)
+        return self._starts[key]
 
     def _fingerprints_of(self, splits: Iterable[tuple[SourceConfig, str]]) -> dict[str, str]:
         """`source:split` -> fingerprint of its content."""

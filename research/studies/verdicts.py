@@ -17,6 +17,7 @@ from scipy import stats
 
 from research.reports.statistics import (
     Estimate,
+    cluster_mean,
     detectable_difference,
     holm,
     mean_interval,
@@ -108,16 +109,20 @@ def _compare(
     reasons = _reasons(study, better, worse, seeds)
     if len(seeds) < 2:
         return Verdict(comparison, label, "none", reasons=reasons)
+    metric = comparison.metric or study.metric
     pairs = [(better.rows[seed], worse.rows[seed]) for seed in seeds]
-    differences = np.asarray([float(b[study.metric]) - float(w[study.metric]) for b, w in pairs])
+    differences = np.asarray([float(b[metric]) - float(w[metric]) for b, w in pairs])
     difference = mean_interval(differences)
     detectable = detectable_difference(differences) if differences.std() else None
+    has_answers = all("correct" in row for pair in pairs for row in pair)
+    if metric == "quality" and not has_answers:
+        reasons += ("answers were not kept, so that other questions cannot be judged",)
     if comparison.margin is not None:
         p_value = _outside(differences, comparison.margin)
     else:
         p_value = _differs(differences)
-        if study.metric == "quality" and all("correct" in row for pair in pairs for row in pair):
-            p_value = max(p_value, _differs_over_questions(pairs))
+    if metric == "quality" and has_answers:
+        p_value = max(p_value, _over_questions(pairs, comparison.margin))
     return Verdict(
         comparison,
         label,
@@ -140,7 +145,7 @@ def _reasons(study: Study, better: _Side, worse: _Side, seeds: Sequence[int]) ->
     if len(seeds) < MIN_SEEDS:
         reasons.append(f"{len(seeds)} seeds are fewer than {MIN_SEEDS}")
     if study.equal is None and better.rows and worse.rows:
-        costs = [next(iter(side.rows.values()))["tokens"] for side in (better, worse)]
+        costs = [next(iter(side.rows.values())).get("tokens", 0) for side in (better, worse)]
         if abs(costs[0] - costs[1]) > _BUDGET_TOLERANCE * max(costs):
             reasons.append(f"they read {costs[0]:.3g} and {costs[1]:.3g} tokens")
     return tuple(reasons)
@@ -162,11 +167,18 @@ def _outside(differences: np.ndarray, margin: float) -> float:
     return float(max(above, below))
 
 
-def _differs_over_questions(pairs: Sequence[tuple[Row, Row]]) -> float:
+def _over_questions(pairs: Sequence[tuple[Row, Row]], margin: float | None) -> float:
     """p over questions: right answers, averaged over seeds, of one form minus the other."""
     better = np.mean([np.asarray(b["correct"], float) for b, _ in pairs], axis=0)
     worse = np.mean([np.asarray(w["correct"], float) for _, w in pairs], axis=0)
-    return swap_test(better - worse, pairs[0][0].get("groups"))
+    groups = pairs[0][0].get("groups")
+    if margin is None:
+        return swap_test(better - worse, groups)
+    mean, error, freedom = cluster_mean(better - worse, groups)
+    if not error:
+        return float(abs(mean) >= margin)
+    above, below = (mean + margin) / error, (margin - mean) / error
+    return float(stats.t.sf(min(above, below), freedom))
 
 
 def _word(study: Study, verdict: Verdict) -> Verdict:
@@ -183,5 +195,6 @@ def _word(study: Study, verdict: Verdict) -> Verdict:
     elif verdict.p_value >= LEVEL:
         word = "inconclusive"
     else:
-        word = "supported" if (value < 0) == (study.goal == "lowest") else "refuted"
+        goal = verdict.comparison.goal or study.goal
+        word = "supported" if (value < 0) == (goal == "lowest") else "refuted"
     return dataclasses.replace(verdict, word=word)

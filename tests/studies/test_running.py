@@ -1,5 +1,6 @@
 """Studies that really run: once each, after kills and failures, and in several processes."""
 
+import json
 import random
 import signal
 import subprocess
@@ -8,7 +9,8 @@ import time
 import pytest
 
 from research import cli
-from research.studies import Form, Stage, Study, running
+from research.config import schema
+from research.studies import Form, Stage, Study, results, running
 from research.studies.desk import Desk
 from research.studies.ledger import Ledger
 from tests.helpers import tiny_run
@@ -67,6 +69,36 @@ def test_a_trial_has_the_numbers_of_the_run_alone(config, world, tmp_path):
     folder = tmp_path / "study/trials" / trial.address
     assert not (folder / "run/model").exists() and (folder / "run/metrics.jsonl").exists()
     assert "method full" in (folder / running.LOG).read_text()
+
+
+def test_models_are_evaluated_and_what_they_forgot_counts_from_their_base(
+    config, world, tmp_path, capsys
+):
+    evaluation = tmp_path / "evaluate.py"
+    choice = {"source": world.questions().sources[0], "objective": world.questions().objective}
+    tasks = {
+        "text": {"sources": world.data().sources, "sequence_length": 32, "batch_size": 8},
+        "choice": choice | {"split": "heldout", "sequence_length": 32, "batch_size": 8},
+    }
+    content = json.dumps(schema.to_dict(tasks))
+    evaluation.write_text(
+        f"import json\n\n\ndef get_config():\n    return json.loads({content!r})\n"
+    )
+    study = make_study(config, evaluation=str(evaluation), metric="quality", goal="highest")
+    desk = Desk(study, tmp_path / "study")
+    desk.run()
+    rows, progress = desk.look()
+    (before,) = desk.resolver.before()
+    assert len(rows) == 3 and progress.trials[0] == before
+    for trial in progress.trials[1:]:
+        row = rows[trial.address]
+        expected = row["bits_per_byte"] - rows[before.address]["bits_per_byte"]
+        assert results.forgetting(desk.resolver, rows, row) == {"forgetting": expected}
+        assert len(row["correct"]) == 12 and row["artifact_bytes"] > 0
+    assert results.forgetting(desk.resolver, rows, rows[before.address]) == {}
+    desk.print_table()
+    text = capsys.readouterr().out
+    assert "| base, not tuned" in text and "forgetting (bits/byte)" in text
 
 
 def test_failures_are_kept_shown_and_run_again_when_asked(

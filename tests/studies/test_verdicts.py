@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from research.reports.statistics import detectable_difference, holm, swap_test
+from research.reports.statistics import cluster_mean, detectable_difference, holm, swap_test
 from research.studies import Comparison, Form, Stage, Study, Sweep
 from research.studies.ledger import FINISHED
 from research.studies.schedule import plan
@@ -27,8 +27,17 @@ def config(world, tmp_path_factory):
 CLAIM = Comparison("lora", "full")
 
 
-def judge(config, scores, comparisons=(CLAIM,), seeds=SEEDS, **settings):
-    """Verdicts of a study in which a form has these scores, one a seed."""
+def judge(
+    config,
+    scores,
+    comparisons=(CLAIM,),
+    seeds=SEEDS,
+    column="heldout_loss",
+    answers=None,
+    groups=None,
+    **settings,
+):
+    """Verdicts of a study in which a form has these scores, one a seed, in a column."""
     study = Study(
         claim="",
         source="",
@@ -48,8 +57,10 @@ def judge(config, scores, comparisons=(CLAIM,), seeds=SEEDS, **settings):
             "code": "",
             "status": FINISHED if math.isfinite(score) else "diverged",
             "tokens": 100.0,
-            "heldout_loss": score,
+            column: score,
         }
+        if answers:
+            rows[trial.address] |= {"correct": answers[trial.cell.form], "groups": groups}
         return score
 
     progress = plan(resolver, lookup)
@@ -125,6 +136,32 @@ def test_the_detectable_difference_is_found_as_often_as_it_says():
     share = np.mean(stats.ttest_1samp(scaled + effect, 0.0, axis=1).pvalue < 0.05)
     # 4,000 draws of a share of 0.8: its standard error is 0.0063
     assert share == pytest.approx(0.8, abs=5 * 0.0063)
+
+
+def test_the_error_of_a_mean_over_clusters():
+    values = np.random.default_rng(0).normal(size=50)
+    mean, error, freedom = cluster_mean(values)
+    # one row a cluster: the ordinary standard error, the same sums in another order
+    assert (mean, freedom) == (values.mean(), 49)
+    assert error == pytest.approx(stats.sem(values), rel=1e-12)
+    # every row twice is the same data
+    twice = cluster_mean(np.repeat(values, 2), np.repeat(np.arange(50), 2))
+    assert twice == pytest.approx((mean, error, freedom), rel=1e-12)
+
+
+def test_a_quality_is_judged_over_questions_too(config):
+    right = {"lora": [0.9, 0.91, 0.92, 0.9], "full": [0.8, 0.8, 0.82, 0.81]}
+    by_answers = Comparison("lora", "full", metric="quality", goal="highest")
+    (unkept,) = judge(config, right, (by_answers,), column="quality")
+    assert unkept.word == "none" and "answers were not kept" in unkept.reasons[0]
+    # lora has 10 of 100 more, all of them near duplicates of one question, or not
+    numbers = range(100)
+    answers = {"lora": [n < 90 for n in numbers], "full": [10 <= n < 90 for n in numbers]}
+    for groups, word in (([*range(100)], "supported"), ([0] * 10 + [*range(90)], "inconclusive")):
+        (verdict,) = judge(
+            config, right, (by_answers,), column="quality", answers=answers, groups=groups
+        )
+        assert verdict.word == word
 
 
 def test_questions_must_agree_with_seeds():
