@@ -1,13 +1,34 @@
-"""Bases of a study: made by their command lines where they are not there."""
+"""Bases of a study: made by their command lines where they are not there.
+
+A base that a study makes is known to its trials by how it is made, not by its bits: another machine
+rounds otherwise, and its results belong to the same study.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import Any
 
+from research.config import cli, schema
+from research.experiment import Experiment
 from research.runtime import storage
+
+
+def recipe(line: str) -> str:
+    """How a base is made: its command line, and what the config says that it names."""
+    words = shlex.split(line)
+    content: list[Any] = [words]
+    if "--config" in words[:-1]:
+        file = words[words.index("--config") + 1]
+        overrides = [word for word in words if word.startswith("--config.")]
+        experiment = cli.load(Experiment, file, (o.removeprefix("--config.") for o in overrides))
+        content.append(schema.to_dict(experiment))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def missing_bases(bases: Mapping[str, str]) -> list[str]:

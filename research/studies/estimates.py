@@ -79,7 +79,7 @@ def seconds_per_flop(rows: Mapping[str, Row]) -> tuple[float, str] | None:
     measured = [
         row["seconds"] / row["flops"]
         for row in rows.values()
-        if row["status"] == FINISHED and row["device"] == kind and row["flops"]
+        if row["status"] == FINISHED and row["device"] == kind and row.get("flops")
     ]
     if measured:
         return statistics.median(measured), f"the median of {len(measured)} trials on {kind}"

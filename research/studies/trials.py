@@ -14,6 +14,7 @@ from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.studies.axes import SEED_KEYS
+from research.studies.bases import recipe
 from research.studies.budgets import Start, abstract_program, solve, tokens_of
 from research.studies.code import code_hash
 from research.studies.study import Stage, Study
@@ -86,6 +87,7 @@ class Resolver:
         )
         self._trials: dict[tuple[Any, ...], Trial] = {}
         self._fingerprints: dict[str, str] = {}
+        self._recipes = {folder: recipe(line) for folder, line in study.bases.items()}
         self._starts: dict[tuple[str | None, str | None], Start] = {}
         self._flops: dict[str, float] = {}
         self._budgets: dict[tuple[str, Cell], int] = {}
@@ -198,7 +200,8 @@ class Resolver:
             splits += [(source, experiment.evaluate_split) for source in experiment.data.sources]
         content: dict[str, Any] = {
             "config": config,
-            "base": start.base.fingerprint if start.base else None,
+            "base": self._recipes.get(experiment.init_from or "")
+            or (start.base.fingerprint if start.base else None),
             "tokenizer": start.tokenizer_fingerprint,
             "data": self._fingerprints_of(splits),
         }

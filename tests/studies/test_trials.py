@@ -10,6 +10,7 @@ from research.experiment import Experiment
 from research.methods import LoRA
 from research.optim.schedules import ScheduleConfig
 from research.studies import Equal, Form, Stage, Study
+from research.studies.bases import make_bases, missing_bases
 from research.studies.budgets import nearest
 from research.studies.trials import Resolver, without_defaults
 from research.training.loop import train
@@ -65,6 +66,24 @@ def test_another_base_or_text_is_another_trial(world, tuning, tmp_path):
     train(world.experiment(2), tmp_path / "base")
     elsewhere = dataclasses.replace(tuning, init_from=str(tmp_path / "base"))
     assert address(tmp_path, elsewhere) != address(tmp_path, tuning)
+
+
+def test_a_base_that_the_study_makes_is_known_by_how_it_is_made(world, tuning, tmp_path):
+    line = f"graft train --config {tiny_run.config_file(tmp_path, world.experiment(30))}"
+    bases = {str(world.base): line}
+
+    def made_address(line):
+        trials = resolver(tmp_path / "study", tuning, bases={str(world.base): line})
+        return trials.trial(STAGE, trials.cells[0], None, 0).address
+
+    (tmp_path / "study").mkdir()
+    addresses = [made_address(text) for text in (line, f"{line} --config.seed=1")]
+    assert len({*addresses, address(tmp_path / "study", tuning)}) == 3
+    tiny_run.config_file(tmp_path, world.experiment(29))
+    assert made_address(line) not in addresses and bases
+    assert missing_bases(bases | {str(tmp_path / "no"): "graft x"}) == ["graft x"]
+    with pytest.raises(ValueError, match="must be made by a graft command"):
+        make_bases({str(tmp_path / "no"): "rm -rf x"})
 
 
 def test_a_config_without_its_defaults_builds_the_same(tuning):

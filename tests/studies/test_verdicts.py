@@ -141,11 +141,11 @@ def test_the_detectable_difference_is_found_as_often_as_it_says():
 def test_the_error_of_a_mean_over_clusters():
     values = np.random.default_rng(0).normal(size=50)
     mean, error, freedom = cluster_mean(values)
-    # one row a cluster: the ordinary standard error, the same sums in another order
     assert (mean, freedom) == (values.mean(), 49)
+    # one row a cluster: the ordinary standard error, the same sums in another order
     assert error == pytest.approx(stats.sem(values), rel=1e-12)
-    # every row twice is the same data
     twice = cluster_mean(np.repeat(values, 2), np.repeat(np.arange(50), 2))
+    # every row twice is the same data: the same sums in another order
     assert twice == pytest.approx((mean, error, freedom), rel=1e-12)
 
 
