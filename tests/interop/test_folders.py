@@ -320,6 +320,15 @@ def test_tensors_of_types_that_hold_no_plain_numbers_are_refused(write):
     refuses(write(tensors={QUERY: np.ones((16, 16), np.int8)}), r"of \S+q_proj.weight, I8.*integer")
 
 
+def test_floats_of_8_bits_are_refused(write):
+    path = write(tensors={QUERY: np.ones((16, 16), np.int8)}) / tensor_files.ONE
+    content = path.read_bytes()
+    size = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:size].replace(b'"I8"', b'"F8_E4M3"')
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[size:])
+    refuses(path.parent, r"of \S+q_proj.weight, F8_E4M3.*8-bit floats.*scales applied")
+
+
 def test_a_quantizers_own_file_is_enough(write):
     refuses(write(files={"quantize_config.json": "{}"}), "quantize_config.json.*GPTQ")
 
