@@ -17,8 +17,8 @@ MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "
 
 @pytest.fixture
 def process(monkeypatch):
-    """A process of the test's own, whose renderings may take a tenth of a second."""
-    monkeypatch.setattr(rendering, "SECONDS", 0.1)
+    """A process of the test's own, whose renderings may take a third of a second."""
+    monkeypatch.setattr(rendering, "SECONDS", 0.3)
     process = rendering._Process()
     monkeypatch.setattr(rendering, "_shared", process)
     yield process
@@ -68,7 +68,7 @@ def test_a_template_that_never_ends_is_stopped_and_the_next_is_rendered(process)
         "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3 + "{% endif %}"
     )
     texts = _render(endless, [View(1), View(2), View(1)])
-    assert texts[::2] == ["a", "a"] and "computes for more than 0.1 seconds" in str(texts[1])
+    assert texts[::2] == ["a", "a"] and "computes for more than 0.3 seconds" in str(texts[1])
     assert _render("{{ messages[0].content }}") == ["a"]
 
 
