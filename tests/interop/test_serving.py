@@ -161,12 +161,6 @@ def test_an_end_that_the_base_has_not_is_given_to_each_server(talker):
     assert "eos_token_id" not in cards["hf"]  # its generation_config.json says it
 
 
-def test_ranks_that_vllm_takes(world, tmp_path):
-    for rank, least in ((1, 1), (2, 8), (12, 16)):
-        path = tiny_run.adapter(world.base, LoRA(rank=rank), tmp_path / str(rank))
-        assert serving.vllm_rank(runs.open_run(path)) == least
-
-
 @pytest.mark.parametrize("template", [PLAIN, CHATML, DEFAULT_SYSTEM, NO_SYSTEM])
 def test_go_templates_write_what_jinja_writes(template):
     segments = ollama.chat_segments(template, "<b>", "<e>")

@@ -21,12 +21,18 @@ _DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}}
 _WITHOUT_EFFECT = {
     *("token_type_count", "seperator_token_id", "mask_token_id", "fim_pre_token_id"),
     *("fim_suf_token_id", "fim_mid_token_id", "fim_pad_token_id", "fim_rep_token_id"),
+    *("cls_token_id", "separator_token_id"),
     *("fim_sep_token_id", "prefix_token_id", "suffix_token_id", "middle_token_id"),
 }
 _KEYS = {
     *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token"),
     *("add_space_prefix", *(f"{name}_token_id" for name in _NAMES)),
 }
+# special tokens that end what is generated wherever they are, to llama.cpp; files often do not say
+_ENDS = (
+    *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"),
+    *("<|end_of_text|>", "<EOT>", "[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>"),
+)
 # those that must be off, if they are there
 _OFF = {
     "add_eos_token": "every text would end in the end token, prompts too",
@@ -41,6 +47,11 @@ def token_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The special tokens of a `config.json`; those that end a turn end what is generated too."""
     ids = {name: _token_id(metadata, name) for name in _NAMES}
     ends = [ids[name] for name in ("eos", "eot", "eom") if ids[name] is not None]
+    lists = [metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type")]
+    tokens, kinds = (one if isinstance(one, list) else [] for one in lists)
+    for number, (text, kind) in enumerate(zip(tokens, kinds, strict=False)):
+        if kind == gguf.TokenType.CONTROL and text in _ENDS:
+            ends.append(number)
     ends = list(dict.fromkeys(ends))
     return {
         "bos_token_id": ids["bos"],

@@ -9,6 +9,7 @@ import pytest
 from research.interop import importing
 from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import files
+from research.interop.gguf import tokenizer as gguf_tokenizer
 from research.models.config import RotaryScaling
 from tests.helpers import gguf_file
 from tests.interop.gguf.test_gguf import llama_cpp
@@ -143,5 +144,9 @@ def test_ends_of_turns_end_what_is_generated(tmp_path):
     model = open_with(tmp_path, words=words)
     content = json.loads(model.files()["config.json"])
     assert content["eos_token_id"] == [0, 5, 6] and content["pad_token_id"] == 7
+    tokens = [*gguf_file.TOKENS[:-1], "<end_of_turn>"]  # which Gemma's files do not name
+    words = gguf_file.vocabulary(tokens, token_type=[3] + [1] * (len(tokens) - 2) + [3])
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in words.items()}
+    assert gguf_tokenizer.token_ids(metadata)["eos_token_id"] == [0, len(tokens) - 1]
     tokenizer = importing.load_tokenizer(model)
     assert tokenizer.encode(gguf_file.TOKENS[5] + gguf_file.TOKENS[6]) == [5, 6]
