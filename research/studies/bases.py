@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from research.config import cli, schema
 from research.experiment import Experiment
 from research.runtime import storage
+from research.runtime.programs import run_program
 
 
 def recipe(line: str) -> str:
@@ -49,6 +49,6 @@ def make_bases(bases: Mapping[str, str]) -> None:
         program, *arguments = shlex.split(line)
         if program != "graft":
             raise ValueError(f"the base {folder} must be made by a graft command, not {line!r}")
-        process = subprocess.run([sys.executable, "-m", "research.cli", *arguments])
+        process = run_program([sys.executable, "-m", "research.cli", *arguments])
         if process.returncode or not storage.is_folder(folder):
             raise ValueError(f"{line}: ended with {process.returncode}, and made no {folder}")
