@@ -97,7 +97,11 @@ def _run_one(
                 continue
             if trial.address in ledger.read():  # another process was quicker
                 return True
-            row = run_trial(trial, resolver, trial_folder, keep_models)
+            try:
+                row = run_trial(trial, resolver, trial_folder, keep_models)
+            except SystemExit:
+                report(f"{trial.label}: stopped and saved; run the same command to go on")
+                raise
             ledger.write(row)
         report(describe(trial, row, resolver.study.metric))
         release_memory()
