@@ -47,9 +47,9 @@ def extend(then: Course, now: Course, step: int) -> ScheduleConfig:
       now: what is asked for.
 
     Returns:
-      That of `now` where its rates are those of `then` for all steps behind the run (it goes on
-      smoothly then, as every schedule does), or where it says bend; with hold and decay that of
-      `then`, made longer.
+      That of `then`, made longer, where more steps are to be trained with hold or decay; else that
+      of `now` where its rates are those of `then` for all steps behind the run (it goes on smoothly
+      then, as every schedule does), or where it says bend.
 
     Raises:
       ValueError: the rates would be others and the config does not say what is meant, or says what
@@ -60,7 +60,10 @@ def extend(then: Course, now: Course, step: int) -> ScheduleConfig:
     if now.steps <= step:  # nothing is left to train
         return dataclasses.replace(then.config, steps=then.length)
     is_same = np.isclose(then.rates(1, step), now.rates(1, step), rtol=_TOLERANCE, atol=0)
-    if is_same.all() or now.config.on_resume == "bend":
+    on_resume = now.config.on_resume
+    is_longer = now.steps > then.steps or then.config.on_resume == on_resume  # or was made so
+    extends = is_longer and on_resume in ("hold", "decay")
+    if now.config.on_resume == "bend" or (is_same.all() and not extends):
         return now.config
     if now.config.on_resume == "refuse":
         raise ValueError(_refusal(then, now, step, int(np.flatnonzero(~is_same)[-1]) + 1))

@@ -49,6 +49,18 @@ def test_a_longer_run_that_would_bend_its_schedule_is_refused_with_the_numbers()
     assert "decay goes from 0.00015 to 1.5e-05 over the steps to come; bend takes" in message
 
 
+def test_hold_and_decay_are_done_where_the_rates_behind_are_equal_too():
+    constant = ScheduleConfig(1e-2, "constant")
+    config = extend(Course(constant, 10), request("decay", 20, constant), 10)
+    rates = Course(config, 20).rates(1, 20)
+    assert (rates[:10] == np.float32(1e-2)).all() and (np.diff(rates[10:]) < 0).all()
+    wsd = ScheduleConfig(1e-2, "wsd", steps=20)
+    asked = request("hold", 40, ScheduleConfig(1e-2, "wsd"))
+    config = extend(Course(wsd, 10), asked, 10)
+    assert_rates(Course(config, 40).rates(1, 20), Course(wsd, 20).rates(1, 20))
+    assert extend(Course(config, 40), asked, 12) == config  # killed before its decay, and again
+
+
 @pytest.mark.parametrize("step", [4, 10])
 def test_hold_keeps_the_schedule_and_then_its_final_rate(step):
     config = extend(Course(COSINE, 10), request("hold", 20), step)

@@ -136,6 +136,24 @@ BROKEN = [
     ({"messages": TALK, "tools": {"f": 1}}, "field 'tools' must be a list, not dict"),
     ({"messages": TALK, "functions": [{"name": "f"}]}, "write them as tools"),
     ({"messages": TALK, "enable_thinking": False}, "chat_template_kwargs"),
+    ({"messages": TALK, "thinking": False}, "'thinking', which is not supported: write it as chat"),
+    ({"messages": TALK, "loss_mask": [0, 1]}, "'loss_mask', .* give messages a weight"),
+    ({"messages": TALK, "weights": [0, 1]}, "'weights' of a whole record is not read"),
+    ({"messages": TALK, "weight": "0"}, "'weight' of a whole record is not read"),
+    ({"messages": TALK, "system_prompt": "Be brief."}, "write it as system"),
+    ({"messages": TALK, "tool_choice": "required"}, "no template reads it"),
+    (
+        {
+            "messages": [
+                TALK[0],
+                {
+                    "role": "assistant",
+                    "content": [{"type": "text", "text": "no", "train": False}],
+                },
+            ]
+        },
+        "a part of the content has 'train', which is not supported: weights are of whole",
+    ),
     ({"messages": TALK, "label": False}, "'label' says that the answer is bad"),
     ({"messages": TALK, "rejected_response": "x"}, "no objective learns from preferences"),
     ({"messages": TALK, "images": ["x.png"]}, "'images', which is not supported: it is no text"),

@@ -31,6 +31,7 @@ _UNREAD = {
     "audio": "it is no text",
     "video": "it is no text",
 }
+_PART_REASON = "weights are of whole messages, and templates read the text alone"
 # What a record may hold beside its messages that would be lost or trained on against its meaning.
 _UNREAD_OF_RECORD = {
     "functions": "write them as tools",
@@ -43,6 +44,13 @@ _UNREAD_OF_RECORD = {
     "videos": "it is no text",
     "audios": "it is no text",
     "mask": "give messages a weight",
+    "loss_mask": "give messages a weight",
+    "system_prompt": "write it as system",
+    "system_message": "write it as system",
+    "available_tools": "write them as tools",
+    "tool_choice": "no template reads it",
+    "thinking": "write it as chat_template_kwargs, or as reasoning_content of an answer",
+    "continue_final_message": "an answer is trained on to its end",
 }
 _ARGUMENTS = ("template_arguments", "chat_template_kwargs")
 
@@ -106,7 +114,7 @@ def _read_record(record: Record, messages: list[dict[str, Any]]) -> dict[str, An
         if record.get(name) is False:
             raise ValueError(f"field {name!r} says that the answer is bad: leave the record out.")
     for name in (*_WEIGHTS, "weights"):
-        if isinstance(record.get(name), bool | int | float) and record[name] != 1:
+        if record.get(name) is not None and record[name] != 1:
             raise ValueError(f"field {name!r} of a whole record is not read: give messages one.")
     converted: dict[str, Any] = {"messages": messages}
     if tools := _read_json(record, "tools", list):
@@ -189,6 +197,9 @@ def _read_content(content: Any, where: str) -> str:
     parts = [part if isinstance(part, Mapping) else {} for part in content]
     if any(part.get("type") != "text" for part in parts):
         raise ValueError(f"{where} has content that is no text, which is not supported.")
+    for part in parts:
+        extra = {name: part[name] for name in part if name not in ("type", "text")}
+        refuse_fields(extra, dict.fromkeys(extra, _PART_REASON), f"{where}: a part of the content")
     return "".join(check_text(part.get("text"), where) for part in parts)
 
 
