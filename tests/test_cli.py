@@ -87,7 +87,8 @@ def test_a_command_goes_on_in_the_environment_that_it_needs(clone, command, laye
     [
         ("graft tr", {"train"}),
         ("graft train --workd", {"--workdir"}),
-        ("graft generate --temp", {"--temperature"}),
+        ("graft generate --tempera", {"--temperature"}),
+        ("graft generate --temp", {"--temperature", "--template-argument"}),
         ("graft adapters mer", {"merge"}),
     ],
 )

@@ -20,6 +20,7 @@ import numpy as np
 from research import methods, sharding, tree
 from research.adapters.certificate import Ingredient, MergeCertificate, MergedBase
 from research.checkpoints import runs
+from research.checkpoints.checkpoint import CheckpointError
 from research.checkpoints.runs import Run
 from research.config import schema
 from research.models import quantization
@@ -195,12 +196,7 @@ def merge(
             f"the merged model's outputs differ by {difference:.3g} of {largest:.3g} from the "
             "attached model's; nothing is written"
         )
-    fingerprint_after = runs.recompute_fingerprint(run.base)
-    if fingerprint_after != run.base.fingerprint:
-        raise ValueError(
-            f"the base {run.base.path} was replaced while it was read: its fingerprint was "
-            f"{run.base.fingerprint[:16]} and is {fingerprint_after[:16]}; nothing is written"
-        )
+    fingerprint_after = _fingerprint_after(run.base)
     base_path, before = run.base.permanent_path, run.base.fingerprint
     certificate = MergeCertificate(
         adapter=Ingredient(str(run.path), run.fingerprint),
@@ -223,6 +219,25 @@ def merge(
         extra_arrays=residuals,
     )
     return certificate
+
+
+def _fingerprint_after(base: Run) -> str:
+    """The fingerprint of a base's files as they are now.
+
+    Raises:
+      ValueError: they are not those that were opened.
+    """
+    what = f"the base {base.path} was replaced while it was read"
+    try:
+        fingerprint = runs.recompute_fingerprint(base)
+    except CheckpointError as error:
+        raise ValueError(f"{what}, and nothing is written: {error}") from error
+    if fingerprint != base.fingerprint:
+        raise ValueError(
+            f"{what}, and nothing is written: its fingerprint was {base.fingerprint[:16]} and is "
+            f"{fingerprint[:16]}"
+        )
+    return fingerprint
 
 
 def unmerge(
