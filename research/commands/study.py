@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from research.studies.bases import make_bases, missing_bases
         from research.studies.desk import Desk
         from research.studies.study import load
+        from research.studies.workers import side_by_side
 
         enable_compilation_cache()
         study = load(arguments.study)
@@ -44,11 +45,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"bases of the study are not there; graft study run makes them:\n{texts}"
             )
+        if arguments.command == "run":
+            same = ["study", "run", str(place), "--folder", str(folder)]
+            same += ["--keep-models"] * arguments.keep_models
+            with side_by_side(same, arguments.workers, folder):
+                desk = Desk(study, folder, home)
+                desk.run(retry=arguments.retry, keep_models=arguments.keep_models)
+            return
         desk = Desk(study, folder, home)
         if arguments.command == "plan":
             desk.print_plan()
-        elif arguments.command == "run":
-            desk.run(retry=arguments.retry, keep_models=arguments.keep_models)
         elif arguments.command == "status":
             desk.print_status()
         elif arguments.command == "show":
@@ -93,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument(
                 "--keep-models", action="store_true", help="keep the trained models on the disk"
+            )
+            command.add_argument(
+                "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
             )
         if name == "show":
             command.add_argument("--csv", type=cli.on_disk, metavar="FILE", help="every trial")

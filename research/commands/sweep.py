@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--highest", action="store_true", help="the highest metric is the best")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
     parser.add_argument("--keep-models", action="store_true", help="keep the trained models")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
+    )
     parser.add_argument("--csv", type=cli.on_disk, metavar="FILE", help="write every trial")
     arguments = cli.parse(parser, argv)
     if not arguments.axis and arguments.grow is None:
@@ -50,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from research.studies import axes
         from research.studies.desk import Desk
         from research.studies.study import Stage, Study, Sweep
+        from research.studies.workers import side_by_side
 
         enable_compilation_cache()
         sweep = None
@@ -68,12 +73,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             metric=arguments.metric,
             goal="highest" if arguments.highest else "lowest",
         )
-        desk = Desk(study, arguments.folder, overrides=tuple(arguments.overrides))
+        overrides = tuple(arguments.overrides)
         if arguments.dry_run:
-            desk.print_plan()
+            Desk(study, arguments.folder, overrides=overrides).print_plan()
             return
-        desk.run(keep_models=arguments.keep_models)
+        same = ["sweep", *_without(argv or sys.argv[1:], "--workers", "--csv")]
+        with side_by_side(same, arguments.workers, arguments.folder):
+            desk = Desk(study, arguments.folder, overrides=overrides)
+            desk.run(keep_models=arguments.keep_models)
         desk.print_table(arguments.csv)
+
+
+def _without(argv: Sequence[str], *flags: str) -> list[str]:
+    """A command line without some flags and their values."""
+    others: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in flags:
+            next(words, None)
+        elif word.partition("=")[0] not in flags:
+            others.append(word)
+    return others
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

@@ -195,8 +195,8 @@ def test_killed_studies_and_two_at_once_end_in_the_same_ledger(world, tmp_path):
     experiment = world.tuning(6, evaluate_split="heldout")
     config = tiny_run.config_file(tmp_path, experiment)
 
-    def start(folder):
-        line = ["--config", config, "--folder", folder, "--seeds", 3]
+    def start(folder, *more):
+        line = ["--config", config, "--folder", folder, "--seeds", 3, *more]
         line += ["--axis", "learning_rate=1e-3,1e-2"]
         return subprocess.Popen(
             tiny_run.command("sweep", *line),
@@ -215,7 +215,7 @@ def test_killed_studies_and_two_at_once_end_in_the_same_ledger(world, tmp_path):
     assert len(expected) == 6
     rng = random.Random(0)
     for _ in range(6):
-        process = start(tmp_path / "killed")
+        process = start(tmp_path / "killed", "--workers", 2)  # the other one ends with it
         time.sleep(rng.uniform(2, 12))
         process.send_signal(signal.SIGKILL)
         process.wait()
