@@ -55,10 +55,10 @@ def test_hold_and_decay_are_done_where_the_rates_behind_are_equal_too():
     rates = Course(config, 20).rates(1, 20)
     assert (rates[:10] == np.float32(1e-2)).all() and (np.diff(rates[10:]) < 0).all()
     wsd = ScheduleConfig(1e-2, "wsd", steps=20)
-    asked = request("hold", 40, ScheduleConfig(1e-2, "wsd"))
-    config = extend(Course(wsd, 10), asked, 10)
+    longer = request("hold", 40, ScheduleConfig(1e-2, "wsd"))
+    config = extend(Course(wsd, 10), longer, 10)
     assert_rates(Course(config, 40).rates(1, 20), Course(wsd, 20).rates(1, 20))
-    assert extend(Course(config, 40), asked, 12) == config  # killed before its decay, and again
+    assert extend(Course(config, 40), longer, 12) == config  # killed before its decay, and again
 
 
 @pytest.mark.parametrize("step", [4, 10])
