@@ -63,7 +63,7 @@ def write(
     verdict_rows = [_verdict_row(verdict) for verdict in judged]
     parts = [
         f"# {name}",
-        *texts,
+        *(f"**{label}** {text}" if label else text for label, text in texts),
         *notes,
         *([text_table(verdict_rows, _present(verdict_rows))] if verdict_rows else []),
         *_unjudged(judged),
@@ -76,8 +76,9 @@ def write(
     sections = [
         page.section(
             "What it says",
-            *texts[1:],
+            *(f"{label} {text}" if label else text for label, text in texts),
             *([table(verdict_rows, _present(verdict_rows))] if verdict_rows else []),
+            *_unjudged(judged),
         ),
         page.section("Every cell", plot, table(lines, columns)),
     ]
@@ -92,31 +93,32 @@ def write(
     )
 
 
-def _texts(resolver: Resolver, progress: Progress, study_rows: Sequence[Row]) -> list[str]:
-    """What the study claims, what it cost, and what to beware of."""
+def _texts(
+    resolver: Resolver, progress: Progress, study_rows: Sequence[Row]
+) -> list[tuple[str, str]]:
+    """(label or "", text): what the study claims, what it cost, and what to beware of."""
     study = resolver.study
     seconds = sum(row.get("seconds", 0.0) for row in study_rows)
     flops = sum(row.get("flops", 0.0) for row in study_rows)
     devices = sorted({f"{row['devices']} x {row['device']}" for row in study_rows})
-    texts = [f"**Claim.** {study.claim} ({study.source})"] if study.claim else []
+    texts = [("Claim.", f"{study.claim} ({study.source})")] if study.claim else []
     if study.refuted_if:
-        texts.append(f"**Refuted if** {study.refuted_if}")
+        texts.append(("Refuted if", study.refuted_if))
     if not progress.is_finished:
-        texts.append("The study is not finished: there are no verdicts yet.")
-    texts.append(
-        f"{len(study_rows)} trials, {format_si(flops)} FLOPs, {tqdm.format_interval(seconds)} of "
-        f"{', '.join(devices)}."
-    )
+        texts.append(("", "The study is not finished: there are no verdicts yet."))
+    cost = f"{len(study_rows)} trials, {format_si(flops)} FLOPs, {tqdm.format_interval(seconds)}"
+    texts.append(("", f"{cost} of {', '.join(devices)}."))
     edges = [
         choice.cell.label
         for choice in progress.choices.get(study.stages[0].name, ())
         if choice.at_edge
     ]
     if edges:
-        texts.append(
+        warning = (
             f"The best value lies at an edge of those tried for {', '.join(edges)}: a better one "
             "may lie beyond, and nothing is concluded from them."
         )
+        texts.append(("", warning))
     return texts
 
 
