@@ -24,13 +24,21 @@ from research.training.heldout_loss import evaluate_heldout, open_heldout
 from research.training.monitor import StepMonitor, is_due
 from research.training.observers import show
 from research.training.program import Program, make_program
+from research.training.progress import StepSink
 from research.training.summary import Summary, summarize
 from research.training.timing import Timing
 from research.training.workdir import CHECKPOINTS, guard_workdir, open_workdir
 
 
-def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) -> Summary | None:
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    dry_run: bool = False,
+    on_step: StepSink | None = None,
+) -> Summary | None:
     """Runs an experiment to its end, or to a signal, and returns its summary; a dry run has none.
+
+    `on_step` is told of every step; what it raises ends the run.
 
     Raises:
       ValueError: the experiment does not fit its data, model, mesh or folder.
@@ -38,10 +46,12 @@ def train(experiment: Experiment, workdir: str | Path, dry_run: bool = False) ->
     """
     folder = storage.absolute(workdir)
     with guard_workdir(folder):
-        return _train(experiment, folder, dry_run, Timing())
+        return _train(experiment, folder, dry_run, Timing(), on_step)
 
 
-def _train(experiment: Experiment, folder: Path, dry_run: bool, timing: Timing) -> Summary | None:
+def _train(
+    experiment: Experiment, folder: Path, dry_run: bool, timing: Timing, on_step: StepSink | None
+) -> Summary | None:
     # --- program: everything abstract, so that what does not fit is an error before compute ---
     base, tokenizer = runs.open_base_and_tokenizer(experiment)
     experiment = dataclasses.replace(experiment, method=experiment.method.bind(tokenizer))
@@ -80,7 +90,9 @@ def _train(experiment: Experiment, folder: Path, dry_run: bool, timing: Timing) 
 
         # --- loop ---
         open_workdir(folder, program.experiment, tokenizer)
-        monitor = StepMonitor(program, reading.tokens / steps, folder, step, timing, peak_flops)
+        monitor = StepMonitor(
+            program, reading.tokens / steps, folder, step, timing, peak_flops, on_step
+        )
         saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
         with distributed.catch_stop_signals() as stop_request, monitor, checkpointer:
             timing.count_rest("start")

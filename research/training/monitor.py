@@ -13,7 +13,7 @@ from typing import Any
 from research.training.heldout_loss import HeldoutMetrics
 from research.training.metrics import METRICS, MetricsWriter, read_metrics
 from research.training.program import Program
-from research.training.progress import Progress
+from research.training.progress import Progress, StepSink
 from research.training.timing import Timing
 
 
@@ -42,6 +42,7 @@ class StepMonitor:
         first_step: int,
         timing: Timing,
         peak_flops: float | None,
+        on_step: StepSink | None = None,
     ):
         """Starts with no step in flight.
 
@@ -52,6 +53,7 @@ class StepMonitor:
           first_step: steps that earlier processes did.
           timing: where the seconds of waiting and logging are counted.
           peak_flops: FLOP/s of all devices; None if unknown.
+          on_step: told of every step that is over.
         """
         experiment = program.experiment
         self.skipped = 0
@@ -63,6 +65,7 @@ class StepMonitor:
             first_step,
             flops_per_token=program.flops_per_token,
             peak_flops=peak_flops,
+            sink=on_step,
         )
         if first_step >= experiment.steps:  # only the end is missing: the summary has its numbers
             self.last, self.evaluation = last_metrics(workdir, first_step)

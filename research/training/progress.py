@@ -15,6 +15,9 @@ import tqdm
 
 from research.training.observers import Observer
 
+# takes (step, of how many, tokens per second or None) after each step, in the training's thread
+StepSink = Callable[[int, int, float | None], None]
+
 
 class Progress:
     """A progress bar: step, loss, tokens per second, time left, model-FLOPs utilisation.
@@ -38,6 +41,7 @@ class Progress:
         enabled: bool | None = None,
         stream: IO[str] | None = None,
         interval: float = 30.0,
+        sink: StepSink | None = None,
     ) -> None:
         """Shows nothing yet.
 
@@ -49,6 +53,7 @@ class Progress:
             enabled: whether to show anything. Default: whether this is process 0.
             stream: default standard error.
             interval: seconds between lines where the stream is no terminal.
+            sink: told of every step, whatever is shown.
         """
         self.total_steps = total_steps
         self.step = start_step
@@ -56,7 +61,7 @@ class Progress:
         self._enabled = jax.process_index() == 0 if enabled is None else enabled
         self._stream = sys.stderr if stream is None else stream
         self._enabled = self._enabled and self._stream is not None  # None: it was closed at start
-        self._interval = interval
+        self._interval, self._sink = interval, sink
         self._marks: collections.deque[tuple[float, int, int]] = collections.deque(
             maxlen=self.WINDOW + 1
         )
@@ -79,6 +84,8 @@ class Progress:
         self._tokens += tokens
         self.step = step
         self._marks.append((time.monotonic() - self._paused, self._tokens, step))
+        if self._sink is not None:
+            self._sink(step, self.total_steps, self.tokens_per_second)
         if not self._enabled:
             return
         is_bar = self._stream.isatty()

@@ -9,11 +9,18 @@ from research.training import progress
 from research.training.progress import Progress
 
 
-def test_only_process_zero_shows_anything() -> None:
+def test_only_process_zero_shows_anything_and_a_sink_is_told_anyway() -> None:
     stream = io.StringIO()
-    with Progress(10, enabled=False, stream=stream, interval=0) as bar:
+    steps: list[tuple[object, ...]] = []
+
+    def sink(*report: object) -> None:
+        steps.append(report)
+
+    with Progress(10, enabled=False, stream=stream, interval=0, sink=sink) as bar:
+        bar.update(9, 1.0, 5)
         bar.update(10, 1.0, 5)
     assert stream.getvalue() == ""
+    assert [report[:2] for report in steps] == [(9, 10), (10, 10)] and steps[0][2] is None
 
 
 class Clock:
