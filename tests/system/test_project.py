@@ -128,6 +128,17 @@ def test_setup_says_what_is_missing(setup_copy: Path) -> None:
     assert result.returncode == 2 and "choose cpu, tpu or cuda" in result.stderr
 
 
+def test_setup_empties_no_environment_of_another_folder(setup_copy: Path) -> None:
+    stand_in(setup_copy, "rm -rf .venv/*")
+    other = setup_copy / "other"
+    other.mkdir()
+    (other / "python").touch()
+    (setup_copy / ".venv").symlink_to(other)
+    result = run_setup(setup_copy)
+    assert result.returncode == 1 and (other / "python").exists()
+    assert f".venv is a symbolic link to {other.resolve()}" in result.stderr, result.stderr
+
+
 def test_interrupted_setup_is_done_again_and_a_finished_one_is_not(setup_copy: Path) -> None:
     # The stand-in's "virtual environment" holds itself; its pip fails while `broken` exists.
     stand_in(
