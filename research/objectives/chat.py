@@ -228,7 +228,7 @@ class Conversations:
         self.key = {
             "tokenizer": tokenizer.fingerprint(),
             "chat": settings
-            | {"template": self._writer.template, "window": window, "rules": 2}
+            | {"template": self._writer.template, "window": window, "rules": 3}
             | {"names": tokenizer.template_tokens, "tools": self._writer.tool_template},
             "fields": sorted(self.types),
         }

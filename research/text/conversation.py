@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ Message = Mapping[str, Any]
 WEIGHT = "weight"
 # Names under which a template may read what the assistant thinks, the standard one first.
 REASONING = ("reasoning_content", "thinking", "reasoning")
+# What the assistant thinks, where it is written in the content.
+THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 _INTRODUCTION = ("system", "developer")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from research.text import chat_template
-from research.text.conversation import REASONING, Conversation
+from research.text.conversation import REASONING, THOUGHT, Conversation
 from research.text.parts import Part, PartEncoder
 from research.text.rendering import RenderingError, View
 from research.text.special_names import PLACE, SpecialNames, find_blocks
@@ -34,8 +34,6 @@ PLAIN = (
 )
 # A template may write the date; the same conversation must give the same tokens on any day.
 TRAINING_DAY = datetime.date(2024, 7, 26)
-# What the assistant thinks, where it is written in the content.
-_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +94,8 @@ class Writer:
         self._ignored = frozenset(ignored_fields)
         self._today = today
         self._names = SpecialNames(tokenizer.special)
+        by_length = sorted(tokenizer.named_tokens, key=len, reverse=True)
+        self._named_token = re.compile("|".join(map(re.escape, by_length)))
         self._encoder = PartEncoder(tokenizer, self._names)
         own = template == tokenizer.chat_template
         self.tool_template = (tokenizer.tool_template if own else None) or template
@@ -163,10 +163,9 @@ class Writer:
             {name: value for name, value in message.items() if name not in self._ignored}
             for message in conversation.messages
         ]
-        check_tool_results(messages, template)
         tokens = self._tokenizer.template_tokens
         others = {"tools": tools or None, "documents": None, **arguments}
-        return TemplateInput(
+        source = TemplateInput(
             conversation=conversation,
             template=template,
             messages=messages,
@@ -176,6 +175,8 @@ class Writer:
             names=self._names,
             today=self._today,
         )
+        check_tool_results(source)
+        return source
 
     def _answers(
         self, source: TemplateInput, numbers: Sequence[int], trained: Sequence[int] = ()
@@ -218,6 +219,8 @@ class Writer:
                 f"The chat template's {{% generation %}} blocks hold nothing of message {number}: "
                 "give the objective another `template`."
             )
+        if not source.contents.has_generation:
+            stop = self._turn_end(source, number, prompt, whole, stop)
         answer = whole[len(prompt) : stop]
         end = self._check_answer(source, number, prompt, answer)
         start = len(prompt)
@@ -233,6 +236,29 @@ class Writer:
             name = end if next_edge == stop else ""
             parts.append(Part(whole[first:next_edge], weight if is_answer else 0.0, name))
         return _Answer(number, prompt, tuple(parts))
+
+    def _turn_end(
+        self, source: TemplateInput, number: int, prompt: str, whole: str, stop: int
+    ) -> int:
+        """Where an answer ends: `stop`, or before the header of the next one, which a template that
+        ignores whether it is asked for an answer writes after each.
+
+        Of an answer that is only text, the first token with a name ends it, and the rest is header.
+        """
+        match = self._named_token.search(whole, len(prompt), stop)
+        if not match or match.end() == stop:
+            return stop
+        extra = [name for name in source.marked[number] if name not in ("role", "content")]
+        changes = ((number, "content", PLACE), *((number, name) for name in extra))
+        asking, plain = source.render(
+            [View(number + 1, ask=True), View(number + 1, False, changes)]
+        )
+        if asking != whole or isinstance(plain, RenderingError):
+            return stop
+        tail = plain.partition(PLACE)[2].rstrip()
+        end = self._named_token.search(tail)
+        header = tail[end.end() :] if end else ""
+        return stop - len(header) if whole.endswith(header, 0, stop) else stop
 
     def _check_answer(self, source: TemplateInput, number: int, prompt: str, answer: str) -> str:
         """The name of the token that ends an answer.
@@ -262,6 +288,12 @@ class Writer:
                     "where the model is asked: see add_generation_prompt in the `template`."
                 )
         ends = [name for name in self._tokenizer.named_tokens if tail.endswith(name)]
+        if not ends and source.contents.has_generation:
+            raise ValueError(
+                "The chat template's {% generation %} block of what the assistant says (message "
+                f"{number}) ends with {tail!r:.60}, which is no special token: the model would "
+                "never stop. Write the token that ends the turn before {% endgeneration %}."
+            )
         if not ends:
             raise ValueError(
                 f"The chat template ends what the assistant says with {tail!r}, which is no "
@@ -304,9 +336,9 @@ class Writer:
         """
         message = source.marked[number]
         content, thoughts = message["content"], [name for name in REASONING if name in message]
-        match = _THOUGHT.match(content)
+        match = THOUGHT.match(content)
         if not match and not thoughts:
-            empty = _THOUGHT.match(whole, start)
+            empty = THOUGHT.match(whole, start)
             return empty.end() if empty else start
         first = match.end() if match else len(content) - len(content.lstrip())
         changes: list[tuple[tuple[Any, ...], ...]] = [

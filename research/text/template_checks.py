@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from research.text.conversation import REASONING, Message
+from research.text.conversation import REASONING, THOUGHT, Message
 from research.text.rendering import RenderingError, View
 from research.text.special_names import PLACE, find_blocks
 from research.text.template_input import TemplateInput
@@ -33,23 +33,41 @@ def check_variables(
             raise ValueError(f"The chat template never reads {name!r}: {_REMEDY}")
 
 
-def check_tool_results(messages: Sequence[Message], template: str) -> None:
-    """Raises ValueError where results are in another order than their calls, whose ids the template
-    does not write: each would seem to answer another call."""
-    if "tool_call_id" in template:
-        return
-    waiting: list[str] = []
-    for number, message in enumerate(messages):
+def check_tool_results(source: TemplateInput) -> None:
+    """Raises ValueError where results are in another order than their calls by their ids or, where
+    these are missing, by names, and the template does not write which: each would seem to answer
+    another call."""
+    waiting: list[tuple[int, Mapping[str, Any]]] = []
+    for number, message in enumerate(source.messages):
         if message["role"] == "assistant":
-            waiting = [call["id"] for call in message.get("tool_calls", []) if call.get("id")]
-        elif message["role"] == "tool" and message.get("tool_call_id") and waiting:
-            call = waiting.pop(0)
-            if call != message["tool_call_id"]:
-                raise ValueError(
-                    f"message {number} answers the call {message['tool_call_id']!r} where {call!r} "
-                    "is next, and the chat template writes no ids: put results in the order of "
-                    "their calls."
-                )
+            waiting = [(number, call) for call in message.get("tool_calls", [])]
+        elif message["role"] == "tool" and waiting:
+            caller, call = waiting.pop(0)
+            name = call.get("function", call).get("name")
+            pairs = (("tool_call_id", call.get("id")), ("name", name))
+            for field, expected in pairs:
+                if expected and message.get(field) and message[field] != expected:
+                    _check_order(source, caller, number, field, expected)
+                    break  # ids that the template writes say more than names
+
+
+def _check_order(
+    source: TemplateInput, caller: int, number: int, field: str, expected: Any
+) -> None:
+    """Raises ValueError unless the template writes the field by which a result names its call."""
+    message = source.messages[number]
+    changes: list[tuple[tuple[Any, ...], ...]] = [((number, field, expected),)]
+    if field == "tool_call_id":  # of the calls too
+        calls = source.messages[caller]["tool_calls"]
+        changes.append(((caller, "tool_calls", [call | {"id": message[field]} for call in calls]),))
+    views = [View(number + 1), *(View(number + 1, changes=each) for each in changes)]
+    text, *changed_texts = source.render(views)
+    if not isinstance(text, RenderingError) and text in changed_texts:
+        what = "no ids" if field == "tool_call_id" else "no names beside results"
+        raise ValueError(
+            f"message {number} answers the call {message[field]!r} where {expected!r} is next, and "
+            f"the chat template writes {what}: put results in the order of their calls."
+        )
 
 
 def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
@@ -72,11 +90,18 @@ def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
             continue
         stop = min(later + 1, len(source.marked))
         _check_arguments(number, message, texts[later])
+        _check_thought_tags(number, message, texts[later])
         for names in _fields(message, is_trained=number in texts):
             changes = tuple((number, name) for name in names)
             views.append(View(stop, stop == later, changes=changes))
             wholes.append(texts[later])
             causes.append(f"{names[0]!r} of message {number} ({message['role']})")
+        calls = message.get("tool_calls", [])
+        for index in range(len(calls) if len(calls) > 1 else 0):
+            change = (number, "tool_calls", calls[:index] + calls[index + 1 :])
+            views.append(View(stop, stop == later, changes=(change,)))
+            wholes.append(texts[later])
+            causes.append(f"call {index + 1} of {len(calls)} of message {number} (assistant)")
         content = message["content"]
         if message["role"] != "assistant" and content.strip() not in texts[later]:
             change = (number, "content", content + PLACE)
@@ -108,6 +133,20 @@ def _check_arguments(number: int, message: Message, text: str) -> None:
                 "text, since they are JSON text: give them as an object (a transform of kind "
                 "python reads them)."
             )
+
+
+def _check_thought_tags(number: int, message: Message, text: str) -> None:
+    """Raises ValueError where an answer spells the end of thoughts and the template splits it:
+    what comes before would be thoughts."""
+    content = message["content"]
+    thoughts = THOUGHT.match(content)
+    spoken = content[thoughts.end() :] if thoughts else content
+    if message["role"] == "assistant" and "</think>" in spoken and content.strip() not in text:
+        raise ValueError(
+            f"The chat template splits what the assistant says (message {number}) at '</think>', "
+            "as if thoughts came before it: write them between <think> and </think> at its "
+            "beginning, or as reasoning_content, and the tag otherwise in other characters."
+        )
 
 
 def _fields(message: Message, is_trained: bool) -> list[list[str]]:

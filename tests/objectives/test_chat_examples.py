@@ -111,7 +111,9 @@ def test_template_arguments_are_stated_and_prompts_are_written_with_them(tmp_pat
 
 def test_calls_of_tools_have_an_end_too():
     two_ends = templates.THINKING.replace(
-        "turn('assistant', text) if loop.last", "turn('assistant', text)[:-11] + '<|im_start|>'"
+        "{{- turn('assistant', text + calls.text) }}",
+        "{{- turn('assistant', text + calls.text) if not calls.text }}"
+        "{{- turn('assistant', text + calls.text)[:-11] + '<|im_start|>' if calls.text }}",
     )
     tokenizer = templates.tokenizer()
     ends = Chat(template=two_ends).stop_ids(tokenizer)

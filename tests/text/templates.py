@@ -31,13 +31,13 @@ THINKING = """
         {%- if loop.index0 > ns.question and (loop.last or thoughts) %}
             {%- set text = '<think>\\n' + thoughts + '\\n</think>\\n\\n' + text %}
         {%- endif %}
+        {%- set calls = namespace(text='') %}
         {%- for call in m.tool_calls or [] %}
             {%- set call = call.function %}
-            {%- set text = text + '<call>' + call.name + call.arguments | tojson + '</call>' %}
-            {{- turn('assistant', text) if loop.last }}
-        {%- else %}
-            {{- turn('assistant', text) }}
+            {%- set calls.text = calls.text + '<call>' + call.name + call.arguments | tojson %}
+            {%- set calls.text = calls.text + '</call>' %}
         {%- endfor %}
+        {{- turn('assistant', text + calls.text) }}
     {%- elif m.role == 'tool' %}
         {{- turn('user', '<result>' + m.content + '</result>') }}
     {%- else %}
@@ -62,13 +62,19 @@ MARKED = (
     "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As Llama 3's first: it asks for an answer always, asked to or not.
+EAGER = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}"
+    "{% for c in m.tool_calls or [] %}<|call|>{{ c.function.name }}<|call|>{% endfor %}<|im_end|>"
+    "\n{% endfor %}{{ '<|im_start|>assistant\n' }}"
+)
 
 
 @functools.cache
 def tokenizer() -> Tokenizer:
     base = tokenizer_lib.train(["user assistant some words and an end of it\n" * 9], 300)
     backend = tokenizers.Tokenizer.from_str(base.to_json())
-    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|call|>"])
     return tokenizer_lib.Tokenizer(backend)
 
 

@@ -2,11 +2,21 @@
 
 import pytest
 
+from research.objectives.chat import Chat
 from research.text import tokenizer as tokenizer_lib
 from research.text.conversation import message_texts
 from research.text.conversation_writer import Writer
 from tests.text.faults import FAULTS, check
-from tests.text.templates import CHATML, MARKED, THINKING, assistant, conversation, tokenizer, user
+from tests.text.templates import (
+    CHATML,
+    EAGER,
+    MARKED,
+    THINKING,
+    assistant,
+    conversation,
+    tokenizer,
+    user,
+)
 
 END = "<|im_end|>"
 ASK = "<|im_start|>assistant\n"
@@ -133,6 +143,18 @@ def test_messages_say_how_much_they_count(fields, weight):
     assert f"b{END}" in text
 
 
+def test_an_answer_ends_before_the_header_that_is_written_unasked():
+    """Llama 3's first template writes it behind every conversation."""
+    ((text, trained),) = _examples(EAGER, TURNS)
+    assert trained == [("b" + END, 1.0), ("d" + END, 1.0)] and text.endswith("d" + END)
+    calls = [CALL, CALL | {"id": "2"}]
+    talk = [QUESTION, assistant("I look.", tool_calls=calls), *TURNS]
+    calling = "I look." + "<|call|>weather<|call|>" * 2 + END
+    assert _trained(EAGER, talk) == [[calling, "b" + END, "d" + END]]
+    assert Chat(template=EAGER).stop_ids(tokenizer()) == (tokenizer().encode(END, special=True)[0],)
+    _refused("which is no special token", EAGER.replace("<|", "<"), TURNS)
+
+
 def test_only_the_completions_answers_are_trained():
     record = {"prompt": TURNS[:3], "completion": TURNS[3:]}
     assert _trained(CHATML, record) == [["d" + END]]
@@ -149,6 +171,19 @@ def test_generation_blocks_are_what_is_trained():
         "{% endgeneration %}", "{% endgeneration %}{{ m.content }}<|im_end|>\n"
     )
     _refused("blocks hold nothing of message 1", empty, TURNS)
+    endless = MARKED.replace("<|im_end|>\n{% endgen", "{% endgen", 1)
+    endless = endless.replace("{% endgeneration %}", "{% endgeneration %}<|im_end|>\n")
+    _refused("generation %} block .* ends with '', .* before {% endgeneration", endless, TURNS)
+
+
+def test_an_answer_that_spells_the_end_of_thoughts_is_not_split_there():
+    """Trained on or before the answer that is."""
+    split = [QUESTION, assistant("Tags: </think> ends them.")]
+    _refused("splits what the assistant says .message 1. at '</think>'", THINKING, split)
+    _refused("splits what the assistant says .message 1. at", THINKING, [*split, *TURNS])
+    assert _trained(CHATML, split) == [[split[1]["content"] + END]]
+    whole = [QUESTION, assistant("It ends with </think>.", reasoning_content="Hm.")]
+    assert _trained(THINKING, whole) == [["<think>\nHm.\n</think>\n\nIt ends with </think>." + END]]
 
 
 def test_turns_of_one_speaker_and_a_last_question():
@@ -174,6 +209,11 @@ def test_faults_of_a_rewriting_template_are_mended(name):
 LOSSES = [
     (CHATML, [QUESTION, assistant("4", reasoning_content="2")], "'reasoning_content' of message 1"),
     (CHATML, [QUESTION, assistant("4", tool_calls=[CALL])], "'tool_calls' of message 1"),
+    (
+        THINKING.replace("m.tool_calls or []", "(m.tool_calls or [])[-1:]"),
+        [QUESTION, assistant("", tool_calls=[CALL, CALL | {"id": "2"}])],
+        r"call 1 of 2 of message 1 \(assistant\)",
+    ),
     (CHATML, [user("a", name="ann"), assistant("b")], r"'name' of message 0 \(user\)"),
     (CHATML, [QUESTION, assistant("4", mood="glad")], "'mood' of message 1"),
     (CHATML, {"messages": TURNS, "tools": [TOOL]}, "never reads 'tools'"),
@@ -256,6 +296,21 @@ def test_results_of_tools_come_in_the_order_of_the_calls():
     assert _trained(THINKING, talk)
     talk[2:4] = results[::-1]
     _refused("message 2 answers the call '2' where '1' is next", THINKING, talk)
+    with_ids = THINKING.replace("'<result>'", "'<result>' + m.tool_call_id")
+    _refused("message 2 answers the call '2' where '1' is next", with_ids, talk)
+    with_ids = with_ids.replace("'<call>'", "m.tool_calls[loop.index0].id + '<call>'")
+    assert _trained(with_ids, talk)
+
+
+def test_results_of_tools_without_ids_come_in_the_order_of_the_names():
+    calls = [{"function": {"name": name, "arguments": {}}} for name in ("rain", "wind")]
+    results = [{"role": "tool", "name": n, "content": f"r-{n}"} for n in ("rain", "wind")]
+    talk = [QUESTION, assistant("", tool_calls=calls), *results, assistant("b")]
+    assert _trained(THINKING, talk)
+    talk[2:4] = results[::-1]
+    _refused("message 2 answers the call 'wind' where 'rain' is next", THINKING, talk)
+    with_names = THINKING.replace("'<result>'", "'<result>' + m.name")
+    assert _trained(with_names, talk)
 
 
 @pytest.mark.parametrize(
