@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from research.runtime.compilation_cache import enable_compilation_cache
         from research.studies.bases import make_bases, missing_bases
         from research.studies.desk import Desk
+        from research.studies.ledger import Ledger
+        from research.studies.share import WHOLE, Share
         from research.studies.study import load
         from research.studies.workers import side_by_side
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         study = load(arguments.study)
         place = Path(arguments.study).resolve()
         home = place.parent if place.suffix == ".py" else place
-        folder = arguments.folder or Path("runs/studies") / home.name
+        folder = arguments.folder or f"runs/studies/{home.name}"
         if arguments.command == "run":
             make_bases(study.bases)
         elif lines := missing_bases(study.bases):
@@ -46,11 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"bases of the study are not there; graft study run makes them:\n{texts}"
             )
         if arguments.command == "run":
-            same = ["study", "run", str(place), "--folder", str(folder)]
+            same = ["study", "run", str(place), "--folder", folder]
             same += ["--keep-models"] * arguments.keep_models
+            same += ["--share", arguments.share] if arguments.share else []
+            if arguments.retry:  # before the other processes look
+                Ledger(folder).remove_failed()
             with side_by_side(same, arguments.workers, folder):
                 desk = Desk(study, folder, home)
-                desk.run(retry=arguments.retry, keep_models=arguments.keep_models)
+                share = Share.parse(arguments.share) if arguments.share else WHOLE
+                desk.run(retry=arguments.retry, keep_models=arguments.keep_models, share=share)
             return
         desk = Desk(study, folder, home)
         if arguments.command == "plan":
@@ -89,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("study", metavar="DIR", help="the study's folder, or its study.py")
         command.add_argument(
             "--folder",
-            type=cli.on_disk,
             metavar="DIR",
-            help="where trials and the ledger are (default runs/studies/NAME)",
+            help="where trials and the ledger are: DIR or gs://BUCKET/DIR "
+            "(default runs/studies/NAME)",
         )
         if name == "run":
             command.add_argument(
@@ -102,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument(
                 "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
+            )
+            command.add_argument(
+                "--share",
+                metavar="I/N",
+                help="begin with part I of N of the trials, then help with the others",
             )
         if name == "show":
             command.add_argument("--csv", type=cli.on_disk, metavar="FILE", help="every trial")

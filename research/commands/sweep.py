@@ -26,7 +26,7 @@ from research.config import cli
 def main(argv: Sequence[str] | None = None) -> None:
     parser = cli.program_parser("sweep", __doc__)
     parser.add_argument(
-        "--folder", type=cli.on_disk, required=True, metavar="DIR", help="of trials and ledger"
+        "--folder", required=True, metavar="DIR", help="of trials and ledger, also in a bucket"
     )
     parser.add_argument(
         "--axis", action="append", default=[], type=_axis, metavar="KEY=A,B,C", help="values"

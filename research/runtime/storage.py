@@ -90,6 +90,32 @@ def _is(path: str | os.PathLike[str], folder: bool) -> bool:
             return False
 
 
+def names_in(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of what is in a folder, in order; none where it is not there.
+
+    Raises:
+      StorageError: the bucket does not say.
+    """
+    place = absolute(folder)
+    with storage_errors(place):
+        try:
+            return sorted(path.name for path in place.iterdir())
+        except FileNotFoundError:
+            return []
+
+
+def file_sizes(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """Path below a folder -> bytes, of every file in it at any depth.
+
+    Raises:
+      StorageError: the bucket does not say.
+    """
+    with storage_errors(folder):
+        system, inside = fsspec.url_to_fs(os.fspath(absolute(folder)))
+        files = system.find(inside, detail=True)
+    return {os.path.relpath(name, inside): info["size"] for name, info in files.items()}
+
+
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike[str], what: str = "read") -> Iterator[None]:
     """Errors of a bucket that refuses or does not answer, with the place and what to do.

@@ -6,16 +6,19 @@ rounds otherwise, and its results belong to the same study.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from research.config import cli, schema
 from research.experiment import Experiment
 from research.runtime import storage
+from research.runtime.locks import lock_file
 from research.runtime.programs import run_program
 
 
@@ -45,10 +48,19 @@ def make_bases(bases: Mapping[str, str]) -> None:
     for folder, line in bases.items():
         if storage.is_folder(folder):
             continue
-        print(f"$ {line}", flush=True)
-        program, *arguments = shlex.split(line)
-        if program != "graft":
-            raise ValueError(f"the base {folder} must be made by a graft command, not {line!r}")
-        process = run_program([sys.executable, "-m", "research.cli", *arguments])
-        if process.returncode or not storage.is_folder(folder):
-            raise ValueError(f"{line}: ended with {process.returncode}, and made no {folder}")
+        with contextlib.ExitStack() as stack:
+            if not storage.is_remote(folder):  # processes of one study wait for the first
+                place = Path(folder)
+                stack.enter_context(lock_file(place.with_name(f".{place.name}.making.lock")))
+            if not storage.is_folder(folder):
+                _make(folder, line)
+
+
+def _make(folder: str, line: str) -> None:
+    print(f"$ {line}", flush=True)
+    program, *arguments = shlex.split(line)
+    if program != "graft":
+        raise ValueError(f"the base {folder} must be made by a graft command, not {line!r}")
+    process = run_program([sys.executable, "-m", "research.cli", *arguments])
+    if process.returncode or not storage.is_folder(folder):
+        raise ValueError(f"{line}: ended with {process.returncode}, and made no {folder}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from tqdm import tqdm
 from research.reports.tables import format_si, text_table
 from research.runtime import files, storage
 from research.studies import estimates, report, running
+from research.studies.claims import Claims
 from research.studies.ledger import DIVERGED, FAILED, Ledger, Row, to_parquet
 from research.studies.results import find_row, joined_rows, lookup_in, stale_count
 from research.studies.schedule import Progress, plan
+from research.studies.share import WHOLE, Share
 from research.studies.study import Study
 from research.studies.tables import cell_table
 from research.studies.trials import Resolver
@@ -31,24 +32,25 @@ class Desk:
     def __init__(
         self,
         study: Study,
-        folder: Path,
+        folder: str | Path,
         home: Path | None = None,
         overrides: tuple[str, ...] = (),
     ):
         """Opens a study.
 
         Args:
-          folder: of trials and the ledger.
+          folder: of trials and the ledger, on a disk or in a bucket.
           home: the study's own folder, with its page and the ledger of earlier results.
           overrides: of the study's config, `key=value` each.
 
         Raises:
           FileNotFoundError, ValueError: the study does not fit its config; nothing has run.
         """
-        self.folder = folder
+        self.folder = storage.absolute(folder)
         self.resolver = Resolver(study, overrides)
         self.home = home
-        self.ledger = Ledger(folder, home / report.LEDGER if home else None)
+        self.claims = Claims(self.folder)
+        self.ledger = Ledger(self.folder, home / report.LEDGER if home else None)
 
     def look(self) -> tuple[dict[str, Row], Progress]:
         """The rows so far, and what they mean for the study."""
@@ -82,7 +84,7 @@ class Desk:
             print(f"\n{format_si(missing)} FLOPs are missing: {hours} here, by {reason}")
         self._print_stale(rows, progress)
 
-    def run(self, retry: bool = False, keep_models: bool = False) -> None:
+    def run(self, retry: bool = False, keep_models: bool = False, share: Share = WHOLE) -> None:
         """Runs what is missing.
 
         Raises:
@@ -92,14 +94,19 @@ class Desk:
         rows, progress = self.look()
         self._print_stale(rows, progress)
         progress = running.run(
-            self.resolver, self.ledger, self.folder, retry=retry, keep_models=keep_models
+            self.resolver,
+            self.ledger,
+            self.folder,
+            retry=retry,
+            keep_models=keep_models,
+            share=share,
         )
         failed_count = self._print_problems(self.ledger.read(), progress)
         if failed_count:
             raise SystemExit(1)
 
     def print_status(self) -> None:
-        """Counts of trials by stage and state, and the errors of those that failed."""
+        """Trials by stage and state, what runs now and where, and the errors of what failed."""
         rows, progress = self.look()
         counts: dict[str, Counter[str]] = {}
         for trial in progress.trials:
@@ -114,6 +121,8 @@ class Desk:
                 else "waits for the stage before it"
             )
             print(f"{stage.name}: {text}")
+        for holder in self.claims.holders().values():
+            print(f"now: {holder.describe()}")
         self._print_stale(rows, progress)
         self._print_problems(rows, progress)
 
@@ -172,10 +181,10 @@ class Desk:
         for name in self.ledger.damaged:
             self.ledger.remove(name.partition(".")[0])
         removed = 0
-        for folder in sorted((self.folder / "trials").glob("*")):
-            row = rows.get(folder.name)
+        for name in storage.names_in(self.folder / "trials"):
+            row = rows.get(name)
             if row is not None and row["status"] != FAILED:
-                shutil.rmtree(folder)
+                files.remove(self.folder / "trials" / name, self.folder)
                 removed += 1
         print(f"removed the folders of {removed} trials; {len(rows)} results stay")
 
@@ -222,7 +231,8 @@ class Desk:
                 continue
             failed_count += row["status"] == FAILED
             log = self.folder / "trials" / trial.address / running.LOG
-            print(f"{trial.label}: {row['status']}: {row['error']}\n  {log}")
+            place = f" on {row['host']}" if row.get("host") else ""
+            print(f"{trial.label}: {row['status']}{place}: {row['error']}\n  {log}")
         if failed_count:
             print(f"{failed_count} trials failed: --retry runs them again")
         return failed_count

@@ -47,9 +47,14 @@ class Ledger:
         self._committed = committed
         self._contents: dict[str, dict[str, Any]] = {}
         self.damaged: list[str] = []
+        self._removed: set[str] = set()
 
     def read(self) -> dict[str, Row]:
-        """Address -> row; of two rows of one trial the one whose file comes first by name."""
+        """Address -> row.
+
+        Where a trial has run twice, a row that finished counts, and of two such the one whose file
+        comes first by name: everybody who has both files reads the same.
+        """
         self.damaged = []
         rows: dict[str, Row] = {}
         for name in sorted(self._names()):
@@ -57,36 +62,50 @@ class Ledger:
             if match is None:  # somebody else's
                 continue
             if name not in self._contents:
-                content = (self._rows_folder / name).read_bytes()
+                try:
+                    content = (self._rows_folder / name).read_bytes()
+                except FileNotFoundError:  # removed meanwhile
+                    continue
                 if _digest(content) != match[2]:
                     self.damaged.append(name)
                     continue
                 self._contents[name] = parquet.read_table(io.BytesIO(content)).to_pylist()[0]
-            rows.setdefault(match[1], self._contents[name])
+            row = self._contents[name]
+            if match[1] not in rows or _rank(row) < _rank(rows[match[1]]):
+                rows[match[1]] = row
         if self._committed is not None and self._committed.exists():
             for row in parquet.read_table(self._committed).to_pylist():
+                if row["address"] in self._removed:
+                    continue
                 content = {name: value for name, value in row.items() if value is not None}
                 rows.setdefault(row["address"], content)
         return rows
 
     def write(self, row: Row) -> None:
-        """Adds the row of a trial, which has an `address`; an earlier row of it goes."""
+        """Adds the row of a trial, which has an `address`; damaged rows of it go."""
         content = to_parquet([row])
         address = row["address"]
         name = f"{address}.{_digest(content)}.parquet"
         files.atomic_write(self._rows_folder / name, content)
-        self.remove(address, keep=name)
+        # sound ones stay: two processes that ran one trial would remove each other's
+        for damaged in [name for name in self.damaged if name.startswith(f"{address}.")]:
+            (self._rows_folder / damaged).unlink(missing_ok=True)
 
-    def remove(self, address: str, keep: str = "") -> None:
-        """Removes the rows of a trial, damaged ones too."""
+    def remove(self, address: str) -> None:
+        """Removes the rows of a trial, damaged ones too; for this object also the kept one."""
+        self._removed.add(address)
         for name in self._names():
-            if name.startswith(f"{address}.") and name != keep:
+            if name.startswith(f"{address}."):
                 (self._rows_folder / name).unlink(missing_ok=True)
 
+    def remove_failed(self) -> None:
+        """Removes the rows of all trials that failed."""
+        for address, row in self.read().items():
+            if row["status"] == FAILED:
+                self.remove(address)
+
     def _names(self) -> list[str]:
-        if not self._rows_folder.exists():
-            return []
-        return [path.name for path in self._rows_folder.iterdir() if path.suffix == ".parquet"]
+        return [name for name in storage.names_in(self._rows_folder) if name.endswith(".parquet")]
 
 
 def to_parquet(rows: Iterable[Row]) -> bytes:
@@ -106,6 +125,10 @@ def _storable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return json.dumps(value, sort_keys=True)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rank(row: Row) -> int:
+    return (FINISHED, DIVERGED, FAILED).index(row["status"])
 
 
 def _digest(content: bytes) -> str:

@@ -1,8 +1,8 @@
 """Runs the trials of a study, one after the other in this process, each once.
 
-Several processes may run one study on one folder, on one machine or on several with a common disk:
-a trial belongs to the process that holds its lock. A trial that was interrupted goes on from its
-last checkpoint, and the ledger gets a row when a trial is over.
+Several processes may run one study on one folder, on one machine or on several with a common disk
+or bucket: a trial belongs to the process that has its claim. A trial that was interrupted goes on
+from its last checkpoint, and the ledger gets a row when a trial is over.
 """
 
 from __future__ import annotations
@@ -10,28 +10,33 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-import shutil
+import os
+import platform
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from tqdm import tqdm
 
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import library_versions
 from research.evaluation.report import Report, evaluate_run
-from research.runtime import distributed
-from research.runtime.locks import lock_file
-from research.runtime.memory import release_memory
+from research.runtime import distributed, files, storage
+from research.runtime.memory import peak_memory_bytes, release_memory
+from research.studies.claims import ClaimLostError, Claims
 from research.studies.code import code_hash
 from research.studies.ledger import DIVERGED, FAILED, FINISHED, Ledger, Row
 from research.studies.results import lookup_in
 from research.studies.schedule import Progress, plan
+from research.studies.share import WHOLE, Share
 from research.studies.trials import BEFORE, Resolver, Trial, without_defaults
 from research.training.loop import train
+from research.training.progress import StepSink
 from research.training.summary import Summary
 
 LOG = "log.txt"
@@ -43,10 +48,11 @@ _NO_COLUMN = ("timing", "finished")
 def run(
     resolver: Resolver,
     ledger: Ledger,
-    folder: Path,
+    folder: epath.Path,
     *,
     retry: bool = False,
     keep_models: bool = False,
+    share: Share = WHOLE,
     report: Callable[[str], None] = tqdm.write,
 ) -> Progress:
     """Runs what is missing until the study is finished, or only failures are left.
@@ -55,15 +61,15 @@ def run(
       folder: `trials/ADDRESS/` of it holds a trial's run and its log.
       retry: whether trials that failed run again.
       keep_models: whether the trained models stay on the disk.
+      share: which trials come first.
       report: takes a line for each trial that is over.
 
     Raises:
       SystemExit: 75 after a signal; the same command goes on.
     """
     if retry:
-        for address, row in ledger.read().items():
-            if row["status"] == FAILED:
-                ledger.remove(address)
+        ledger.remove_failed()
+    claims = Claims(folder)
     with tqdm(unit="trial", disable=None, dynamic_ncols=True) as bar:
         while True:
             rows = ledger.read()
@@ -75,33 +81,37 @@ def run(
                 return progress
             stage = progress.stage.name if progress.stage else ""
             bar.set_description(f"stage {stage}")
-            if not _run_one(progress, resolver, ledger, folder, keep_models, report):
+            trials = share.order(progress.missing)
+            if not _run_one(trials, resolver, ledger, folder, claims, keep_models, report):
                 time.sleep(_WAIT_SECONDS)  # all of them are other processes'
 
 
 def _run_one(
-    progress: Progress,
+    trials: Sequence[Trial],
     resolver: Resolver,
     ledger: Ledger,
-    folder: Path,
+    folder: epath.Path,
+    claims: Claims,
     keep_models: bool,
     report: Callable[[str], None],
 ) -> bool:
-    """Runs the first missing trial that no other process runs; False: there is none."""
-    for trial in progress.missing:
-        trial_folder = folder / "trials" / trial.address
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(lock_file(trial_folder / ".trial.lock", busy="running"))
-            except ValueError:
+    """Runs the first of these trials that no other process runs; False: there is none."""
+    for trial in trials:
+        with claims.take(trial.address, trial.label) as claim:
+            if claim is None:
                 continue
             if trial.address in ledger.read():  # another process was quicker
                 return True
             try:
-                row = run_trial(trial, resolver, trial_folder, keep_models)
+                row = run_trial(
+                    trial, resolver, folder / "trials" / trial.address, keep_models, claim.on_step
+                )
             except SystemExit:
                 report(f"{trial.label}: stopped and saved; run the same command to go on")
                 raise
+            except ClaimLostError:
+                report(f"{trial.label}: taken over by another process, as this one was silent")
+                return True
             ledger.write(row)
         report(describe(trial, row, resolver.study.metric))
         release_memory()
@@ -110,7 +120,11 @@ def _run_one(
 
 
 def run_trial(
-    trial: Trial, resolver: Resolver, folder: Path, keep_models: bool = False
+    trial: Trial,
+    resolver: Resolver,
+    folder: epath.Path,
+    keep_models: bool = False,
+    on_step: StepSink | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates; everything that it prints goes to `log.txt` in the folder.
 
@@ -118,6 +132,7 @@ def run_trial(
 
     Raises:
       SystemExit: 75 after a signal.
+      ClaimLostError: raised by `on_step`.
     """
     workdir = folder / "run"
     row: dict[str, Any] = {
@@ -132,6 +147,8 @@ def run_trial(
         "seed": trial.seed,
         "device": jax.local_devices()[0].device_kind,
         "devices": jax.device_count(),
+        "host": platform.node(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
         "versions": library_versions(),
     }
     if trial.value is not None:
@@ -141,7 +158,7 @@ def run_trial(
             if trial.stage == BEFORE:
                 model = runs.open_run(trial.experiment.init_from or "")
             else:
-                row |= _train(trial, workdir)
+                row |= _train(trial, workdir, on_step)
                 model = runs.open_run(workdir)
             row["fingerprint"] = model.fingerprint
             if resolver.evaluation is not None:
@@ -150,27 +167,31 @@ def run_trial(
             metric = resolver.study.metric
             if not math.isfinite(row.get(metric, 0.0)):  # one that is not there is an error later
                 raise FloatingPointError(f"{metric} is {row[metric]}")
+        except ClaimLostError:
+            raise
         except FloatingPointError as error:
             row |= {"status": DIVERGED, "error": str(error)}
         except Exception as error:  # whatever fails is kept and shown; the other trials go on
             traceback.print_exc()
             row |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
+    row["process_bytes"] = peak_memory_bytes()
     row["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if row["status"] != FAILED and not keep_models:
         for name in ("checkpoints", "model"):
-            shutil.rmtree(workdir / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                files.remove(workdir / name, workdir)
     return row
 
 
-def _train(trial: Trial, workdir: Path) -> dict[str, Any]:
+def _train(trial: Trial, workdir: epath.Path, on_step: StepSink | None) -> dict[str, Any]:
     """Trains, or goes on; the columns of its row."""
-    summary = train(trial.experiment, workdir)
+    summary = train(trial.experiment, workdir, on_step=on_step)
     if summary is None or not summary.finished:
         raise SystemExit(distributed.EXIT_RESTART)
     # its arrays: the tokenizer and the base's files are everybody's
-    files_of_model = [path for path in (workdir / "model").rglob("*") if path.is_file()]
-    artifact = [path for path in files_of_model if "files" not in path.parts]
-    return _columns(summary) | {"artifact_bytes": sum(path.stat().st_size for path in artifact)}
+    sizes = storage.file_sizes(workdir / "model")
+    artifact = [size for path, size in sizes.items() if "files" not in Path(path).parts]
+    return _columns(summary) | {"artifact_bytes": sum(artifact)}
 
 
 def describe(trial: Trial, row: Row, metric: str) -> str:
@@ -211,11 +232,18 @@ def _scores(results: Report) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("a", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
+def _logged(path: epath.Path) -> Iterator[None]:
+    """Sends what is printed to the end of a file; of one in a bucket when the block ends."""
+    with contextlib.ExitStack() as stack:
+        if storage.is_remote(path):
+            local = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+            if storage.is_file(path):
+                local.write_bytes(path.read_bytes())
+            stack.callback(lambda: storage.upload_file(local, path))
+        else:
+            local = Path(path)
+            local.parent.mkdir(parents=True, exist_ok=True)
+        log = stack.enter_context(local.open("a", encoding="utf-8"))
+        stack.enter_context(contextlib.redirect_stdout(log))
+        stack.enter_context(contextlib.redirect_stderr(log))
         yield

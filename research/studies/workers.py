@@ -10,20 +10,21 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from research.runtime import children
+from research.runtime import children, storage
 
 LOGS = "workers"
 
 
 @contextlib.contextmanager
-def side_by_side(command: Sequence[str], count: int, folder: Path) -> Iterator[None]:
+def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iterator[None]:
     """Runs the block beside `count` - 1 other processes, which run `graft COMMAND`.
 
     They end by themselves when the study is over, and with this process whatever ends it. What they
-    print goes to `workers/N.log` in the folder.
+    print goes to `workers/N.log` in the folder; of one in a bucket, to a folder that is named.
 
     Raises:
       ValueError: more processes than cores, or a system that cannot share these out.
@@ -36,12 +37,17 @@ def side_by_side(command: Sequence[str], count: int, folder: Path) -> Iterator[N
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(cores):
         raise ValueError(f"--workers is a number from 1 to {len(cores)}, the cores of this machine")
-    (folder / LOGS).mkdir(parents=True, exist_ok=True)
+    if storage.is_remote(folder):
+        logs = Path(tempfile.mkdtemp(prefix="graft-workers-"))
+        print(f"what the other processes print: {logs}", flush=True)
+    else:
+        logs = Path(folder) / LOGS
+        logs.mkdir(parents=True, exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(1, count):
             os.sched_setaffinity(0, cores[number::count])  # a child begins with its parent's
-            with (folder / LOGS / f"{number}.log").open("ab") as log:
+            with (logs / f"{number}.log").open("ab") as log:
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "research.cli", *command],

@@ -27,11 +27,17 @@ def test_rows_come_back_as_they_were(tmp_path):
     assert back == content | {"config": '{"a": null, "b": 1}'}
 
 
-def test_a_second_row_of_a_trial_takes_the_place_of_the_first(tmp_path):
-    ledger = Ledger(tmp_path)
-    ledger.write(row(0, loss=1.0))
-    ledger.write(row(0, loss=2.0))
-    assert [r["loss"] for r in ledger.read().values()] == [2.0]
+def test_a_trial_that_two_processes_ran_has_one_row_for_all_who_read(tmp_path):
+    first, second = Ledger(tmp_path), Ledger(tmp_path)
+    first.write(row(0, seconds=1.0))
+    second.write(row(0, seconds=2.0))
+    failed = {"status": "failed", "error": "the disk is full"}
+    first.write(row(0, seconds=3.0) | failed)
+    first.write(row(1) | failed)
+    rows = first.read()
+    assert rows == second.read() and rows[ADDRESSES[0]]["status"] == "finished"
+    first.remove_failed()
+    assert set(second.read()) == {ADDRESSES[0]}
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])

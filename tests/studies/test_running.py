@@ -1,6 +1,7 @@
 """Studies that really run: once each, after kills and failures, and in several processes."""
 
 import json
+import platform
 import random
 import signal
 import subprocess
@@ -29,9 +30,9 @@ def trained(monkeypatch):
     """The folders in which a run was started, in order."""
     folders = []
 
-    def train(experiment, workdir):
+    def train(experiment, workdir, **settings):
         folders.append(workdir)
-        return run(experiment, workdir)
+        return run(experiment, workdir, **settings)
 
     run = running.train
     monkeypatch.setattr(running, "train", train)
@@ -107,12 +108,12 @@ def test_failures_are_kept_shown_and_run_again_when_asked(
     bad = make_study(config, forms=FORMS | {"bad": Form({"learning_rate": 1.0})})
     run, broken = running.train, [True]
 
-    def train(experiment, workdir):
+    def train(experiment, workdir, **settings):
         if broken[0] and experiment.schedule.learning_rate == 1e-2:
             raise OSError("the disk is full")
         if experiment.schedule.learning_rate == 1.0:
             raise FloatingPointError("10 steps in a row")
-        return run(experiment, workdir)
+        return run(experiment, workdir, **settings)
 
     monkeypatch.setattr(running, "train", train)
     desk = Desk(bad, tmp_path / "study")
@@ -122,7 +123,7 @@ def test_failures_are_kept_shown_and_run_again_when_asked(
     desk.print_status()
     text = capsys.readouterr().out
     assert "s: 1 diverged, 1 failed, 1 finished" in text
-    assert "s: fast seed=0: failed: OSError: the disk is full" in text
+    assert f"s: fast seed=0: failed on {platform.node()}: OSError: the disk is full" in text
     broken[0] = False
     with pytest.raises(SystemExit):  # not by itself
         desk.run()
