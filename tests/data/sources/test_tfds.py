@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from research.data.sources import TfdsConfig, open_source
 
@@ -46,6 +48,29 @@ def test_a_prepared_dataset_is_read_with_a_map_of_its_fields(folder):
     assert all(source[i]["messages"] == TALK for i in range(5))
     assert sorted(source[i]["text"] for i in range(5)) == [f"words {i}" for i in range(5)]
     assert open_source(config).fingerprint == source.fingerprint
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_content_is_known_whatever_the_order_of_fields_in_the_files(
+    folder, tmp_path, monkeypatch, backwards
+):
+    """TFDS prepares the same records as other bytes each time."""
+
+    def serialize(self, example):
+        fields = self.get_tf_example(example).features.feature
+        parts = [
+            tf_example_pb2.Example(features={"feature": {name: fields[name]}})
+            for name in sorted(fields, reverse=backwards)
+        ]
+        return b"".join(part.SerializeToString() for part in parts)  # messages merge
+
+    monkeypatch.setattr(example_serializer.ExampleSerializer, "serialize_example", serialize)
+    Talks(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    first, second = (
+        open_source(TfdsConfig("prepared_elsewhere", path=path)) for path in (folder, str(tmp_path))
+    )
+    assert [first[i] for i in range(5)] == [second[i] for i in range(5)]
+    assert first.fingerprint == second.fingerprint
 
 
 def test_an_unknown_dataset_or_split_is_named(folder):
