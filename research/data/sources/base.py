@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from research.config.schema import PositiveNumber, Share
+from research.config.schema import Count, Positive, PositiveNumber, Share
 from research.config.suggestions import suggestion
 from research.data.sources import formats
 from research.data.sources.transforms import TransformConfig
@@ -75,6 +75,12 @@ class RecordsConfig(SourceConfig):
     bad_lines: Share = 0.0
     # What happens to each record after `fields`, in order; see `research.data.sources.transforms`.
     transforms: tuple[TransformConfig, ...] = ()
+    # The same of the split that is trained on alone, after those: augmentation, wrong labels.
+    training_transforms: tuple[TransformConfig, ...] = ()
+    # Most records that are trained on, drawn by `sample_seed`; a smaller number draws some of
+    # those that a larger one does. None: all. Other splits stay whole.
+    max_records: Positive | None = None
+    sample_seed: Count = 0
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in formats.FORMATS:
@@ -145,6 +151,8 @@ class _Selection:
     """The records that are read of all."""
 
     rows: np.ndarray  # [n] int64
+    # How many could be read, before some of them were drawn.
+    readable: int
     # Those that are left out because they cannot be read; the others were dropped.
     bad_lines: int
 
@@ -162,6 +170,9 @@ class Records:
     ):
         self.name = f"{config.name}:{split}"
         self._config = config
+        is_trained = split == config.split
+        self._transforms = config.transforms + (config.training_transforms if is_trained else ())
+        self._max_records = config.max_records if is_trained else None
         self._records = records
         self._compute_fingerprint = fingerprint
         self._place = place
@@ -172,9 +183,11 @@ class Records:
         content = f"{self._compute_fingerprint()} {json.dumps(dict(config.fields), sort_keys=True)}"
         if config.format or config.label_words:
             content += f" {json.dumps([config.format, config.label_words])}"
-        if config.transforms:
-            keys = [transform.key for transform in config.transforms]
+        if self._transforms:
+            keys = [transform.key for transform in self._transforms]
             content += f" {json.dumps(keys, sort_keys=True)}"
+        if self._max_records is not None:
+            content += f" {self._max_records} records, seed {config.sample_seed}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @functools.cached_property
@@ -219,8 +232,10 @@ class Records:
     def _selection(self) -> _Selection | None:
         """The records that are read, where some may be left out."""
         tolerant = self._config.bad_lines > 0
-        if not tolerant and not any(transform.drops for transform in self._config.transforms):
-            return None
+        if not tolerant and not any(transform.drops for transform in self._transforms):
+            if self._max_records is None:
+                return None
+            return self._sample(np.arange(len(self._records)), 0)
         good, errors = array.array("q"), list[str]()
         rows = range(len(self._records))
         for row in tqdm(rows, f"check {self.name}", unit="row", leave=False, disable=None):
@@ -245,7 +260,15 @@ class Records:
             )
         if not good and rows:
             raise ValueError(f"Source {self.name!r}: its transforms drop all {len(rows)} records.")
-        return _Selection(np.frombuffer(good, np.int64), len(errors))
+        return self._sample(np.frombuffer(good, np.int64), len(errors))
+
+    def _sample(self, rows: np.ndarray, bad_lines: int) -> _Selection:
+        """At most `max_records` of the rows, in their order."""
+        sampled = rows
+        if self._max_records is not None and self._max_records < len(rows):
+            order = np.random.default_rng(self._config.sample_seed).permutation(len(rows))
+            sampled = np.sort(rows[order[: self._max_records]])
+        return _Selection(sampled, len(rows), bad_lines)
 
     @staticmethod
     def _unreadable(error: ValueError) -> ValueError:
@@ -258,11 +281,17 @@ class Records:
 
     @property
     def note(self) -> str:
-        if not self._config.transforms:
-            return ""
-        dropped = len(self._records) - len(self) - self.bad_lines
-        kinds = ", ".join(transform.kind for transform in self._config.transforms)
-        return f"transforms {kinds}" + (f" ({dropped:,} records dropped)" if dropped else "")
+        selection, notes = self._selection, []
+        readable = len(self._records) if selection is None else selection.readable
+        if self._transforms:
+            dropped = len(self._records) - readable - self.bad_lines
+            kinds = ", ".join(transform.kind for transform in self._transforms)
+            notes.append(
+                f"transforms {kinds}" + (f" ({dropped:,} records dropped)" if dropped else "")
+            )
+        if self._max_records is not None:
+            notes.append(f"{len(self):,} of {readable:,} records")
+        return ", ".join(notes)
 
     def __len__(self) -> int:
         return len(self._records) if self._selection is None else len(self._selection.rows)
@@ -304,7 +333,7 @@ class Records:
                 )
         renamed = {name: example[there] for name, there in fields.items()}
         example = {**{k: v for k, v in example.items() if k not in fields.values()}, **renamed}
-        for transform in self._config.transforms:
+        for transform in self._transforms:
             try:
                 result = transform(example)
             except ValueError as error:

@@ -50,6 +50,36 @@ def test_transforms_run_in_order_before_the_format_is_told(tmp_path):
     assert source.note == "transforms clean, filter, template (1 records dropped)"
 
 
+def test_records_are_drawn_of_the_trained_split_alone_and_fewer_are_some_of_more(tmp_path):
+    records = [{"text": f"document {i}", "keep": i} for i in range(60)]
+    settings = {"records": records, "sample_seed": 3}
+    tens = _open(tmp_path, max_records=10, **settings)
+    assert len(tens) == 10 and tens.note == "10 of 60 records"
+    names = [[source[i]["text"] for i in range(len(source))] for source in (
+        tens,
+        _open(tmp_path, max_records=40, **settings),
+        _open(tmp_path, max_records=10, records=records, sample_seed=4),
+        _open(tmp_path, Filter("text", without="9"), max_records=10, **settings),
+    )]  # fmt: skip
+    assert set(names[0]) < set(names[1]) and names[0] != names[2] and len(names[3]) == 10
+    assert not any("9" in name for name in names[3])
+    (tmp_path / "test.jsonl").write_text((tmp_path / "a.jsonl").read_text())
+    split_files = JsonlConfig("a", str(tmp_path / "{split}.jsonl"), max_records=10)
+    assert len(open_source(split_files, "test")) == 60
+    marks = {_open(tmp_path, max_records=n, **settings).fingerprint for n in (10, 40, None)}
+    assert len(marks) == 3
+
+
+def test_training_transforms_leave_other_splits_as_they_are(tmp_path):
+    upper = Template({"text": "{text}!"})
+    source = JsonlConfig("a", str(tmp_path / "{split}.jsonl"), training_transforms=(upper,))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"text": "b"}\n')
+    train, test = (open_source(source, split) for split in ("train", "test"))
+    assert (train[0]["text"], test[0]["text"]) == ("b!", "b")
+    assert train.fingerprint != test.fingerprint
+
+
 def test_a_filter_looks_at_patterns_and_lengths(tmp_path):
     def answers(**settings):
         source = _open(tmp_path, Filter("answer", **settings))
