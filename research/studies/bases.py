@@ -1,4 +1,4 @@
-"""Bases of a study: made by their command lines where they are not there.
+"""Bases and tokenizers of a study: made by their command lines where they are not there.
 
 A base that a study makes is known to its trials by how it is made, not by its bits: another machine
 rounds otherwise, and its results belong to the same study.
@@ -36,7 +36,7 @@ def recipe(line: str) -> str:
 
 def missing_bases(bases: Mapping[str, str]) -> list[str]:
     """The `graft` command lines of the bases that are not there, in their order."""
-    return [line for folder, line in bases.items() if not storage.is_folder(folder)]
+    return [line for path, line in bases.items() if not _is_there(path)]
 
 
 def make_bases(bases: Mapping[str, str]) -> None:
@@ -45,22 +45,29 @@ def make_bases(bases: Mapping[str, str]) -> None:
     Raises:
       ValueError: a command fails, or does not make what it is for.
     """
-    for folder, line in bases.items():
-        if storage.is_folder(folder):
+    for path, line in bases.items():
+        if _is_there(path):
             continue
         with contextlib.ExitStack() as stack:
-            if not storage.is_remote(folder):  # processes of one study wait for the first
-                place = Path(folder)
+            if not storage.is_remote(path):  # processes of one study wait for the first
+                place = Path(path)
                 stack.enter_context(lock_file(place.with_name(f".{place.name}.making.lock")))
-            if not storage.is_folder(folder):
-                _make(folder, line)
+            if not _is_there(path):
+                _make(path, line)
 
 
-def _make(folder: str, line: str) -> None:
+def _make(path: str, line: str) -> None:
     print(f"$ {line}", flush=True)
     program, *arguments = shlex.split(line)
     if program != "graft":
-        raise ValueError(f"the base {folder} must be made by a graft command, not {line!r}")
+        raise ValueError(f"the base {path} must be made by a graft command, not {line!r}")
     process = run_program([sys.executable, "-m", "research.cli", *arguments])
-    if process.returncode or not storage.is_folder(folder):
-        raise ValueError(f"{line}: ended with {process.returncode}, and made no {folder}")
+    if process.returncode or not _is_there(path):
+        raise ValueError(f"{line}: ended with {process.returncode}, and made no {path}")
+
+
+def _is_there(path: str) -> bool:
+    """A base is a folder, a tokenizer a file."""
+    if path.endswith(".json"):
+        return Path(path).is_file()
+    return storage.is_folder(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from research.studies.ledger import FINISHED, Row
 from research.studies.schedule import Lookup, Progress
+from research.studies.study import TUNED
 from research.studies.trials import BEFORE, Resolver, Trial
 
 
@@ -35,6 +36,8 @@ def lookup_in(resolver: Resolver, rows: Mapping[str, Row]) -> Lookup:
             return None
         if row["status"] != FINISHED or trial.stage == BEFORE:
             return math.inf
+        if trial.way != TUNED:  # it has no training, and so not each number
+            return float(row.get(metric, math.inf))
         if metric not in row:
             numbers = sorted(name for name, value in row.items() if isinstance(value, float))
             raise ValueError(f"no trial has the metric {metric!r}; there are: {', '.join(numbers)}")

@@ -28,12 +28,14 @@ from research.checkpoints.checkpointer import library_versions
 from research.evaluation.report import Report, evaluate_run
 from research.runtime import distributed, files, storage
 from research.runtime.memory import peak_memory_bytes, release_memory
+from research.studies import measures, ways
 from research.studies.claims import ClaimLostError, Claims
 from research.studies.code import code_hash
 from research.studies.ledger import DIVERGED, FAILED, FINISHED, Ledger, Row
 from research.studies.results import lookup_in
 from research.studies.schedule import Progress, plan
 from research.studies.share import WHOLE, Share
+from research.studies.study import TUNED
 from research.studies.trials import BEFORE, Resolver, Trial, without_defaults
 from research.training.loop import train
 from research.training.progress import StepSink
@@ -155,14 +157,7 @@ def run_trial(
         row["value"] = trial.value
     with _logged(folder / LOG):
         try:
-            if trial.stage == BEFORE:
-                model = runs.open_run(trial.experiment.init_from or "")
-            else:
-                row |= _train(trial, workdir, on_step)
-                model = runs.open_run(workdir)
-            row["fingerprint"] = model.fingerprint
-            if resolver.evaluation is not None:
-                row |= _scores(evaluate_run(model, resolver.evaluation))
+            row |= _measure(trial, workdir, resolver.study.measures, on_step)
             row["status"] = FINISHED
             metric = resolver.study.metric
             if not math.isfinite(row.get(metric, 0.0)):  # one that is not there is an error later
@@ -181,6 +176,28 @@ def run_trial(
             with contextlib.suppress(OSError):
                 files.remove(workdir / name, workdir)
     return row
+
+
+def _measure(
+    trial: Trial, workdir: epath.Path, functions: Sequence[str], on_step: StepSink | None
+) -> dict[str, Any]:
+    """Trains where the trial does, and asks what it is asked; the columns of its row."""
+    if trial.way != TUNED:
+        assert trial.evaluation is not None  # `ways.evaluation_of` has seen to it
+        report, columns = ways.answer(trial.way, trial.evaluation, trial.experiment)
+        return columns | (_scores(report) if report else {})
+    columns = {}
+    if trial.stage == BEFORE:
+        model = runs.open_run(trial.experiment.init_from or "")
+    else:
+        columns = _train(trial, workdir, on_step)
+        model = runs.open_run(workdir)
+        for name in functions:
+            columns |= measures.measure(name, model, trial.experiment)
+    columns["fingerprint"] = model.fingerprint
+    if trial.evaluation is not None:
+        columns |= _scores(evaluate_run(model, trial.evaluation))
+    return columns
 
 
 def _train(trial: Trial, workdir: epath.Path, on_step: StepSink | None) -> dict[str, Any]:

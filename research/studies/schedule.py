@@ -75,7 +75,10 @@ def plan(resolver: Resolver, lookup: Lookup) -> Progress:
         missing: list[Trial] = []
         stage_choices: list[Choice] = []
         stage_trials: list[Trial] = []
+        is_last = number == len(study.stages) - 1
         for cell in cells:
+            if not (is_last or study.forms[cell.form].is_tuned):
+                continue  # there is nothing to screen
             # only the first stage grows: later ones confirm
             growth = study.sweep.max_growth if study.sweep and number == 0 else 0
             choice, cell_trials, unfinished = _search(
@@ -84,15 +87,16 @@ def plan(resolver: Resolver, lookup: Lookup) -> Progress:
             stage_trials += cell_trials
             missing += unfinished
             if choice is not None:
-                at_edge = choice.at_edge if number == 0 else edges[cell]
+                at_edge = choice.at_edge if number == 0 else edges.get(cell, False)
                 edges[cell] = at_edge
                 stage_choices.append(dataclasses.replace(choice, at_edge=at_edge))
         trials += stage_trials
         if missing:
             return Progress(stage, tuple(missing), tuple(trials), choices)
         choices[stage.name] = tuple(stage_choices)
-        cells = _best_cells(study, stage, stage_choices)
-        grids = {choice.cell: choice.values for choice in stage_choices}
+        best_cells = _best_cells(study, stage, stage_choices)
+        cells = [c for c in cells if c in best_cells or not study.forms[c.form].is_tuned]
+        grids |= {choice.cell: choice.values for choice in stage_choices}
     return Progress(None, (), tuple(trials), choices)
 
 

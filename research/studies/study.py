@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.config.user_code import errors_with_line, load_file
-from research.studies.axes import Axes
+from research.evaluation.baselines import BASELINES
+from research.studies.axes import SEED_KEYS, Axes
 
 FILE = "study.py"
+TUNED, PROMPTED = "tuned", "prompted"
+# what a form may do with its labels
+WAYS = (TUNED, PROMPTED, *BASELINES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +60,24 @@ class Form:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # the values that its sweep begins with; empty: those of the study's sweep
     values: tuple[float, ...] = ()
+    # what it does with the labels: a run that is "tuned", a base that is "prompted", or a
+    # classifier of `research.evaluation.baselines`; only the first has a sweep and is screened
+    way: str = TUNED
+    # of a way that is not tuned: what it changes in the evaluation, such as {"choice.shots": 3}
+    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_values(self.values, "a form's values")
+        if self.way not in WAYS:
+            raise ValueError(f"a form is {self.way!r}; there are: {', '.join(WAYS)}")
+        if self.is_tuned and self.evaluation:
+            raise ValueError("a tuned form is asked what all are: `evaluation` is of other ways")
+        if not self.is_tuned and self.values:
+            raise ValueError(f"a form that is {self.way} has no sweep: leave out `values`")
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.way == TUNED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +154,16 @@ class Study:
     sweep: Sweep | None = None
     stages: tuple[Stage, ...] = (Stage("confirm", seeds=(0, 1, 2)),)
     equal: Equal | None = None
-    # folder of a base that configs name -> the `graft` command line that makes it, in order
+    # what a seed moves: the start, dropout and the order of data; `data.sources[0].sample_seed`
+    # beside them draws other records
+    seed_keys: tuple[str, ...] = SEED_KEYS
+    # folder of a base (or file of a tokenizer) that configs name -> the `graft` command line that
+    # makes it, in order
     bases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # the config of `graft evaluate`, FILE[:ARG], for the trained models; None: not evaluated
     evaluation: str | None = None
+    # FILE:FUNCTION each, asked of every tuned model: `(run, experiment) -> {column: number}`
+    measures: tuple[str, ...] = ()
     # what cells and values are chosen by: a number of a trial's row
     metric: str = "heldout_loss"
     goal: Literal["lowest", "highest"] = "lowest"
@@ -152,8 +177,9 @@ class Study:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {names}")
-        valueless = [name for name, form in self.forms.items() if not form.values]
-        if self.sweep is None and len(valueless) < len(self.forms):
+        tuned = {name: form for name, form in self.forms.items() if form.is_tuned}
+        valueless = [name for name, form in tuned.items() if not form.values]
+        if self.sweep is None and len(valueless) < len(tuned):
             raise ValueError("a form has values, but the study has no sweep")
         if self.sweep and not self.sweep.values and valueless:
             raise ValueError(f"the sweep has no values for the form {valueless[0]!r}")
@@ -181,7 +207,7 @@ class Study:
 
     def sweep_values(self, form: str) -> tuple[float, ...]:
         """The values that the sweep begins with for a form, in order; none without a sweep."""
-        if self.sweep is None:
+        if self.sweep is None or not self.forms[form].is_tuned:
             return ()
         return tuple(sorted(self.forms[form].values or self.sweep.values))
 

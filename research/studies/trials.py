@@ -13,11 +13,11 @@ from research.config import cli, paths, schema
 from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
-from research.studies.axes import SEED_KEYS
+from research.studies import measures, ways
 from research.studies.bases import recipe
 from research.studies.budgets import Start, abstract_program, solve, tokens_of
 from research.studies.code import code_hash
-from research.studies.study import Stage, Study
+from research.studies.study import PROMPTED, TUNED, Stage, Study
 
 # the stage of evaluations of bases before anything is tuned
 BEFORE = "before"
@@ -55,6 +55,9 @@ class Trial:
     # hash of everything that its numbers depend on, without and with the code
     inputs: str
     address: str
+    # how it answers (`research.studies.ways`), and what it is asked; None: nothing
+    way: str = TUNED
+    evaluation: Evaluation | None = None
 
     @property
     def label(self) -> str:
@@ -109,12 +112,14 @@ class Resolver:
             stage = self.study.stages[0]
             bases: dict[str, Trial] = {}
             for cell in self.cells if self.evaluation is not None else ():
+                if not self.study.forms[cell.form].is_tuned:
+                    continue
                 value = next(iter(self.study.sweep_values(cell.form)), None)
                 trial = self.trial(stage, cell, value, stage.seeds[0])
                 path = trial.experiment.init_from
                 if path is None:
                     continue
-                content = self._depends(trial.experiment)
+                content = self.depends(trial)
                 inputs = _hash([content[name] for name in ("base", "evaluation", "asked")])
                 bases.setdefault(
                     inputs,
@@ -135,8 +140,9 @@ class Resolver:
         changes = self._cell_changes(cell) | self._full(stage.changes)
         if value is not None and self.sweep_key:
             changes[self.sweep_key] = value
-        changes |= dict.fromkeys(SEED_KEYS, seed)
-        if equal := self.study.equal:
+        changes |= dict.fromkeys(self._full(dict.fromkeys(self.study.seed_keys)), seed)
+        form = self.study.forms[cell.form]
+        if (equal := self.study.equal) and form.is_tuned:
             if (stage.name, cell) not in self._budgets:
                 experiment = self._replace(changes, cell)
                 self._budgets[stage.name, cell] = solve(
@@ -144,8 +150,11 @@ class Resolver:
                 )
             changes[paths.full_path(Experiment, equal.by)] = self._budgets[stage.name, cell]
         experiment = self._replace(changes, cell)
-        inputs = _hash(self._depends(experiment))
+        evaluation = ways.evaluation_of(form.way, self.evaluation, experiment, form.evaluation)
+        inputs = _hash(self._depends(experiment, form.way, evaluation))
         return Trial(
+            way=form.way,
+            evaluation=evaluation,
             stage=stage.name,
             cell=cell,
             value=value,
@@ -156,7 +165,9 @@ class Resolver:
         )
 
     def flops(self, stage: Stage, cell: Cell) -> float:
-        """Model FLOPs of one run of a cell, from shapes."""
+        """Model FLOPs of one run of a cell, from shapes; none where nothing is trained."""
+        if not self.study.forms[cell.form].is_tuned:
+            return 0.0
         value = next(iter(self.study.sweep_values(cell.form)), None)
         experiment = self.trial(stage, cell, value, stage.seeds[0]).experiment
         # a token's do not depend on how many there are, nor on the numbers of the step
@@ -168,7 +179,7 @@ class Resolver:
 
     def depends(self, trial: Trial) -> dict[str, Any]:
         """What the trial's numbers depend on beside the code, as its address has it."""
-        return self._depends(trial.experiment)
+        return self._depends(trial.experiment, trial.way, trial.evaluation)
 
     def _replace(self, changes: Mapping[str, Any], cell: Cell) -> Experiment:
         try:
@@ -190,7 +201,9 @@ class Resolver:
         if is_evaluated and self.evaluation is None:
             raise ValueError(f"the metric is {metric}: give the study an `evaluation`")
 
-    def _depends(self, experiment: Experiment) -> dict[str, Any]:
+    def _depends(
+        self, experiment: Experiment, way: str, evaluation: Evaluation | None
+    ) -> dict[str, Any]:
         config = without_defaults(experiment)
         for name in _BESIDE:
             config.pop(name, None)
@@ -198,21 +211,30 @@ class Resolver:
         splits = [(source, source.split) for source in experiment.data.sources]
         if experiment.evaluate_split:
             splits += [(source, experiment.evaluate_split) for source in experiment.data.sources]
+        made_base = self._recipes.get(experiment.init_from or "")
+        made_tokenizer = self._recipes.get(experiment.tokenizer or "")
         content: dict[str, Any] = {
             "config": config,
-            "base": self._recipes.get(experiment.init_from or "")
-            or (start.base.fingerprint if start.base else None),
-            "tokenizer": start.tokenizer_fingerprint,
+            "base": made_base or (start.base.fingerprint if start.base else None),
+            "tokenizer": made_tokenizer or made_base or start.tokenizer_fingerprint,
             "data": self._fingerprints_of(splits),
         }
-        if self.evaluation is not None:
-            content["evaluation"] = without_defaults(self.evaluation)
+        if evaluation is not None:
+            content["evaluation"] = without_defaults(evaluation)
             asked_splits = []
-            if text := self.evaluation.text:
+            if text := evaluation.text:
                 asked_splits += [(source, text.split) for source in text.sources]
-            if choice := self.evaluation.choice:
+            if choice := evaluation.choice:
                 asked_splits += [(choice.source, split) for split in ("train", choice.split)]
             content["asked"] = self._fingerprints_of(asked_splits)
+        if way != TUNED:  # of a run, only where labels and worked examples come from
+            unused = set(config) - {"data", "seed"}
+            content["config"] = {k: v for k, v in config.items() if k not in unused}
+            content["way"] = way
+            if way != PROMPTED:
+                content |= {"base": None, "tokenizer": None}
+        elif self.study.measures:
+            content["measures"] = [measures.digest(name) for name in self.study.measures]
         return content
 
     def _open(self, experiment: Experiment) -> Start:

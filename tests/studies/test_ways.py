@@ -1,0 +1,116 @@
+"""Ways that train no weights stand in a study's table on the same labels and questions."""
+
+import pytest
+
+from research.checkpoints import runs
+from research.config import schema
+from research.data.sources import open_source
+from research.evaluation import baselines, report
+from research.studies import Form, Stage, Study
+from research.studies.desk import Desk
+from tests.helpers import tiny_run
+
+MEASURE = """
+def size(run, experiment):
+    return {"steps_of_run": run.checkpoint.step, "rate": experiment.schedule.learning_rate}
+"""
+
+
+@pytest.fixture
+def study(world, tmp_path):
+    experiment = world.tuning(1, evaluate_split="heldout")
+    source = schema.to_dict(world.questions().sources[0])
+    choice = {"source": source, "objective": schema.to_dict(world.questions().objective)}
+    tasks = {"choice": choice | {"split": "heldout", "sequence_length": 32, "batch_size": 8}}
+    (tmp_path / "evaluate.py").write_text(f"def get_config():\n    return {tasks!r}\n")
+    (tmp_path / "measures.py").write_text(MEASURE)
+    settings = {
+        "claim": "tuning is not needed",
+        "source": "",
+        "refuted_if": "",
+        "config": str(tiny_run.config_file(tmp_path, experiment)),
+        "changes": {"data.sources[0].max_records": 8},
+        "forms": {
+            "full": Form({"learning_rate": 1e-3}),
+            "one shot": Form(way="prompted", evaluation={"choice.shots": 1}),
+            "tf-idf": Form(way="tfidf_linear"),
+        },
+        "stages": (Stage("screen", (0,)), Stage("confirm", (0, 1))),
+        "seed_keys": ("seed", "data.seed", "data.sources[0].sample_seed"),
+        "evaluation": str(tmp_path / "evaluate.py"),
+        "measures": (str(tmp_path / "measures.py:size"),),
+    }
+    return lambda **changes: Study(**settings | changes)
+
+
+def test_prompts_and_classifiers_answer_beside_tuned_models(study, world, tmp_path, capsys):
+    desk = Desk(study(), tmp_path / "study")
+    desk.run()
+    rows, progress = desk.look()
+    assert progress.is_finished
+    stages = [(trial.stage, trial.cell.form) for trial in progress.trials]
+    assert stages.count(("screen", "full")) == 1 and ("screen", "tf-idf") not in stages
+    by_form = {
+        trial.cell.form: (trial, rows[trial.address])
+        for trial in progress.trials
+        if trial.stage == "confirm" and trial.seed == 1
+    }
+    assert {row["questions"] for _, row in by_form.values()} == {12}
+    # a number of the tuned model that only this study asks for
+    assert by_form["full"][1]["steps_of_run"] == 1 and by_form["full"][1]["rate"] == 1e-3
+
+    # each is what it is alone, on the eight records that its seed draws
+    trial, row = by_form["tf-idf"]
+    source = trial.experiment.data.sources[0]
+    assert (source.max_records, source.sample_seed, row["labels"]) == (8, 1, 8)
+    train, asked = open_source(source), open_source(source, "heldout")
+    predictions, _ = baselines.tfidf_linear(
+        [train[i]["prompt"] for i in range(8)],
+        [train[i]["completion"] for i in range(8)],
+        [asked[i]["prompt"] for i in range(len(asked))],
+    )
+    correct = [asked[i]["completion"] == text for i, text in enumerate(predictions)]
+    assert row["correct"] == correct and "heldout_loss" not in row
+
+    trial, row = by_form["one shot"]
+    alone = report.evaluate_run(runs.open_run(world.base), trial.evaluation)
+    assert trial.evaluation.choice.shots == 1 and alone.answers is not None
+    assert row["correct"] == alone.answers.correct.tolist() and row["trainable_parameters"] == 0
+    desk.print_table()
+    assert "tf-idf" in capsys.readouterr().out
+
+
+def test_a_way_depends_on_what_it_reads_alone(study, tmp_path):
+    def addresses(**changes):
+        desk = Desk(study(**changes), tmp_path / "study")
+        stage, number = desk.resolver.study.stages[-1], 0
+        trials = [desk.resolver.trial(stage, cell, None, number) for cell in desk.resolver.cells]
+        return [trial.inputs for trial in trials]
+
+    plain = addresses()
+    other_steps = addresses(changes={"data.sources[0].max_records": 8, "steps": 2})
+    assert [a == b for a, b in zip(plain, other_steps, strict=True)] == [False, True, True]
+    other_labels = addresses(changes={"data.sources[0].max_records": 9})
+    assert [a == b for a, b in zip(plain, other_labels, strict=True)] == [False] * 3
+    (tmp_path / "measures.py").write_text(MEASURE + "\n")
+    assert [a == b for a, b in zip(plain, addresses(), strict=True)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"way": "guessed"}, "there are: tuned, prompted"),
+        ({"way": "majority", "values": (1.0,)}, "has no sweep"),
+        ({"evaluation": {"choice.shots": 1}}, "of other ways"),
+    ],
+)
+def test_a_form_that_mixes_ways_is_refused(form, message):
+    with pytest.raises(ValueError, match=message):
+        Form(**form)
+
+
+def test_a_measure_that_is_not_there_is_an_error_before_anything_runs(study, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file absent.py"):
+        Desk(study(measures=("absent.py:size",)), tmp_path / "study").look()
+    with pytest.raises(ValueError, match="write path/to/file.py:function"):
+        Desk(study(measures=("absent",)), tmp_path / "study").look()
