@@ -92,6 +92,8 @@ class Stage:
     keep: float = 1.0
     # how many values of the sweep go on in each of them
     keep_values: int = 1
+    # whether its models are evaluated, where the study has an evaluation
+    evaluated: bool = True
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -177,6 +179,8 @@ class Study:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {names}")
+        if self.evaluation and not any(stage.evaluated for stage in self.stages):
+            raise ValueError("the study has an `evaluation`, and no stage is evaluated")
         tuned = {name: form for name, form in self.forms.items() if form.is_tuned}
         valueless = [name for name, form in tuned.items() if not form.values]
         if self.sweep is None and len(valueless) < len(tuned):

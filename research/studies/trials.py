@@ -109,7 +109,7 @@ class Resolver:
         None where models are not evaluated, or start at random.
         """
         if self._before is None:
-            stage = self.study.stages[0]
+            stage = next((s for s in self.study.stages if s.evaluated), self.study.stages[0])
             bases: dict[str, Trial] = {}
             for cell in self.cells if self.evaluation is not None else ():
                 if not self.study.forms[cell.form].is_tuned:
@@ -150,7 +150,8 @@ class Resolver:
                 )
             changes[paths.full_path(Experiment, equal.by)] = self._budgets[stage.name, cell]
         experiment = self._replace(changes, cell)
-        evaluation = ways.evaluation_of(form.way, self.evaluation, experiment, form.evaluation)
+        task = self.evaluation if stage.evaluated else None
+        evaluation = ways.evaluation_of(form.way, task, experiment, form.evaluation)
         inputs = _hash(self._depends(experiment, form.way, evaluation))
         return Trial(
             way=form.way,
@@ -200,6 +201,9 @@ class Resolver:
         is_evaluated = metric.startswith(("quality", "bits_per_byte"))
         if is_evaluated and self.evaluation is None:
             raise ValueError(f"the metric is {metric}: give the study an `evaluation`")
+        for stage in self.study.stages if is_evaluated else ():
+            if not stage.evaluated:
+                raise ValueError(f"the metric is {metric}: stage {stage.name!r} must be evaluated")
 
     def _depends(
         self, experiment: Experiment, way: str, evaluation: Evaluation | None

@@ -69,9 +69,9 @@ def answer(way: str, evaluation: Evaluation, experiment: Experiment) -> tuple[Re
 
 def _classify(way: str, task: ChoiceTask) -> dict[str, Any]:
     """A classifier fitted on the training split, asked what models are asked."""
-    train, asked = open_source(task.source), open_source(task.source, task.split)
+    train, other_split = open_source(task.source), open_source(task.source, task.split)
     examples = [train[row] for row in range(len(train))]
-    questions = [asked[row] for row in question_rows(task, len(asked))]
+    questions = [other_split[row] for row in question_rows(task, len(other_split))]
     labels = [example["completion"] for example in examples]
     known = way if len(set(labels)) > 1 else "majority"  # all that one label tells
     predictions, cost = BASELINES[known](

@@ -35,7 +35,7 @@ def study(world, tmp_path):
             "one shot": Form(way="prompted", evaluation={"choice.shots": 1}),
             "tf-idf": Form(way="tfidf_linear"),
         },
-        "stages": (Stage("screen", (0,)), Stage("confirm", (0, 1))),
+        "stages": (Stage("screen", (0,), evaluated=False), Stage("confirm", (0, 1))),
         "seed_keys": ("seed", "data.seed", "data.sources[0].sample_seed"),
         "evaluation": str(tmp_path / "evaluate.py"),
         "measures": (str(tmp_path / "measures.py:size"),),
@@ -49,6 +49,8 @@ def test_prompts_and_classifiers_answer_beside_tuned_models(study, world, tmp_pa
     rows, progress = desk.look()
     assert progress.is_finished
     stages = [(trial.stage, trial.cell.form) for trial in progress.trials]
+    screen_row = next(rows[t.address] for t in progress.trials if t.stage == "screen")
+    assert "quality" not in screen_row and "heldout_loss" in screen_row
     assert stages.count(("screen", "full")) == 1 and ("screen", "tf-idf") not in stages
     by_form = {
         trial.cell.form: (trial, rows[trial.address])
@@ -63,13 +65,13 @@ def test_prompts_and_classifiers_answer_beside_tuned_models(study, world, tmp_pa
     trial, row = by_form["tf-idf"]
     source = trial.experiment.data.sources[0]
     assert (source.max_records, source.sample_seed, row["labels"]) == (8, 1, 8)
-    train, asked = open_source(source), open_source(source, "heldout")
+    train, other_split = open_source(source), open_source(source, "heldout")
     predictions, _ = baselines.tfidf_linear(
         [train[i]["prompt"] for i in range(8)],
         [train[i]["completion"] for i in range(8)],
-        [asked[i]["prompt"] for i in range(len(asked))],
+        [other_split[i]["prompt"] for i in range(len(other_split))],
     )
-    correct = [asked[i]["completion"] == text for i, text in enumerate(predictions)]
+    correct = [other_split[i]["completion"] == text for i, text in enumerate(predictions)]
     assert row["correct"] == correct and "heldout_loss" not in row
 
     trial, row = by_form["one shot"]

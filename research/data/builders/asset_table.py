@@ -115,6 +115,17 @@ _TABLE = (
         fallback_for="python3.11-doc",
     ),
     Asset(
+        name="evals",
+        kind="pip",
+        version="3.0.1.post1",
+        filename="evals-3.0.1.post1-py3-none-any.whl",
+        sha256="0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+        size=46_322_659,
+        members=r"evals/registry/data/diabetes/samples\.jsonl",
+        licence="MIT",
+        homepage="https://github.com/openai/evals",
+    ),
+    Asset(
         name="licensedcode-data",
         kind="pip",
         version="32.1.0",

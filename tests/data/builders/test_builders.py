@@ -23,6 +23,7 @@ from research.data.builders import assets
 from research.data.builders.assets import ASSETS
 from research.data.builders.documents import choose_heldout
 from research.data.builders.graft_books import graft_books_dataset_builder as books
+from research.data.builders.graft_diabetes import graft_diabetes_dataset_builder as diabetes
 from research.data.builders.graft_licences import graft_licences_dataset_builder as licences
 from research.data.builders.graft_web.html_text import html_text
 
@@ -355,3 +356,31 @@ def test_broken_front_matter_names_the_rule():
     text = "---\nis_license_notice: yes\n: [\n---\n\ntext\n"
     with pytest.raises(ValueError, match="bad.RULE: front matter is not YAML"):
         licences.parse_rule("bad.RULE", text)
+
+
+def test_patients_are_told_once_and_splits_have_as_many_of_either_label(monkeypatch, cache):
+    def sample(age, label):
+        text = f"Age: Age {age}.0 to {age + 4}.0, Race:Hispanic, BMI:40.1{age}, Is hypertensive."
+        chat = [{"role": "system", "content": "Answer 1 or 0."}, {"role": "user", "content": text}]
+        return json.dumps({"input": chat, "ideal": label})
+
+    lines = [sample(age, label) for age, label in zip(range(20, 60), "01" * 20, strict=True)]
+    lines.append(sample(20, "1"))  # the first record of a description has the word
+    member = "evals/registry/data/diabetes/samples.jsonl"
+    _pin(monkeypatch, cache, "evals", {member: "\n".join(lines)})
+    monkeypatch.setattr(diabetes, "SIZES", {"train": 20, "validation": 4, "test": 6})
+    rows = {
+        split: [dict(row) for row in builders.load("graft_diabetes", split)]
+        for split in ("train", "validation", "test")
+    }
+    assert {split: len(each) for split, each in rows.items()} == diabetes.SIZES
+    texts = [row["text"].decode() for each in rows.values() for row in each]
+    assert len(set(texts)) == len(texts) == 30
+    for each in rows.values():
+        assert sum(row["label"] == b"yes" for row in each) == len(each) / 2
+    assert diabetes.describe("Age: Age 58.0 to 62.0, BMI:22.740000000000002, Race:A, B.") == (
+        "Age 58 to 62, BMI: 22.7, Race: A, B"
+    )
+    assert (
+        diabetes.read_records()["Age 20 to 24, Race: Hispanic, BMI: 40.1, Is hypertensive"] == "no"
+    )
