@@ -47,7 +47,15 @@ OWN_FILES = ("metadata.json", "metrics.json", "arrays.json", DIGESTS)
 
 
 class CheckpointError(OSError):
-    """A checkpoint that cannot be written or read; the message names the folder and the remedy."""
+    """A checkpoint that cannot be written or read; the message names the folder and the remedy.
+
+    Attributes:
+      detail: the file and what is wrong with it, alone; the message where nobody says.
+    """
+
+    def __init__(self, message: str, detail: str = ""):
+        super().__init__(message)
+        self.detail = detail or message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,8 +253,10 @@ class Checkpoint:
             if others
             else "no other step is beside it: copy the folder again from its source, or start over"
         )
+        detail = f"{where}{reason(cause)}"
         return CheckpointError(
-            f"{message}{reason(cause)}. A file in it is missing, cut short or changed; {instead}."
+            f"{message}{reason(cause)}. A file in it is missing, cut short or changed; {instead}.",
+            detail,
         )
 
 

@@ -50,8 +50,10 @@ from research.checkpoints.checkpoint import (
     scan,
     sha256,
 )
-from research.checkpoints.removal import remove_leftovers, remove_step
+from research.checkpoints.removal import remove_leftovers
+from research.checkpoints.retention import Retention
 from research.runtime.files import check_no_link
+from research.runtime.locks import LockLostError
 from research.runtime.storage import absolute, describe_storage_error, is_remote
 
 __all__ = ["CheckpointError", "Checkpointer", "Checkpoint", "library_versions", "open_checkpoint"]
@@ -90,6 +92,8 @@ class Checkpointer:
         that is not finite, are not ranked.
       best_mode: whether the smallest or the largest value is the best.
       asynchronous: write in the background. `save` returns once device memory may be reused.
+      check: called before anything there is changed; it raises LockLostError where the directory is
+        another process's by now, and nothing more is written or removed then.
     """
 
     def __init__(
@@ -101,18 +105,13 @@ class Checkpointer:
         best_metric: str | None = None,
         best_mode: Literal["min", "max"] = "min",
         asynchronous: bool = True,
+        check: Callable[[], None] | None = None,
     ):
-        if keep_last < 1 or keep_best < 0 or (keep_best and best_metric is None):
-            raise ValueError(
-                "need keep_last >= 1, keep_best >= 0 and, if keep_best > 0, a best_metric; got "
-                f"keep_last={keep_last}, keep_best={keep_best}, best_metric={best_metric!r}"
-            )
-        if best_mode not in ("min", "max"):
-            raise ValueError(f"best_mode must be 'min' or 'max', got {best_mode!r}")
         self.directory = absolute(directory)
-        self._keep_last, self._keep_best = keep_last, keep_best
-        self._best_metric, self._best_mode = best_metric, best_mode
+        self._retention = Retention(self.directory, keep_last, keep_best, best_metric, best_mode)
+        self._best_metric = best_metric
         self._asynchronous = asynchronous
+        self._check = check or (lambda: None)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
         self._cleaned = False
@@ -125,42 +124,56 @@ class Checkpointer:
         metadata: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
         files: Mapping[str, bytes | Path] | None = None,
+        replace: bool = False,
     ) -> bool:
         """Starts saving one step, after waiting for the save before it.
 
-        The arrays may be donated as soon as this returns. A step that is saved already does not
-        change.
+        The arrays may be donated as soon as this returns. A step that is saved already, with the
+        same arrays, does not change.
+
+        Args:
+          replace: write a step anew that is there with other arrays.
 
         Returns:
           Whether the step is being written; False if it was there.
 
         Raises:
-          CheckpointError: this save, or the one before it, could not be written.
+          CheckpointError: this save, or the one before it, could not be written, or the step is
+            there with other arrays.
           LinkError: the folder or the step's is a symbolic link.
+          LockLostError: as of `check`.
           ValueError: a step before the latest one, arrays without elements or with 64-bit
             elements that JAX would cut, metadata that is not JSON, odd file names.
         """
         self.wait()
+        self._check()
         steps = self.all_steps()
+        path = self.directory / str(step)
+        check_no_link(path, self.directory.parent)
+        arrays = _validate(arrays)
         if step in steps:
-            log.info("step %d is already saved in %s", step, self.directory)
-            return False
-        if step < 0 or (steps and step < steps[-1]):
+            if _holds(path, arrays):
+                log.info("step %d is already saved in %s", step, self.directory)
+                return False
+            if not replace:
+                raise CheckpointError(
+                    f"{path} is there already with other arrays than those to be saved, of another "
+                    "run, or put there meanwhile: move it away and start the same command again"
+                )
+            log.warning("%s held other arrays than those of this run: it is written anew", path)
+        elif step < 0 or (steps and step < steps[-1]):
             raise ValueError(
                 f"cannot save step {step} in {self.directory}: it has step {steps[-1:]} already. "
                 "Perhaps another process has gone on with this run: start again, and it goes on at "
                 "that step; or save to another directory."
             )
         contents = self._contents(metadata, metrics, files)
-        arrays = _validate(arrays)
         pending_sums = fingerprint.dispatch(arrays)
 
         def describe() -> bytes:
             sums = fingerprint.fetch(pending_sums).items()
             return _json_bytes({name: checksum._asdict() for name, checksum in sums})
 
-        path = self.directory / str(step)
-        check_no_link(path, self.directory.parent)
         context = ocp.Context()
         # Make folders before returning: a full disk is then an error here, and not a time-out in
         # the writer's thread.
@@ -187,6 +200,7 @@ class Checkpointer:
 
         Raises:
           CheckpointError: it failed. Reported once; the next save starts afresh.
+          LockLostError: it failed, and the directory is another process's by now.
         """
         if self._pending is None:
             return
@@ -209,9 +223,12 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, LockLostError):
+            self._writer.shutdown(wait=False, cancel_futures=True)
+            return
         try:
             self.close()
-        except CheckpointError as error:
+        except (CheckpointError, LockLostError) as error:
             if kind is None:
                 raise
             log.error("saving failed too: %s", error)  # the first error propagates
@@ -234,7 +251,7 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The complete step with the best `best_metric`; of equals the newest."""
-        return next(iter(self._rank(self.all_steps())[0]), None)
+        return next(iter(self._retention.rank(self.all_steps())[0]), None)
 
     def at(self, step: int | None = None) -> Checkpoint:
         """The step (the latest if None) for reading; FileNotFoundError if it is not there."""
@@ -284,38 +301,12 @@ class Checkpointer:
         if jax.process_index() != 0:
             return
         try:
-            self._prune()
+            self._check()
+            self._retention.prune()
+        except LockLostError:  # the next call says it
+            return
         except OSError as error:
             log.warning("could not remove old checkpoints in %s: %s", self.directory, reason(error))
-
-    def _prune(self) -> None:
-        """Removes the steps that are neither among the last nor among the best."""
-        check_no_link(self.directory, self.directory.parent)
-        steps, incomplete = scan(self.directory)
-        best_first, unreadable = self._rank(steps)
-        keep = {*steps[-self._keep_last :], *best_first[: self._keep_best], *unreadable}
-        for step in sorted({*steps, *incomplete} - keep):
-            path = self.directory / str(step)
-            if step > steps[-1] or not (path / "state").exists():
-                continue  # not older than the newest good step, or not a checkpoint at all
-            remove_step(path)
-
-    def _rank(self, steps: list[int]) -> tuple[list[int], list[int]]:
-        """The steps with a finite `best_metric`, best first, and those that cannot be read."""
-        if self._best_metric is None:
-            return [], []
-        sign = 1 if self._best_mode == "min" else -1
-        scores, unreadable = [], []
-        for step in steps:
-            try:
-                value = Checkpoint(self.directory / str(step)).metrics().get(self._best_metric)
-            except CheckpointError as error:  # perhaps only the network: no reason to remove it
-                log.warning("%s", error)
-                unreadable.append(step)
-                continue
-            if value is not None:
-                scores.append((sign * value, -step))
-        return [-step for _, step in sorted(scores)], unreadable
 
     def _remove_leftovers(self) -> None:
         """Removes leftovers of killed saves, once: later this writer cleans up after itself."""
@@ -323,7 +314,11 @@ class Checkpointer:
             remove_leftovers(self.directory)
             self._cleaned = True
 
-    def _save_error(self, step: int, cause: Exception) -> CheckpointError:
+    def _save_error(self, step: int, cause: Exception) -> OSError:
+        try:
+            self._check()
+        except LockLostError as error:  # that is why; nothing there is ours to remove
+            return error
         message = f"could not save step {step} in {self.directory}: "
         refusal = describe_storage_error(cause, self.directory)
         if is_remote(self.directory) and refusal is not None:
@@ -375,6 +370,14 @@ class _Files:
 
     async def load(self, directory: epath.Path) -> Awaitable[None]:
         raise NotImplementedError("read through Checkpoint")
+
+
+def _holds(path: epath.Path, arrays: Arrays) -> bool:
+    """Whether a step that is there has these arrays, by the checksums that were saved with it."""
+    try:
+        return Checkpoint(path).checksums() == fingerprint.checksums(arrays)
+    except CheckpointError:
+        return False
 
 
 def _validate(arrays: Mapping[str, jax.Array]) -> Arrays:

@@ -16,6 +16,8 @@ In the folder: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpo
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 from research.config import cli
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(parser, argv)
 
     from research.experiment import Experiment
-    from research.runtime import distributed, signals
+    from research.runtime import distributed, locks, signals, terminal
     from research.runtime.compilation_cache import enable_compilation_cache
     from research.training.loop import train
 
@@ -40,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.distributed:
             distributed.initialize()
         experiment = cli.load(Experiment, arguments.config, arguments.overrides)
-        summary = train(experiment, arguments.workdir, dry_run=arguments.dry_run)
+        try:
+            summary = train(experiment, arguments.workdir, dry_run=arguments.dry_run)
+        except locks.LockLostError as error:  # at once: a save may be at work in the background
+            terminal.show(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
         if summary and not summary.finished:
             signals.set_ending("all is saved", distributed.EXIT_RESTART)
             raise SystemExit(distributed.EXIT_RESTART)

@@ -109,7 +109,12 @@ def atomic_copy(file: Path, path: str | os.PathLike[str]) -> None:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file; numbers that are not finite become null."""
-    atomic_write(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    atomic_write(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """The content of such a file."""
+    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
 
 
 @contextlib.contextmanager

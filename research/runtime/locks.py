@@ -1,11 +1,13 @@
 """Locks between the processes of one machine, as files: a lock dies with the process that holds it.
 
-The file names its holder. In a bucket there are none.
+The file names its holder. In a bucket there are none. A file that is removed, replaced or moved
+with its folder keeps nobody out any more: who holds it for long looks now and then (`check_held`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -17,11 +19,34 @@ import filelock
 
 from research.runtime import files
 
-# what `lock_until_exit` holds
-_process_locks: dict[Path, filelock.BaseFileLock] = {}
 # any user of the machine may wait for a lock in a folder that several share
 _MODE = 0o666
 _FIELDS = {"process", "host", "since"}
+# of taking a lock whose file others replace meanwhile
+_TRIES = 100
+
+
+class LockLostError(OSError):
+    """The file of a lock that this process holds is gone or another; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lock:
+    """A lock that is held, and which file it is (`stat`)."""
+
+    lock: filelock.BaseFileLock
+    file: os.stat_result
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file of that name is the one that is locked."""
+        try:
+            return os.path.samestat(os.lstat(path), self.file)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+# what `lock_until_exit` holds
+_process_locks: dict[Path, _Lock] = {}
 
 
 @contextlib.contextmanager
@@ -37,11 +62,11 @@ def lock_file(path: Path, busy: str | None = None) -> Iterator[None]:
       ValueError: another process holds it.
       LinkError: the file is a symbolic link.
     """
-    lock = _acquire(path, busy)
+    process_lock = _acquire(path, busy)
     try:
         yield
     finally:
-        lock.release()
+        process_lock.lock.release()
 
 
 def lock_until_exit(path: Path, busy: str) -> None:
@@ -52,15 +77,31 @@ def lock_until_exit(path: Path, busy: str) -> None:
       LinkError: the file is a symbolic link.
     """
     if path in _process_locks:
-        _process_locks.pop(path).release()
+        _process_locks.pop(path).lock.release()
     _process_locks[path] = _acquire(path, busy)
+
+
+def check_held(path: Path) -> None:
+    """Looks whether a lock of `lock_until_exit` still keeps others out: one look at its file.
+
+    Raises:
+      LockLostError: the file was removed or replaced, or is no longer at this path.
+    """
+    if _process_locks[path].is_at(path):
+        return
+    if not path.parent.exists():
+        raise LockLostError(f"{path.parent} was moved or removed")
+    if not os.path.lexists(path):
+        raise LockLostError(f"{path} was removed")
+    raise LockLostError(f"{path} was replaced by another file ({describe_holder(path)})")
 
 
 def remove_lock(path: Path) -> None:
     """Gives up a lock of `lock_until_exit`, and removes its file; another process makes its own."""
-    if lock := _process_locks.pop(path, None):
-        path.unlink(missing_ok=True)
-        lock.release()
+    if process_lock := _process_locks.pop(path, None):
+        if process_lock.is_at(path):  # not another process's
+            path.unlink(missing_ok=True)
+        process_lock.lock.release()
 
 
 def describe_holder(path: Path) -> str:
@@ -71,19 +112,43 @@ def describe_holder(path: Path) -> str:
     return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
 
 
-def _acquire(path: Path, busy: str | None) -> filelock.BaseFileLock:
+def _acquire(path: Path, busy: str | None) -> _Lock:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.check_no_link(path, path.parent)
-    # no soft locks: where a file system has no others, they would outlive their process
-    lock = filelock.FileLock(
-        path, mode=_MODE, thread_local=False, fallback_to_soft=False, preserve_lock_file=True
-    )
-    try:
-        lock.acquire(blocking=busy is None)
-    except filelock.Timeout:
-        raise ValueError(f"{busy} ({describe_holder(path)})") from None
-    _write_holder(path)
-    return lock
+    for _ in range(_TRIES):
+        files.check_no_link(path, path.parent)
+        statuses: list[os.stat_result] = []
+        # no soft locks: where a file system has no others, they would outlive their process
+        lock = filelock.FileLock(
+            path,
+            mode=_MODE,
+            thread_local=False,
+            fallback_to_soft=False,
+            preserve_lock_file=True,
+            on_acquired=lambda descriptor, statuses=statuses: statuses.append(os.fstat(descriptor)),  # type: ignore[misc]
+        )
+        try:
+            lock.acquire(blocking=busy is None)
+        except filelock.Timeout:
+            raise ValueError(f"{busy} ({describe_holder(path)}){_hard_link_note(path)}") from None
+        process_lock = _Lock(lock, statuses[-1])
+        if process_lock.is_at(path):
+            if process_lock.file.st_nlink == 1:
+                _write_holder(path, process_lock)
+                return process_lock
+            path.unlink()  # one file with another folder's lock, which stays there
+        lock.release()
+    raise OSError(f"{path} cannot be locked: other programs replace it all the time")
+
+
+def _hard_link_note(path: Path) -> str:
+    """What to do about a lock that is busy and may be another folder's."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_nlink > 1:
+            return (
+                f". {path} is a hard link, one file with another folder's lock, as cp -l makes "
+                "them: if nothing runs in this folder, remove it and start again"
+            )
+    return ""
 
 
 def _read_holder(path: Path) -> dict[str, object]:
@@ -94,17 +159,20 @@ def _read_holder(path: Path) -> dict[str, object]:
     return content if isinstance(content, dict) and content.keys() == _FIELDS else {}
 
 
-def _write_holder(path: Path) -> None:
+def _write_holder(path: Path, process_lock: _Lock) -> None:
     """Names this process in a lock's file that is empty or names another; others stay as they are.
 
-    In place, as the lock is the file's; a link is not followed.
+    In place, as the lock is the file's; no link is followed, and no other file written.
     """
     since = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     holder = {"process": os.getpid(), "host": platform.node(), "since": since}
     with contextlib.suppress(OSError):  # it only helps who reads it
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         with open(descriptor, "r+", encoding="utf-8") as file:
-            if os.fstat(descriptor).st_size and not _read_holder(path):
+            status = os.fstat(descriptor)
+            if not os.path.samestat(status, process_lock.file) or status.st_nlink > 1:
+                return
+            if status.st_size and not _read_holder(path):
                 return
             file.truncate(0)
             file.write(json.dumps(holder) + "\n")

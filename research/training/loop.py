@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from research.training.program import Program, make_program
 from research.training.progress import StepSink
 from research.training.summary import Summary, summarize
 from research.training.timing import Timing
-from research.training.workdir import CHECKPOINTS, guard_workdir, open_workdir
+from research.training.workdir import check_claim, guard_workdir, open_workdir
 
 
 def train(
@@ -43,6 +44,7 @@ def train(
     Raises:
       ValueError: the experiment does not fit its data, model, mesh or folder.
       FloatingPointError: too many steps in a row without a finite loss and gradient.
+      LockLostError: the folder, or its lock, was taken away from the run.
     """
     folder = storage.absolute(workdir)
     with guard_workdir(folder):
@@ -62,7 +64,7 @@ def _train(
     steps, reading = experiment.steps, ReadingPlan.of(data, experiment.steps)
 
     # --- where the run stands: resume > init from > scratch ---
-    checkpointer = saving.make_checkpointer(folder / CHECKPOINTS, experiment.checkpoint)
+    checkpointer = saving.make_checkpointer(folder, experiment.checkpoint)
     start = resume.find_start(checkpointer, experiment, data, folder, claim=not dry_run)
     step, timing.earlier_seconds = start.step, start.seconds
     if start.summary:
@@ -70,7 +72,7 @@ def _train(
         return start.summary
     program = program.with_schedule(start.schedule)
     resume.check_same_everywhere(experiment, data, base, folder, step)
-    if is_main_process := jax.process_index() == 0:
+    if jax.process_index() == 0:
         storage.check_writable(folder)
         show(describe_run(program, reading, step))
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
@@ -90,9 +92,8 @@ def _train(
 
         # --- loop ---
         open_workdir(folder, program.experiment, tokenizer)
-        monitor = StepMonitor(
-            program, reading.tokens / steps, folder, step, timing, peak_flops, on_step
-        )
+        check, tokens = functools.partial(check_claim, folder), reading.tokens / steps
+        monitor = StepMonitor(program, tokens, folder, step, timing, peak_flops, on_step, check)
         saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
         with distributed.catch_stop_signals() as stop_request, monitor, checkpointer:
             timing.count_rest("start")
@@ -118,10 +119,15 @@ def _train(
                 saver.export(step, state, monitor.evaluation)
 
     summary = summarize(program, data, reading, monitor, memory_plan, timing, step)
-    if is_main_process:
+    _write_summary(summary, folder)
+    return summary
+
+
+def _write_summary(summary: Summary, folder: Path) -> None:
+    check_claim(folder)
+    if jax.process_index() == 0:
         summary.write(folder)
         show(summary.describe())
-    return summary
 
 
 def _open_data(program: Program, tokenizer: Tokenizer) -> tuple[Pipeline, list[HeldOut]]:

@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,11 @@ class MetricsWriter:
     MIRROR_SECONDS = 120.0
 
     def __init__(
-        self, workdir: str | Path, start_step: int = 0, enabled: bool | None = None
+        self,
+        workdir: str | Path,
+        start_step: int = 0,
+        enabled: bool | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Opens the files.
 
@@ -51,9 +55,12 @@ class MetricsWriter:
             workdir: the run's folder; made if absent.
             start_step: the first step that this process will report.
             enabled: False makes every method do nothing. Default: whether this is process 0.
+            check: called before each line; it raises where the folder is no longer the run's, and
+                nothing more is written then.
         """
         self.enabled = jax.process_index() == 0 if enabled is None else enabled
         self.lines = 0  # of the JSONL now
+        self._check = check
         if not self.enabled:
             return
         folder = storage.absolute(workdir)
@@ -88,6 +95,12 @@ class MetricsWriter:
         """
         if not self.enabled:
             return
+        if self._check is not None:
+            try:
+                self._check()
+            except OSError:
+                self._abandon()
+                raise
         line: dict[str, Any] = {"step": int(step)}
         scalars: dict[str, float] = {}
         for name, value in metrics.items():
@@ -185,6 +198,13 @@ class MetricsWriter:
                     copy.write_bytes(file.read_bytes())
         except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
             log.warning("metrics were not copied to %s: %s", self._remote, error)
+
+    def _abandon(self) -> None:
+        """Writes nothing from here on, not even what waits."""
+        self.enabled = False
+        for observer in (self._board, self._copier):
+            if observer is not None:
+                observer.abandon()
 
     def close(self) -> None:
         if self.enabled:

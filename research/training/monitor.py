@@ -6,7 +6,7 @@ import collections
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class StepMonitor:
         timing: Timing,
         peak_flops: float | None,
         on_step: StepSink | None = None,
+        check: Callable[[], None] | None = None,
     ):
         """Starts with no step in flight.
 
@@ -54,12 +55,14 @@ class StepMonitor:
           timing: where the seconds of waiting and logging are counted.
           peak_flops: FLOP/s of all devices; None if unknown.
           on_step: told of every step that is over.
+          check: as of `MetricsWriter`.
         """
         experiment = program.experiment
         self.skipped = 0
         self.last: dict[str, float] = {}
         self.evaluation = HeldoutMetrics()
-        self.writer = MetricsWriter(workdir, first_step + 1)  # lines are numbered by steps done
+        # lines are numbered by steps done
+        self.writer = MetricsWriter(workdir, first_step + 1, check=check)
         self._progress = Progress(
             experiment.steps,
             first_step,

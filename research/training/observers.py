@@ -60,6 +60,14 @@ class Observer:
         if self._thread.is_alive():
             self._lose("it does not answer")
 
+    def abandon(self) -> None:
+        """Ends without the calls that wait."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()
+        with contextlib.suppress(queue.Full):
+            self._calls.put_nowait(None)
+
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             try:

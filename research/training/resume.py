@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
 from research.checkpoints import runs
-from research.checkpoints.checkpoint import scan
+from research.checkpoints.checkpoint import MARKERS, Checkpoint, CheckpointError, scan
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.checkpoints.runs import Run
 from research.config import schema
@@ -19,7 +20,7 @@ from research.data.pipeline import Pipeline
 from research.experiment import Experiment
 from research.optim import extension
 from research.optim.schedules import ScheduleConfig
-from research.runtime import distributed, storage
+from research.runtime import distributed, files, storage
 from research.training.metrics import METRICS, read_metrics
 from research.training.summary import SUMMARY, Summary
 from research.training.workdir import CHECKPOINTS, MODEL, claim_workdir
@@ -87,6 +88,8 @@ def find_start(
     if claim and start.summary is None:
         claim_workdir(workdir)
         start = _find_start(checkpointer, experiment, data, workdir)
+    if start.summary is None:
+        check_steps(experiment, data, workdir, start.step)
     check_metrics(start, workdir)
     return start
 
@@ -110,6 +113,65 @@ def _find_start(
     is_finished = step >= experiment.steps and (workdir / SUMMARY).exists()
     summary = Summary.read(workdir) if is_finished else None
     return Start(step, seconds, schedule, metadata.get("metrics_lines"), summary)
+
+
+def check_steps(now: Experiment, data: Pipeline, workdir: Path, step: int) -> None:
+    """Refuses what lies where a run saves, from `step` on, and is not its own: links, checkpoints
+    and models of other runs, other folders.
+
+    Raises:
+      LinkError: a checkpoint or model is a symbolic link.
+      ValueError: it is another run's, or no checkpoint; the message names it.
+      CheckpointError: its metadata cannot be read.
+    """
+    for name in (CHECKPOINTS, MODEL):
+        folder = storage.absolute(workdir) / name
+        complete_steps, incomplete_steps = scan(folder)
+        for number in sorted({*complete_steps, *incomplete_steps}):
+            place = folder / str(number)
+            if number >= step:
+                files.check_no_link(place, workdir)
+            elif os.path.islink(place):
+                continue  # nothing is saved there
+            if number in complete_steps:
+                _check_own(now, data, place, is_needed=number >= step)
+            elif number >= step:
+                _check_no_other_folder(place)
+
+
+def _check_own(now: Experiment, data: Pipeline, place: Path, is_needed: bool) -> None:
+    """Raises ValueError for a step of another run; one that is not needed may be damaged."""
+    checkpoint = Checkpoint(storage.absolute(place))
+    try:
+        metadata = checkpoint.metadata()
+        with checkpoint.errors_in("metadata.json"):
+            experiment, fingerprints = metadata["experiment"], dict(metadata["data"])
+            fingerprints["the tokenizer"] = metadata["tokenizer"]
+            if experiment is not None:
+                experiment = schema.build(Experiment, experiment, f"{place}: metadata.experiment")
+    except CheckpointError:
+        if is_needed:
+            raise
+        return
+    if experiment is None:
+        raise ValueError(f"{place} is no model of a run that trains there: move it away")
+    try:
+        check_same_run(now, experiment, place)
+        check_same_data(fingerprints, data, place)
+    except ValueError as error:
+        raise ValueError(f"{error}; or move {place} away, where it was put there") from error
+
+
+def _check_no_other_folder(place: Path) -> None:
+    """Raises ValueError for what is neither a checkpoint nor what a kill left of one."""
+    if storage.is_remote(place):  # what a kill left there has many forms
+        return
+    names = {path.name for path in place.iterdir()} if place.is_dir() else {"a file"}
+    if other_names := names - {"state", "files", *MARKERS}:
+        raise ValueError(
+            f"{place} is no checkpoint (it has {', '.join(sorted(other_names)[:3])}), and the run "
+            "would save there: move it away"
+        )
 
 
 def _finished_step(experiment: Experiment, workdir: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,19 @@ from research.training.heldout_loss import HeldoutMetrics
 from research.training.metrics import MetricsWriter
 from research.training.program import Program
 from research.training.timing import Timing
+from research.training.workdir import CHECKPOINTS, MODEL, check_claim, own_files, restore_files
 
 NO_LIMIT = 1_000_000  # finished models are never removed: adapters may stand on them
 
 
-def make_checkpointer(folder: Path, config: CheckpointConfig) -> Checkpointer:
+def make_checkpointer(workdir: Path, config: CheckpointConfig) -> Checkpointer:
     """The checkpointer of a run's own steps."""
     return Checkpointer(
-        folder,
+        workdir / CHECKPOINTS,
         keep_last=config.keep_last,
         keep_best=int(config.keep_best),
         best_metric="heldout_loss" if config.keep_best else None,
+        check=functools.partial(check_claim, workdir),
     )
 
 
@@ -43,10 +46,11 @@ class RunSaver:
         timing: Timing,
     ):
         self._saved_names = program.saved_names
-        self._model_folder = workdir / "model"
+        self._workdir = workdir
         self._checkpointer, self._writer, self._timing = checkpointer, writer, timing
         self._metadata = run_metadata(program, data)
         sidecar_files = (program.base.sidecar_files if program.base else {}) | data.sidecar_files
+        self._own_files = own_files(program.experiment, data.tokenizer)
         tokenizer_file = {runs.TOKENIZER: data.tokenizer.to_json().encode()}
         self._files: dict[str, bytes | Path] = {**sidecar_files, **tokenizer_file}
 
@@ -60,9 +64,14 @@ class RunSaver:
         names = [name for name in self._saved_names if name.startswith("model/")]
         with (
             self._timing("export"),
-            Checkpointer(self._model_folder, keep_last=NO_LIMIT) as checkpointer,
+            Checkpointer(
+                self._workdir / MODEL,
+                keep_last=NO_LIMIT,
+                check=functools.partial(check_claim, self._workdir),
+            ) as checkpointer,
         ):
-            self._write(checkpointer, names, step, state, evaluation)
+            # one that a kill left is of the same bits, unless the mesh or the schedule changed
+            self._write(checkpointer, names, step, state, evaluation, replace=True)
 
     def _write(
         self,
@@ -71,7 +80,10 @@ class RunSaver:
         step: int,
         state: TrainState,
         evaluation: HeldoutMetrics,
+        replace: bool = False,
     ) -> None:
+        check_claim(self._workdir)
+        restore_files(self._workdir, self._own_files)
         arrays = tree.flatten(state)
         self._writer.mirror()  # lines up to a checkpoint are not written again
         checkpointer.save(
@@ -82,6 +94,7 @@ class RunSaver:
             # an older model's metrics say nothing of this one
             metrics=evaluation.metrics if evaluation.step == step else None,
             files=self._files,
+            replace=replace,
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -19,9 +20,12 @@ from research.text.tokenizer import Tokenizer
 from research.training.metrics import METRICS, TENSORBOARD
 from research.training.summary import SUMMARY
 
+log = logging.getLogger(__name__)
+
 CHECKPOINTS, MODEL, CONFIG, LOCK = "checkpoints", "model", "config.json", ".lock"
 # all that a run writes in its folder
 OWN_NAMES = (CHECKPOINTS, MODEL, CONFIG, LOCK, METRICS, SUMMARY, TENSORBOARD, runs.TOKENIZER)
+_FOLDERS = (CHECKPOINTS, MODEL, TENSORBOARD)
 
 
 @contextlib.contextmanager
@@ -54,14 +58,18 @@ def claim_workdir(workdir: Path) -> None:
     there are none in a bucket.
 
     Raises:
-      ValueError: another process is training there.
+      ValueError: another process is training there, or a file stands where a folder belongs.
       LinkError: something there is a symbolic link out of the folder.
     """
     if jax.process_index() != 0:
         return
     if not storage.is_remote(workdir):
         for name in OWN_NAMES:
-            files.check_no_link(Path(workdir) / name, workdir)
+            path = Path(workdir) / name
+            files.check_no_link(path, workdir)
+            if path.exists() and path.is_dir() != (name in _FOLDERS):
+                kinds = ("file", "folder") if name in _FOLDERS else ("folder", "file")
+                raise ValueError(f"{path} is a %s, and a run has a %s there: move it away" % kinds)
         busy = (
             f"another process is training in {workdir}: wait until it ends, or choose another "
             "--workdir"
@@ -71,11 +79,68 @@ def claim_workdir(workdir: Path) -> None:
         remove_leftovers(storage.absolute(workdir) / name)
 
 
+def check_claim(workdir: Path) -> None:
+    """Looks whether `claim_workdir` still keeps other runs out; process 0 does it for all.
+
+    It is cheap, and comes before whatever changes the folder while a run trains.
+
+    Raises:
+      LockLostError: the lock, or the whole folder, was moved, removed or replaced.
+    """
+    if jax.process_index() != 0 or storage.is_remote(workdir):
+        return
+    try:
+        locks.check_held(Path(workdir) / LOCK)
+    except locks.LockLostError as error:
+        raise locks.LockLostError(
+            f"{error} while this run trains in {workdir}. Another run may begin there unseen, so "
+            "this one ends at once and writes nothing more; what was saved stays as it is, and the "
+            "same command goes on from there"
+        ) from None
+
+
+def own_files(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The small files that say what a run is: name -> content."""
+    config = files.json_text(schema.to_dict(experiment))
+    return {CONFIG: config.encode(), runs.TOKENIZER: tokenizer.to_json().encode()}
+
+
 def open_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Writes config.json and tokenizer.json there; process 0 does it for all."""
+    """Writes config.json and tokenizer.json there; process 0 does it for all.
+
+    Raises:
+      LockLostError: as of `check_claim`.
+    """
+    check_claim(workdir)
     if jax.process_index() == 0:
-        files.write_json(workdir / CONFIG, schema.to_dict(experiment))
-        tokenizer.save(workdir / runs.TOKENIZER)
+        for name, content in own_files(experiment, tokenizer).items():
+            files.atomic_write(workdir / name, content)
+
+
+def restore_files(workdir: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes those of a run's own files again that were lost or changed meanwhile, and says so.
+
+    Process 0 does it for all; in a bucket nobody looks.
+    """
+    if jax.process_index() != 0 or storage.is_remote(workdir):
+        return
+    for name, content in contents.items():
+        path = Path(workdir) / name
+        what = "replaced by a link" if path.is_symlink() else "changed"
+        try:
+            if not path.is_symlink() and path.read_bytes() == content:
+                continue
+        except FileNotFoundError:
+            what = "removed"
+        except OSError as error:
+            what = f"made unreadable ({error.strerror})"
+        try:
+            files.atomic_write(path, content)
+            log.warning("%s was %s while the run trains: it is written again", path, what)
+        except OSError as error:  # the checkpoints have what it says
+            log.warning(
+                "%s was %s while the run trains, and cannot be written again: %s", path, what, error
+            )
 
 
 def describe_saved(workdir: Path) -> str:

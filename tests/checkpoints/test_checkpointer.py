@@ -22,6 +22,7 @@ from research.checkpoints.checkpointer import (
     library_versions,
     open_checkpoint,
 )
+from research.runtime.files import LinkError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,7 +117,7 @@ def test_keeps_the_last_and_the_best_steps(tmp_path, mode, best):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{s}" for s in [best, 6, 7])
 
 
-def test_a_step_whose_metrics_cannot_be_read_is_not_removed(tmp_path):
+def test_a_step_whose_metrics_cannot_be_read_is_not_removed_and_said_once(tmp_path, caplog):
     options = dict(keep_last=1, keep_best=1, best_metric="loss")
     with Checkpointer(tmp_path, **options) as checkpointer:
         checkpointer.save(1, _arrays(1), {}, {"loss": 1.0})
@@ -126,13 +127,29 @@ def test_a_step_whose_metrics_cannot_be_read_is_not_removed(tmp_path):
         checkpointer.save(3, _arrays(3), {}, {"loss": 3.0})
         checkpointer.wait()
         assert checkpointer.all_steps() == [1, 2, 3] and checkpointer.best_step() == 2
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{tmp_path}/1: files/metrics.json is not what was saved. Without")
+    assert message.endswith("is never removed: remove it by hand if nobody needs it")
 
 
-def test_a_saved_step_is_left_alone_and_an_earlier_one_is_refused(tmp_path):
-    with Checkpointer(tmp_path) as checkpointer:
+def test_a_saved_step_is_left_alone_and_another_or_an_earlier_one_is_refused(tmp_path, caplog):
+    with Checkpointer(tmp_path / "run") as checkpointer:
         assert checkpointer.save(4, _arrays(4), {"first": True})
-        assert not checkpointer.save(4, _arrays(5), {"first": False})
+        assert not checkpointer.save(4, _arrays(4), {"first": False})
+        with pytest.raises(
+            CheckpointError, match="run/4 is there already with other arrays .* move"
+        ):
+            checkpointer.save(4, _arrays(5), {"first": False})
         assert checkpointer.metadata(4) == {"first": True}
+        assert checkpointer.save(4, _arrays(5), {"first": False}, replace=True)
+        checkpointer.wait()
+        assert "run/4 held other arrays than those of this run: it is written anew" in caplog.text
+        assert checkpointer.metadata(4) == {"first": False}
+        assert checkpointer.at(4).fingerprint() == fingerprint.fingerprint(_arrays(5))
+        (tmp_path / "run" / "4").rename(tmp_path / "other")
+        (tmp_path / "run" / "4").symlink_to(tmp_path / "other")
+        with pytest.raises(LinkError, match="run/4 is a symbolic link"):
+            checkpointer.save(4, _arrays(5), {}, replace=True)
         with pytest.raises(ValueError, match=r"cannot save step 3 in .*step \[4\] already"):
             checkpointer.save(3, _arrays(3), {})
 

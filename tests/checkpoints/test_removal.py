@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.checkpoints.checkpoint import MARKERS, scan
-from research.checkpoints.checkpointer import Checkpointer
 from research.checkpoints.removal import remove_leftovers
+from research.checkpoints.retention import Retention
 from research.runtime.files import LinkError
+from research.runtime.storage import absolute
 
 STEPS = ("2", "4", "6", "8")
 LEFTOVER = "9.orbax-checkpoint-tmp-1"
@@ -55,10 +56,10 @@ def test_another_runs_checkpoints_stay(links, is_root_link):
         if is_root_link:  # as users link a run's folder to a large disk
             (Path(name) / "link").symlink_to(run)
             run = Path(name) / "link"
-        with Checkpointer(run / "checkpoints", keep_last=1) as checkpointer:
-            for remove in (lambda: remove_leftovers(run / "checkpoints"), checkpointer._prune):
-                with contextlib.suppress(LinkError):
-                    remove()
+        retention = Retention(absolute(run / "checkpoints"), 1, 0, None, "min")
+        for remove in (lambda: remove_leftovers(run / "checkpoints"), retention.prune):
+            with contextlib.suppress(LinkError):
+                remove()
         assert content(other) == before
         if "checkpoints" not in links:
             assert scan(run / "checkpoints") == ([8], [])

@@ -1,7 +1,9 @@
 """Locks between processes: one holds it, and it dies with that one."""
 
+import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +73,48 @@ def test_a_lock_that_is_given_up_leaves_no_file(tmp_path):
     assert not path.exists()
     with locks.lock_file(path, "busy"):
         assert f"process {os.getpid()} on" in locks.describe_holder(path)
+
+
+def test_a_lock_whose_file_is_removed_replaced_or_moved_is_lost(tmp_path):
+    path, other = tmp_path / "run" / ".lock", tmp_path / "other"
+
+    def replace():
+        path.unlink()
+        with locks.lock_file(path, "busy"):  # nothing keeps another process out
+            pass
+
+    for change, message in (
+        (path.unlink, r"\.lock was removed$"),
+        (replace, rf"\.lock was replaced by another file \(process {os.getpid()} on"),
+        (lambda: path.parent.rename(other), "run was moved or removed$"),
+        (lambda: shutil.rmtree(path.parent), "run was moved or removed$"),
+    ):
+        locks.lock_until_exit(path, "busy")
+        locks.check_held(path)
+        change()
+        with pytest.raises(locks.LockLostError, match=message):
+            locks.check_held(path)
+    path.parent.mkdir()
+    path.write_text("another process's")
+    locks.remove_lock(path)
+    assert path.read_text() == "another process's"
+
+
+def test_a_hard_link_to_another_lock_is_not_written_through(tmp_path):
+    first, copy = tmp_path / "run" / ".lock", tmp_path / "copy" / ".lock"
+    first.parent.mkdir()
+    copy.parent.mkdir()
+    first.write_text(json.dumps({"process": 1, "host": "a", "since": "2026"}))
+    os.link(first, copy)
+    before = first.read_bytes()
+    with locks.lock_file(copy, "busy"):
+        assert first.read_bytes() == before and not os.path.samefile(first, copy)
+        with locks.lock_file(first, "busy"):  # another lock now
+            pass
+    copy.unlink()
+    message = r"copy/\.lock is a hard link, .* remove it and start again"
+    with locks.lock_file(first, "busy"):
+        os.link(first, copy)
+        with pytest.raises(ValueError, match=message), locks.lock_file(copy, "busy"):
+            pass
+    assert os.path.samefile(first, copy)
