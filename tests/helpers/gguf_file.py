@@ -53,6 +53,11 @@ def matrices(kind="llama", rows=ROWS, width=WIDTH):
     tensors |= {f"{name}.weight": random.normal(size=width // 2) for name in head_norms}
     if kind == "qwen2":
         tensors |= {f"blk.0.attn_{part}.bias": random.normal(size=width) for part in "qkv"}
+    if kind == "phi3":  # which joins what llama has apart
+        parts = [tensors.pop(f"blk.0.attn_{part}.weight") for part in "qkv"]
+        tensors["blk.0.attn_qkv.weight"] = np.concatenate(parts)
+        parts = [tensors.pop("blk.0.ffn_gate.weight"), tensors["blk.0.ffn_up.weight"]]
+        tensors["blk.0.ffn_up.weight"] = np.concatenate(parts)
     return {name: value.astype(np.float32) for name, value in tensors.items()}
 
 

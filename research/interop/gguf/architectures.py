@@ -47,6 +47,8 @@ ARCHITECTURES = {
     "phi3": "phi3",
 }
 FREQUENCIES = "rope_freqs.weight"
+# those of which llama.cpp computes windows: its others see everything, whatever a file says
+WINDOWED = ("gemma2", "gemma3")
 # layers of the largest Gemmas, by which llama.cpp knows that they scale scores by the width
 LARGEST = {"gemma2": 46, "gemma3": 62}
 

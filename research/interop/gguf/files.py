@@ -96,8 +96,7 @@ def open_file(path: str | Path, pre_tokenizer: str | None = None) -> GGUFModel:
         raise UnsupportedModelError(f"{path}: architecture {kind!r}; Graft knows {choices}")
     keys.check_keys(kind, metadata, tensors, str(path))
     content = keys.config_content(kind, metadata, tensors, str(path))
-    family = FAMILIES["mistral" if content.get("sliding_window") and kind == "llama" else
-                      ARCHITECTURES[kind]]  # fmt: skip
+    family = FAMILIES[ARCHITECTURES[kind]]
     config = read_config(family, content, f"{path}: metadata")
     keys.check_shape(kind, metadata, config, str(path))
     tensors.norm_offset = config.norm_offset
@@ -109,5 +108,13 @@ def open_file(path: str | Path, pre_tokenizer: str | None = None) -> GGUFModel:
     check_tensors(names, places, tensors.shapes, config.tie_embeddings, str(path))
     tensors.heads = rotary_heads(kind, config, places)
     return GGUFModel(
-        path, family, config, content, metadata, tensors, places, pre_tokenizer=pre_tokenizer
+        path,
+        family,
+        config,
+        content,
+        metadata,
+        tensors,
+        places,
+        keys.notes(kind, metadata),
+        pre_tokenizer,
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from research.interop.fields import UnsupportedModelError
 from research.interop.gguf import tokenizer
-from research.interop.gguf.architectures import ARCHITECTURES, FREQUENCIES, LARGEST
+from research.interop.gguf.architectures import ARCHITECTURES, FREQUENCIES, LARGEST, WINDOWED
 from research.interop.gguf.tensors import PLAIN_TYPES, GGUFTensors
 from research.models import rotary
 from research.models.config import ModelConfig, RotaryScaling
@@ -32,7 +32,8 @@ _KEYS = {
 }
 _KEYS_BY_KIND = {
     "gemma2": {"attn_logit_softcapping", "final_logit_softcapping"},
-    "gemma3": {"attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa"}
+    # llama.cpp caps no scores there
+    "gemma3": {"final_logit_softcapping", "rope.freq_base_swa"}
     | {"rope.dimension_count_swa", "attention.key_length_swa", "attention.value_length_swa"},
 }
 # the values that change nothing; 0 mostly stands for "off"
@@ -155,7 +156,7 @@ def config_content(
         "rms_norm_eps": get(f"attention.{epsilon}"),
         "rope_theta": get("rope.freq_base", 10_000.0),
         "max_position_embeddings": get("context_length"),
-        "sliding_window": get("attention.sliding_window"),
+        "sliding_window": get("attention.sliding_window") if kind in WINDOWED else None,
         "rope_scaling": _linear_scaling(
             get("rope.scaling.type", "linear"),
             get("rope.scaling.factor", get("rope.scale_linear", 0.0)),
@@ -170,6 +171,17 @@ def config_content(
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             if get(name) is not None:  # absent ones are llama.cpp's defaults, transformers' own
                 content[name] = get(name) or None
+    if kind == "gemma2":
+        for name in (
+            "attention.sliding_window",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ):
+            if get(name) == 0:
+                raise UnsupportedModelError(
+                    f"{where}: gemma2.{name} is 0, of which llama.cpp computes no numbers; without "
+                    "the key it takes its own"
+                )
     if kind == "gemma3":
         content["rope_local_base_freq"] = get("rope.freq_base_swa", 10_000.0)
     return content
@@ -222,11 +234,6 @@ def check_shape(kind: str, metadata: Mapping[str, Any], config: ModelConfig, whe
     for key in sizes if kind != "gpt2" else sizes[:2]:
         expected |= {key: config.head_dim, f"{key}_swa": config.head_dim}
     windows = [config.window(layer) for layer in range(config.layers)]
-    window, longest = (
-        metadata.get(f"{kind}.{key}") for key in ("attention.sliding_window", "context_length")
-    )
-    if not any(windows) and not (isinstance(longest, int) and window and window >= longest):
-        expected["attention.sliding_window"] = 0
     for key, size in expected.items():
         value = metadata.get(f"{kind}.{key}", size)
         if value != size:
@@ -240,6 +247,20 @@ def check_shape(kind: str, metadata: Mapping[str, Any], config: ModelConfig, whe
         raise UnsupportedModelError(
             f"{where}: {kind}.attention.sliding_window_pattern is not that of the family"
         )
+
+
+def notes(kind: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a file says and llama.cpp does not compute, so that Graft does not either."""
+    window, longest = (
+        metadata.get(f"{kind}.{key}") for key in ("attention.sliding_window", "context_length")
+    )
+    is_seen = isinstance(longest, int) and isinstance(window, int) and window >= longest
+    if kind in WINDOWED or not window or is_seen:
+        return ()
+    return (
+        f"{kind}.attention.sliding_window is {window!r:.60}: llama.cpp computes no windows for "
+        f"{kind}, so the model is imported without; transformers' own files have them",
+    )
 
 
 def with_llama3_scaling(config: ModelConfig, tensors: GGUFTensors, path: Path) -> ModelConfig:

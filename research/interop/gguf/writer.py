@@ -125,8 +125,15 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
     """Refuses what llama.cpp would compute in its own fixed way instead.
 
     Raises:
-      UnsupportedModelError: windows or a scale of scores that are not the architecture's.
+      UnsupportedModelError: windows, caps or a scale of scores that are not the architecture's.
     """
+    if kind == "gemma2" and not (any(config.windows) and config.score_cap and config.logit_cap):
+        raise UnsupportedModelError(
+            "llama.cpp's gemma2 has windows and caps of scores and logits, and takes its own for "
+            "those that a model has not"
+        )
+    if kind != "gemma2" and config.score_cap:
+        raise UnsupportedModelError(f"llama.cpp's {kind} does not cap scores")
     cycle = {"gemma2": 2, "gemma3": 6}.get(kind, 1)
     windows = [config.window(layer) for layer in range(config.layers)]
     if kind == "phi3" and any(windows):

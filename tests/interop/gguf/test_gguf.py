@@ -128,9 +128,15 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused():
         gguf_writer._check_fixed("llama", shape)
     with pytest.raises(UnsupportedModelError, match=r"phi3 sees everything, not windows \(4,\)"):
         gguf_writer._check_fixed("phi3", shape)
-    gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0)))
+    gemma = {"windows": (4, 0), "score_cap": 50.0, "logit_cap": 30.0}
+    gguf_writer._check_fixed("gemma2", tiny.config(**gemma))
     with pytest.raises(UnsupportedModelError, match="root of 8, not of 24"):
-        gguf_writer._check_fixed("gemma2", tiny.config(windows=(4, 0), score_size=24))
+        gguf_writer._check_fixed("gemma2", tiny.config(**gemma, score_size=24))
+    for name, nothing in (("windows", (0,)), ("score_cap", 0.0), ("logit_cap", 0.0)):
+        with pytest.raises(UnsupportedModelError, match="takes its own for those that a model has"):
+            gguf_writer._check_fixed("gemma2", tiny.config(**gemma | {name: nothing}))
+    with pytest.raises(UnsupportedModelError, match="gemma3 does not cap scores"):
+        gguf_writer._check_fixed("gemma3", tiny.config(score_cap=50.0))
 
 
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path):

@@ -46,7 +46,10 @@ REFUSALS = {
     "more words": ({"vocab_size": 300}, "vocab_size is 300; Graft computes 258"),
     "new key": ({"attention__sink_count": 4}, "llama.attention.sink_count is no key that Graft"),
     "no epsilon": ({"attention__layer_norm_rms_epsilon": None}, "rms_epsilon is missing"),
-    "windows": ({"kind": "qwen2", "attention__sliding_window": 8}, "sliding_window is 8"),
+    "no window": ({"kind": "gemma2", "attention__sliding_window": 0}, "window is 0, of which"),
+    "no cap": ({"kind": "gemma2", "attn_logit_softcapping": 0.0}, "softcapping is 0, of which"),
+    "no cap of logits": ({"kind": "gemma2", "final_logit_softcapping": 0.0}, "is 0, of which"),
+    "cap of scores": ({"kind": "gemma3", "attn_logit_softcapping": 2.0}, "Graft computes 0.0"),
     "pattern": ({"kind": "gemma2", "attention__sliding_window": 8,
                  "attention__sliding_window_pattern": [False]}, "pattern is not that"),
     "adapter": ({"general": {"general.type": "adapter"}}, "'adapter', which is no model; give"),
@@ -74,6 +77,16 @@ def test_what_changes_nothing_is_accepted(tmp_path):
         general={"general.description": "anything", "quantize.imatrix.file": "x.dat"},
     )
     assert model.config == open_with(tmp_path).config and model.config.rotary_scaling is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "phi3"])
+def test_a_window_that_llama_cpp_does_not_compute_is_left_out_and_noted(kind, tmp_path):
+    model = open_with(tmp_path, kind, attention__sliding_window=8)
+    assert model.config == open_with(tmp_path, kind).config and not any(model.config.windows)
+    (note,) = model.notes
+    assert f"{kind}.attention.sliding_window is 8: llama.cpp computes no windows" in note
+    for size in (0, 64):  # the model reads 64 tokens
+        assert open_with(tmp_path, kind, attention__sliding_window=size).notes == ()
 
 
 def test_rotary_keys_are_as_llama_cpp_reads_them(tmp_path):
@@ -128,13 +141,19 @@ def test_weights_that_are_not_finite_are_refused(value, tmp_path):
         {"rope__scale_linear": 4.0},
         {"rope__scaling__factor": 4.0, "rope__scaling__type": "none"},
         {"kind": "gemma3", "attention__sliding_window": 4, "rope__freq_base_swa": 5.0},
+        {"attention__sliding_window": 3},
+        {"kind": "qwen2", "attention__sliding_window": 3},
+        {"kind": "qwen3", "attention__sliding_window": 3},
+        {"kind": "phi3", "attention__sliding_window": 3},
+        {"kind": "gemma2", "attention__sliding_window": 3, "attn_logit_softcapping": 2.0},
     ],
-)  # fmt: skip
+)
 def test_llama_cpp_computes_the_same_from_these_keys(keys, tmp_path):
     model = open_with(tmp_path, **keys)
     ids = np.random.default_rng(0).integers(1, 257, 8).astype(np.int32)
     ours = jax.nn.log_softmax(our_logits(model, ids[None])[0])
     theirs = llama_cpp(tmp_path / "x.gguf", ids, 258)
+    assert np.isfinite(theirs).all()
     # llama.cpp looks GELU up in a table of float16
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-3)
 
