@@ -112,6 +112,8 @@ def import_model(arguments: argparse.Namespace) -> None:
     tokenizer = importing.load_tokenizer(model)
     _describe(model, with_sources=arguments.dry_run)
     show(f"tokenizer  {tokenizer.vocabulary_size:,} tokens, {tokenizer.roles}")
+    if note := importing.template_note(tokenizer):
+        show(f"note       {note}")
     if arguments.dry_run:
         importing.check_numbers(model)
         return

@@ -90,10 +90,11 @@ def open_model(path: str | Path, pre_tokenizer: str | None = None) -> ExternalMo
 
 
 def load_tokenizer(model: ExternalModel) -> Tokenizer:
-    """The model's tokenizer with the roles that its files give it.
+    """The model's tokenizer with the roles that its files give it, and its chat template.
 
     Raises:
-      UnsupportedModelError: it has none that Graft reads, or one with more tokens than the model.
+      UnsupportedModelError: it has none that Graft reads, one with more tokens than the model, or
+        a sidecar file or a template that is none.
     """
     with refuse_malformed(f"{model.path}: the tokenizer"):
         files = model.files()
@@ -109,6 +110,9 @@ def load_tokenizer(model: ExternalModel) -> Tokenizer:
             f"{where} has {tokenizer.vocabulary_size} tokens, the embedding only "
             f"{model.config.vocabulary} rows"
         )
+    sidecar_files = {name: content for name, content in files.items() if name != TOKENIZER}
+    check_sidecar_files(sidecar_files, str(model.path))
+    tokenizer.chat_template = chat_template.find_template(files)
     return tokenizer
 
 
@@ -162,7 +166,6 @@ def import_model(
     runs.check_free(out)
     tokenizer, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
-    check_sidecar_files(files, str(model.path))
     start = time.time()
     arrays: dict[str, jax.Array] = {}
     for name, array in read_parameters(
@@ -233,9 +236,27 @@ def check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
         if name.endswith(".json"):
             _json_object(files, name, where)
     with refuse_malformed(f"{where}: the chat template"):
-        template = chat_template.find_template(files)
-        if template is not None:
-            chat_template.check(template)
+        for template in (
+            chat_template.find_template(files),
+            chat_template.find_tool_template(files),
+        ):
+            if template is not None:
+                chat_template.check(template)
+
+
+def template_note(tokenizer: Tokenizer) -> str | None:
+    """What a tokenizer's chat template answers where it does not write a question; it may have a
+    reason, such as a system's message that it needs."""
+    if tokenizer.chat_template is None:
+        return None
+    roles, question = tokenizer.roles, {"role": "user", "content": "?"}
+    try:
+        chat_template.render(
+            tokenizer.chat_template, [question], begin=roles["begin"], end=roles["end"]
+        )
+    except ValueError as error:
+        return f"of a user's question alone, {error}"
+    return None
 
 
 def _json_object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:

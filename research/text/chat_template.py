@@ -6,11 +6,12 @@ in transformers, can read nothing but the conversation, and runs in a process of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -68,17 +69,26 @@ def find_stops(files: Mapping[str, bytes]) -> tuple[int, ...]:
 
 
 def check(template: str) -> None:
-    """Refuses what is no template.
+    """Refuses what is no template, and one that uses a filter or a test that there is not.
 
     Raises:
       ValueError: saying where it breaks.
     """
-    _parse(template)
+    tree = _parse(template)
+    with _jinja_errors():
+        _environment().compile(tree, raw=True)  # to Python's text, which is not run
 
 
 def _parse(template: str) -> nodes.Template:
-    try:
+    with _jinja_errors():
         return _environment().parse(template)
+
+
+@contextlib.contextmanager
+def _jinja_errors() -> Iterator[None]:
+    """Turns Jinja's errors into one clear kind."""
+    try:
+        yield
     except (jinja2.TemplateError, TypeError, RecursionError) as error:
         raise ValueError(f"no template of Jinja: {error}") from None
 

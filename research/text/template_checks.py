@@ -90,7 +90,8 @@ def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
             continue
         stop = min(later + 1, len(source.marked))
         _check_arguments(number, message, texts[later])
-        _check_thought_tags(number, message, texts[later])
+        if later < len(source.marked):  # what a model has said since is as it is
+            _check_thought_tags(source, number, texts[later])
         for names in _fields(message, is_trained=number in texts):
             changes = tuple((number, name) for name in names)
             views.append(View(stop, stop == later, changes=changes))
@@ -135,13 +136,17 @@ def _check_arguments(number: int, message: Message, text: str) -> None:
             )
 
 
-def _check_thought_tags(number: int, message: Message, text: str) -> None:
+def _check_thought_tags(source: TemplateInput, number: int, text: str) -> None:
     """Raises ValueError where an answer spells the end of thoughts and the template splits it:
-    what comes before would be thoughts."""
+    what comes before would be thoughts. It is, where the template opens them when it asks."""
+    message = source.marked[number]
     content = message["content"]
     thoughts = THOUGHT.match(content)
     spoken = content[thoughts.end() :] if thoughts else content
-    if message["role"] == "assistant" and "</think>" in spoken and content.strip() not in text:
+    if message["role"] != "assistant" or "</think>" not in spoken or content.strip() in text:
+        return
+    (prompt,) = source.render([View(number, ask=True)])
+    if isinstance(prompt, RenderingError) or not prompt.rstrip().endswith("<think>"):
         raise ValueError(
             f"The chat template splits what the assistant says (message {number}) at '</think>', "
             "as if thoughts came before it: write them between <think> and </think> at its "

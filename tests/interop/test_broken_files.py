@@ -285,6 +285,13 @@ def test_values_that_no_model_has(folder, tmp_path, changes, match):
         ("tokenizer_config.json", '{"eos_token": 5}', "eos_token is no text: 5"),
         ("generation_config.json", "{bad", "generation_config.json is not as such"),
         ("chat_template.jinja", "{% if %}", "the chat template is not as such"),
+        ("chat_template.jinja", "{{ messages | no_filter }}", "No filter named 'no_filter'"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": "tool_use", "template": "{% if %}"},'
+            ' {"name": "default", "template": "{{ messages }}"}]}',
+            "the chat template is not as such",
+        ),
     ],
 )
 def test_companions_are_read_before_anything_is_written(folder, tmp_path, file, content, match):
@@ -294,6 +301,8 @@ def test_companions_are_read_before_anything_is_written(folder, tmp_path, file, 
     with pytest.raises(UnsupportedModelError, match=match):
         importing.import_model(importing.open_model(broken), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UnsupportedModelError, match=match):  # what a dry run calls
+        importing.load_tokenizer(importing.open_model(broken))
 
 
 def test_a_folder_without_weights_and_an_adapter_are_named(folder, tmp_path):

@@ -208,6 +208,20 @@ def test_other_copies_of_the_weights_are_named(write, capsys):
     assert note in capsys.readouterr().out
 
 
+def test_a_template_that_takes_no_question_is_noted_in_a_dry_run_too(write, capsys):
+    from research.commands import convert
+
+    settings = json.dumps({"eos_token": "<|end|>"})
+    template = "{{ raise_exception('a system message comes first') }}"
+    path = write(files={"chat_template.jinja": template, "tokenizer_config.json": settings})
+    arguments = ["import", "--from", str(path), "--out", str(path.parent / "run")]
+    for more in (["--dry-run"], []):
+        convert.main([*arguments, *more])
+        text = capsys.readouterr().out
+        assert "of a user's question alone, the chat template does not take" in text
+        assert "a system message comes first" in text
+
+
 @pytest.mark.parametrize(
     ("name", "match"),
     [

@@ -182,6 +182,13 @@ def test_an_answer_that_spells_the_end_of_thoughts_is_not_split_there():
     _refused("splits what the assistant says .message 1. at '</think>'", THINKING, split)
     _refused("splits what the assistant says .message 1. at", THINKING, [*split, *TURNS])
     assert _trained(CHATML, split) == [[split[1]["content"] + END]]
+    prompt = Writer(THINKING, tokenizer()).prompt(conversation({"messages": [*split, user("?")]}))
+    assert "ends them." in prompt[-1].text  # as what a model has said
+    opening = THINKING.replace(
+        "assistant\\n' }}\n    {%- if e", "assistant\\n<think>' }}\n    {%- if e"
+    )
+    raw = [QUESTION, assistant("Two.</think>4")]
+    assert _trained(opening, raw) == [["\nTwo.\n</think>\n\n4" + END]]
     whole = [QUESTION, assistant("It ends with </think>.", reasoning_content="Hm.")]
     assert _trained(THINKING, whole) == [["<think>\nHm.\n</think>\n\nIt ends with </think>." + END]]
 

@@ -143,6 +143,7 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
         content = read_json(path / CONFIG)
         switches.check(content, str(path / CONFIG))
         _check_weights(path)
+        tokenizer_files.check_size(path, base)
         adapter = _open(path, content, base)
     own = tokenizer_files.read(path, base)
     copies = [f"{name} is not read" for name in _PICKLES if (path / name).is_file()]

@@ -87,7 +87,7 @@ def check(content: Mapping[str, Any], where: str) -> None:
             f"{where}: task_type is {content['task_type']!r}; Graft reads adapters of CAUSAL_LM"
         )
     for name, value in content.items():
-        if name in KNOWN[kind] or value in (None, False, [], {}, "none"):
+        if name in KNOWN[kind] or _is_neutral(value):
             continue
         if name in REFUSED:
             raise UnsupportedModelError(
@@ -109,6 +109,12 @@ def check(content: Mapping[str, Any], where: str) -> None:
             raise UnsupportedModelError(
                 f"{where}: {name} is neither true nor false: {content[name]!r:.60}"
             )
+
+
+def _is_neutral(value: Any) -> bool:
+    """Whether a field says nothing, whatever it is: null, false, empty or "none". A number never
+    does: 0 turns some settings off, and is a factor in others."""
+    return value is None or value is False or value in ("", "none", [], {})
 
 
 def _check_start(content: Mapping[str, Any], where: str) -> None:

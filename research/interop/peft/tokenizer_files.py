@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from research.checkpoints.runs import Run
 from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.huggingface import SIDECAR_FILES, read_json, read_text
@@ -66,7 +68,7 @@ def read(path: Path, base: Run) -> TokenizerFiles:
 def _tokenizer(path: Path, own: Mapping[str, bytes], base: Run) -> Tokenizer:
     """The adapter's tokenizer; the base's own where it is the same."""
     if TOKENIZER not in own:
-        _check_without(path, base.tokenizer)
+        _check_without(path, own, base.tokenizer)
     settings = dict(base.sidecar_files)
     names = {f"{theirs}_token": base.tokenizer.roles[role] for theirs, role in _ROLES.items()}
     with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
@@ -75,17 +77,40 @@ def _tokenizer(path: Path, own: Mapping[str, bytes], base: Run) -> Tokenizer:
     settings[chat_template.SETTINGS] = json.dumps(names | stated).encode()
     settings[TOKENIZER] = own.get(TOKENIZER) or base.tokenizer.to_json().encode()
     tokenizer = read_tokenizer(settings, f"{path}: {TOKENIZER}")
-    if tokenizer.vocabulary_size > base.model.vocabulary:
-        raise UnsupportedModelError(
-            f"{path}: {TOKENIZER} has {tokenizer.vocabulary_size:,} tokens, the base "
-            f"{base.model.vocabulary:,}: the base was resized for it. Resize it in transformers "
-            "too (model.resize_token_embeddings), and import that as the base"
-        )
     roles = ("begin", "end", "pad")
     is_same = all(tokenizer.roles[role] == base.tokenizer.roles[role] for role in roles)
     if is_same and _content(tokenizer) == _content(base.tokenizer):
         return base.tokenizer
     return tokenizer
+
+
+def check_size(path: Path, base: Run) -> None:
+    """Refuses tokens for which the base has no rows, by whichever file names them. Before all else
+    of an adapter: weights and roles that do not fit are so for this reason.
+
+    Raises:
+      UnsupportedModelError: naming them, the sizes and what to do.
+    """
+    numbers: dict[str, int] = {}
+    with refuse_malformed(f"{path}: the tokenizer"):
+        if (path / TOKENIZER).is_file():
+            backend = tokenizers.Tokenizer.from_str(read_text(path / TOKENIZER))
+            numbers |= backend.get_vocab(with_added_tokens=True)
+        if (path / _ADDED).is_file():
+            numbers |= read_json(path / _ADDED)
+        if (path / chat_template.SETTINGS).is_file():
+            listed = read_json(path / chat_template.SETTINGS).get("added_tokens_decoder") or {}
+            numbers |= {token["content"]: int(number) for number, token in listed.items()}
+        surplus = {name for name, number in numbers.items() if number >= base.model.vocabulary}
+    if surplus:
+        names = sorted(surplus, key=lambda name: numbers[name])
+        size, more = max(numbers.values()) + 1, ", ..." if len(names) > 4 else ""
+        raise UnsupportedModelError(
+            f"{path}: the adapter's tokenizer has {size:,} tokens, the base rows for "
+            f"{base.model.vocabulary:,}; without one are {', '.join(names[:4])}{more}. The base "
+            "was resized for it: resize it in transformers too "
+            f"(model.resize_token_embeddings({size})), save that, and import it as the base"
+        )
 
 
 _ROLES = {"bos": "begin", "eos": "end", "pad": "pad"}
@@ -95,7 +120,7 @@ def _content(tokenizer: Tokenizer) -> Any:
     return json.loads(tokenizer.to_json())
 
 
-def _check_without(path: Path, tokenizer: Tokenizer) -> None:
+def _check_without(path: Path, own: Mapping[str, bytes], tokenizer: Tokenizer) -> None:
     """Refuses an adapter that says something of tokens that only a tokenizer's file can tell."""
     for name in ("tokenizer.model", "vocab.json"):
         if (path / name).is_file():
@@ -111,4 +136,14 @@ def _check_without(path: Path, tokenizer: Tokenizer) -> None:
             raise UnsupportedModelError(
                 f"{path} names a token {name!r} ({number}), which the base's tokenizer "
                 f"has not, and has no {TOKENIZER} of its own"
+            )
+    with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
+        tokens = chat_template.find_tokens(own)
+    for role, name in tokens.items():
+        if role.partition("_")[0] in _ROLES and name not in known:
+            raise UnsupportedModelError(
+                f"{path}: {chat_template.SETTINGS} has {name!r} as {role}, which the base's "
+                f"tokenizer ({tokenizer.vocabulary_size:,} tokens) has not, and there is no "
+                f"{TOKENIZER}: write the adapter's own with AutoTokenizer.from_pretrained(FOLDER)"
+                ".save_pretrained(FOLDER)"
             )

@@ -158,6 +158,12 @@ def test_llama_cpp_computes_the_same_from_these_keys(keys, tmp_path):
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-3)
 
 
+def test_a_template_that_is_none_is_refused_before_anything_is_written(tmp_path):
+    model = open_with(tmp_path, general={"tokenizer.chat_template": "{% for %}"})
+    with pytest.raises(UnsupportedModelError, match="the chat template is not as such"):
+        importing.load_tokenizer(model)
+
+
 def test_ends_of_turns_end_what_is_generated(tmp_path):
     words = gguf_file.vocabulary(eot_token_id=5, eom_token_id=6, padding_token_id=7)
     model = open_with(tmp_path, words=words)

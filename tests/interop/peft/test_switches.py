@@ -84,6 +84,7 @@ def test_each_switch_is_named(write, base):
     ("changes", "match"),
     [
         ({"use_something_new": True}, "use_something_new is True; Graft knows no such field of LO"),
+        ({"use_something_new": 0}, "use_something_new is 0; Graft knows no such field of LO"),
         ({"lora_aplha": 3}, r"lora_aplha is 3; .*nearest: lora_alpha"),
         ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'; Graft reads adapters of CAUSAL_LM"),
         ({"init_lora_weights": "lora_ga"}, "'lora_ga', which changed the base's weights"),
@@ -120,8 +121,9 @@ def test_the_kind_goes_before_pickles_and_missing_files(write, base):
 def test_neutral_and_harmless_fields_are_accepted(write, base, whole):
     more = dict.fromkeys(SWITCHES) | {
         "lora_dropout": 0.3, "eva_config": {"rho": 2}, "velora_config": {"scale": 1.0},
-        "init_lora_weights": "gaussian", "ensure_weight_tying": True, "use_something_new": False,
+        "init_lora_weights": "gaussian", "ensure_weight_tying": True,
     }  # fmt: skip
+    more |= {f"new_{i}": value for i, value in enumerate((None, False, "", "none", [], {}))}
     assert peft_importing.open_adapter(write(more), base).run_method == (
         peft_importing.open_adapter(whole, base).run_method
     )
@@ -232,19 +234,40 @@ def test_an_adapters_own_tokenizer_and_template_go_before_the_bases(write, base,
     convert.main(arguments)
     assert "its chat template is not the base's" in capsys.readouterr().out
 
-    content = json.loads(own)
-    token = dict(content["added_tokens"][-1], id=base.model.vocabulary, content="<|more|>")
-    content["added_tokens"].append(token)
-    refuses(write(files={"tokenizer.json": json.dumps(content)}), base, "289 tokens, the base 288")
-    settings = json.dumps({"added_tokens_decoder": {"288": {"content": "<|more|>"}}})
+    settings = {"added_tokens_decoder": {"5": {"content": "<|more|>"}}}
     refuses(
-        write(files={"tokenizer_config.json": settings}),
+        write(files={"tokenizer_config.json": json.dumps(settings)}),
         base,
-        "lists the token '<|more|>' as number 288",
+        "lists the token '<|more|>' as number 5",
     )
     refuses(write(files={"added_tokens.json": '{"<|end|>": 5}'}), base, "token '<|end|>' .5.")
     refuses(write(files={"tokenizer.model": "x"}), base, "tokenizer.model and no tokenizer.json")
     refuses(write(files={"chat_template.jinja": "{% if %}"}), base, "the chat template is not as")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_refused_for_that(write, base):
+    """By whichever of its files names them, and whatever does not fit because of it."""
+    content = json.loads(base.tokenizer.to_json())
+    token = dict(content["added_tokens"][-1], id=288, content="<|more|>")
+    content["added_tokens"].append(token)
+    settings = {"pad_token": "<|more|>"}
+    listed = settings | {"added_tokens_decoder": {"288": {"content": "<|more|>"}}}
+    table = base.read("embedding/kernel")["embedding/kernel"]
+    resized = {TABLE: np.concatenate([table, table[:1]]).astype(np.float32)}
+    match = (
+        r"has 289 tokens, the base rows for 288; without one are <\|more\|>\..*"
+        r"resize_token_embeddings\(289\)"
+    )
+    for files in (
+        {"tokenizer.json": json.dumps(content), "tokenizer_config.json": json.dumps(settings)},
+        {"tokenizer_config.json": json.dumps(listed)},
+        {"added_tokens.json": '{"<|more|>": 288}', "tokenizer_config.json": json.dumps(settings)},
+    ):
+        for tensors in ({}, resized):
+            refuses(write(tensors=tensors, files=files), base, match)
+    nameless = write(files={"tokenizer_config.json": json.dumps(settings)})
+    match = r"has '<\|more\|>' as pad_token, .* .\d+ tokens. has not, and there is no"
+    refuses(nameless, base, match)
 
 
 def test_adapters_with_templates_of_their_own_do_not_share_a_model(write, base, tmp_path):
