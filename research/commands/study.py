@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from research.studies.bases import make_bases, missing_bases
         from research.studies.desk import Desk
         from research.studies.ledger import Ledger
-        from research.studies.share import WHOLE, Share
+        from research.studies.share import Share
         from research.studies.study import load
         from research.studies.workers import side_by_side
 
@@ -50,13 +50,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.command == "run":
             same = ["study", "run", str(place), "--folder", folder]
             same += ["--keep-models"] * arguments.keep_models
-            same += ["--share", arguments.share] if arguments.share else []
+            same += ["--share", arguments.share]
             if arguments.retry:  # before the other processes look
                 Ledger(folder).remove_failed()
             with side_by_side(same, arguments.workers, folder):
                 desk = Desk(study, folder, home)
-                share = Share.parse(arguments.share) if arguments.share else WHOLE
-                desk.run(retry=arguments.retry, keep_models=arguments.keep_models, share=share)
+                desk.run(
+                    retry=arguments.retry,
+                    keep_models=arguments.keep_models,
+                    share=Share.parse(arguments.share),
+                )
             return
         desk = Desk(study, folder, home)
         if arguments.command == "plan":
@@ -111,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument(
                 "--share",
+                default="0/1",
                 metavar="I/N",
                 help="begin with part I of N of the trials, then help with the others",
             )

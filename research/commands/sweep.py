@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
     )
+    parser.add_argument(
+        "--share", default="0/1", metavar="I/N", help="begin with part I of N of the trials"
+    )
     parser.add_argument("--csv", type=cli.on_disk, metavar="FILE", help="write every trial")
     arguments = cli.parse(parser, argv)
     if not arguments.axis and arguments.grow is None:
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from research.runtime.compilation_cache import enable_compilation_cache
         from research.studies import axes
         from research.studies.desk import Desk
+        from research.studies.share import Share
         from research.studies.study import Stage, Study, Sweep
         from research.studies.workers import side_by_side
 
@@ -80,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         same = ["sweep", *_without(argv or sys.argv[1:], "--workers", "--csv")]
         with side_by_side(same, arguments.workers, arguments.folder):
             desk = Desk(study, arguments.folder, overrides=overrides)
-            desk.run(keep_models=arguments.keep_models)
+            desk.run(keep_models=arguments.keep_models, share=Share.parse(arguments.share))
         desk.print_table(arguments.csv)
 
 

@@ -10,11 +10,12 @@ import dataclasses
 import fnmatch
 import math
 import posixpath
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.launch import clone
-from research.launch.job import Job
+from research.launch.job import Job, StudyJob
 
 if TYPE_CHECKING:
     from research.experiment import Experiment
@@ -99,13 +100,50 @@ def check_reachable(job: Job, experiment: Experiment, root: Path) -> None:
     Raises:
       ValueError: names everything that is on this machine alone, and what to give in its place.
     """
+    clone_files = _clone_files(job, root)
+    missing = [
+        f"{_only_here(path)} and give --config.{key}=gs://BUCKET/PATH"
+        for key, path in _paths(experiment).items()
+        if _is_missing(clone_files, path)
+    ]
+    _refuse([*missing, *_missing_files(clone_files, {"--config": job.config})])
+
+
+def check_study(job: StudyJob, experiments: Iterable[Experiment], root: Path) -> Slice:
+    """Refuses the same of a study's trials, and slices of several machines; the slice of a share.
+
+    Raises:
+      ValueError: names everything.
+    """
+    chips = find(job.topology)
+    if chips.hosts > 1 or job.slices > 1:
+        raise ValueError(
+            f"--topology {job.topology}, --slices {job.slices}: a share of a study runs its trials "
+            f"on one machine, of {chips.product.single} chips at most; --shares N takes N of them"
+        )
+    clone_files = _clone_files(job, root)
+    lines = {
+        f"{_only_here(path)} and name gs://BUCKET/PATH as {key} in the study or its config"
+        for experiment in experiments
+        for key, path in _paths(experiment).items()
+        if path not in job.bases and _is_missing(clone_files, path)
+    }
+    _refuse([*sorted(lines), *_missing_files(clone_files, {"--study": f"{job.study}/study.py"})])
+    return chips
+
+
+def _clone_files(job: Job, root: Path) -> list[str]:
     if not job.workdir.startswith("gs://"):
         raise ValueError(
             f"--workdir {job.workdir}: the machines of a slice share no disk, and lose their own "
             "when they are preempted; give gs://BUCKET/FOLDER"
         )
-    clone_files = clone.files(root)
-    paths = {
+    return clone.files(root)
+
+
+def _paths(experiment: Experiment) -> dict[str, str | None]:
+    """Key -> what a run reads."""
+    return {
         "tokenizer": experiment.tokenizer,
         "init_from": experiment.init_from,
         **{
@@ -114,19 +152,27 @@ def check_reachable(job: Job, experiment: Experiment, root: Path) -> None:
             for number, source in enumerate(experiment.data.sources)
         },
     }
-    missing = [
-        f"{path} is on this machine only: copy it to a bucket (gcloud storage cp --recursive) and "
-        f"give --config.{key}=gs://BUCKET/PATH"
-        for key, path in paths.items()
-        if path and "://" not in path and not _is_among(clone_files, path)
+
+
+def _is_missing(clone_files: list[str], path: str | None) -> bool:
+    return bool(path and "://" not in path and not _is_among(clone_files, path))
+
+
+def _only_here(path: str | None) -> str:
+    return f"{path} is on this machine only: copy it to a bucket (gcloud storage cp --recursive)"
+
+
+def _missing_files(clone_files: list[str], flags: Mapping[str, str]) -> list[str]:
+    return [
+        f"{flag} {name}: name a file of the clone, from its root, that git does not ignore"
+        for flag, file in flags.items()
+        if not _is_among(clone_files, name := file.partition(":")[0])
     ]
-    config = job.config.partition(":")[0]
-    if not _is_among(clone_files, config):
-        missing.append(
-            f"--config {config}: name a file of the clone, from its root, that git does not ignore"
-        )
-    if missing:
-        raise ValueError("\n".join(missing))
+
+
+def _refuse(lines: list[str]) -> None:
+    if lines:
+        raise ValueError("\n".join(lines))
 
 
 def _is_among(names: list[str], path: str) -> bool:

@@ -20,6 +20,7 @@ from research.runtime import signals
 # signals above all: something else ended it.
 STOPPED = 75
 OWN_ERRORS = (1, 2, 126, 127)
+PYTHON = ".venv/bin/python"  # of a clone
 # by this one JAX ends a process that has lost the others, whatever they died of
 _ABORTED = (-signal.SIGABRT, 128 + signal.SIGABRT)
 
@@ -47,6 +48,45 @@ class Job:
             *(python, "-m", "research.train", "--config", self.config, "--workdir", self.workdir),
             *flags,
             *(f"--config.{override}" for override in self.overrides),
+        ]
+
+    def on_cluster(self) -> list[str]:
+        """The program of each process on other machines, in the clone's root."""
+        return self.command(PYTHON, "--distributed")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyJob(Job):
+    """Trials of a study, as `graft study run` takes them: each process runs what no other has.
+
+    `config` is that of the study; `workdir` has its trials and its ledger.
+    """
+
+    # the study's folder, below the clone's root
+    study: str = ""
+    # folders that the study itself makes, where they are not there
+    bases: tuple[str, ...] = ()
+    # so many processes begin apart, each with one share; together they run all
+    shares: int = 1
+    # the share of this one, as `--share` takes it; empty: the target's own variable has its number
+    share: str = ""
+
+    def command(self, python: str = "python", *flags: str) -> list[str]:
+        """The program with its arguments."""
+        return [
+            *(python, "-m", "research.cli", "study", "run", self.study, "--folder", self.workdir),
+            *(["--share", self.share] if self.share else []),
+            *flags,
+        ]
+
+    def on_cluster(self) -> list[str]:
+        return self.command(PYTHON)
+
+    def parts(self) -> list[StudyJob]:
+        """A job of its own for each share."""
+        return [
+            dataclasses.replace(self, name=f"{self.name}-{n}", share=f"{n}/{self.shares}")
+            for n in range(self.shares)
         ]
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from research.launch.job import STOPPED, Job, Shell, outcome, should_restart
+from research.launch.job import STOPPED, Job, Shell, StudyJob, outcome, should_restart
 from research.runtime import children, signals
 
 INTERVAL = 0.1  # seconds between two looks at the processes
@@ -46,11 +46,14 @@ def check(job: Job, arguments, experiment) -> None:
 def start(job: Job, arguments, shell: Shell) -> int:
     """Starts the run, again after it was stopped or killed; the exit status of its last end."""
     flags = ["--distributed"] if arguments.processes > 1 else []
-    command = job.command(sys.executable, *flags)
+    return _run_to_end(
+        job, job.command(sys.executable, *flags), arguments.processes, arguments, shell
+    )
+
+
+def _run_to_end(job: Job, command: list[str], processes: int, arguments, shell: Shell) -> int:
     for attempt in range(job.restarts + 1):
-        environments = [
-            {**job.environment, **each} for each in _process_environments(arguments.processes)
-        ]
+        environments = [{**job.environment, **each} for each in _process_environments(processes)]
         for environment in environments:
             variables = [f"{name}={value}" for name, value in environment.items()]
             shell.echo(*(["env", *variables] if variables else []), *command)
@@ -64,6 +67,18 @@ def start(job: Job, arguments, shell: Shell) -> int:
             print(f"launch: it ended with {statuses}; started again", flush=True)
     print(f"launch: it ended with {statuses}, and {job.restarts} restarts are used up", flush=True)
     return STOPPED
+
+
+def check_study(job: StudyJob, arguments, experiments) -> None:
+    check(job, arguments, None)
+    if arguments.processes > 1:
+        raise ValueError("local: of a study give --shares N in place of --processes")
+
+
+def start_study(job: StudyJob, arguments, shell: Shell) -> int:
+    """Runs the study with a worker for each share, again after it was stopped or killed."""
+    command = job.command(sys.executable, "--workers", str(job.shares))
+    return _run_to_end(job, command, 1, arguments, shell)
 
 
 def delete(job: Job, arguments, shell: Shell) -> None:

@@ -8,12 +8,21 @@ the same command finds the slice and the run, and follows them again.
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import re
 import shlex
 
 from research.launch import clone, google
-from research.launch.job import STOPPED, Job, Shell, check_name, outcome, should_restart
+from research.launch.job import (
+    STOPPED,
+    Job,
+    Shell,
+    StudyJob,
+    check_name,
+    outcome,
+    should_restart,
+)
 from research.runtime import environment
 
 RUN = "graft-run"  # on each machine, beside the code
@@ -49,12 +58,21 @@ def add_flags(parser) -> None:
 
 
 def check(job: Job, arguments, experiment) -> None:
+    _check_flags(job, arguments)
+    google.check_reachable(job, experiment, environment.ROOT)
+
+
+def check_study(job: StudyJob, arguments, experiments) -> None:
+    _check_flags(job, arguments)
+    google.check_study(job, experiments, environment.ROOT)
+
+
+def _check_flags(job: Job, arguments) -> None:
     check_name(job.name)
     if not arguments.project or not arguments.zone:
         raise ValueError("tpu-vm: give --project and --zone")
     if not google.find(job.topology).product.type:
         raise ValueError(f"tpu-vm: there are no TPU VMs of {job.topology}; take --target gke")
-    google.check_reachable(job, experiment, environment.ROOT)
 
 
 def start(job: Job, arguments, shell: Shell) -> int:
@@ -69,9 +87,29 @@ def start(job: Job, arguments, shell: Shell) -> int:
     return status if resource.end() or arguments.keep else status or 1
 
 
+def start_study(job: StudyJob, arguments, shell: Shell) -> int:
+    """A queued resource of its own for each share, side by side: each is asked for, preempted and
+    deleted by itself. The first exit status that is not 0, or 0."""
+    if shell.dry_run:
+        statuses = [start(part, arguments, shell) for part in job.parts()]
+    else:
+        with concurrent.futures.ThreadPoolExecutor(job.shares) as pool:
+            statuses = list(pool.map(lambda part: _start_part(part, arguments, shell), job.parts()))
+    return next(filter(None, statuses), 0)
+
+
+def _start_part(part: StudyJob, arguments, shell: Shell) -> int:
+    try:
+        return start(part, arguments, shell)
+    except (ValueError, OSError) as error:  # the other shares go on
+        print(f"launch: {part.name}: {error}", flush=True)
+        return 1
+
+
 def delete(job: Job, arguments, shell: Shell) -> None:
     check_name(job.name)
-    _Resource(job, arguments, shell).delete()
+    for part in job.parts() if isinstance(job, StudyJob) else [job]:
+        _Resource(part, arguments, shell).delete()
 
 
 class _Resource:
@@ -252,7 +290,7 @@ class _Resource:
 
     def _training(self) -> list[str]:
         variables = [f"{name}={value}" for name, value in self.job.environment.items()]
-        return ["env", *variables, *self.job.command(".venv/bin/python", "--distributed")]
+        return ["env", *variables, *self.job.on_cluster()]
 
     def end(self) -> bool:
         """Ends what the slice costs, or says how that is done; whether it is."""

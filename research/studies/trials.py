@@ -96,6 +96,10 @@ class Resolver:
         self._budgets: dict[tuple[str, Cell], int] = {}
         self.sweep_key = paths.full_path(Experiment, study.sweep.key) if study.sweep else None
 
+    def experiments(self) -> list[Experiment]:
+        """The config of every cell, without stages and the sweep; opens nothing."""
+        return [self._replace(self._cell_changes(cell), cell) for cell in self.cells]
+
     def trial(self, stage: Stage, cell: Cell, value: float | None, seed: int) -> Trial:
         """One run of a cell."""
         key = (stage.name, cell, value, seed)

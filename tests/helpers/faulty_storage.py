@@ -3,6 +3,8 @@
 server = Emulator(folder)
 with Faults(server) as faults:  # programs that start inside reach the server through it
     faults.answer("checkpoints/10", 503, times=2)
+
+The emulator overwrites what Google would refuse to make twice; through `Faults` it is refused.
 """
 
 import contextlib
@@ -58,6 +60,23 @@ class Emulator:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
 
 
+@contextlib.contextmanager
+def serve(folder):
+    """A server that this process, and those that it starts, take for Google's."""
+    server = Emulator(folder)
+    before = dict(os.environ)
+    os.environ |= dict.fromkeys(ADDRESSES, server.address) | {
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "made",
+        "NO_GCE_CHECK": "true",
+        "GCE_METADATA_ROOT": "127.0.0.1:1",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+    yield server
+    server.process.kill()
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @dataclasses.dataclass
 class Rule:
     """What happens to requests that fit a pattern.
@@ -81,6 +100,7 @@ class Faults:
     def __init__(self, server):
         self._rules: list[Rule] = []
         self._lock, self._over = threading.Lock(), threading.Event()
+        self._creating = threading.Lock()
         faults = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -89,7 +109,13 @@ class Faults:
             def answer(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 rule = faults._rule(f"{self.command} {urllib.parse.unquote(self.path)}", body)
-                if rule is None:
+                if rule is None and "ifGenerationMatch=0" in self.path:
+                    with faults._creating:
+                        if self._is_there(body):
+                            self._say(412, {}, b"{}")
+                        else:
+                            self._pass_on(body)
+                elif rule is None:
                     self._pass_on(body)
                 elif rule.status is None:
                     self.close_connection = True
@@ -100,6 +126,17 @@ class Faults:
 
             # the names that http.server looks for
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = answer  # noqa: N815
+
+            def _is_there(self, body):
+                bucket = re.search("/b/([^/]+)/o", self.path)[1]
+                query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+                names = query.get("name") or re.findall(
+                    r'"name": "([^"]+)"', body.decode(errors="replace")
+                )
+                inner = http.client.HTTPConnection("127.0.0.1", server.port)
+                place = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(names[0], safe='')}"
+                inner.request("GET", place)
+                return inner.getresponse().status == 200
 
             def _pass_on(self, body):
                 try:

@@ -3,7 +3,6 @@ resume, several processes, export, and what fails. Needs `tools/setup services`.
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
@@ -35,7 +34,7 @@ from research.text.tokenizer import load
 from research.training.loop import train
 from research.training.metrics import read_metrics
 from tests.helpers import rounding, tiny_run
-from tests.helpers.faulty_storage import ADDRESSES, DENIED, Emulator, Faults
+from tests.helpers.faulty_storage import DENIED, Faults, serve
 from tests.system.test_hosts import together
 
 pytest.importorskip("gcp_storage_emulator", reason="tools/setup services")
@@ -46,18 +45,8 @@ NO_LIMIT = 1_000_000
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
     """The server, which this process and those that it starts take for Google's."""
-    server = Emulator(tmp_path_factory.mktemp("bucket") / "data")
-    before = dict(os.environ)
-    os.environ |= dict.fromkeys(ADDRESSES, server.address) | {
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "made",
-        "NO_GCE_CHECK": "true",
-        "GCE_METADATA_ROOT": "127.0.0.1:1",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    }
-    yield server
-    server.process.kill()
-    os.environ.clear()
-    os.environ.update(before)
+    with serve(tmp_path_factory.mktemp("bucket") / "data") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
