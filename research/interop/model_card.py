@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +26,14 @@ def write(run: Run, form: str, name: str, evaluation: Mapping[str, Any] | None =
     """
     origin, summary = dict(run.origin or {}), _summary(run)
     licence = origin.get("licence", UNKNOWN)
-    lines = ["---", f"license: {licence}", "---", ""] if licence != UNKNOWN else []
-    lines += [f"# {run.path.parent.parent.name}", ""]
+    is_plain = re.fullmatch(r"[\w.+-]+", licence) is not None
+    header = ["---", f"license: {licence if is_plain else json.dumps(licence)}", "---", ""]
+    lines = header if licence != UNKNOWN else []
+    lines += [f"# {_inline(run.path.parent.parent.name)}", ""]
     lines += [f"Made with Graft. Method: {_method(run)}.", "", "## Base", ""]
     if origin:
-        lines += [f"- imported from {origin['source']} ({origin['family']})"]
-        lines += [f"- licence: {licence}", f"- weights stored as: {origin['dtype']}"]
+        lines += [f"- imported from {_inline(origin['source'])} ({origin['family']})"]
+        lines += [f"- licence: {_inline(licence)}", f"- weights stored as: {origin['dtype']}"]
         if origin.get("quantised"):
             lines += [f"- the weights were quantised before: {origin['quantised']}"]
     else:
@@ -48,7 +51,7 @@ def _method(run: Run) -> str:
     # of a merged model: that which tuned it
     method = run.experiment.method if run.experiment else run.method
     settings = {k: v for k, v in vars(method).items() if k not in ("kind", "adapter")}
-    text = ", ".join(f"{name} {value}" for name, value in settings.items())
+    text = _one_line(", ".join(f"{name} {value}" for name, value in settings.items()))
     return f"{method.kind} ({text})" if text else method.kind
 
 
@@ -57,9 +60,11 @@ def _data(run: Run) -> list[str]:
         return ["- nothing was trained on here"]
     data = run.experiment.data
     lines = [
-        f"- {s.name} ({s.kind}, {s.split}), licence: {s.license or UNKNOWN}" for s in data.sources
+        f"- {_inline(s.name)} ({s.kind}, {s.split}), licence: {_inline(s.license or UNKNOWN)}"
+        for s in data.sources
     ]
-    return [*lines, f"- objective: {data.objective.kind} {data.objective.settings or ''}".rstrip()]
+    settings = _one_line(f"{data.objective.settings or ''}")
+    return [*lines, f"- objective: {data.objective.kind} {settings}".rstrip()]
 
 
 def _training(run: Run, summary: Mapping[str, Any]) -> list[str]:
@@ -95,7 +100,7 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
             f"[{quality['low']:.1%}, {quality['high']:.1%}] of {quality['n']}"
         )
     for name, bits in (evaluation or {}).get("bits_per_byte", {}).items():
-        lines.append(f"- {name}: {bits:.3f} bits per byte")
+        lines.append(f"- {_inline(name)}: {bits:.3f} bits per byte")
     return lines or ["- none was given (`graft evaluate --out FILE`, then `--evaluation FILE`)"]
 
 
@@ -119,9 +124,34 @@ def _use(run: Run, form: str, name: str) -> list[str]:
             "",
         ]
     for command in commands:
+        if not command.language:
+            lines += [f"{command.title}: {_inline(command.text)}", ""]
+            continue
         lines += [f"{command.title}:", ""] if command.title else []
-        lines += [f"```{command.language}", command.text, "```", ""]
+        fence = _fence(command.text, 3)
+        lines += [f"{fence}{command.language}", command.text, fence, ""]
     return lines
+
+
+def _one_line(text: str) -> str:
+    """A text of a folder, a file or a config, which begins no line of its own."""
+    return printable(text, lines=False)
+
+
+def _fence(text: str, shortest: int) -> str:
+    """Backticks around code, more than any in it, which would end it."""
+    return "`" * max(shortest, *(len(run) + 1 for run in re.findall("`+", text) or [""]))
+
+
+def _code(text: str) -> str:
+    text = _one_line(text)
+    space = " " * ("`" in text)
+    return f"{_fence(text, 1)}{space}{text}{space}{_fence(text, 1)}"
+
+
+def _inline(text: str) -> str:
+    """The same with what Markdown and HTML would read in it as signs."""
+    return re.sub(r"[\\`*<>\[\]|#]", r"\\\g<0>", _one_line(str(text)))
 
 
 def _template(run: Run) -> list[str]:
@@ -130,7 +160,9 @@ def _template(run: Run) -> list[str]:
         return []
     template = json.dumps(getattr(objective, "template", ""), ensure_ascii=False)
     begin = run.tokenizer.roles["begin"]
-    return [f"It was tuned on prompts in this form, after the token `{begin}`: `{template}`"]
+    return [
+        f"It was tuned on prompts in this form, after the token {_code(begin)}: {_code(template)}"
+    ]
 
 
 def _summary(run: Run) -> dict[str, Any]:

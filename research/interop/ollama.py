@@ -134,14 +134,15 @@ def literal(text: str) -> str:
 def modelfile(
     model: str, template: str, adapter: str | None = None, stops: Sequence[str] = ()
 ) -> str | None:
-    """A Modelfile; None where its syntax cannot hold the template.
+    """A Modelfile; None where its syntax cannot hold the template, or the name of a file.
 
     Args:
       model, adapter: their files.
       template: Go's.
       stops: texts that end an answer.
     """
-    if '"""' in template or template.endswith('"'):
+    files = f"{model}{adapter or ''}"
+    if '"""' in template or template.endswith('"') or not files.isprintable():
         return None
     lines = [f"FROM {model}", *([f"ADAPTER {adapter}"] if adapter else [])]
     lines += [f'TEMPLATE """{template}"""', *(f"PARAMETER stop {json.dumps(t)}" for t in stops)]

@@ -32,11 +32,11 @@ _SLOT = "{prompt}"
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A way to serve an export.
+    """A way to serve an export, or why there is none.
 
     Attributes:
       title: the project's name.
-      language: of the code: python, sh, or text.
+      language: of the code: python, sh, or text; empty: the text is the reason, and no code.
       text: the code.
     """
 
@@ -152,9 +152,10 @@ def _through_gguf(run: Run, name: str) -> list[Command]:
     """The way to llama.cpp and Ollama, where they have the model."""
     try:
         writer.plan(run)
-    except UnsupportedModelError:
-        return []
-    text = f"graft convert export --from {_folder(run)} --format gguf --out {_path(name)}.gguf"
+    except UnsupportedModelError as error:
+        return [Command("llama.cpp, Ollama", "", f"left out, since {error}.")]
+    out = _path(f"{name}.gguf")
+    text = f"graft convert export --from {_folder(run)} --format gguf --out {out}"
     return [Command("llama.cpp, Ollama", "sh", f"{text}    # its card has the commands")]
 
 
@@ -175,20 +176,19 @@ def _adapter_folder(run: Run, prompt: PromptFormat, name: str) -> list[Command]:
     if rank is not None and prompt.is_joint:
         serve = (
             f"vllm serve {_path(base)} --enable-lora --max-lora-rank {rank} "
-            f"--lora-modules {shlex.quote(name)}={_path(name)}"
+            f"--lora-modules {_quote(name)}={_path(name)}"
         )
         if own_files:
             serve += f" --tokenizer {_path(name)}"
         if chat_template.TEMPLATE in own_files and prompt.template is None:
-            serve += f" --chat-template {_path(name)}/{chat_template.TEMPLATE}"
+            serve += f" --chat-template {_path(f'{name}/{chat_template.TEMPLATE}')}"
         result.append(Command("vLLM", "sh", f"{serve}\n{_ask(prompt, 8000, name)}"))
     try:
         adapters.plan(run)
     except UnsupportedModelError:
         return [*result, *_through_gguf(run, name)]
-    text = (
-        f"graft convert export --from {_folder(run)} --format gguf-adapter --out {_path(name)}.gguf"
-    )
+    out = _path(f"{name}.gguf")
+    text = f"graft convert export --from {_folder(run)} --format gguf-adapter --out {out}"
     return [*result, Command("llama.cpp, Ollama", "sh", f"{text}    # its card has the commands")]
 
 
@@ -217,7 +217,7 @@ def _adapter_file(run: Run, prompt: PromptFormat, name: str) -> list[Command]:
         export = f"graft convert export --from {folder} --format gguf --out {base}\n"
     options = f"--model {_path(base)} --lora {_path(name)}"
     if prompt.template is None and exporting.own_chat_template(run):
-        options += f" --chat-template-file {_path(name)}.jinja"
+        options += f" --chat-template-file {_path(f'{name}.jinja')}"
     result = [Command("llama.cpp", "sh", export + _llama_server(prompt, options))]
     return result + _ollama(run, prompt, f"./{base}", f"./{name}")
 
@@ -235,7 +235,7 @@ def _llama_server(prompt: PromptFormat, options: str) -> str:
 
 
 def _ollama(run: Run, prompt: PromptFormat, model: str, adapter: str | None) -> list[Command]:
-    """A Modelfile, where the prompts can be written by one."""
+    """A Modelfile, where the prompts can be written by one, or why there is none."""
     roles, note = run.tokenizer.roles, ""
     if not prompt.is_joint:
         return []
@@ -245,22 +245,37 @@ def _ollama(run: Run, prompt: PromptFormat, model: str, adapter: str | None) -> 
     else:
         jinja = chat_template.find_template(run.sidecar_files)
         segments = ollama.chat_segments(jinja, roles["begin"], roles["end"]) if jinja else None
-        if segments is None or prompt.arguments:
-            return []
+        if segments is None:
+            return _without_ollama(
+                "its templates write every message alike, and this chat template does not, or "
+                "writes more than messages (a header unasked)"
+            )
+        if prompt.arguments:
+            names = ", ".join(prompt.arguments)
+            return _without_ollama(
+                f"its templates take no variables, and this was tuned on {names}"
+            )
         if writer.opens(run):
             if not segments.opens_with(roles["begin"]):
-                return []  # each message does, and the first would twice
+                return _without_ollama(
+                    f"it puts {roles['begin']} first itself, and so does each message of this "
+                    "chat template"
+                )
             segments = segments.without(roles["begin"])
         if segments.system is None:
             note = " (a system message has no place in it)"
         template = segments.template()
     text = ollama.modelfile(model, template, adapter, [text for _, text in prompt.stops])
     if text is None:
-        return []
+        return _without_ollama("a Modelfile cannot hold three quotes, or a name of several lines")
     file = (adapter or model).removeprefix("./").removesuffix(".gguf")
     name = re.sub(r"[^a-z0-9._-]+", "-", file.lower())
     create = f"ollama create {name} -f Modelfile && ollama run {name}"
     return [Command(f"Ollama, as Modelfile{note}", "text", text), Command("", "sh", create)]
+
+
+def _without_ollama(reason: str) -> list[Command]:
+    return [Command("Ollama", "", f"left out: {reason}.")]
 
 
 def _python(prompt: PromptFormat, imports: Sequence[str], loads: Sequence[str]) -> str:
@@ -330,10 +345,18 @@ def _base_folder(run: Run) -> tuple[str, list[str]]:
 
 
 def _folder(run: Run) -> str:
-    """The folder of a run, without where it lies."""
-    return f"runs/{run.path.parent.parent.name}"
+    """The folder of a run, without where it lies, for a shell."""
+    return _quote(f"runs/{run.path.parent.parent.name}")
 
 
 def _path(name: str) -> str:
     """A file or a folder beside, for a shell."""
-    return shlex.quote(f"./{name}")
+    return _quote(f"./{name}")
+
+
+def _quote(text: str) -> str:
+    """A word of a shell, in one line."""
+    if text.isprintable():
+        return shlex.quote(text)
+    codes = [f"\\x{byte:02x}" for byte in text.encode("utf-8", "surrogateescape")]
+    return f"$'{''.join(codes)}'"

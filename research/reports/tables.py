@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] | No
     lines = [[f"{c.header} ({c.unit})" if c.unit else c.header for c in columns]]
     lines += [[_format_value(row.get(c.key), c) for c in columns] for row in rows]
     lines = [
-        [printable(cell.replace("|", r"\|").replace("\n", " "), lines=False) for cell in line]
+        [printable(_escape_bars(cell).replace("\n", " "), lines=False) for cell in line]
         for line in lines
     ]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(columns))]
@@ -99,6 +100,11 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] | No
         cells = zip(line, widths, right, strict=True)
         aligned_lines.append(" | ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in cells))
     return "\n".join(f"| {line} |" for line in aligned_lines)
+
+
+def _escape_bars(cell: str) -> str:
+    """A cell whose bars are no edges; a backslash before one would escape our own."""
+    return re.sub(r"(\\*)\|", r"\1\1\\|", cell)
 
 
 def format_si(number: float) -> str:

@@ -1,5 +1,8 @@
 """A card says what the run knows, and says what nobody stated."""
 
+import dataclasses
+import shutil
+
 from research.checkpoints import runs
 from research.interop import model_card
 from research.methods import LoRA
@@ -29,3 +32,16 @@ def test_a_tunes_card_has_base_data_method_cost_and_use(world, tmp_path):
     ):
         assert part in text, (part, text)
     assert "---" not in text  # no licence is stated, so none is claimed
+
+
+def test_no_name_sends_a_control_code_or_begins_a_line(world, tmp_path):
+    name = "evil \x1b[31m`|*\n# Model"
+    shutil.copytree(world.base, tmp_path / name)
+    origin = {"source": name, "family": "llama", "dtype": "float32", "licence": "mit\n---\n<b>"}
+    run = dataclasses.replace(runs.open_run(tmp_path / name), origin=origin)
+    for form in ("hf", "gguf"):
+        text = model_card.write(run, form, "a```b", {"bits_per_byte": {name: 2.25}})
+        assert "\x1b" not in text and "\n# Model" not in text and text.count("\n---\n") == 1
+        assert r'license: "mit\n---\n<b>"' in text
+        assert r"# evil \\x1b\[31m\`\|\*\\n\# Model" in text
+        assert "\n````sh\n" in text  # a block that the name's backticks do not end

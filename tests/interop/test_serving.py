@@ -227,10 +227,30 @@ def test_templates_that_go_cannot_write_are_left_out(template):
     assert segments is None
 
 
+def test_a_card_says_why_it_leaves_ollama_out(talker, monkeypatch):
+    def reason(objective):
+        files = {"chat_template.jinja": objective.writer(talker.tokenizer).template.encode()}
+        monkeypatch.setattr(runs.Run, "sidecar_files", files)
+        card = model_card.write(with_objective(talker, objective), "gguf", "x.gguf")
+        assert "FROM" not in card
+        (line,) = [line for line in card.splitlines() if line.startswith("Ollama: left out: ")]
+        return line
+
+    assert "write every message alike" in reason(Chat(template=REWRITTEN))
+    eager = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}assistant: "
+    assert "a header unasked" in reason(Chat(template=eager))
+    variable = "{% set t = thinking %}{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    arguments = {"thinking": False}
+    assert "tuned on thinking" in reason(Chat(template=variable, template_arguments=arguments))
+    quotes = '{% for m in messages %}{{ m.content }}"""<|end|>{% endfor %}'
+    assert "cannot hold three quotes" in reason(Chat(template=quotes))
+
+
 def test_braces_and_quotes_in_a_modelfile():
     assert ollama.literal("a {{ b") == 'a {{ "{{" }} b'
     assert ollama.modelfile("./x.gguf", 'say """') is None
     assert ollama.modelfile("./x.gguf", 'say "') is None
+    assert ollama.modelfile("./x\n.gguf", "say") is None
 
 
 def test_the_ends_of_turns_go_with_the_export(talker, tmp_path):

@@ -59,6 +59,8 @@ def test_text_table_is_aligned_markdown():
         "| longer | 12,000 |",
         "| c d    |      – |",
     ]
+    line = text_table([{"run": "a\\|b\x1b[31m"}]).split("\n")[2]
+    assert line == r"| a\\\|b\x1b[31m |"  # of a backslash and a bar
 
 
 def test_rows_are_grouped_under_headings():
