@@ -1,6 +1,8 @@
-"""How much a compressed file may hold: one of a few kilobytes could fill the memory or the disk.
+"""How much a compressed file may hold, and a record of any file: a few kilobytes could fill the
+memory or the disk.
 
-Text shrinks to a third or a tenth, logs to a fiftieth; what gzip makes of zeros is a thousandth.
+Text shrinks to a third or a tenth, logs to a fiftieth; what gzip makes of zeros is a thousandth. A
+record takes several times its size while it is read, parsed and tokenized.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import os
 VARIABLE, DEFAULT = "GRAFT_MAX_EXPANSION", 250
 # bytes that any file may hold
 ALWAYS = 2**30
+# the setting: bytes that a record may have, about ten times the longest of books
+RECORD_VARIABLE, RECORD_DEFAULT = "GRAFT_MAX_RECORD", 2**26
 
 
 class ExpansionError(OSError):
@@ -23,10 +27,41 @@ def max_expansion() -> int:
     Raises:
       ValueError: it is no number.
     """
-    text = os.environ.get(VARIABLE) or str(DEFAULT)
+    return _setting(VARIABLE, DEFAULT)
+
+
+def max_record_bytes() -> int:
+    """The setting, from the environment.
+
+    Raises:
+      ValueError: it is no number.
+    """
+    return _setting(RECORD_VARIABLE, RECORD_DEFAULT)
+
+
+def _setting(variable: str, default: int) -> int:
+    text = os.environ.get(variable) or str(default)
     if not text.isdecimal() or not int(text):
-        raise ValueError(f"{VARIABLE}={text}: a whole number from 1 on")
+        raise ValueError(f"{variable}={text}: a whole number from 1 on")
     return int(text)
+
+
+def check_record(size: int, place: str) -> None:
+    """Refuses a record that is too long: a line, a row, a document.
+
+    Args:
+      size: its bytes, or those that were read of it so far.
+      place: file and line, for the error.
+
+    Raises:
+      ValueError: it is over the limit.
+    """
+    if size > max_record_bytes():
+        raise ValueError(
+            f"{place}: a record of {size:,} bytes or more; the limit is {max_record_bytes():,}, as "
+            "in memory it takes several times its size. If it is meant to be so long, set "
+            f"{RECORD_VARIABLE} to a larger number"
+        )
 
 
 def expansion_limit(compressed_bytes: int) -> int:

@@ -16,6 +16,7 @@ from research.config.schema import Count, Positive, PositiveNumber, Share
 from research.config.suggestions import suggestion
 from research.data.sources import formats
 from research.data.sources.transforms import TransformConfig
+from research.runtime.expansion import check_record
 
 # Records that are looked at to tell the format.
 _LOOK = 64
@@ -322,6 +323,9 @@ class Records:
     def _read(self, index: int) -> dict[str, Any] | None:
         """A record with its fields renamed, after all transforms."""
         record, fields = self._records[index], self._config.fields
+        for value in record.values():
+            if isinstance(value, str | bytes):
+                check_record(len(value), self._place(index))
         try:
             example = {key: decode_text(value) for key, value in record.items()}
         except UnicodeDecodeError as error:

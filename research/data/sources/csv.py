@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,10 @@ from pyarrow import csv
 
 from research.data.sources import files
 from research.data.sources.base import FilesConfig, Records, Source
+from research.runtime.expansion import RECORD_VARIABLE, check_record, max_record_bytes
+
+# Bytes that are parsed at once, unless a line is longer.
+_BLOCK = 2**20
 
 
 class _CsvRows:
@@ -49,6 +54,7 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
         ValueError: no such file, with the row where it is torn, or two columns of one name.
     """
     copy, bad_rows = files.local_copy(file), []
+    longest = _longest_line(copy, file.name)
 
     def note(row: csv.InvalidRow) -> str:
         bad_rows.append(row)
@@ -57,12 +63,14 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
     parsing = csv.ParseOptions(
         delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
     )
-    reading = csv.ReadOptions(use_threads=False)  # so that errors have the row
     try:
-        with csv.open_csv(copy, reading, parsing) as reader:
-            names = reader.schema.names
-        texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
-        table = csv.read_csv(copy, reading, parsing, texts)
+        try:
+            names, table = _parse(copy, parsing, max(_BLOCK, 2 * longest))
+        except pyarrow.ArrowInvalid:
+            if bad_rows:
+                raise
+            # perhaps a value of many lines, over the end of a block
+            names, table = _parse(copy, parsing, max_record_bytes())
     except pyarrow.ArrowInvalid as error:
         if bad_rows:
             row = bad_rows[0]
@@ -70,7 +78,10 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
                 f"{file.name}, line {row.number} (a value of several lines counts once): "
                 f"{row.actual_columns} values for {row.expected_columns} columns: {row.text!r:.80}"
             ) from None
-        raise ValueError(f"{file.name}: damaged, or no CSV file with a header: {error}") from error
+        raise ValueError(
+            f"{file.name}: damaged, or no CSV file with a header, or a row of over "
+            f"{max_record_bytes():,} bytes ({RECORD_VARIABLE}): {error}"
+        ) from error
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{file.name}: several columns are named {twice[0]!r}: rename all but one")
@@ -79,6 +90,31 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
             numbers = table[number_field].cast(pyarrow.int64())
             table = table.set_column(names.index(number_field), number_field, numbers)
     return table
+
+
+def _parse(
+    path: Path, parsing: csv.ParseOptions, block_bytes: int
+) -> tuple[list[str], pyarrow.Table]:
+    """The columns' names and all rows; a row must fit in a block."""
+    # one thread, so that errors have the row
+    reading = csv.ReadOptions(use_threads=False, block_size=block_bytes)
+    with csv.open_csv(path, reading, parsing) as reader:
+        names = reader.schema.names
+    texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
+    return names, csv.read_csv(path, reading, parsing, texts)
+
+
+def _longest_line(path: Path, name: str) -> int:
+    """Bytes of the longest line; ValueError with its number where it is too long."""
+    longest, size, number = 0, 0, 1
+    with path.open("rb") as file:
+        while piece := file.readline(_BLOCK):
+            size += len(piece)
+            check_record(size, f"{name}, line {number}")
+            longest = max(longest, size)
+            if piece.endswith(b"\n"):
+                size, number = 0, number + 1
+    return longest
 
 
 @dataclasses.dataclass(frozen=True)

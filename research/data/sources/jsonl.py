@@ -3,13 +3,17 @@
 import array
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from research.data.sources import files
 from research.data.sources.base import FilesConfig, Records, Source
+from research.runtime.expansion import check_record
+
+# Bytes of a line that are read at once.
+_PIECE = 2**20
 
 
 class _JsonLines:
@@ -26,10 +30,10 @@ class _JsonLines:
         for copy in self._copies:
             at = 0
             with copy.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        places.extend((at, at + len(line), number))
-                    at += len(line)
+                for number, (size, is_blank) in enumerate(_lines(file), start=1):
+                    if not is_blank:
+                        places.extend((at, at + size, number))
+                    at += size
             self._firsts.append(len(places) // 3)
         self._places = np.frombuffer(places, np.int64).reshape(-1, 3)
         # The file that was read last: thousands of parts would be too many to keep open.
@@ -56,6 +60,7 @@ class _JsonLines:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         start, stop, _ = self._places[index]
+        check_record(int(stop - start), self.place(index))
         number, content = self._mapped
         if number != self._file_of(index):
             number = self._file_of(index)
@@ -71,6 +76,19 @@ class _JsonLines:
                 f'{{"text": "..."}}, not a {type(record).__name__}.'
             )
         return record
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bool]]:
+    """Size of each line, and whether it is blank; one of any length takes little memory."""
+    size, is_blank = 0, True
+    while piece := file.readline(_PIECE):
+        size += len(piece)
+        is_blank = is_blank and not piece.strip()
+        if piece.endswith(b"\n"):
+            yield size, is_blank
+            size, is_blank = 0, True
+    if size:
+        yield size, is_blank
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,13 @@ from pyarrow import parquet
 
 from research.data.sources import files
 from research.data.sources.base import FilesConfig, Records, Source
-from research.runtime.expansion import ExpansionError, check_expansion, expansion_limit
+from research.runtime.expansion import (
+    ExpansionError,
+    check_expansion,
+    check_record,
+    expansion_limit,
+    max_record_bytes,
+)
 
 # Rows that become Python objects at once.
 _ROWS = 1024
@@ -37,8 +43,8 @@ class _ParquetRows:
         self._groups = groups
         counts = [rows for _, _, rows in groups]
         self._firsts = np.cumsum([0, *counts])
-        # What was read last: number of the group, and its rows.
-        self._group: tuple[int, pyarrow.Table] = (-1, pyarrow.table({}))
+        # What was read last: number of the group, its rows, and the bytes of those too long.
+        self._group: tuple[int, pyarrow.Table, dict[int, int]] = (-1, pyarrow.table({}), {})
         self._block: tuple[int, list[dict[str, Any]]] = (-1, [])  # first row, and rows from there
 
     def fingerprint(self) -> str:
@@ -67,17 +73,26 @@ class _ParquetRows:
             if self._group[0] != number:
                 file, group, _ = self._groups[number]
                 with _open_file(self._files[file]) as parquet_file:
-                    table = _read_group(parquet_file, group, self._files[file].name)
-                    self._group = number, table
-            start = (index - int(self._firsts[number])) // _ROWS * _ROWS
+                    table, long_rows = _read_group(parquet_file, group, self._files[file].name)
+                    self._group = number, table, long_rows
+            row = index - int(self._firsts[number])
+            if size := self._group[2].get(row):
+                check_record(size, self.place(index))
+            count = 1 if self._group[2] else _ROWS  # not together with one that is too long
+            start = row // count * count
             first = int(self._firsts[number]) + start
-            rows = self._group[1].slice(start, _ROWS).to_pylist()
+            rows = self._group[1].slice(start, count).to_pylist()
             self._block = first, rows
         return rows[index - first]
 
 
-def _read_group(parquet_file: parquet.ParquetFile, group: int, name: str) -> pyarrow.Table:
+def _read_group(
+    parquet_file: parquet.ParquetFile, group: int, name: str
+) -> tuple[pyarrow.Table, dict[int, int]]:
     """A row group, piece by piece: what repeats one value takes no room in the file.
+
+    Returns:
+        The rows, and the bytes of those that are too long, by number.
 
     Raises:
         ExpansionError: it holds too much for its size.
@@ -88,12 +103,17 @@ def _read_group(parquet_file: parquet.ParquetFile, group: int, name: str) -> pya
     check_expansion(about.total_byte_size, size, name)
     # a value has at most the bytes of the group
     rows = max(1, min(_ROWS, expansion_limit(size) // max(1, about.total_byte_size)))
-    batches, memory = [], 0
+    batches, memory, long_rows, first = [], 0, dict[int, int](), 0
+    limit = max_record_bytes()
     for batch in parquet_file.iter_batches(rows, row_groups=[group]):
         batches.append(batch)
         memory += batch.nbytes
         check_expansion(memory, size, name)
-    return pyarrow.Table.from_batches(batches, parquet_file.schema_arrow)
+        if batch.nbytes > limit:
+            sizes = {first + row: batch.slice(row, 1).nbytes for row in range(batch.num_rows)}
+            long_rows |= {row: size for row, size in sizes.items() if size > limit}
+        first += batch.num_rows
+    return pyarrow.Table.from_batches(batches, parquet_file.schema_arrow), long_rows
 
 
 @contextlib.contextmanager

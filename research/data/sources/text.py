@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from research.data.sources import files
 from research.data.sources.base import FilesConfig, Records, Source
+from research.runtime.expansion import check_record, max_record_bytes
 
 
 class _TextFiles:
@@ -27,8 +28,10 @@ class _TextFiles:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         with self._files[index].open() as file:
-            # some editors begin a file with a mark of its byte order
-            return {"text": file.read().removeprefix(codecs.BOM_UTF8), "id": self._ids[index]}
+            content = file.read(max_record_bytes() + 1)
+        check_record(len(content), self.place(index))
+        # some editors begin a file with a mark of its byte order
+        return {"text": content.removeprefix(codecs.BOM_UTF8), "id": self._ids[index]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""One record of gigabytes is refused by name before it fills the memory, in every kind of file."""
+
+import json
+import tracemalloc
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from research.data.sources import CsvConfig, JsonlConfig, ParquetConfig, TextConfig
+
+SHORT, LONG = "a" * 20, "b" * 5000
+
+
+def write_jsonl(folder, texts):
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "a.jsonl").write_text("\n\n".join(lines) + "\n")
+    return JsonlConfig("made", str(folder / "a.jsonl"), bad_lines=0.5), r"a\.jsonl:3"
+
+
+def write_parquet(folder, texts):
+    table = pyarrow.table({"text": texts, "parts": [[text[:30]] for text in texts]})
+    parquet.write_table(table, folder / "a.parquet")
+    return ParquetConfig("made", str(folder / "a.parquet"), bad_lines=0.5), r"a\.parquet, row 1"
+
+
+def write_text(folder, texts):
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_text(text)
+    return TextConfig("made", str(folder), bad_lines=0.5), r"1\.txt"
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet, write_text])
+def test_a_record_that_is_too_long_is_named_or_left_out(tmp_path, monkeypatch, write):
+    config, place = write(tmp_path, [SHORT, LONG, SHORT])
+    source = config.open("train")
+    assert [len(source[i]["text"]) for i in range(3)] == [20, 5000, 20]
+    monkeypatch.setenv("GRAFT_MAX_RECORD", "1000")
+    source = config.open("train")
+    assert len(source) == 2 and source.bad_lines == 1 and source[1]["text"] == SHORT
+    strict = type(config)("made", config.path).open("train")
+    with pytest.raises(ValueError, match=rf"{place}: a record of .* set GRAFT_MAX_RECORD"):
+        strict[1]
+    assert strict[2]["text"] == SHORT
+
+
+def test_a_long_row_of_csv_is_read_or_named_with_its_line(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("text,label\n" + f"{SHORT},1\n" * 3 + "c" * 2**21 + ",2\n")
+    config = CsvConfig("made", str(tmp_path / "a.csv"))
+    assert len(config.open("train")[3]["text"]) == 2**21  # longer than a block
+    (tmp_path / "b.csv").write_text('text,label\n"' + "line\n" * 2**19 + '",2\n')
+    assert len(CsvConfig("made", str(tmp_path / "b.csv")).open("train")[0]["text"]) == 5 * 2**19
+    monkeypatch.setenv("GRAFT_MAX_RECORD", "1000000")
+    with pytest.raises(ValueError, match=r"a\.csv, line 5: a record of .* set GRAFT_MAX_RECORD"):
+        config.open("train")
+    with pytest.raises(ValueError, match=r"b\.csv: .* a row of over 1,000,000 bytes"):
+        CsvConfig("made", str(tmp_path / "b.csv")).open("train")
+
+
+def test_a_line_of_any_length_takes_little_memory_until_it_is_refused(tmp_path):
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.truncate(3 * 2**27)  # zeros, and no end of the line
+    tracemalloc.start()
+    try:
+        source = JsonlConfig("made", str(tmp_path / "a.jsonl")).open("train")
+        with pytest.raises(ValueError, match=r"a\.jsonl:1: a record of 402,653,184 bytes"):
+            source[0]
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
