@@ -21,7 +21,7 @@ from tqdm import tqdm
 from research.data.sources import Source
 from research.data.sources.files import cache_folder, shared_cache
 from research.runtime.checksums import changed_file, checksums
-from research.runtime.files import atomic_folder, atomic_write
+from research.runtime.files import atomic_folder, atomic_write, share
 from research.text.token_table import Encoder, Ragged, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
 
@@ -81,6 +81,7 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
                 with atomic_folder(folder) as partial:
                     _write(partial, source, encoder)
                     _write_about(partial, about)
+                    share(partial, partial.parent)
             except OSError:
                 if (
                     not folder.is_dir()
@@ -93,7 +94,9 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
 def _write_about(folder: Path, about: Mapping[str, Any]) -> None:
     """Says what the files are, with the checksum of each."""
     sums = {name: sum for name, sum in checksums(folder).items() if name != _ABOUT}
-    atomic_write(folder / _ABOUT, json.dumps({**about, "checksums": sums}, indent=1))
+    atomic_write(
+        folder / _ABOUT, json.dumps({**about, "checksums": sums}, indent=1), is_shared=True
+    )
 
 
 def _check(folder: Path, name: str) -> None:

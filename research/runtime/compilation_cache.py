@@ -1,11 +1,15 @@
 """The cache of compiled programs on disk, so that a second start compiles nothing."""
 
+import atexit
+import contextlib
 import hashlib
 import os
 import platform
 from pathlib import Path
 
 import jax
+
+from research.runtime import files
 
 
 def enable_compilation_cache(folder: str | Path | None = None) -> str:
@@ -16,16 +20,27 @@ def enable_compilation_cache(folder: str | Path | None = None) -> str:
     costs a warning and a compilation. Programs hold instructions of the CPU they were compiled on,
     so that in a home that several machines share each kind of CPU has its own folder.
 
+    In `$GRAFT_CACHE` and the home's cache, who may read the folder above may read the programs too.
+
     Returns the folder.
     """
     folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if not folder:
         root = os.environ.get("GRAFT_CACHE") or Path.home() / ".cache" / "graft"
         folder = Path(root) / "jax" / _cpu_kind()
+        _share(folder)
+        atexit.register(_share, folder)  # JAX writes with the umask
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # small programs too: a save alone runs one for every shape of an array
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     return str(folder)
+
+
+def _share(folder: Path) -> None:
+    """Makes the folder, and shares what this user has there."""
+    with contextlib.suppress(OSError):  # JAX goes on without a cache
+        folder.mkdir(parents=True, exist_ok=True)
+        files.share(folder.parent, folder.parents[1])
 
 
 def _cpu_kind() -> str:

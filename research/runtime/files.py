@@ -10,6 +10,7 @@ is removed or written over out of the folder that a program may change.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -17,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +29,19 @@ from research.runtime import signals, storage
 
 class LinkError(OSError):
     """A symbolic link where a program removes or writes; the message names it and the remedy."""
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that could not be written, for the end of an error's message."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free disk space"
+    if error.errno == errno.EFBIG:
+        return "raise the limit on the size of files (ulimit -f)"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "let this user write there"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ESTALE):
+        return "put back what was there"
+    return "mend that"
 
 
 def check_no_link(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
@@ -80,8 +95,28 @@ def remove(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
+def share(path: Path, folder: Path) -> None:
+    """Lets everyone read a file or whole folder of ours who may read `folder`, whatever the umask.
+
+    As git does with the objects of a shared repository: rights to write are not given.
+    """
+    bits = folder.stat().st_mode & (stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
+    for place in (path, *path.rglob("*")):
+        status = place.lstat()
+        is_folder = stat.S_ISDIR(status.st_mode)
+        new_bits = bits if is_folder else bits & (stat.S_IRGRP | stat.S_IROTH)
+        is_ours = status.st_uid == os.geteuid() and not stat.S_ISLNK(status.st_mode)
+        if is_ours and new_bits & ~status.st_mode:
+            place.chmod(stat.S_IMODE(status.st_mode) | new_bits)
+
+
+def atomic_write(
+    path: str | os.PathLike[str], content: bytes | str, *, is_shared: bool = False
+) -> None:
     """Writes a file; its folder is made.
+
+    Args:
+      is_shared: of a disk: readable for all who may read its folder, see `share`.
 
     Raises:
       StorageError: the bucket refuses or does not answer.
@@ -92,6 +127,8 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
         return
     with atomic_path(Path(storage.absolute(path))) as partial:
         partial.write_bytes(data)
+        if is_shared:
+            share(partial, partial.parent)
 
 
 def atomic_copy(file: Path, path: str | os.PathLike[str]) -> None:

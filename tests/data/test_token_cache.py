@@ -168,8 +168,12 @@ def test_several_users_share_a_cache_and_what_each_puts_there_stays_theirs(share
     assert run(20002, "2") == ""  # what is not is made beside it
     assert {path.stat().st_uid for path in tokens.iterdir()} == {20001, 20002}
     assert all(file.stat().st_uid == 20001 for file in first.iterdir())
-    # what a user keeps private is said, with what to do
-    assert run(20002, "3", umask=0o077) == ""
+    # a private umask keeps nothing from those who share the folder
+    before = set(tokens.iterdir())
+    assert run(20002, "3", umask=0o077) == "" and run(20001, "3") == ""
+    # what a user makes private is said, with what to do
+    (third,) = set(tokens.iterdir()) - before
+    third.chmod(0o700)
     message = run(20001, "3")
     assert f"the cache {tokens}: Permission denied" in message
     assert "set GRAFT_CACHE to a folder of your own" in message

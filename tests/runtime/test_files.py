@@ -150,3 +150,26 @@ def test_nothing_outside_the_folder_is_removed_wherever_links_are(links, path, i
 
 def content(folder):
     return {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_shared_is_readable_as_its_folder_whatever_the_umask(tmp_path):
+    for mode, folder_mode, file_mode in (
+        (0o755, 0o755, 0o644),
+        (0o1777, 0o755, 0o644),
+        (0o2770, 0o750, 0o640),
+        (0o700, 0o700, 0o600),
+    ):
+        cache = tmp_path / f"{mode:o}"
+        cache.mkdir()
+        cache.chmod(mode)
+        before = os.umask(0o077)
+        try:
+            with files.atomic_folder(cache / "entry") as partial:
+                (partial / "a").write_text("a")
+                (partial / "link").symlink_to(tmp_path)
+                files.share(partial, cache)
+            files.atomic_write(cache / "note", "b", is_shared=True)
+        finally:
+            os.umask(before)
+        modes = [(cache / name).stat().st_mode & 0o777 for name in ("entry", "entry/a", "note")]
+        assert modes == [folder_mode, file_mode, file_mode]

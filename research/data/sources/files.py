@@ -25,7 +25,7 @@ from research.data.sources.base import FilesConfig
 from research.runtime import storage
 from research.runtime.checksums import crc32
 from research.runtime.expansion import check_expansion
-from research.runtime.files import atomic_path, atomic_write
+from research.runtime.files import atomic_path, atomic_write, share
 
 # The end of an error about one that cannot be opened.
 BUCKETS = (
@@ -73,8 +73,8 @@ def cache_folder(name: str) -> Path:
 def shared_cache(folder: Path) -> Iterator[None]:
     """Makes a folder of the cache, and says what to do where it cannot be written or read.
 
-    Users who may write in the folder above it may write in a new one too; what each puts there
-    stays theirs.
+    Users who may read or write in the folder above it may do so in a new one too; what each puts
+    there stays theirs.
 
     Raises:
       OSError: the disk is full, or the folder is another user's; names it and the setting.
@@ -86,6 +86,8 @@ def shared_cache(folder: Path) -> Iterator[None]:
             mode = folder.parent.stat().st_mode
             if mode & (stat.S_IWGRP | stat.S_IWOTH):
                 folder.chmod(stat.S_IMODE(mode) | stat.S_ISVTX)
+            else:
+                share(folder, folder.parent)
         yield
     except OSError as error:
         place, elsewhere = str(error.filename or folder), "or set GRAFT_CACHE to a folder"
@@ -200,6 +202,7 @@ def _write_copy(file: File, codec: str | None, copy: Path) -> None:
             out.write(block)
             if codec:
                 check_expansion(out.tell(), raw.tell(), file.name)
+        share(partial, partial.parent)
 
 
 def _read_block(stream: Any, file: File, codec: str | None) -> bytes:
@@ -220,7 +223,7 @@ def _check_copy(file: File, copy: Path) -> None:
     note, checksum = copy.with_suffix(".crc32"), f"{crc32(copy):08x}"
     if not note.is_file():
         with contextlib.suppress(PermissionError):  # another user's
-            atomic_write(note, checksum)
+            atomic_write(note, checksum, is_shared=True)
     elif note.read_text().strip() != checksum:
         raise ValueError(
             f"{copy}, the plain copy of {file.name}, is not what was written: remove it and "
