@@ -24,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
 from research.checkpoints.fingerprint import Checksum
-from research.runtime.files import check_no_link
+from research.runtime.files import check_no_link, remedy
 from research.runtime.storage import (
     absolute,
     describe_storage_error,
@@ -366,14 +366,28 @@ def _silence_late_errors() -> None:
     logging.getLogger("asyncio").addFilter(is_news)
 
 
-def reason(cause: Exception | str) -> str:
-    """One short line for the first error in a chain; TensorStore's run to several kilobytes."""
-    if isinstance(cause, str):
-        return cause
+def _first_error(cause: Exception) -> Exception:
+    """The first error in a chain."""
     while isinstance(
         earlier := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__),
         Exception,
     ):
         cause = earlier
+    return cause
+
+
+def advice(cause: Exception) -> str:
+    """What to do about an error of writing, for its message."""
+    error = _first_error(cause)
+    if isinstance(error, OSError) and error.errno is not None:
+        return remedy(error).capitalize()
+    return "Free disk space or mend access to that directory"
+
+
+def reason(cause: Exception | str) -> str:
+    """One short line for the first error in a chain; TensorStore's run to several kilobytes."""
+    if isinstance(cause, str):
+        return cause
+    cause = _first_error(cause)
     lines = str(cause).split(" [tensorstore_spec")[0].splitlines() or [""]
     return f"{type(cause).__name__}: {lines[0]}"[:400]

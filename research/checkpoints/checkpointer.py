@@ -45,6 +45,7 @@ from research.checkpoints.checkpoint import (
     Arrays,
     Checkpoint,
     CheckpointError,
+    advice,
     open_checkpoint,
     reason,
     scan,
@@ -333,8 +334,7 @@ class Checkpointer:
         return CheckpointError(
             f"{message}{reason(cause)}. "
             + (f"Step {good} there is still good. " if good is not None else "No step is saved. ")
-            + "Free disk space or mend access to that directory and save again; "
-            "the arrays in memory are unchanged."
+            + f"{advice(cause)} and save again; the arrays in memory are unchanged."
         )
 
 

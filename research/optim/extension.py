@@ -111,6 +111,11 @@ def _changes(then: ScheduleConfig, now: ScheduleConfig) -> str:
     )
 
 
+def _describe_decays(config: ScheduleConfig) -> str:
+    parts = [f"from step {first} to {last}" for first, last in config.decays]
+    return f"a decay {' and '.join(parts)}" if parts else "no decay of its own"
+
+
 def _refusal(then: Course, now: Course, step: int, bent_step: int) -> str:
     """The message of a schedule that would bend: its rates at the last step that was trained with
     another one and at the next step, what changed, and the settings that say what is meant."""
@@ -118,13 +123,19 @@ def _refusal(then: Course, now: Course, step: int, bent_step: int) -> str:
     if then.length != now.length:
         lengths = f"it was over {then.length} steps and is over {now.length}"
         changes = f"{lengths}, {changes}" if changes else lengths
+    if then.config.decays != now.config.decays:
+        decays = "; ".join(
+            f"{who} {_describe_decays(course.config)}"
+            for who, course in (("the run has", then), ("the config has", now))
+        )
+        changes = f"{changes}, {decays}" if changes else decays
     (before,), (after,) = then.rates(bent_step, bent_step), now.rates(bent_step, bent_step)
     (next_rate,), (start,) = now.rates(step + 1, step + 1), then.rates(step + 1, step + 1)
     (final,) = then.rates(now.steps, now.steps)
     return (
         f"its learning rate would bend: step {bent_step} was trained at {before:.3g}, and the "
         f"schedule has {after:.3g} there now, and {next_rate:.3g} at step {step + 1} "
-        f"({changes or 'its decays differ'}). Say what is meant: schedule.on_resume=hold keeps the "
+        f"({changes}). Say what is meant: schedule.on_resume=hold keeps the "
         f"schedule as it was, with {final:.3g} at step {now.steps}; decay goes from {start:.3g} to "
         f"{start * then.config.final_share:.3g} over the steps to come; bend takes the rates as "
         "they are now"

@@ -68,7 +68,8 @@ def _train(
     start = resume.find_start(checkpointer, experiment, data, folder, claim=not dry_run)
     step, timing.earlier_seconds = start.step, start.seconds
     if start.summary:
-        show(f"{folder} is finished: {step} of {steps} steps")
+        count = f"{step} of {steps} steps" if step == steps else f"{step} steps, {steps} asked for"
+        show(f"{folder} is finished: {count}")
         return start.summary
     program = program.with_schedule(start.schedule)
     resume.check_same_everywhere(experiment, data, base, folder, step)

@@ -5,6 +5,7 @@ what was measured with a clock.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 
 from research.runtime import files, storage
+from research.training.metric_steps import MetricSteps
 from research.training.observers import Observer, TensorBoard
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class MetricsWriter:
                 nothing more is written then.
         """
         self.enabled = jax.process_index() == 0 if enabled is None else enabled
-        self.lines = 0  # of the JSONL now
+        self.steps = MetricSteps()  # of the lines of the JSONL now
         self._check = check
         if not self.enabled:
             return
@@ -74,7 +76,7 @@ class MetricsWriter:
         path = Path(folder) / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            self.lines = _drop_lines(path, start_step)
+            self.steps = MetricSteps(_drop_lines(path, start_step))
         self._folder, self._mirrored = path.parent, time.monotonic()
         self._path = path
         self._open()
@@ -115,12 +117,15 @@ class MetricsWriter:
             self._keep_file()
             self._size += self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-            self.lines += 1
+            self.steps.add(line)
+        except files.LinkError:  # says what to do
+            raise
         except OSError as error:
+            advice = files.remedy(error)
             raise OSError(
                 f"{self._path}: the metrics of step {step} could not be written: "
-                f"{error.strerror or error}. Free disk space, or mend that, and start the same "
-                "command again: it goes on at its last checkpoint"
+                f"{error.strerror or error}. {advice.capitalize()}, and start the same command "
+                "again: it goes on at its last checkpoint"
             ) from error
         if self._copier and time.monotonic() - self._mirrored > self.MIRROR:
             self._mirrored = time.monotonic()
@@ -143,7 +148,8 @@ class MetricsWriter:
             there = self._path.lstat()
         except FileNotFoundError:
             if not self._folder.is_dir():
-                raise OSError("the folder of the run was deleted or moved") from None
+                message = "the folder of the run was deleted or moved"
+                raise FileNotFoundError(errno.ENOENT, message) from None
             self._file.seek(0)
             content = self._file.read()
             files.atomic_write(self._path, content)
@@ -174,7 +180,7 @@ class MetricsWriter:
         self._open()
         self._file.seek(0)
         text = self._file.read()
-        self.lines = text.count("\n")
+        self.steps = MetricSteps(_good_rows(text))
         if text and not text.endswith("\n"):
             self._file.write("\n")  # of a torn line, which is told when it is read
 
@@ -245,8 +251,17 @@ def _read_lines(path: Any) -> Iterator[tuple[dict[str, Any], str]]:
         yield row, line.decode()
 
 
-def _drop_lines(path: Path, start_step: int) -> int:
-    """Drops lines of later steps; returns how many stay."""
-    lines = [line for row, line in _read_lines(path) if row["step"] < start_step]
-    files.atomic_write(path, "".join(lines))
-    return len(lines)
+def _drop_lines(path: Path, start_step: int) -> list[dict[str, Any]]:
+    """Drops lines of later steps; returns those that stay."""
+    pairs = [(row, line) for row, line in _read_lines(path) if row["step"] < start_step]
+    files.atomic_write(path, "".join(line for _, line in pairs))
+    return [row for row, _ in pairs]
+
+
+def _good_rows(text: str) -> Iterator[dict[str, Any]]:
+    """The lines that can be read; the others are told when the file is read."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row

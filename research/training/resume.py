@@ -21,6 +21,7 @@ from research.experiment import Experiment
 from research.optim import extension
 from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed, files, storage
+from research.training.metric_steps import Progressions, describe_difference
 from research.training.metrics import METRICS, read_metrics
 from research.training.summary import SUMMARY, Summary
 from research.training.workdir import CHECKPOINTS, MODEL, claim_workdir
@@ -56,14 +57,15 @@ class Start:
     Attributes:
       step, seconds: what it has behind it; zeros if it is new.
       schedule: its learning rates, those of the steps behind it included.
-      metrics_lines: how many its metrics had then; None: its checkpoint does not say.
+      metrics_steps: which steps its metrics had then, see `metric_steps`, or how many lines, in
+        checkpoints of old; None: its checkpoint does not say.
       summary: of a finished run.
     """
 
     step: int
     seconds: float
     schedule: ScheduleConfig
-    metrics_lines: int | None = None
+    metrics_steps: Progressions | int | None = None
     summary: Summary | None = None
 
 
@@ -112,7 +114,8 @@ def _find_start(
     schedule = find_schedule(experiment, saved.experiment, step, workdir)
     is_finished = step >= experiment.steps and (workdir / SUMMARY).exists()
     summary = Summary.read(workdir) if is_finished else None
-    return Start(step, seconds, schedule, metadata.get("metrics_lines"), summary)
+    metrics_steps = metadata.get("metrics_steps", metadata.get("metrics_lines"))
+    return Start(step, seconds, schedule, metrics_steps, summary)
 
 
 def check_steps(now: Experiment, data: Pipeline, workdir: Path, step: int) -> None:
@@ -244,25 +247,29 @@ def check_same_data(then: Mapping[str, str], data: Pipeline, workdir: Path) -> N
 
 
 def check_metrics(start: Start, workdir: Path) -> None:
-    """Says how many lines of the metrics that a checkpoint stands on are gone; it goes on without.
+    """Says which lines of the metrics that a checkpoint stands on are gone; it goes on without.
 
     Raises:
       ValueError: a line is broken.
     """
-    if jax.process_index() != 0 or not start.metrics_lines:
+    if jax.process_index() != 0 or not start.metrics_steps:
         return
     path = storage.absolute(workdir) / METRICS
     rows = read_metrics(path) if storage.is_file(path) else []
-    count = sum(row["step"] <= start.step for row in rows)
-    if count < start.metrics_lines:
+    rows = [row for row in rows if row["step"] <= start.step]
+    if isinstance(start.metrics_steps, int):
+        is_short = len(rows) < start.metrics_steps
+        difference = f"{len(rows)} of {start.metrics_steps} lines are left" if is_short else ""
+    else:
+        difference = describe_difference(start.metrics_steps, rows)
+    if difference:
         log.warning(
-            "%s has %d of the %d lines that it had when step %d was saved: the others were lost or "
-            "deleted. The run goes on without them; to have them, stop it, put the file back and "
-            "start again",
+            "%s has not the lines that it had when step %d was saved (%s): they were lost, deleted "
+            "or changed. The run goes on with those that are there; to have the others, stop it, "
+            "put the file back and start again",
             path,
-            count,
-            start.metrics_lines,
             start.step,
+            difference,
         )
 
 

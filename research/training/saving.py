@@ -90,7 +90,10 @@ class RunSaver:
             step,
             stacking.unstack_for_saving({name: arrays[name] for name in names}),
             self._metadata
-            | {"seconds": self._timing.total_seconds, "metrics_lines": self._writer.lines},
+            | {
+                "seconds": self._timing.total_seconds,
+                "metrics_steps": self._writer.steps.progressions,
+            },
             # an older model's metrics say nothing of this one
             metrics=evaluation.metrics if evaluation.step == step else None,
             files=self._files,

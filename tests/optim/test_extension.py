@@ -140,6 +140,13 @@ def test_other_changes_are_named(course, message):
         extend(Course(COSINE, 10), course, 5)
 
 
+def test_a_refusal_names_the_decay_that_a_run_was_extended_by():
+    decayed = extend(Course(COSINE, 10), request("decay", 20), 10)
+    message = r"the run has a decay from step 10 to 20; the config has no decay of its own\)"
+    with pytest.raises(ValueError, match=message):
+        extend(Course(decayed, 20), Course(COSINE, 30), 15)
+
+
 @pytest.mark.parametrize("on_resume", ["hold", "decay"])
 def test_a_rate_that_has_come_to_0_trains_nothing_and_is_refused(on_resume):
     then = dataclasses.replace(COSINE, final_share=0.0)

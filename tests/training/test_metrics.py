@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.training import metrics
+from research.training.metric_steps import MetricSteps, describe_difference
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,7 +106,7 @@ def test_what_is_deleted_while_training_is_written_again(tmp_path, caplog) -> No
         for event_file in (tmp_path / "tensorboard").iterdir():
             event_file.unlink()
         writer.write(2, {"loss": 0.5})
-        assert steps(tmp_path) == [1, 2] and writer.lines == 2
+        assert steps(tmp_path) == [1, 2]
         writer.write(3, {"loss": 0.5})
     assert steps(tmp_path) == [1, 2, 3]
     assert caplog.text.count("was deleted while the run writes it: it is written again") == 1
@@ -120,25 +121,51 @@ def test_what_is_cut_or_replaced_while_training_is_gone_on_with_and_said(tmp_pat
         writer.write(2, {"loss": 1.0})
         os.truncate(path, path.stat().st_size // 2)
         writer.write(3, {"loss": 1.0})
-        assert steps(tmp_path) == [1, 3] and writer.lines == 2
+        assert steps(tmp_path) == [1, 3]
         assert "metrics.jsonl was cut from" in caplog.text and "what was cut is lost" in caplog.text
         (tmp_path / "other").write_text('{"step": 1, "loss": 2.0}\n')
         (tmp_path / "other").replace(path)
         writer.write(4, {"loss": 1.0})
-        assert steps(tmp_path) == [1, 4] and writer.lines == 2
+        assert steps(tmp_path) == [1, 4]
         assert "was replaced by another file while the run writes it" in caplog.text
         outside = tmp_path / "outside"
         path.rename(outside)
         path.symlink_to(outside)
-        with pytest.raises(OSError, match="is a symbolic link"):
+        with pytest.raises(OSError, match="is a symbolic link") as error:
             writer.write(5, {"loss": 1.0})
             writer.write(6, {"loss": 1.0})
+        assert "remove the link" in str(error.value) and "disk space" not in str(error.value)
 
 
 def test_a_folder_that_is_gone_ends_the_run(tmp_path) -> None:
     with metrics.MetricsWriter(tmp_path / "run") as writer:
         writer.write(1, {"loss": 1.0})
         (tmp_path / "run").rename(tmp_path / "moved")
-        with pytest.raises(OSError, match="step 2 could not be written: the folder .* moved"):
+        message = r"step 2 could not be written: the folder .* moved\. Put back what was there"
+        with pytest.raises(OSError, match=message):
             writer.write(2, {"loss": 1.0})
     assert steps(tmp_path / "moved") == [1] and not (tmp_path / "run").exists()
+
+
+def test_the_steps_of_a_record_are_a_few_numbers_and_its_losses_are_named() -> None:
+    rows = [{"step": step, "loss": 1.0} for step in range(1, 1001)]
+    rows += [{"step": step, "heldout_loss": 1.0} for step in range(50, 1001, 50)]
+    expected = MetricSteps(rows).progressions
+    assert expected == {"training": [[1, 1000, 1]], "evaluation": [[50, 1000, 50]]}
+    assert describe_difference(expected, rows) == ""
+    twice = [*rows[:2], rows[3], *rows[3:]]  # as many lines
+    message = "missing: training of step 3; once too often: training of step 4"
+    assert describe_difference(expected, twice) == message
+    assert describe_difference(expected, rows[5:1001]) == (
+        "missing: evaluation of step 100, 150, 200, 250 and 15 more, "
+        "training of step 1, 2, 3, 4 and 1 more"
+    )
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=12))
+def test_any_order_of_lines_is_recorded_exactly(pairs: list[tuple[int, bool]]) -> None:
+    rows = [{"step": step, "heldout_loss" if other else "loss": 1.0} for step, other in pairs]
+    expected = MetricSteps(rows).progressions
+    assert describe_difference(expected, rows) == ""
+    for index in range(len(rows)):
+        assert describe_difference(expected, rows[:index] + rows[index + 1 :])

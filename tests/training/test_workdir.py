@@ -187,14 +187,19 @@ def test_metrics_that_were_lost_before_the_checkpoint_are_said(run, caplog):
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:1]))
     train(experiment(5), folder)
-    message = "metrics.jsonl has 1 of the 4 lines that it had when step 4 was saved"
+    message = "had when step 4 was saved (missing: training of step 2, 3, 4):"
     assert caplog.text.count(message) == 1
     caplog.clear()
     train(experiment(6), folder)  # once is enough
-    assert "lines that it had" not in caplog.text and len(tiny_run.lines(folder)) == 3
+    assert "has not the lines" not in caplog.text and len(tiny_run.lines(folder)) == 3
     (folder / "metrics.jsonl").unlink()
     train(experiment(7), folder)
-    assert "metrics.jsonl has 0 of the 3 lines" in caplog.text
+    assert "when step 6 was saved (missing: training of step 1, 5, 6):" in caplog.text
+    caplog.clear()
+    (folder / "metrics.jsonl").write_text("".join(lines[:1]))  # one step's for another's
+    train(experiment(8), folder)
+    message = "(missing: training of step 7; once too often: training of step 1):"
+    assert message in caplog.text
 
 
 def test_a_broken_line_of_metrics_is_named_before_anything_is_compiled(run, monkeypatch):
@@ -290,6 +295,8 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_again(stopped, tm
     assert (
         train(experiment(4), folder).finished and "is finished: 4 of 4" in capsys.readouterr().out
     )
+    train(experiment(3), folder)
+    assert "is finished: 4 steps, 3 asked for" in capsys.readouterr().out
     with pytest.raises(
         ValueError, match=r"holds a model \(step 4\) and no checkpoint to go on from"
     ):
