@@ -39,6 +39,7 @@ from research.optim.schedules import ScheduleConfig
 from research.runtime import memory
 from research.runtime.memory import peak_memory_bytes
 from research.training import program
+from research.training.session import Session
 
 METHODS: dict[str, MethodConfig] = {
     "full": Full(),
@@ -142,9 +143,9 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, StepFacts, Callable[[], flo
     """The compiled step, facts about it, and a function that runs it once on random tokens."""
     plan = program.make_program(experiment(settings), None)
     with sharding.mesh_context(plan.mesh, plan.experiment.sharding_rules):
-        state = plan.fresh_state()
+        own, base = Session().fresh_state(plan)
         if settings.get("weights"):
-            weights: dict[str, Any] = transformers_weights(state.model)
+            weights: dict[str, Any] = transformers_weights(plan.model(own, base))
             np.savez(settings["weights"], **weights)
         hyper, rows = plan.place_hyper(), plan.place(batch(settings))
         start = time.perf_counter()
@@ -154,10 +155,10 @@ def build(settings: Mapping[str, Any]) -> tuple[Any, StepFacts, Callable[[], flo
     last: dict[str, jax.Array] = {}
 
     def run() -> float:
-        nonlocal state, last
+        nonlocal own, last
         start = time.perf_counter()
-        state, last = step(state, rows, hyper)
-        jax.block_until_ready((state, last))
+        own, last = step(own, base, rows, hyper)
+        jax.block_until_ready((own, last))
         return time.perf_counter() - start
 
     losses = []

@@ -8,6 +8,7 @@
     graft bench remat                     memory against time, by policy
     graft bench data                      reading batches, tokenising, index, near duplicates
     graft bench overhead                  start, data, host work and checkpoints of a run
+    graft bench study                     a sweep in one process beside as many commands
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
 are taken within a round, because machines drift. The peer needs `tools/setup interop`.
@@ -18,7 +19,17 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from research.benchmarks import data, harness, interop, methods, overhead, profile, remat, step
+    from research.benchmarks import (
+        data,
+        harness,
+        interop,
+        methods,
+        overhead,
+        profile,
+        remat,
+        step,
+        study,
+    )
     from research.config import cli
 
     verbs = {
@@ -28,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "remat": remat,
         "data": data,
         "overhead": overhead,
+        "study": study,
         "interop": interop,
     }
     parser = argparse.ArgumentParser(

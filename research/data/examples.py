@@ -1,11 +1,15 @@
 """From a source in a config to the checked examples of its objective."""
 
+from __future__ import annotations
+
 import dataclasses
+import json
 import os
 from typing import Any
 
 import numpy as np
 
+from research.config import schema
 from research.data import checks
 from research.data.config import DataConfig
 from research.data.packing import planning
@@ -56,26 +60,57 @@ def open_texts(source: SourceConfig, split: str, tokenizer: Tokenizer) -> Source
     return _Decoded(split_source, tokenizer) if isinstance(split_source, Prepared) else split_source
 
 
-def read_examples(
-    config: DataConfig,
-    source: SourceConfig,
-    split: str,
-    tokenizer: Tokenizer,
-    cache: str | os.PathLike[str],
-) -> tuple[Examples, Origin]:
-    """Opens, tokenizes (once, if it is no prepared source) and checks one split of one source."""
-    objective = config.objective
-    split_source = open_source(source, split)
-    checks.check_not_empty(split_source.name, len(split_source))
-    if isinstance(split_source, Prepared):
-        table = read_prepared(split_source, tokenizer, objective.fields)
-    else:
-        table = encode(split_source, objective.encoder(tokenizer, config.sequence_length), cache)
-    examples = objective.prepare(table, tokenizer, config.sequence_length)
-    checks.check_examples(examples, tokenizer, config.sequence_length)
-    return examples, Origin(
-        split_source.fingerprint, split_source.format, split_source.bad_lines, split_source.note
-    )
+class ExampleReader:
+    """Opens, tokenizes (once, if it is no prepared source) and checks splits of sources.
+
+    A split is read once for all that read it with one objective and length: whoever shares a reader
+    shares its examples, which nobody changes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, cache: str | os.PathLike[str]):
+        """Reads nothing yet.
+
+        Args:
+          tokenizer: the model's.
+          cache: folder for tokenized sources, shared by all runs of this machine.
+        """
+        self._tokenizer, self._cache = tokenizer, cache
+        self._examples: dict[str, tuple[Examples, Origin]] = {}
+
+    @classmethod
+    def of(
+        cls, tokenizer: Tokenizer, cache: str | os.PathLike[str] | ExampleReader
+    ) -> ExampleReader:
+        """The reader that is given, or a new one with this cache."""
+        return cache if isinstance(cache, ExampleReader) else cls(tokenizer, cache)
+
+    def read(self, config: DataConfig, source: SourceConfig, split: str) -> tuple[Examples, Origin]:
+        """One split of one source, as the objective's examples.
+
+        Raises:
+          ValueError: anything that `data.checks` finds.
+        """
+        content = [schema.to_dict(source), split, schema.to_dict(config.objective)]
+        key = json.dumps([*content, config.sequence_length], sort_keys=True)
+        if key not in self._examples:
+            self._examples[key] = self._read_now(config, source, split)
+        return self._examples[key]
+
+    def _read_now(
+        self, config: DataConfig, source: SourceConfig, split: str
+    ) -> tuple[Examples, Origin]:
+        objective, tokenizer, length = config.objective, self._tokenizer, config.sequence_length
+        split_source = open_source(source, split)
+        checks.check_not_empty(split_source.name, len(split_source))
+        if isinstance(split_source, Prepared):
+            table = read_prepared(split_source, tokenizer, objective.fields)
+        else:
+            table = encode(split_source, objective.encoder(tokenizer, length), self._cache)
+        examples = objective.prepare(table, tokenizer, length)
+        checks.check_examples(examples, tokenizer, length)
+        return examples, Origin(
+            split_source.fingerprint, split_source.format, split_source.bad_lines, split_source.note
+        )
 
 
 def pack_examples(

@@ -8,7 +8,7 @@ import numpy as np
 
 from research.batch import Batch
 from research.data.config import DataConfig
-from research.data.examples import pack_examples, read_examples
+from research.data.examples import ExampleReader, pack_examples
 from research.data.packing.rows import empty_rows
 from research.text.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ class HeldOut:
         self,
         config: DataConfig,
         tokenizer: Tokenizer,
-        cache: str | os.PathLike[str],
+        cache: str | os.PathLike[str] | ExampleReader,
         source: str,
         split: str,
         max_tokens: int | None = None,
@@ -44,7 +44,7 @@ class HeldOut:
         if not matching:
             names = [s.name for s in config.sources]
             raise ValueError(f"There is no source {source!r}, only {names}.")
-        examples, _ = read_examples(config, matching[0], split, tokenizer, cache)
+        examples, _ = ExampleReader.of(tokenizer, cache).read(config, matching[0], split)
         is_read = np.ones(len(examples), bool)
         if max_tokens is not None:
             order = np.random.default_rng(config.source_seed(source)).permutation(len(examples))

@@ -15,7 +15,7 @@ import numpy as np
 from research.batch import Batch
 from research.data import checks
 from research.data.config import DataConfig
-from research.data.examples import Origin, pack_examples, read_examples
+from research.data.examples import ExampleReader, Origin, pack_examples
 from research.data.heldout import HeldOut
 from research.data.mixture import Mixture
 from research.data.packing.rows import PackedRows, empty_rows
@@ -64,7 +64,7 @@ class Pipeline:
         self,
         config: DataConfig,
         tokenizer: Tokenizer,
-        cache: str | os.PathLike[str],
+        cache: str | os.PathLike[str] | ExampleReader,
         model_vocabulary: int | None = None,
         adapters: Sequence[str] = (),
     ):
@@ -73,7 +73,8 @@ class Pipeline:
         Args:
           config: sources and shapes.
           tokenizer: the model's.
-          cache: folder for tokenized sources, shared by all runs of this machine.
+          cache: folder for tokenized sources, shared by all runs of this machine; or what reads
+            them with this tokenizer, shared by pipelines.
           model_vocabulary: V of the model, to check the tokenizer against.
           adapters: names of a bank's adapters; every source then says which its rows use, and
             `Batch.adapter` counts them.
@@ -87,14 +88,14 @@ class Pipeline:
             checks.check_vocabulary(tokenizer, model_vocabulary)
         self.config = config
         self.tokenizer = tokenizer
-        self._cache = cache
+        self.reader = ExampleReader.of(tokenizer, cache)
         self._adapters = _number_adapters(config, adapters)
         self.rows: dict[str, PackedRows] = {}
         self.origins: dict[str, Origin] = {}
         # for each source: (how many rows it gave before) -> row
         self._orders: list[Any] = []
         for source in config.sources:
-            examples, origin = read_examples(config, source, source.split, tokenizer, cache)
+            examples, origin = self.reader.read(config, source, source.split)
             self.origins[source.name] = origin
             seed = config.source_seed(source.name)
             rows = pack_examples(config, examples, examples.lengths, tokenizer, seed)
@@ -154,7 +155,7 @@ class Pipeline:
 
     def heldout(self, source: str, split: str, max_tokens: int | None = None) -> HeldOut:
         """Batches once through `split` of the source of this name; see `HeldOut`."""
-        heldout = HeldOut(self.config, self.tokenizer, self._cache, source, split, max_tokens)
+        heldout = HeldOut(self.config, self.tokenizer, self.reader, source, split, max_tokens)
         heldout.adapter = self._adapters.get(source)
         return heldout
 

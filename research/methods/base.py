@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class Method:
 
     # its name in the registry and in configs
     kind: str
+    # fields that may be arrays where it is attached: runs that differ in them share a program
+    array_fields: ClassVar[tuple[str, ...]] = ()
 
     @property
     def adapter(self) -> str:

@@ -36,6 +36,7 @@ class DoRA(Method):
     adapter: Name = "dora"
     kind: Literal["dora"] = "dora"
     drops: ClassVar[bool] = True
+    array_fields: ClassVar[tuple[str, ...]] = ("alpha",)
     acts_first: ClassVar[bool] = True  # it divides by the norms of the base's own columns
 
     @property

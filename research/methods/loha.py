@@ -35,6 +35,7 @@ class LoHa(Method):
     adapter: Name = "loha"
     kind: Literal["loha"] = "loha"
     drops: ClassVar[bool] = True
+    array_fields: ClassVar[tuple[str, ...]] = ("alpha",)
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

@@ -46,6 +46,7 @@ class LoRA(Method):
     adapter: Name = "lora"
     kind: Literal["lora"] = "lora"
     drops: ClassVar[bool] = True
+    array_fields: ClassVar[tuple[str, ...]] = ("alpha",)
 
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:

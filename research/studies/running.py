@@ -39,6 +39,7 @@ from research.studies.study import TUNED
 from research.studies.trials import BEFORE, Resolver, Trial, without_defaults
 from research.training.loop import train
 from research.training.progress import StepSink
+from research.training.session import Session
 from research.training.summary import Summary
 
 LOG = "log.txt"
@@ -71,7 +72,7 @@ def run(
     """
     if retry:
         ledger.remove_failed()
-    claims = Claims(folder)
+    claims, session = Claims(folder), Session()
     with tqdm(unit="trial", disable=None, dynamic_ncols=True) as bar:
         while True:
             rows = ledger.read()
@@ -84,7 +85,7 @@ def run(
             stage = progress.stage.name if progress.stage else ""
             bar.set_description(f"stage {stage}")
             trials = share.order(progress.missing)
-            if not _run_one(trials, resolver, ledger, folder, claims, keep_models, report):
+            if not _run_one(trials, resolver, ledger, folder, claims, session, keep_models, report):
                 time.sleep(_WAIT_SECONDS)  # all of them are other processes'
 
 
@@ -94,6 +95,7 @@ def _run_one(
     ledger: Ledger,
     folder: epath.Path,
     claims: Claims,
+    session: Session,
     keep_models: bool,
     report: Callable[[str], None],
 ) -> bool:
@@ -105,9 +107,8 @@ def _run_one(
             if trial.address in ledger.read():  # another process was quicker
                 return True
             try:
-                row = run_trial(
-                    trial, resolver, folder / "trials" / trial.address, keep_models, claim.on_step
-                )
+                place = folder / "trials" / trial.address
+                row = run_trial(trial, resolver, place, session, keep_models, claim.on_step)
             except SystemExit:
                 report(f"{trial.label}: stopped and saved; run the same command to go on")
                 raise
@@ -125,6 +126,7 @@ def run_trial(
     trial: Trial,
     resolver: Resolver,
     folder: epath.Path,
+    session: Session,
     keep_models: bool = False,
     on_step: StepSink | None = None,
 ) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def run_trial(
         row["value"] = trial.value
     with _logged(folder / LOG):
         try:
-            row |= _measure(trial, workdir, resolver.study.measures, on_step)
+            row |= _measure(trial, workdir, resolver.study.measures, session, on_step)
             row["status"] = FINISHED
             metric = resolver.study.metric
             if not math.isfinite(row.get(metric, 0.0)):  # one that is not there is an error later
@@ -179,7 +181,11 @@ def run_trial(
 
 
 def _measure(
-    trial: Trial, workdir: epath.Path, functions: Sequence[str], on_step: StepSink | None
+    trial: Trial,
+    workdir: epath.Path,
+    functions: Sequence[str],
+    session: Session,
+    on_step: StepSink | None,
 ) -> dict[str, Any]:
     """Trains where the trial does, and asks what it is asked; the columns of its row."""
     if trial.way != TUNED:
@@ -190,7 +196,7 @@ def _measure(
     if trial.stage == BEFORE:
         model = runs.open_run(trial.experiment.init_from or "")
     else:
-        columns = _train(trial, workdir, on_step)
+        columns = _train(trial, workdir, session, on_step)
         model = runs.open_run(workdir)
         for name in functions:
             columns |= measures.measure(name, model, trial.experiment)
@@ -200,9 +206,11 @@ def _measure(
     return columns
 
 
-def _train(trial: Trial, workdir: epath.Path, on_step: StepSink | None) -> dict[str, Any]:
+def _train(
+    trial: Trial, workdir: epath.Path, session: Session, on_step: StepSink | None
+) -> dict[str, Any]:
     """Trains, or goes on; the columns of its row."""
-    summary = train(trial.experiment, workdir, on_step=on_step)
+    summary = train(trial.experiment, workdir, on_step=on_step, session=session)
     if summary is None or not summary.finished:
         raise SystemExit(distributed.EXIT_RESTART)
     # its arrays: the tokenizer and the base's files are everybody's

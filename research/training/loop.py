@@ -11,21 +11,16 @@ from typing import Any
 import jax
 
 from research import sharding
-from research.checkpoints import runs
-from research.data import run_checks, token_cache
-from research.data.heldout import HeldOut
-from research.data.pipeline import Pipeline
 from research.experiment import Experiment
 from research.runtime import distributed, memory, storage
 from research.runtime.accelerators import peak_flops_per_second
-from research.text.tokenizer import Tokenizer
 from research.training import resume, saving
 from research.training.describe import ReadingPlan, describe_run
-from research.training.heldout_loss import evaluate_heldout, open_heldout
+from research.training.heldout_loss import evaluate_heldout
 from research.training.monitor import StepMonitor, is_due
 from research.training.observers import show
-from research.training.program import Program, make_program
 from research.training.progress import StepSink
+from research.training.session import Session
 from research.training.summary import Summary, summarize
 from research.training.timing import Timing
 from research.training.workdir import check_claim, guard_workdir, open_workdir
@@ -36,10 +31,13 @@ def train(
     workdir: str | Path,
     dry_run: bool = False,
     on_step: StepSink | None = None,
+    session: Session | None = None,
 ) -> Summary | None:
     """Runs an experiment to its end, or to a signal, and returns its summary; a dry run has none.
 
-    `on_step` is told of every step; what it raises ends the run.
+    Args:
+      on_step: is told of every step; what it raises ends the run.
+      session: what it shares with other runs of this process.
 
     Raises:
       ValueError: the experiment does not fit its data, model, mesh or folder.
@@ -48,19 +46,24 @@ def train(
     """
     folder = storage.absolute(workdir)
     with guard_workdir(folder):
-        return _train(experiment, folder, dry_run, Timing(), on_step)
+        return _train(experiment, folder, dry_run, Timing(), on_step, session or Session())
 
 
 def _train(
-    experiment: Experiment, folder: Path, dry_run: bool, timing: Timing, on_step: StepSink | None
+    experiment: Experiment,
+    folder: Path,
+    dry_run: bool,
+    timing: Timing,
+    on_step: StepSink | None,
+    session: Session,
 ) -> Summary | None:
     # --- program: everything abstract, so that what does not fit is an error before compute ---
-    base, tokenizer = runs.open_base_and_tokenizer(experiment)
+    base, tokenizer = session.open_base_and_tokenizer(experiment)
     experiment = dataclasses.replace(experiment, method=experiment.method.bind(tokenizer))
-    program = make_program(experiment, base)
+    program = session.make_program(experiment, base)
 
     # --- data ---
-    data, heldout = _open_data(program, tokenizer)
+    data, heldout = session.open_data(program, tokenizer)
     steps, reading = experiment.steps, ReadingPlan.of(data, experiment.steps)
 
     # --- where the run stands: resume > init from > scratch ---
@@ -81,14 +84,14 @@ def _train(
     with sharding.mesh_context(program.mesh, experiment.sharding_rules):
         # --- executable, before any array: what cannot fit is an error now ---
         with timing("compile"):
-            train_step = program.compile(data.batch(step, program.local_rows))
-        memory_plan = _check_memory(train_step)
+            train_step = session.compile(program, data.batch(step, program.local_rows))
+        memory_plan = _check_memory(train_step, session.resident_bytes(program))
         if dry_run:
             return None
 
         # --- state ---
         with timing("state"):
-            state = program.resumed_state(checkpointer.at(step)) if step else program.fresh_state()
+            own, frozen = session.make_state(program, checkpointer.at(step) if step else None)
             hyper = jax.block_until_ready(program.place_hyper())
 
         # --- loop ---
@@ -101,23 +104,26 @@ def _train(
             batches = itertools.islice(data.batches(step, program.local_rows), max(0, steps - step))
             for batch in timing.each("data", batches):
                 with timing("dispatch"):
-                    state, metrics = train_step(state, program.place(batch), hyper)
+                    own, metrics = train_step(own, frozen, program.place(batch), hyper)
                 step += 1
                 monitor.push(step, metrics)
                 if heldout and is_due(step, experiment.evaluate_every, steps):
                     with monitor.pause("evaluation"):
                         monitor.push_evaluation(
-                            step, evaluate_heldout(state.model, program.batch_sharding, heldout)
+                            step,
+                            evaluate_heldout(
+                                program.model(own, frozen), program.batch_sharding, heldout
+                            ),
                         )
                 stop = stop_request.should_stop(step)  # once: a signal may come at any time
                 if stop or is_due(step, experiment.checkpoint.every, steps):
                     monitor.drain()
-                    saver.save(step, state, monitor.evaluation)
+                    saver.save(step, own, monitor.evaluation)
                 if stop:
                     break
             monitor.drain()
             if step >= steps:
-                saver.export(step, state, monitor.evaluation)
+                saver.export(step, own, monitor.evaluation)
 
     summary = summarize(program, data, reading, monitor, memory_plan, timing, step)
     _write_summary(summary, folder)
@@ -131,19 +137,14 @@ def _write_summary(summary: Summary, folder: Path) -> None:
         show(summary.describe())
 
 
-def _open_data(program: Program, tokenizer: Tokenizer) -> tuple[Pipeline, list[HeldOut]]:
-    """The training batches, after the checks of what is in them, and the held-out ones."""
-    experiment, cache = program.experiment, token_cache.default_cache()
-    vocabulary, bank = program.model_config.vocabulary, experiment.method.bank_names
-    data = Pipeline(experiment.data, tokenizer, cache, vocabulary, bank)
-    run_checks.check_run(data, experiment.checks, experiment.evaluate_split, cache)
-    return data, open_heldout(data, experiment.evaluate_split, experiment.evaluate_tokens)
+def _check_memory(compiled: Any, resident: int) -> memory.StepMemory:
+    """What a compiled step needs of each device; raises ValueError where that is not free.
 
-
-def _check_memory(compiled: Any) -> memory.StepMemory:
-    """What a compiled step needs of each device; raises ValueError where that is not free."""
-    plan = memory.StepMemory.of(compiled)
-    line = plan.check(memory.free_bytes())
+    Args:
+      resident: bytes of it that are there already.
+    """
+    plan, free = memory.StepMemory.of(compiled), memory.free_bytes()
+    line = plan.check(None if free is None else free + resident)
     if jax.process_index() == 0:
         show(f"memory     {line}")
     return plan

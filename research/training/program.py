@@ -1,14 +1,14 @@
 """A run before anything is computed: its model, its step, and where its arrays lie.
 
-Everything here is abstract (names, shapes, shardings) until `fresh_state` or `resumed_state`
-makes or reads arrays, so a mistake costs nothing and a plan can be printed for any mesh.
+Everything here is abstract (names, shapes, shardings): a mistake costs nothing, and a plan can be
+printed for any mesh. `research.training.session` makes or reads the arrays.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research import methods, sharding, tree
 from research import step as stepping
 from research.batch import Batch
-from research.checkpoints import stacking
-from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.runs import Run
 from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 from research.optim.schedules import Schedule, ScheduleConfig
 from research.training import cost
+from research.training.numbers import make_hyper, make_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +124,16 @@ class Program:
         same ones."""
         return sharding.local_rows(self.batch_sharding, self.experiment.data.batch_size)
 
+    def with_numbers(self, experiment: Experiment) -> Program:
+        """The same program with the numbers of another experiment, see `numbers.without_numbers`.
+
+        Raises:
+          ValueError: a rule that matches nothing.
+        """
+        row_key, names = make_keys(experiment.seed)[2], self.step_config.trainable
+        hyper = make_hyper(experiment, row_key, names, tree.flatten(self.model_shapes))
+        return dataclasses.replace(self, experiment=experiment, hyper=hyper)
+
     def with_schedule(self, config: ScheduleConfig) -> Program:
         """The same program with other learning rates of the same kind."""
         experiment = dataclasses.replace(self.experiment, schedule=config)
@@ -139,12 +148,14 @@ class Program:
     def place_hyper(self) -> stepping.Hyper:
         """The run's numbers on every device, so that no step sends them again."""
         # jit, as device_put refuses devices of other processes
-        return jax.jit(lambda numbers: numbers, out_shardings=self.replicated)(self.hyper)
+        return jax.jit(_as_they_are, out_shardings=self.replicated)(self.hyper)
 
     def compile(self, batch: Batch) -> Any:
-        """The train step as an executable `(state, batch, hyper) -> (state, metrics)`.
+        """The train step as an executable `(own, base, batch, hyper) -> (own, metrics)`.
 
-        Nothing is made yet: it is compiled from shapes, those of (some) rows of a batch too.
+        `own` and `base` are the two halves of the state by name, see `saved_names`: the base's
+        frozen parameters are read only, so that several runs may share them. Nothing is made yet:
+        it is compiled from shapes, those of (some) rows of a batch too.
 
         Raises:
           StepDoesNotFitError: the compiler finds that the devices' memory is too small.
@@ -153,71 +164,74 @@ class Program:
         def abstract(x: Any, where: NamedSharding, shape: Any = None) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape or x.shape, x.dtype, sharding=where)
 
-        shardings = tree.unflatten(self.state_shapes, dict(self.shardings))
-        state = jax.tree.map(abstract, self.state_shapes, shardings)
+        leaves = self.state_leaves
+        state = {name: abstract(x, self.shardings[name]) for name, x in leaves.items()}
+        own, base = self.split(state)
         size = self.experiment.data.batch_size
         rows = jax.tree.map(lambda x: abstract(x, self.batch_sharding, (size, *x.shape[1:])), batch)
         numbers = jax.tree.map(lambda x: abstract(x, self.replicated), self.hyper)
+        own_shardings = {name: self.shardings[name] for name in own}
+        step = jax.jit(self.step, donate_argnums=0, out_shardings=(own_shardings, None))
+        return compile_lowered(step.lower(own, base, rows, numbers))
 
-        def step_from_host(state: stepping.TrainState, *rest: Any) -> Any:
-            return stepping.train_step(sharding.to_device(state, shardings), *rest)
+    @property
+    def state_leaves(self) -> tree.Arrays:
+        """The abstract leaves of the state, by name."""
+        return tree.flatten(self.state_shapes)
 
-        function = step_from_host if self.experiment.offload else stepping.train_step
-        step = jax.jit(
-            function, static_argnums=3, donate_argnums=0, out_shardings=(shardings, None)
+    @property
+    def step(self) -> Callable[..., tuple[tree.Arrays, stepping.Metrics]]:
+        """The train step on the two halves of the state, to be traced."""
+
+        def train_step(
+            own: tree.Arrays, base: tree.Arrays, batch: Batch, hyper: stepping.Hyper
+        ) -> tuple[tree.Arrays, stepping.Metrics]:
+            arrays = {**own, **base}
+            if self.experiment.offload:
+                shardings = {name: self.shardings[name] for name in arrays}
+                arrays = sharding.to_device(arrays, shardings)
+            state = tree.unflatten(self.state_shapes, arrays)
+            state, metrics = stepping.train_step(state, batch, hyper, self.step_config)
+            return self.split(tree.flatten(state))[0], metrics
+
+        return train_step
+
+    def split(self, arrays: Mapping[str, Any]) -> tuple[tree.Arrays, tree.Arrays]:
+        """Leaves of the state by name: this run's own, and the base's that stay as they are."""
+        names = {f"model/{name}" for name in self.frozen_base}
+        return (
+            {name: leaf for name, leaf in arrays.items() if name not in names},
+            {name: leaf for name, leaf in arrays.items() if name in names},
         )
-        lowered = step.lower(state, rows, numbers, self.step_config)
-        try:
-            return lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            reason = str(error).splitlines()[0]
-            raise StepDoesNotFitError(reason) from None
 
-    def fresh_state(self) -> stepping.TrainState:
-        """The state before the first step: weights of the base or random ones.
+    def model(self, own: tree.Arrays, base: tree.Arrays) -> Transformer:
+        """The model of a state."""
+        return tree.unflatten(self.state_shapes, {**own, **base}).model
 
-        Arrays are made under jit with their final shardings: no device holds a whole model.
-        """
-        method, seed = self.experiment.method, self.experiment.seed
-        start_key, attach_key, _ = _keys(seed)
-        parameters = self._part("model/")
-        shardings = tree.unflatten(self.model_shapes, parameters)
-        if self.base is None:
+    @functools.cached_property
+    def signature(self) -> Hashable:
+        """What its executables depend on, beside the rows of a batch: equal for programs that
+        differ in numbers alone."""
+        leaves, structure = jax.tree.flatten((self.state_shapes, self.hyper))
+        return (
+            self.step_config,
+            structure,
+            tuple((leaf.shape, leaf.dtype) for leaf in leaves),
+            tuple(self.shardings.items()),
+            self.frozen_base,
+            self.experiment.sharding_rules,
+            self.experiment.offload,
+        )
 
-            def begin(start_key: jax.Array, attach_key: jax.Array) -> Transformer:
-                return method.attach(
-                    Transformer(start_key, self.model_config, self.stacks), attach_key
-                )
 
-            model = jax.jit(begin, out_shardings=shardings)(start_key, attach_key)
-        else:
-            shapes = tree.flatten(self.base_shapes)
-            arrays = stacking.restore_stacked(shapes, parameters, self.base.restore)
-            base_model = tree.unflatten(self.base_shapes, arrays)
-            model = jax.jit(method.attach, out_shardings=shardings)(base_model, attach_key)
-        begin_state = functools.partial(stepping.init_state, step_config=self.step_config)
-        whole = tree.unflatten(self.state_shapes, dict(self.shardings))
-        return jax.jit(begin_state, out_shardings=whole, donate_argnums=0)(model)
-
-    def resumed_state(self, saved: Checkpoint) -> stepping.TrainState:
-        """The state as a checkpoint of this run has it; what it leaves to the base from there."""
-        flat = tree.flatten(self.state_shapes)
-        mine = {name: flat[name] for name in self.saved_names}
-        arrays = stacking.restore_stacked(mine, self.shardings, saved.restore)
-        if self.base is not None and self.frozen_base:
-            theirs = {name: flat[f"model/{name}"] for name in self.frozen_base}
-            frozen = stacking.restore_stacked(theirs, self._part("model/"), self.base.restore)
-            arrays |= {f"model/{name}": array for name, array in frozen.items()}
-        return tree.unflatten(self.state_shapes, arrays)
-
-    def _part(self, prefix: str) -> dict[str, NamedSharding]:
-        return {
-            name.removeprefix(prefix): where
-            for name, where in self.shardings.items()
-            if name.startswith(prefix)
-        }
+def compile_lowered(lowered: Any) -> Any:
+    """Compiles; raises StepDoesNotFitError where the devices' memory is too small."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise StepDoesNotFitError(str(error).splitlines()[0]) from None
 
 
 class StepDoesNotFitError(ValueError):
@@ -265,7 +279,7 @@ def make_program(
     start = experiment.model or base.model  # type: ignore[union-attr]  # Experiment checks it
     model_config = experiment.compute.apply(start)
     stacks = methods.derive_stacks(model_config, method)
-    start_key, attach_key, row_key = _keys(experiment.seed)
+    start_key, attach_key, row_key = make_keys(experiment.seed)
     base_shapes = jax.eval_shape(lambda key: Transformer(key, model_config, stacks), start_key)
     if base is not None:
         names = tree.unstack_shapes(tree.flatten(base_shapes))
@@ -281,7 +295,7 @@ def make_program(
         experiment.loss,
         experiment.accumulation_steps,
     )
-    hyper = _make_hyper(experiment, row_key, trainable_names, tree.flatten(model_shapes))
+    hyper = make_hyper(experiment, row_key, trainable_names, tree.flatten(model_shapes))
     mesh = mesh or experiment.mesh.make(devices)
     _check_rows(experiment, model_config, model_shapes, mesh)
     state_shapes = jax.eval_shape(
@@ -304,31 +318,9 @@ def make_program(
     )
 
 
-def _make_hyper(
-    experiment: Experiment,
-    row_key: jax.Array,
-    trainable_names: tuple[str, ...],
-    parameters: Mapping[str, Any],
-) -> stepping.Hyper:
-    """The numbers of the step, which it takes as arrays."""
-
-    def number(x: float | None) -> np.ndarray | None:
-        return None if x is None else np.asarray(x, np.float32)
-
-    return stepping.Hyper(
-        key=row_key,
-        schedule=Schedule.make(experiment.schedule, experiment.steps),
-        learning_rate_multipliers=stepping.multipliers(
-            experiment.learning_rate_rules, trainable_names, parameters, "learning_rate_rules"
-        ),
-        weight_decay_multipliers=stepping.multipliers(
-            experiment.weight_decay_rules, trainable_names, parameters, "weight_decay_rules"
-        ),
-        weight_decay=np.asarray(experiment.weight_decay, np.float32),
-        max_grad_norm=number(experiment.max_grad_norm),
-        dropout=number(experiment.dropout or None),
-        adapter_dropout=number(experiment.adapter_dropout or None),
-    )
+def _as_they_are(numbers: stepping.Hyper) -> stepping.Hyper:
+    """One function object for all programs, so that jit compiles it once."""
+    return numbers
 
 
 def _check_rows(
@@ -368,8 +360,3 @@ def _state_shardings(
     parameter_shardings = sharding.shardings(axes, parameters, mesh, experiment.sharding_rules)
     shardings = sharding.state_shardings(leaves, parameter_shardings, mesh)
     return shardings | sharding.host_shardings(experiment.offload, leaves, shardings)
-
-
-def _keys(seed: int) -> jax.Array:
-    """Random keys [3] of the start, of what is attached, and of the rows' dropout."""
-    return jax.random.split(jax.random.key(seed), 3)

@@ -6,18 +6,17 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from research import tree
 from research.checkpoints import runs, stacking
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
 from research.data.pipeline import Pipeline
 from research.experiment import CheckpointConfig
-from research.step import TrainState
 from research.training.heldout_loss import HeldoutMetrics
 from research.training.metrics import MetricsWriter
 from research.training.program import Program
 from research.training.timing import Timing
 from research.training.workdir import CHECKPOINTS, MODEL, check_claim, own_files, restore_files
+from research.tree import Arrays
 
 NO_LIMIT = 1_000_000  # finished models are never removed: adapters may stand on them
 
@@ -45,7 +44,6 @@ class RunSaver:
         writer: MetricsWriter,
         timing: Timing,
     ):
-        self._saved_names = program.saved_names
         self._workdir = workdir
         self._checkpointer, self._writer, self._timing = checkpointer, writer, timing
         self._metadata = run_metadata(program, data)
@@ -54,14 +52,14 @@ class RunSaver:
         tokenizer_file = {runs.TOKENIZER: data.tokenizer.to_json().encode()}
         self._files: dict[str, bytes | Path] = {**sidecar_files, **tokenizer_file}
 
-    def save(self, step: int, state: TrainState, evaluation: HeldoutMetrics) -> None:
+    def save(self, step: int, own: Arrays, evaluation: HeldoutMetrics) -> None:
         """Starts saving a checkpoint: everything of the state that is this run's own."""
         with self._timing("checkpoint"):
-            self._write(self._checkpointer, self._saved_names, step, state, evaluation)
+            self._write(self._checkpointer, step, own, evaluation)
 
-    def export(self, step: int, state: TrainState, evaluation: HeldoutMetrics) -> None:
+    def export(self, step: int, own: Arrays, evaluation: HeldoutMetrics) -> None:
         """Saves what others use, the weights without the optimizer, and waits for it."""
-        names = [name for name in self._saved_names if name.startswith("model/")]
+        weights = {name: array for name, array in own.items() if name.startswith("model/")}
         with (
             self._timing("export"),
             Checkpointer(
@@ -71,24 +69,22 @@ class RunSaver:
             ) as checkpointer,
         ):
             # one that a kill left is of the same bits, unless the mesh or the schedule changed
-            self._write(checkpointer, names, step, state, evaluation, replace=True)
+            self._write(checkpointer, step, weights, evaluation, replace=True)
 
     def _write(
         self,
         checkpointer: Checkpointer,
-        names: list[str],
         step: int,
-        state: TrainState,
+        arrays: Arrays,
         evaluation: HeldoutMetrics,
         replace: bool = False,
     ) -> None:
         check_claim(self._workdir)
         restore_files(self._workdir, self._own_files)
-        arrays = tree.flatten(state)
         self._writer.mirror()  # lines up to a checkpoint are not written again
         checkpointer.save(
             step,
-            stacking.unstack_for_saving({name: arrays[name] for name in names}),
+            stacking.unstack_for_saving(arrays),
             self._metadata
             | {
                 "seconds": self._timing.total_seconds,

@@ -20,6 +20,7 @@ from research.methods.loha import LoHa
 from research.methods.oft import OFT
 from research.sharding import MeshConfig
 from research.training.program import make_program
+from research.training.session import Session
 from tests.helpers import rounding, tiny
 from tests.methods.cases import GAP, GROWTH
 
@@ -88,7 +89,7 @@ def test_adapter_start_does_not_depend_on_mesh(world, method):
         base, _ = runs.open_base_and_tokenizer(tuning)
         program = make_program(tuning, base, [jax.devices()[i] for i in devices])
         with sharding.mesh_context(program.mesh, tuning.sharding_rules):
-            states.append(tree.flatten(program.fresh_state().model))
+            states.append(tree.flatten(program.model(*Session().fresh_state(program))))
     for name, leaf in states[0].items():
         actual, expected = np.abs(states[1][name]), np.abs(leaf)
         scale = expected.max() / GAP
