@@ -35,6 +35,10 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     "awq": ("AWQ", _ORIGINAL),
     "gptq": ("GPTQ", _ORIGINAL),
+    "awq or gptq": ("AWQ or GPTQ", _ORIGINAL),
+    "auto-round": ("AutoRound", _ORIGINAL),
+    "bitnet": ("BitNet", _ORIGINAL),
+    "eetq": ("EETQ", _ORIGINAL),
     "exl2": ("EXL2", _ORIGINAL),
     "exl3": ("EXL3", _ORIGINAL),
     "mlx": ("MLX", "mlx_lm.convert --dequantize makes plain weights of it"),
@@ -45,6 +49,17 @@ KINDS: dict[str, tuple[str, str]] = {
     "fp8 tensors": ("8-bit floats", "convert them to bfloat16, scales applied, or " + _ORIGINAL),
     "integers": ("integers", _ORIGINAL),
 }
+_ALIASES = {"intel/auto-round": "auto-round", "gptq_marlin": "gptq", "awq_marlin": "awq"}
+# settings by which a config that names no method is known
+_SETTINGS = (
+    ({"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "llm_int8_threshold"}, "bitsandbytes"),
+    ({"w_bit", "q_group_size", "zero_point"}, "awq"),
+    ({"desc_act", "damp_percent", "true_sequential"}, "gptq"),
+    ({"config_groups", "sparsity_config"}, "compressed-tensors"),
+    ({"quant_algo", "quantization"}, "modelopt"),
+    ({"weight_block_size", "activation_scheme"}, "fp8"),
+    ({"group_size", "bits"}, "mlx"),
+)
 _FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
@@ -61,13 +76,14 @@ _NAMES = (
     (r".*\.(q_weight|q_groups|q_invperm)", "exl2"),
     (r".*\.(trellis|suh|svh)", "exl3"),
     (r".*\.g_idx", "gptq"),
-    (r".*\.(qweight|qzeros)", "awq"),
+    (r".*\.(qweight|qzeros)", "awq or gptq"),
     (r".*_blocks", "mxfp4"),
     (r".*\.codebooks", "aqlm"),
     (r".*\.W_q", "hqq"),
     (r".*\.weight\._(data|scale)", "quanto"),
     (r".*[:_]qdata", "torchao"),
-    (r".*\.biases", "mlx"),
+    # in its modes mxfp4 and nvfp4 without biases
+    (r".*\.(biases|scales)", "mlx"),
 )  # fmt: skip
 
 
@@ -79,10 +95,24 @@ def check_config(content: Mapping[str, Any], where: str) -> None:
     """
     if content.get("quantization") or content.get("quantization_config"):
         settings = content.get("quantization_config") or content["quantization"]
-        is_named = isinstance(settings, Mapping) and isinstance(settings.get("quant_method"), str)
-        raise _error(settings["quant_method"].lower() if is_named else "mlx", where)
+        raise _error(_kind_of(settings, "quantization" in content), where)
     if content.get("compression_config"):
         raise _error("compressed-tensors", where)
+
+
+def _kind_of(settings: Any, is_mlx: bool) -> str:
+    """The kind that a quantizer's settings name or, without a name, show by their fields."""
+    if not isinstance(settings, Mapping):
+        return "mlx" if is_mlx else str(settings)
+    if isinstance(settings.get("quant_method"), str):
+        method = settings["quant_method"].lower()
+        return _ALIASES.get(method, method)
+    if is_mlx:
+        return "mlx"
+    fields = set(settings)
+    return next(
+        (kind for names, kind in _SETTINGS if names & fields), "a kind that it does not name"
+    )
 
 
 def check_folder(path: Path) -> None:

@@ -300,10 +300,31 @@ def test_numbers_that_are_not_finite_are_counted(write, tmp_path, value):
         ({"quantization_config": {"quant_method": "new"}}, r'quantized \("new"\)'),
         ({"quantization": {"bits": 4, "group_size": 64}}, "MLX.*mlx_lm.convert --dequantize"),
         ({"compression_config": {"format": "x"}}, "compressed-tensors"),
+        # as the tools write them, older ones without a name
+        ({"quantization_config": {"load_in_8bit": True, "llm_int8_threshold": 6.0}}, "bitsandby"),
+        ({"quantization_config": {"w_bit": 4, "q_group_size": 128, "zero_point": True}}, "AWQ"),
+        ({"quantization_config": {"bits": 4, "group_size": 128, "desc_act": False}}, "GPTQ"),
+        ({"quantization_config": {"quant_algo": "NVFP4", "producer": {}}}, "ModelOpt"),
+        ({"quantization_config": {"config_groups": {}, "format": "pack"}}, "compressed-tensors"),
+        ({"quantization_config": {"weight_block_size": [128, 128]}}, "FP8 in blocks"),
+        ({"quantization_config": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, "MLX"),
+        ({"quantization_config": {"quant_method": "intel/auto-round"}}, "AutoRound"),
+        ({"quantization_config": {"strange": 1}}, "a kind that it does not name"),
     ],
 )
 def test_a_quantized_folder_names_its_kind(write, config, match):
     refuses(write(config), match)
+
+
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+def test_a_quantized_folder_names_its_kind_in_a_dry_run_too(write, dry_run):
+    from research.commands import convert
+
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    path = write({"quantization_config": settings | {"version": "gemm"}})
+    with pytest.raises(SystemExit, match="are quantized .AWQ.*import the folder that it was"):
+        convert.main(["import", "--from", str(path), "--out", str(path / "run"), *dry_run])
+    assert not (path / "run").exists()
 
 
 PLACE = "model.layers.0.self_attn.q_proj"
@@ -319,6 +340,7 @@ PLACE = "model.layers.0.self_attn.q_proj"
         (["qweight", "qzeros", "scales", "g_idx"], "GPTQ"),
         (["qweight", "qzeros", "scales"], "AWQ"),
         (["scales", "biases"], "MLX"),
+        (["scales"], "MLX"),
         (["W_q", "meta"], "HQQ"),
         (["codes", "codebooks"], "AQLM"),
         (["weight._data", "weight._scale"], "quanto"),
