@@ -12,9 +12,11 @@ from research.commands import generate
 from research.data.config import DataConfig
 from research.data.sources import TfdsConfig
 from research.generation import decode
+from research.generation.responders import Responder
 from research.methods import LoRA
 from research.objectives import Chat, Masked
 from research.text import tokenizer as tokenizers
+from research.text.conversation import from_messages
 from tests.helpers import tiny_run
 from tests.text import templates
 
@@ -85,6 +87,27 @@ def test_tools_and_template_arguments_are_those_of_training_unless_others_are_gi
         prompt("--tools", str(tools))
     with pytest.raises(SystemExit, match="have no place for them"):
         prompt("--raw", "--template-argument", "enable_thinking=true")
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_prompt_has_the_tokens_of_the_same_record_in_training(thinking):
+    """With its tools and its switch of thoughts, up to where the answer begins."""
+    tokenizer = templates.tokenizer()
+    objective = Chat(template=templates.THINKING, template_arguments={"enable_thinking": True})
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    question, answer = templates.user("some"), templates.assistant("words")
+    arguments = {"enable_thinking": thinking}
+    record = {"messages": [question, answer], "tools": tools, "template_arguments": arguments}
+    encoder = objective.encoder(tokenizer, 512)
+    encoder.add(record, "the record")
+    row = encoder.take()
+    (tokens,), (intervals,) = row["tokens"].values, row["intervals"].values
+    conversation = from_messages([question], tools, arguments)
+    data = DataConfig((TfdsConfig("a"),), 512, 4, objective)
+    run = types.SimpleNamespace(experiment=types.SimpleNamespace(data=data), tokenizer=tokenizer)
+    prompt = Responder(run).prompt_ids(conversation)
+    assert tokens[: len(prompt)] == prompt and intervals[0] == len(prompt)
+    assert tokenizer.decode(prompt, special=True).endswith("</think>\n\n") != thinking
 
 
 def test_a_raw_prompt_is_in_no_template(chatting):
