@@ -166,7 +166,7 @@ def import_model(
     runs.check_free(out)
     tokenizer, files = load_tokenizer(model), dict(model.files())
     files.pop(TOKENIZER)
-    start = time.time()
+    start = time.monotonic()
     arrays: dict[str, jax.Array] = {}
     for name, array in read_parameters(
         model, sharding.shard_any_axis(parameter_shapes(model.config))
@@ -186,7 +186,7 @@ def import_model(
             "dtypes": model.dtypes,
             **model.facts,
             "notes": list(model.notes),
-            "seconds": time.time() - start,
+            "seconds": time.monotonic() - start,
         },
         "versions": library_versions(),
     }

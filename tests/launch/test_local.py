@@ -13,6 +13,7 @@ from research.checkpoints.checkpointer import open_checkpoint
 from research.experiment import CheckpointConfig
 from research.launch import local
 from research.launch.job import Job, Shell, outcome, should_restart
+from research.runtime import children
 from tests.helpers import tiny_run
 
 ROOT = tiny_run.ROOT
@@ -37,6 +38,19 @@ ROOT = tiny_run.ROOT
 )
 def test_what_is_repeated(statuses, status):
     assert outcome(statuses) == status and should_restart(statuses) == (status == 75)
+
+
+def test_a_sign_of_life_is_a_change_of_the_file_whatever_the_clocks_say(tmp_path, monkeypatch):
+    """Of a child whose clock is set by 400 days, forward or back."""
+    file, seconds, days = tmp_path / "beat", iter(range(100)), 86400 * 400
+    monkeypatch.setattr(children.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(children.time, "time", lambda: 1 / 0)
+    heartbeat = children.Heartbeat(file)
+    for mtime in (1e9, 1e9 + days, 1e9 + 1, 1e9 - days):
+        file.touch()
+        os.utime(file, (mtime, mtime))
+        assert heartbeat.look() == 0.0
+        assert heartbeat.look() == 1.0 and heartbeat.look() == 2.0
 
 
 class Program(Job):

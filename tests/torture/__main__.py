@@ -12,7 +12,7 @@ may need several tries to fail again.
 
 Families: checkpoint, tuned run, token cache, prepared data, tokenizer, safetensors, GGUF, PEFT
 adapter (bytes flipped, cut, zeroed, files gone); signals, commands (SIGKILL, SIGINT, SIGTERM);
-full disk; links.
+lost folder (a run's lock or folder removed, or moved); full disk; links.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Full disks and links: one line says what is wrong, and what is there is as it was."""
+"""Full disks, links, folders that are taken away: one line says what is wrong, and what is there is
+as it was."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 
 from tests.torture import kills
@@ -18,7 +20,11 @@ def families(world: World) -> list[Family]:
     def links(case: Case) -> str:
         return _link(case, world)
 
+    def folders(case: Case) -> str:
+        return _lose(case, world)
+
     return [
+        Family("lost folder", "graft train: one run a folder, and the same bits", folders),
         Family("full disk", "graft train: one error, and the same bits with more room", full),
         Family("links", "graft train: what a link leads to stays as it is", links),
     ]
@@ -65,6 +71,40 @@ def _link(case: Case, world: World) -> str:
     if not status:
         kills.check_whole(workdir, world)
     return "one line" if status else "the same bits"
+
+
+def _lose(case: Case, world: World) -> str:
+    """Lock or folder are taken from a run that trains, and another start goes on there."""
+    choice, workdir, other = case.random, case.folder / "run", None
+    how = choice.choice(["lock", "lock, another start", "moved", "removed"])
+    process = kills.start(world.train(workdir), world)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not (workdir / ".lock").exists():
+        time.sleep(0.005)
+        if time.monotonic() > deadline:
+            raise PromiseError("there is no lock after 60 s")
+    time.sleep(6 * choice.random() ** 1.5)
+    place = case.folder / "moved" if how == "moved" else workdir
+    if how == "moved":
+        workdir.rename(place)
+    elif how == "removed":
+        shutil.rmtree(workdir, ignore_errors=True)  # the run may write meanwhile
+    else:
+        (workdir / ".lock").unlink()
+    if how == "lock, another start":
+        other = kills.start(world.train(workdir), world)
+    status, output, errors = kills.finish(process)
+    what = f"{how}: {status}\n{output}\n{errors}"
+    (case.folder / "what.txt").write_text(what)
+    if status not in (0, 1) or (status and errors.count("error: ") != 1) or "Traceback" in errors:
+        raise PromiseError(what[-3000:])
+    if how == "removed":
+        shutil.rmtree(workdir, ignore_errors=True)
+    again, output, errors = kills.finish(other or kills.start(world.train(place), world))
+    if again:
+        raise PromiseError(f"{what}\nthe start after it: {again}: {errors[-2000:]}")
+    kills.check_whole(place, world)
+    return "ended, and the same bits" if status else "it was over before"
 
 
 def _digest(path: Path) -> str:

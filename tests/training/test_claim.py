@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 
@@ -51,6 +52,18 @@ def test_a_run_whose_folder_is_no_longer_its_own_ends_and_writes_nothing_more(ru
         train(experiment(40), folder, on_step=watch)
     assert record(folder.parent) == before
     assert folder.exists() == (how in ("removed", "replaced"))
+
+
+def test_a_run_whose_clock_is_set_back_and_forth_by_400_days_ends_as_ever(run, monkeypatch):
+    folder, experiment = run
+    clock, days = time.time, [0]
+    monkeypatch.setattr(time, "time", lambda: clock() + 86400 * days[0])
+
+    def watch(step, *_):
+        days[0] = 400 if step % 2 else -400
+
+    summary = train(experiment(8), folder, on_step=watch)
+    assert summary.finished and 0 < summary.seconds < 3600 and len(tiny_run.lines(folder)) == 8
 
 
 def test_small_files_that_a_live_run_loses_are_written_again_and_said(run, tmp_path, caplog):
