@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if COMPLETING in os.environ:
         argv = _command_to_complete()
     if argv and argv[0] in COMMANDS:
-        environment.reexec_if_needed(argv, LAYERS.get(argv[0], ""))
+        environment.reexec_if_needed(argv, _layer(argv))
         importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
         return
     parser = _parser()
@@ -60,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"there is no command {argv[0]!r}{suggestion(argv[0], COMMANDS)}")
     parser.parse_args(argv)
     parser.print_help()
+
+
+def _layer(argv: Sequence[str]) -> str:
+    """The environment that a command line takes: a plan for chips takes the TPU compiler's."""
+    is_plan = argv[0] in ("study", "sweep")
+    if is_plan and any(word.partition("=")[0] == "--topology" for word in argv):
+        return LAYERS["preflight"]
+    return LAYERS.get(argv[0], "")
 
 
 def summary(module: str) -> str:

@@ -1,6 +1,7 @@
 """Runs studies: many trials of one config, each once, in a ledger that can be asked.
 
-    graft study plan experiments/NAME       how many trials, FLOPs and hours; runs nothing
+    graft study plan experiments/NAME       trials, FLOPs, hours and money; runs nothing
+    graft study plan experiments/NAME --topology v5e:2x4 --shares 4    on four such slices
     graft study run experiments/NAME        runs what is missing; after Ctrl-C or a kill, again
     graft study status experiments/NAME     what is done, missing, diverged or failed
     graft study show experiments/NAME       the table so far; --csv FILE writes every trial
@@ -20,13 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.config import cli
+from research.runtime.environment import ROOT
 
+PRICES = ROOT / "configs" / "prices.json"
 SUBCOMMANDS = ("plan", "run", "status", "show", "query", "report", "clean")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.complete(_parser()).parse_args(argv)
     with cli.clear_errors():
+        if arguments.command == "plan":
+            prepare_plan(arguments)
         from research.runtime.compilation_cache import enable_compilation_cache
         from research.studies.bases import make_bases, missing_bases
         from research.studies.desk import Desk
@@ -63,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         desk = Desk(study, folder, home)
         if arguments.command == "plan":
-            desk.print_plan()
+            raise SystemExit(0 if print_plan(desk, arguments) else 3)
         elif arguments.command == "status":
             desk.print_status()
         elif arguments.command == "show":
@@ -76,6 +81,63 @@ def main(argv: Sequence[str] | None = None) -> None:
             desk.clean()
 
 
+def add_plan_flags(parser: argparse._ActionsContainer) -> None:
+    """The flags of what plans a study."""
+    parser.add_argument(
+        "--topology",
+        metavar="VERSION:SHAPE",
+        help="plan for chips, such as v5e:2x4; with tools/setup preflight the TPU compiler says "
+        "what fits",
+    )
+    parser.add_argument(
+        "--roofline-share",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="how much of the roofline's speed trials reach on chips (default 0.5)",
+    )
+    parser.add_argument("--prices", type=cli.on_disk, default=PRICES, metavar="FILE")
+    parser.add_argument(
+        "--price-per-hour", type=float, metavar="X", help="of this machine, without --topology"
+    )
+    parser.add_argument(
+        "--shares", type=int, default=1, metavar="N", help="so many machines side by side"
+    )
+
+
+def prepare_plan(arguments: argparse.Namespace) -> None:
+    """Sets up the TPU compiler, before JAX makes its first device.
+
+    Raises:
+      ValueError: flags that do not go together.
+    """
+    if min(arguments.shares, arguments.workers) < 1:
+        raise ValueError("--shares and --workers are 1 at least")
+    if not 0 < arguments.roofline_share <= 1:
+        raise ValueError("--roofline-share is over 0, and at most 1")
+    if not arguments.topology:
+        return
+    if arguments.price_per_hour is not None or arguments.workers > 1:
+        raise ValueError("--price-per-hour and --workers are of this machine: not with --topology")
+    from configs import presets
+    from research.preflight import examine
+
+    examine.prepare_environment(presets.flags(arguments.topology))
+
+
+def print_plan(desk, arguments: argparse.Namespace) -> bool:
+    """Prints what a study will take; whether everything fits."""
+    from research.config import schema
+    from research.preflight.examine import Prices
+    from research.studies.prices import Accelerators
+
+    if not arguments.topology:
+        return desk.print_plan(arguments.workers, arguments.shares, arguments.price_per_hour)
+    prices = schema.load_json(Prices, arguments.prices)
+    chips = Accelerators(arguments.topology, prices, arguments.roofline_share, arguments.shares)
+    return desk.print_plan(chips=chips)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="graft study",
@@ -85,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     texts = {
-        "plan": "trials, FLOPs and hours, before anything runs",
+        "plan": "trials, FLOPs, hours and money, before anything runs",
         "run": "run what is missing",
         "status": "what is done, and what is not",
         "show": "the table so far",
@@ -102,15 +164,18 @@ def _parser() -> argparse.ArgumentParser:
             help="where trials and the ledger are: DIR or gs://BUCKET/DIR "
             "(default runs/studies/NAME)",
         )
+        if name in ("plan", "run"):
+            command.add_argument(
+                "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
+            )
+        if name == "plan":
+            add_plan_flags(command)
         if name == "run":
             command.add_argument(
                 "--retry", action="store_true", help="run trials that failed again"
             )
             command.add_argument(
                 "--keep-models", action="store_true", help="keep the trained models on the disk"
-            )
-            command.add_argument(
-                "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
             )
             command.add_argument(
                 "--share",

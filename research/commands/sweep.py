@@ -6,7 +6,7 @@
     graft sweep --config FILE --grow learning_rate=1e-3,3e-3 --folder DIR
         goes on beyond an edge of the values while the best lies there
     graft sweep --config FILE --axis steps=50,100 --folder DIR --dry-run
-        trials, FLOPs and hours; runs nothing
+        trials, FLOPs, hours and money; runs nothing. --topology v5e:2x4 plans for such chips
 
 A key is a path of the config or the end of one. Nothing runs twice: the same line, or one with more
 values, goes on in the same folder. For a study with forms, stages and claims: `graft study`.
@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from research.commands.study import add_plan_flags, prepare_plan, print_plan
 from research.config import cli
 
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--share", default="0/1", metavar="I/N", help="begin with part I of N of the trials"
     )
+    add_plan_flags(parser.add_argument_group("with --dry-run"))
     parser.add_argument("--csv", type=cli.on_disk, metavar="FILE", help="write every trial")
     arguments = cli.parse(parser, argv)
     if not arguments.axis and arguments.grow is None:
@@ -53,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.seeds < 1:
         parser.error(f"--seeds is a number of seeds from 1 on, not {arguments.seeds}")
     with cli.clear_errors():
+        if arguments.dry_run:
+            prepare_plan(arguments)
+        elif arguments.topology:
+            parser.error("--topology plans, and runs nothing: give --dry-run")
         from research.runtime.compilation_cache import enable_compilation_cache
         from research.studies import axes
         from research.studies.desk import Desk
@@ -79,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         overrides = tuple(arguments.overrides)
         if arguments.dry_run:
-            Desk(study, arguments.folder, overrides=overrides).print_plan()
-            return
+            desk = Desk(study, arguments.folder, overrides=overrides)
+            raise SystemExit(0 if print_plan(desk, arguments) else 3)
         same = ["sweep", *_without(argv or sys.argv[1:], "--workers", "--csv")]
         with side_by_side(same, arguments.workers, arguments.folder):
             desk = Desk(study, arguments.folder, overrides=overrides)

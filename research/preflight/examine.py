@@ -82,6 +82,32 @@ def examine(experiment: Experiment, topology: Topology, prices: Prices | None = 
     )
 
 
+def plan(experiment: Experiment, topology: Topology, prices: Prices | None = None) -> Report:
+    """The same without the compiler, in closed form.
+
+    What lies in memory between two steps is known, what a step needs besides is not.
+
+    Raises:
+      ValueError, FileNotFoundError: as `examine`.
+    """
+    mesh = experiment.mesh.abstract(topology.device_count, topology.slices)
+    try:
+        program = abstract_program(experiment, mesh=mesh)
+    except UnevenBatchError as error:
+        return Report(topology.name, topology.slices, MemoryFit.refused(str(error)))
+    resident = sum(resident_bytes(program).values())
+    why = None
+    if resident > topology.accelerator.memory:
+        why = f"{resident / GIB:.2f} GiB lie in memory between steps alone"
+    return Report(
+        topology.name,
+        topology.slices,
+        MemoryFit(fits=why is None, why=why),
+        describe_workload(program, topology),
+        estimate_step(program, topology, prices),
+    )
+
+
 def _compile_memory(program: Program, topology: Topology) -> MemoryFit:
     """The memory of a program's step, by the TPU compiler."""
     with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):

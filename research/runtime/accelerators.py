@@ -123,15 +123,30 @@ class Topology:
     name: str  # such as v5e:16x16
     slices: int
     accelerator: Accelerator
-    devices: Sequence[jax.Device]
+    devices: Sequence[jax.Device]  # empty where nothing can be compiled for them
+    planned_devices: int = 0  # in place of them
+
+    @property
+    def device_count(self) -> int:
+        return len(self.devices) or self.planned_devices
 
     @property
     def chips(self) -> int:
-        return len(self.devices) // self.accelerator.devices_per_chip
+        return self.device_count // self.accelerator.devices_per_chip
 
     def rows(self, per_chip: int) -> int:
         """Rows of a batch with so many for each chip, in whole rows for each device."""
-        return len(self.devices) * -(-per_chip // self.accelerator.devices_per_chip)
+        return self.device_count * -(-per_chip // self.accelerator.devices_per_chip)
+
+
+def plan_topology(name: str) -> Topology:
+    """One slice of which only the size is known: for closed forms, without the compiler.
+
+    Raises:
+      ValueError: as `get_topology`.
+    """
+    accelerator, chips = _parse_topology(name)
+    return Topology(name, 1, accelerator, (), chips * accelerator.devices_per_chip)
 
 
 def get_topology(name: str, slices: int = 1) -> Topology:
@@ -141,6 +156,32 @@ def get_topology(name: str, slices: int = 1) -> Topology:
       ValueError: an unknown version, or a shape that it does not come in.
       ModuleNotFoundError: libtpu is not installed.
     """
+    accelerator, chips = _parse_topology(name)
+    from jax.experimental import topologies
+
+    options = dict(accelerator.options) | ({"num_slices": slices} if slices > 1 else {})
+    if chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except RuntimeError as error:
+        if "TPU support not installed" in str(error):
+            raise ModuleNotFoundError(
+                "the TPU compiler is not there: run tools/setup preflight"
+            ) from None
+        raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from None
+    devices = description.devices
+    topology = Topology(name, slices, accelerator, devices)
+    expected = slices * chips
+    if topology.chips != expected:
+        raise ValueError(
+            f"topology {name!r}: {topology.chips} chips where {expected} were asked for"
+        )
+    return topology
+
+
+def _parse_topology(name: str) -> tuple[Accelerator, int]:
+    """The chips that a name stands for, and their number."""
     version, _, shape = name.partition(":")
     axes = [int(axis) for axis in shape.split("x") if axis.isdecimal()]
     whole = "x".join(map(str, axes)) == shape and all(axes)
@@ -154,27 +195,7 @@ def get_topology(name: str, slices: int = 1) -> Topology:
         raise ValueError(
             f"topology {name!r}: {version} has {TPUS[version].max_chips} chips at most"
         )
-    from jax.experimental import topologies
-
-    accelerator = TPUS[version]
-    options = dict(accelerator.options) | ({"num_slices": slices} if slices > 1 else {})
-    if math.prod(axes) == 1:
-        options["chips_per_host_bounds"] = (1, 1, 1)
-    try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    except RuntimeError as error:
-        if "TPU support not installed" in str(error):
-            raise ModuleNotFoundError(
-                "the TPU compiler is not there: run tools/setup preflight"
-            ) from None
-        raise ValueError(f"topology {name!r}: {str(error).splitlines()[0]}") from None
-    topology = Topology(name, slices, accelerator, description.devices)
-    expected = slices * math.prod(axes)
-    if topology.chips != expected:
-        raise ValueError(
-            f"topology {name!r}: {topology.chips} chips where {expected} were asked for"
-        )
-    return topology
+    return TPUS[version], math.prod(axes)
 
 
 def peak_flops_per_second(devices: Sequence[jax.Device] | None = None) -> float | None:

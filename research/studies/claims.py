@@ -62,11 +62,15 @@ class Holder:
     def place(self) -> str:
         return f"process {self.process} on {self.host}"
 
-    def describe(self) -> str:
-        """The trial, its step and its process, in a line."""
+    @property
+    def progress(self) -> str:
         step = f"step {self.step} of {self.steps}" if self.steps else "starting"
         rate = f", {self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
-        text = f"{self.trial}: {step}{rate}; {self.place}, since {self.since}"
+        return f"{self.trial}: {step}{rate}"
+
+    def describe(self) -> str:
+        """The trial, its step and its process, in a line."""
+        text = f"{self.progress}; {self.place}, since {self.since}"
         if not self.last_sign:
             return text
         silence = (_now() - datetime.datetime.fromisoformat(self.last_sign)).total_seconds()
@@ -111,10 +115,15 @@ class Claim:
 
 
 class Claims:
-    """The claims of a study's folder."""
+    """The claims of a study's folder.
+
+    Attributes:
+      on_beat: takes the claim that this process has once in a second, in another thread.
+    """
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
+        self.on_beat: Callable[[Claim], None] | None = None
         # file -> its content, and when this process first saw that, by its own clock
         self._looks: dict[str, tuple[bytes, float]] = {}
 
@@ -134,14 +143,11 @@ class Claims:
         return {address: holder for address, (_, holder, _) in self._look().items()}
 
     @contextlib.contextmanager
-    def take(
-        self, address: str, trial: str, on_beat: Callable[[], None] = lambda: None
-    ) -> Iterator[Claim | None]:
+    def take(self, address: str, trial: str) -> Iterator[Claim | None]:
         """Has the trial inside the block; None: another process has it.
 
         Args:
           trial: its name, for whoever asks what runs.
-          on_beat: called once in a second, in another thread.
         """
         with contextlib.ExitStack() as stack:
             if not storage.is_remote(self._folder):
@@ -158,7 +164,7 @@ class Claims:
 
             stack.callback(claim.release)
             stack.enter_context(signals.cleanup(claim.release))
-            stack.enter_context(_beating(claim, on_beat))
+            stack.enter_context(_beating(claim, self.on_beat))
             yield claim
 
     def _claim(self, address: str, trial: str) -> Claim | None:
@@ -192,7 +198,7 @@ class Claims:
 
 
 @contextlib.contextmanager
-def _beating(claim: Claim, on_beat: Callable[[], None]) -> Iterator[None]:
+def _beating(claim: Claim, on_beat: Callable[[Claim], None] | None) -> Iterator[None]:
     """Renews the claim inside the block."""
     end = threading.Event()
 
@@ -204,8 +210,9 @@ def _beating(claim: Claim, on_beat: Callable[[], None]) -> Iterator[None]:
                 last = time.monotonic()
                 with contextlib.suppress(Exception):
                     claim.renew()
-            with contextlib.suppress(Exception):
-                on_beat()
+            if on_beat is not None:
+                with contextlib.suppress(Exception):
+                    on_beat(claim)
 
     thread = threading.Thread(target=work, name="claim", daemon=True)
     thread.start()

@@ -11,11 +11,10 @@ from typing import Any
 
 import pyarrow
 from pyarrow import parquet
-from tqdm import tqdm
 
-from research.reports.tables import format_si, text_table
+from research.reports.tables import text_table
 from research.runtime import files, storage
-from research.studies import estimates, report, running
+from research.studies import estimates, prices, report, running
 from research.studies.claims import Claims
 from research.studies.ledger import DIVERGED, FAILED, Ledger, Row, to_parquet
 from research.studies.results import find_row, joined_rows, lookup_in, stale_count
@@ -59,30 +58,36 @@ class Desk:
             print(f"{name} in the ledger is damaged: its trial runs again")
         return rows, plan(self.resolver, lookup_in(self.resolver, rows))
 
-    def print_plan(self) -> None:
-        """Trials, FLOPs and hours of every stage."""
+    def print_plan(
+        self,
+        workers: int = 1,
+        machines: int = 1,
+        price_per_hour: float | None = None,
+        chips: prices.Accelerators | None = None,
+    ) -> bool:
+        """Trials, FLOPs, hours and money of every stage; whether everything fits.
+
+        Args:
+          workers: processes that share this machine.
+          machines: so many such machines.
+          price_per_hour: of this machine.
+          chips: where trials run; None: here.
+        """
         rows, progress = self.look()
         costs = estimates.stage_costs(self.resolver, progress)
-        lines = [
-            {
-                "stage": cost.stage,
-                "cells": cost.cells,
-                "trials": f"{cost.trials} to {cost.most_trials}"
-                if cost.most_trials > cost.trials
-                else str(cost.trials),
-                "done": cost.done_count,
-                "FLOPs": format_si(cost.flops),
-            }
-            for cost in costs
-        ]
-        print(text_table(lines))
-        missing = sum(cost.missing_flops for cost in costs)
-        speed = estimates.seconds_per_flop(rows)
-        if speed is not None:
-            seconds, reason = speed
-            hours = tqdm.format_interval(missing * seconds)
-            print(f"\n{format_si(missing)} FLOPs are missing: {hours} here, by {reason}")
+        place = None
+        if chips is None:
+            place = prices.here(rows, workers, machines, price_per_hour)
+        else:
+            reports = chips.examine(costs)
+            print(prices.cell_table(reports), end="\n\n")
+            if not all(report.fits for _, report in reports):
+                print(prices.describe(costs, None))
+                return False
+            place = chips.place()
+        print(prices.describe(costs, place))
         self._print_stale(rows, progress)
+        return True
 
     def run(self, retry: bool = False, keep_models: bool = False, share: Share = WHOLE) -> None:
         """Runs what is missing.

@@ -32,6 +32,7 @@ from research.studies import measures, ways
 from research.studies.claims import ClaimLostError, Claims
 from research.studies.code import code_hash
 from research.studies.ledger import DIVERGED, FAILED, FINISHED, Ledger, Row
+from research.studies.live import StudyBar
 from research.studies.results import lookup_in
 from research.studies.schedule import Progress, plan
 from research.studies.share import WHOLE, Share
@@ -73,17 +74,14 @@ def run(
     if retry:
         ledger.remove_failed()
     claims, session = Claims(folder), Session()
-    with tqdm(unit="trial", disable=None, dynamic_ncols=True) as bar:
+    with StudyBar(resolver, ledger, claims) as bar:
+        claims.on_beat = bar.beat
         while True:
             rows = ledger.read()
             progress = plan(resolver, lookup_in(resolver, rows))
-            bar.total = len(progress.trials)
-            bar.n = len(progress.trials) - len(progress.missing)
-            bar.refresh()
+            bar.update(rows, progress)
             if not progress.missing:
                 return progress
-            stage = progress.stage.name if progress.stage else ""
-            bar.set_description(f"stage {stage}")
             trials = share.order(progress.missing)
             if not _run_one(trials, resolver, ledger, folder, claims, session, keep_models, report):
                 time.sleep(_WAIT_SECONDS)  # all of them are other processes'

@@ -160,7 +160,7 @@ def test_an_element_that_was_stopped_is_queued_again_and_not_the_whole_array(
 def test_an_array_runs_each_trial_once_and_goes_on_after_a_preemption(world, stand_ins, tmp_path):
     home, folder = tmp_path / "rates", tmp_path / "shared" / "rates"
     home.mkdir()
-    config = tiny_run.config_file(home, world.tuning(30, evaluate_split="heldout"))
+    config = tiny_run.config_file(home, world.tuning(80, evaluate_split="heldout"))
     (home / "study.py").write_text(
         "from research.studies import Form, Stage, Study\n\n\ndef get_study():\n"
         "    forms = {f'r{n}': Form({'learning_rate': n / 1000}) for n in (1, 3, 10)}\n"
@@ -189,7 +189,7 @@ def test_an_array_runs_each_trial_once_and_goes_on_after_a_preemption(world, sta
         return int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
 
     first = start(0)
-    tiny_run.wait_for(first, lambda: any(folder.glob("trials/*/run/metrics.jsonl")))
+    tiny_run.wait_for(first, lambda: any(map(tiny_run.lines, folder.glob("trials/*/run"))))
     os.kill(python_of(first), 15)
     output = first.communicate(timeout=200)[0]
     assert first.returncode == EXIT_RESTART and "stopped and saved" in output, output
