@@ -241,7 +241,7 @@ def check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
             chat_template.find_tool_template(files),
         ):
             if template is not None:
-                chat_template.check(template)
+                chat_template.check_compiles(template)
 
 
 def template_note(tokenizer: Tokenizer) -> str | None:

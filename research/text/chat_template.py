@@ -6,12 +6,11 @@ in transformers, can read nothing but the conversation, and runs in a process of
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -69,26 +68,31 @@ def find_stops(files: Mapping[str, bytes]) -> tuple[int, ...]:
 
 
 def check(template: str) -> None:
-    """Refuses what is no template, and one that uses a filter or a test that there is not.
+    """Refuses what is no template.
 
     Raises:
       ValueError: saying where it breaks.
     """
-    tree = _parse(template)
-    with _jinja_errors():
-        _environment().compile(tree, raw=True)  # to Python's text, which is not run
+    _parse(template)
+
+
+def check_compiles(template: str) -> None:
+    """The same, and refuses one that uses a filter or a test that there is not.
+
+    Jinja computes constants where it compiles, so that this is done in the renderers' process.
+
+    Raises:
+      ValueError: saying where it breaks.
+    """
+    _parse(template)
+    (result,) = rendering.render_views(template, [], {}, [rendering.View(0, only_compile=True)])
+    if isinstance(result, rendering.RenderingError):
+        raise ValueError(f"no template of Jinja: {result}")
 
 
 def _parse(template: str) -> nodes.Template:
-    with _jinja_errors():
-        return _environment().parse(template)
-
-
-@contextlib.contextmanager
-def _jinja_errors() -> Iterator[None]:
-    """Turns Jinja's errors into one clear kind."""
     try:
-        yield
+        return _environment().parse(template)
     except (jinja2.TemplateError, TypeError, RecursionError) as error:
         raise ValueError(f"no template of Jinja: {error}") from None
 

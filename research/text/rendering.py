@@ -38,6 +38,8 @@ class View:
     changes: tuple[tuple[Any, ...], ...] = ()
     # Variables of the template that are not given.
     without: tuple[str, ...] = ()
+    # Whether the template is compiled alone; then there is no text.
+    only_compile: bool = False
 
 
 class RenderingError(ValueError):

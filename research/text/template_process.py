@@ -84,6 +84,9 @@ def render_views(
     today = request["today"]
     day = datetime.datetime.fromisoformat(today) if today else datetime.datetime.now()
     for view in request["views"]:
+        if view["only_compile"]:
+            yield {"text": ""}
+            continue
         messages = request["messages"][: view["stop"]]
         for number, field, *value in view["changes"]:
             message = {k: v for k, v in messages[number].items() if k != field or value}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from research.generation import decode
-from research.text import chat_template
+from research.text import chat_template, rendering
 from tests.helpers import tiny
 
 TEMPLATE = (
@@ -76,3 +76,14 @@ def test_tokens_and_the_template_with_tools_are_those_of_the_tokenizers_config()
     for content, tool_template in ((b"file", None), (b"d", "t")):
         both = files | {chat_template.TEMPLATE: content}
         assert chat_template.find_tool_template(both) == tool_template
+
+
+def test_constants_that_jinja_computes_in_compiling_have_limits(monkeypatch):
+    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    rendering._process().close()
+    with pytest.raises(ValueError, match="no template of Jinja: it computes for more than 0.5 s"):
+        chat_template.check_compiles("{{ 10 ** (10 ** 8) }}")
+    rendering._process().close()
+    chat_template.check_compiles("{{ messages }}")
+    with pytest.raises(ValueError, match="No filter named 'none'"):
+        chat_template.check_compiles("{{ messages | none }}")
