@@ -24,6 +24,7 @@ from research.config import cli
 from research.runtime.environment import ROOT
 
 PRICES = ROOT / "configs" / "prices.json"
+WORKERS = "processes that share the cores"
 SUBCOMMANDS = ("plan", "run", "status", "show", "query", "report", "clean")
 
 
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     retry=arguments.retry,
                     keep_models=arguments.keep_models,
                     share=Share.parse(arguments.share),
+                    trials=arguments.trials,
                 )
             return
         desk = Desk(study, folder, home)
@@ -103,6 +105,22 @@ def add_plan_flags(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--shares", type=int, default=1, metavar="N", help="so many machines side by side"
     )
+
+
+def add_run_flags(parser: argparse._ActionsContainer) -> None:
+    """The flags of what runs trials."""
+    parser.add_argument(
+        "--workers",
+        type=_worker_count,
+        default=1,
+        metavar="N",
+        help=f"{WORKERS}; auto: as many as cores and memory hold",
+    )
+    parser.add_argument("--trials", type=int, metavar="N", help="end after so many trials")
+
+
+def _worker_count(text: str) -> int:
+    return 0 if text == "auto" else int(text)  # workers.AUTO, whose imports `--help` spares
 
 
 def prepare_plan(arguments: argparse.Namespace) -> None:
@@ -164,11 +182,8 @@ def _parser() -> argparse.ArgumentParser:
             help="where trials and the ledger are: DIR or gs://BUCKET/DIR "
             "(default runs/studies/NAME)",
         )
-        if name in ("plan", "run"):
-            command.add_argument(
-                "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
-            )
         if name == "plan":
+            command.add_argument("--workers", type=int, default=1, metavar="N", help=WORKERS)
             add_plan_flags(command)
         if name == "run":
             command.add_argument(
@@ -177,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--keep-models", action="store_true", help="keep the trained models on the disk"
             )
+            add_run_flags(command)
             command.add_argument(
                 "--share",
                 default="0/1",

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from research.commands.study import add_plan_flags, prepare_plan, print_plan
+from research.commands.study import add_plan_flags, add_run_flags, prepare_plan, print_plan
 from research.config import cli
 
 
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--highest", action="store_true", help="the highest metric is the best")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
     parser.add_argument("--keep-models", action="store_true", help="keep the trained models")
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that share the cores"
-    )
+    add_run_flags(parser)
     parser.add_argument(
         "--share", default="0/1", metavar="I/N", help="begin with part I of N of the trials"
     )
@@ -90,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         same = ["sweep", *_without(argv or sys.argv[1:], "--workers", "--csv")]
         with side_by_side(same, arguments.workers, arguments.folder):
             desk = Desk(study, arguments.folder, overrides=overrides)
-            desk.run(keep_models=arguments.keep_models, share=Share.parse(arguments.share))
+            desk.run(
+                keep_models=arguments.keep_models,
+                share=Share.parse(arguments.share),
+                trials=arguments.trials,
+            )
         desk.print_table(arguments.csv)
 
 

@@ -80,11 +80,12 @@ def free_bytes() -> int | None:
         return min(free)
     if jax.default_backend() != "cpu":
         return None
-    available = _available_on_host()
+    available = available_on_host()
     return None if available is None else available // jax.local_device_count()
 
 
-def _available_on_host() -> int | None:
+def available_on_host() -> int | None:
+    """Bytes that programs of this machine, or of this container, can still take."""
     information = Path("/proc/meminfo")
     if not information.exists():
         return None

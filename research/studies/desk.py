@@ -89,7 +89,13 @@ class Desk:
         self._print_stale(rows, progress)
         return True
 
-    def run(self, retry: bool = False, keep_models: bool = False, share: Share = WHOLE) -> None:
+    def run(
+        self,
+        retry: bool = False,
+        keep_models: bool = False,
+        share: Share = WHOLE,
+        trials: int | None = None,
+    ) -> None:
         """Runs what is missing.
 
         Raises:
@@ -105,6 +111,7 @@ class Desk:
             retry=retry,
             keep_models=keep_models,
             share=share,
+            trials=trials,
         )
         failed_count = self._print_problems(self.ledger.read(), progress)
         if failed_count:

@@ -57,6 +57,7 @@ def run(
     retry: bool = False,
     keep_models: bool = False,
     share: Share = WHOLE,
+    trials: int | None = None,
     report: Callable[[str], None] = tqdm.write,
 ) -> Progress:
     """Runs what is missing until the study is finished, or only failures are left.
@@ -66,6 +67,7 @@ def run(
       retry: whether trials that failed run again.
       keep_models: whether the trained models stay on the disk.
       share: which trials come first.
+      trials: ends after so many.
       report: takes a line for each trial that is over.
 
     Raises:
@@ -73,17 +75,19 @@ def run(
     """
     if retry:
         ledger.remove_failed()
-    claims, session = Claims(folder), Session()
+    claims, session, count = Claims(folder), Session(), 0
     with StudyBar(resolver, ledger, claims) as bar:
         claims.on_beat = bar.beat
         while True:
             rows = ledger.read()
             progress = plan(resolver, lookup_in(resolver, rows))
             bar.update(rows, progress)
-            if not progress.missing:
+            if not progress.missing or count == trials:
                 return progress
-            trials = share.order(progress.missing)
-            if not _run_one(trials, resolver, ledger, folder, claims, session, keep_models, report):
+            order = share.order(progress.missing)
+            if _run_one(order, resolver, ledger, folder, claims, session, keep_models, report):
+                count += 1
+            else:
                 time.sleep(_WAIT_SECONDS)  # all of them are other processes'
 
 

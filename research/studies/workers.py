@@ -1,7 +1,7 @@
 """Several processes that run one study side by side on this machine, each on its own cores.
 
-A step of a small model does not fill many cores; two runs on half of them each do. This imports no
-JAX: cores are shared out before it starts its threads.
+A step of a small model does not fill many cores; two runs on half of them each do. Nothing here
+makes a device of JAX: cores are shared out before it starts its threads.
 """
 
 from __future__ import annotations
@@ -14,21 +14,62 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from research.runtime import children, storage
+from research.runtime import children, memory, storage
+from research.runtime.programs import run_program
+from research.studies.ledger import Ledger
 
 LOGS = "workers"
+AUTO = 0  # `--workers auto`: as many processes as the machine holds
+# of the memory that is free: what others may still take meanwhile is left
+_MEMORY_SHARE = 0.9
+
+
+def fitting_count(command: Sequence[str], folder: str | Path) -> int:
+    """How many processes this machine holds, by its cores and the memory that trials took.
+
+    Where the ledger has none that ran on a CPU, the first trial runs alone to be measured. On an
+    accelerator it is one, which has all its memory.
+    """
+    peaks = _peaks(folder)
+    if not peaks:
+        print("--workers auto: the first trial runs alone, to be measured", flush=True)
+        run_program([sys.executable, "-m", "research.cli", *command, "--trials", "1"])
+        peaks = _peaks(folder)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    free = memory.available_on_host()
+    if not peaks or free is None:
+        print("--workers auto: 1, as what a trial takes is not known", flush=True)
+        return 1
+    on_accelerator = any(device != "cpu" for device, _ in peaks)
+    most = max(size for _, size in peaks)
+    count = 1 if on_accelerator else max(1, min(cores, int(_MEMORY_SHARE * free / most)))
+    print(
+        f"--workers auto: {count}, of {cores} cores; a trial takes {most / memory.GIB:.1f} GiB, "
+        f"and {free / memory.GIB:.1f} are free",
+        flush=True,
+    )
+    return count
+
+
+def _peaks(folder: str | Path) -> list[tuple[str, int]]:
+    """(device, the most memory of the process) of every trial of the folder."""
+    rows = Ledger(folder).read().values()
+    return [(row["device"], row["process_bytes"]) for row in rows if row.get("process_bytes")]
 
 
 @contextlib.contextmanager
 def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iterator[None]:
     """Runs the block beside `count` - 1 other processes, which run `graft COMMAND`.
 
-    They end by themselves when the study is over, and with this process whatever ends it. What they
+    `AUTO` takes as many as cores and memory hold. They end by themselves when the study is over,
+    and with this process whatever ends it. What they
     print goes to `workers/N.log` in the folder; of one in a bucket, to a folder that is named.
 
     Raises:
       ValueError: more processes than cores, or a system that cannot share these out.
     """
+    if count == AUTO:
+        count = fitting_count(command, folder)
     if count == 1:
         yield
         return

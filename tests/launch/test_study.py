@@ -12,6 +12,7 @@ import pytest
 from research.commands import launch
 from research.launch import slurm
 from research.launch.job import StudyJob
+from research.runtime import programs
 from research.runtime.distributed import EXIT_RESTART
 from research.studies.ledger import Ledger
 from tests.helpers import tiny_run
@@ -68,6 +69,24 @@ def test_bases_that_only_this_machine_has_are_refused_unless_the_study_makes_the
     message = run(*launching.GKE, *CHIPS, "--study", str(tmp_path))
     assert "runs/smollm2 is on this machine only" in message
     assert f"--study {tmp_path}/study.py: name a file of the clone" in message
+
+
+@pytest.mark.parametrize(("status", "message"), [(3, "it does not fit"), (1, "preflight failed")])
+def test_chips_are_asked_for_after_the_study_was_planned_for_them(
+    stand_ins, monkeypatch, status, message
+):
+    commands = []
+
+    def run_program(command):
+        commands.append(command[3:])
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(programs, "run_program", run_program)
+    stand_ins.add("kubectl")
+    assert message in run(*launching.GKE, *CHIPS[:-1]) and not stand_ins.calls()
+    (command,) = commands
+    assert command[:3] == ["study", "plan", "experiments/methods"]
+    assert {"v5e:2x4", "gs://made/run-1", "2"} <= set(command)
 
 
 @pytest.mark.parametrize(("end", "status"), [("Complete", 0), ("Failed", 1)])

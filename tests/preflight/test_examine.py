@@ -14,6 +14,7 @@ from research.config import cli  # noqa: E402
 from research.experiment import Experiment  # noqa: E402
 from research.preflight import examine  # noqa: E402
 from research.runtime import accelerators
+from tests.helpers import tiny_run  # noqa: E402
 
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,3 +164,14 @@ def test_what_does_not_fit_is_not_launched():
         process.stdout + process.stderr
     )
     assert "$ kubectl" not in process.stdout
+
+
+def test_a_sweep_is_planned_with_what_the_compiler_says_of_every_cell(world, tmp_path):
+    config = tiny_run.config_file(tmp_path, world.experiment(40, evaluate_split="heldout"))
+    line = ["sweep", "--config", config, "--folder", tmp_path / "sweep", "--dry-run"]
+    line += ["--axis", "data.sequence_length=128,256", "--topology", "v5e:2x2"]
+    command = [sys.executable, "-W", "ignore", "-m", "research.cli", *map(str, line)]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "the TPU compiler's memory" in output and "peak (GiB)" in output
+    assert len([row for row in output.splitlines() if row.startswith("| sequence_length=")]) == 2
+    assert "chip-hours" in output and "US dollars (prices of" in output

@@ -136,6 +136,8 @@ def test_failures_are_kept_shown_and_run_again_when_asked(
 
 def test_a_damaged_row_is_said_and_its_trial_runs_again(config, trained, tmp_path, capsys):
     desk = Desk(make_study(config), tmp_path / "study")
+    desk.run(trials=1)
+    assert len(trained) == 1
     desk.run()
     before = desk.ledger.read()
     file = next((tmp_path / "study/rows").iterdir())
