@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from experiments.quickstart.results import Results, TableRow
 from research.reports import page
-from research.reports.plots import Point, bar_plot, line_plot, scatter_plot, standalone
+from research.reports.canvas import standalone
+from research.reports.plots import Point, bar_plot, line_plot, scatter_plot
 from research.reports.tables import Column, table, text_table
 
 RUN_NAMES = {

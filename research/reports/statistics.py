@@ -278,6 +278,18 @@ def detectable_difference(differences: ArrayLike, level: float = 0.05, power: fl
     return error * float(optimize.brentq(missing_power, 0.0, 50.0 * limit))
 
 
+def repeats_needed(effect: float, level: float = 0.05, power: float = 0.8) -> int | None:
+    """How many repeats a two-sided t-test needs to find an effect with this power.
+
+    effect: the mean over the standard deviation. None: more than a thousand.
+    """
+    for count in range(2, 1001):
+        limit = float(stats.t.ppf(1 - level / 2, count - 1))
+        if float(stats.nct.sf(limit, count - 1, abs(effect) * math.sqrt(count))) >= power:
+            return count
+    return None
+
+
 def _wilson(count: int, rows: int, confidence: float) -> Estimate:
     interval = stats.binomtest(count, rows).proportion_ci(confidence, method="wilson")
     value = count / rows

@@ -20,7 +20,7 @@ from research.reports.markup import render
 from research.reports.statistics import Estimate, PairedDifference
 from research.runtime.terminal import printable
 
-__all__ = ["Column", "format_si", "table", "text_table"]
+__all__ = ["Column", "fitted_table", "format_si", "table", "text_table"]
 
 _MISSING = "–"
 
@@ -105,6 +105,46 @@ def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] | No
 def _escape_bars(cell: str) -> str:
     """A cell whose bars are no edges; a backslash before one would escape our own."""
     return re.sub(r"(\\*)\|", r"\1\1\\|", cell)
+
+
+def fitted_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], width: int) -> str:
+    """The table for a terminal of `width` columns, with units under the headers.
+
+    An interval that is as wide on both sides is written `0.31 ±0.05`. Columns that have no room go
+    below, in tables of their own that begin with the first column again.
+    """
+    columns = _resolve_columns(rows, columns)
+    blocks = []
+    for column in columns:
+        cells = [column.header, f"({column.unit})" if column.unit else ""]
+        cells += [_short_value(row.get(column.key), column) for row in rows]
+        cells = [printable(cell, lines=False) for cell in cells]
+        size = max(map(len, cells))
+        right = _is_numeric(rows, column)
+        blocks.append([cell.rjust(size) if right else cell.ljust(size) for cell in cells])
+    first, *others = blocks
+    tables = [[first]]
+    for block in others:
+        used = sum(len(each[0]) + 2 for each in tables[-1])
+        if used + len(block[0]) > width and len(tables[-1]) > 1:
+            tables.append([first])
+        tables[-1].append(block)
+    texts = []
+    for blocks_of_table in tables:
+        lines = ["  ".join(cells).rstrip() for cells in zip(*blocks_of_table, strict=True)]
+        head = lines[:2] if lines[1] else lines[:1]
+        texts.append("\n".join([*head, "-" * max(map(len, lines)), *lines[2:]]))
+    return "\n\n".join(texts)
+
+
+def _short_value(value: Any, column: Column) -> str:
+    if isinstance(value, Estimate) and column.format != "si":
+        scaled = value.scaled(column.scale)
+        number, low, high = scaled.value, scaled.low, scaled.high
+        if abs((high - number) - (number - low)) <= 1e-6 * (high - low):
+            spec = column.format or ".3g"
+            return f"{number + 0.0:{spec}} ±{high - number:{spec.lstrip('+')}}"
+    return _format_value(value, column)
 
 
 def format_si(number: float) -> str:

@@ -4,16 +4,19 @@ from research.studies import Form, Stage, Study, Sweep, axis, product
 """
 
 from research.studies.axes import Axes, axis, chain, product, sample, zipped
-from research.studies.study import Comparison, Equal, Form, Stage, Study, Sweep
+from research.studies.comparisons import Comparison, Ratio, Trend
+from research.studies.study import Equal, Form, Stage, Study, Sweep
 
 __all__ = [
     "Axes",
     "Comparison",
     "Equal",
     "Form",
+    "Ratio",
     "Stage",
     "Study",
     "Sweep",
+    "Trend",
     "axis",
     "chain",
     "product",

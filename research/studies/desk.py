@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from research.reports.tables import text_table
+from research.reports.tables import fitted_table, text_table
 from research.runtime import files, storage
+from research.runtime.terminal import show
 from research.studies import estimates, prices, report, running
 from research.studies.claims import Claims
 from research.studies.ledger import DIVERGED, FAILED, Ledger, Row, to_parquet
@@ -23,6 +26,7 @@ from research.studies.share import WHOLE, Share
 from research.studies.study import Study
 from research.studies.tables import cell_table
 from research.studies.trials import Resolver
+from research.studies.verdicts import verdicts
 
 
 class Desk:
@@ -141,12 +145,18 @@ class Desk:
     def print_table(self, csv_file: Path | None = None) -> None:
         """The table of the last stage with results."""
         rows, progress = self.look()
-        stage, lines, columns = cell_table(self.resolver, rows, progress)
-        if not lines:
+        cells = cell_table(self.resolver, rows, progress)
+        if not cells.lines:
             raise ValueError("no trial has run: graft study run")
-        print(f"stage {stage}" + ("" if progress.is_finished else ", not finished"))
-        print(text_table(lines, columns))
+        print(f"stage {cells.stage}" + ("" if progress.is_finished else ", not finished"))
+        width = _width()
+        print(fitted_table(cells.lines, cells.columns, width))
         self._print_edges(progress)
+        if judged := verdicts(self.resolver, rows, progress):
+            verdict_rows, columns = report.verdict_table(judged)
+            print(f"\n{fitted_table(verdict_rows, columns, width)}")
+            for text in report.unjudged(judged):
+                show(f"\n{textwrap.fill(text, width)}")
         if csv_file is not None:
             files.atomic_write(csv_file, self._csv(rows, progress))
             print(f"\nevery trial: {csv_file}")
@@ -183,8 +193,7 @@ class Desk:
         """Writes the study's page into its own folder."""
         assert self.home is not None  # only a sweep has none
         rows, progress = self.look()
-        report.write(self.home, self.home.name, self.resolver, rows, progress)
-        names = (report.README, report.PLOT, report.PAGE, report.LEDGER)
+        names = report.write(self.home, self.home.name, self.resolver, rows, progress)
         print(f"wrote {', '.join(names)} in {self.home}")
 
     def clean(self) -> None:
@@ -220,10 +229,11 @@ class Desk:
         for choices in list(progress.choices.values())[:1]:
             labels = [choice.cell.label for choice in choices if choice.at_edge]
             if labels:
-                print(
-                    f"\nthe best value lies at an edge of those tried, so that a better one may "
-                    f"lie beyond: {', '.join(labels)}"
+                text = (
+                    "the best value lies at an edge of those tried, so that a better one may lie "
+                    f"beyond: {', '.join(labels)}"
                 )
+                show(f"\n{textwrap.fill(text, _width())}")
 
     def _print_stale(self, rows: dict[str, Row], progress: Progress) -> None:
         count = stale_count(self.resolver, rows, progress)
@@ -248,3 +258,8 @@ class Desk:
         if failed_count:
             print(f"{failed_count} trials failed: --retry runs them again")
         return failed_count
+
+
+def _width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return max(60, shutil.get_terminal_size((100, 24)).columns)

@@ -1,4 +1,4 @@
-"""A study's page: README.md with plot.svg, report.html, and the ledger they are made from.
+"""A study's page: README.md with its plots, report.html, its verdicts, and the ledger behind them.
 
 What its authors say of the numbers stands in findings.md, and is taken into README.md.
 
@@ -7,83 +7,81 @@ From the same ledger come the same bytes, on any machine and on any day.
 
 from __future__ import annotations
 
-import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from tqdm import tqdm
 
 from research.config import schema
-from research.reports import page, plots
-from research.reports.statistics import Estimate
+from research.reports import page
+from research.reports.figures import Drawing
 from research.reports.tables import Column, format_si, table, text_table
 from research.runtime import files
+from research.studies import figures
 from research.studies.ledger import Row, to_parquet
 from research.studies.results import find_row
 from research.studies.schedule import Progress
-from research.studies.tables import MEASURES, cell_table
+from research.studies.tables import CellTable, cell_table
 from research.studies.trials import Resolver
 from research.studies.verdicts import Verdict, verdicts
 
-LEDGER, README, PLOT, PAGE = "ledger.parquet", "README.md", "plot.svg", "report.html"
+LEDGER, README, PAGE, VERDICTS = "ledger.parquet", "README.md", "report.html", "verdicts.json"
+PLOTS = "plots"  # a folder with NAME.svg and NAME.png for each figure
 # what its authors say of the numbers, by hand; the page takes it as it is
 FINDINGS = "findings.md"
-_VERDICTS = [
+COLUMNS = (
     Column("claim", "claim"),
     Column("verdict", "verdict"),
-    Column("difference", "difference", tip="with its 95% interval over seeds"),
+    Column("estimate", "measured", tip="a difference, ratio or change, with its 95% interval"),
     Column("p", "p", format=".2g", tip="after Holm's correction"),
     Column("detectable", "detectable", format=".2g", tip="what four of five such studies see"),
+    Column("seeds", "seeds for it", tip="that would tell it from its limit, if it is as it seems"),
     Column("published", "published"),
-]
+)
+_HEADINGS = {
+    "cells": "Every cell",
+    "forgetting": "Learnt and forgotten",
+    "sweep": "The sweep",
+}
 
 
 def write(
     folder: Path, name: str, resolver: Resolver, rows: Mapping[str, Row], progress: Progress
-) -> None:
-    """Writes the files of a study into its folder.
+) -> list[str]:
+    """Writes the files of a study into its folder; returns their names.
 
     Raises:
       ValueError: no trial has run.
     """
-    stage, lines, columns = cell_table(resolver, rows, progress)
-    if not lines:
+    cells = cell_table(resolver, rows, progress)
+    if not cells.lines:
         raise ValueError("no trial has run: graft study run")
     judged = verdicts(resolver, rows, progress)
+    drawings = figures.draw(resolver, rows, progress, cells)
     study_rows = _used_rows(resolver, rows, progress)
-    plot = _plot(resolver, lines)
-    curves = _sweep_plot(resolver, progress)
-    files.atomic_write(folder / LEDGER, to_parquet(study_rows))
-    files.atomic_write(folder / PLOT, plots.standalone(plot))
     texts = _texts(resolver, progress, study_rows)
-    findings = folder / FINDINGS
-    notes = [findings.read_text(encoding="utf-8").strip()] if findings.exists() else []
-    verdict_rows = [_verdict_row(verdict) for verdict in judged]
-    parts = [
-        f"# {name}",
-        *(f"**{label}** {text}" if label else text for label, text in texts),
-        *notes,
-        *([text_table(verdict_rows, _present(verdict_rows))] if verdict_rows else []),
-        *_unjudged(judged),
-        f"![{resolver.study.metric} of every cell]({PLOT})",
-        f"Stage `{stage}`; means with 95% intervals (Student's t) over n seeds.",
-        text_table(lines, columns),
-        _how(name),
-    ]
-    files.atomic_write(folder / README, "\n\n".join(parts) + "\n")
+    _write_plots(folder / PLOTS, drawings)
+    contents: dict[str, str | bytes] = {
+        LEDGER: to_parquet(study_rows),
+        VERDICTS: _verdicts_json(progress, judged),
+        README: _readme(folder, name, texts, judged, cells, drawings),
+    }
+    for file, content in contents.items():
+        files.atomic_write(folder / file, content)
     sections = [
         page.section(
             "What it says",
             *(f"{label} {text}" if label else text for label, text in texts),
-            *([table(verdict_rows, _present(verdict_rows))] if verdict_rows else []),
-            *_unjudged(judged),
+            *([table(*verdict_table(judged))] if judged else []),
+            *unjudged(judged),
         ),
-        page.section("Every cell", plot, table(lines, columns)),
+        page.section(_HEADINGS["cells"], drawings["cells"].page, table(cells.lines, cells.columns)),
     ]
-    if curves:
-        sections.append(page.section("The sweep", curves))
+    for key, drawing in drawings.items():
+        if key != "cells":
+            sections.append(page.section(_heading(key), drawing.page))
     page.write(
         folder / PAGE,
         name,
@@ -91,6 +89,49 @@ def write(
         finding=resolver.study.claim,
         provenance={"study": schema.to_dict(resolver.study), "code": _codes(study_rows)},
     )
+    return [*contents, PAGE, PLOTS]
+
+
+def _write_plots(folder: Path, drawings: Mapping[str, Drawing]) -> None:
+    """Every figure as SVG and PNG; those of an earlier page go."""
+    contents: dict[str, str | bytes] = {}
+    for key, drawing in drawings.items():
+        contents |= {f"{key}.svg": drawing.svg, f"{key}.png": drawing.png}
+    for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
+        if path.name not in contents:
+            path.unlink()
+    for file, content in contents.items():
+        files.atomic_write(folder / file, content)
+
+
+def _readme(
+    folder: Path,
+    name: str,
+    texts: Sequence[tuple[str, str]],
+    judged: Sequence[Verdict],
+    cells: CellTable,
+    drawings: Mapping[str, Drawing],
+) -> str:
+    findings = folder / FINDINGS
+    plots = {key: f"[![{_heading(key)}]({PLOTS}/{key}.png)]({PLOTS}/{key}.svg)" for key in drawings}
+    parts = [
+        f"# {name}",
+        *(f"**{label}** {text}" if label else text for label, text in texts),
+        *([text_table(*verdict_table(judged))] if judged else []),
+        *unjudged(judged),
+        *([findings.read_text(encoding="utf-8").strip()] if findings.exists() else []),
+        plots.pop("cells"),
+        f"Stage `{cells.stage}`; means with 95% intervals (Student's t) over n seeds; costs are "
+        "medians. `(edge)`: the best value lies at an edge of those tried.",
+        text_table(cells.lines, cells.columns),
+        *plots.values(),
+        _how(name),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(key: str) -> str:
+    return _HEADINGS.get(key) or f"Along {key.removeprefix('axis_')}"
 
 
 def _texts(
@@ -130,40 +171,55 @@ def _how(name: str) -> str:
     )
 
 
-def _name(verdict: Verdict) -> str:
-    comparison = verdict.comparison
-    if comparison.margin is not None:
-        text = (
-            f"{comparison.better} and {comparison.worse} differ by less than {comparison.margin:g}"
-        )
-    else:
-        text = f"{comparison.better} beats {comparison.worse}"
-    return f"{text} ({verdict.label})" if verdict.label else text
-
-
-def _unjudged(judged: Sequence[Verdict]) -> list[str]:
-    """Why comparisons have no verdict: a paragraph a reason."""
-    names: dict[str, list[str]] = {}
+def unjudged(judged: Sequence[Verdict]) -> list[str]:
+    """Why claims have no verdict: a paragraph a reason."""
+    texts: dict[str, list[str]] = {}
     for verdict in judged:
         for reason in verdict.reasons:
-            names.setdefault(reason, []).append(_name(verdict))
-    return [f"No verdict: {reason} ({'; '.join(each)})." for reason, each in names.items()]
+            texts.setdefault(reason, []).append(verdict.text)
+    paragraphs = []
+    for reason, each in texts.items():
+        about = "" if len(each) == len(judged) else f" ({'; '.join(each)})"
+        paragraphs.append(f"No verdict: {reason}{about}.")
+    return paragraphs
 
 
-def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "claim": _name(verdict),
-        "verdict": verdict.word,
-        "difference": verdict.difference,
-        "p": verdict.p_value,
-        "detectable": verdict.detectable,
-        "published": verdict.comparison.published or None,
-    }
-
-
-def _present(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+def verdict_table(judged: Sequence[Verdict]) -> tuple[list[dict[str, Any]], list[Column]]:
+    """A row for each comparison, and those columns that any of them has."""
+    rows = [
+        {
+            "claim": verdict.text,
+            "verdict": verdict.word,
+            "estimate": verdict.estimate,
+            "p": verdict.p_value,
+            "detectable": verdict.detectable,
+            "seeds": verdict.seeds_needed if verdict.word == "inconclusive" else None,
+            "published": verdict.comparison.published or None,
+        }
+        for verdict in judged
+    ]
     keys = {key for row in rows for key, value in row.items() if value is not None}
-    return [column for column in _VERDICTS if column.key in keys]
+    return rows, [column for column in COLUMNS if column.key in keys]
+
+
+def _verdicts_json(progress: Progress, judged: Sequence[Verdict]) -> str:
+    """The verdicts for programs: the index of studies is made from them."""
+    content = {
+        "finished": progress.is_finished,
+        "verdicts": [
+            {
+                "claim": verdict.text,
+                "verdict": verdict.word,
+                "measured": [verdict.estimate.value, verdict.estimate.low, verdict.estimate.high]
+                if verdict.estimate
+                else None,
+                "p": verdict.p_value,
+                "reasons": verdict.reasons,
+            }
+            for verdict in judged
+        ],
+    }
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _used_rows(resolver: Resolver, rows: Mapping[str, Row], progress: Progress) -> list[Row]:
@@ -175,44 +231,3 @@ def _used_rows(resolver: Resolver, rows: Mapping[str, Row], progress: Progress) 
 
 def _codes(study_rows: Sequence[Row]) -> str:
     return ", ".join(sorted({row["code"] for row in study_rows}))
-
-
-def _plot(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> Markup:
-    """The metric of every cell, and the other scores beside it."""
-    metric = resolver.study.metric
-    measures = {column.key: column for column in MEASURES}
-    keys = [metric, *(key for key in ("quality", "forgetting", "heldout_loss") if key != metric)]
-    panels = {}
-    for key in keys:
-        values = [line.get(key) for line in lines]
-        if any(value is not None for value in values):
-            column = measures.get(key, Column(key, key))
-            title = f"{column.header} ({column.unit})" if column.unit else column.header
-            panels[title] = [_scaled(value, column.scale) for value in values]
-    names = [
-        f"{line['cell']} ({format_si(line['trainable_parameters'])})"
-        if isinstance(line.get("trainable_parameters"), int | float)
-        else line["cell"]
-        for line in lines
-    ]
-    caption = "In brackets trained parameters. Means and 95% intervals over seeds."
-    return plots.bar_plot(names, dict(itertools.islice(panels.items(), 3)), caption)
-
-
-def _scaled(value: float | Estimate | None, scale: float) -> float | Estimate | None:
-    if isinstance(value, Estimate):
-        return value.scaled(scale)
-    return None if value is None else value * scale
-
-
-def _sweep_plot(resolver: Resolver, progress: Progress) -> Markup | None:
-    """The metric against the swept value in the first stage, a curve for each cell."""
-    study = resolver.study
-    choices = progress.choices.get(study.stages[0].name, ())
-    if study.sweep is None or not choices:
-        return None
-    series = {}
-    for choice in choices:
-        values = sorted(value for value in choice.means if value is not None)
-        series[choice.cell.label] = (values, [choice.means[value] for value in values])
-    return plots.line_plot(series, study.sweep.key, study.metric, log_x=True)

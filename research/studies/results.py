@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,13 +12,19 @@ from research.studies.schedule import Lookup, Progress
 from research.studies.study import TUNED
 from research.studies.trials import BEFORE, Resolver, Trial
 
+# counted from the base, so that it stands in no row
+FORGETTING = "forgetting"
+
 
 def find_row(resolver: Resolver, rows: Mapping[str, Row], trial: Trial) -> Row | None:
-    """The row of a trial: of the code now, else of an older one that the study accepts."""
-    if trial.address in rows:
-        return rows[trial.address]
+    """The row of a trial: of the code and data now, else of others that the study accepts."""
+    inputs, address = resolver.accepted(trial)
+    for candidate in (trial.address, address):
+        if candidate in rows:
+            return rows[candidate]
     for row in rows.values():
-        if row["inputs"] == trial.inputs and row["code"] in resolver.study.accepted_code:
+        known_inputs = row["inputs"] in (trial.inputs, inputs)
+        if known_inputs and row["code"] in resolver.study.accepted_code:
             return row
     return None
 
@@ -69,12 +76,28 @@ def joined_rows(
             )
 
 
+def number_of(resolver: Resolver, rows: Mapping[str, Row], row: Row, metric: str) -> float | None:
+    """A number of a trial that has finished, `forgetting` too; None where it is not known."""
+    value = row.get(metric)
+    if value is None and metric == FORGETTING:
+        value = forgetting(resolver, rows, row).get(FORGETTING)
+    return None if value is None else float(value)
+
+
 def forgetting(resolver: Resolver, rows: Mapping[str, Row], row: Row) -> dict[str, float]:
     """Bits per byte of the text after tuning minus before it; empty where one is not known."""
     for trial in resolver.before():
         before = find_row(resolver, rows, trial)
-        if before is not None and before is not row and before.get("base") == row.get("base"):
+        if before is None or before is row or before.get("base") != row.get("base"):
+            continue
+        if _asked(before) == _asked(row):
             bits = (row.get("bits_per_byte"), before.get("bits_per_byte"))
             if bits[0] is not None and bits[1] is not None:
-                return {"forgetting": bits[0] - bits[1]}
+                return {FORGETTING: bits[0] - bits[1]}
     return {}
+
+
+def _asked(row: Row) -> Any:
+    """Fingerprints of the texts that a model was asked by."""
+    content = row.get("depends")
+    return (json.loads(content) if isinstance(content, str) else content or {}).get("asked")

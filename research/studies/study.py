@@ -16,6 +16,8 @@ from typing import Any, Literal
 from research.config.user_code import errors_with_line, load_file
 from research.evaluation.baselines import BASELINES
 from research.studies.axes import SEED_KEYS, Axes
+from research.studies.cells import Cell
+from research.studies.comparisons import AnyComparison, Ratio, Trend
 
 FILE = "study.py"
 TUNED, PROMPTED = "tuned", "prompted"
@@ -122,21 +124,6 @@ class Equal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A claim over two forms, by the metric, over the same seeds: `better` beats `worse`."""
-
-    better: str
-    worse: str
-    # claims instead that they differ by less than this, in the metric
-    margin: float | None = None
-    # what was published of it
-    published: str = ""
-    # the number that is compared, and which is better; None: the study's
-    metric: str | None = None
-    goal: Literal["lowest", "highest"] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Study:
     """A study; see the module.
 
@@ -169,9 +156,13 @@ class Study:
     # what cells and values are chosen by: a number of a trial's row
     metric: str = "heldout_loss"
     goal: Literal["lowest", "highest"] = "lowest"
-    comparisons: tuple[Comparison, ...] = ()
+    # what is judged: Comparison, Ratio, Trend
+    comparisons: tuple[AnyComparison, ...] = ()
     # hashes of older code whose results count as those of the code now (see `code.py`)
     accepted_code: tuple[str, ...] = ()
+    # `source:split` -> fingerprint of other data whose results count as those of the data now, such
+    # as a machine's own texts that no other machine has
+    accepted_data: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.forms or not self.stages:
@@ -188,9 +179,12 @@ class Study:
         if self.sweep and not self.sweep.values and valueless:
             raise ValueError(f"the sweep has no values for the form {valueless[0]!r}")
         for comparison in self.comparisons:
-            for name in (comparison.better, comparison.worse):
-                if name not in self.forms:
-                    raise ValueError(f"a comparison names {name!r}; forms: {', '.join(self.forms)}")
+            if isinstance(comparison, Trend):
+                comparison.series(self.cells())
+            else:
+                comparison.pairs(self.cells())
+            if self.sweep is None and (isinstance(comparison, Ratio) or _is_of_best(comparison)):
+                raise ValueError(f"{comparison.text}: the study has no sweep")
         self._check_keys()
 
     def _check_keys(self) -> None:
@@ -209,11 +203,23 @@ class Study:
                         raise ValueError(f"{owners[key]} and {owner} both set {key!r}")
                     owners[key] = owner
 
+    def cells(self) -> tuple[Cell, ...]:
+        """Every form at every point of the axes, whose keys are as the study writes them."""
+        return tuple(
+            Cell(form, number, point)
+            for form in self.forms
+            for number, point in enumerate(self.axes)
+        )
+
     def sweep_values(self, form: str) -> tuple[float, ...]:
         """The values that the sweep begins with for a form, in order; none without a sweep."""
         if self.sweep is None or not self.forms[form].is_tuned:
             return ()
         return tuple(sorted(self.forms[form].values or self.sweep.values))
+
+
+def _is_of_best(comparison: AnyComparison) -> bool:
+    return isinstance(comparison, Trend) and comparison.of == "best"
 
 
 def load(folder: str | Path) -> Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,39 +16,66 @@ from research.studies.schedule import Progress
 from research.studies.trials import Cell, Resolver, Trial
 
 # columns that are no scores
-_COSTS = ("trainable_parameters", "flops", "seconds", "artifact_bytes", "program_bytes")
+_COSTS = ("trainable_parameters", "tokens", "flops", "seconds", "artifact_bytes", "program_bytes")
 # column -> how a table prints it; those that no trial has are left out
 MEASURES = (
     Column("heldout_loss", "held-out loss", "nats", format=".4f"),
     Column("quality", "right answers", "%", 100, ".1f"),
     Column("bits_per_byte", "text", "bits/byte", format=".3f"),
     Column("forgetting", "forgetting", "bits/byte", format="+.3f", tip="after minus before"),
-    Column("trainable_parameters", "trained", format="si", tip="parameters"),
+    Column("loss", "training loss", "nats", format=".4f", tip="of the last step"),
+    Column("trainable_parameters", "trained", "parameters", format="si"),
+    Column("tokens", "text read", "tokens", format="si"),
     Column("flops", "compute", "FLOPs", format="si"),
     Column("seconds", "time", "s", format=".1f"),
     Column("artifact_bytes", "on disk", "MB", 1e-6, ".2f", tip="of the model, beside its base"),
-    Column("program_bytes", "memory", "GiB", 2**-30, ".2f", tip="of the compiled program"),
+    Column("program_bytes", "memory", "GiB", 2**-30, ".2f", tip="peak of the compiled program"),
 )
 
 
-def cell_table(
-    resolver: Resolver, rows: Mapping[str, Row], progress: Progress
-) -> tuple[str, list[dict[str, Any]], list[Column]]:
-    """(the stage that it shows, its rows, its columns): of the last stage that has results."""
+@dataclasses.dataclass(frozen=True)
+class CellTable:
+    """The cells of a stage with what they measured."""
+
+    # the stage that it shows: the last one that has results
+    stage: str
+    # of each line, `cells[n]` of `lines[n]`
+    cells: Sequence[Cell]
+    lines: Sequence[Mapping[str, Any]]
+    columns: Sequence[Column]
+
+
+def cell_table(resolver: Resolver, rows: Mapping[str, Row], progress: Progress) -> CellTable:
+    """The table of a study: each cell at its best value, and the bases before they were tuned."""
     study = resolver.study
     stages = [stage.name for stage in study.stages if stage.name in progress.choices]
     if not stages:
         stages = [study.stages[0].name]
     stage = stages[-1]
+    edges = {choice.cell for choice in progress.choices.get(stage, ()) if choice.at_edge}
     lines = []
-    cells = {trial.cell: [trial] for trial in resolver.before()} | _by_cell(progress, stage)
-    for cell, trials in cells.items():
+    trials_of_cells = {trial.cell: [trial] for trial in resolver.before()}
+    trials_of_cells |= _by_cell(progress, stage)
+    for cell, trials in trials_of_cells.items():
         line = _line(resolver, rows, trials)
         if line is not None:
-            lines.append({"cell": cell.label, **line})
+            if cell in edges and "value" in line:
+                line["value"] += " (edge)"
+            lines.append((cell, {"cell": cell.label, **line}))
     if len(study.axes) == 1:  # forms alone: the best first
-        lines.sort(key=lambda line: _rank(line.get(study.metric), study.goal))
-    return stage, lines, _columns(resolver, lines)
+        lines.sort(key=lambda line: _rank(line[1].get(study.metric), study.goal))
+    content = [line for _, line in lines]
+    return CellTable(stage, [cell for cell, _ in lines], content, _columns(resolver, content))
+
+
+def title(column: Column) -> str:
+    """The header of a column with its unit."""
+    return f"{column.header} ({column.unit})" if column.unit else column.header
+
+
+def measure(key: str) -> Column:
+    """How a number of a trial is printed."""
+    return next((column for column in MEASURES if column.key == key), Column(key, key))
 
 
 def _rank(value: float | Estimate | None, goal: str) -> float:
@@ -82,15 +110,15 @@ def _line(
         line["not finished"] = len(cell_rows) - len(finished)
     values = sorted({trial.value for trial in trials if trial.value is not None})
     if len(values) == 1:
-        line["value"] = values[0]
-    for measure in {column.key for column in MEASURES} | {resolver.study.metric}:
-        numbers = [float(row[measure]) for row in finished if row.get(measure) is not None]
-        if measure in _COSTS and numbers:  # a machine's noise is no interval of a cost
-            line[measure] = statistics.median(numbers)
+        line["value"] = f"{values[0]:g}"
+    for key in {column.key for column in MEASURES} | {resolver.study.metric}:
+        numbers = [float(row[key]) for row in finished if row.get(key) is not None]
+        if key in _COSTS and numbers:  # a machine's noise is no interval of a cost
+            line[key] = statistics.median(numbers)
         elif len(numbers) > 1 and len(set(numbers)) > 1:
-            line[measure] = mean_interval(numbers)
+            line[key] = mean_interval(numbers)
         elif numbers:
-            line[measure] = numbers[0]
+            line[key] = numbers[0]
     if len(finished) == 1 and "quality" in finished[0]:  # over questions: there is one seed
         only = finished[0]
         low, high, count = only["quality_low"], only["quality_high"], only["questions"]
@@ -102,7 +130,7 @@ def _columns(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> list[Col
     study = resolver.study
     columns = [Column("cell", "cell")]
     if study.sweep is not None:
-        columns.append(Column("value", f"best {study.sweep.key.rpartition('.')[2]}", format=".0e"))
+        columns.append(Column("value", f"best {study.sweep.key.rpartition('.')[2]}"))
     columns += [Column("n", "n", tip="seeds"), Column("not finished", "not finished")]
     columns += sorted(MEASURES, key=lambda column: column.key != study.metric)
     if study.metric not in {column.key for column in MEASURES}:
@@ -110,4 +138,6 @@ def _columns(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> list[Col
     present = {key for line in lines for key in line}
     if "forgetting" in present and study.metric != "bits_per_byte":
         present.discard("bits_per_byte")
+    if "heldout_loss" in present:
+        present.discard("loss")
     return [column for column in columns if column.key in present]

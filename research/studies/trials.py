@@ -16,6 +16,7 @@ from research.experiment import Experiment
 from research.studies import measures, ways
 from research.studies.bases import recipe
 from research.studies.budgets import Start, abstract_program, solve, tokens_of
+from research.studies.cells import Cell
 from research.studies.code import code_hash
 from research.studies.study import PROMPTED, TUNED, Stage, Study
 
@@ -24,22 +25,6 @@ BEFORE = "before"
 # fields of an experiment that change neither its weights nor what is measured at its end; paths
 # are in the address as the fingerprints of what lies there
 _BESIDE = ("init_from", "tokenizer", "checkpoint", "checks", "log_every", "evaluate_every")
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A line of a study's table: a form at one point of the axes."""
-
-    form: str
-    # which point of the axes, and its values
-    number: int
-    point: Mapping[str, Any] = dataclasses.field(compare=False)
-
-    @property
-    def label(self) -> str:
-        """Its name in tables and progress: `lora rank=4`."""
-        values = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in self.point.items()]
-        return " ".join([*([self.form] if self.form else []), *values]) or "all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +78,7 @@ class Resolver:
         self._recipes = {folder: recipe(line) for folder, line in study.bases.items()}
         self._starts: dict[tuple[str | None, str | None], Start] = {}
         self._flops: dict[str, float] = {}
+        self._accepted: dict[str, tuple[str, str]] = {}
         self._budgets: dict[tuple[str, Cell], int] = {}
         self.sweep_key = paths.full_path(Experiment, study.sweep.key) if study.sweep else None
 
@@ -123,8 +109,7 @@ class Resolver:
                 path = trial.experiment.init_from
                 if path is None:
                     continue
-                content = self.depends(trial)
-                inputs = _hash([content[name] for name in ("base", "evaluation", "asked")])
+                inputs = _hash_before(self.depends(trial))
                 bases.setdefault(
                     inputs,
                     dataclasses.replace(
@@ -185,6 +170,21 @@ class Resolver:
     def depends(self, trial: Trial) -> dict[str, Any]:
         """What the trial's numbers depend on beside the code, as its address has it."""
         return self._depends(trial.experiment, trial.way, trial.evaluation)
+
+    def accepted(self, trial: Trial) -> tuple[str, str]:
+        """Inputs and address of the trial with the data that the study accepts in place of ours."""
+        if not self.study.accepted_data:
+            return trial.inputs, trial.address
+        if trial.address not in self._accepted:
+            content = self.depends(trial)
+            for name in {"data", "asked"} & set(content):
+                content[name] = {
+                    source: self.study.accepted_data.get(source, mark)
+                    for source, mark in content[name].items()
+                }
+            inputs = _hash_before(content) if trial.stage == BEFORE else _hash(content)
+            self._accepted[trial.address] = (inputs, _hash([inputs, code_hash()]))
+        return self._accepted[trial.address]
 
     def _replace(self, changes: Mapping[str, Any], cell: Cell) -> Experiment:
         try:
@@ -284,16 +284,11 @@ def without_defaults(config: Any) -> Any:
     return config
 
 
+def _hash_before(content: Mapping[str, Any]) -> str:
+    """Of an evaluation of a base: it depends on nothing that training does."""
+    return _hash([content[name] for name in ("base", "evaluation", "asked")])
+
+
 def _hash(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _short(value: Any) -> str:
-    """A value as a label has it: `lora,rank=4` for a mapping with a kind."""
-    if isinstance(value, Mapping):
-        parts = [str(v) if k == "kind" else f"{k}={_short(v)}" for k, v in value.items()]
-        return ",".join(parts)
-    if isinstance(value, list | tuple):
-        return "+".join(map(_short, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

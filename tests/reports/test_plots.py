@@ -6,7 +6,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from research.reports.plots import Point, bar_plot, line_plot, scatter_plot, standalone
+from research.reports.canvas import standalone
+from research.reports.plots import Point, bar_plot, line_plot, scatter_plot
 from research.reports.statistics import Estimate
 from tests.helpers.html_page import Page
 

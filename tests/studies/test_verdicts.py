@@ -73,7 +73,7 @@ def test_a_paired_t_test_decides_and_is_that_of_scipy(config):
     assert verdict.word == "supported"
     # the same sums in another order
     assert verdict.p_value == pytest.approx(stats.ttest_rel(lora, full).pvalue, rel=1e-12)
-    assert verdict.difference.value == pytest.approx(np.mean(lora) - np.mean(full))
+    assert verdict.estimate.value == pytest.approx(np.mean(lora) - np.mean(full))
     (other,) = judge(config, {"lora": full, "full": lora})
     assert other.word == "refuted"
     (highest,) = judge(config, {"lora": full, "full": lora}, goal="highest")
@@ -82,7 +82,7 @@ def test_a_paired_t_test_decides_and_is_that_of_scipy(config):
 
 def test_noise_is_inconclusive_and_the_power_is_said(config):
     (verdict,) = judge(config, {"lora": [1.0, 1.4, 1.1, 1.3], "full": [1.2, 1.1, 1.3, 1.2]})
-    assert verdict.word == "inconclusive" and verdict.detectable > abs(verdict.difference.value)
+    assert verdict.word == "inconclusive" and verdict.detectable > abs(verdict.estimate.value)
 
 
 def test_holms_correction_is_over_all_comparisons(config):
