@@ -6,7 +6,8 @@
     graft study status experiments/NAME     what is done, missing, diverged or failed
     graft study show experiments/NAME       the table so far; --csv FILE writes every trial
     graft study query experiments/NAME "SELECT cell, avg(heldout_loss) FROM trials GROUP BY cell"
-    graft study report experiments/NAME     writes README.md, plot.svg, report.html, ledger.parquet
+    graft study report experiments/NAME     writes README.md, plots, report.html, ledger.parquet
+    graft study index experiments           writes experiments/README.md: all studies, one line each
     graft study clean experiments/NAME      removes what trials left on the disk; results stay
 
 A study is a folder with a `study.py` (docs/guides/studies.md). Several processes, on this machine
@@ -25,7 +26,7 @@ from research.runtime.environment import ROOT
 
 PRICES = ROOT / "configs" / "prices.json"
 WORKERS = "processes that share the cores"
-SUBCOMMANDS = ("plan", "run", "status", "show", "query", "report", "clean")
+SUBCOMMANDS = ("plan", "run", "status", "show", "query", "report", "index", "clean")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,18 +35,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.command == "plan":
             prepare_plan(arguments)
         from research.runtime.compilation_cache import enable_compilation_cache
+        from research.studies import index
         from research.studies.bases import make_bases, missing_bases
         from research.studies.desk import Desk
         from research.studies.ledger import Ledger
+        from research.studies.located import located
         from research.studies.share import Share
-        from research.studies.study import load
+        from research.studies.study import FILE, load
+        from research.studies.trials import Resolver
         from research.studies.workers import side_by_side
 
+        if arguments.command == "index":
+            print(f"wrote {index.write(Path(arguments.study))}")
+            return
         enable_compilation_cache()
         study = load(arguments.study)
         place = Path(arguments.study).resolve()
         home = place.parent if place.suffix == ".py" else place
         folder = arguments.folder or f"runs/studies/{home.name}"
+        file = home / FILE if place.suffix != ".py" else place
+        with located(file):  # before bases are made, which may take hours
+            Resolver(study).check()
         if arguments.command == "run":
             make_bases(study.bases)
         elif lines := missing_bases(study.bases):
@@ -171,11 +181,15 @@ def _parser() -> argparse.ArgumentParser:
         "show": "the table so far",
         "query": "SQL over all trials",
         "report": "write the study's page and its ledger into its folder",
+        "index": "write README.md of a folder of studies: a line each, with its verdicts",
         "clean": "remove what trials left on the disk",
     }
     for name in SUBCOMMANDS:
         command = commands.add_parser(name, help=texts[name], description=texts[name])
-        command.add_argument("study", metavar="DIR", help="the study's folder, or its study.py")
+        what = "the folder of studies" if name == "index" else "the study's folder, or its study.py"
+        command.add_argument("study", metavar="DIR", help=what)
+        if name == "index":
+            continue
         command.add_argument(
             "--folder",
             metavar="DIR",

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from research.reports.tables import fitted_table, text_table
 from research.runtime import files, storage
 from research.runtime.terminal import show
-from research.studies import estimates, prices, report, running
+from research.studies import estimates, index, prices, report, running
 from research.studies.claims import Claims
 from research.studies.ledger import DIVERGED, FAILED, Ledger, Row, to_parquet
 from research.studies.results import find_row, joined_rows, lookup_in, stale_count
@@ -195,6 +195,8 @@ class Desk:
         rows, progress = self.look()
         names = report.write(self.home, self.home.name, self.resolver, rows, progress)
         print(f"wrote {', '.join(names)} in {self.home}")
+        if (self.home.parent / index.README).is_file():
+            print(f"wrote {index.write(self.home.parent)}")
 
     def clean(self) -> None:
         """Removes the folders of trials that are over, and damaged rows; results stay."""

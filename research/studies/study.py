@@ -17,7 +17,8 @@ from research.config.user_code import errors_with_line, load_file
 from research.evaluation.baselines import BASELINES
 from research.studies.axes import SEED_KEYS, Axes
 from research.studies.cells import Cell
-from research.studies.comparisons import AnyComparison, Ratio, Trend
+from research.studies.comparisons import AnyComparison, Comparison, Ratio, Trend
+from research.studies.located import located
 
 FILE = "study.py"
 TUNED, PROMPTED = "tuned", "prompted"
@@ -234,7 +235,8 @@ def load(folder: str | Path) -> Study:
     module = load_file(str(file))
     if not hasattr(module, "get_study"):
         raise ValueError(f"{file}: defines no get_study()")
-    with errors_with_line(str(file)):
+    classes = (Study, Form, Stage, Sweep, Equal, Comparison, Ratio, Trend)
+    with errors_with_line(str(file)), located(file, classes):
         study = module.get_study()
     if not isinstance(study, Study):
         raise ValueError(f"{file}: get_study() gives {type(study).__name__}, not a Study")

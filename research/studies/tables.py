@@ -111,7 +111,7 @@ def _line(
     values = sorted({trial.value for trial in trials if trial.value is not None})
     if len(values) == 1:
         line["value"] = f"{values[0]:g}"
-    for key in {column.key for column in MEASURES} | {resolver.study.metric}:
+    for key in {column.key for column in MEASURES} | _own_metrics(resolver):
         numbers = [float(row[key]) for row in finished if row.get(key) is not None]
         if key in _COSTS and numbers:  # a machine's noise is no interval of a cost
             line[key] = statistics.median(numbers)
@@ -126,6 +126,12 @@ def _line(
     return line
 
 
+def _own_metrics(resolver: Resolver) -> set[str]:
+    """The numbers that this study is about: its metric and those of its comparisons."""
+    metrics = [getattr(comparison, "metric", None) for comparison in resolver.study.comparisons]
+    return {resolver.study.metric, *(metric for metric in metrics if metric)}
+
+
 def _columns(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> list[Column]:
     study = resolver.study
     columns = [Column("cell", "cell")]
@@ -133,8 +139,8 @@ def _columns(resolver: Resolver, lines: Sequence[Mapping[str, Any]]) -> list[Col
         columns.append(Column("value", f"best {study.sweep.key.rpartition('.')[2]}"))
     columns += [Column("n", "n", tip="seeds"), Column("not finished", "not finished")]
     columns += sorted(MEASURES, key=lambda column: column.key != study.metric)
-    if study.metric not in {column.key for column in MEASURES}:
-        columns.insert(2, Column(study.metric, study.metric))
+    others = sorted(_own_metrics(resolver) - {column.key for column in MEASURES})
+    columns += [Column(key, key) for key in others]
     present = {key for line in lines for key in line}
     if "forgetting" in present and study.metric != "bits_per_byte":
         present.discard("bits_per_byte")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from research.config import cli, paths, schema
+from research.config.suggestions import suggestion
 from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
@@ -19,12 +20,20 @@ from research.studies.budgets import Start, abstract_program, solve, tokens_of
 from research.studies.cells import Cell
 from research.studies.code import code_hash
 from research.studies.study import PROMPTED, TUNED, Stage, Study
+from research.training.summary import Summary
 
 # the stage of evaluations of bases before anything is tuned
 BEFORE = "before"
 # fields of an experiment that change neither its weights nor what is measured at its end; paths
 # are in the address as the fingerprints of what lies there
 _BESIDE = ("init_from", "tokenizer", "checkpoint", "checks", "log_every", "evaluate_every")
+
+# the numbers of a trial's row, beside those of a study's own `measures` and of single texts
+_METRICS = (
+    *(field.name for field in dataclasses.fields(Summary)),
+    *"loss nll accuracy trained_tokens gradient_norm learning_rate heldout_loss".split(),
+    *"heldout_bits_per_byte quality bits_per_byte forgetting artifact_bytes questions".split(),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +94,28 @@ class Resolver:
     def experiments(self) -> list[Experiment]:
         """The config of every cell, without stages and the sweep; opens nothing."""
         return [self._replace(self._cell_changes(cell), cell) for cell in self.cells]
+
+    def check(self) -> None:
+        """Looks at every cell's config, before a base is there or anything runs.
+
+        Raises:
+          ValueError: a config that does not fit, or two cells that are the same run.
+        """
+        stage, labels = self.study.stages[-1], dict[str, str]()
+        sweep = {self.sweep_key: 1.0} if self.sweep_key else {}
+        for cell in self.cells:
+            form = self.study.forms[cell.form]
+            changes = self._cell_changes(cell) | self._full(stage.changes)
+            if form.is_tuned:
+                changes |= sweep
+            config = without_defaults(self._replace(changes, cell))
+            content = json.dumps([config, form.way, dict(form.evaluation)], sort_keys=True)
+            if content in labels:
+                raise ValueError(
+                    f"two cells are the same run: {labels[content]!r} and {cell.label!r}; a form "
+                    "or an axis changes nothing"
+                )
+            labels[content] = cell.label
 
     def trial(self, stage: Stage, cell: Cell, value: float | None, seed: int) -> Trial:
         """One run of a cell."""
@@ -200,6 +231,11 @@ class Resolver:
 
     def _check_metric(self) -> None:
         metric = self.study.metric
+        for name in (metric, *(getattr(c, "metric", None) for c in self.study.comparisons)):
+            is_known = name in _METRICS or str(name).startswith("bits_per_byte/")
+            if name is not None and not is_known and not self.study.measures:
+                hint = suggestion(name, _METRICS)
+                raise ValueError(f"no trial will have the metric {name!r}{hint}")
         if metric.startswith("heldout") and self._start.evaluate_split is None:
             raise ValueError(f"the metric is {metric}: give `evaluate_split` in the config")
         is_evaluated = metric.startswith(("quality", "bits_per_byte"))

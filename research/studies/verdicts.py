@@ -234,7 +234,8 @@ class _Results:
         if self._resolver.study.equal is not None or not (first.rows and second.rows):
             return ()
         costs = [next(iter(side.rows.values())).get("tokens", 0) for side in (first, second)]
-        if abs(costs[0] - costs[1]) <= _BUDGET_TOLERANCE * max(costs):
+        # what trains nothing reads nothing: it is compared on the same labels
+        if not all(costs) or abs(costs[0] - costs[1]) <= _BUDGET_TOLERANCE * max(costs):
             return ()
         return (f"they read {costs[0]:.3g} and {costs[1]:.3g} tokens",)
 
