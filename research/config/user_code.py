@@ -33,6 +33,8 @@ def errors_with_line(file: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a user's code may raise anything
+        if type(error) is ValueError and str(error).startswith(f"{file}, line "):
+            raise  # it says more exactly where
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)

@@ -125,8 +125,8 @@ def fitted_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], w
     first, *others = blocks
     tables = [[first]]
     for block in others:
-        used = sum(len(each[0]) + 2 for each in tables[-1])
-        if used + len(block[0]) > width and len(tables[-1]) > 1:
+        width_so_far = sum(len(each[0]) + 2 for each in tables[-1])
+        if width_so_far + len(block[0]) > width and len(tables[-1]) > 1:
             tables.append([first])
         tables[-1].append(block)
     texts = []

@@ -97,11 +97,11 @@ def lines_along(key: str, cells: Sequence[Cell]) -> dict[str, list[tuple[float, 
     together with this one (`zipped`) part no lines.
     """
     numbered = [cell for cell in cells if _is_positive(cell.point.get(key))]
-    seen: dict[tuple[str, Any], set[str]] = {}
+    values_at: dict[tuple[str, Any], set[str]] = {}
     for cell in numbered:
         for other, value in cell.point.items():
-            seen.setdefault((other, cell.point[key]), set()).add(_short(value))
-    free_keys = {other for (other, _), values in seen.items() if len(values) > 1}
+            values_at.setdefault((other, cell.point[key]), set()).add(_short(value))
+    free_keys = {other for (other, _), values in values_at.items() if len(values) > 1}
     lines: dict[str, list[tuple[float, Cell]]] = {}
     for cell in numbered:
         others = {name: value for name, value in cell.point.items() if name in free_keys}

@@ -63,7 +63,7 @@ def _along_axes(
     study = resolver.study
     lines = dict(zip(table.cells, table.lines, strict=True))
     choices = {choice.cell: choice for choice in progress.choices.get(table.stage, ())}
-    shown: set[tuple[Cell, ...]] = set()
+    drawn_cells: set[tuple[Cell, ...]] = set()
     for key in resolver.cells[0].point:
         candidates = [cell for cell in lines if key in cell.point]
         series = {
@@ -72,9 +72,9 @@ def _along_axes(
             if len(points) >= MIN_POINTS
         }
         order = tuple(cell for points in series.values() for _, cell in points)
-        if not series or order in shown:  # axes that go together are one
+        if not series or order in drawn_cells:  # axes that go together are one
             continue
-        shown.add(order)
+        drawn_cells.add(order)
         name = key.rpartition(".")[2]
         column = measure(study.metric)
         curves, best_curves = [], []
@@ -112,7 +112,7 @@ def _along_axes(
 
 def _against_forgetting(resolver: Resolver, table: CellTable) -> Iterator[tuple[str, Drawing]]:
     """What was learnt against what was forgotten, where both were measured."""
-    learnt = next(
+    score = next(
         (
             key
             for key in ("quality", resolver.study.metric)
@@ -120,9 +120,9 @@ def _against_forgetting(resolver: Resolver, table: CellTable) -> Iterator[tuple[
         ),
         None,
     )
-    if learnt in (None, FORGETTING):
+    if score in (None, FORGETTING):
         return
-    columns = measure(FORGETTING), measure(str(learnt))
+    columns = measure(FORGETTING), measure(str(score))
     points, kinds = {}, []
     for line, kind in zip(table.lines, _kinds(resolver, table), strict=True):
         forgotten, value = (_scaled(line.get(column.key), column) for column in columns)

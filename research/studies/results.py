@@ -90,14 +90,14 @@ def forgetting(resolver: Resolver, rows: Mapping[str, Row], row: Row) -> dict[st
         before = find_row(resolver, rows, trial)
         if before is None or before is row or before.get("base") != row.get("base"):
             continue
-        if _asked(before) == _asked(row):
+        if _texts_asked(before) == _texts_asked(row):
             bits = (row.get("bits_per_byte"), before.get("bits_per_byte"))
             if bits[0] is not None and bits[1] is not None:
                 return {FORGETTING: bits[0] - bits[1]}
     return {}
 
 
-def _asked(row: Row) -> Any:
+def _texts_asked(row: Row) -> Any:
     """Fingerprints of the texts that a model was asked by."""
     content = row.get("depends")
     return (json.loads(content) if isinstance(content, str) else content or {}).get("asked")

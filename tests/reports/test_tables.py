@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.reports.statistics import paired_difference
-from research.reports.tables import Column, table, text_table
+from research.reports.statistics import Estimate, paired_difference
+from research.reports.tables import Column, fitted_table, table, text_table
 from tests.helpers.html_page import Page
 
 
@@ -72,3 +72,20 @@ def test_rows_are_grouped_under_headings():
 def test_a_column_that_no_row_has_is_refused_by_name():
     with pytest.raises(ValueError, match="no row has the column 'speed'"):
         table([{"run": "a"}], [Column("speed", "speed")])
+
+
+def test_a_table_fits_the_terminal_in_blocks_that_begin_with_the_first_column():
+    columns = [Column("cell", "cell"), *(Column(key, f"number {key}", "nats") for key in "abcdef")]
+    estimate = Estimate(1.0, 0.5, 1.5, 3)
+    rows = [
+        {"cell": "lora\x1b[31m", **dict.fromkeys("abcdef", estimate)},
+        {"cell": "full", "a": 2.0},
+    ]
+    text = fitted_table(rows, columns, 40)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 40 and "1 ±0.5" in text and "\x1b" not in text
+    blocks = text.split("\n\n")
+    assert len(blocks) == 3 and all(block.startswith("cell") for block in blocks)
+    assert r"lora\x1b[31m" in lines[3]  # spelt out
+    skewed = fitted_table([{"a": Estimate(1.0, 0.9, 1.5, 3)}], [Column("a", "a")], 40)
+    assert "1 [0.9, 1.5]" in skewed
