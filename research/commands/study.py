@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = Path(arguments.study).resolve()
         home = place.parent if place.suffix == ".py" else place
         folder = arguments.folder or f"runs/studies/{home.name}"
-        file = home / FILE if place.suffix != ".py" else place
-        with located(file):  # before bases are made, which may take hours
+        with located(
+            place if place.suffix == ".py" else home / FILE
+        ):  # before bases are made, which may take hours
             Resolver(study).check()
         if arguments.command == "run":
             make_bases(study.bases)
