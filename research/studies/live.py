@@ -55,7 +55,7 @@ class StudyBar:
             file=stream or sys.stderr,
             disable=None,
             dynamic_ncols=True,
-            bar_format="{desc}: {n_fmt}/{total_fmt} trials |{bar}| {postfix}",
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} trials{postfix}",
         )
         self._pace = Pace()
         # address -> FLOPs, of trials asked for so far; FLOPs of all, also of stages to come

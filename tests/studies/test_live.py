@@ -47,7 +47,8 @@ def test_the_bar_counts_what_all_processes_have_done(world, tmp_path, monkeypatc
     with StudyBar(resolver, ledger, claims, stream) as bar:
         bar.update({}, progress)
         # two trials now, and four in the stage to come; 9 units of FLOPs in all
-        assert "stage screen: 0/6 trials" in stream.last and "left" not in stream.last
+        assert stream.last.startswith("stage screen |") and "| 0/6 trials" in stream.last
+        assert "left" not in stream.last
         with claims.take(small.address, small.label) as claim:
             now[0] = 10.0
             claim.on_step(20, 40, 1234.0)
