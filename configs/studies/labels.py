@@ -1,0 +1,60 @@
+"""Labelled tasks at any number of labels, right and wrong: tuning against pretraining.
+
+    graft train --config configs/studies/labels.py:licences --workdir runs/labels/licences \\
+        --config.data.sources[0].max_records=160
+    graft train --config configs/studies/labels.py:diabetes --workdir runs/labels/diabetes
+
+Two kinds of task: a notice of prose and which of 25 licences it is under (law), and a patient's
+record and whether they have diabetes (healthcare). A run reads 123k tokens, however few its labels.
+
+Expected: see experiments/pretraining_vs_finetuning.
+Hardware: two CPU cores, Python 3.11, jax 0.10.2.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import tasks
+from configs.quickstart import tune
+
+LICENCES = (
+    "agpl-3.0 agpl-3.0-plus apache-2.0 bsd-new bsd-simplified cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 "
+    "cc0-1.0 commercial-license epl-1.0 gpl-1.0-plus gpl-2.0 gpl-2.0-plus gpl-3.0 gpl-3.0-plus "
+    "lgpl-2.0-plus lgpl-2.1 lgpl-2.1-plus lgpl-3.0 mit mpl-2.0 other-permissive "
+    "proprietary-license warranty-disclaimer"
+).split()
+# task -> its source, how it is asked, and its labels
+TASKS: dict[str, tuple[str, str, list[str]]] = {
+    "licences": ("graft_licences", tasks.LICENSE_TEMPLATE, LICENCES),
+    "diabetes": ("graft_diabetes", "Patient:\n{prompt}\nDiabetes: ", ["no", "yes"]),
+}
+WRONG_LABELS = "experiments/pretraining_vs_finetuning/labels.py:WrongLabels"
+
+
+def source(task: str, wrong: float = 0.0) -> dict[str, Any]:
+    """The task's source, a share of its training labels wrong; other splits are right."""
+    name, _, labels = TASKS[task]
+    transforms = (
+        [dict(kind="python", path=WRONG_LABELS, settings=dict(share=wrong, labels=labels))]
+        if wrong
+        else []
+    )
+    fields = dict(prompt="text", completion="label")
+    return dict(name=name, fields=fields, training_transforms=transforms)
+
+
+def get_config(task: str = "licences") -> ConfigDict:
+    config = tune.get_config("full")
+    config.steps = 120
+    config.data = dict(
+        sources=[source(task)],
+        objective=dict(kind="supervised", template=TASKS[task][1]),
+        sequence_length=128,
+        batch_size=8,
+    )
+    # what rates are chosen by: the loss of right labels of other records
+    config.evaluate_split = "validation"
+    config.evaluate_tokens = 20_000
+    config.checks.splits = ("test",)
+    return config
