@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import tasks
-from configs.quickstart import tune
+from configs.quickstart import pretrain, tune
 
 LICENCES = (
     "agpl-3.0 agpl-3.0-plus apache-2.0 bsd-new bsd-simplified cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 "
@@ -29,27 +29,40 @@ TASKS: dict[str, tuple[str, str, list[str]]] = {
     "licences": ("graft_licences", tasks.LICENSE_TEMPLATE, LICENCES),
     "diabetes": ("graft_diabetes", "Patient:\n{prompt}\nDiabetes: ", ["no", "yes"]),
 }
+# what a study changes to start from nothing
+SCRATCH = {"init_from": None, "model": pretrain.MODEL, "tokenizer": pretrain.TOKENIZER}
 WRONG_LABELS = "experiments/pretraining_vs_finetuning/labels.py:WrongLabels"
 
 
-def source(task: str, wrong: float = 0.0) -> dict[str, Any]:
+def source(name: str, wrong: float = 0.0) -> dict[str, Any]:
     """The task's source, a share of its training labels wrong; other splits are right."""
-    name, _, labels = TASKS[task]
+    dataset, _, labels = TASKS[name]
     transforms = (
         [dict(kind="python", path=WRONG_LABELS, settings=dict(share=wrong, labels=labels))]
         if wrong
         else []
     )
     fields = dict(prompt="text", completion="label")
-    return dict(name=name, fields=fields, training_transforms=transforms)
+    return dict(name=dataset, fields=fields, training_transforms=transforms)
 
 
-def get_config(task: str = "licences") -> ConfigDict:
+def task(name: str, wrong: float = 0.0) -> dict[str, Any]:
+    """What a study changes to train on a task, and to ask it."""
+    template = TASKS[name][1]
+    return {
+        "data.sources": [source(name, wrong)],
+        "data.objective.template": template,
+        "evaluation.choice.source": source(name),
+        "evaluation.choice.objective.template": template,
+    }
+
+
+def get_config(name: str = "licences") -> ConfigDict:
     config = tune.get_config("full")
     config.steps = 120
     config.data = dict(
-        sources=[source(task)],
-        objective=dict(kind="supervised", template=TASKS[task][1]),
+        sources=[source(name)],
+        objective=dict(kind="supervised", template=TASKS[name][1]),
         sequence_length=128,
         batch_size=8,
     )

@@ -6,6 +6,7 @@ Shuttleworth 2024, arXiv:2410.21228 (intruders); Biderman 2024, arXiv:2405.09673
 import numpy as np
 
 from research.adapters.merging import Merged
+from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.experiment import Experiment
 
@@ -22,9 +23,6 @@ def changes_of_weights(run: Run, experiment: Experiment) -> dict[str, float]:
     update_rank: singular values that hold 90% of the update's squared norm.
     update_norm: the update's norm over the base's.
     """
-    assert run.base is not None or experiment.init_from  # a tuned model
-    from research.checkpoints import runs
-
     base = runs.open_run(experiment.init_from or "")
     tuned_weight, base_weight = Merged(run), Merged(base)
     intruders, ranks, norms = [], [], []

@@ -5,7 +5,7 @@ graft study report experiments/lora_learning_rates
 """
 
 from configs.studies.licences import MAKES
-from research.studies import Comparison, Form, Stage, Study, Sweep
+from research.studies import Comparison, Form, Ratio, Stage, Study, Sweep
 
 ATTENTION = (r"layers/\d+/attention/\w+",)
 FULL_RATES, LORA_RATES = (1e-3, 2e-3, 4e-3), (2.5e-3, 5e-3, 1e-2)
@@ -36,6 +36,8 @@ def get_study() -> Study:
         stages=(Stage("sweep", seeds=(0, 1, 2)),),
         bases=MAKES,
         comparisons=(
+            Ratio("rank 16", "full", 5, 20, published="9.8"),
+            *(Ratio(f"rank {rank}", "rank 16", 0.5, 2, published="1") for rank in (1, 4, 64)),
             Comparison("rank 16", "full", margin=0.05, published="equal on small data"),
             Comparison("rank 16", "rank 1"),
             Comparison("rank 4", "attention, rank 11", published="attention alone loses"),

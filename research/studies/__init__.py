@@ -3,11 +3,12 @@
 from research.studies import Form, Stage, Study, Sweep, axis, product
 """
 
-from research.studies.axes import Axes, axis, chain, product, sample, zipped
+from research.studies.axes import SEED_KEYS, Axes, axis, chain, named, product, sample, zipped
 from research.studies.comparisons import Comparison, Ratio, Trend
 from research.studies.study import Equal, Form, Stage, Study, Sweep
 
 __all__ = [
+    "SEED_KEYS",
     "Axes",
     "Comparison",
     "Equal",
@@ -19,6 +20,7 @@ __all__ = [
     "Trend",
     "axis",
     "chain",
+    "named",
     "product",
     "sample",
     "zipped",

@@ -4,6 +4,7 @@
     zipped(axis("steps", 100, 200), axis("data.batch_size", 32, 16))                      2 points
     chain(axis("method.rank", 1, 4), axis("method.rank", 64))                             3 points
     sample(8, product(...), seed=0)                                                       8 of them
+    named("task", law={"data.sources": ...}, health={"data.sources": ...})                2 points
 
 A key is a path of the config, or the end of one that no other path has. Every combinator is a pure
 function: the same arguments give the same points in the same order.
@@ -23,6 +24,17 @@ SEED_KEYS = ("seed", "data.seed")
 
 
 @dataclasses.dataclass(frozen=True)
+class Named:
+    """Several changes of a config under one name."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
 class Axes:
     """Points, each a mapping from a config key to its value; all of them have the same keys."""
 
@@ -37,7 +49,7 @@ class Axes:
                     f"the points of axes must have the same keys: {sorted(self.points[0])} and "
                     f"{sorted(point)}"
                 )
-        texts = [json.dumps(point, sort_keys=True) for point in self.points]
+        texts = [json.dumps(point, sort_keys=True, default=str) for point in self.points]
         twice = sorted({text for text in texts if texts.count(text) > 1})
         if twice:
             raise ValueError(f"the axes have the point {twice[0]} twice")
@@ -57,6 +69,24 @@ class Axes:
 def axis(key: str, *values: Any) -> Axes:
     """One config key, and the values it takes."""
     return Axes(tuple({key: value} for value in values))
+
+
+def named(key: str, **values: Mapping[str, Any]) -> Axes:
+    """Values that each change several config keys; tables and queries say `key` and their names."""
+    return Axes(tuple({key: Named(name, changes)} for name, changes in values.items()))
+
+
+def expand(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Config key -> value of a point, where a named value stands for its changes."""
+    changes: dict[str, Any] = {}
+    for key, value in point.items():
+        changes |= value.changes if isinstance(value, Named) else {key: value}
+    return changes
+
+
+def named_values(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of a point as tables and queries have it: a named value's name."""
+    return {key: str(value) if isinstance(value, Named) else value for key, value in point.items()}
 
 
 def product(*axes: Axes) -> Axes:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from research.config.user_code import errors_with_line, load_file
 from research.evaluation.baselines import BASELINES
-from research.studies.axes import SEED_KEYS, Axes
+from research.studies.axes import SEED_KEYS, Axes, expand, named_values
 from research.studies.cells import Cell
 from research.studies.comparisons import AnyComparison, Comparison, Ratio, Trend
 from research.studies.located import located
@@ -60,21 +60,18 @@ class Sweep:
 class Form:
     """One line of a study's table: what it changes in the config."""
 
+    # keys that begin with `evaluation.` are of the evaluation's config: {"evaluation.shots": 3}
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # the values that its sweep begins with; empty: those of the study's sweep
     values: tuple[float, ...] = ()
     # what it does with the labels: a run that is "tuned", a base that is "prompted", or a
     # classifier of `research.evaluation.baselines`; only the first has a sweep and is screened
     way: str = TUNED
-    # of a way that is not tuned: what it changes in the evaluation, such as {"choice.shots": 3}
-    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_values(self.values, "a form's values")
         if self.way not in WAYS:
             raise ValueError(f"a form is {self.way!r}; there are: {', '.join(WAYS)}")
-        if self.is_tuned and self.evaluation:
-            raise ValueError("a tuned form is asked what all are: `evaluation` is of other ways")
         if not self.is_tuned and self.values:
             raise ValueError(f"a form that is {self.way} has no sweep: leave out `values`")
 
@@ -141,6 +138,8 @@ class Study:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     forms: Mapping[str, Form] = dataclasses.field(default_factory=lambda: {"": Form()})
     axes: Axes = Axes(({},))
+    # `(form, point) -> whether it runs`: which cells of forms times axes there are; None: all
+    only: Callable[[str, Mapping[str, Any]], bool] | None = None
     sweep: Sweep | None = None
     stages: tuple[Stage, ...] = (Stage("confirm", seeds=(0, 1, 2)),)
     equal: Equal | None = None
@@ -193,7 +192,7 @@ class Study:
         for form in self.forms.values():
             parts: list[tuple[str, Mapping[str, Any]]] = [
                 ("a form", form.changes),
-                ("the axes", dict.fromkeys(self.axes.keys)),
+                ("the axes", expand(self.axes.points[0])),
                 ("the sweep", {self.sweep.key: None} if self.sweep else {}),
                 ("`equal`", {self.equal.by: None} if self.equal else {}),
             ]
@@ -206,11 +205,15 @@ class Study:
 
     def cells(self) -> tuple[Cell, ...]:
         """Every form at every point of the axes, whose keys are as the study writes them."""
-        return tuple(
+        cells = tuple(
             Cell(form, number, point)
             for form in self.forms
             for number, point in enumerate(self.axes)
+            if self.only is None or self.only(form, named_values(point))
         )
+        if not cells:
+            raise ValueError("`only` leaves no cell")
+        return cells
 
     def sweep_values(self, form: str) -> tuple[float, ...]:
         """The values that the sweep begins with for a form, in order; none without a sweep."""

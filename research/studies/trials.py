@@ -15,6 +15,7 @@ from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.studies import measures, ways
+from research.studies.axes import Named, expand
 from research.studies.bases import recipe
 from research.studies.budgets import Start, abstract_program, solve, tokens_of
 from research.studies.cells import Cell
@@ -28,6 +29,8 @@ BEFORE = "before"
 # are in the address as the fingerprints of what lies there
 _BESIDE = ("init_from", "tokenizer", "checkpoint", "checks", "log_every", "evaluate_every")
 
+# what keys of the evaluation begin with, in the changes of a study
+_ASKS = "evaluation."
 # the numbers of a trial's row, beside those of a study's own `measures` and of single texts
 _METRICS = (
     *(field.name for field in dataclasses.fields(Summary)),
@@ -71,16 +74,16 @@ class Resolver:
         """Loads the study's config, and the command line's `overrides` over it."""
         self.study = study
         base = cli.load(Experiment, study.config, overrides)
-        self._start = paths.replace(base, self._full(study.changes))
+        changes, self._asks = _split(self._full(study.changes))
+        self._start = paths.replace(base, changes)
         self.evaluation: Evaluation | None = None
         if study.evaluation is not None:
             self.evaluation = cli.load(Evaluation, study.evaluation)
         self._check_metric()
         self._before: tuple[Trial, ...] | None = None
         self.cells = tuple(
-            Cell(form, number, self._full(point))
-            for form in study.forms
-            for number, point in enumerate(study.axes)
+            dataclasses.replace(cell, point=self._full(cell.point, expanded=False))
+            for cell in study.cells()
         )
         self._trials: dict[tuple[Any, ...], Trial] = {}
         self._fingerprints: dict[str, str] = {}
@@ -109,7 +112,7 @@ class Resolver:
             if form.is_tuned:
                 changes |= sweep
             config = without_defaults(self._replace(changes, cell))
-            content = json.dumps([config, form.way, dict(form.evaluation)], sort_keys=True)
+            content = json.dumps([config, form.way, _split(changes)[1]], sort_keys=True)
             if content in labels:
                 raise ValueError(
                     f"two cells are the same run: {labels[content]!r} and {cell.label!r}; a form "
@@ -171,7 +174,13 @@ class Resolver:
             changes[paths.full_path(Experiment, equal.by)] = self._budgets[stage.name, cell]
         experiment = self._replace(changes, cell)
         task = self.evaluation if stage.evaluated else None
-        evaluation = ways.evaluation_of(form.way, task, experiment, form.evaluation)
+        asks = self._asks | _split(changes)[1]
+        if asks and self.evaluation is None:
+            raise ValueError(f"{_ASKS}{next(iter(asks))} is set, but the study has no `evaluation`")
+        try:
+            evaluation = ways.evaluation_of(form.way, task, experiment, asks)
+        except ValueError as error:
+            raise ValueError(f"{self.study.evaluation}, {cell.label}: {error}") from None
         inputs = _hash(self._depends(experiment, form.way, evaluation))
         return Trial(
             way=form.way,
@@ -193,7 +202,9 @@ class Resolver:
         experiment = self.trial(stage, cell, value, stage.seeds[0]).experiment
         # a token's do not depend on how many there are, nor on the numbers of the step
         plain = {"steps": 1, "schedule.learning_rate": 1.0, "seed": 0, "data.seed": 0}
-        key = json.dumps(without_defaults(paths.replace(experiment, plain)), sort_keys=True)
+        content = without_defaults(paths.replace(experiment, plain))
+        content["data"] = content["data"] | {"sources": None}
+        key = json.dumps(content, sort_keys=True)
         if key not in self._flops:
             self._flops[key] = abstract_program(experiment, self._open(experiment)).flops_per_token
         return self._flops[key] * tokens_of(experiment)
@@ -219,15 +230,25 @@ class Resolver:
 
     def _replace(self, changes: Mapping[str, Any], cell: Cell) -> Experiment:
         try:
-            return paths.replace(self._start, changes)
+            return paths.replace(self._start, _split(changes)[0])
         except ValueError as error:
             raise ValueError(f"{self.study.config}, {cell.label}: {error}") from None
 
     def _cell_changes(self, cell: Cell) -> dict[str, Any]:
-        return self._full(self.study.forms[cell.form].changes) | dict(cell.point)
+        return self._full(self.study.forms[cell.form].changes) | self._full(cell.point)
 
-    def _full(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        return {paths.full_path(Experiment, key): value for key, value in changes.items()}
+    def _full(self, changes: Mapping[str, Any], expanded: bool = True) -> dict[str, Any]:
+        """With whole paths for keys; of named values, what they change, or (for a table) they."""
+        full_keys: dict[str, Any] = {}
+        for key, value in (expand(changes) if expanded else changes).items():
+            if isinstance(value, Named):
+                full_keys[key] = value
+            elif key.startswith(_ASKS):
+                name = paths.full_path(Evaluation, key.removeprefix(_ASKS))
+                full_keys[_ASKS + name] = value
+            else:
+                full_keys[paths.full_path(Experiment, key)] = value
+        return full_keys
 
     def _check_metric(self) -> None:
         metric = self.study.metric
@@ -318,6 +339,13 @@ def without_defaults(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [without_defaults(value) for value in config]
     return config
+
+
+def _split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what changes in the experiment, what in the evaluation)."""
+    of_run = {key: value for key, value in changes.items() if not key.startswith(_ASKS)}
+    asks = {k.removeprefix(_ASKS): v for k, v in changes.items() if k.startswith(_ASKS)}
+    return of_run, asks
 
 
 def _hash_before(content: Mapping[str, Any]) -> str:

@@ -34,10 +34,12 @@ def evaluation_of(
     Raises:
       ValueError: it trains nothing, and the evaluation asks no questions.
     """
-    if evaluation is None or way == TUNED:
+    if evaluation is None:
         if way != TUNED:
-            raise ValueError(f"a form is {way}, but the study has no `evaluation`")
-        return evaluation
+            raise ValueError(f"a form is {way}, but nothing is evaluated")
+        return None
+    if way == TUNED:
+        return paths.replace(evaluation, changes) if changes else evaluation
     if evaluation.choice is None:
         raise ValueError(f"a form is {way}, but the evaluation asks no questions: give it `choice`")
     choice = dataclasses.replace(

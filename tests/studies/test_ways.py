@@ -6,7 +6,7 @@ from research.checkpoints import runs
 from research.config import schema
 from research.data.sources import open_source
 from research.evaluation import baselines, report
-from research.studies import Form, Stage, Study
+from research.studies import Form, Stage, Study, axis, named, product
 from research.studies.desk import Desk
 from tests.helpers import tiny_run
 
@@ -32,7 +32,7 @@ def study(world, tmp_path):
         "changes": {"data.sources[0].max_records": 8},
         "forms": {
             "full": Form({"learning_rate": 1e-3}),
-            "one shot": Form(way="prompted", evaluation={"choice.shots": 1}),
+            "one shot": Form({"evaluation.choice.shots": 1}, way="prompted"),
             "tf-idf": Form(way="tfidf_linear"),
         },
         "stages": (Stage("screen", (0,), evaluated=False), Stage("confirm", (0, 1))),
@@ -103,12 +103,49 @@ def test_a_way_depends_on_what_it_reads_alone(study, tmp_path):
     [
         ({"way": "guessed"}, "there are: tuned, prompted"),
         ({"way": "majority", "values": (1.0,)}, "has no sweep"),
-        ({"evaluation": {"choice.shots": 1}}, "of other ways"),
     ],
 )
 def test_a_form_that_mixes_ways_is_refused(form, message):
     with pytest.raises(ValueError, match=message):
         Form(**form)
+
+
+def test_named_values_change_several_keys_and_tables_say_their_names(study, tmp_path):
+    one, two = ({"data.sources[0].max_records": n, "steps": n} for n in (1, 2))
+    forms = {"full": Form({"learning_rate": 1e-3}), "tf-idf": Form(way="tfidf_linear")}
+    plain = study(
+        changes={},
+        forms=forms,
+        axes=product(named("size", one=one, two=two), axis("log_every", 1, 2)),
+        only=lambda form, point: form == "full" or point == {"size": "one", "log_every": 1},
+        stages=(Stage("confirm", (0,)),),
+    )
+    resolver = Desk(plain, tmp_path / "study").resolver
+    labels = [cell.label for cell in resolver.cells]
+    assert labels[0] == "full size=one log_every=1" and len(labels) == 5
+    experiments = {
+        cell.label: resolver.trial(plain.stages[0], cell, None, 0).experiment
+        for cell in resolver.cells
+    }
+    two_records = experiments["full size=two log_every=2"]
+    assert (two_records.steps, two_records.data.sources[0].max_records) == (2, 2)
+    assert two_records.log_every == 2
+
+
+def test_keys_of_the_evaluation_change_what_is_asked(study, tmp_path):
+    few = study(axes=axis("evaluation.max_questions", 3, 5))
+    resolver = Desk(few, tmp_path / "study").resolver
+    trials = [resolver.trial(few.stages[1], cell, None, 0) for cell in resolver.cells]
+    assert [trial.evaluation.choice.max_questions for trial in trials] == [3, 5] * 3
+    assert len({trial.inputs for trial in trials}) == 6
+    with pytest.raises(ValueError, match="max_questions is set, but the study has no `evaluation`"):
+        bare = study(
+            axes=axis("evaluation.max_questions", 3),
+            evaluation=None,
+            measures=(),
+            forms={"full": Form()},
+        )  # noqa: E501
+        Desk(study(axes=axis("evaluation.max_questions", 3), **bare), tmp_path / "study").look()
 
 
 def test_a_measure_that_is_not_there_is_an_error_before_anything_runs(study, tmp_path):

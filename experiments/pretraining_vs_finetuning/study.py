@@ -1,0 +1,69 @@
+"""Pretraining and every way to tune: from 10 labels to 4,000, right ones and wrong ones.
+
+graft study run experiments/pretraining_vs_finetuning
+graft study report experiments/pretraining_vs_finetuning
+"""
+
+from configs.studies import longer
+from configs.studies.labels import SCRATCH, task
+from research.studies import (
+    SEED_KEYS,
+    Comparison,
+    Form,
+    Stage,
+    Study,
+    Sweep,
+    axis,
+    named,
+    product,
+)  # fmt: skip
+
+LABELS = (10, 40, 160, 640, 4000)
+TASKS = {"licences": task("licences"), "diabetes": task("diabetes")}
+WRONG = {f"licences, {share:.0%} wrong": task("licences", share) for share in (0.1, 0.3)}
+FULL, ADAPTERS, PROMPTS = (5e-4, 1e-3, 2e-3), (1e-3, 2.5e-3, 5e-3), (1e-2, 3e-2, 1e-1)
+LONGER = {"init_from": longer.BASE}
+LORA = {"method": {"kind": "lora", "rank": 16}}
+FORMS = {
+    "from scratch": Form(SCRATCH, FULL),
+    "full": Form({}, FULL),
+    "LoRA": Form(LORA, ADAPTERS),
+    "adapter": Form({"method": {"kind": "bottleneck", "width": 32}}, ADAPTERS),
+    "prompt": Form({"method": {"kind": "prompt", "length": 20, "start": "vocabulary"}}, PROMPTS),
+    "full, longer base": Form(LONGER, FULL),
+    "LoRA, longer base": Form(LONGER | LORA, ADAPTERS),
+    "three examples in the prompt": Form({"evaluation.choice.shots": 3}, way="prompted"),
+    "TF-IDF": Form(way="tfidf_linear"),
+}
+UNDER_NOISE = ("from scratch", "full", "LoRA", "TF-IDF")
+
+
+def is_asked(form: str, point: dict) -> bool:
+    if "wrong" in point["task"]:
+        return form in UNDER_NOISE and point["max_records"] >= 160
+    return "longer" not in form or point["task"] == "licences"
+
+
+def get_study() -> Study:
+    return Study(
+        claim="A pretrained base needs fewer labels than a model from scratch, and LoRA no more "
+        "labels than full tuning",
+        source="data transferred: Hernandez 2021, arXiv:2102.01293; Hu 2021, arXiv:2106.09685",
+        refuted_if="from scratch answers as well at equal labels, or LoRA lies 10 points behind",
+        config="configs/studies/labels.py",
+        forms=FORMS,
+        axes=product(named("task", **TASKS, **WRONG), axis("data.sources[0].max_records", *LABELS)),
+        only=is_asked,
+        seed_keys=(*SEED_KEYS, "data.sources[0].sample_seed"),
+        sweep=Sweep(factor=2, max_growth=2),
+        stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
+        bases=MAKES
+        | {LONGER: f"graft train --config configs/studies/longer.py --workdir {LONGER}"},
+        evaluation="configs/studies/evaluate.py",
+        comparisons=(
+            Comparison("full", "from scratch", metric="quality", goal="highest"),
+            Comparison("LoRA", "full", margin=0.1, metric="quality", goal="highest"),
+            Comparison("full", "TF-IDF", metric="quality", goal="highest"),
+            Comparison("full, longer base", "full", metric="quality", goal="highest"),
+        ),
+    )
