@@ -6,17 +6,7 @@ graft study report experiments/pretraining_vs_finetuning
 
 from configs.studies import longer
 from configs.studies.labels import SCRATCH, task
-from research.studies import (
-    SEED_KEYS,
-    Comparison,
-    Form,
-    Stage,
-    Study,
-    Sweep,
-    axis,
-    named,
-    product,
-)  # fmt: skip
+from research.studies import SEED_KEYS, Comparison, Form, Stage, Study, Sweep, axis, named, product
 
 LABELS = (10, 40, 160, 640, 4000)
 TASKS = {"licences": task("licences"), "diabetes": task("diabetes")}
@@ -57,8 +47,7 @@ def get_study() -> Study:
         seed_keys=(*SEED_KEYS, "data.sources[0].sample_seed"),
         sweep=Sweep(factor=2, max_growth=2),
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
-        bases=MAKES
-        | {LONGER: f"graft train --config configs/studies/longer.py --workdir {LONGER}"},
+        bases=longer.MAKES,
         evaluation="configs/studies/evaluate.py",
         comparisons=(
             Comparison("full", "from scratch", metric="quality", goal="highest"),
