@@ -4,6 +4,9 @@ graft study run experiments/pretraining_vs_finetuning
 graft study report experiments/pretraining_vs_finetuning
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from configs.studies import longer
 from configs.studies.labels import SCRATCH, task
 from research.studies import SEED_KEYS, Comparison, Form, Stage, Study, Sweep, axis, named, product
@@ -28,7 +31,7 @@ FORMS = {
 UNDER_NOISE = ("from scratch", "full", "LoRA", "TF-IDF")
 
 
-def is_asked(form: str, point: dict) -> bool:
+def is_asked(form: str, point: Mapping[str, Any]) -> bool:
     if "wrong" in point["task"]:
         return form in UNDER_NOISE and point["max_records"] >= 160
     return "longer" not in form or point["task"] == "licences"
