@@ -11,7 +11,7 @@ from configs.studies import longer
 from configs.studies.labels import SCRATCH, task
 from research.studies import SEED_KEYS, Comparison, Form, Stage, Study, Sweep, axis, named, product
 
-LABELS = (10, 40, 160, 640, 4000)
+LABELS = axis("data.sources[0].max_records", 10, 40, 160, 640, 4000)
 TASKS = {"licences": task("licences"), "diabetes": task("diabetes")}
 WRONG = {f"licences, {share:.0%} wrong": task("licences", share) for share in (0.1, 0.3)}
 FULL, ADAPTERS, PROMPTS = (5e-4, 1e-3, 2e-3), (1e-3, 2.5e-3, 5e-3), (1e-2, 3e-2, 1e-1)
@@ -33,7 +33,7 @@ UNDER_NOISE = ("from scratch", "full", "LoRA", "TF-IDF")
 
 def is_asked(form: str, point: Mapping[str, Any]) -> bool:
     if "wrong" in point["task"]:
-        return form in UNDER_NOISE and point["max_records"] >= 160
+        return form in UNDER_NOISE and point[LABELS.keys[0]] >= 160
     return "longer" not in form or point["task"] == "licences"
 
 
@@ -45,7 +45,7 @@ def get_study() -> Study:
         refuted_if="from scratch answers as well at equal labels, or LoRA lies 10 points behind",
         config="configs/studies/labels.py",
         forms=FORMS,
-        axes=product(named("task", **TASKS, **WRONG), axis("data.sources[0].max_records", *LABELS)),
+        axes=product(named("task", **TASKS, **WRONG), LABELS),
         only=is_asked,
         seed_keys=(*SEED_KEYS, "data.sources[0].sample_seed"),
         sweep=Sweep(factor=2, max_growth=2),

@@ -53,10 +53,9 @@ def write(folder: Path) -> Path:
 
 
 def _line(path: Path) -> dict[str, Any] | None:
-    page = next(
-        (name for name in (README, "table.md") if (path / name).is_file()), path / "__main__.py"
-    )
-    link = f"[{path.name}]({path.name}/{Path(page).name})"
+    pages = (README, "table.md", FILE, "__main__.py")
+    page = next((name for name in pages if (path / name).is_file()), "")
+    link = f"[{path.name}]({path.name}/{page})"
     if (path / FILE).is_file():
         return {"study": link, "claim": load(path).claim, **_results(path)}
     if (path / "__main__.py").is_file():
