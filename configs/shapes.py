@@ -34,5 +34,16 @@ LLAMA3_8B: dict[str, Any] = dict(
     ),
     tie_embeddings=False,
 )
+# meta-llama/Llama-3.2-1B: 1.24B parameters
+LLAMA32_1B: dict[str, Any] = dict(
+    LLAMA3_8B,
+    width=2048,
+    layers=16,
+    mlp_width=8192,
+    rotary_scaling=dict(
+        kind="llama3", factor=32.0, low_factor=1.0, high_factor=4.0, original_length=8192
+    ),
+    tie_embeddings=True,
+)
 # meta-llama/Llama-3.1-70B: 70.6B parameters
 LLAMA3_70B: dict[str, Any] = dict(LLAMA3_8B, width=8192, layers=80, heads=64, mlp_width=28_672)

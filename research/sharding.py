@@ -283,11 +283,17 @@ def current_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     return spec(axes, linen.get_logical_axis_rules())
 
 
+def has_rules() -> bool:
+    """Whether arrays are sharded by rules: inside `mesh_context`, and not where each device works
+    on its own."""
+    return bool(linen.get_logical_axis_rules()) and not jax.sharding.get_abstract_mesh().empty
+
+
 def mesh_axes(logical: str) -> tuple[str, ...]:
     """The mesh axes, of more than one device, of a logical axis; none outside `mesh_context`."""
-    mesh, rules = jax.sharding.get_abstract_mesh(), linen.get_logical_axis_rules()
-    if mesh.empty or not rules:
+    if not has_rules():
         return ()
+    mesh, rules = jax.sharding.get_abstract_mesh(), linen.get_logical_axis_rules()
     return tuple(axis for axis in _as_tuple(spec((logical,), rules)[0]) if mesh.shape[axis] > 1)
 
 
@@ -298,8 +304,6 @@ def shard_count(logical: str) -> int:
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """Pins an activation's sharding; does nothing outside `mesh_context`."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    if not linen.get_logical_axis_rules():
+    if not has_rules():
         return x
     return jax.lax.with_sharding_constraint(x, current_spec(axes))

@@ -4,6 +4,8 @@
     graft preflight --config FILE --topology v5e:16x16 --slices 2 --config.steps=5000
     graft preflight --config FILE --topology v5e:2x4 --sequences-per-chip 1 --json report.json
     graft preflight --config FILE --topology all
+    graft preflight --config FILE --topology v5e:1x1 --together 16
+        as many trials that differ in numbers alone, mapped into one program on one frozen base
 
 It compiles the run's own train step with the real TPU compiler (`tools/setup preflight`), for
 devices that need not be there: so "fits" is what that compiler says. The text and the weights need
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="sets data.batch_size to N for each chip, in whole rows for each device",
     )
+    parser.add_argument(
+        "--together", type=_count, metavar="N", help="N trials mapped into one program"
+    )
     parser.add_argument("--prices", type=cli.on_disk, default=PRICES, metavar="FILE")
     parser.add_argument(
         "--tries", type=int, default=6, metavar="N", help="most compilations to find what fits"
@@ -79,6 +84,8 @@ def _examine(arguments: argparse.Namespace) -> bool:
     from research.preflight import examine
 
     is_table = arguments.topology == "all"
+    if arguments.together and (is_table or arguments.slices > 1):
+        raise ValueError("--together is for one topology of one slice")
     if not is_table:
         examine.prepare_environment(presets.flags(arguments.topology))
 
@@ -100,6 +107,13 @@ def _examine(arguments: argparse.Namespace) -> bool:
     if arguments.sequences_per_chip:
         overrides.append(f"data.batch_size={topology.rows(arguments.sequences_per_chip)}")
     experiment = cli.load(Experiment, arguments.config, overrides)
+    if arguments.together:
+        from research.preflight.together import examine_together
+
+        group = examine_together(experiment, topology, arguments.together)
+        show(group.describe(), flush=True)
+        _write(arguments, dataclasses.asdict(group) | {"fits": group.fits, "gain": group.gain})
+        return group.fits
     report = examine.examine(experiment, topology, prices)
     show(describe(report), flush=True)
     _write(arguments, report.to_json())

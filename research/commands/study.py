@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"bases of the study are not there; graft study run makes them:\n{texts}"
             )
         if arguments.command == "run":
-            same = ["study", "run", str(place), "--folder", folder]
+            same = ["study", "run", str(place), "--folder", folder, "--share", arguments.share]
             same += ["--keep-models"] * arguments.keep_models
-            same += ["--share", arguments.share]
+            same += ["--together", str(arguments.together)] if arguments.together else []
             if arguments.retry:  # before the other processes look
                 Ledger(folder).remove_failed()
             with side_by_side(same, arguments.workers, folder):
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     keep_models=arguments.keep_models,
                     share=Share.parse(arguments.share),
                     trials=arguments.trials,
+                    together=arguments.together,
                 )
             return
         desk = Desk(study, folder, home)
@@ -128,6 +129,9 @@ def add_run_flags(parser: argparse._ActionsContainer) -> None:
         help=f"{WORKERS}; auto: as many as cores and memory hold",
     )
     parser.add_argument("--trials", type=int, metavar="N", help="end after so many trials")
+    parser.add_argument(
+        "--together", type=int, metavar="N", help="most trials that train as one program"
+    )
 
 
 def _worker_count(text: str) -> int:

@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 keep_models=arguments.keep_models,
                 share=Share.parse(arguments.share),
                 trials=arguments.trials,
+                together=arguments.together,
             )
         desk.print_table(arguments.csv)
 

@@ -7,7 +7,7 @@ restarted run reads what it would have read.
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,9 @@ class Pipeline:
         picks = [self.mixture[start + every[row]] for row in (every if rows is None else rows)]
         return [(names[source], int(self._orders[source][number])) for source, number in picks]
 
-    def batches(self, start_step: int = 0, rows: Rows | None = None) -> Iterator[Batch]:
+    def batches(
+        self, start_step: int = 0, rows: Rows | None = None
+    ) -> Generator[Batch, None, None]:
         """`batch(start_step, rows)`, the next one, and so on, made ahead in Grain's threads.
 
         Closing the generator (or leaving it) stops the threads.

@@ -82,15 +82,21 @@ class Roofline:
         return self.model_flops / (self.seconds * self.peak)
 
 
-def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roofline:
+def roofline(
+    program: Program, accelerator: Accelerator, slices: int = 1, trials: int = 1
+) -> Roofline:
     """The limits of a program's step on devices of this kind.
+
+    Args:
+      trials: how many runs take the step together, on one device: their work adds up, and the
+        frozen base is read once for all.
 
     Products of attention have heads' size as one side, and take as long as the arrays are wide.
     """
     data, shape = program.experiment.data, program.model_config
-    tokens = data.batch_size * data.sequence_length
+    tokens = trials * data.batch_size * data.sequence_length
     passes, flops = program.experiment.accumulation_steps, program.flops
-    model_flops = passes * flops.train(tokens / passes)
+    model_flops = trials * passes * flops.train(tokens / trials / passes)
     hardware = model_flops
     if shape.recomputes_layers:
         hardware += flops.recomputed * tokens
@@ -102,7 +108,7 @@ def roofline(program: Program, accelerator: Accelerator, slices: int = 1) -> Roo
     scores = flops.attention + shape.recomputes_layers * flops.attention_recomputed
     idle = max(accelerator.systolic_size / shape.head_dim - 1, 0) * scores * tokens
     sends = traffic(program, slices)
-    moved_bytes = memory_bytes(program)
+    moved_bytes = memory_bytes(program, trials)
     return Roofline(
         model_flops=model_flops,
         hardware_flops=hardware,
@@ -157,25 +163,34 @@ def traffic(program: Program, slices: int = 1) -> Traffic:
     return Traffic(gather_bytes, scatter_bytes, inside, acts, keys, between)
 
 
-def memory_bytes(program: Program) -> float:
+def memory_bytes(program: Program, trials: int = 1) -> float:
     """Bytes between one device's memory and its chip: state read and written once, gathered weights
-    written once and read for each product, and what each product gives."""
+    written once and read for each product, and what each product gives.
+
+    A frozen weight that is used as it is stored, by a device that has all of it, is only read.
+    """
     mesh, shape, experiment = program.mesh.shape, program.model_config, program.experiment
     wide = jnp.dtype(shape.compute_dtype).itemsize
     trainable, total = set(program.step_config.trainable), 0.0
     for name, leaf in tree.flatten(program.state_shapes).items():
         size = _local_size(leaf, program.shardings[name]) * leaf.dtype.itemsize
         inside = name.removeprefix("model/")
-        total += size * (2 if not name.startswith("model/") or inside in trainable else 1)
+        copies = 1 if inside in program.frozen_base else trials
+        total += copies * size * (2 if not name.startswith("model/") or inside in trainable else 1)
     tokens = program.rows_of_device * experiment.data.sequence_length / mesh["sequence"]
-    tokens *= experiment.accumulation_steps
+    tokens *= trials * experiment.accumulation_steps
     again = shape.recomputes_layers
     for name, leaf, sharding in _parameters(program):
         if len(leaf.shape) - tree.is_stacked(name) != 2 or not _is_used_whole(name, program):
             continue
         whole = _local_size(leaf, sharding) * _ways(sharding, ("fsdp", "sequence"))
-        uses = 2 + again
-        total += experiment.accumulation_steps * whole * wide * (uses + 1)
+        uses, copies = 2 + again, 1 if name in program.frozen_base else trials
+        is_ready = leaf.dtype.itemsize == wide and name not in trainable
+        if is_ready and _ways(sharding, ("fsdp", "sequence")) == 1:
+            # its first read was counted with the state
+            total += copies * whole * wide * (experiment.accumulation_steps * uses - 1)
+        else:
+            total += copies * experiment.accumulation_steps * whole * wide * (uses + 1)
         # what it gives is written, and its gradient read; inputs are what others give
         inputs, outputs = (
             n / w for n, w in zip(leaf.shape[-2:], _cuts(sharding)[-2:], strict=True)
@@ -186,7 +201,7 @@ def memory_bytes(program: Program) -> float:
         gives = min(inputs, outputs) if tree.is_attached(name) else outputs
         total += layers * tokens * gives * wide * uses
         if name in trainable:
-            total += whole * GRADIENT
+            total += trials * whole * GRADIENT
     return total
 
 

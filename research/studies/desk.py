@@ -99,8 +99,9 @@ class Desk:
         keep_models: bool = False,
         share: Share = WHOLE,
         trials: int | None = None,
+        together: int | None = None,
     ) -> None:
-        """Runs what is missing.
+        """Runs what is missing, see `running.run`.
 
         Raises:
           SystemExit: 75 after a signal; 1 if trials failed.
@@ -116,6 +117,7 @@ class Desk:
             keep_models=keep_models,
             share=share,
             trials=trials,
+            together=together,
         )
         failed_count = self._print_problems(self.ledger.read(), progress)
         if failed_count:

@@ -1,4 +1,5 @@
-"""Runs the trials of a study, one after the other in this process, each once.
+"""Runs the trials of a study in this process, each once: one after the other, or several as one
+mapped program (`research.studies.groups`).
 
 Several processes may run one study on one folder, on one machine or on several with a common disk
 or bucket: a trial belongs to the process that has its claim. A trial that was interrupted goes on
@@ -8,7 +9,9 @@ from its last checkpoint, and the ledger gets a row when a trial is over.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
+import functools
 import math
 import os
 import platform
@@ -17,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 from etils import epath
@@ -29,8 +32,9 @@ from research.evaluation.report import Report, evaluate_run
 from research.runtime import distributed, files, storage
 from research.runtime.memory import peak_memory_bytes, release_memory
 from research.studies import measures, ways
-from research.studies.claims import ClaimLostError, Claims
+from research.studies.claims import Claim, ClaimLostError, Claims
 from research.studies.code import code_hash
+from research.studies.groups import Outcome, Together
 from research.studies.ledger import DIVERGED, FAILED, FINISHED, Ledger, Row
 from research.studies.live import StudyBar
 from research.studies.results import lookup_in
@@ -39,7 +43,6 @@ from research.studies.share import WHOLE, Share
 from research.studies.study import TUNED
 from research.studies.trials import BEFORE, Resolver, Trial, without_defaults
 from research.training.loop import train
-from research.training.progress import StepSink
 from research.training.session import Session
 from research.training.summary import Summary
 
@@ -58,6 +61,7 @@ def run(
     keep_models: bool = False,
     share: Share = WHOLE,
     trials: int | None = None,
+    together: int | None = None,
     report: Callable[[str], None] = tqdm.write,
 ) -> Progress:
     """Runs what is missing until the study is finished, or only failures are left.
@@ -68,6 +72,7 @@ def run(
       keep_models: whether the trained models stay on the disk.
       share: which trials come first.
       trials: ends after so many.
+      together: the most trials that train as one program; None: `groups.default_size()`.
       report: takes a line for each trial that is over.
 
     Raises:
@@ -75,7 +80,9 @@ def run(
     """
     if retry:
         ledger.remove_failed()
-    claims, session, count = Claims(folder), Session(), 0
+    session, count = Session(), 0
+    claims, groups = Claims(folder), Together(session, together)
+    runner = _Runner(resolver, ledger, folder, claims, session, groups, keep_models, report)
     with StudyBar(resolver, ledger, claims) as bar:
         claims.on_beat = bar.beat
         while True:
@@ -84,53 +91,122 @@ def run(
             bar.update(rows, progress)
             if not progress.missing or count == trials:
                 return progress
-            order = share.order(progress.missing)
-            if _run_one(order, resolver, ledger, folder, claims, session, keep_models, report):
-                count += 1
+            left = None if trials is None else trials - count
+            if new := runner.run_next(share.order(progress.missing), left):
+                count += new
             else:
                 time.sleep(_WAIT_SECONDS)  # all of them are other processes'
 
 
-def _run_one(
-    trials: Sequence[Trial],
-    resolver: Resolver,
-    ledger: Ledger,
-    folder: epath.Path,
-    claims: Claims,
-    session: Session,
-    keep_models: bool,
-    report: Callable[[str], None],
-) -> bool:
-    """Runs the first of these trials that no other process runs; False: there is none."""
-    for trial in trials:
-        with claims.take(trial.address, trial.label) as claim:
-            if claim is None:
-                continue
-            if trial.address in ledger.read():  # another process was quicker
-                return True
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+    """What it takes to run the trials of a study, beside the trials."""
+
+    resolver: Resolver
+    ledger: Ledger
+    folder: epath.Path
+    claims: Claims
+    session: Session
+    groups: Together
+    keep_models: bool
+    report: Callable[[str], None]
+
+    def run_next(self, trials: Sequence[Trial], most: int | None = None) -> int:
+        """Runs the first of these trials that no other process runs, with those that may train
+        together with it.
+
+        Args:
+          most: run no more; None: any number.
+
+        Returns:
+          How many that were; 0: all of them are other processes'.
+        """
+        size = self.groups.size if most is None else min(self.groups.size, most)
+        for number, trial in enumerate(trials):
+            with contextlib.ExitStack() as stack:
+                claim = stack.enter_context(self.claims.take(trial.address, trial.label))
+                if claim is None:
+                    continue
+                if trial.address in self.ledger.read():  # another process was quicker
+                    return 1
+                group = [(trial, claim)]
+                for other in self.groups.group_of(trials[number:])[1:]:
+                    if len(group) == size:
+                        break
+                    claim = stack.enter_context(self.claims.take(other.address, other.label))
+                    if claim is not None and other.address not in self.ledger.read():
+                        group.append((other, claim))
+                self._run(group)
+            release_memory()
+            return len(group)
+        return 0
+
+    def _run(self, group: Sequence[tuple[Trial, Claim]]) -> None:
+        """Trains trials, evaluates them and writes their rows."""
+        outcomes, kind = self._train_together(group)
+        for (trial, claim), outcome in zip(group, outcomes, strict=True):
+            folder, columns = self._folder_of(trial), {}
+            train_trial: Callable[[], Summary | None] = functools.partial(
+                train,
+                trial.experiment,
+                folder / "run",
+                on_step=claim.on_step,
+                session=self.session,
+            )
+            if outcome is not None:
+                train_trial = functools.partial(_result, outcome)
+                columns = {"together": len(group), "mapped": kind}
             try:
-                place = folder / "trials" / trial.address
-                row = run_trial(trial, resolver, place, session, keep_models, claim.on_step)
+                row = run_trial(trial, self.resolver, folder, train_trial, self.keep_models)
             except SystemExit:
-                report(f"{trial.label}: stopped and saved; run the same command to go on")
+                self.report(f"{trial.label}: stopped and saved; run the same command to go on")
                 raise
             except ClaimLostError:
-                report(f"{trial.label}: taken over by another process, as this one was silent")
-                return True
-            ledger.write(row)
-        report(describe(trial, row, resolver.study.metric))
-        release_memory()
-        return True
-    return False
+                self.report(f"{trial.label}: taken over by another process, as this one was silent")
+                continue
+            self.ledger.write(row | columns)
+            self.report(describe(trial, row, self.resolver.study.metric))
+
+    def _train_together(
+        self, group: Sequence[tuple[Trial, Claim]]
+    ) -> tuple[Sequence[Outcome], str]:
+        """What became of trials that trained as one program, None for those to train alone; and
+        how they were mapped."""
+        if len(group) == 1:
+            return [None], ""
+        trials = [trial for trial, _ in group]
+        folders = [self._folder_of(trial) for trial in trials]
+        sinks = [claim.on_step for _, claim in group]
+        with contextlib.ExitStack() as stack:
+            logs = [stack.enter_context(_open_log(folder / LOG)) for folder in folders]
+            outputs = [functools.partial(_printing_to, log) for log in logs]
+            workdirs = [folder / "run" for folder in folders]
+            try:
+                outcomes, kind = self.groups.train(trials, workdirs, outputs, sinks)
+            except Exception as error:  # of the group as a whole: none of its trials is to blame
+                self.report(f"{len(group)} trials train one after the other: {error}")
+                return [None] * len(group), ""
+        if kind:
+            self.report(f"{len(group)} trials trained together ({kind})")
+        return outcomes, kind
+
+    def _folder_of(self, trial: Trial) -> epath.Path:
+        return self.folder / "trials" / trial.address
+
+
+def _result(outcome: Summary | Exception) -> Summary:
+    """What a trial's training gave, in a group."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def run_trial(
     trial: Trial,
     resolver: Resolver,
     folder: epath.Path,
-    session: Session,
+    train_trial: Callable[[], Summary | None],
     keep_models: bool = False,
-    on_step: StepSink | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates; everything that it prints goes to `log.txt` in the folder.
 
@@ -138,7 +214,7 @@ def run_trial(
 
     Raises:
       SystemExit: 75 after a signal.
-      ClaimLostError: raised by `on_step`.
+      ClaimLostError: of `train_trial`.
     """
     workdir = folder / "run"
     row: dict[str, Any] = {
@@ -159,9 +235,9 @@ def run_trial(
     }
     if trial.value is not None:
         row["value"] = trial.value
-    with _logged(folder / LOG):
+    with _open_log(folder / LOG) as log, _printing_to(log):
         try:
-            row |= _measure(trial, workdir, resolver.study.measures, session, on_step)
+            row |= _measure(trial, workdir, resolver.study.measures, train_trial)
             row["status"] = FINISHED
             metric = resolver.study.metric
             if not math.isfinite(row.get(metric, 0.0)):  # one that is not there is an error later
@@ -186,8 +262,7 @@ def _measure(
     trial: Trial,
     workdir: epath.Path,
     functions: Sequence[str],
-    session: Session,
-    on_step: StepSink | None,
+    train_trial: Callable[[], Summary | None],
 ) -> dict[str, Any]:
     """Trains where the trial does, and asks what it is asked; the columns of its row."""
     if trial.way != TUNED:
@@ -198,7 +273,7 @@ def _measure(
     if trial.stage == BEFORE:
         model = runs.open_run(trial.experiment.init_from or "")
     else:
-        columns = _train(trial, workdir, session, on_step)
+        columns = _train(workdir, train_trial)
         model = runs.open_run(workdir)
         for name in functions:
             columns |= measures.measure(name, model, trial.experiment)
@@ -208,11 +283,9 @@ def _measure(
     return columns
 
 
-def _train(
-    trial: Trial, workdir: epath.Path, session: Session, on_step: StepSink | None
-) -> dict[str, Any]:
+def _train(workdir: epath.Path, train_trial: Callable[[], Summary | None]) -> dict[str, Any]:
     """Trains, or goes on; the columns of its row."""
-    summary = train(trial.experiment, workdir, on_step=on_step, session=session)
+    summary = train_trial()
     if summary is None or not summary.finished:
         raise SystemExit(distributed.EXIT_RESTART)
     # its arrays: the tokenizer and the base's files are everybody's
@@ -259,8 +332,8 @@ def _scores(results: Report) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _logged(path: epath.Path) -> Iterator[None]:
-    """Sends what is printed to the end of a file; of one in a bucket when the block ends."""
+def _open_log(path: epath.Path) -> Iterator[IO[str]]:
+    """A file to append to; one in a bucket is written when the block ends."""
     with contextlib.ExitStack() as stack:
         if storage.is_remote(path):
             local = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
@@ -270,7 +343,11 @@ def _logged(path: epath.Path) -> Iterator[None]:
         else:
             local = Path(path)
             local.parent.mkdir(parents=True, exist_ok=True)
-        log = stack.enter_context(local.open("a", encoding="utf-8"))
-        stack.enter_context(contextlib.redirect_stdout(log))
-        stack.enter_context(contextlib.redirect_stderr(log))
+        yield stack.enter_context(local.open("a", encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _printing_to(log: IO[str]) -> Iterator[None]:
+    """Sends what is printed to a file."""
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield

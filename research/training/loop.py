@@ -1,8 +1,7 @@
-"""One run, from its config to its last step: program, data, restore, compile, loop."""
+"""One run, from its config to its last step: open, compile, state, loop."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -14,16 +13,16 @@ from research import sharding
 from research.experiment import Experiment
 from research.runtime import distributed, memory, storage
 from research.runtime.accelerators import peak_flops_per_second
-from research.training import resume, saving
-from research.training.describe import ReadingPlan, describe_run
+from research.training import saving
 from research.training.heldout_loss import evaluate_heldout
 from research.training.monitor import StepMonitor, is_due
 from research.training.observers import show
+from research.training.opening import open_training
 from research.training.progress import StepSink
 from research.training.session import Session
 from research.training.summary import Summary, summarize
 from research.training.timing import Timing
-from research.training.workdir import check_claim, guard_workdir, open_workdir
+from research.training.workdir import check_claim, guard_workdir, open_workdir, write_summary
 
 
 def train(
@@ -57,28 +56,12 @@ def _train(
     on_step: StepSink | None,
     session: Session,
 ) -> Summary | None:
-    # --- program: everything abstract, so that what does not fit is an error before compute ---
-    base, tokenizer = session.open_base_and_tokenizer(experiment)
-    experiment = dataclasses.replace(experiment, method=experiment.method.bind(tokenizer))
-    program = session.make_program(experiment, base)
-
-    # --- data ---
-    data, heldout = session.open_data(program, tokenizer)
-    steps, reading = experiment.steps, ReadingPlan.of(data, experiment.steps)
-
-    # --- where the run stands: resume > init from > scratch ---
-    checkpointer = saving.make_checkpointer(folder, experiment.checkpoint)
-    start = resume.find_start(checkpointer, experiment, data, folder, claim=not dry_run)
-    step, timing.earlier_seconds = start.step, start.seconds
-    if start.summary:
-        count = f"{step} of {steps} steps" if step == steps else f"{step} steps, {steps} asked for"
-        show(f"{folder} is finished: {count}")
-        return start.summary
-    program = program.with_schedule(start.schedule)
-    resume.check_same_everywhere(experiment, data, base, folder, step)
-    if jax.process_index() == 0:
-        storage.check_writable(folder)
-        show(describe_run(program, reading, step))
+    # --- program, data, and where the run stands: resume > init from > scratch ---
+    run = open_training(experiment, folder, session, claim=not dry_run)
+    program, data, checkpointer = run.program, run.data, run.checkpointer
+    step, steps, timing.earlier_seconds = run.start.step, experiment.steps, run.start.seconds
+    if run.start.summary:
+        return run.start.summary
     peak_flops = peak_flops_per_second()  # out here: it is measured without a mesh
 
     with sharding.mesh_context(program.mesh, experiment.sharding_rules):
@@ -95,8 +78,8 @@ def _train(
             hyper = jax.block_until_ready(program.place_hyper())
 
         # --- loop ---
-        open_workdir(folder, program.experiment, tokenizer)
-        check, tokens = functools.partial(check_claim, folder), reading.tokens / steps
+        open_workdir(folder, program.experiment, run.tokenizer)
+        check, tokens = functools.partial(check_claim, folder), run.tokens_per_step
         monitor = StepMonitor(program, tokens, folder, step, timing, peak_flops, on_step, check)
         saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
         with distributed.catch_stop_signals() as stop_request, monitor, checkpointer:
@@ -107,12 +90,12 @@ def _train(
                     own, metrics = train_step(own, frozen, program.place(batch), hyper)
                 step += 1
                 monitor.push(step, metrics)
-                if heldout and is_due(step, experiment.evaluate_every, steps):
+                if run.heldout and is_due(step, experiment.evaluate_every, steps):
                     with monitor.pause("evaluation"):
                         monitor.push_evaluation(
                             step,
                             evaluate_heldout(
-                                program.model(own, frozen), program.batch_sharding, heldout
+                                program.model(own, frozen), program.batch_sharding, run.heldout
                             ),
                         )
                 stop = stop_request.should_stop(step)  # once: a signal may come at any time
@@ -125,16 +108,9 @@ def _train(
             if step >= steps:
                 saver.export(step, own, monitor.evaluation)
 
-    summary = summarize(program, data, reading, monitor, memory_plan, timing, step)
-    _write_summary(summary, folder)
+    summary = summarize(program, data, run.reading, monitor, memory_plan, timing, step)
+    write_summary(folder, summary)
     return summary
-
-
-def _write_summary(summary: Summary, folder: Path) -> None:
-    check_claim(folder)
-    if jax.process_index() == 0:
-        summary.write(folder)
-        show(summary.describe())
 
 
 def _check_memory(compiled: Any, resident: int) -> memory.StepMemory:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -33,6 +33,7 @@ from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import open_heldout
 from research.training.numbers import make_keys, without_numbers
 from research.training.program import Program, make_program
+from research.training.together import MappedProgram
 from research.tree import Arrays
 
 Value = TypeVar("Value")
@@ -40,6 +41,7 @@ Halves = tuple[Arrays, Arrays]  # of a state: the run's own leaves, and the base
 
 # how many of each kind stay: those of the trials that follow each other in a study
 _LIMITS = {"base": 4, "reader": 4, "data": 6, "checks": 64, "program": 8, "step": 8, "start": 8}
+_LIMITS |= {"mapped": 2, "choice": 64}
 
 
 class Session:
@@ -63,10 +65,16 @@ class Session:
         key = (experiment.init_from, experiment.tokenizer)
         return self.once("base", key, lambda: runs.open_base_and_tokenizer(experiment))
 
-    def make_program(self, experiment: Experiment, base: Run | None) -> Program:
+    def make_program(
+        self,
+        experiment: Experiment,
+        base: Run | None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Program:
         """As `make_program`; what runs that differ in numbers alone have in common, once."""
-        key = (_text(without_numbers(experiment)), base.fingerprint if base else None)
-        program = self.once("program", key, lambda: make_program(experiment, base))
+        here = tuple(devices or ())
+        key = (_text(without_numbers(experiment)), base.fingerprint if base else None, here)
+        program = self.once("program", key, lambda: make_program(experiment, base, devices))
         return program.with_numbers(experiment)
 
     def open_data(self, program: Program, tokenizer: Tokenizer) -> tuple[Pipeline, list[HeldOut]]:
@@ -106,6 +114,11 @@ class Session:
     def make_state(self, program: Program, saved: Checkpoint | None) -> Halves:
         """The state before the first step, or as a checkpoint of the run has it."""
         return self.resumed_state(program, saved) if saved else self.fresh_state(program)
+
+    def compile_mapped(self, mapped: MappedProgram, batch: Batch) -> Any:
+        """As `mapped.compile`, once for groups of as many trials of one program."""
+        key = (mapped.program.signature, mapped.count, mapped.kind, mapped.mesh)
+        return self.once("mapped", key, lambda: mapped.compile(batch))
 
     def fresh_state(self, program: Program) -> Halves:
         """The state before the first step: weights of the base or random ones.

@@ -17,8 +17,10 @@ class Timing:
     the other parts leave: their sum over the whole is how much the devices could at most be idle.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = 1.0) -> None:
+        """`share`: of the seconds that are this run's, where several go on together."""
         self.seconds: dict[str, float] = {}
+        self._share = share
         # what earlier processes spent on the same run
         self.earlier_seconds = 0.0
         self._start = time.perf_counter()
@@ -29,16 +31,17 @@ class Timing:
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.seconds[part] = self.seconds.get(part, 0.0)
+            self.seconds[part] += self._share * (time.perf_counter() - start)
 
     @property
     def total_seconds(self) -> float:
         """Seconds of the whole run until now, those before a restart included."""
-        return self.earlier_seconds + time.perf_counter() - self._start
+        return self.earlier_seconds + self._share * (time.perf_counter() - self._start)
 
     def count_rest(self, part: str) -> None:
         """Counts as `part` what passed since the start under no other name."""
-        elapsed = time.perf_counter() - self._start
+        elapsed = self._share * (time.perf_counter() - self._start)
         self.seconds[part] = elapsed - sum(self.seconds.values())
 
     def each(self, part: str, items: Iterable[Item]) -> Iterator[Item]:

@@ -18,7 +18,8 @@ from research.experiment import Experiment
 from research.runtime import files, locks, signals, storage
 from research.text.tokenizer import Tokenizer
 from research.training.metrics import METRICS, TENSORBOARD
-from research.training.summary import SUMMARY
+from research.training.observers import show
+from research.training.summary import SUMMARY, Summary
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,14 @@ def restore_files(workdir: Path, contents: Mapping[str, bytes]) -> None:
             log.warning(
                 "%s was %s while the run trains, and cannot be written again: %s", path, what, error
             )
+
+
+def write_summary(workdir: Path, summary: Summary) -> None:
+    """Writes and shows the summary of a run that is over; process 0 does it for all."""
+    check_claim(workdir)
+    if jax.process_index() == 0:
+        summary.write(workdir)
+        show(summary.describe())
 
 
 def describe_saved(workdir: Path) -> str:

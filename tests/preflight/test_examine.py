@@ -1,5 +1,6 @@
 """The real TPU compiler, for devices that are not there; runs in .venv/preflight."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ pytest.importorskip("libtpu", reason="tools/setup preflight")
 from configs import presets  # noqa: E402
 from research.config import cli  # noqa: E402
 from research.experiment import Experiment  # noqa: E402
-from research.preflight import examine  # noqa: E402
+from research.preflight import examine, together  # noqa: E402
 from research.runtime import accelerators
 from tests.helpers import tiny_run  # noqa: E402
 
@@ -57,6 +58,18 @@ def test_a_step_compiles_with_the_kernel_and_holds_what_its_sharding_says(case):
     assert (estimate.host_gib > 0) == ("with the host" in case)
     # the batch and the run's numbers besides; small arrays are padded
     assert resident <= memory.argument_gib <= 1.1 * resident + 0.01
+
+
+def test_trials_on_one_base_fit_beside_it():
+    """Each device has the base once, and its share of the trials."""
+    experiment = cli.load(Experiment, LLAMA, [*SMALL, "data.batch_size=1", *LORA])
+    experiment = dataclasses.replace(experiment, init_from="nowhere", tokenizer=None)
+    for name, devices in (("v5e:1x1", 1), ("v5e:2x2", 4)):
+        report = together.examine_together(experiment, accelerators.get_topology(name), 8)
+        assert report.fits and report.devices == devices
+        resident = report.base_gib + 8 // devices * report.own_gib
+        assert resident <= report.argument_gib <= 1.1 * resident + 0.01
+        assert 1 <= report.gain < 8 and "8 trials" in report.describe()
 
 
 KEYS = {"argument_gib", "temp_gib", "fits", "model_flops"}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 
+import jax
 import pytest
 
 from research import cli
@@ -14,8 +15,11 @@ from research.config import schema
 from research.studies import Form, Stage, Study, results, running
 from research.studies.desk import Desk
 from research.studies.ledger import Ledger
+from research.training import choice
+from research.training.session import Session
 from tests.helpers import tiny_run
 
+LORA = {"kind": "lora", "rank": 2}
 FORMS = {"slow": Form({"learning_rate": 1e-3}), "fast": Form({"learning_rate": 1e-2})}
 
 
@@ -70,6 +74,37 @@ def test_a_trial_has_the_numbers_of_the_run_alone(config, world, tmp_path):
     folder = tmp_path / "study/trials" / trial.address
     assert not (folder / "run/model").exists() and (folder / "run/metrics.jsonl").exists()
     assert "method full" in (folder / running.LOG).read_text()
+
+
+@pytest.mark.heavy
+def test_trials_that_train_together_have_the_rows_of_single_ones(
+    config, world, tmp_path, monkeypatch
+):
+    class OneDevice(Session):
+        """Single trials work on one device, as those of a group do."""
+
+        def make_program(self, experiment, base, devices=None):
+            return super().make_program(experiment, base, jax.devices()[:1])
+
+    monkeypatch.setattr(running, "Session", OneDevice)
+    one_device = choice.Choice("map", tuple(jax.devices()[:1]))
+    monkeypatch.setattr(choice, "probe", lambda session, opened_runs: one_device)
+    forms = FORMS | {"bad": Form({"learning_rate": 1e38}), "wide": Form({"method": LORA})}
+    study = make_study(config, forms=forms)
+    rows = {}
+    for size in (1, 4):
+        desk = Desk(study, tmp_path / str(size))
+        desk.run(together=size)
+        rows[size] = desk.ledger.read()
+    assert rows[1].keys() == rows[4].keys()
+    assert sorted(row["status"] for row in rows[4].values()) == ["diverged"] + ["finished"] * 3
+    for address, row in rows[4].items():
+        alone = rows[1][address]
+        same = ("status", "heldout_loss", "fingerprint", "artifact_bytes", "skipped")
+        assert [row.get(name) for name in same] == [alone.get(name) for name in same]
+        assert row.get("together") == (None if row["form"] == "wide" else 3)
+        log = (tmp_path / "4/trials" / address / running.LOG).read_text()
+        assert ("together   3 trials, map" in log) == (row["form"] != "wide")
 
 
 def test_models_are_evaluated_and_what_they_forgot_counts_from_their_base(

@@ -77,7 +77,7 @@ def attention(
     query_segments = mask.segments if order is None else mask.segments[:, order]
     segments = splash.SegmentIds(query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
+    if sharding.has_rules():
         spec = sharding.current_spec
         query_spec = spec(("batch", "heads", "sequence", None))
         key_spec = spec(("batch", "kv_heads", None, None))
