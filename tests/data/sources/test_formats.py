@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data.sources import JsonlConfig, decode_text, formats, open_source
+from research.data.sources.transforms import Template
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -175,6 +176,88 @@ BROKEN = [
 def test_a_record_that_breaks_its_format_names_its_line(tmp_path, record, match):
     with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*{match}"):
         _open(tmp_path, [record])[0]
+
+
+PAIR = {"prompt": "a", "completion": "b"}
+RESULT = {"role": "tool", "content": "rain", "tool_call_id": "1"}
+
+
+def _calling(*results, **fields):
+    """A record whose answer calls a tool."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}} | fields}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    return {"messages": [TALK[1], answer, *results]}
+
+
+@pytest.mark.parametrize("record", [PAIR, ALPACA, SQUAD, {"text": "a"}, {"text": "a", "label": 1}])
+@pytest.mark.parametrize(
+    "field",
+    [{"weight": 0}, {"train": False}, {"loss_scale": 0.1}, {"weights": [0]}, {"loss": 0}]
+    + [{"training": False}, {"loss_mask": [0]}, {"completion_mask": [0]}, {"kto_tag": False}],
+)
+def test_weights_beside_any_record_are_refused_by_name(tmp_path, record, field):
+    (name,) = field
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*'{name}'"):
+        _open(tmp_path, [record | field])[0]
+
+
+UNREAD = [
+    *[(PAIR, {name: value}) for name, value in {
+        "enable_thinking": False, "functions": [1], "tool_calls": [1], "system_message": "s",
+        "reasoning_content": "r", "chosen": "x", "response": "x", "is_correct": False,
+    }.items()],
+    *[({"messages": TALK}, {name: value}) for name, value in {
+        "conversations": SHARE[:1] + [{"from": "gpt", "value": "No."}], "completion": "x",
+        "response": "x", "answer": 3, "output": "x", "chosen": TALK[:2], "prompt": "x",
+        "reasoning_content": "r", "tool_calls": [1], "completion_mask": [0],
+        "assistant_masks": [0], "is_correct": False, "train_on_inputs": True,
+        "mask_history": True, "chat_template": "x", "parallel_tool_calls": False,
+    }.items()],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "field"), UNREAD)
+def test_what_would_be_lost_beside_a_record_is_refused_and_can_be_removed(tmp_path, record, field):
+    (name,) = field
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*'{name}'"):
+        _open(tmp_path, [record | field])[0]
+    remove = Template(fields={}, remove=(name,))
+    assert _open(tmp_path, [record | field], transforms=(remove,))[0].keys() >= record.keys()
+
+
+def test_an_answer_that_says_the_same_again_is_no_second_one(tmp_path):
+    assert _open(tmp_path, [PAIR | {"answer": "b "}])[0]["completion"] == "b"
+    record = {"messages": TALK, "prompt": "Hi", "chosen": TALK[1:], "conversations": SHARE}
+    assert _open(tmp_path, [record])[0]["messages"] == TALK
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        (_calling(arguments="{bad"), "'f' are no JSON"),
+        (_calling(arguments=None), "the call of 'f' has no 'arguments': write {}"),
+        (_calling(arguments="[1]"), "of 'f' must be an object, not list"),
+        (_calling(name=None), "no name of a function"),
+        (_calling(RESULT | {"tool_call_id": "2"}), "message 2 .* '2', which no call .* are '1'"),
+        (_calling(RESULT, RESULT), "message 3 .* no call waits"),
+        ({"messages": [TALK[1], RESULT | {"name": "f"}, TALK[2]]}, "message 1 .*'f'.* no call"),
+        (
+            {"messages": [TALK[1], TALK[2] | {"tool_calls": [{"type": "custom"}]}]},
+            r"messages\[1\]: tool_calls\[0\] is of type 'custom', .* as a function",
+        ),
+        ({"prompt": TALK[:2], "completion": {"role": ["x"], "content": []}}, "columns of one len"),
+    ],
+)
+def test_broken_calls_and_results_are_refused_by_message(tmp_path, record, match):
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*{match}"):
+        _open(tmp_path, [record])[0]
+
+
+def test_results_after_calls_and_one_message_as_a_completion_are_read(tmp_path):
+    spelled = {"role": "assistant", "content": '<tool_call>{"name": "f"}</tool_call>'}
+    for record in (_calling(RESULT), {"messages": [TALK[1], spelled, RESULT, RESULT]}):
+        assert len(_open(tmp_path, [record])[0]["messages"]) == len(record["messages"])
+    assert _open(tmp_path, [{"prompt": TALK[:2], "completion": TALK[2]}])[0]["messages"] == TALK
 
 
 def test_records_of_several_formats_are_refused_unless_one_is_chosen(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, check_text, read_text
+from research.data.sources.formats.unread import check_every_field
 
 
 def _has_label(record: Record) -> bool:
@@ -11,6 +12,7 @@ def _has_label(record: Record) -> bool:
 
 
 def _read_classification(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
+    check_every_field(record)
     label, text = record.get("label"), read_text(record, "text")
     if isinstance(label, str):
         if label_words and label not in label_words:

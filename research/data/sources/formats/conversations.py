@@ -8,10 +8,12 @@ would change the training and is neither is refused by name.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, check_text, refuse_fields
+from research.data.sources.formats.tool_calls import check_results, read_call_turn, read_calls
+from research.data.sources.formats.unread import WEIGHTS, check_conversation_fields
 from research.text.conversation import REASONING, WEIGHT
 
 # Who may speak in a conversation, and other names of them.
@@ -20,9 +22,6 @@ _SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt":
 # LLaMA-Factory's and ms-swift's: what a tool gave back, and calls of it, as JSON in the text.
 _SYNONYMS |= {"observation": "tool", "tool_response": "tool"}
 _CALLS = ("function_call", "tool_call")
-# Names of a message's weight in training: OpenAI's and Mistral's, axolotl's, ms-swift's,
-# LLaMA-Factory's. True and false are 1 and 0; several are multiplied.
-_WEIGHTS = (WEIGHT, "train", "training", "loss", "loss_scale", "loss_weight")
 # What a message may hold that no template reads as it is meant.
 _UNREAD = {
     "function_call": "write it as tool_calls",
@@ -32,26 +31,6 @@ _UNREAD = {
     "video": "it is no text",
 }
 _PART_REASON = "weights are of whole messages, and templates read the text alone"
-# What a record may hold beside its messages that would be lost or trained on against its meaning.
-_UNREAD_OF_RECORD = {
-    "functions": "write them as tools",
-    "history": "write it as messages",
-    "enable_thinking": 'write it as chat_template_kwargs: {"enable_thinking": ...}',
-    "reasoning_effort": 'write it as chat_template_kwargs: {"reasoning_effort": ...}',
-    "rejected": "no objective learns from preferences: remove it to train on the answers alone",
-    "rejected_response": "no objective learns from preferences: remove it to train on the answers",
-    "images": "it is no text",
-    "videos": "it is no text",
-    "audios": "it is no text",
-    "mask": "give messages a weight",
-    "loss_mask": "give messages a weight",
-    "system_prompt": "write it as system",
-    "system_message": "write it as system",
-    "available_tools": "write them as tools",
-    "tool_choice": "no template reads it",
-    "thinking": "write it as chat_template_kwargs, or as reasoning_content of an answer",
-    "continue_final_message": "an answer is trained on to its end",
-}
 _ARGUMENTS = ("template_arguments", "chat_template_kwargs")
 
 
@@ -61,7 +40,7 @@ def _has_messages(record: Record) -> bool:
 
 def _read_messages(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     messages = [*_system(record), *_list_turns(record["messages"], "messages")]
-    return _read_record(record, _conversation(messages, "messages"))
+    return _read_record(record, _conversation(messages, "messages"), ["messages"])
 
 
 def _has_conversations(record: Record) -> bool:
@@ -70,7 +49,7 @@ def _has_conversations(record: Record) -> bool:
 
 def _read_sharegpt(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     turns = [*_system(record), *_list_turns(record["conversations"], "conversations")]
-    return _read_record(record, _conversation(turns, "conversations"))
+    return _read_record(record, _conversation(turns, "conversations"), ["conversations"])
 
 
 def _has_message_pair(record: Record) -> bool:
@@ -80,13 +59,14 @@ def _has_message_pair(record: Record) -> bool:
 def _read_message_pair(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     """One conversation in which the assistant's messages of the prompt have weight 0."""
     prompt = [
-        {k: v for k, v in turn.items() if k not in _WEIGHTS} | {WEIGHT: 0}
+        {k: v for k, v in turn.items() if k not in WEIGHTS} | {WEIGHT: 0}
         if isinstance(turn, Mapping)
         else turn
         for turn in _list_turns(record["prompt"], "prompt")
     ]
     turns = [*_system(record), *prompt, *_list_turns(record["completion"], "completion")]
-    return _read_record(record, _conversation(turns, "prompt and completion"))
+    messages = _conversation(turns, "prompt and completion")
+    return _read_record(record, messages, ["prompt", "completion"])
 
 
 def _system(record: Record) -> list[dict[str, Any]]:
@@ -95,27 +75,32 @@ def _system(record: Record) -> list[dict[str, Any]]:
 
 
 def _list_turns(turns: Any, field: str) -> list[Any]:
+    if isinstance(turns, Mapping) and isinstance(turns.get("role", turns.get("from")), str):
+        turns = [turns]
     if isinstance(turns, Mapping):  # TFDS gives a list of dicts as a dict of lists.
         names = list(turns)
-        turns = [dict(zip(names, turn, strict=True)) for turn in zip(*turns.values(), strict=True)]
+        try:
+            columns = list(zip(*turns.values(), strict=True))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"field {field!r} must be a list of messages, a message, or columns of one length "
+                f"each; {', '.join(map(repr, names))} are none."
+            ) from None
+        turns = [dict(zip(names, turn, strict=True)) for turn in columns]
     if not isinstance(turns, list):
         raise ValueError(f"field {field!r} must be a list of messages.")
     return turns
 
 
-def _read_record(record: Record, messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """Messages, `tools` and `template_arguments` of a record.
+def _read_record(
+    record: Record, messages: list[dict[str, Any]], own: Collection[str]
+) -> dict[str, Any]:
+    """Messages, `tools` and `template_arguments` of a record; `own`: where the messages are from.
 
     Raises:
         ValueError: a field that would change the training and is not read, or is no JSON.
     """
-    refuse_fields(record, _UNREAD_OF_RECORD)
-    for name in ("label", "kto_tag"):
-        if record.get(name) is False:
-            raise ValueError(f"field {name!r} says that the answer is bad: leave the record out.")
-    for name in (*_WEIGHTS, "weights"):
-        if record.get(name) is not None and record[name] != 1:
-            raise ValueError(f"field {name!r} of a whole record is not read: give messages one.")
+    check_conversation_fields(record, messages, own)
     converted: dict[str, Any] = {"messages": messages}
     if tools := _read_json(record, "tools", list):
         for number, tool in enumerate(tools):
@@ -158,6 +143,7 @@ def _conversation(turns: Sequence[Any], field: str) -> list[dict[str, Any]]:
         raise ValueError(f"field {field!r}: the assistant says nothing, so nothing can be trained.")
     if roles[0] == "assistant":
         raise ValueError(f"field {field!r}: the assistant speaks before it is asked.")
+    check_results(messages)
     return messages
 
 
@@ -168,7 +154,7 @@ def _read_message(turn: Any, where: str) -> dict[str, Any]:
     turn = {name: value for name, value in turn.items() if value is not None}
     role = turn.pop("role", None) or turn.pop("from", None)
     if role in _CALLS:
-        role, turn = "assistant", _read_call(turn, where)
+        role, turn = "assistant", read_call_turn(turn, where)
     role = _SYNONYMS.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         known = ", ".join((*ROLES, *_SYNONYMS, *_CALLS))
@@ -178,10 +164,10 @@ def _read_message(turn: Any, where: str) -> dict[str, Any]:
     content = turn.pop("content", None)
     if content is None:
         content = turn.pop("value", None)
-    extra = {name: value for name, value in turn.items() if name not in _WEIGHTS}
+    extra = {name: value for name, value in turn.items() if name not in WEIGHTS}
     thoughts = _read_reasoning(extra, role, where)
     others = {name: value for name, value in extra.items() if name not in REASONING}
-    extra = _read_calls(others, role, where) | thoughts
+    extra = read_calls(others, role, where) | thoughts
     says_more = "tool_calls" in extra or REASONING[0] in extra
     content = "" if content is None and says_more else _read_content(content, where)
     if role == "assistant" and not content.strip() and not says_more:
@@ -206,7 +192,7 @@ def _read_content(content: Any, where: str) -> str:
 def _read_weight(turn: Mapping[str, Any], role: str, where: str) -> float:
     """How much a message counts; 1 where it does not say."""
     weight = 1.0
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         value = turn.get(name, 1)
         if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
             raise ValueError(f"{where}: {name!r} must be true, false or a weight, not {value!r}.")
@@ -217,34 +203,6 @@ def _read_weight(turn: Mapping[str, Any], role: str, where: str) -> float:
             )
         weight *= float(value)
     return weight if role == "assistant" else 1.0
-
-
-def _read_call(turn: dict[str, Any], where: str) -> dict[str, Any]:
-    """A message whose text is a call of a tool, or several, as one with `tool_calls`."""
-    text = turn.get("content", turn.get("value"))
-    try:
-        calls = json.loads(text) if isinstance(text, str) else text
-    except ValueError as error:
-        raise ValueError(f"{where} must be a call of a tool as JSON: {error}.") from None
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, Mapping) and {"name", "arguments"} <= set(call) for call in calls):
-        raise ValueError(f"{where} must be a call of a tool, with a name and arguments.")
-    functions = [{"type": "function", "function": dict(call)} for call in calls]
-    others = {name: value for name, value in turn.items() if name not in ("content", "value")}
-    return {**others, "tool_calls": functions}
-
-
-def _read_calls(extra: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:
-    """The fields of a message with its calls of tools checked; an empty list is none."""
-    calls = extra.get("tool_calls", [])
-    if not isinstance(calls, list) or not all(
-        isinstance(call, Mapping) and isinstance(call.get("function", {}), Mapping)
-        for call in calls
-    ):
-        raise ValueError(f"{where}: 'tool_calls' must be a list of calls.")
-    if calls and role != "assistant":
-        raise ValueError(f"{where}: a message of role {role!r} has 'tool_calls'.")
-    return {name: value for name, value in extra.items() if name != "tool_calls" or calls}
 
 
 def _read_reasoning(extra: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:

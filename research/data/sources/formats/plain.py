@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, read_text
+from research.data.sources.formats.unread import check_every_field
 
 
 def _has_text(record: Record) -> bool:
@@ -11,6 +12,7 @@ def _has_text(record: Record) -> bool:
 
 
 def _read_document(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
+    check_every_field(record)
     return {"text": read_text(record, "text")}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, check_text, read_text
+from research.data.sources.formats.unread import check_pair_fields
 
 
 def _has_question(record: Record) -> bool:
@@ -15,9 +16,11 @@ def _has_question(record: Record) -> bool:
 def _read_question(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     """The passage and the question; the first answer, which is empty where there is none (2.0)."""
     answers = record["answers"]["text"]
+    completion = check_text(answers[0], "answers.text[0]") if answers else ""
+    check_pair_fields(record, completion, ["answers"])
     return {
         "prompt": f"{read_text(record, 'context')}\n\n{read_text(record, 'question')}",
-        "completion": check_text(answers[0], "answers.text[0]") if answers else "",
+        "completion": completion,
     }
 
 
