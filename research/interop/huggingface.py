@@ -24,6 +24,7 @@ from research.interop.family import (
 )
 from research.interop.fields import Fields, UnsupportedModelError
 from research.models.config import ModelConfig
+from research.runtime import unique_json
 from research.runtime.files import check_inside
 
 CONFIG = "config.json"
@@ -288,9 +289,9 @@ def read_json(path: Path) -> dict[str, Any]:
       UnsupportedModelError: it is none.
     """
     try:
-        content = json.loads(read_text(path))
+        content = unique_json.parse(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UnsupportedModelError(f"{path} is no JSON: {error}") from None
+        raise UnsupportedModelError(f"{path} is no JSON that can be read: {error}") from None
     if not isinstance(content, dict):
         raise UnsupportedModelError(f"{path} is no JSON object")
     return content

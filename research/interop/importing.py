@@ -7,7 +7,6 @@ host holds one tensor at a time.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.gguf import files as gguf_files
 from research.interop.tensor_files import NotFiniteError, Tensors, to_array
 from research.models.config import ModelConfig
-from research.runtime import storage
+from research.runtime import storage, unique_json
 from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
 from research.text.tokenizer import Tokenizer
@@ -262,7 +261,7 @@ def template_note(tokenizer: Tokenizer) -> str | None:
 def _json_object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
     """The content of a sidecar file; empty where the file is absent."""
     with refuse_malformed(f"{where}: {name}"):
-        content = json.loads(files.get(name, b"{}"))
+        content = unique_json.parse(files.get(name, b"{}"))
         if not isinstance(content, dict):
             raise TypeError(f"an object was expected, not {str(content)[:40]}")
         return content

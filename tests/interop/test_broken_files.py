@@ -379,3 +379,9 @@ def test_importing_is_whole_or_nothing_and_never_overwrites(folder, tmp_path):
     importing.import_model(importing.open_model(folder), tmp_path / "run")
     with pytest.raises(FileExistsError, match="holds a model already"):
         importing.import_model(importing.open_model(folder), tmp_path / "run")
+
+
+def test_a_key_that_appears_twice_in_a_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"vocab_size": 1, "vocab_size": 2}')
+    with pytest.raises(UnsupportedModelError, match="config.json .*'vocab_size' appears twice"):
+        huggingface.read_json(tmp_path / "config.json")

@@ -2,7 +2,6 @@
 
 import array
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Literal
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from research.data.sources import files
 from research.data.sources.base import FilesConfig, Records, Source
+from research.runtime import unique_json
 from research.runtime.expansion import check_record
 
 # Bytes of a line that are read at once.
@@ -67,9 +67,11 @@ class _JsonLines:
             content = np.memmap(self._copies[number], np.uint8, mode="r")
             self._mapped = number, content
         try:
-            record = json.loads(content[start:stop].tobytes())
+            record = unique_json.parse(content[start:stop].tobytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.place(index)}: not a line of JSON: {error}") from error
+            raise ValueError(
+                f"{self.place(index)}: not a line of JSON that can be read: {error}"
+            ) from error
         if not isinstance(record, dict):
             raise ValueError(
                 f"{self.place(index)}: a JSON object is needed, such as "

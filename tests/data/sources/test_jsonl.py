@@ -37,3 +37,13 @@ def test_a_broken_line_names_its_own_file_and_line(tmp_path):
         source[-1]
     with pytest.raises(IndexError):
         source[3]
+
+
+def test_a_key_that_appears_twice_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "x", "text": "y"}\n{"b": [{"c": 1, "c": 1}]}\n')
+    source = open_source(JsonlConfig("a", str(path)))
+    assert source[0]["text"] == "a"
+    for index, name in ((1, "text"), (2, "c")):
+        with pytest.raises(ValueError, match=rf"a\.jsonl:{index + 1}: .*'{name}' appears twice"):
+            source[index]

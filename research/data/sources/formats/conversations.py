@@ -6,7 +6,6 @@ any field of its own), or it is a weight in training, under the names that other
 would change the training and is neither is refused by name.
 """
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from research.data.sources.formats.base import Format, Record, check_text, refuse_fields
 from research.data.sources.formats.tool_calls import check_results, read_call_turn, read_calls
 from research.data.sources.formats.unread import WEIGHTS, check_conversation_fields
+from research.runtime import unique_json
 from research.text.conversation import REASONING, WEIGHT
 
 # Who may speak in a conversation, and other names of them.
@@ -123,7 +123,7 @@ def _read_json(record: Record, name: str, kind: type) -> Any:
     value = record.get(name)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = unique_json.parse(value)
         except ValueError as error:
             raise ValueError(f"field {name!r} is no JSON: {error}.") from None
     if value is not None and not isinstance(value, kind):

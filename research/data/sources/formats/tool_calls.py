@@ -1,9 +1,10 @@
 """Calls of tools and their results in a record: checked, so that each result answers a call."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from research.runtime import unique_json
 
 # A call that an answer spells in its text, as Hermes' records do: results may follow it.
 _SPELLED_CALL = re.compile(r'tool_call|function|"name"', re.IGNORECASE)
@@ -13,7 +14,7 @@ def read_call_turn(turn: dict[str, Any], where: str) -> dict[str, Any]:
     """A message whose text is a call of a tool, or several, as one with `tool_calls`."""
     text = turn.get("content", turn.get("value"))
     try:
-        calls = json.loads(text) if isinstance(text, str) else text
+        calls = unique_json.parse(text) if isinstance(text, str) else text
     except ValueError as error:
         raise ValueError(f"{where} must be a call of a tool as JSON: {error}.") from None
     calls = calls if isinstance(calls, list) else [calls]
@@ -62,7 +63,7 @@ def _check_call(call: Mapping[str, Any], where: str) -> None:
         )
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = unique_json.parse(arguments)
         except ValueError as error:
             raise ValueError(
                 f"{where}: the arguments of {name!r} are no JSON: {error}. Mend them, or give "

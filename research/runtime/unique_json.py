@@ -1,0 +1,28 @@
+"""JSON in which no object has a key twice: of two values, one would be lost without a word."""
+
+import json
+from typing import Any
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} appears twice in one object: keep one of them")
+    return content
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def parse(content: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or an object in it has a key twice.
+        RecursionError: it is nested too deeply.
+    """
+    if isinstance(content, bytes):
+        content = content.decode(json.detect_encoding(content), "surrogatepass")
+    return _DECODER.decode(content)
