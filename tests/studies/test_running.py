@@ -17,7 +17,7 @@ from research.studies.desk import Desk
 from research.studies.ledger import Ledger
 from research.training import choice
 from research.training.session import Session
-from tests.helpers import tiny_run
+from tests.helpers import rounding, tiny_run
 
 LORA = {"kind": "lora", "rank": 2}
 FORMS = {"slow": Form({"learning_rate": 1e-3}), "fast": Form({"learning_rate": 1e-2})}
@@ -90,7 +90,7 @@ def test_trials_that_train_together_have_the_rows_of_single_ones(
     one_device = choice.Choice("map", tuple(jax.devices()[:1]))
     monkeypatch.setattr(choice, "probe", lambda session, opened_runs: one_device)
     forms = FORMS | {"bad": Form({"learning_rate": 1e38}), "wide": Form({"method": LORA})}
-    study = make_study(config, forms=forms)
+    study = make_study(config, forms=forms, changes={"max_skipped": 1})
     rows = {}
     for size in (1, 4):
         desk = Desk(study, tmp_path / str(size))
@@ -100,8 +100,11 @@ def test_trials_that_train_together_have_the_rows_of_single_ones(
     assert sorted(row["status"] for row in rows[4].values()) == ["diverged"] + ["finished"] * 3
     for address, row in rows[4].items():
         alone = rows[1][address]
-        same = ("status", "heldout_loss", "fingerprint", "artifact_bytes", "skipped")
+        same = ("status", "skipped", "steps", "tokens")
         assert [row.get(name) for name in same] == [alone.get(name) for name in same]
+        if row["status"] == "finished":  # the tests' compiler fuses otherwise inside a map
+            losses = row["heldout_loss"], alone["heldout_loss"]
+            rounding.assert_close(*losses, roundings=tiny_run.ROUNDINGS)
         assert row.get("together") == (None if row["form"] == "wide" else 3)
         log = (tmp_path / "4/trials" / address / running.LOG).read_text()
         assert ("together   3 trials, map" in log) == (row["form"] != "wide")
