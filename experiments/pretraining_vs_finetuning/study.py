@@ -9,7 +9,8 @@ from typing import Any
 
 from configs.studies import longer
 from configs.studies.labels import SCRATCH, task
-from research.studies import SEED_KEYS, Comparison, Form, Stage, Study, Sweep, axis, named, product
+from research import studies
+from research.studies import Comparison, Form, Stage, Study, Sweep, axis, product, variants
 
 LABELS = axis("data.sources[0].max_records", 10, 40, 160, 640, 4000)
 TASKS = {"licences": task("licences"), "diabetes": task("diabetes")}
@@ -45,9 +46,9 @@ def get_study() -> Study:
         refuted_if="from scratch answers as well at equal labels, or LoRA lies 10 points behind",
         config="configs/studies/labels.py",
         forms=FORMS,
-        axes=product(named("task", **TASKS, **WRONG), LABELS),
+        axes=product(variants("task", **TASKS, **WRONG), LABELS),
         only=is_asked,
-        seed_keys=(*SEED_KEYS, "data.sources[0].sample_seed"),
+        seed_keys=(*studies.SEED_KEYS, "data.sources[0].sample_seed"),
         sweep=Sweep(factor=2, max_growth=2),
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
         bases=longer.MAKES,

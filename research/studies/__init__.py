@@ -3,7 +3,7 @@
 from research.studies import Form, Stage, Study, Sweep, axis, product
 """
 
-from research.studies.axes import SEED_KEYS, Axes, axis, chain, named, product, sample, zipped
+from research.studies.axes import SEED_KEYS, Axes, axis, chain, product, sample, variants, zipped
 from research.studies.comparisons import Comparison, Ratio, Trend
 from research.studies.study import Equal, Form, Stage, Study, Sweep
 
@@ -20,7 +20,7 @@ __all__ = [
     "Trend",
     "axis",
     "chain",
-    "named",
+    "variants",
     "product",
     "sample",
     "zipped",

@@ -4,7 +4,7 @@
     zipped(axis("steps", 100, 200), axis("data.batch_size", 32, 16))                      2 points
     chain(axis("method.rank", 1, 4), axis("method.rank", 64))                             3 points
     sample(8, product(...), seed=0)                                                       8 of them
-    named("task", law={"data.sources": ...}, health={"data.sources": ...})                2 points
+    variants("task", law={"data.sources": ...}, health={"data.sources": ...})             2 points
 
 A key is a path of the config, or the end of one that no other path has. Every combinator is a pure
 function: the same arguments give the same points in the same order.
@@ -24,7 +24,7 @@ SEED_KEYS = ("seed", "data.seed")
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
+class Variant:
     """Several changes of a config under one name."""
 
     name: str
@@ -71,22 +71,24 @@ def axis(key: str, *values: Any) -> Axes:
     return Axes(tuple({key: value} for value in values))
 
 
-def named(key: str, **values: Mapping[str, Any]) -> Axes:
-    """Values that each change several config keys; tables and queries say `key` and their names."""
-    return Axes(tuple({key: Named(name, changes)} for name, changes in values.items()))
+def variants(key: str, **values: Mapping[str, Any]) -> Axes:
+    """Values that each change several config keys; tables and queries have `key` and names."""
+    return Axes(tuple({key: Variant(name, changes)} for name, changes in values.items()))
 
 
 def expand(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Config key -> value of a point, where a named value stands for its changes."""
+    """Config key -> value of a point, where a variant stands for its changes."""
     changes: dict[str, Any] = {}
     for key, value in point.items():
-        changes |= value.changes if isinstance(value, Named) else {key: value}
+        changes |= value.changes if isinstance(value, Variant) else {key: value}
     return changes
 
 
-def named_values(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value of a point as tables and queries have it: a named value's name."""
-    return {key: str(value) if isinstance(value, Named) else value for key, value in point.items()}
+def variant_names(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of a point as tables and queries have it: a variant's name."""
+    return {
+        key: str(value) if isinstance(value, Variant) else value for key, value in point.items()
+    }
 
 
 def product(*axes: Axes) -> Axes:

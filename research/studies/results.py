@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from research.studies.axes import named_values
+from research.studies.axes import variant_names
 from research.studies.ledger import FINISHED, Row
 from research.studies.schedule import Lookup, Progress
 from research.studies.study import TUNED
@@ -69,7 +69,7 @@ def joined_rows(
         row = find_row(resolver, rows, trial)
         if row is not None:
             place: dict[str, Any] = {"stage": trial.stage, "form": trial.cell.form}
-            place |= named_values(trial.cell.point)
+            place |= variant_names(trial.cell.point)
             if trial.value is not None and resolver.sweep_key is not None:
                 place[resolver.sweep_key] = trial.value
             yield {**row, **place, "cell": trial.cell.label, "seed": trial.seed} | forgetting(

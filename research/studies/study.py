@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from research.config.user_code import errors_with_line, load_file
 from research.evaluation.baselines import BASELINES
-from research.studies.axes import SEED_KEYS, Axes, expand, named_values
+from research.studies.axes import SEED_KEYS, Axes, expand, variant_names
 from research.studies.cells import Cell
 from research.studies.comparisons import AnyComparison, Comparison, Ratio, Trend
 from research.studies.located import located
@@ -209,7 +209,7 @@ class Study:
             Cell(form, number, point)
             for form in self.forms
             for number, point in enumerate(self.axes)
-            if self.only is None or self.only(form, named_values(point))
+            if self.only is None or self.only(form, variant_names(point))
         )
         if not cells:
             raise ValueError("`only` leaves no cell")

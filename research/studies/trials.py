@@ -15,7 +15,7 @@ from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.studies import measures, ways
-from research.studies.axes import Named, expand
+from research.studies.axes import Variant, expand
 from research.studies.bases import recipe
 from research.studies.budgets import Start, abstract_program, solve, tokens_of
 from research.studies.cells import Cell
@@ -238,10 +238,10 @@ class Resolver:
         return self._full(self.study.forms[cell.form].changes) | self._full(cell.point)
 
     def _full(self, changes: Mapping[str, Any], expanded: bool = True) -> dict[str, Any]:
-        """With whole paths for keys; of named values, what they change, or (for a table) they."""
+        """With whole paths for keys; of variants, what they change, or (for a table) they."""
         full_keys: dict[str, Any] = {}
         for key, value in (expand(changes) if expanded else changes).items():
-            if isinstance(value, Named):
+            if isinstance(value, Variant):
                 full_keys[key] = value
             elif key.startswith(_ASKS):
                 name = paths.full_path(Evaluation, key.removeprefix(_ASKS))

@@ -6,7 +6,7 @@ from research.checkpoints import runs
 from research.config import schema
 from research.data.sources import open_source
 from research.evaluation import baselines, report
-from research.studies import Form, Stage, Study, axis, named, product
+from research.studies import Form, Stage, Study, axis, product, variants
 from research.studies.desk import Desk
 from tests.helpers import tiny_run
 
@@ -116,7 +116,7 @@ def test_named_values_change_several_keys_and_tables_say_their_names(study, tmp_
     plain = study(
         changes={},
         forms=forms,
-        axes=product(named("size", one=one, two=two), axis("log_every", 1, 2)),
+        axes=product(variants("size", one=one, two=two), axis("log_every", 1, 2)),
         only=lambda form, point: form == "full" or point == {"size": "one", "log_every": 1},
         stages=(Stage("confirm", (0,)),),
     )
