@@ -24,21 +24,19 @@ from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
 from research.checkpoints.fingerprint import Checksum
+from research.checkpoints.step_folders import MARKERS, is_committed, scan
 from research.runtime.files import check_no_link, remedy
 from research.runtime.storage import (
     absolute,
     describe_storage_error,
     is_folder,
     is_remote,
-    storage_errors,
 )
 from research.tree import check_names, nearest
 
 Arrays = dict[str, jax.Array]
 Abstract = Mapping[str, jax.ShapeDtypeStruct]
 
-# Orbax writes both last; on gs://, where folders cannot be renamed, only the first counts.
-MARKERS = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # bytes of chunks in flight while one array is read; chunks have 64 MiB at most
 _READ_AHEAD = 2**28
 # sha256 of each of the small files, by name; checkpoints of old have none
@@ -72,6 +70,26 @@ class Checkpoint:
     def metadata(self) -> dict[str, Any]:
         """The metadata that was passed to `save`."""
         return self._json("metadata.json")
+
+    def check_step(self) -> None:
+        """Refuses a folder whose number is not that of the step in it: it was renamed.
+
+        A folder without a number was copied out of a run, and is taken as it is.
+
+        Raises:
+          ValueError: naming both.
+          CheckpointError: the step cannot be read.
+        """
+        if not self.path.name.isdecimal():
+            return
+        step = self.metadata().get("step")
+        if step is None and "step" in self.checksums():  # of old; a model alone has none
+            step = int(self.read("step")["step"])
+        if step is not None and step != self.step:
+            raise ValueError(
+                f"{self.path} holds step {step}, not {self.step}: it was renamed, or copied to the "
+                f"place of another step; rename it to {step}"
+            )
 
     def metrics(self) -> dict[str, float | None]:
         """The metrics that were passed to `save`; None stands for a number that is not finite."""
@@ -272,7 +290,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
     """
     folder = absolute(path)
     if is_folder(folder / "state") or any((folder / marker).exists() for marker in MARKERS):
-        if not _is_committed(folder):
+        if not is_committed(folder):
             raise CheckpointError(
                 f"{folder} is not a complete checkpoint: {' or '.join(MARKERS)} is missing, so "
                 f"its save was cut short. Complete steps beside it: {scan(folder.parent)[0]}."
@@ -328,20 +346,6 @@ def _check_fit(
     if problems:
         more = [f"and {len(problems) - 16} more"] if len(problems) > 16 else []
         raise ValueError(f"{what} do not fit:\n  " + "\n  ".join(problems[:16] + more))
-
-
-def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
-    """The steps in a checkpoints folder, ascending: (complete, incomplete)."""
-    if not is_folder(directory):
-        return [], []
-    with storage_errors(directory):
-        steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
-        complete = [step for step in steps if _is_committed(directory / str(step))]
-    return complete, sorted(set(steps) - set(complete))
-
-
-def _is_committed(folder: epath.Path) -> bool:
-    return all((folder / marker).exists() for marker in MARKERS)
 
 
 @functools.cache

@@ -48,11 +48,11 @@ from research.checkpoints.checkpoint import (
     advice,
     open_checkpoint,
     reason,
-    scan,
     sha256,
 )
-from research.checkpoints.removal import remove_leftovers
+from research.checkpoints.removal import check_overwritable, remove_leftovers
 from research.checkpoints.retention import Retention
+from research.checkpoints.step_folders import describe_incomplete, scan
 from research.runtime.files import check_no_link
 from research.runtime.locks import LockLostError
 from research.runtime.storage import absolute, describe_storage_error, is_remote
@@ -183,6 +183,7 @@ class Checkpointer:
         context.array.saving.use_compression = False
         # so that reading holds little beside the array itself
         context.array.saving.storage_options.chunk_byte_size = 2**26
+        check_overwritable(path)
         try:
             self._remove_leftovers()
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -240,9 +241,7 @@ class Checkpointer:
         if self._pending is not None or jax.process_index() != 0:
             return steps  # an incomplete one may be a step that the writer is just removing
         for step in set(incomplete) - self._reported:
-            log.warning(
-                "ignoring %s: no commit marker, its save was cut short", self.directory / str(step)
-            )
+            log.warning("ignoring %s", describe_incomplete(self.directory / str(step), steps))
         self._reported.update(incomplete)
         return steps
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from etils import epath
 
-from research.checkpoints.checkpoint import MARKERS, scan
+from research.checkpoints.checkpoint import CheckpointError
+from research.checkpoints.step_folders import MARKERS, STEP_NAMES, other_names, scan
 from research.runtime.files import check_no_link, remove
 from research.runtime.storage import absolute, is_folder, is_remote
 
@@ -20,7 +21,8 @@ LEFTOVER = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 def remove_leftovers(directory: str | os.PathLike[str]) -> None:
     """Removes what killed saves left in a folder of checkpoints: steps begun or half removed.
 
-    A step without commit marker that is newer than the complete ones stays.
+    A step without commit marker that is newer than the complete ones stays, and so does one that
+    holds what no save writes; that is said.
 
     Raises:
       LinkError: the folder is a symbolic link.
@@ -37,12 +39,35 @@ def remove_leftovers(directory: str | os.PathLike[str]) -> None:
         if steps and step < steps[-1] and is_folder(folder / str(step) / "state")
     ]
     for name in names:
+        if name.isdecimal() and (others := other_names(folder / name)):
+            log.warning(
+                "%s has no commit marker and is not removed: no save wrote %s in it",
+                folder / name,
+                ", ".join(others[:3]),
+            )
+            continue
         log.warning("removing %s, left by a save that was cut short", folder / name)
         remove(folder / name, folder)
 
 
+def check_overwritable(path: epath.Path) -> None:
+    """Refuses a folder in a step's place with what no save writes: a save removes what is there.
+
+    Raises:
+      CheckpointError: naming both.
+    """
+    if others := other_names(path):
+        raise CheckpointError(
+            f"{path} is in the place of step {path.name} and holds {', '.join(others[:3])}, "
+            "which no save wrote: it is left as it is, and the steps before too. Move it away "
+            "and start the same command again"
+        )
+
+
 def remove_step(path: epath.Path) -> None:
     """Removes a step's folder, such that it is never complete on the way; of a link the link alone.
+
+    What no save wrote in it stays, and the folder with it; that is said.
 
     Raises:
       LinkError: the folder of all steps is a symbolic link.
@@ -52,5 +77,8 @@ def remove_step(path: epath.Path) -> None:
     if not is_remote(path) and Path(path).is_symlink():  # another run's, perhaps
         remove(path, directory)
         return
-    for part in (*MARKERS, "files", "state", ""):
+    others = other_names(path)
+    for part in (*MARKERS, *sorted(STEP_NAMES - {*MARKERS}), *([] if others else [""])):
         remove(path / part, directory)
+    if others:
+        log.warning("%s was removed but for %s, which no save wrote", path, ", ".join(others[:3]))

@@ -7,8 +7,9 @@ from typing import Literal
 
 from etils import epath
 
-from research.checkpoints.checkpoint import Checkpoint, CheckpointError, scan
+from research.checkpoints.checkpoint import Checkpoint, CheckpointError
 from research.checkpoints.removal import remove_step
+from research.checkpoints.step_folders import other_names, scan
 from research.runtime.files import check_no_link
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Retention:
             path = self._directory / str(step)
             if step > steps[-1] or not (path / "state").exists():
                 continue  # not older than the newest good step, or not a checkpoint at all
+            if step in incomplete and other_names(path):
+                continue  # as of `remove_leftovers`
             remove_step(path)
 
     def rank(self, steps: list[int]) -> tuple[list[int], list[int]]:

@@ -129,10 +129,12 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
     Raises:
       FileNotFoundError: no checkpoint there, or the base is gone.
       CheckpointError: a file of it is missing or damaged.
-      ValueError: the base is not the one that the run was tuned on.
+      ValueError: the base is not the one that the run was tuned on, or the folder's number is not
+        that of the step in it.
     """
     checkpoint = open_checkpoint(path)
     metadata = checkpoint.metadata()
+    checkpoint.check_step()
     where = f"{checkpoint.path}: metadata"
     with checkpoint.errors_in("metadata.json"):
         experiment, model, recorded_base = (

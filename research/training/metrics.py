@@ -174,10 +174,18 @@ class MetricsWriter:
         self._reopen()
 
     def _reopen(self) -> None:
-        """Takes the file that is there now as the run's."""
+        """Takes the file that is there now as the run's; of one that has another name elsewhere (a
+        hard link) a copy, as a line more would be in that file too."""
         self._file.close()
         files.check_no_link(self._path, self._folder)
         self._open()
+        if os.fstat(self._file.fileno()).st_nlink > 1:
+            self._file.seek(0)
+            content = self._file.read()
+            self._file.close()
+            files.atomic_write(self._path, content)
+            log.warning("%s is a hard link: the run goes on in a copy of it", self._path)
+            self._open()
         self._file.seek(0)
         text = self._file.read()
         self.steps = MetricSteps(_good_rows(text))
@@ -243,11 +251,13 @@ def _read_lines(path: Any) -> Iterator[tuple[dict[str, Any], str]]:
             return  # the process died while it wrote this line
         try:
             row = json.loads(line)
-            row["step"]
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
+            row = None
+        if not _is_row(row):
             raise ValueError(
-                f"{path}, line {number}: not a JSON object with a step; delete the line"
-            ) from None
+                f"{path}, line {number}: not a JSON object with a step, a whole number; delete the "
+                "line"
+            )
         yield row, line.decode()
 
 
@@ -263,5 +273,9 @@ def _good_rows(text: str) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+            if _is_row(row):
                 yield row
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import jax
 
 from research.checkpoints import runs
-from research.checkpoints.checkpoint import MARKERS, Checkpoint, CheckpointError, scan
+from research.checkpoints.checkpoint import Checkpoint, CheckpointError
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.checkpoints.runs import Run
+from research.checkpoints.step_folders import other_names, scan
 from research.config import schema
 from research.data.pipeline import Pipeline
 from research.experiment import Experiment
@@ -103,19 +105,68 @@ def _find_start(
     if not step and not (step := _finished_step(experiment, workdir)):
         return Start(0, 0.0, experiment.schedule)
     folder = CHECKPOINTS if checkpointer.latest_step() else MODEL
-    saved = runs.open_run(workdir / folder / str(step), experiment.init_from)
-    assert saved.experiment is not None  # imported models lie in no run's checkpoints
+    place = workdir / folder / str(step)
+    _check_own(experiment, data, place, workdir, is_needed=True)
+    saved = runs.open_run(place, experiment.init_from)
     metadata = saved.checkpoint.metadata()
-    check_same_run(experiment, saved.experiment, workdir)
+    assert saved.experiment is not None  # as was checked
     with saved.checkpoint.errors_in("metadata.json"):
-        fingerprints, seconds = dict(metadata["data"]), float(metadata["seconds"])
-        fingerprints["the tokenizer"] = metadata["tokenizer"]
-    check_same_data(fingerprints, data, workdir)
+        seconds = float(metadata["seconds"])
     schedule = find_schedule(experiment, saved.experiment, step, workdir)
-    is_finished = step >= experiment.steps and (workdir / SUMMARY).exists()
-    summary = Summary.read(workdir) if is_finished else None
+    summary = _finished_summary(experiment, workdir, step) if step >= experiment.steps else None
+    if summary is None and folder == MODEL:
+        raise ValueError(
+            f"{workdir / SUMMARY} is not that of {place}, whose checkpoints are gone: put back the "
+            "summary or the checkpoints, or choose another --workdir"
+        )
     metrics_steps = metadata.get("metrics_steps", metadata.get("metrics_lines"))
     return Start(step, seconds, schedule, metrics_steps, summary)
+
+
+def _finished_summary(experiment: Experiment, workdir: Path, step: int) -> Summary | None:
+    """The summary of a run that is over after `step` steps; None, with the reason, where its end
+    is to be made once more: the model is not there, or the summary tells of something else.
+
+    Raises:
+      ValueError: the summary is damaged.
+    """
+    if not storage.is_file(workdir / SUMMARY):
+        return None
+    summary = Summary.read(workdir)
+    steps, _ = scan(storage.absolute(workdir) / MODEL)
+    difference = ""
+    if summary.steps != step:
+        difference = f"it tells of {summary.steps} steps"
+    elif not _is_same(summary.metrics.get("loss"), _last_loss(workdir, step)):
+        difference = f"its loss is not that of step {step} in {workdir / METRICS}"
+    if difference:
+        log.warning(
+            "%s is not that of this run, which has %d steps behind it: %s; it is written anew",
+            workdir / SUMMARY,
+            step,
+            difference,
+        )
+        return None
+    if step not in steps:
+        log.warning(
+            "%s is not there: it is made from the checkpoint of step %d",
+            workdir / MODEL / str(step),
+            step,
+        )
+        return None
+    return summary
+
+
+def _last_loss(workdir: Path, step: int) -> float | None:
+    """The loss of a step in the metrics; None: it has no line there."""
+    path = storage.absolute(workdir) / METRICS
+    rows = read_metrics(path) if storage.is_file(path) else []
+    return next((row["loss"] for row in rows if row["step"] == step and "loss" in row), None)
+
+
+def _is_same(a: float | None, b: float | None) -> bool:
+    """Whether two numbers are equal, as far as they are there and finite: a file has null else."""
+    return a == b or any(x is None or not math.isfinite(x) for x in (a, b))
 
 
 def check_steps(now: Experiment, data: Pipeline, workdir: Path, step: int) -> None:
@@ -137,13 +188,16 @@ def check_steps(now: Experiment, data: Pipeline, workdir: Path, step: int) -> No
             elif os.path.islink(place):
                 continue  # nothing is saved there
             if number in complete_steps:
-                _check_own(now, data, place, is_needed=number >= step)
+                _check_own(now, data, place, workdir, is_needed=number >= step)
             elif number >= step:
                 _check_no_other_folder(place)
 
 
-def _check_own(now: Experiment, data: Pipeline, place: Path, is_needed: bool) -> None:
-    """Raises ValueError for a step of another run; one that is not needed may be damaged."""
+def _check_own(
+    now: Experiment, data: Pipeline, place: Path, workdir: Path, is_needed: bool
+) -> None:
+    """Raises ValueError for a step of another run, or one that was renamed; one that is not needed
+    may be damaged."""
     checkpoint = Checkpoint(storage.absolute(place))
     try:
         metadata = checkpoint.metadata()
@@ -161,18 +215,26 @@ def _check_own(now: Experiment, data: Pipeline, place: Path, is_needed: bool) ->
     try:
         check_same_run(now, experiment, place)
         check_same_data(fingerprints, data, place)
+        _check_number(checkpoint, is_needed)
     except ValueError as error:
+        files.check_no_link(place, workdir)  # which says where the other run is
         raise ValueError(f"{error}; or move {place} away, where it was put there") from error
+
+
+def _check_number(checkpoint: Checkpoint, is_needed: bool) -> None:
+    """Raises ValueError for a step that was renamed; one that is not needed may be damaged."""
+    try:
+        checkpoint.check_step()
+    except CheckpointError:
+        if is_needed:
+            raise
 
 
 def _check_no_other_folder(place: Path) -> None:
     """Raises ValueError for what is neither a checkpoint nor what a kill left of one."""
-    if storage.is_remote(place):  # what a kill left there has many forms
-        return
-    names = {path.name for path in place.iterdir()} if place.is_dir() else {"a file"}
-    if other_names := names - {"state", "files", *MARKERS}:
+    if others := other_names(place):
         raise ValueError(
-            f"{place} is no checkpoint (it has {', '.join(sorted(other_names)[:3])}), and the run "
+            f"{place} is no checkpoint (it has {', '.join(others[:3])}), and the run "
             "would save there: move it away"
         )
 

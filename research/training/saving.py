@@ -87,6 +87,7 @@ class RunSaver:
             stacking.unstack_for_saving(arrays),
             self._metadata
             | {
+                "step": step,
                 "seconds": self._timing.total_seconds,
                 "metrics_steps": self._writer.steps.progressions,
             },

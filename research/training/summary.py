@@ -80,6 +80,8 @@ class Summary:
           ValueError: it is damaged.
         """
         content = read_summary(workdir)
+        if type(content.get("steps")) is not int:
+            raise _damaged(workdir, "it has no number of steps")
         names = [field.name for field in dataclasses.fields(cls) if field.name != "metrics"]
         fields = {name: content.pop(name, None) for name in names}
         return cls(metrics=content, **fields)
@@ -92,12 +94,19 @@ def read_summary(workdir: Path) -> dict[str, Any]:
       ValueError: it is damaged.
     """
     try:
-        return dict(json.loads((workdir / SUMMARY).read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{workdir / SUMMARY} is damaged ({error}): delete it, and graft train with the run's "
-            "config writes it again"
-        ) from error
+        content = json.loads((workdir / SUMMARY).read_text())
+    except ValueError as error:
+        raise _damaged(workdir, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(workdir, f"{content!r:.40} is no JSON object")
+    return content
+
+
+def _damaged(workdir: Path, cause: Exception | str) -> ValueError:
+    return ValueError(
+        f"{workdir / SUMMARY} is damaged ({cause}): delete it, and graft train with the run's "
+        "config writes it again"
+    )
 
 
 def summarize(

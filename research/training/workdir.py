@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 
 from research.checkpoints import runs
-from research.checkpoints.checkpoint import scan
 from research.checkpoints.removal import remove_leftovers
+from research.checkpoints.step_folders import scan
 from research.config import schema
 from research.experiment import Experiment
 from research.runtime import files, locks, signals, storage

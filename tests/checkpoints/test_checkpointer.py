@@ -306,7 +306,8 @@ def test_steps_without_commit_marker_are_skipped_and_named_once(tmp_path, caplog
         checkpointer = Checkpointer(tmp_path)
         assert checkpointer.latest_step() == checkpointer.latest_step() == 1
     assert [r.getMessage() for r in caplog.records] == [
-        f"ignoring {tmp_path}/2: no commit marker, its save was cut short"
+        f"ignoring {tmp_path}/2: no commit marker, its save was cut short; "
+        "the newest complete step is 1"
     ]
     with checkpointer:
         assert checkpointer.save(2, _arrays(5), {})  # over the incomplete one

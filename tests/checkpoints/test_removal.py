@@ -8,9 +8,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.checkpoints.checkpoint import MARKERS, scan
 from research.checkpoints.removal import remove_leftovers
 from research.checkpoints.retention import Retention
+from research.checkpoints.step_folders import MARKERS, scan
 from research.runtime.files import LinkError
 from research.runtime.storage import absolute
 

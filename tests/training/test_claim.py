@@ -6,10 +6,14 @@ import time
 
 import pytest
 
+from research.checkpoints import runs
+from research.checkpoints.checkpoint import Checkpoint, CheckpointError
 from research.checkpoints.checkpointer import open_checkpoint
-from research.runtime import locks
+from research.checkpoints.step_folders import MARKERS
+from research.runtime import locks, storage
 from research.runtime.files import LinkError
 from research.training.loop import train
+from research.training.session import Session
 from tests.helpers import tiny_run
 
 
@@ -139,7 +143,105 @@ def test_a_model_of_the_same_run_with_other_numbers_is_written_anew(run, caplog)
     own = open_checkpoint(folder / "model", 6).checksums()
     (folder / "summary.json").unlink()
     shutil.rmtree(folder / "model" / "6")
-    shutil.copytree(folder / "checkpoints" / "4", folder / "model" / "6")  # of step 4
+    shutil.copytree(folder / "checkpoints" / "4", folder / "model" / "6")
+    metadata = folder / "model" / "6" / "files" / "metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"step": 6}))
+    (metadata.parent / "digests.json").unlink()
     train(experiment(6), folder)
     assert open_checkpoint(folder / "model", 6).checksums() == own
     assert "model/6 held other arrays than those of this run" in caplog.text
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_a_step_without_its_marker_is_saved_again_from_the_step_before(run, caplog, marker):
+    folder, experiment = run
+    (folder / "checkpoints" / "4" / marker).unlink()
+    train(experiment(4), folder)
+    message = "checkpoints/4: no commit marker, its save was cut short; the newest complete step is"
+    assert f"{message} 2" in caplog.text
+    assert open_checkpoint(folder / "checkpoints").step == 4 and len(tiny_run.lines(folder)) == 4
+    (folder / "model" / "4" / marker).unlink()
+    assert train(experiment(4), folder).finished
+    assert open_checkpoint(folder / "model").step == 4
+
+
+@pytest.mark.parametrize("name", ["checkpoints/6", "model/6"])
+def test_a_folder_put_in_the_place_of_a_step_under_a_live_run_ends_it_and_stays(run, name):
+    folder, experiment = run
+
+    def watch(step, *_):
+        if step == 5:
+            (folder / name).mkdir(parents=True)
+            (folder / name / "precious.txt").write_text("mine")
+
+    with pytest.raises(CheckpointError, match=rf"{name} is in the place of .*precious.txt"):
+        train(experiment(6), folder, on_step=watch)
+    assert (folder / name / "precious.txt").read_text() == "mine"
+    assert open_checkpoint(folder / "checkpoints", 4)
+
+
+def test_what_no_save_wrote_in_an_old_step_stays(run, caplog):
+    folder, experiment = run
+    begun = folder / "checkpoints" / "1"
+    (begun / "state").mkdir(parents=True)
+    for path in (begun, folder / "checkpoints" / "2"):
+        (path / "mine.txt").write_text("mine")
+    train(experiment(6), folder)
+    assert [path.name for path in (folder / "checkpoints" / "2").iterdir()] == ["mine.txt"]
+    assert (begun / "state").exists() and (begun / "mine.txt").exists()
+    assert f"{begun} has no commit marker and is not removed: no save wrote mine.txt" in caplog.text
+
+
+def test_a_step_that_was_renamed_is_refused(run):
+    folder, experiment = run
+    (folder / "checkpoints" / "4").rename(folder / "checkpoints" / "5")
+    message = "checkpoints/5 holds step 4, not 5: it was renamed"
+    with pytest.raises(ValueError, match=message):
+        train(experiment(6), folder)
+    with pytest.raises(ValueError, match=message):
+        runs.open_run(folder)
+    step = Checkpoint(storage.absolute(folder / "checkpoints" / "5"))
+    metadata = json.loads((step.path / "files" / "metadata.json").read_text())
+    assert metadata.pop("step") == 4
+    (step.path / "files" / "metadata.json").write_text(json.dumps(metadata))
+    (step.path / "files" / "digests.json").unlink()
+    with pytest.raises(ValueError, match=message):  # one of old: its state tells
+        step.check_step()
+
+
+def test_another_runs_newest_step_is_named(run, stranger, tmp_path):
+    folder, experiment = run
+    shutil.copytree(stranger.parent, tmp_path / "strange")
+    shutil.copytree(folder / "checkpoints" / "4", tmp_path / "4")
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "checkpoints").symlink_to(tmp_path / "strange")
+    with pytest.raises(LinkError, match="run/checkpoints is a symbolic link to .*strange"):
+        train(experiment(6), folder)
+    (folder / "checkpoints").unlink()
+    shutil.move(tmp_path / "strange", folder / "checkpoints")
+    with pytest.raises(ValueError, match="checkpoints/2 holds a run of another experiment"):
+        train(experiment(6), folder)
+
+
+def test_the_end_of_a_run_is_made_once_more_where_its_model_or_summary_is_gone(run, caplog):
+    folder, experiment = run
+    session = Session()  # compiles once
+    summary = train(experiment(6), folder, session=session)
+    shutil.rmtree(folder / "model")
+    again = train(experiment(6), folder, session=session)
+    assert f"{folder}/model/6 is not there: it is made from the checkpoint of step 6" in caplog.text
+    assert open_checkpoint(folder / "model").step == 6 and again.metrics == summary.metrics
+    path = folder / "summary.json"
+    content = json.loads(path.read_text())
+    for change, message in (
+        ({"steps": 8}, "which has 6 steps behind it: it tells of 8 steps"),
+        ({"loss": 99.0}, "its loss is not that of step 6"),
+    ):
+        path.write_text(json.dumps(content | change))
+        train(experiment(6), folder, session=session)
+        assert message in caplog.text
+        assert json.loads(path.read_text())["loss"] == summary.metrics["loss"]
+    for damaged in ("{}", "[]"):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"summary.json is damaged .* delete it"):
+            train(experiment(6), folder, session=session)

@@ -72,6 +72,14 @@ def test_broken_line_is_named(tmp_path: Path) -> None:
     assert path.read_text().count("\n") == 3
 
 
+@pytest.mark.parametrize("step", ['"2"', "2.0", "true", "null", "-2"])
+def test_a_step_that_is_no_whole_number_is_named_too(tmp_path: Path, step: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{{"step": {step}}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: .* a whole number"):
+        metrics.read_metrics(path)
+
+
 def test_tensorboard_gets_every_scalar(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
@@ -135,6 +143,20 @@ def test_what_is_cut_or_replaced_while_training_is_gone_on_with_and_said(tmp_pat
             writer.write(5, {"loss": 1.0})
             writer.write(6, {"loss": 1.0})
         assert "remove the link" in str(error.value) and "disk space" not in str(error.value)
+
+
+def test_a_hard_link_is_not_written_through(tmp_path, caplog) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text('{"step": 1, "loss": 3.0}\n')
+    folder = tmp_path / "run"
+    with metrics.MetricsWriter(folder) as writer:
+        writer.write(1, {"loss": 1.0})
+        (folder / "metrics.jsonl").unlink()
+        (folder / "metrics.jsonl").hardlink_to(outside)
+        for step in (2, 3):
+            writer.write(step, {"loss": 0.5})
+    assert outside.read_text() == '{"step": 1, "loss": 3.0}\n' and steps(folder) == [1, 2, 3]
+    assert "metrics.jsonl is a hard link" in caplog.text
 
 
 def test_a_folder_that_is_gone_ends_the_run(tmp_path) -> None:

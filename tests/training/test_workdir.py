@@ -152,11 +152,11 @@ def test_ctrl_c_says_what_is_saved(world, run, tmp_path, monkeypatch, capsys, wh
     folder, experiment = run
     file = tiny_run.config_file(tmp_path, experiment(8))
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     if where == "program":
-        monkeypatch.setattr(loop, "make_program", interrupt)
+        monkeypatch.setattr(loop, "open_training", interrupt)
     else:  # a second one, while the loop waits for a save
         monkeypatch.setattr("research.training.saving.RunSaver.save", interrupt)
     for place, message in (
