@@ -47,8 +47,8 @@ def extend(then: Course, now: Course, step: int) -> ScheduleConfig:
       now: what is asked for.
 
     Returns:
-      That of `then`, made longer, where more steps are to be trained with hold or decay; else that
-      of `now` where its rates are those of `then` for all steps behind the run (it goes on smoothly
+      That of `then`, held or with another decay, where `now` says hold or decay; else that of
+      `now` where its rates are those of `then` for all steps behind the run (it goes on smoothly
       then, as every schedule does), or where it says bend.
 
     Raises:
@@ -61,8 +61,7 @@ def extend(then: Course, now: Course, step: int) -> ScheduleConfig:
         return dataclasses.replace(then.config, steps=then.length)
     is_same = np.isclose(then.rates(1, step), now.rates(1, step), rtol=_TOLERANCE, atol=0)
     on_resume = now.config.on_resume
-    is_longer = now.steps > then.steps or then.config.on_resume == on_resume  # or was made so
-    extends = is_longer and on_resume in ("hold", "decay")
+    extends = on_resume in ("hold", "decay")
     if now.config.on_resume == "bend" or (is_same.all() and not extends):
         return now.config
     if now.config.on_resume == "refuse":

@@ -61,6 +61,18 @@ def test_hold_and_decay_are_done_where_the_rates_behind_are_equal_too():
     assert extend(Course(config, 40), longer, 12) == config  # killed before its decay, and again
 
 
+@pytest.mark.parametrize("steps", [7, 9])
+def test_decay_is_done_in_a_run_that_is_not_made_longer(steps):
+    constant = ScheduleConfig(1.0, "constant")
+    config = extend(Course(constant, 9), request("decay", steps, constant), 5)
+    assert config.decays == ((5, steps),)
+    rates = Course(config, steps).rates(1, steps + 1)
+    assert (rates[:6] == 1).all() and (np.diff(rates[5:]) < 0).all()
+    assert extend(Course(config, steps), request("decay", steps, constant), 6) == config
+    begun = request("decay", 9, constant)  # it said so from the start: nothing to extend
+    assert extend(begun, begun, 5) == begun.config
+
+
 @pytest.mark.parametrize("step", [4, 10])
 def test_hold_keeps_the_schedule_and_then_its_final_rate(step):
     config = extend(Course(COSINE, 10), request("hold", 20), step)
