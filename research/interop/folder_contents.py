@@ -48,6 +48,24 @@ def check(path: Path) -> None:
         )
 
 
+def check_adapter(path: Path) -> None:
+    """Refuses an adapter beside a model.
+
+    Raises:
+      UnsupportedModelError: naming the model's file.
+    """
+    names = [
+        name
+        for name in unread_weights(path, ())
+        if not fnmatch.fnmatch(name, ADAPTER_WEIGHTS) and not name.endswith(".gguf")
+    ]
+    if names:
+        raise UnsupportedModelError(
+            f"{path} holds an adapter of PEFT and a model ({names[0]}), and nothing says whether "
+            "the model has it merged: move the adapter's files to a folder of their own"
+        )
+
+
 def unread_weights(path: Path, files_read: Collection[Path]) -> list[str]:
     """The names of files that hold weights, by their names, and that are not read."""
     return sorted(

@@ -31,6 +31,8 @@ from research.text import tokenizer as tokenizer_lib
 from research.text.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.json"
+# those that transformers adds to a tokenizer that has them not
+_NAMED_ROLES = tuple(f"{role}_token" for role in "bos eos unk sep pad cls mask".split())
 
 
 class ExternalModel(Protocol):
@@ -129,20 +131,49 @@ def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
 
 
 def _check_listed_tokens(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -> None:
-    """Refuses tokens that `tokenizer_config.json` lists and `tokenizer.json` has not, or has under
-    another number: transformers would add them."""
-    settings, known = _json_object(files, chat_template.SETTINGS, where), tokenizer.tokens()
-    numbers = {
-        token["content"]: int(number)
-        for number, token in (settings.get("added_tokens_decoder") or {}).items()
-    }
-    for name, number in numbers.items():
+    """Refuses tokens that the files beside `tokenizer.json` list and it has not, or has under
+    another number, or as part of the plain vocabulary: transformers would add them."""
+    known = tokenizer.tokens()
+    advice = "write both with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    for file, name, number in _numbered_tokens(files, where):
         if known.get(name) != number:
             raise UnsupportedModelError(
-                f"{where}: {chat_template.SETTINGS} lists the token {name!r} as number {number}, "
-                f"which is {known.get(name, 'none')} there; write both with "
-                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+                f"{where}: {file} lists the token {name!r} as number {number}, "
+                f"which is {known.get(name, 'none')} there; {advice}"
             )
+        if file == chat_template.ADDED and name not in tokenizer.named_tokens:
+            raise UnsupportedModelError(
+                f"{where}: {file} lists the token {name!r}, which is no added token there; {advice}"
+            )
+    settings = chat_template.read_settings(files)
+    for role in ("extra_special_tokens", "additional_special_tokens"):
+        tokens = settings.get(role) or []
+        for token in tokens.values() if isinstance(tokens, dict) else tokens:
+            name = token["content"] if isinstance(token, dict) else token
+            if name not in tokenizer.named_tokens:
+                raise UnsupportedModelError(
+                    f"{where}: {name!r} is one of {role} in the files beside it, and no added "
+                    f"token there; {advice}"
+                )
+    for role in _NAMED_ROLES:
+        token = settings.get(role)
+        token = token.get("content") if isinstance(token, dict) else token
+        if token and token not in known:
+            raise UnsupportedModelError(
+                f"{where}: {token!r} is the {role} in the files beside it, and no token there; "
+                f"{advice}"
+            )
+
+
+def _numbered_tokens(files: Mapping[str, bytes], where: str) -> Iterator[tuple[str, str, int]]:
+    """File, name and number of the tokens that are listed with numbers, in transformers' way: one
+    file instead of the other."""
+    settings = _json_object(files, chat_template.SETTINGS, where)
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        yield chat_template.SETTINGS, token["content"], int(number)
+    if "added_tokens_decoder" not in settings:
+        for name, number in _json_object(files, chat_template.ADDED, where).items():
+            yield chat_template.ADDED, name, number
 
 
 def import_model(
@@ -270,7 +301,9 @@ def _json_object(files: Mapping[str, bytes], name: str, where: str) -> dict[str,
 def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """The special tokens that begin, end and pad a text; where a model names none for beginning or
     padding, the end of the text before it serves, as in pretraining."""
-    token_names = _json_object(files, "tokenizer_config.json", where)
+    for name in (chat_template.SETTINGS, chat_template.TOKEN_NAMES):
+        _json_object(files, name, where)
+    token_names = chat_template.read_settings(files)
     token_ids = _json_object(files, huggingface.CONFIG, where)
     backend = tokenizer_lib.tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
 

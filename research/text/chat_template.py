@@ -19,6 +19,7 @@ from jinja2 import nodes
 from research.text import rendering, template_process
 
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+TOKEN_NAMES, ADDED = "special_tokens_map.json", "added_tokens.json"
 
 
 def find_template(files: Mapping[str, bytes]) -> str | None:
@@ -44,9 +45,17 @@ def find_tool_template(files: Mapping[str, bytes]) -> str | None:
     return by_name.get("tool_use") if is_used else None
 
 
+def read_settings(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The tokenizer's config, as transformers has it: `special_tokens_map.json` goes before it,
+    unless it lists the added tokens itself."""
+    settings = json.loads(files.get(SETTINGS, b"{}"))
+    names = {} if "added_tokens_decoder" in settings else json.loads(files.get(TOKEN_NAMES, b"{}"))
+    return {**settings, **names}
+
+
 def find_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """Special tokens by the names that templates know them by: those of the tokenizer's config."""
-    settings = json.loads(files.get(SETTINGS, b"{}"))
+    settings = read_settings(files)
     extra = settings.get("extra_special_tokens")
     tokens = {}
     for name, token in {**settings, **(extra if isinstance(extra, dict) else {})}.items():

@@ -15,6 +15,7 @@ import numpy as np
 from research import tree
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
+from research.interop import folder_contents
 from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.huggingface import read_json
 from research.interop.peft import (
@@ -143,6 +144,7 @@ def open_adapter(path: str | Path, base: Run) -> Adapter:
         content = read_json(path / CONFIG)
         switches.check(content, str(path / CONFIG))
         _check_weights(path)
+        folder_contents.check_adapter(path)
         tokenizer_files.check_size(path, base)
         adapter = _open(path, content, base)
     own = tokenizer_files.read(path, base)

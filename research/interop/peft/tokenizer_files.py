@@ -18,7 +18,8 @@ from research.interop.importing import TOKENIZER, check_sidecar_files, read_toke
 from research.text import chat_template
 from research.text.tokenizer import Tokenizer
 
-_ADDED = "added_tokens.json"
+# which go with a tokenizer's config, and so not the base's with the adapter's
+_LISTS = (chat_template.TOKEN_NAMES, chat_template.ADDED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ def read(path: Path, base: Run) -> TokenizerFiles:
         names = f", with {len(added)} tokens more ({', '.join(added[:4])})" if added else ""
         notes.append(f"its tokenizer is not the base's{names}: the adapter's is used")
     files = base.sidecar_files | own
+    if chat_template.SETTINGS in own:
+        files = {name: text for name, text in files.items() if name in own or name not in _LISTS}
     files.pop(TOKENIZER, None)
     if own:
         check_sidecar_files(own, str(path))
@@ -69,7 +72,8 @@ def _tokenizer(path: Path, own: Mapping[str, bytes], base: Run) -> Tokenizer:
     """The adapter's tokenizer; the base's own where it is the same."""
     if TOKENIZER not in own:
         _check_without(path, own, base.tokenizer)
-    settings = dict(base.sidecar_files)
+    settings = {name: text for name, text in base.sidecar_files.items() if name not in _LISTS}
+    settings |= {name: own[name] for name in _LISTS if name in own}
     names = {f"{theirs}_token": base.tokenizer.roles[role] for theirs, role in _ROLES.items()}
     with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
         stated = json.loads(own.get(chat_template.SETTINGS, b"{}"))
@@ -96,8 +100,8 @@ def check_size(path: Path, base: Run) -> None:
         if (path / TOKENIZER).is_file():
             backend = tokenizers.Tokenizer.from_str(read_text(path / TOKENIZER))
             numbers |= backend.get_vocab(with_added_tokens=True)
-        if (path / _ADDED).is_file():
-            numbers |= read_json(path / _ADDED)
+        if (path / chat_template.ADDED).is_file():
+            numbers |= read_json(path / chat_template.ADDED)
         if (path / chat_template.SETTINGS).is_file():
             listed = read_json(path / chat_template.SETTINGS).get("added_tokens_decoder") or {}
             numbers |= {token["content"]: int(number) for number, token in listed.items()}
@@ -129,7 +133,7 @@ def _check_without(path: Path, own: Mapping[str, bytes], tokenizer: Tokenizer) -
                 f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER), or take {name} "
                 "out where the tokenizer is the base's"
             )
-    added = read_json(path / _ADDED) if (path / _ADDED).is_file() else {}
+    added = read_json(path / chat_template.ADDED) if (path / chat_template.ADDED).is_file() else {}
     known = tokenizer.tokens()
     for name, number in added.items():
         if known.get(name) != number:

@@ -118,6 +118,17 @@ def test_the_kind_goes_before_pickles_and_missing_files(write, base):
         peft_importing.open_adapter(path, base)
 
 
+def test_an_adapter_beside_a_model_is_refused_with_its_base_too(write, base):
+    for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
+        path = write(files={"config.json": "{}", name: "x"})
+        refuses(path, base, f"holds an adapter of PEFT and a model .{name}")
+    peft_importing.open_adapter(write(files={"config.json": "{}"}), base)  # as trainers leave it
+    path = write(files={"special_tokens_map.json": '{"eos_token": "<|pad|>"}'})
+    assert (
+        peft_importing.open_adapter(path, base).tokenizer_files.tokenizer.roles["end"] == "<|pad|>"
+    )
+
+
 def test_neutral_and_harmless_fields_are_accepted(write, base, whole):
     more = dict.fromkeys(SWITCHES) | {
         "lora_dropout": 0.3, "eva_config": {"rho": 2}, "velora_config": {"scale": 1.0},

@@ -1,0 +1,62 @@
+"""The files beside tokenizer.json that list tokens: read as transformers does, or refused."""
+
+import json
+
+import pytest
+
+from research.interop import importing
+from research.interop.fields import UnsupportedModelError
+
+SETTINGS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": "<|end|>",
+    "pad_token": "<|pad|>",
+}
+
+
+@pytest.fixture
+def files(world):
+    """The files of a tokenizer: what its config says too, and other files' contents."""
+
+    def files(more=None, **lists):
+        contents = {"tokenizer_config.json": SETTINGS | (more or {})}
+        contents |= {f"{name}.json": content for name, content in lists.items()}
+        texts = {name: json.dumps(content).encode() for name, content in contents.items()}
+        return texts | {"tokenizer.json": (world.folder / "tokenizer.json").read_bytes()}
+
+    return files
+
+
+def read(files):
+    return importing.read_tokenizer(files, "tokenizer.json")
+
+
+def test_tokens_that_transformers_would_add_are_refused(files):
+    number = read(files()).tokens()["a"]
+    for those, match in (
+        (files(added_tokens={"<new>": 288}), "added_tokens.json lists .*'<new>' as number 288"),
+        (files(added_tokens={"a": number}), "lists the token 'a', which is no added token"),
+        (files(special_tokens_map={"mask_token": "<new>"}), "'<new>' is the mask_token"),
+        (files({"cls_token": "<new>"}), "'<new>' is the cls_token"),
+        (files({"additional_special_tokens": ["<new>"]}), "one of additional_special_tokens"),
+        (files({"extra_special_tokens": {"image": "<new>"}}), "one of extra_special_tokens"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=match):
+            read(those)
+    same = files({"extra_special_tokens": ["<|begin|>"]}, added_tokens={"<|end|>": 2})
+    assert read(same).end_id == 2 and read(same).fingerprint() == read(files()).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("more", "end"), [({}, "<|pad|>"), ({"added_tokens_decoder": {}}, "<|end|>")]
+)
+def test_the_map_of_special_tokens_goes_before_the_config_as_in_transformers(
+    files, more, end, tmp_path
+):
+    import transformers
+
+    those = files(more, special_tokens_map={"eos_token": {"content": "<|pad|>"}})
+    for name, content in those.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert read(those).roles["end"] == theirs.eos_token == end
