@@ -102,9 +102,10 @@ class Chat(Objective):
         question = {"role": "user", "content": "?"}
         answer = {"role": "assistant", "content": "!"}
         ends = [writer.write(from_messages([question, answer]))[-1].parts[-1].end]
-        function = {"name": "f", "description": "f", "parameters": {}, "arguments": {}}
-        call = {"id": "1", "type": "function", "function": function}
-        calling = from_messages([question, answer | {"content": "", "tool_calls": [call]}], [call])
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+        function = {"name": "f", "description": "f", "parameters": {}}
+        tool = {"type": "function", "function": function}
+        calling = from_messages([question, answer | {"content": "", "tool_calls": [call]}], [tool])
         with contextlib.suppress(ValueError):  # a template without tools
             ends.append(writer.write(calling)[-1].parts[-1].end)
         ids = [tokenizer.encode(end, special=True)[0] for end in ends]

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -114,7 +114,7 @@ _environment = functools.cache(template_process.make_environment)
 class Contents:
     """What a template is seen to do without running it."""
 
-    # Every name that it uses, its own among them.
+    # Names that it reads from outside.
     names: frozenset[str]
     # Whether it says itself what the assistant says, by `{% generation %}`.
     has_generation: bool
@@ -130,9 +130,48 @@ def read_contents(template: str) -> Contents:
     tree = _parse(template)
     blocks = tree.find_all(nodes.ExtensionAttribute)
     return Contents(
-        frozenset(name.name for name in tree.find_all(nodes.Name)),
+        _input_names(tree),
         any(block.identifier == template_process.Generation.identifier for block in blocks),
     )
+
+
+def _input_names(tree: nodes.Template) -> frozenset[str]:
+    """Names that a template reads from outside: not those that it gives a value itself, except
+    where it asks first whether they have one."""
+    assigned = {macro.name for macro in tree.find_all(nodes.Macro)}
+    optional: set[str] = set()
+    for block in tree.find_all(nodes.AssignBlock):
+        assigned |= _names(block.target)
+    for node in tree.find_all(nodes.Assign):
+        targets = _names(node.target)
+        assigned |= targets
+        if isinstance(node.node, nodes.Or | nodes.CondExpr):
+            optional |= targets & _names(node.node)
+    for test in tree.find_all((nodes.Test, nodes.Filter)):
+        if test.name in ("defined", "undefined", "none", "default", "d") and test.node:
+            optional |= _names(test.node)
+    return frozenset(_free_names(tree, frozenset())) - (assigned - optional)
+
+
+def _free_names(node: nodes.Node, bound: frozenset[str]) -> Iterator[str]:
+    """Names that are read and are no loop's variable or macro's parameter there."""
+    if isinstance(node, nodes.Name):
+        if node.ctx == "load" and node.name not in bound:
+            yield node.name
+        return
+    inner = bound
+    if isinstance(node, nodes.For):
+        inner = bound | _names(node.target) | {"loop"}
+    elif isinstance(node, nodes.Macro | nodes.CallBlock):
+        inner = bound.union(*(_names(each) for each in node.args))
+    for child in node.iter_child_nodes():
+        is_inside = child in getattr(node, "body", ()) or child is getattr(node, "test", None)
+        yield from _free_names(child, inner if is_inside else bound)
+
+
+def _names(node: nodes.Node) -> set[str]:
+    own = [node] if isinstance(node, nodes.Name) else []
+    return {name.name for name in (*own, *node.find_all(nodes.Name))}
 
 
 def render(

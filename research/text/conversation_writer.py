@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,12 @@ from research.text.conversation import REASONING, THOUGHT, Conversation
 from research.text.parts import Part, PartEncoder
 from research.text.rendering import RenderingError, View
 from research.text.special_names import PLACE, SpecialNames, find_blocks
-from research.text.template_checks import check_fields, check_tool_results, check_variables
+from research.text.template_checks import (
+    check_fields,
+    check_tool_results,
+    check_tools,
+    check_variables,
+)
 from research.text.template_input import TemplateInput
 from research.text.tokenizer import Tokenizer
 
@@ -93,6 +99,7 @@ class Writer:
         self._masks_reasoning = reasoning == "mask"
         self._ignored = frozenset(ignored_fields)
         self._today = today
+        self._checked_tools = {"null"}
         self._names = SpecialNames(tokenizer.special)
         by_length = sorted(tokenizer.named_tokens, key=len, reverse=True)
         self._named_token = re.compile("|".join(map(re.escape, by_length)))
@@ -115,7 +122,7 @@ class Writer:
         numbers = [i for i in conversation.answers if i <= trained_answers[-1]]
         answers = self._answers(source, numbers, trained_answers)
         texts = {answer.number: answer.whole for answer in answers}
-        check_fields(source, {number: texts[number] for number in trained_answers})
+        self._check(source, {number: texts[number] for number in trained_answers})
         examples: list[ConversationExample] = []
         for group in _group(answers):
             trained = [i for i, part in enumerate(group.parts) if part.weight and part.end]
@@ -132,7 +139,7 @@ class Writer:
         if isinstance(whole, RenderingError):
             raise _refusal(whole)
         whole = source.without_blocks(whole)
-        check_fields(source, {len(source.messages): whole})
+        self._check(source, {len(source.messages): whole})
         # Tokens are those of training, where answers are tokenized apart.
         *_, parts = [(), *(g.parts for g in _group(self._answers(source, conversation.answers)))]
         text = "".join(part.text for part in parts)
@@ -174,9 +181,18 @@ class Writer:
             marked_variables=tokens | self._names.mark(others),
             names=self._names,
             today=self._today,
+            ignored=self._ignored,
         )
         check_tool_results(source)
         return source
+
+    def _check(self, source: TemplateInput, texts: Mapping[int, str]) -> None:
+        """Raises ValueError for what the template leaves out; the same tools are looked at once."""
+        check_fields(source, texts)
+        tools = json.dumps(source.variables["tools"])
+        if tools not in self._checked_tools:
+            check_tools(source, texts)
+            self._checked_tools = {tools}
 
     def _answers(
         self, source: TemplateInput, numbers: Sequence[int], trained: Sequence[int] = ()

@@ -36,7 +36,9 @@ class View:
     ask: bool = False
     # (message, field, value) that differ from the conversation's; without a value: not there.
     changes: tuple[tuple[Any, ...], ...] = ()
-    # Variables of the template that are not given.
+    # Variables of the template that have other values.
+    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Those that are not given.
     without: tuple[str, ...] = ()
     # Whether the template is compiled alone; then there is no text.
     only_compile: bool = False

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from research.text import leaves
 from research.text.conversation import REASONING, THOUGHT, Message
 from research.text.rendering import RenderingError, View
 from research.text.special_names import PLACE, find_blocks
@@ -15,6 +16,8 @@ from research.text.template_input import TemplateInput
 _RESERVED = frozenset(
     "messages tools add_generation_prompt strftime_now raise_exception namespace".split()
 )
+# Parts of a call that say again what the order of calls says.
+_CALL_SIGNS = ("id", "type", "index", "function.id")
 _REMEDY = (
     "it would be lost. Leave it out, give the objective another `template`, or name it in the "
     "objective's `ignored_fields` if it means nothing."
@@ -25,9 +28,14 @@ def check_variables(
     names: Collection[str], arguments: Mapping[str, Any], has_tools: bool = False
 ) -> None:
     """Raises ValueError for what the template, which uses `names`, never reads."""
-    for name in arguments:
+    for name, value in arguments.items():
         if name in _RESERVED:
             raise ValueError(f"template_arguments: {name!r} is not for records or settings to say.")
+        if isinstance(value, str) and value.strip().lower() in ("true", "false", "null", "none"):
+            raise ValueError(
+                f"template_arguments: {name!r} is the text {value!r}, which is true to a "
+                "template whatever it says: give it as JSON, without quotes."
+            )
     for name in (*arguments, *(["tools"] if has_tools else [])):
         if name not in names:
             raise ValueError(f"The chat template never reads {name!r}: {_REMEDY}")
@@ -84,6 +92,7 @@ def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
         ValueError: the text is the same without what a record says.
     """
     views, wholes, causes = [], [], []
+    unseen = _find_unseen(source, texts)
     for number, message in enumerate(source.marked):
         later = number if number in texts else min((n for n in texts if n > number), default=None)
         if later is None:  # nothing is trained after it
@@ -103,23 +112,93 @@ def check_fields(source: TemplateInput, texts: Mapping[int, str]) -> None:
             views.append(View(stop, stop == later, changes=(change,)))
             wholes.append(texts[later])
             causes.append(f"call {index + 1} of {len(calls)} of message {number} (assistant)")
-        content = message["content"]
-        if message["role"] != "assistant" and content.strip() not in texts[later]:
-            change = (number, "content", content + PLACE)
-            views.append(View(stop, stop == later, changes=(change,)))
+        for field, path in unseen.get(number, ()):
+            value = leaves.change(message[field], path)
+            views.append(View(stop, stop == later, changes=((number, field, value),)))
             wholes.append(texts[later])
-            causes.append(f"what message {number} ({message['role']}) says")
+            cause = f"message {number} ({message['role']})"
+            part = f"{leaves.spell(path[1:])!r} of call {path[0] + 1} of " if path else "what "
+            causes.append(part + cause + ("" if path else " says"))
     if source.variables["tools"]:
         last = max(texts)
         stop = min(last + 1, len(source.marked))
         views.append(View(stop, stop == last, changes=(), without=("tools",)))
         wholes.append(texts[last])
         causes.append("the tools")
+    _compare(source, views, wholes, causes)
+
+
+def _compare(
+    source: TemplateInput, views: Sequence[View], wholes: Sequence[str], causes: Sequence[str]
+) -> None:
+    """Raises ValueError where a view, which says something else, has the same text."""
     for text, whole, cause in zip(
         source.render(views) if views else [], wholes, causes, strict=True
     ):
         if not isinstance(text, RenderingError) and find_blocks(text)[0].startswith(whole):
             raise ValueError(f"The chat template leaves out {cause}: {_REMEDY}")
+
+
+def _find_unseen(
+    source: TemplateInput, texts: Mapping[int, str]
+) -> dict[int, list[tuple[str, leaves.Path]]]:
+    """Message number -> its contents and parts of calls that are not seen to be written: all are
+    signed at once, so that one more text shows those that are. The others are looked at apart."""
+    candidates: dict[int, list[tuple[str, leaves.Path]]] = {}
+    laters: dict[int, list[int]] = {}
+    for number, message in enumerate(source.marked):
+        later = number if number in texts else min((n for n in texts if n > number), default=None)
+        if later is None:
+            continue
+        is_checked = message["role"] != "assistant" and message["content"].strip()
+        own: list[tuple[str, leaves.Path]] = [("content", ())] if is_checked else []
+        for path in leaves.find(message.get("tool_calls", []), source.ignored):
+            if leaves.spell(path[1:]) not in _CALL_SIGNS:
+                own.append(("tool_calls", path))
+        if own:
+            candidates[number] = own
+            laters.setdefault(later, []).append(number)
+    unseen: dict[int, list[tuple[str, leaves.Path]]] = {}
+    for later, numbers in laters.items():
+        signs: dict[tuple[int, str, leaves.Path], str] = {}
+        changes: list[tuple[Any, ...]] = []
+        for number in numbers:
+            message = source.marked[number]
+            by_field: dict[str, dict[leaves.Path, str]] = {}
+            for field, path in candidates[number]:
+                sign = f"{PLACE}{len(signs)}{PLACE}"
+                signs[number, field, path] = sign
+                by_field.setdefault(field, {})[path] = sign
+            changes += [
+                (number, field, leaves.sign(message[field], own)) for field, own in by_field.items()
+            ]
+        stop = min(later + 1, len(source.marked))
+        (text,) = source.render([View(stop, stop == later, tuple(changes))])
+        for (number, field, path), sign in signs.items():
+            if isinstance(text, RenderingError) or sign not in text:
+                unseen.setdefault(number, []).append((field, path))
+    return unseen
+
+
+def check_tools(source: TemplateInput, texts: Mapping[int, str]) -> None:
+    """Raises ValueError for a part of the tools' schemas without which the text is the same."""
+    tools = source.marked_variables["tools"]
+    paths = [
+        path
+        for path in leaves.find(tools, source.ignored)
+        if not (path[-1] == "type" and leaves.value(tools, path) in ("object", "function"))
+    ]
+    signs = {path: f"{PLACE}{number}{PLACE}" for number, path in enumerate(paths)}
+    last = max(texts)
+    stop = min(last + 1, len(source.marked))
+    view = View(stop, stop == last, variables={"tools": leaves.sign(tools, signs)})
+    (text,) = source.render([view])
+    unseen = [p for p in paths if isinstance(text, RenderingError) or signs[p] not in text]
+    views = [
+        View(stop, stop == last, variables={"tools": leaves.change(tools, path)}) for path in unseen
+    ]
+    causes = [f"{leaves.spell(path[1:])!r} of tool {path[0] + 1}" for path in unseen]
+    _compare(source, views, [texts[last]] * len(views), causes)
 
 
 def _check_arguments(number: int, message: Message, text: str) -> None:

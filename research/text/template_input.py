@@ -27,6 +27,8 @@ class TemplateInput:
     marked_variables: Mapping[str, Any]
     names: SpecialNames
     today: datetime.date | None
+    # Fields that mean nothing, by their names or dotted paths.
+    ignored: frozenset[str] = frozenset()
 
     @property
     def contents(self) -> chat_template.Contents:
@@ -43,7 +45,7 @@ class TemplateInput:
             self.template, self.marked, self.marked_variables, views, self.today
         )
         is_marked = (self.marked, self.marked_variables) != (self.messages, self.variables)
-        if not is_marked or any(view.changes for view in views):
+        if not is_marked or any(view.changes or view.variables for view in views):
             return texts
         # A template may look for such a name; then what it does is not what it would do with it.
         plain_texts = rendering.render_views(

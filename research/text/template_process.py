@@ -92,7 +92,7 @@ def render_views(
             message = {k: v for k, v in messages[number].items() if k != field or value}
             messages[number] = message | ({field: value[0]} if value else {})
         variables = {k: v for k, v in request["variables"].items() if k not in view["without"]}
-        variables |= {
+        variables |= view["variables"] | {
             "messages": messages,
             "add_generation_prompt": view["ask"],
             "strftime_now": day.strftime,

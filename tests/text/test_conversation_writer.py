@@ -3,6 +3,7 @@
 import pytest
 
 from research.objectives.chat import Chat
+from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
 from research.text.conversation import message_texts
 from research.text.conversation_writer import Writer
@@ -147,7 +148,7 @@ def test_an_answer_ends_before_the_header_that_is_written_unasked():
     """Llama 3's first template writes it behind every conversation."""
     ((text, trained),) = _examples(EAGER, TURNS)
     assert trained == [("b" + END, 1.0), ("d" + END, 1.0)] and text.endswith("d" + END)
-    calls = [CALL, CALL | {"id": "2"}]
+    calls = [{"id": i, "function": {"name": "weather", "arguments": {}}} for i in ("1", "2")]
     talk = [QUESTION, assistant("I look.", tool_calls=calls), *TURNS]
     calling = "I look." + "<|call|>weather<|call|>" * 2 + END
     assert _trained(EAGER, talk) == [[calling, "b" + END, "d" + END]]
@@ -213,6 +214,8 @@ def test_faults_of_a_rewriting_template_are_mended(name):
     check(FAULTS[name], Writer(THINKING, tokenizer()), ("<call>weather", "</call>"))
 
 
+NAMES_ONLY = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}" + CHATML
+STRICT = {"type": "function", "function": {"name": "f"}, "strict": True}
 LOSSES = [
     (CHATML, [QUESTION, assistant("4", reasoning_content="2")], "'reasoning_content' of message 1"),
     (CHATML, [QUESTION, assistant("4", tool_calls=[CALL])], "'tool_calls' of message 1"),
@@ -237,7 +240,69 @@ LOSSES = [
         [{"role": "system", "content": "Be brief."}, *TURNS],
         r"what message 0 \(system\) says",
     ),
+    (  # though its text stands elsewhere
+        CHATML.replace(
+            "{% for m in messages %}", "{% for m in messages if m.role != 'developer' %}"
+        ),
+        [{"role": "developer", "content": "Be brief."}, user("Please: Be brief."), TURNS[1]],
+        r"what message 0 \(developer\) says",
+    ),
+    (
+        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
+        [*TURNS[:2], {"role": "system", "content": "a"}, *TURNS[2:]],
+        r"what message 2 \(system\) says",
+    ),
+    (
+        THINKING,
+        [QUESTION, assistant("", tool_calls=[CALL | {"result": "42"}])],
+        "'result' of call 1",
+    ),
+    (
+        THINKING,
+        [QUESTION, assistant("", tool_calls=[{"function": CALL["function"] | {"note": "n"}}])],
+        r"'function.note' of call 1 of message 1 \(assistant\)",
+    ),
+    (
+        THINKING.replace("call.arguments |", "{'city': call.arguments.city} |"),
+        [
+            QUESTION,
+            assistant(
+                "", tool_calls=[{"function": {"name": "f", "arguments": {"city": "O", "days": 2}}}]
+            ),
+        ],
+        "'function.arguments.days' of call 1",
+    ),
+    (
+        NAMES_ONLY,
+        {"messages": TURNS, "tools": [{"function": {"name": "f", "parameters": {"minLength": 3}}}]},
+        "'function.parameters.minLength' of tool 1",
+    ),
+    (NAMES_ONLY, {"messages": TURNS, "tools": [STRICT]}, "'strict' of tool 1"),
+    (THINKING, {"messages": TURNS, "template_arguments": {"m": "z"}}, "never reads 'm'"),
+    (THINKING, {"messages": TURNS, "template_arguments": {"text": "z"}}, "never reads 'text'"),
+    (
+        THINKING,
+        {"messages": TURNS, "template_arguments": {"enable_thinking": "false"}},
+        "is the text 'false', .* without quotes",
+    ),
 ]
+
+
+def test_variables_with_a_default_are_read_and_those_of_the_template_are_not():
+    template = (
+        "{% macro turn(tools) %}{{ tools }}{% endmacro %}{% if day is not defined %}"
+        "{% set day = 1 %}{% endif %}{% set mood = mood or 2 %}{% set own = 3 %}"
+        "{% for item in items %}{{ item ~ own ~ loop.index }}{% endfor %}{{ turn(day) ~ mood }}"
+    )
+    assert chat_template.read_contents(template).names == {"day", "mood", "items"}
+
+
+def test_parts_of_calls_and_tools_without_a_meaning_are_named_in_a_setting():
+    call = CALL | {"result": "42", "function": CALL["function"] | {"note": "n"}}
+    talk = [QUESTION, assistant("", tool_calls=[call])]
+    assert _trained(THINKING, talk, ignored_fields=("result", "function.note"))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"minLength": 3}}}
+    assert _trained(NAMES_ONLY, {"messages": TURNS, "tools": [tool]}, ignored_fields=("minLength",))
 
 
 @pytest.mark.parametrize(("template", "record", "match"), LOSSES)
