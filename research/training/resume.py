@@ -62,6 +62,7 @@ class Start:
       metrics_steps: which steps its metrics had then, see `metric_steps`, or how many lines, in
         checkpoints of old; None: its checkpoint does not say.
       summary: of a finished run.
+      note: why the end of a run is to be made once more, for its user.
     """
 
     step: int
@@ -69,6 +70,7 @@ class Start:
     schedule: ScheduleConfig
     metrics_steps: Progressions | int | None = None
     summary: Summary | None = None
+    note: str = ""
 
 
 def find_start(
@@ -95,6 +97,8 @@ def find_start(
     if start.summary is None:
         check_steps(experiment, data, workdir, start.step)
     check_metrics(start, workdir)
+    if start.note and jax.process_index() == 0:
+        log.warning("%s", start.note)
     return start
 
 
@@ -113,25 +117,27 @@ def _find_start(
     with saved.checkpoint.errors_in("metadata.json"):
         seconds = float(metadata["seconds"])
     schedule = find_schedule(experiment, saved.experiment, step, workdir)
-    summary = _finished_summary(experiment, workdir, step) if step >= experiment.steps else None
+    summary, note = None, ""
+    if step >= experiment.steps:
+        summary, note = _finished_summary(workdir, step)
     if summary is None and folder == MODEL:
         raise ValueError(
             f"{workdir / SUMMARY} is not that of {place}, whose checkpoints are gone: put back the "
             "summary or the checkpoints, or choose another --workdir"
         )
     metrics_steps = metadata.get("metrics_steps", metadata.get("metrics_lines"))
-    return Start(step, seconds, schedule, metrics_steps, summary)
+    return Start(step, seconds, schedule, metrics_steps, summary, note)
 
 
-def _finished_summary(experiment: Experiment, workdir: Path, step: int) -> Summary | None:
-    """The summary of a run that is over after `step` steps; None, with the reason, where its end
-    is to be made once more: the model is not there, or the summary tells of something else.
+def _finished_summary(workdir: Path, step: int) -> tuple[Summary | None, str]:
+    """The summary of a run that is over after `step` steps; None and the reason where its end is
+    to be made once more: the model is not there, or the summary tells of something else.
 
     Raises:
       ValueError: the summary is damaged.
     """
     if not storage.is_file(workdir / SUMMARY):
-        return None
+        return None, ""
     summary = Summary.read(workdir)
     steps, _ = scan(storage.absolute(workdir) / MODEL)
     difference = ""
@@ -140,21 +146,14 @@ def _finished_summary(experiment: Experiment, workdir: Path, step: int) -> Summa
     elif not _is_same(summary.metrics.get("loss"), _last_loss(workdir, step)):
         difference = f"its loss is not that of step {step} in {workdir / METRICS}"
     if difference:
-        log.warning(
-            "%s is not that of this run, which has %d steps behind it: %s; it is written anew",
-            workdir / SUMMARY,
-            step,
-            difference,
+        return None, (
+            f"{workdir / SUMMARY} is not that of this run, which has {step} steps behind it: "
+            f"{difference}; it is written anew"
         )
-        return None
     if step not in steps:
-        log.warning(
-            "%s is not there: it is made from the checkpoint of step %d",
-            workdir / MODEL / str(step),
-            step,
-        )
-        return None
-    return summary
+        place = workdir / MODEL / str(step)
+        return None, f"{place} is not there: it is made from the checkpoint of step {step}"
+    return summary, ""
 
 
 def _last_loss(workdir: Path, step: int) -> float | None:
