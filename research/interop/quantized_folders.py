@@ -42,6 +42,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "exl2": ("EXL2", _ORIGINAL),
     "exl3": ("EXL3", _ORIGINAL),
     "mlx": ("MLX", "mlx_lm.convert --dequantize makes plain weights of it"),
+    "mlx, gptq or awq": (
+        "MLX, GPTQ or AWQ, which its config does not tell apart",
+        "of MLX mlx_lm.convert --dequantize makes plain weights; else " + _ORIGINAL,
+    ),
     "hqq": ("HQQ", _ORIGINAL),
     "aqlm": ("AQLM", _ORIGINAL),
     "quanto": ("quanto", _ORIGINAL),
@@ -58,7 +62,8 @@ _SETTINGS = (
     ({"config_groups", "sparsity_config"}, "compressed-tensors"),
     ({"quant_algo", "quantization"}, "modelopt"),
     ({"weight_block_size", "activation_scheme"}, "fp8"),
-    ({"group_size", "bits"}, "mlx"),
+    ({"mode"}, "mlx"),
+    ({"group_size", "bits"}, "mlx, gptq or awq"),
 )
 _FILES = {
     "quantize_config.json": "gptq",

@@ -304,6 +304,7 @@ def test_numbers_that_are_not_finite_are_counted(write, tmp_path, value):
         ({"quantization_config": {"load_in_8bit": True, "llm_int8_threshold": 6.0}}, "bitsandby"),
         ({"quantization_config": {"w_bit": 4, "q_group_size": 128, "zero_point": True}}, "AWQ"),
         ({"quantization_config": {"bits": 4, "group_size": 128, "desc_act": False}}, "GPTQ"),
+        ({"quantization_config": {"bits": 4, "group_size": 128}}, "MLX, GPTQ or AWQ"),
         ({"quantization_config": {"quant_algo": "NVFP4", "producer": {}}}, "ModelOpt"),
         ({"quantization_config": {"config_groups": {}, "format": "pack"}}, "compressed-tensors"),
         ({"quantization_config": {"weight_block_size": [128, 128]}}, "FP8 in blocks"),
