@@ -159,6 +159,7 @@ def _find_unseen(
             candidates[number] = own
             laters.setdefault(later, []).append(number)
     unseen: dict[int, list[tuple[str, leaves.Path]]] = {}
+    views, signs_by_view = [], []
     for later, numbers in laters.items():
         signs: dict[tuple[int, str, leaves.Path], str] = {}
         changes: list[tuple[Any, ...]] = []
@@ -173,7 +174,9 @@ def _find_unseen(
                 (number, field, leaves.sign(message[field], own)) for field, own in by_field.items()
             ]
         stop = min(later + 1, len(source.marked))
-        (text,) = source.render([View(stop, stop == later, tuple(changes))])
+        views.append(View(stop, stop == later, tuple(changes)))
+        signs_by_view.append(signs)
+    for text, signs in zip(source.render(views) if views else [], signs_by_view, strict=True):
         for (number, field, path), sign in signs.items():
             if isinstance(text, RenderingError) or sign not in text:
                 unseen.setdefault(number, []).append((field, path))
