@@ -14,6 +14,8 @@ from configs.quickstart import pretrain
 from configs.studies import licences
 
 BASE = "runs/studies/longer"
+# what a study changes to start from it
+START = {"init_from": BASE}
 # command lines of this base and what it needs
 MAKES = licences.MAKES | {BASE: f"graft train --config configs/studies/longer.py --workdir {BASE}"}
 

@@ -1,7 +1,6 @@
 """Pretraining and every way to tune: from 10 labels to 4,000, right ones and wrong ones.
 
-graft study run experiments/pretraining_vs_finetuning
-graft study report experiments/pretraining_vs_finetuning
+graft study run experiments/pretraining_vs_finetuning     # `report` writes the page
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ LABELS = axis("data.sources[0].max_records", 10, 40, 160, 640, 4000)
 TASKS = {"licences": task("licences"), "diabetes": task("diabetes")}
 WRONG = {f"licences, {share:.0%} wrong": task("licences", share) for share in (0.1, 0.3)}
 FULL, ADAPTERS, PROMPTS = (5e-4, 1e-3, 2e-3), (1e-3, 2.5e-3, 5e-3), (1e-2, 3e-2, 1e-1)
-LONGER = {"init_from": longer.BASE}
 LORA = {"method": {"kind": "lora", "rank": 16}}
 FORMS = {
     "from scratch": Form(SCRATCH, FULL),
@@ -24,17 +22,17 @@ FORMS = {
     "LoRA": Form(LORA, ADAPTERS),
     "adapter": Form({"method": {"kind": "bottleneck", "width": 32}}, ADAPTERS),
     "prompt": Form({"method": {"kind": "prompt", "length": 20, "start": "vocabulary"}}, PROMPTS),
-    "full, longer base": Form(LONGER, FULL),
-    "LoRA, longer base": Form(LONGER | LORA, ADAPTERS),
+    "full, longer base": Form(longer.START, FULL),
+    "LoRA, longer base": Form(longer.START | LORA, ADAPTERS),
     "three examples in the prompt": Form({"evaluation.choice.shots": 3}, way="prompted"),
     "TF-IDF": Form(way="tfidf_linear"),
 }
-UNDER_NOISE = ("from scratch", "full", "LoRA", "TF-IDF")
 
 
 def is_asked(form: str, point: Mapping[str, Any]) -> bool:
     if "wrong" in point["task"]:
-        return form in UNDER_NOISE and point[LABELS.keys[0]] >= 160
+        is_large = point[LABELS.keys[0]] >= 160
+        return is_large and form in ("from scratch", "full", "LoRA", "TF-IDF")
     return "longer" not in form or point["task"] == "licences"
 
 
