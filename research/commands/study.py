@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.config import cli
+from research.runtime import terminal
 from research.runtime.environment import ROOT
 
 PRICES = ROOT / "configs" / "prices.json"
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from research.studies.workers import side_by_side
 
         if arguments.command == "index":
-            print(f"wrote {index.write(Path(arguments.study))}")
+            terminal.show(f"wrote {index.write(Path(arguments.study))}")
             return
         enable_compilation_cache()
         study = load(arguments.study)

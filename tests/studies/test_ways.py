@@ -139,13 +139,9 @@ def test_keys_of_the_evaluation_change_what_is_asked(study, tmp_path):
     assert [trial.evaluation.choice.max_questions for trial in trials] == [3, 5] * 3
     assert len({trial.inputs for trial in trials}) == 6
     with pytest.raises(ValueError, match="max_questions is set, but the study has no `evaluation`"):
-        bare = study(
-            axes=axis("evaluation.max_questions", 3),
-            evaluation=None,
-            measures=(),
-            forms={"full": Form()},
-        )  # noqa: E501
-        Desk(study(axes=axis("evaluation.max_questions", 3), **bare), tmp_path / "study").look()
+        forms = {"full": Form()}
+        bare = study(axes=few.axes, evaluation=None, measures=(), forms=forms)
+        Desk(bare, tmp_path / "study").look()
 
 
 def test_a_measure_that_is_not_there_is_an_error_before_anything_runs(study, tmp_path):

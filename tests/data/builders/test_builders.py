@@ -70,12 +70,13 @@ def _texts(name: str, *splits: str) -> dict[str, str]:
     return {row["id"].decode(): row["text"].decode() for row in rows}
 
 
-def test_importing_builders_does_not_import_tensorflow_and_finds_all_six():
+def test_importing_builders_does_not_import_tensorflow_and_finds_all_seven():
     code = (
         "import sys, research.data.builders as b; print(b.available(), 'tensorflow' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    names = [f"graft_{n}" for n in ["books", "code", "encyclopedia", "forum", "licences", "web"]]
+    kinds = ["books", "code", "diabetes", "encyclopedia", "forum", "licences", "web"]
+    names = [f"graft_{kind}" for kind in kinds]
     assert result.stdout.strip() == f"{names} False", result.stderr
 
 
