@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 
+import jax
 import pytest
 
 from research.commands import sweep
@@ -24,6 +26,16 @@ def resolver(world, tmp_path):
     stages = (Stage("screen", (0,), {"steps": 10}, keep=0.5), Stage("confirm", (1, 2, 3)))
     rates = Sweep((1e-3, 1e-2), max_growth=3)
     return Resolver(Study("", "", "", config, forms=forms, stages=stages, sweep=rates))
+
+
+@pytest.fixture
+def process():
+    """Puts back the settings of a whole process that a plan for chips changes."""
+    environment, caches = dict(os.environ), jax.config.jax_enable_compilation_cache
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    jax.config.update("jax_enable_compilation_cache", caches)
 
 
 def cost(flops, trials=4, most=10, done_count=1):
@@ -95,7 +107,7 @@ def test_chips_take_the_share_of_the_roofline_and_their_price(resolver):
     assert "| no" in prices.cell_table(refused)
 
 
-def test_a_sweep_is_planned_by_its_command_line(resolver, world, tmp_path, capsys):
+def test_a_sweep_is_planned_by_its_command_line(resolver, tmp_path, capsys, process):
     file = tmp_path / "prices.json"
     file.write_text(json.dumps(schema.to_dict(PRICES)))
     line = ["--config", resolver.study.config, "--folder", str(tmp_path / "sweep")]
