@@ -14,7 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from research.config import schema
 from research.reports import page
 from research.reports.figures import Drawing
 from research.reports.tables import Column, format_si, table, text_table
@@ -87,7 +86,7 @@ def write(
         name,
         *sections,
         finding=resolver.study.claim,
-        provenance={"study": schema.to_dict(resolver.study), "code": _codes(study_rows)},
+        provenance={"study": resolver.study.to_dict(), "code": _codes(study_rows)},
     )
     return [*contents, PAGE, PLOTS]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from research.config import schema
 from research.config.user_code import errors_with_line, load_file
 from research.evaluation.baselines import BASELINES
 from research.studies.axes import SEED_KEYS, Axes, expand, variant_names
@@ -202,6 +203,10 @@ class Study:
                     if key in owners:
                         raise ValueError(f"{owners[key]} and {owner} both set {key!r}")
                     owners[key] = owner
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types, for its page; `only` is code, and its cells are in the table."""
+        return schema.to_dict(dataclasses.replace(self, only=None))
 
     def cells(self) -> tuple[Cell, ...]:
         """Every form at every point of the axes, whose keys are as the study writes them."""

@@ -1,5 +1,7 @@
 """Ways that train no weights stand in a study's table on the same labels and questions."""
 
+import json
+
 import pytest
 
 from research.checkpoints import runs
@@ -127,6 +129,7 @@ def test_named_values_change_several_keys_and_tables_say_their_names(study, tmp_
         cell.label: resolver.trial(plain.stages[0], cell, None, 0).experiment
         for cell in resolver.cells
     }
+    assert json.loads(json.dumps(plain.to_dict()))["only"] is None  # what a page has of it
     two_records = experiments["full size=two log_every=2"]
     assert (two_records.steps, two_records.data.sources[0].max_records) == (2, 2)
     assert two_records.log_every == 2
