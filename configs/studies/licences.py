@@ -9,7 +9,8 @@
 A run reads 154k tokens, a third of the notices. Studies that start here: experiments/lora_matrices,
 experiments/lora_rank. They make the base where it is not there (3 minutes).
 
-Expected: held-out loss of the labels 0.8 to 2 nats, by method and rate; see the studies' pages.
+Expected: not measured yet, the studies have not run. Two short pilots of LoRA of rank 1 on
+attention, 75 steps, ended at a held-out loss of 1.97 nats with a rate of 0.01 and 2.91 with 0.03.
 Hardware: two CPU cores, Python 3.11, jax 0.10.2.
 """
 

@@ -6,8 +6,8 @@
 
 Markers are control characters, one token each, as this tokenizer has no special ones for them.
 
-Expected: each reads 1.31M tokens in about 3 minutes; what each is worth for a labelled task is in
-experiments/pretraining_objectives.
+Expected: each reads 1.31M tokens; not run yet. What each is worth for a labelled task is what
+experiments/pretraining_objectives asks.
 Hardware: two CPU cores, Python 3.11, jax 0.10.2.
 """
 
