@@ -3,11 +3,13 @@
 import functools
 import json
 
+import pytest
 import tokenizers
 
 from research.data.sources import formats
 from research.text import tokenizer as tokenizer_lib
 from research.text.conversation import Conversation, read_conversation
+from research.text.conversation_writer import Writer
 from research.text.tokenizer import Tokenizer
 
 # As Qwen3's: earlier answers lose their thoughts, the last has a think block even if empty; tools
@@ -91,3 +93,40 @@ def user(text: str, **fields) -> dict:
 
 def assistant(text: str | None, **fields) -> dict:
     return {"role": "assistant", "content": text, **fields}
+
+
+END = "<|im_end|>"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "O"}}}
+QUESTION = user("What is 2+2?")
+TURNS = [user("a"), assistant("b"), user("c"), assistant("d")]
+
+
+def write_examples(template, record, **settings):
+    """Each example as its whole text, and the stretches that are trained on with their weights."""
+    record = record if isinstance(record, dict) else {"messages": record}
+    return [
+        (
+            "".join(part.text for part in example.parts),
+            [(part.text, part.weight) for part in example.parts if part.weight],
+        )
+        for example in Writer(template, tokenizer(), **settings).write(conversation(record))
+    ]
+
+
+def trained_texts(template, record, **settings):
+    """The texts that are trained on, by example."""
+    examples = write_examples(template, record, **settings)
+    return [[text for text, _ in stretches] for _, stretches in examples]
+
+
+def check_refused(match, template, record, **settings):
+    with pytest.raises(ValueError, match=match):
+        write_examples(template, record, **settings)

@@ -3,63 +3,34 @@
 import pytest
 
 from research.objectives.chat import Chat
-from research.text import chat_template
-from research.text import tokenizer as tokenizer_lib
 from research.text.conversation import message_texts
 from research.text.conversation_writer import Writer
 from tests.text.faults import FAULTS, check
 from tests.text.templates import (
+    CALL,
     CHATML,
     EAGER,
+    END,
     MARKED,
+    QUESTION,
     THINKING,
+    TOOL,
+    TURNS,
     assistant,
+    check_refused,
     conversation,
     tokenizer,
+    trained_texts,
     user,
+    write_examples,
 )
 
-END = "<|im_end|>"
 ASK = "<|im_start|>assistant\n"
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Weather of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"city": "O"}}}
-QUESTION = user("What is 2+2?")
-TURNS = [user("a"), assistant("b"), user("c"), assistant("d")]
-
-
-def _examples(template, record, **settings):
-    """Each example as its whole text, and the stretches that are trained on with their weights."""
-    record = record if isinstance(record, dict) else {"messages": record}
-    return [
-        (
-            "".join(part.text for part in example.parts),
-            [(part.text, part.weight) for part in example.parts if part.weight],
-        )
-        for example in Writer(template, tokenizer(), **settings).write(conversation(record))
-    ]
-
-
-def _trained(template, record, **settings):
-    """The texts that are trained on, by example."""
-    examples = _examples(template, record, **settings)
-    return [[text for text, _ in stretches] for _, stretches in examples]
-
-
-def _refused(match, template, record, **settings):
-    with pytest.raises(ValueError, match=match):
-        _examples(template, record, **settings)
 
 
 def test_answers_share_a_text_until_the_template_rewrites_it():
-    assert _trained(CHATML, TURNS) == [["b" + END, "d" + END]]
-    (first, _), (second, trained) = _examples(THINKING, TURNS)
+    assert trained_texts(CHATML, TURNS) == [["b" + END, "d" + END]]
+    (first, _), (second, trained) = write_examples(THINKING, TURNS)
     assert first == f"<|im_start|>user\na{END}\n{ASK}<think>\n\n</think>\n\nb{END}"
     assert f"{ASK}b{END}\n" in second and "</think>" not in second.split("c" + END)[0]
     assert trained == [("<think>\n\n</think>\n\nd" + END, 1.0)]
@@ -72,7 +43,7 @@ def test_the_assistants_turns_after_one_question_share_a_text_where_thoughts_are
         {"role": "tool", "tool_call_id": "1", "content": "rain"},
         assistant("It rains.", reasoning_content="So."),
     ]
-    ((text, trained),) = _examples(THINKING, {"messages": talk, "tools": [TOOL]})
+    ((text, trained),) = write_examples(THINKING, {"messages": talk, "tools": [TOOL]})
     call = '<call>weather{"city": "O"}</call>'
     assert [text for text, _ in trained] == [
         f"<think>\nI look.\n</think>\n\n{call}{END}",
@@ -92,37 +63,37 @@ def test_the_assistants_turns_after_one_question_share_a_text_where_thoughts_are
 )
 def test_thoughts_are_trained_or_masked(message):
     talk = [QUESTION, message]
-    assert _trained(THINKING, talk) == [["<think>\nTwo and two.\n</think>\n\n4" + END]]
-    ((text, trained),) = _examples(THINKING, talk, reasoning="mask")
+    assert trained_texts(THINKING, talk) == [["<think>\nTwo and two.\n</think>\n\n4" + END]]
+    ((text, trained),) = write_examples(THINKING, talk, reasoning="mask")
     assert trained == [("4" + END, 1.0)] and "Two and two.\n</think>\n\n4" in text
     assert "Two and two." in "\n".join(message_texts(conversation({"messages": talk}).messages[1]))
 
 
 def test_thoughts_in_generation_blocks_are_masked():
     talk = [QUESTION, assistant("<think>\nTwo.\n</think>\n\n4"), *TURNS]
-    assert _trained(MARKED, talk, reasoning="mask") == [
+    assert trained_texts(MARKED, talk, reasoning="mask") == [
         ["4" + END, "\n", "b" + END, "\n", "d" + END]
     ]
     silent = CHATML.replace("m.content }}", "m.content.split('</think>')[-1] }}")
-    _refused("does not write '\\\\nTwo|does not write 'Two", silent, talk)
+    check_refused("does not write '\\\\nTwo|does not write 'Two", silent, talk)
 
 
 def test_thoughts_before_a_call_are_masked():
     talk = [user("weather?"), assistant(None, thinking="I look.", tool_calls=[CALL])]
-    ((_, trained),) = _examples(THINKING, talk, reasoning="mask")
+    ((_, trained),) = write_examples(THINKING, talk, reasoning="mask")
     assert trained[0][0].startswith("<call>weather")
 
 
 def test_what_the_generation_prompt_supplies_is_not_trained():
     no_thoughts = {"enable_thinking": False}
-    ((text, trained),) = _examples(THINKING, TURNS[:2], template_arguments=no_thoughts)
+    ((text, trained),) = write_examples(THINKING, TURNS[:2], template_arguments=no_thoughts)
     assert trained == [("b" + END, 1.0)] and text.endswith(f"{ASK}<think>\n\n</think>\n\nb{END}")
     record = {"messages": TURNS[:2], "chat_template_kwargs": no_thoughts}
-    assert _trained(THINKING, record) == [["b" + END]]
+    assert trained_texts(THINKING, record) == [["b" + END]]
     record["chat_template_kwargs"] = {"enable_thinking": None}
-    assert _trained(THINKING, record, template_arguments=no_thoughts) == [["b" + END]]
+    assert trained_texts(THINKING, record, template_arguments=no_thoughts) == [["b" + END]]
     record["chat_template_kwargs"] = '{"enable_thinking": true}'
-    assert "<think>" in _trained(THINKING, record, template_arguments=no_thoughts)[0][0]
+    assert "<think>" in trained_texts(THINKING, record, template_arguments=no_thoughts)[0][0]
 
 
 @pytest.mark.parametrize(
@@ -139,74 +110,76 @@ def test_what_the_generation_prompt_supplies_is_not_trained():
     ],
 )
 def test_messages_say_how_much_they_count(fields, weight):
-    ((text, trained),) = _examples(CHATML, [TURNS[0], assistant("b", **fields), *TURNS[2:]])
+    ((text, trained),) = write_examples(CHATML, [TURNS[0], assistant("b", **fields), *TURNS[2:]])
     assert trained == [("b" + END, weight), ("d" + END, 1.0)][weight == 0 :]
     assert f"b{END}" in text
 
 
 def test_an_answer_ends_before_the_header_that_is_written_unasked():
     """Llama 3's first template writes it behind every conversation."""
-    ((text, trained),) = _examples(EAGER, TURNS)
+    ((text, trained),) = write_examples(EAGER, TURNS)
     assert trained == [("b" + END, 1.0), ("d" + END, 1.0)] and text.endswith("d" + END)
     calls = [{"id": i, "function": {"name": "weather", "arguments": {}}} for i in ("1", "2")]
     talk = [QUESTION, assistant("I look.", tool_calls=calls), *TURNS]
     calling = "I look." + "<|call|>weather<|call|>" * 2 + END
-    assert _trained(EAGER, talk) == [[calling, "b" + END, "d" + END]]
+    assert trained_texts(EAGER, talk) == [[calling, "b" + END, "d" + END]]
     assert Chat(template=EAGER).stop_ids(tokenizer()) == (tokenizer().encode(END, special=True)[0],)
-    _refused("which is no special token", EAGER.replace("<|", "<"), TURNS)
+    check_refused("which is no special token", EAGER.replace("<|", "<"), TURNS)
 
 
 def test_only_the_completions_answers_are_trained():
     record = {"prompt": TURNS[:3], "completion": TURNS[3:]}
-    assert _trained(CHATML, record) == [["d" + END]]
-    assert _trained(THINKING, record) == [["<think>\n\n</think>\n\nd" + END]]
+    assert trained_texts(CHATML, record) == [["d" + END]]
+    assert trained_texts(THINKING, record) == [["<think>\n\n</think>\n\nd" + END]]
 
 
 def test_generation_blocks_are_what_is_trained():
     """With the white space in them, except at the end, where the model has stopped."""
-    assert _trained(MARKED, TURNS) == [["b" + END, "\n", "d" + END]]
+    assert trained_texts(MARKED, TURNS) == [["b" + END, "\n", "d" + END]]
     supplied = MARKED.replace("assistant\n{% endif", "assistant\n<think>{% endif")
     supplied = supplied.replace("{% generation %}", "{% generation %}<think>")
-    assert _trained(supplied, TURNS[:2]) == [["b" + END]]
+    assert trained_texts(supplied, TURNS[:2]) == [["b" + END]]
     empty = MARKED.replace("{{ m.content }}<|im_end|>\n{% endgen", "{% endgen").replace(
         "{% endgeneration %}", "{% endgeneration %}{{ m.content }}<|im_end|>\n"
     )
-    _refused("blocks hold nothing of message 1", empty, TURNS)
+    check_refused("blocks hold nothing of message 1", empty, TURNS)
     endless = MARKED.replace("<|im_end|>\n{% endgen", "{% endgen", 1)
     endless = endless.replace("{% endgeneration %}", "{% endgeneration %}<|im_end|>\n")
-    _refused("generation %} block .* ends with '', .* before {% endgeneration", endless, TURNS)
+    check_refused("generation %} block .* ends with '', .* before {% endgeneration", endless, TURNS)
 
 
 def test_an_answer_that_spells_the_end_of_thoughts_is_not_split_there():
     """Trained on or before the answer that is."""
     split = [QUESTION, assistant("Tags: </think> ends them.")]
-    _refused("splits what the assistant says .message 1. at '</think>'", THINKING, split)
-    _refused("splits what the assistant says .message 1. at", THINKING, [*split, *TURNS])
-    assert _trained(CHATML, split) == [[split[1]["content"] + END]]
+    check_refused("splits what the assistant says .message 1. at '</think>'", THINKING, split)
+    check_refused("splits what the assistant says .message 1. at", THINKING, [*split, *TURNS])
+    assert trained_texts(CHATML, split) == [[split[1]["content"] + END]]
     prompt = Writer(THINKING, tokenizer()).prompt(conversation({"messages": [*split, user("?")]}))
     assert "ends them." in prompt[-1].text  # as what a model has said
     opening = THINKING.replace(
         "assistant\\n' }}\n    {%- if e", "assistant\\n<think>' }}\n    {%- if e"
     )
     raw = [QUESTION, assistant("Two.</think>4")]
-    assert _trained(opening, raw) == [["\nTwo.\n</think>\n\n4" + END]]
+    assert trained_texts(opening, raw) == [["\nTwo.\n</think>\n\n4" + END]]
     whole = [QUESTION, assistant("It ends with </think>.", reasoning_content="Hm.")]
-    assert _trained(THINKING, whole) == [["<think>\nHm.\n</think>\n\nIt ends with </think>." + END]]
+    assert trained_texts(THINKING, whole) == [
+        ["<think>\nHm.\n</think>\n\nIt ends with </think>." + END]
+    ]
 
 
 def test_turns_of_one_speaker_and_a_last_question():
     talk = [*TURNS[:2], assistant("more")]
-    assert _trained(CHATML, talk) == [["b" + END, "more" + END]]
-    assert _trained(CHATML, [*TURNS, user("and?")]) == [["b" + END, "d" + END]]
-    _refused("Messages 1 and 2 are both the assistant's: write them as one", THINKING, talk)
+    assert trained_texts(CHATML, talk) == [["b" + END, "more" + END]]
+    assert trained_texts(CHATML, [*TURNS, user("and?")]) == [["b" + END, "d" + END]]
+    check_refused("Messages 1 and 2 are both the assistant's: write them as one", THINKING, talk)
     strict = "{% if messages | map(attribute='role') | list in twice %}{{ raise_exception('odd') }}"
     strict = "{% set twice = [['user', 'assistant', 'assistant']] %}" + strict + "{% endif %}"
-    _refused("does not take this conversation: odd", strict + CHATML, talk)
+    check_refused("does not take this conversation: odd", strict + CHATML, talk)
 
 
 def test_a_prompt_that_the_whole_does_not_go_on_from_is_refused_with_the_setting():
     forgetful = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
-    _refused("asks for message 1 with '<think>'.*`template_arguments`", forgetful, TURNS)
+    check_refused("asks for message 1 with '<think>'.*`template_arguments`", forgetful, TURNS)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -214,139 +187,13 @@ def test_faults_of_a_rewriting_template_are_mended(name):
     check(FAULTS[name], Writer(THINKING, tokenizer()), ("<call>weather", "</call>"))
 
 
-NAMES_ONLY = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}" + CHATML
-STRICT = {"type": "function", "function": {"name": "f"}, "strict": True}
-LOSSES = [
-    (CHATML, [QUESTION, assistant("4", reasoning_content="2")], "'reasoning_content' of message 1"),
-    (CHATML, [QUESTION, assistant("4", tool_calls=[CALL])], "'tool_calls' of message 1"),
-    (
-        THINKING.replace("m.tool_calls or []", "(m.tool_calls or [])[-1:]"),
-        [QUESTION, assistant("", tool_calls=[CALL, CALL | {"id": "2"}])],
-        r"call 1 of 2 of message 1 \(assistant\)",
-    ),
-    (CHATML, [user("a", name="ann"), assistant("b")], r"'name' of message 0 \(user\)"),
-    (CHATML, [QUESTION, assistant("4", mood="glad")], "'mood' of message 1"),
-    (CHATML, {"messages": TURNS, "tools": [TOOL]}, "never reads 'tools'"),
-    (CHATML, {"messages": TURNS, "template_arguments": {"mood": 1}}, "never reads 'mood'"),
-    (
-        CHATML,
-        {"messages": TURNS, "template_arguments": {"tools": []}},
-        "'tools' is not for records",
-    ),
-    (CHATML, {"messages": TURNS, "documents": [{"text": "x"}]}, "never reads 'documents'"),
-    ("{% if tools %}{% endif %}" + CHATML, {"messages": TURNS, "tools": [TOOL]}, "out the tools"),
-    (
-        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
-        [{"role": "system", "content": "Be brief."}, *TURNS],
-        r"what message 0 \(system\) says",
-    ),
-    (  # though its text stands elsewhere
-        CHATML.replace(
-            "{% for m in messages %}", "{% for m in messages if m.role != 'developer' %}"
-        ),
-        [{"role": "developer", "content": "Be brief."}, user("Please: Be brief."), TURNS[1]],
-        r"what message 0 \(developer\) says",
-    ),
-    (
-        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
-        [*TURNS[:2], {"role": "system", "content": "a"}, *TURNS[2:]],
-        r"what message 2 \(system\) says",
-    ),
-    (
-        THINKING,
-        [QUESTION, assistant("", tool_calls=[CALL | {"result": "42"}])],
-        "'result' of call 1",
-    ),
-    (
-        THINKING,
-        [QUESTION, assistant("", tool_calls=[{"function": CALL["function"] | {"note": "n"}}])],
-        r"'function.note' of call 1 of message 1 \(assistant\)",
-    ),
-    (
-        THINKING.replace("call.arguments |", "{'city': call.arguments.city} |"),
-        [
-            QUESTION,
-            assistant(
-                "", tool_calls=[{"function": {"name": "f", "arguments": {"city": "O", "days": 2}}}]
-            ),
-        ],
-        "'function.arguments.days' of call 1",
-    ),
-    (
-        NAMES_ONLY,
-        {"messages": TURNS, "tools": [{"function": {"name": "f", "parameters": {"minLength": 3}}}]},
-        "'function.parameters.minLength' of tool 1",
-    ),
-    (NAMES_ONLY, {"messages": TURNS, "tools": [STRICT]}, "'strict' of tool 1"),
-    (THINKING, {"messages": TURNS, "template_arguments": {"m": "z"}}, "never reads 'm'"),
-    (THINKING, {"messages": TURNS, "template_arguments": {"text": "z"}}, "never reads 'text'"),
-    (
-        THINKING,
-        {"messages": TURNS, "template_arguments": {"enable_thinking": "false"}},
-        "is the text 'false', .* without quotes",
-    ),
-]
-
-
-def test_variables_with_a_default_are_read_and_those_of_the_template_are_not():
-    template = (
-        "{% macro turn(tools) %}{{ tools }}{% endmacro %}{% if day is not defined %}"
-        "{% set day = 1 %}{% endif %}{% set mood = mood or 2 %}{% set own = 3 %}"
-        "{% for item in items %}{{ item ~ own ~ loop.index }}{% endfor %}{{ turn(day) ~ mood }}"
-    )
-    assert chat_template.read_contents(template).names == {"day", "mood", "items"}
-
-
-def test_parts_of_calls_and_tools_without_a_meaning_are_named_in_a_setting():
-    call = CALL | {"result": "42", "function": CALL["function"] | {"note": "n"}}
-    talk = [QUESTION, assistant("", tool_calls=[call])]
-    assert _trained(THINKING, talk, ignored_fields=("result", "function.note"))
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"minLength": 3}}}
-    assert _trained(NAMES_ONLY, {"messages": TURNS, "tools": [tool]}, ignored_fields=("minLength",))
-
-
-@pytest.mark.parametrize(("template", "record", "match"), LOSSES)
-def test_what_a_template_leaves_out_is_refused_by_name(template, record, match):
-    _refused(match, template, record)
-
-
-def test_a_template_of_its_own_for_tools_is_taken_with_them():
-    """As transformers takes the one that is called tool_use; a configured one is for all."""
-    own = tokenizer_lib.from_json(tokenizer().to_json(), "here")
-    own.chat_template, own.tool_template = CHATML, THINKING
-    plain, with_tools = (
-        conversation({"messages": TURNS[:2], "tools": tools}) for tools in ([], [TOOL])
-    )
-    writer = Writer(CHATML, own)
-    (example,), (tool_example,) = writer.write(plain), writer.write(with_tools)
-    assert example.parts[0].text.startswith("<|im_start|>user")
-    assert tool_example.parts[0].text.startswith("<|im_start|>system\nTools: ")
-    own.chat_template = MARKED
-    with pytest.raises(ValueError, match="never reads 'tools'"):
-        writer_of_another = Writer(CHATML, own)
-        writer_of_another.write(with_tools)
-
-
-def test_fields_without_a_meaning_are_named_in_a_setting():
-    talk = [user("a", name="ann"), assistant("b", mood="glad")]
-    record = {"messages": talk, "tools": [TOOL], "template_arguments": {"mood": 1}}
-    ignored = ("name", "mood", "tools")
-    assert _trained(CHATML, record, ignored_fields=ignored) == [["b" + END]]
-
-
-def test_a_field_that_the_template_writes_is_honoured():
-    with_names = CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' ' + m.name if m.name else '' }}")
-    ((text, _),) = _examples(with_names, [user("a", name="ann"), assistant("b")])
-    assert text.startswith("<|im_start|>user ann\n")
-
-
 def test_arguments_that_are_json_text_are_not_quoted_again():
     call = {"function": {"name": "weather", "arguments": '{"city": "O"}'}}
     talk = [QUESTION, assistant("", tool_calls=[call])]
-    _refused("arguments of a call in message 1 as quoted text", THINKING, talk)
+    check_refused("arguments of a call in message 1 as quoted text", THINKING, talk)
     as_is = "(call.arguments if call.arguments is string else call.arguments | tojson)"
     template = THINKING.replace("call.arguments | tojson", as_is)
-    assert '<call>weather{"city": "O"}</call>' in _trained(template, talk)[0][0]
+    assert '<call>weather{"city": "O"}</call>' in trained_texts(template, talk)[0][0]
 
 
 @pytest.mark.parametrize("role", ["function_call", "tool_call"])
@@ -357,7 +204,7 @@ def test_calls_in_messages_of_their_own_role_are_the_assistants(role):
         {"from": "observation", "value": "rain"},
         {"from": "gpt", "value": "It rains."},
     ]
-    calling, answering = _trained(THINKING, {"conversations": turns})
+    calling, answering = trained_texts(THINKING, {"conversations": turns})
     assert '<call>weather{"city": "O"}</call>' in calling[0] and "It rains." in answering[0]
 
 
@@ -365,24 +212,24 @@ def test_results_of_tools_come_in_the_order_of_the_calls():
     calls = [CALL, CALL | {"id": "2"}]
     results = [{"role": "tool", "tool_call_id": i, "content": f"r{i}"} for i in ("1", "2")]
     talk = [QUESTION, assistant("", tool_calls=calls), *results, assistant("b")]
-    assert _trained(THINKING, talk)
+    assert trained_texts(THINKING, talk)
     talk[2:4] = results[::-1]
-    _refused("message 2 answers the call '2' where '1' is next", THINKING, talk)
+    check_refused("message 2 answers the call '2' where '1' is next", THINKING, talk)
     with_ids = THINKING.replace("'<result>'", "'<result>' + m.tool_call_id")
-    _refused("message 2 answers the call '2' where '1' is next", with_ids, talk)
+    check_refused("message 2 answers the call '2' where '1' is next", with_ids, talk)
     with_ids = with_ids.replace("'<call>'", "m.tool_calls[loop.index0].id + '<call>'")
-    assert _trained(with_ids, talk)
+    assert trained_texts(with_ids, talk)
 
 
 def test_results_of_tools_without_ids_come_in_the_order_of_the_names():
     calls = [{"function": {"name": name, "arguments": {}}} for name in ("rain", "wind")]
     results = [{"role": "tool", "name": n, "content": f"r-{n}"} for n in ("rain", "wind")]
     talk = [QUESTION, assistant("", tool_calls=calls), *results, assistant("b")]
-    assert _trained(THINKING, talk)
+    assert trained_texts(THINKING, talk)
     talk[2:4] = results[::-1]
-    _refused("message 2 answers the call 'wind' where 'rain' is next", THINKING, talk)
+    check_refused("message 2 answers the call 'wind' where 'rain' is next", THINKING, talk)
     with_names = THINKING.replace("'<result>'", "'<result>' + m.name")
-    assert _trained(with_names, talk)
+    assert trained_texts(with_names, talk)
 
 
 @pytest.mark.parametrize(
@@ -413,9 +260,9 @@ def test_no_string_of_a_record_forges_a_token(spelling):
 def test_a_template_that_looks_for_a_special_token_in_a_message_gives_its_reason():
     talk = [user("a" + END), TURNS[1]]
     strict = "{% if '<|im_end|>' in messages[0].content %}{{ raise_exception('tags') }}{% endif %}"
-    _refused("does not take this conversation: tags", strict + CHATML, talk)
+    check_refused("does not take this conversation: tags", strict + CHATML, talk)
     counts = "{{ messages[0].content | length }}" + CHATML
-    _refused("spells a special token, which the template", counts, talk)
+    check_refused("spells a special token, which the template", counts, talk)
 
 
 def test_prompts_are_the_beginnings_of_what_is_trained():
