@@ -14,6 +14,7 @@ from research.config.schema import Count, Positive
 from research.data.config import DataConfig
 from research.data.heldout import HeldOut
 from research.data.sources import AnySourceConfig, SourceConfig, open_source
+from research.data.sources.base import RecordsConfig
 from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring
 from research.objectives.supervised import Supervised
@@ -131,9 +132,7 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
       ValueError: an expected answer that the training split never has.
     """
     train_data, split_data = open_source(task.source, "train"), open_source(task.source, task.split)
-    labels = sorted(
-        {text_of(train_data, row_number, "completion") for row_number in range(len(train_data))}
-    )
+    labels = _labels(task.source)
     row_numbers = question_rows(task, len(split_data))
     for row_number in row_numbers:
         text_of(split_data, row_number, "prompt"), text_of(split_data, row_number, "completion")
@@ -169,6 +168,14 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
         tokens=choice.tokens,
         seconds=time.perf_counter() - start,
     )
+
+
+def _labels(source: SourceConfig) -> list[str]:
+    """The answers of the whole training split, of which worked examples may be a sample."""
+    if isinstance(source, RecordsConfig):
+        source = dataclasses.replace(source, max_records=None, training_transforms=())
+    data = open_source(source, "train")
+    return sorted({text_of(data, row_number, "completion") for row_number in range(len(data))})
 
 
 def question_rows(task: ChoiceTask, rows: int) -> list[int]:

@@ -38,15 +38,16 @@ def evaluation_of(
         if way != TUNED:
             raise ValueError(f"a form is {way}, but nothing is evaluated")
         return None
+    task = paths.replace(evaluation, changes) if changes else evaluation
     if way == TUNED:
-        return paths.replace(evaluation, changes) if changes else evaluation
-    if evaluation.choice is None:
+        return task
+    if task.choice is None:
         raise ValueError(f"a form is {way}, but the evaluation asks no questions: give it `choice`")
+    # after the changes: its labels are the run's, however few and however wrong
     choice = dataclasses.replace(
-        evaluation.choice, source=experiment.data.sources[0], seed=experiment.seed
+        task.choice, source=experiment.data.sources[0], seed=experiment.seed
     )
-    plain = dataclasses.replace(evaluation, text=None, choice=choice)
-    return paths.replace(plain, changes) if changes else plain
+    return dataclasses.replace(task, text=None, choice=choice)
 
 
 def answer(way: str, evaluation: Evaluation, experiment: Experiment) -> tuple[Report | None, dict]:

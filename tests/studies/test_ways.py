@@ -8,7 +8,7 @@ from research.checkpoints import runs
 from research.config import schema
 from research.data.sources import open_source
 from research.evaluation import baselines, report
-from research.studies import Form, Stage, Study, axis, product, variants
+from research.studies import Form, Stage, Study, axis, product, variants, ways
 from research.studies.desk import Desk
 from tests.helpers import tiny_run
 
@@ -98,6 +98,27 @@ def test_a_way_depends_on_what_it_reads_alone(study, tmp_path):
     assert [a == b for a, b in zip(plain, other_labels, strict=True)] == [False] * 3
     (tmp_path / "measures.py").write_text(MEASURE + "\n")
     assert [a == b for a, b in zip(plain, addresses(), strict=True)] == [False, True, True]
+
+
+def test_a_task_that_is_changed_leaves_a_way_its_few_labels_and_all_answers(study, world, tmp_path):
+    source = schema.to_dict(world.questions().sources[0])
+    task = {"data.sources": [source], "evaluation.choice.source": source}
+    few = study(
+        changes={},
+        axes=product(variants("task", same=task), axis("data.sources[0].max_records", 1)),
+    )
+    resolver = Desk(few, tmp_path / "study").resolver
+    trials = [resolver.trial(few.stages[1], cell, None, 1) for cell in resolver.cells]
+    of_way = {trial.way: trial for trial in trials}
+    for way in ("prompted", "tfidf_linear"):
+        choice = of_way[way].evaluation.choice
+        assert (choice.source.max_records, choice.source.sample_seed) == (1, 1)
+    report, _ = ways.answer(
+        "prompted", of_way["prompted"].evaluation, of_way["prompted"].experiment
+    )
+    assert report.answers.labels == sorted(tiny_run.COLOURS)
+    _, columns = ways.answer("tfidf_linear", classifier.evaluation, classifier.experiment)
+    assert columns["labels"] == 1 and columns["questions"] == 12
 
 
 @pytest.mark.parametrize(
