@@ -113,9 +113,8 @@ def test_a_task_that_is_changed_leaves_a_way_its_few_labels_and_all_answers(stud
     for way in ("prompted", "tfidf_linear"):
         choice = of_way[way].evaluation.choice
         assert (choice.source.max_records, choice.source.sample_seed) == (1, 1)
-    report, _ = ways.answer(
-        "prompted", of_way["prompted"].evaluation, of_way["prompted"].experiment
-    )
+    prompted, classifier = of_way["prompted"], of_way["tfidf_linear"]
+    report, _ = ways.answer("prompted", prompted.evaluation, prompted.experiment)
     assert report.answers.labels == sorted(tiny_run.COLOURS)
     _, columns = ways.answer("tfidf_linear", classifier.evaluation, classifier.experiment)
     assert columns["labels"] == 1 and columns["questions"] == 12
