@@ -208,8 +208,9 @@ def test_tokens_and_masks_are_those_of_transformers(tokenizers, model, name, rec
         # one's header, which Llama 3's first template writes unasked.
         assert whole[: len(ids)] == ids
         rest = theirs.decode(whole[len(ids) :]).strip()
-        is_unasked = apply([*messages, source.messages[number]], add_generation_prompt=True)
-        if is_unasked["input_ids"] == whole:
+        if (model, name) == ("llama3", None):
+            asked = apply([*messages, source.messages[number]], add_generation_prompt=True)
+            assert asked["input_ids"] == whole
             assert rest == "<|start_header_id|>assistant<|end_header_id|>"
             assert theirs.decode(ids[-1]) == "<|eot_id|>" and len(writer.write(source)) == 1
         else:

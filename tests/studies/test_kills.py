@@ -51,6 +51,9 @@ def test_a_sweep_killed_twenty_times_ends_in_the_same_ledger(world, tmp_path):
     assert whole.returncode == 0, output
     expected = rows(tmp_path / "whole")
     assert len(expected) == 30
+    for row in expected.values():
+        # files of a checkpoint hold random names, compressed, and its path
+        row["artifact_bytes"] = pytest.approx(row["artifact_bytes"], abs=100)
     folder, rng, counts = tmp_path / "killed", random.Random(0), []
     for _ in range(KILLS):
         before = progress(folder)
