@@ -4,17 +4,13 @@ A member of a group is a run like any other: its metrics, checkpoints, model and
 that `loop.train` would write, so that whatever reads a run reads it, and a member that was stopped
 goes on alone or in another group. What ends one member, such as a loss that is not finite, leaves
 the others.
-
-The loop is not that of `loop.train`: there, one step is followed by what one run does about it;
-here, by what every member does. Everything else (opening, monitor, saver, summary) is the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +22,16 @@ from research.batch import Batch
 from research.experiment import Experiment
 from research.runtime import distributed, memory
 from research.training.choice import Choice
-from research.training.heldout_loss import evaluate_heldout
-from research.training.monitor import StepMonitor, is_due
+from research.training.follower import Follower, RunFollower
+from research.training.loop import take_steps
 from research.training.observers import show
 from research.training.opening import OpenedRun, open_training
 from research.training.progress import StepSink
-from research.training.saving import RunSaver
 from research.training.session import Session
-from research.training.summary import Summary, summarize
+from research.training.summary import Summary
 from research.training.timing import Timing
 from research.training.together import MappedProgram, map_program
-from research.training.workdir import check_claim, guard_workdir, open_workdir, write_summary
+from research.training.workdir import guard_workdir
 from research.tree import Arrays
 
 # chooses how a group is trained, from its opened runs
@@ -69,38 +64,6 @@ class Member:
             self.outcome = error
 
 
-class _Lane:
-    """A member in training: what follows its steps."""
-
-    def __init__(self, member: Member, run: OpenedRun, timing: Timing, stack: Any):
-        self.member, self.run = member, run
-        program, folder = run.program, run.folder
-        open_workdir(folder, program.experiment, run.tokenizer)
-        check = functools.partial(check_claim, folder)
-        self.monitor = stack.enter_context(
-            StepMonitor(
-                program,
-                run.tokens_per_step,
-                folder,
-                run.start.step,
-                timing,
-                None,
-                member.on_step,
-                check,
-            )  # fmt: skip
-        )
-        checkpointer = stack.enter_context(run.checkpointer)
-        self.saver = RunSaver(program, run.data, folder, checkpointer, self.monitor.writer, timing)
-
-    def evaluate(self, step: int, own: Arrays, frozen: Arrays) -> None:
-        program = self.run.program
-        rules = program.experiment.sharding_rules
-        with self.monitor.pause("evaluation"), sharding.mesh_context(program.mesh, rules):
-            model = program.model(own, frozen)
-            scores = evaluate_heldout(model, program.batch_sharding, self.run.heldout)
-            self.monitor.push_evaluation(step, scores)
-
-
 def train_together(members: Sequence[Member], session: Session, choose: Choose) -> Choice | None:
     """Trains the members that fit each other as one program; their outcomes say the rest.
 
@@ -119,15 +82,31 @@ def train_together(members: Sequence[Member], session: Session, choose: Choose) 
             return choice
         mapped = map_program(runs[0].program, len(runs), choice.kind, choice.devices)
         with timing("compile"):
-            step = session.compile_mapped(mapped, runs[0].data.batch(0))
-        lanes: list[_Lane | None] = []
-        for member, run in fitting:
-            lanes.append(None)
+            train_step = session.compile_mapped(mapped, runs[0].data.batch(0))
+        timing.earlier_seconds = float(np.mean([run.start.seconds for run in runs]))
+        with timing("state"):
+            states, frozen = _make_states(runs, session)
+            own, base = mapped.stack(states), mapped.place_base(frozen)
+            hyper = mapped.stack([run.program.place_hyper() for run in runs])
+            del states
+        stop_request = stack.enter_context(distributed.catch_stop_signals())
+        lanes = []
+        for number, (member, run) in enumerate(fitting):
             with member.ending_alone():
                 show(f"together   {len(runs)} trials, {choice.describe()}")
-                lanes[-1] = _Lane(member, run, timing, stack)
-        timing.earlier_seconds = float(np.mean([run.start.seconds for run in runs]))
-        _Group(mapped, lanes, runs, timing, memory.StepMemory.of(step)).train(session, step)
+                follower = RunFollower(run, frozen, timing, member.on_step)
+                lanes.append(_Lane(number, member, stack.enter_context(follower)))
+        group = _GroupFollower(lanes, mapped, timing)
+        own, step = take_steps(
+            lambda own, batches: train_step(own, base, mapped.place(batches), hyper),
+            own,
+            _batches(runs),
+            runs[0].start.step,
+            group,
+            stop_request,
+            timing,
+        )
+        group.end(step, own, memory.StepMemory.of(train_step))
     return choice
 
 
@@ -159,96 +138,82 @@ def _fits(run: OpenedRun, first: OpenedRun) -> bool:
     )
 
 
-@dataclasses.dataclass
-class _Group:
-    """Lanes, one for each trial of a mapped program; None for a lane whose member has ended."""
+def _make_states(runs: Sequence[OpenedRun], session: Session) -> tuple[list[Arrays], Arrays]:
+    """What each run has of its own where they stand, and the base's frozen arrays of all."""
+    own: list[Arrays] = []
+    for run in runs:
+        program, step = run.program, run.start.step
+        with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):
+            saved = run.checkpointer.at(step) if step else None
+            mine, frozen = session.make_state(program, saved)
+        own.append(mine)
+    return own, frozen
 
-    mapped: MappedProgram
-    lanes: list[_Lane | None]
-    runs: Sequence[OpenedRun]
-    timing: Timing
-    memory_plan: memory.StepMemory
-    in_flight: tuple[int, Any] | None = None
 
-    def train(self, session: Session, train_step: Any) -> None:
-        """From where the runs stand to their last step, or to a signal."""
-        mapped, timing, first = self.mapped, self.timing, self.runs[0]
-        step, experiment = first.start.step, first.program.experiment
-        with timing("state"):
-            halves = []
-            for run in self.runs:
-                with sharding.mesh_context(run.program.mesh, experiment.sharding_rules):
-                    saved = run.checkpointer.at(step) if step else None
-                    halves.append(session.make_state(run.program, saved))
-            frozen, own = halves[0][1], mapped.stack([own for own, _ in halves])
-            del halves
-            base = mapped.place_base(frozen)
-            hyper = mapped.stack([run.program.place_hyper() for run in self.runs])
-        timing.count_rest("start")
-        with distributed.catch_stop_signals() as stop_request:
-            for batches in timing.each("data", self._batches(step)):
-                with timing("dispatch"):
-                    own, metrics = train_step(own, base, mapped.place(batches), hyper)
-                step += 1
-                self._push(step, metrics)
-                stop = stop_request.should_stop(step)
-                is_saved = stop or is_due(step, experiment.checkpoint.every, experiment.steps)
-                is_measured = is_due(step, experiment.evaluate_every, experiment.steps)
-                if is_saved or is_measured:
-                    self._push(step, None)
-                for number, lane in self._live() if is_saved or is_measured else ():
-                    with lane.member.ending_alone():
-                        mine = mapped.take(own, number)
-                        if is_measured and lane.run.heldout:
-                            lane.evaluate(step, mine, frozen)
-                        if is_saved:
-                            lane.monitor.drain()
-                            lane.saver.save(step, mine, lane.monitor.evaluation)
-                if stop or not self._live():
-                    break
-            self._push(step, None)
-            for number, lane in self._live():
+def _batches(runs: Sequence[OpenedRun]) -> Iterator[list[Batch]]:
+    """The batches of all runs at each step; runs that read the same data read it once."""
+    program, step = runs[0].program, runs[0].start.step
+    with contextlib.ExitStack() as stack:
+        streams = {}
+        for run in runs:
+            if id(run.data) not in streams:
+                streams[id(run.data)] = stream = run.data.batches(step, program.local_rows)
+                stack.callback(stream.close)
+        for _ in range(step, program.experiment.steps):
+            fresh = {name: next(stream) for name, stream in streams.items()}
+            yield [fresh[id(run.data)] for run in runs]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lane:
+    """A member in training: its place along the mapped axis, and what follows its steps."""
+
+    number: int
+    member: Member
+    follower: RunFollower
+
+
+class _GroupFollower(Follower):
+    """Tells every member that has not ended of its own part of a step."""
+
+    def __init__(self, lanes: Sequence[_Lane], mapped: MappedProgram, timing: Timing):
+        self._lanes, self._mapped, self._timing = lanes, mapped, timing
+        self._in_flight: tuple[int, Mapping[str, Any]] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._live()
+
+    def push(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._deliver()
+        self._in_flight = (step, metrics)
+
+    def after(self, step: int, own: Arrays, is_last: bool) -> None:
+        if is_last or any(lane.follower.acts_after(step) for lane in self._live()):
+            self._deliver()
+            for lane in self._live():
                 with lane.member.ending_alone():
-                    self._end(lane, step, mapped.take(own, number))
+                    lane.follower.after(step, self._mapped.take(own, lane.number), is_last)
 
-    def _end(self, lane: _Lane, step: int, own: Arrays) -> None:
-        run, monitor = lane.run, lane.monitor
-        monitor.drain()
-        if step >= run.program.experiment.steps:
-            lane.saver.export(step, own, monitor.evaluation)
-        summary = summarize(
-            run.program, run.data, run.reading, monitor, self.memory_plan, self.timing, step
-        )
-        write_summary(run.folder, summary)
-        lane.member.outcome = summary
+    def end(self, step: int, own: Arrays, plan: memory.StepMemory) -> None:
+        """Ends the members that are left, as runs of their own."""
+        self._deliver()
+        for lane in self._live():
+            with lane.member.ending_alone():
+                mine = self._mapped.take(own, lane.number)
+                lane.member.outcome = lane.follower.end(step, mine, plan)
 
-    def _batches(self, step: int) -> Iterator[list[Batch]]:
-        """The batches of all runs at each step; runs that read the same data read it once."""
-        rows, steps = self.runs[0].program.local_rows, self.runs[0].program.experiment.steps
-        with contextlib.ExitStack() as stack:
-            streams = {}
-            for run in self.runs:
-                if id(run.data) not in streams:
-                    streams[id(run.data)] = stream = run.data.batches(step, rows)
-                    stack.callback(stream.close)
-            for _ in range(step, steps):
-                fresh = {name: next(stream) for name, stream in streams.items()}
-                yield [fresh[id(run.data)] for run in self.runs]
-
-    def _push(self, step: int, metrics: Any) -> None:
+    def _deliver(self) -> None:
         """Hands the metrics of the step before to the members, when it is over."""
-        if self.in_flight is not None:
-            last_step, values = self.in_flight
-            with self.timing("step"):
-                arrays = {name: np.asarray(value) for name, value in values.items()}
-            for number, lane in self._live():
-                with lane.member.ending_alone():
-                    lane.monitor.push(last_step, {name: x[number] for name, x in arrays.items()})
-        self.in_flight = None if metrics is None else (step, metrics)
+        if self._in_flight is None:
+            return
+        (step, values), self._in_flight = self._in_flight, None
+        with self._timing("step"):
+            arrays = {name: np.asarray(value) for name, value in values.items()}
+        for lane in self._live():
+            with lane.member.ending_alone():
+                mine = {name: array[lane.number] for name, array in arrays.items()}
+                lane.follower.push(step, mine)
 
-    def _live(self) -> list[tuple[int, _Lane]]:
-        return [
-            (number, lane)
-            for number, lane in enumerate(self.lanes)
-            if lane is not None and lane.member.outcome is None
-        ]
+    def _live(self) -> list[_Lane]:
+        return [lane for lane in self._lanes if lane.member.outcome is None]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from research import sharding
 from research.experiment import Experiment
 from research.runtime import distributed, memory, storage
 from research.runtime.accelerators import peak_flops_per_second
-from research.training import saving
-from research.training.heldout_loss import evaluate_heldout
-from research.training.monitor import StepMonitor, is_due
+from research.runtime.distributed import StopRequest
+from research.step import Metrics
+from research.training.follower import Follower, RunFollower
 from research.training.observers import show
 from research.training.opening import open_training
 from research.training.progress import StepSink
 from research.training.session import Session
-from research.training.summary import Summary, summarize
+from research.training.summary import Summary
 from research.training.timing import Timing
-from research.training.workdir import check_claim, guard_workdir, open_workdir, write_summary
+from research.training.workdir import guard_workdir
+from research.tree import Arrays
 
 
 def train(
@@ -78,39 +79,53 @@ def _train(
             hyper = jax.block_until_ready(program.place_hyper())
 
         # --- loop ---
-        open_workdir(folder, program.experiment, run.tokenizer)
-        check, tokens = functools.partial(check_claim, folder), run.tokens_per_step
-        monitor = StepMonitor(program, tokens, folder, step, timing, peak_flops, on_step, check)
-        saver = saving.RunSaver(program, data, folder, checkpointer, monitor.writer, timing)
-        with distributed.catch_stop_signals() as stop_request, monitor, checkpointer:
-            timing.count_rest("start")
+        with (
+            distributed.catch_stop_signals() as stop_request,
+            RunFollower(run, frozen, timing, on_step, peak_flops) as follower,
+        ):
             batches = itertools.islice(data.batches(step, program.local_rows), max(0, steps - step))
-            for batch in timing.each("data", batches):
-                with timing("dispatch"):
-                    own, metrics = train_step(own, frozen, program.place(batch), hyper)
-                step += 1
-                monitor.push(step, metrics)
-                if run.heldout and is_due(step, experiment.evaluate_every, steps):
-                    with monitor.pause("evaluation"):
-                        monitor.push_evaluation(
-                            step,
-                            evaluate_heldout(
-                                program.model(own, frozen), program.batch_sharding, run.heldout
-                            ),
-                        )
-                stop = stop_request.should_stop(step)  # once: a signal may come at any time
-                if stop or is_due(step, experiment.checkpoint.every, steps):
-                    monitor.drain()
-                    saver.save(step, own, monitor.evaluation)
-                if stop:
-                    break
-            monitor.drain()
-            if step >= steps:
-                saver.export(step, own, monitor.evaluation)
+            own, step = take_steps(
+                lambda own, batch: train_step(own, frozen, program.place(batch), hyper),
+                own,
+                batches,
+                step,
+                follower,
+                stop_request,
+                timing,
+            )
+            return follower.end(step, own, memory_plan)
 
-    summary = summarize(program, data, run.reading, monitor, memory_plan, timing, step)
-    write_summary(folder, summary)
-    return summary
+
+def take_steps(
+    advance: Callable[[Arrays, Any], tuple[Arrays, Metrics]],
+    own: Arrays,
+    batches: Iterable[Any],
+    step: int,
+    follower: Follower,
+    stop_request: StopRequest,
+    timing: Timing,
+) -> tuple[Arrays, int]:
+    """The loop: the steps of a run, or of a group of runs as one program.
+
+    Args:
+      advance: takes a step, `(own, batch) -> (own, metrics)`, and gives `own` away.
+      batches: one for each step that is left.
+      step: how many are done.
+
+    Returns:
+      The arrays after the last step, and its number: that of the config, unless a signal came.
+    """
+    timing.count_rest("start")
+    for batch in timing.each("data", batches):
+        with timing("dispatch"):
+            own, metrics = advance(own, batch)
+        step += 1
+        follower.push(step, metrics)
+        stop = stop_request.should_stop(step)  # once: a signal may come at any time
+        follower.after(step, own, stop)
+        if stop or follower.has_ended:
+            break
+    return own, step
 
 
 def _check_memory(compiled: Any, resident: int) -> memory.StepMemory:

@@ -209,8 +209,8 @@ def test_tokens_and_masks_are_those_of_transformers(tokenizers, model, name, rec
         assert whole[: len(ids)] == ids
         rest = theirs.decode(whole[len(ids) :]).strip()
         if (model, name) == ("llama3", None):
-            asked = apply([*messages, source.messages[number]], add_generation_prompt=True)
-            assert asked["input_ids"] == whole
+            longer = apply([*messages, source.messages[number]], add_generation_prompt=True)
+            assert longer["input_ids"] == whole
             assert rest == "<|start_header_id|>assistant<|end_header_id|>"
             assert theirs.decode(ids[-1]) == "<|eot_id|>" and len(writer.write(source)) == 1
         else:

@@ -19,7 +19,7 @@ from research.methods import IA3, Bank, DoRA, LoRA, Partial, Prefix, Prompt, Sev
 from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed
 from research.sharding import MeshConfig
-from research.training import loop
+from research.training import follower
 from research.training.loop import train
 from tests.helpers import rounding, tiny_run
 
@@ -134,14 +134,14 @@ def test_what_is_bound_shared_or_part_of_the_base_resumes_to_the_same_bits(world
 
 def test_a_signal_between_any_two_lines_of_the_loop_loses_no_step(world, tmp_path, monkeypatch):
     """Here: just after the loop saw no signal, while it asks whether a checkpoint is due."""
-    is_due = loop.is_due
+    is_due = follower.is_due
 
     def due(step, every, steps):
         if step == 3 and every == NO_LIMIT:
             signal.raise_signal(signal.SIGTERM)
         return is_due(step, every, steps)
 
-    monkeypatch.setattr(loop, "is_due", due)
+    monkeypatch.setattr(follower, "is_due", due)
     summary = train(world.experiment(9, checkpoint=CheckpointConfig(NO_LIMIT)), tmp_path)
     assert summary.steps in (3, 4) and not summary.finished
     assert open_checkpoint(tmp_path).step == summary.steps
