@@ -4,6 +4,7 @@ They say where a value stands in a config, on the command line and along the axe
 """
 
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -68,7 +69,7 @@ def full_path(cls: type, name: str) -> str:
         ValueError: no field ends so, or several as high do.
     """
     path = current_path(name, cls.__name__)
-    known = list(dict.fromkeys(_paths(cls)))
+    known = _all_paths(cls)
     if re.sub(r"\[\d+\]", "[]", path) in known:
         return path
     direct_paths = [each for each in known if "[]" not in each]  # the others need an index
@@ -84,6 +85,11 @@ def full_path(cls: type, name: str) -> str:
     nearest = nearest_names(path, ends, cutoff=0.5)
     hint = f"; did you mean {ends[nearest[0]]}?" if nearest else ""
     raise ValueError(f"no key of the config ends with {name!r}{hint}")
+
+
+@functools.cache
+def _all_paths(cls: type) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_paths(cls)))
 
 
 def _paths(cls: Any, prefix: str = "", inside: tuple[Any, ...] = ()) -> Iterator[str]:

@@ -11,10 +11,11 @@ This module imports no JAX, so that a program answers `--help` and a misspelt fl
 """
 
 import dataclasses
+import functools
 import json
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
@@ -25,6 +26,7 @@ from research.config.renamed import upgrade
 from research.config.suggestions import suggestion
 
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 Location = tuple[str | int, ...]
 
 # bounds that many fields share
@@ -92,6 +94,11 @@ def by_kind(*classes: Any) -> dict[str, Any]:
     return {cls.kind: cls for cls in classes}
 
 
+def _cached(function: Function) -> Function:
+    return functools.cache(function)  # type: ignore[return-value]  # for mypy no type is hashable
+
+
+@_cached  # 50 ms for a whole experiment, which studies build hundreds of times
 def _adapter(cls: Any) -> pydantic.TypeAdapter:
     # Standard dataclasses take over the config of the type around them, so `cls` needs one.
     strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -191,7 +198,8 @@ def alternatives(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def fields_of(kind: Any) -> dict[str, Any]:
+@_cached
+def fields_of(kind: Any) -> Mapping[str, Any]:
     """Name -> type of the fields that a dataclass's constructor takes."""
     if not dataclasses.is_dataclass(kind):
         return {}
