@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from research.data.sources import Source
 from research.data.sources.files import cache_folder, shared_cache
+from research.data.sources.formats import RULES
 from research.runtime.checksums import changed_file, checksums
 from research.runtime.files import atomic_folder, atomic_write, share
 from research.text.token_table import Encoder, Ragged, TextEncoder, TokenTable, field_text
@@ -72,6 +73,8 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
         OSError: the cache's disk is full, or the cache is another user's.
     """
     content = {"schema": SCHEMA, "source": source.fingerprint, **encoder.key}
+    if source.format not in ("text", "other", "prepared"):
+        content["formats"] = RULES
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / key
     with shared_cache(Path(cache)):

@@ -31,7 +31,7 @@ def explain_missing(record: Mapping[str, Any], field: str = "prompt") -> str:
         return (
             "It looks like a preference (chosen, rejected), which no objective learns from: to "
             f'train on the chosen answers alone, set the source\'s fields={{"{field}": "chosen"}}'
-            ' and remove the other with transforms=[{"kind": "python", ...}].'
+            ' and unused_fields=("rejected",).'
         )
     for name in ("messages", *_LISTS):
         if isinstance(record.get(name), str) and record[name].lstrip().startswith("["):

@@ -51,7 +51,9 @@ def test_hashes_are_of_what_the_objective_reads_and_kept(tmp_path, objective):
     ]
     path = tmp_path / "made.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = JsonlConfig("made", str(path), format="other")
+    unused = ("other",) if objective == "causal" else ("other", "text")
+    form = "text" if objective == "causal" else "prompt+completion"
+    source = JsonlConfig("made", str(path), format=form, unused_fields=unused)
     hashes = [
         overlap.hash_rows(source, "train", OBJECTIVES[objective](), cases.tokenizer(), tmp_path)
         for _ in "12"

@@ -96,7 +96,7 @@ def test_wrong_kind_and_missing_files_are_named(tmp_path):
 class Counted:
     """An in-memory source that counts how often it is read."""
 
-    name = "counted"
+    name, format = "counted", "text"
 
     def __init__(self, texts, fingerprint):
         self.texts = texts

@@ -43,10 +43,11 @@ SCRIPT = "<script>alert('&')</script>"
 
 
 def _pipeline(folder, objective, texts, length=48, **settings):
-    rows = [{"text": text, "prompt": text[:20], "completion": text[20:] or "a"} for text in texts]
+    rows = [{"text": text} for text in texts]
+    if objective in ("supervised", "chat"):
+        rows = [{"prompt": text[:20], "completion": text[20:] or "a"} for text in texts]
     (folder / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    form = "prompt+completion" if objective in ("supervised", "chat") else "text"
-    source = JsonlConfig("made", str(folder / "made.jsonl"), format=form)
+    source = JsonlConfig("made", str(folder / "made.jsonl"))
     config = DataConfig((source,), length, 4, OBJECTIVES[objective](**settings))
     with checks.collected():
         return Pipeline(config, cases.tokenizer(), folder / "cache")

@@ -69,6 +69,10 @@ class RecordsConfig(SourceConfig):
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # One of `research.data.sources.formats.FORMATS`; None: what the first records look like.
     format: str | None = None
+    # Fields of records that mean nothing for training, as regular expressions that match whole
+    # names, after `fields` and `transforms`: ("score", "category"), or (".*",) for all that the
+    # format does not read. Others that are no metadata are refused.
+    unused_fields: tuple[str, ...] = ()
     # Classification with numbers as labels: the word that is said for label 0, 1, ...
     label_words: tuple[str, ...] = ()
     # Share of the records that may be unreadable, or not of the format; they are left out and
@@ -84,11 +88,13 @@ class RecordsConfig(SourceConfig):
     sample_seed: Count = 0
 
     def __post_init__(self) -> None:
-        if self.format is not None and self.format not in formats.FORMATS:
+        known = [name for name in formats.FORMATS if name != "other"]
+        if self.format is not None and self.format not in known:
             raise ValueError(
                 f"Source {self.name!r} has the unknown format {self.format!r}"
-                f"{suggestion(self.format, formats.FORMATS)}"
+                f"{suggestion(self.format, known)}"
             )
+        formats.UnusedFields(self.unused_fields)
         if len(set(self.label_words)) < len(self.label_words):
             raise ValueError(
                 f"Source {self.name!r} has the same word for two labels: {self.label_words}"
@@ -171,9 +177,13 @@ class Records:
     ):
         self.name = f"{config.name}:{split}"
         self._config = config
-        is_trained = split == config.split
-        self._transforms = config.transforms + (config.training_transforms if is_trained else ())
-        self._max_records = config.max_records if is_trained else None
+        self._is_trained = split == config.split
+        training_transforms = config.training_transforms if self._is_trained else ()
+        self._transforms = config.transforms + training_transforms
+        self._max_records = config.max_records if self._is_trained else None
+        transforms = config.transforms + config.training_transforms
+        used_names = [name for transform in transforms for name in transform.reads]
+        self._unused = formats.UnusedFields(config.unused_fields, used_names)
         self._records = records
         self._compute_fingerprint = fingerprint
         self._place = place
@@ -189,6 +199,8 @@ class Records:
             content += f" {json.dumps(keys, sort_keys=True)}"
         if self._max_records is not None:
             content += f" {self._max_records} records, seed {config.sample_seed}"
+        if config.unused_fields and config.bad_lines:  # they decide which records are left out
+            content += f" unused {json.dumps(config.unused_fields)}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @functools.cached_property
@@ -232,6 +244,7 @@ class Records:
     @functools.cached_property
     def _selection(self) -> _Selection | None:
         """The records that are read, where some may be left out."""
+        self._check_unused_fields()
         tolerant = self._config.bad_lines > 0
         if not tolerant and not any(transform.drops for transform in self._transforms):
             if self._max_records is None:
@@ -263,6 +276,28 @@ class Records:
             raise ValueError(f"Source {self.name!r}: its transforms drop all {len(rows)} records.")
         return self._sample(np.frombuffer(good, np.int64), len(errors))
 
+    def _check_unused_fields(self) -> None:
+        """Raises ValueError if one of them is in no record that is trained on: it is misspelt.
+
+        Records are read until each pattern has matched, which is mostly the first one.
+        """
+        if not self._unused.idle or not self._is_trained or self.format == "other":
+            return
+        fields, others = set[str](), set[str]()
+        for row in range(len(self._records)):
+            with contextlib.suppress(ValueError):  # said when the record is read
+                fields |= (self._read(row) or {}).keys()
+            others = fields - formats.FORMATS[self.format].reads
+            self._unused.select(others)
+            if not self._unused.idle:
+                return
+        if fields:
+            pattern = min(self._unused.idle)
+            raise ValueError(
+                f"Source {self.name!r}: unused_fields has {pattern!r}, which matches no field that "
+                f"records of the format {self.format} have beside it{suggestion(pattern, others)}"
+            )
+
     def _sample(self, rows: np.ndarray, bad_lines: int) -> _Selection:
         """At most `max_records` of the rows, in their order."""
         sampled = rows
@@ -290,6 +325,8 @@ class Records:
             notes.append(
                 f"transforms {kinds}" + (f" ({dropped:,} records dropped)" if dropped else "")
             )
+        if self._config.unused_fields:
+            notes.append(f"without {', '.join(self._config.unused_fields)}")
         if self._max_records is not None:
             notes.append(f"{len(self):,} of {readable:,} records")
         return ", ".join(notes)
@@ -314,10 +351,16 @@ class Records:
         example = self._read(index)
         if example is None:
             return None
+        form = formats.FORMATS[self.format]
         try:
-            converted = formats.FORMATS[self.format].convert(example, self._config.label_words)
+            converted = form.convert(example, self._config.label_words)
+            formats.check_fields(example, converted, form, self._unused, self._config.name)
         except ValueError as error:
             raise ValueError(f"{self._place(index)}: {error} (format {self.format})") from error
+        # what is set to be unused, or of another format, is read by no objective either
+        if form.reads and (self._config.format or self._config.unused_fields):
+            hidden = formats.OF_OBJECTIVES - form.reads
+            example = {k: v for k, v in example.items() if k not in hidden}
         return {**example, **converted}
 
     def _read(self, index: int) -> dict[str, Any] | None:

@@ -37,6 +37,11 @@ class Transform:
         """What its results depend on, as JSON: part of the source's fingerprint."""
         return to_dict(self)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields whose content it writes or acts on: they are not lost where no format has them."""
+        return frozenset()
+
     def __call__(self, record: Record) -> Record | None:
         """The changed record, or None to drop it.
 
@@ -52,6 +57,13 @@ def _text(record: Record, field: str) -> str:
     if not isinstance(record[field], str):
         raise ValueError(f"field {field!r} must be text, not {type(record[field]).__name__}.")
     return record[field]
+
+
+@functools.lru_cache(maxsize=64)
+def _names(template: str) -> tuple[str, ...]:
+    """Fields that a format string writes."""
+    parts = string.Formatter().parse(template)
+    return tuple(re.split(r"[.\[]", path)[0] for _, path, _, _ in parts if path is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +86,15 @@ class Template(Transform):
             except ValueError as error:
                 raise ValueError(f"fields.{name}: no format string: {error}") from None
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(name for template in self.fields.values() for name in _names(template))
+
     def __call__(self, record: Record) -> Record:
         texts = {}
         for name, template in self.fields.items():
-            for _, path, _, _ in string.Formatter().parse(template):
-                field = re.split(r"[.\[]", path or "")[0]
-                if path is not None and record.get(field) is None:
+            for field in _names(template):
+                if record.get(field) is None:
                     raise ValueError(f"there is no field {field!r}, only {sorted(record)}.")
             try:
                 texts[name] = template.format_map(record)
@@ -128,6 +143,10 @@ class Filter(Transform):
                 re.compile(pattern or "")
             except re.error as error:
                 raise ValueError(f"{name}: no regular expression: {error}") from None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.field})
 
     def __call__(self, record: Record) -> Record | None:
         text = _text(record, self.field)

@@ -1,5 +1,6 @@
 """Labelled formats: told apart, read, and refused where they are broken."""
 
+import ast
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data.sources import JsonlConfig, decode_text, formats, open_source
-from research.data.sources.transforms import Template
+from research.data.sources.transforms import Filter, Template
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -33,7 +34,7 @@ RECORDS = {
         {"prompt": TALK[:2], "completion": TALK[2:]},
         {"messages": TALK},
     ),
-    "prompt+completion": ({"prompt": "a", "completion": "b", "text": "c"}, {}),
+    "prompt+completion": ({"id": 1, "prompt": "a", "completion": "b"}, {}),
     "alpaca": (ALPACA, {"prompt": "Add.\n\n1 1", "completion": "2"}),
     "squad": (SQUAD, {"prompt": "Roses are red.\n\nWhat is red?", "completion": "Roses"}),
     "classification": ({"text": "good", "label": "yes"}, {"prompt": "good", "completion": "yes"}),
@@ -94,6 +95,17 @@ def test_fields_are_renamed_before_the_format_is_told(tmp_path):
     assert source.format == "classification" and source[0]["prompt"] == "a"
 
 
+def test_tools_and_arguments_as_json_text_are_read_where_they_are_empty_too(tmp_path):
+    tool = {"function": {"name": "f"}}
+    texts = [("[]", "{}"), (json.dumps([tool]), '{"x": 1}')]
+    records = [{"messages": TALK, "tools": a, "template_arguments": b} for a, b in texts]
+    source = _open(tmp_path, records)
+    assert [(row["tools"], row["template_arguments"]) for row in (source[0], source[1])] == [
+        ([], {}),
+        ([tool], {"x": 1}),
+    ]
+
+
 def test_messages_of_parts_and_of_tfds_are_lists_of_texts(tmp_path):
     parts = [{"type": "text", "text": "Y"}, {"type": "text", "text": "es?"}]
     talk = [*TALK[:2], {"role": "assistant", "content": parts}]
@@ -130,17 +142,17 @@ BROKEN = [
     ),
     ({"messages": [TALK[1], {"role": "tool_call", "content": "f("}]}, "a call of a tool as JSON"),
     ({"messages": [TALK[1], {"role": "tool_call", "content": "[1]"}]}, "with a name and arguments"),
-    ({"prompt": "a", "completion": "b", "chat_template_kwargs": {"x": 1}}, "write it as messages"),
-    (ALPACA | {"tools": [{"name": "f"}]}, "write it as messages"),
+    ({"prompt": "a", "completion": "b", "chat_template_kwargs": {"x": 1}}, "write messages beside"),
+    (ALPACA | {"tools": [{"name": "f"}]}, "write it as tools, beside messages"),
     ({"messages": TALK, "tools": "[{"}, "field 'tools' is no JSON"),
     ({"messages": TALK, "tools": ["f"]}, r"tools\[0\] must be a JSON schema"),
     ({"messages": TALK, "tools": {"f": 1}}, "field 'tools' must be a list, not dict"),
-    ({"messages": TALK, "functions": [{"name": "f"}]}, "write them as tools"),
+    ({"messages": TALK, "functions": [{"name": "f"}]}, "write it as tools"),
     ({"messages": TALK, "enable_thinking": False}, "chat_template_kwargs"),
-    ({"messages": TALK, "thinking": False}, "'thinking', which is not supported: write it as chat"),
-    ({"messages": TALK, "loss_mask": [0, 1]}, "'loss_mask', .* give messages a weight"),
-    ({"messages": TALK, "weights": [0, 1]}, "'weights' of a whole record is not read"),
-    ({"messages": TALK, "weight": "0"}, "'weight' of a whole record is not read"),
+    ({"messages": TALK, "thinking": False}, "'thinking' .*write it as chat_template_kwargs"),
+    ({"messages": TALK, "loss_mask": [0, 1]}, "'loss_mask' .give messages a weight"),
+    ({"messages": TALK, "weights": [0, 1]}, "'weights' .give messages a weight"),
+    ({"messages": TALK, "weight": "0"}, "'weight' .give messages a weight"),
     ({"messages": TALK, "system_prompt": "Be brief."}, "write it as system"),
     ({"messages": TALK, "tool_choice": "required"}, "no template reads it"),
     (
@@ -155,17 +167,20 @@ BROKEN = [
         },
         "a part of the content has 'train', which is not supported: weights are of whole",
     ),
-    ({"messages": TALK, "label": False}, "'label' says that the answer is bad"),
+    ({"messages": TALK, "label": False}, "'label' .leave records with bad answers out"),
     ({"messages": TALK, "rejected_response": "x"}, "no objective learns from preferences"),
-    ({"messages": TALK, "images": ["x.png"]}, "'images', which is not supported: it is no text"),
-    ({"messages": TALK, "weight": 0.5}, "'weight' of a whole record is not read"),
-    ({"prompt": "a", "completion": "b", "system": "Be brief."}, "'system'.*write it as messages"),
-    ({"prompt": "a", "completion": "b", "label": False}, "'label' says that the answer is bad"),
+    ({"messages": TALK, "images": ["x.png"]}, "'images' .it is no text"),
+    ({"messages": TALK, "weight": 0.5}, "'weight' .give messages a weight"),
+    (
+        {"prompt": "a", "completion": "b", "system": "Be brief."},
+        "'system' .*as system, beside",
+    ),
+    ({"prompt": "a", "completion": "b", "label": 0}, "'label' .leave records with bad answers out"),
     ({"prompt": TALK[:2], "completion": "b"}, "field 'prompt' must be text, not list"),
     ({"messages": ["hi"]}, r"messages\[0\] must be a message"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "no Unicode"),
     ({"conversations": [{"from": "gpt", "value": "x"}]}, "speaks before it is asked"),
-    (ALPACA | {"history": [["a", "b"]]}, "'history' is not part"),
+    (ALPACA | {"history": [["a", "b"]]}, "'history' .write it as messages"),
     (ALPACA | {"output": None}, "field 'output' must be text"),
     ({"prompt": "a", "completion": 3}, "field 'completion' must be text, not int"),
     ({"text": ["a"]}, "field 'text' must be text, not list"),
@@ -205,6 +220,8 @@ UNREAD = [
     *[(PAIR, {name: value}) for name, value in {
         "enable_thinking": False, "functions": [1], "tool_calls": [1], "system_message": "s",
         "reasoning_content": "r", "chosen": "x", "response": "x", "is_correct": False,
+        "input": "x", "context": "x", "instruction": "x", "suffix": "x", "label": 0, "score": 0,
+        "category": "x", "is_impossible": True, "weight": 0, "text": "a b", "system": "s",
     }.items()],
     *[({"messages": TALK}, {name: value}) for name, value in {
         "conversations": SHARE[:1] + [{"from": "gpt", "value": "No."}], "completion": "x",
@@ -212,21 +229,65 @@ UNREAD = [
         "reasoning_content": "r", "tool_calls": [1], "completion_mask": [0],
         "assistant_masks": [0], "is_correct": False, "train_on_inputs": True,
         "mask_history": True, "chat_template": "x", "parallel_tool_calls": False,
+        "instruction": "x", "context": "x", "label": "x", "skip_prompt_formatting": False,
     }.items()],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("record", "field"), UNREAD)
-def test_what_would_be_lost_beside_a_record_is_refused_and_can_be_removed(tmp_path, record, field):
+def test_what_would_be_lost_beside_a_record_is_refused_or_named_as_unused(tmp_path, record, field):
     (name,) = field
-    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*'{name}'"):
+    with pytest.raises(ValueError, match=rf'a\.jsonl:1: .*{name}.* unused_fields=\("{name}",\)'):
         _open(tmp_path, [record | field])[0]
-    remove = Template(fields={}, remove=(name,))
-    assert _open(tmp_path, [record | field], transforms=(remove,))[0].keys() >= record.keys()
+    assert _open(tmp_path, [record | field], unused_fields=(name,))[0].keys() >= record.keys()
+
+
+def test_all_fields_that_no_format_reads_are_in_one_error_with_the_setting_to_paste(tmp_path):
+    fields = {"score": 0.5, "Unnamed: 1": 3, "url": "x", "note": None, "tags": [], "weight": True}
+    setting = '("score", "Unnamed:\\\\ 1")'
+    with pytest.raises(ValueError) as caught:
+        _open(tmp_path, [PAIR, PAIR | fields])[1]
+    assert "a.jsonl:2: 'score', 'Unnamed: 1' would be lost." in str(caught.value)
+    assert f"source 'a': unused_fields={setting} (format prompt+completion)" in str(caught.value)
+    for unused in (ast.literal_eval(setting), (".*",)):
+        assert _open(tmp_path, [PAIR, PAIR | fields], unused_fields=unused)[1] == PAIR | fields
+    assert _open(tmp_path, [{"text": "a"} | fields])[0]["score"] == 0.5
+
+
+def test_what_is_unused_is_read_by_no_objective_and_must_be_there(tmp_path):
+    records = [PAIR, PAIR | {"text": "c", "score": 1}]
+    source = _open(tmp_path, records, unused_fields=("text", "sc.*"))
+    assert source[1] == PAIR | {"score": 1} and source.note == "without text, sc.*"
+    for pattern in ("scor", "completion"):
+        with pytest.raises(ValueError, match=f"unused_fields has '{pattern}', which matches no"):
+            len(_open(tmp_path, records, unused_fields=("text", pattern)))
+    with pytest.raises(ValueError, match=r"unused_fields: '\(' is no pattern"):
+        _open(tmp_path, records, unused_fields=("(",))
+    # those that may be left out are others with it
+    marks = {
+        _open(tmp_path, records, bad_lines=0.5, unused_fields=unused).fingerprint
+        for unused in ((), ("text",), ("score",))
+    }
+    assert len(marks) == 3
+
+
+def test_what_transforms_read_is_not_lost(tmp_path):
+    record = {"question": "q", "choices": ["x", "y"], "answer": "x", "level": "easy", "score": 1}
+    write = Template({"prompt": "{question} {choices[0]}", "completion": "{answer}"})
+    keep = Filter("level", pattern="easy")
+    with pytest.raises(ValueError, match=r'1: .score. would be lost.* unused_fields=\("score",\)'):
+        _open(tmp_path, [record], transforms=(keep, write))[0]
+
+
+def test_a_question_with_and_without_an_answer_is_refused(tmp_path):
+    answered = SQUAD | {"is_impossible": False}
+    assert _open(tmp_path, [answered])[0]["completion"] == "Roses"
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*'is_impossible' says that there is no"):
+        _open(tmp_path, [SQUAD | {"is_impossible": True}])[0]
 
 
 def test_an_answer_that_says_the_same_again_is_no_second_one(tmp_path):
-    assert _open(tmp_path, [PAIR | {"answer": "b "}])[0]["completion"] == "b"
+    assert _open(tmp_path, [PAIR | {"answer": "b ", "question": "a"}])[0]["completion"] == "b"
     record = {"messages": TALK, "prompt": "Hi", "chosen": TALK[1:], "conversations": SHARE}
     assert _open(tmp_path, [record])[0]["messages"] == TALK
 

@@ -12,8 +12,24 @@ from research.data.sources.formats.conversations import MESSAGE_PAIR, MESSAGES, 
 from research.data.sources.formats.pairs import ALPACA, PAIR
 from research.data.sources.formats.plain import OTHER, TEXT
 from research.data.sources.formats.squad import SQUAD
+from research.data.sources.formats.unread import UnusedFields, check_fields
 
-__all__ = ["FORMATS", "ROLES", "Format", "Record", "name_format"]
+__all__ = [
+    "FORMATS",
+    "OF_OBJECTIVES",
+    "ROLES",
+    "RULES",
+    "Format",
+    "Record",
+    "UnusedFields",
+    "check_fields",
+    "name_format",
+]
+
+# Raise it when other records are refused than before: tokens that were made of them are old.
+RULES = 1
+# Fields that objectives read of examples.
+OF_OBJECTIVES = frozenset("text prompt completion messages tools template_arguments".split())
 
 FORMATS: dict[str, Format] = {
     "messages": MESSAGES,

@@ -15,6 +15,11 @@ class Format:
     matches: Callable[[Record], bool]
     # (record, label words) -> fields to add to it. Raises ValueError: what is wrong with it.
     convert: Callable[[Record, Sequence[str]], dict[str, Any]]
+    # Fields that `convert` reads. Others that are no metadata are refused; see `unread`.
+    reads: frozenset[str]
+    # Whether others pass that do not say how a record is trained on: the scores, categories and
+    # counts of those who filtered a corpus were never meant for a model.
+    takes_any: bool = False
 
 
 def read_text(record: Record, field: str) -> str:
@@ -39,10 +44,14 @@ def check_text(value: Any, where: str) -> str:
     return value
 
 
+def has_value(value: Any) -> bool:
+    """Whether a field says something: null and what is empty say that there is nothing."""
+    return value is not None and not (isinstance(value, str | list | dict) and not value)
+
+
 def refuse_fields(fields: Record, reasons: Mapping[str, str], where: str = "") -> None:
     """Raises ValueError for a field that has a value and is not read; `reasons` say what to do."""
     for name, reason in reasons.items():
-        value = fields.get(name)
-        if value is not None and not (isinstance(value, str | list | dict) and not value):
+        if has_value(fields.get(name)):
             place = f"{where} has" if where else "there is"
             raise ValueError(f"{place} {name!r}, which is not supported: {reason}.")

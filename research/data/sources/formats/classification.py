@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, check_text, read_text
-from research.data.sources.formats.unread import check_every_field
 
 
 def _has_label(record: Record) -> bool:
@@ -12,7 +11,6 @@ def _has_label(record: Record) -> bool:
 
 
 def _read_classification(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
-    check_every_field(record)
     label, text = record.get("label"), read_text(record, "text")
     if isinstance(label, str):
         if label_words and label not in label_words:
@@ -27,4 +25,4 @@ def _read_classification(record: Record, label_words: Sequence[str]) -> dict[str
     return {"prompt": text, "completion": label_words[label]}
 
 
-CLASSIFICATION = Format(_has_label, _read_classification)
+CLASSIFICATION = Format(_has_label, _read_classification, frozenset({"text", "label"}))

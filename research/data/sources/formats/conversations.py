@@ -7,12 +7,12 @@ would change the training and is neither is refused by name.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, check_text, refuse_fields
 from research.data.sources.formats.tool_calls import check_results, read_call_turn, read_calls
-from research.data.sources.formats.unread import WEIGHTS, check_conversation_fields
+from research.data.sources.formats.unread import WEIGHTS
 from research.runtime import unique_json
 from research.text.conversation import REASONING, WEIGHT
 
@@ -32,6 +32,8 @@ _UNREAD = {
 }
 _PART_REASON = "weights are of whole messages, and templates read the text alone"
 _ARGUMENTS = ("template_arguments", "chat_template_kwargs")
+# What a record may have beside its messages.
+_BESIDE = {"system", "tools", "documents", *_ARGUMENTS}
 
 
 def _has_messages(record: Record) -> bool:
@@ -40,7 +42,7 @@ def _has_messages(record: Record) -> bool:
 
 def _read_messages(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     messages = [*_system(record), *_list_turns(record["messages"], "messages")]
-    return _read_record(record, _conversation(messages, "messages"), ["messages"])
+    return _read_record(record, _conversation(messages, "messages"))
 
 
 def _has_conversations(record: Record) -> bool:
@@ -49,7 +51,7 @@ def _has_conversations(record: Record) -> bool:
 
 def _read_sharegpt(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     turns = [*_system(record), *_list_turns(record["conversations"], "conversations")]
-    return _read_record(record, _conversation(turns, "conversations"), ["conversations"])
+    return _read_record(record, _conversation(turns, "conversations"))
 
 
 def _has_message_pair(record: Record) -> bool:
@@ -65,8 +67,7 @@ def _read_message_pair(record: Record, label_words: Sequence[str]) -> dict[str, 
         for turn in _list_turns(record["prompt"], "prompt")
     ]
     turns = [*_system(record), *prompt, *_list_turns(record["completion"], "completion")]
-    messages = _conversation(turns, "prompt and completion")
-    return _read_record(record, messages, ["prompt", "completion"])
+    return _read_record(record, _conversation(turns, "prompt and completion"))
 
 
 def _system(record: Record) -> list[dict[str, Any]]:
@@ -92,20 +93,14 @@ def _list_turns(turns: Any, field: str) -> list[Any]:
     return turns
 
 
-def _read_record(
-    record: Record, messages: list[dict[str, Any]], own: Collection[str]
-) -> dict[str, Any]:
-    """Messages, `tools` and `template_arguments` of a record; `own`: where the messages are from.
-
-    Raises:
-        ValueError: a field that would change the training and is not read, or is no JSON.
-    """
-    check_conversation_fields(record, messages, own)
+def _read_record(record: Record, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Messages, `tools` and `template_arguments` of a record; ValueError: a field is no JSON."""
     converted: dict[str, Any] = {"messages": messages}
-    if tools := _read_json(record, "tools", list):
-        for number, tool in enumerate(tools):
-            if not isinstance(tool, Mapping):
-                raise ValueError(f"tools[{number}] must be a JSON schema, not {tool!r:.40}.")
+    tools = _read_json(record, "tools", list) or []
+    for number, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise ValueError(f"tools[{number}] must be a JSON schema, not {tool!r:.40}.")
+    if "tools" in record:  # also where its text is that of an empty list
         converted["tools"] = tools
     arguments: dict[str, Any] = {}
     for name in _ARGUMENTS:  # null is what a column has where a record has none
@@ -113,7 +108,7 @@ def _read_record(
         arguments |= {key: value for key, value in items if value is not None}
     if record.get("documents"):
         arguments["documents"] = record["documents"]
-    if arguments:
+    if arguments or "template_arguments" in record:
         converted["template_arguments"] = arguments
     return converted
 
@@ -219,6 +214,8 @@ def _read_reasoning(extra: Mapping[str, Any], role: str, where: str) -> dict[str
     return dict.fromkeys((*REASONING[:2], name), text)
 
 
-MESSAGES = Format(_has_messages, _read_messages)
-SHAREGPT = Format(_has_conversations, _read_sharegpt)
-MESSAGE_PAIR = Format(_has_message_pair, _read_message_pair)
+MESSAGES = Format(_has_messages, _read_messages, frozenset({"messages", *_BESIDE}))
+SHAREGPT = Format(_has_conversations, _read_sharegpt, frozenset({"conversations", *_BESIDE}))
+MESSAGE_PAIR = Format(
+    _has_message_pair, _read_message_pair, frozenset({"prompt", "completion", *_BESIDE})
+)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, read_text
-from research.data.sources.formats.unread import check_every_field
 
 
 def _has_text(record: Record) -> bool:
@@ -12,7 +11,6 @@ def _has_text(record: Record) -> bool:
 
 
 def _read_document(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
-    check_every_field(record)
     return {"text": read_text(record, "text")}
 
 
@@ -24,5 +22,5 @@ def _add_nothing(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-TEXT = Format(_has_text, _read_document)
-OTHER = Format(_is_any, _add_nothing)
+TEXT = Format(_has_text, _read_document, frozenset({"text"}), takes_any=True)
+OTHER = Format(_is_any, _add_nothing, frozenset(), takes_any=True)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.data.sources.formats.base import Format, Record, check_text, read_text
-from research.data.sources.formats.unread import check_pair_fields
 
 
 def _has_question(record: Record) -> bool:
@@ -17,11 +16,18 @@ def _read_question(record: Record, label_words: Sequence[str]) -> dict[str, Any]
     """The passage and the question; the first answer, which is empty where there is none (2.0)."""
     answers = record["answers"]["text"]
     completion = check_text(answers[0], "answers.text[0]") if answers else ""
-    check_pair_fields(record, completion, ["answers"])
+    if record.get("is_impossible") and answers:
+        raise ValueError(
+            "field 'is_impossible' says that there is no answer, and 'answers' has one."
+        )
     return {
         "prompt": f"{read_text(record, 'context')}\n\n{read_text(record, 'question')}",
         "completion": completion,
     }
 
 
-SQUAD = Format(_has_question, _read_question)
+SQUAD = Format(
+    _has_question,
+    _read_question,
+    frozenset({"context", "question", "answers", "is_impossible"}),
+)

@@ -1,141 +1,167 @@
-"""Fields of a record that would change what is trained and that no format reads: refused by name.
+"""Fields of a record that its format does not read: they are metadata, they say again what is
+read, the source names them, or the record is refused.
 
-One table for all formats, so that a weight beside a pair is told as one beside messages is.
+One rule for all formats, so that a weight beside a pair is told as one beside messages is.
 """
 
-from collections.abc import Collection, Mapping
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from research.data.sources.formats.base import Record, refuse_fields
+from research.data.sources.formats.base import Format, Record, has_value
 from research.text.conversation import REASONING, WEIGHT
+
+# Names under which data sets keep where a record is from, how it is called and how long it is.
+METADATA = frozenset(
+    "id _id uid uuid guid idx index row_id example_id sample_id doc_id document_id prompt_id "
+    "question_id problem_id task_id conversation_id message_id thread_id session_id tfds_id "
+    "cluster hash md5 sha256 source source_url url uri dataset dataset_name data_source origin "
+    "repo repo_name path filename file_name file_path title author authors license licence meta "
+    "metadata timestamp date created created_at created_utc updated_at lang language locale "
+    "version token_count num_tokens n_tokens __index_level_0__".split()
+) | {"Unnamed: 0"}  # and how pandas numbers rows
 
 # Names of a message's weight in training: OpenAI's and Mistral's, axolotl's, ms-swift's,
 # LLaMA-Factory's. True and false are 1 and 0; several are multiplied.
 WEIGHTS = (WEIGHT, "train", "training", "loss", "loss_scale", "loss_weight")
-# Of tokens: where a file says which of them are trained on.
-_MASKS = ("mask", "loss_mask", "completion_mask", "assistant_mask", "assistant_masks")
-# False: what the record says is bad. A label beside a text is its class.
-_VERDICTS = ("kto_tag", "is_correct")
-# Answers; one that says what is trained on already is not lost.
+# Answers: what such a field says must be one of those that are trained on.
 _ANSWERS = ("completion", "response", "answer", "output", "chosen")
-_PREFERENCE = "no objective learns from preferences"
+# Values that ask for what is done anyway: a bad answer is not told by a true one.
+_DONE_ANYWAY = dict.fromkeys((*WEIGHTS, "weights", "kto_tag", "is_correct", "label"), 1)
+_DONE_ANYWAY |= {"train_on_inputs": 0, "mask_history": 0}
 
-_OF_ALL = dict.fromkeys(_MASKS, "give messages a weight")
-# Beside a prompt and a completion, which have no place for them.
-_OF_PAIR = dict.fromkeys(
-    (
-        "system system_prompt system_message history tools functions available_tools tool_calls "
-        "documents template_arguments chat_template_kwargs enable_thinking reasoning_effort "
-        "images videos audios"
-    ).split()
-    + list(REASONING),
-    "write it as messages",
-) | {"rejected": _PREFERENCE, "rejected_response": _PREFERENCE}
-_OF_CONVERSATION = {
-    "functions": "write them as tools",
-    "history": "write it as messages",
-    "enable_thinking": 'write it as chat_template_kwargs: {"enable_thinking": ...}',
-    "reasoning_effort": 'write it as chat_template_kwargs: {"reasoning_effort": ...}',
-    "rejected": _PREFERENCE,
-    "rejected_response": _PREFERENCE,
-    "images": "it is no text",
-    "videos": "it is no text",
-    "audios": "it is no text",
-    "system_prompt": "write it as system",
-    "system_message": "write it as system",
-    "available_tools": "write them as tools",
-    "tool_choice": "no template reads it",
-    "parallel_tool_calls": "no template reads it",
-    "response_format": "no template reads it",
-    "thinking": "write it as chat_template_kwargs, or as reasoning_content of an answer",
-    "reasoning_content": "write it in the answer's message",
-    "reasoning": "write it in the answer's message",
-    "tool_calls": "write them in the answer's message",
-    "chat_template": "set the objective's `template`",
-    "continue_final_message": "an answer is trained on to its end",
-}
+# Fields that say how a record is trained on: refused beside a document, too.
+_TRAINING = dict.fromkeys(
+    (*WEIGHTS, "weights", "mask", "loss_mask", "completion_mask", "assistant_mask")
+    + ("assistant_masks",),
+    "give messages a weight",
+) | dict.fromkeys(("kto_tag", "is_correct"), "leave records with bad answers out")
 
 
-def check_every_field(record: Record) -> None:
-    """Raises ValueError for weights, masks and verdicts of a whole record, in any format."""
-    for name in (*WEIGHTS, "weights"):
-        value = record.get(name)
-        if value is not None and not (isinstance(value, bool | int | float) and value == 1):
-            raise ValueError(
-                f"field {name!r} of a whole record is not read: give messages one, or "
-                f"{_removal(name)}."
-            )
-    for name in _VERDICTS:
-        if isinstance(record.get(name), bool | int) and not record[name]:
-            raise _bad_answer(name)
-    _refuse(record, _OF_ALL)
+def _hints() -> dict[str, str]:
+    """Field -> what to do with it, where a conversation or a setting has a place for it."""
+    beside = "write it as {}, beside messages".format
+    in_message = "write it in the answer's message"
+    arguments = 'chat_template_kwargs: {{"{}": ...}}'.format
+    hints = {
+        "history": "write it as messages",
+        "system system_prompt system_message": beside("system"),
+        "tools functions available_tools": beside("tools"),
+        " ".join(("tool_calls", *REASONING)): in_message,
+        "documents template_arguments chat_template_kwargs": "write messages beside it",
+        "images videos audios": "it is no text",
+        "tool_choice parallel_tool_calls response_format": "no template reads it",
+        "rejected rejected_response": "no objective learns from preferences",
+        "chat_template": "set the objective's `template`",
+        "continue_final_message": "an answer is trained on to its end",
+        "train_on_inputs": "no objective trains on questions",
+        "mask_history": 'set the objective\'s turns="last"',
+        "label": "leave records with bad answers out",
+        "text": 'set format="text" if it is what is trained on',
+    }
+    flat = {name: hint for names, hint in hints.items() for name in names.split()}
+    flat |= {name: beside(arguments(name)) for name in ("enable_thinking", "reasoning_effort")}
+    flat["thinking"] = f"{in_message}, or {beside(arguments('thinking'))}"
+    return flat | _TRAINING
 
 
-def check_pair_fields(record: Record, completion: str, own: Collection[str]) -> None:
-    """Raises ValueError for what a prompt and its completion have no place for.
+_HINTS = _hints()
+
+
+class UnusedFields:
+    """The source's setting `unused_fields`: fields that mean nothing for training, or no more."""
+
+    def __init__(self, patterns: Sequence[str], used_names: Collection[str] = ()):
+        """Reads the setting.
+
+        Args:
+          patterns: regular expressions that match whole names.
+          used_names: fields that transforms have read.
+
+        Raises:
+          ValueError: a pattern is no regular expression.
+        """
+        self._patterns = {}
+        for pattern in patterns:
+            try:
+                self._patterns[pattern] = re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"unused_fields: {pattern!r} is no pattern: {error}") from None
+        # Those that matched none of the names that were selected from.
+        self.idle = set(patterns)
+        self._used_names = frozenset(used_names)
+        self._is_unused: dict[str, bool] = {}
+
+    def select(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that a pattern matches."""
+        for name in names:
+            if name not in self._is_unused:
+                matching = {p for p, regex in self._patterns.items() if regex.fullmatch(name)}
+                self.idle -= matching
+                self._is_unused[name] = bool(matching) or name in self._used_names
+        return {name for name in names if self._is_unused[name]}
+
+
+def check_fields(
+    record: Record, converted: Mapping[str, Any], form: Format, unused: UnusedFields, name: str
+) -> None:
+    """Looks at the fields of a record that its format does not read.
 
     Args:
       record: what is checked.
-      completion: what is trained on.
-      own: fields that the format reads.
+      converted: what the format reads of it.
+      form: the format.
+      unused: fields that the source passes over.
+      name: of the source.
+
+    Raises:
+      ValueError: names all fields that would be lost, what they may be, and the setting.
     """
-    check_every_field(record)
-    _check_label(record)
-    _refuse(record, {name: why for name, why in _OF_PAIR.items() if name not in own})
-    answers = [name for name in _ANSWERS if name not in own]
-    _check_second(record, answers, [completion])
-
-
-def check_conversation_fields(
-    record: Record, messages: list[dict[str, Any]], own: Collection[str]
-) -> None:
-    """Raises ValueError for what would be lost beside messages, a second conversation for one."""
-    check_every_field(record)
-    _check_label(record)
-    _refuse(record, _OF_CONVERSATION)
-    if record.get("train_on_inputs"):
-        raise ValueError("field 'train_on_inputs' asks to train on questions: no objective does.")
-    if record.get("mask_history"):
+    if form.takes_any:
+        others = {field for field in record if field in _TRAINING}
+    else:
+        others = {f for f in record if f not in form.reads and f not in METADATA}
+    if not others:
+        return
+    others -= unused.select(others)
+    refused = [
+        field
+        for field, value in record.items()
+        if field in others and has_value(value) and not _is_harmless(field, value, converted)
+    ]
+    if refused:
+        hinted_names = [f"{f!r} ({_HINTS[f]})" if f in _HINTS else repr(f) for f in refused]
+        patterns = ", ".join(json.dumps(re.escape(field)) for field in refused)
+        setting = f"({patterns},)" if len(refused) == 1 else f"({patterns})"
         raise ValueError(
-            "field 'mask_history' asks to train on the last answer alone: set the objective's "
-            f'turns="last", and {_removal("mask_history")}.'
+            f"{', '.join(hinted_names)} would be lost. Write what the model is to see into what is "
+            f"read (`fields`, `transforms`); what means nothing, name in source {name!r}: "
+            f"unused_fields={setting}"
         )
-    texts = [message["content"] for message in messages]
-    answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    for name in ("conversations", "prompt"):
-        if name not in own:
-            _check_second(record, [name], texts)
-    _check_second(record, [name for name in _ANSWERS if name not in own], texts, answers)
 
 
-def _check_label(record: Record) -> None:
-    if record.get("label") is False:
-        raise _bad_answer("label")
-
-
-def _check_second(
-    record: Record,
-    names: Collection[str],
-    texts: Collection[str],
-    answers: Collection[str] | None = None,
-) -> None:
-    """Raises ValueError for a field that says something else than the texts, or ends with
-    something else than one of the answers."""
-    content = {text.strip() for text in texts}
-    ends = content if answers is None else {text.strip() for text in answers}
-    for name in names:
-        value = record.get(name)
-        is_empty = value is None or (isinstance(value, str | list | dict) and not value)
-        if is_empty or (content.issuperset(_texts(value)) and _texts(value)[-1] in ends):
-            continue
-        raise ValueError(
-            f"field {name!r} says something beside what is trained on and would be lost: name "
-            f"the field that is meant in the source's `fields`, or {_removal(name)}."
-        )
+def _is_harmless(name: str, value: Any, converted: Mapping[str, Any]) -> bool:
+    """Whether a field asks for what is done anyway, or says again what is read."""
+    if name in _DONE_ANYWAY:
+        return isinstance(value, bool | int | float) and value == _DONE_ANYWAY[name]
+    if name in _HINTS:
+        return False
+    if "messages" in converted:
+        pairs = [(turn["role"], turn["content"].strip()) for turn in converted["messages"]]
+        texts_read = {text for _, text in pairs}
+        answers = {text for role, text in pairs if role == "assistant"}
+    else:
+        texts_read = {converted[f].strip() for f in ("prompt", "completion") if f in converted}
+        answers = {converted["completion"].strip()} if "completion" in converted else set()
+    if name in _ANSWERS:
+        texts = _texts(value)
+        return texts_read.issuperset(texts) and texts[-1] in answers
+    return isinstance(value, str | list | dict) and texts_read.issuperset(_texts(value))
 
 
 def _texts(value: Any) -> list[str]:
-    """What an answer says: as text, as a number, as a message or several."""
+    """What a field says: as text, as a number, as a message or several."""
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list):
@@ -146,17 +172,3 @@ def _texts(value: Any) -> list[str]:
             for turn in value
         ]
     return [str(value).strip()]
-
-
-def _refuse(record: Record, reasons: Mapping[str, str]) -> None:
-    refuse_fields(record, {name: f"{why}, or {_removal(name)}" for name, why in reasons.items()})
-
-
-def _removal(name: str) -> str:
-    return (
-        f'remove it with transforms=[{{"kind": "template", "fields": {{}}, "remove": ["{name}"]}}]'
-    )
-
-
-def _bad_answer(name: str) -> ValueError:
-    return ValueError(f"field {name!r} says that the answer is bad: leave the record out.")
