@@ -68,6 +68,7 @@ def test_every_way_to_open_an_adapter_names_what_does_not_fit(world, change, mes
     assert not out.exists()
 
 
+@pytest.mark.heavy
 def test_what_does_not_go_together_is_refused_by_name(world, tmp_path):
     lora, vera, dora, wide, prompt, longer, silu, gelu, mixed = save_adapters(
         world,

@@ -26,7 +26,7 @@ from tests.methods.cases import CASES, MERGED
 METHODS = {name: CASES[name].method for name in MERGED if name != "lora-ends"}
 METHODS["several"] = Several(of=(LoRA(rank=2), IA3()))
 
-LONG = ("loha", "lora-patterns")  # a quick test merges them too, in memory
+LONG = ("loha", "lora-patterns", "oft", "several")  # a quick test merges them too, in memory
 
 
 @pytest.fixture(scope="module")

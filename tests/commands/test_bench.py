@@ -40,6 +40,7 @@ def test_ratios_are_taken_within_a_round():
     assert rate(20.0, mine) == Spread(11.0, 2.0, 20.0)
 
 
+@pytest.mark.heavy
 def test_graft_alone_is_measured_against_the_machines_limit(tmp_path):
     text, results = bench(tmp_path, "--no-peer", "--methods", "lora", "--dtypes", "float32")
     assert 0 < results["utilisation"] < 1

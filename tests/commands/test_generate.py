@@ -123,6 +123,7 @@ def test_a_model_of_masked_text_does_not_write(chatting):
         generate.main(["--run", "there", "--prompt", "some"])
 
 
+@pytest.mark.heavy
 def test_one_of_several_side_by_side_is_switched_off(world, tmp_path, capsys):
     adapter_options = []
     for seed, name in enumerate(("law", "style")):

@@ -25,6 +25,7 @@ def call(*arguments, status=0, **environment):
     return process.stdout if status in (0, 1) and process.stdout else process.stderr
 
 
+@pytest.mark.heavy
 def test_a_config_is_shown_written_as_a_page_and_refused_where_training_would(world, tmp_path):
     config = tiny_run.config_file(tmp_path, world.tuning(3))
     page, content_file = tmp_path / "new" / "page.html", tmp_path / "other" / "content.json"

@@ -25,6 +25,11 @@ forward = jax.jit(tiny.logits)
 merge = jax.jit(methods.merge, static_argnames="adapter")
 train_step = jax.jit(stepping.train_step, static_argnames="step_config")
 every_case = pytest.mark.parametrize("case", CASES)
+# one that acts on weights, one on what goes through them, one on the tokens
+LIGHT = ("dora", "lora", "prompt")
+every_case_in_time = pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[] if c in LIGHT else [pytest.mark.heavy]) for c in CASES]
+)
 # what tests/test_step.py asks too
 LONG = [pytest.param(case, marks=pytest.mark.heavy) for case in ("full", "one-layer")]
 and_beside = pytest.mark.parametrize("case", [*CASES, *list(BESIDE)[2:], *LONG])
@@ -146,7 +151,7 @@ def short_run(case, mesh=None, order=range(8)):
     return losses, {name: np.asarray(leaf) for name, leaf in tree.flatten(state).items()}
 
 
-@every_case
+@every_case_in_time
 def test_what_is_attached_does_not_depend_on_how_layers_are_grouped(case):
     stacked_leaves = tree.unstack(tree.flatten(attached(case)))
     single_layers = tiny.attached(
@@ -159,7 +164,7 @@ def test_what_is_attached_does_not_depend_on_how_layers_are_grouped(case):
         rounding.assert_close(actual, expected, roundings=10, scale=expected.max() / GAP)
 
 
-@every_case
+@every_case_in_time
 def test_documents_of_a_packed_row_see_what_is_attached_and_not_each_other(case):
     tiny.check_documents_apart(forward, tiny.shaken(attached(case)))
 

@@ -182,6 +182,7 @@ def test_adapters_on_a_quantized_base_train_in_float32_and_leave_its_bits_alone(
     assert all(leaf.dtype in (np.float32, np.int32) for leaf in moments)
 
 
+@pytest.mark.heavy
 def test_a_quantized_base_gives_the_same_on_any_mesh():
     shape = tiny.config(mlp_width=64, storage=((quantization.LINEARS, "nf4"),))
     losses, _ = run_steps(LoRA(rank=4), shape)

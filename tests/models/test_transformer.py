@@ -50,11 +50,10 @@ def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tie_embeddi
 def test_grouping_changes_neither_start_nor_output():
     whole, batch = tiny.model(), tiny.batch()
     expected = forward(whole, batch)
-    for max_scan_layers in (1, 2):
-        split = tiny.model(tiny.config(max_scan_layers=max_scan_layers))
-        actual, leaves = (tree.unstack(tree.flatten(m)) for m in (split, whole))
-        assert all(np.array_equal(actual[name], leaves[name]) for name in leaves)
-        rounding.assert_close(forward(split, batch), expected, roundings=tiny.ROUNDINGS)
+    split = tiny.model(tiny.config(max_scan_layers=2))  # of three layers
+    actual, leaves = (tree.unstack(tree.flatten(m)) for m in (split, whole))
+    assert all(np.array_equal(actual[name], leaves[name]) for name in leaves)
+    rounding.assert_close(forward(split, batch), expected, roundings=tiny.ROUNDINGS)
 
 
 def test_packed_equals_unpacked():

@@ -172,6 +172,7 @@ def test_failures_are_kept_shown_and_run_again_when_asked(
     assert "s: 1 diverged, 2 finished" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_a_damaged_row_is_said_and_its_trial_runs_again(config, trained, tmp_path, capsys):
     desk = Desk(make_study(config), tmp_path / "study")
     desk.run(trials=1)

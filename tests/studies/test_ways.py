@@ -45,6 +45,7 @@ def study(world, tmp_path):
     return lambda **changes: Study(**settings | changes)
 
 
+@pytest.mark.heavy
 def test_prompts_and_classifiers_answer_beside_tuned_models(study, world, tmp_path, capsys):
     desk = Desk(study(), tmp_path / "study")
     desk.run()

@@ -23,6 +23,7 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in tiny_run.lines(folder)]
 
 
+@pytest.mark.heavy
 def test_offloaded_moments_and_layer_inputs_give_the_losses_of_those_on_devices(world, tmp_path):
     plain = world.experiment(6, mesh=MESH, compute=ComputeConfig(remat="full"))
     train(plain, tmp_path / "plain")

@@ -81,6 +81,7 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(world, tmp_path)
     assert any("mu" in name for name in optimizer) and any("nu" in name for name in optimizer)
 
 
+@pytest.mark.heavy
 def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_bits(
     world, tmp_path
 ):

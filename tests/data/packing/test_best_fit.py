@@ -58,7 +58,10 @@ def _exactly(sizes: tuple[int, ...], limit: int) -> int:
 
 
 @pytest.mark.parametrize("kind", NATURAL)
-@pytest.mark.parametrize(("limit", "count"), [(128, 40), (1000, 400), (2048, 20_000)])
+@pytest.mark.parametrize(
+    ("limit", "count"),
+    [(128, 40), (1000, 400), pytest.param(2048, 20_000, marks=pytest.mark.heavy)],
+)
 def test_rows_are_98_percent_full_or_within_1_percent_of_the_fewest(kind, limit, count):
     sizes = _sizes(kind, 0, count, limit)
     row_count = _rows(sizes, limit, cutting_stock.assign(sizes, limit))
