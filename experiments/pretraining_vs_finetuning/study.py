@@ -1,7 +1,6 @@
 """Pretraining and every way to tune: from 10 labels to 4,000, right ones and wrong ones.
 
-graft study run experiments/pretraining_vs_finetuning     # `report` writes the page
-"""
+graft study run experiments/pretraining_vs_finetuning"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,8 +37,7 @@ def is_asked(form: str, point: Mapping[str, Any]) -> bool:
 
 def get_study() -> Study:
     return Study(
-        claim="A pretrained base needs fewer labels than a model from scratch, and LoRA no more "
-        "labels than full tuning",
+        claim="Pretraining saves labels, and LoRA needs no more of them than full tuning",
         source="data transferred: Hernandez 2021, arXiv:2102.01293; Hu 2021, arXiv:2106.09685",
         refuted_if="from scratch answers as well at equal labels, or LoRA lies 10 points behind",
         config="configs/studies/labels.py",
@@ -51,6 +49,7 @@ def get_study() -> Study:
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
         bases=longer.MAKES,
         evaluation="configs/studies/evaluate.py",
+        answers="experiments/pretraining_vs_finetuning/answers.py:work_out",
         comparisons=(
             Comparison("full", "from scratch", metric="quality", goal="highest"),
             Comparison("LoRA", "full", margin=0.1, metric="quality", goal="highest"),

@@ -12,8 +12,10 @@ import hashlib
 from pathlib import Path
 
 from research.checkpoints.runs import Run
-from research.config.user_code import errors_with_line, load_file
 from research.experiment import Experiment
+from research.studies.functions import call_function, split_function
+
+SETTING = "measures"
 
 
 def measure(name: str, run: Run, experiment: Experiment) -> dict[str, float]:
@@ -22,12 +24,7 @@ def measure(name: str, run: Run, experiment: Experiment) -> dict[str, float]:
     Raises:
       ValueError: there is no such function, it fails, or gives something else.
     """
-    file, function = _split(name)
-    module = load_file(file)
-    if not hasattr(module, function):
-        raise ValueError(f"{file} has no function {function!r}")
-    with errors_with_line(file):
-        columns = getattr(module, function)(run, experiment)
+    columns = call_function(name, SETTING, run, experiment)
     if not isinstance(columns, dict):
         raise ValueError(f"{name} must return a dict, not {type(columns).__name__}")
     return {str(column): float(number) for column, number in columns.items()}
@@ -39,15 +36,8 @@ def digest(name: str) -> str:
     Raises:
       FileNotFoundError: there is no such file.
     """
-    file, function = _split(name)
+    file, function = split_function(name, SETTING)
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {file}, which `measures` names")
+        raise FileNotFoundError(f"there is no file {file}, which `{SETTING}` names")
     return f"{function} {hashlib.sha256(path.read_bytes()).hexdigest()[:20]}"
-
-
-def _split(name: str) -> tuple[str, str]:
-    file, _, function = name.rpartition(":")
-    if not file.endswith(".py") or not function.isidentifier():
-        raise ValueError(f"measures: write path/to/file.py:function, not {name!r}")
-    return file, function

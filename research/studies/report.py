@@ -8,7 +8,7 @@ From the same ledger come the same bytes, on any machine and on any day.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from research.reports.figures import Drawing
 from research.reports.tables import Column, format_si, table, text_table
 from research.runtime import files
 from research.studies import figures
+from research.studies.answers import Answer, work_out
 from research.studies.ledger import Row, to_parquet
-from research.studies.results import find_row
+from research.studies.results import find_row, joined_rows
 from research.studies.schedule import Progress
 from research.studies.tables import CellTable, cell_table
 from research.studies.trials import Resolver
@@ -61,11 +62,12 @@ def write(
     drawings = figures.draw(resolver, rows, progress, cells)
     study_rows = _used_rows(resolver, rows, progress)
     texts = _texts(resolver, progress, study_rows)
+    answers = _answers(resolver, rows, progress)
     _write_plots(folder / PLOTS, drawings)
     contents: dict[str, str | bytes] = {
         LEDGER: to_parquet(study_rows),
         VERDICTS: _verdicts_json(progress, judged),
-        README: _readme(folder, name, texts, judged, cells, drawings),
+        README: _readme(folder, name, texts, judged, answers, cells, drawings),
     }
     for file, content in contents.items():
         files.atomic_write(folder / file, content)
@@ -76,6 +78,7 @@ def write(
             *([table(*verdict_table(judged))] if judged else []),
             *unjudged(judged),
         ),
+        *(page.section(a.heading, a.text, *_table(a, table)) for a in answers),
         page.section(_HEADINGS["cells"], drawings["cells"].page, table(cells.lines, cells.columns)),
     ]
     for key, drawing in drawings.items():
@@ -108,6 +111,7 @@ def _readme(
     name: str,
     texts: Sequence[tuple[str, str]],
     judged: Sequence[Verdict],
+    answers: Sequence[Answer],
     cells: CellTable,
     drawings: Mapping[str, Drawing],
 ) -> str:
@@ -119,6 +123,7 @@ def _readme(
         *([text_table(*verdict_table(judged))] if judged else []),
         *unjudged(judged),
         *([findings.read_text(encoding="utf-8").strip()] if findings.exists() else []),
+        *(part for a in answers for part in (f"## {a.heading}", a.text, *_table(a, text_table))),
         plots.pop("cells"),
         f"Stage `{cells.stage}`; means with 95% intervals (Student's t) over n seeds; costs are "
         "medians. `(edge)`: the best value lies at an edge of those tried.",
@@ -127,6 +132,18 @@ def _readme(
         _how(name),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _answers(resolver: Resolver, rows: Mapping[str, Row], progress: Progress) -> list[Answer]:
+    """What the study works out of its trials once it is finished."""
+    name = resolver.study.answers
+    if name is None or not progress.is_finished:
+        return []
+    return work_out(name, list(joined_rows(resolver, rows, progress)))
+
+
+def _table(answer: Answer, draw: Callable[..., str]) -> list[str]:
+    return [draw(answer.lines, answer.columns)] if answer.lines else []
 
 
 def _heading(key: str) -> str:

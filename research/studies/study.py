@@ -19,6 +19,7 @@ from research.evaluation.baselines import BASELINES
 from research.studies.axes import SEED_KEYS, Axes, expand, variant_names
 from research.studies.cells import Cell
 from research.studies.comparisons import AnyComparison, Comparison, Ratio, Trend
+from research.studies.functions import split_function
 from research.studies.located import located
 
 FILE = "study.py"
@@ -154,6 +155,8 @@ class Study:
     evaluation: str | None = None
     # FILE:FUNCTION each, asked of every tuned model: `(run, experiment) -> {column: number}`
     measures: tuple[str, ...] = ()
+    # FILE:FUNCTION, sections of the page of its own: `(trials) -> [Answer]` (see `answers.py`)
+    answers: str | None = None
     # what cells and values are chosen by: a number of a trial's row
     metric: str = "heldout_loss"
     goal: Literal["lowest", "highest"] = "lowest"
@@ -186,6 +189,8 @@ class Study:
                 comparison.pairs(self.cells())
             if self.sweep is None and (isinstance(comparison, Ratio) or _is_of_best(comparison)):
                 raise ValueError(f"{comparison.text}: the study has no sweep")
+        if self.answers is not None:
+            split_function(self.answers, "answers")
         self._check_keys()
 
     def _check_keys(self) -> None:

@@ -20,6 +20,14 @@ from research.training.session import Session
 from tests.helpers import rounding, tiny_run
 
 LORA = {"kind": "lora", "rank": 2}
+ANSWER = """
+from research.studies import Answer
+
+
+def losses_of_forms(trials):
+    lines = [{"form": trial["form"], "loss": trial["heldout_loss"]} for trial in trials]
+    return [Answer("Which is lower", f"Of {len(trials)} trials.", lines)]
+"""
 FORMS = {"slow": Form({"learning_rate": 1e-3}), "fast": Form({"learning_rate": 1e-2})}
 
 
@@ -209,17 +217,25 @@ def test_results_of_older_code_count_where_the_study_says_so(
 def test_the_report_of_one_ledger_is_the_same_bytes(config, tmp_path):
     home = tmp_path / "experiments/tiny"
     home.mkdir(parents=True)
-    desk = Desk(make_study(config, claim="fast ends lower"), tmp_path / "study", home)
+    (home / "answers.py").write_text(ANSWER)
+    study = make_study(
+        config, claim="fast ends lower", answers=f"{home}/answers.py:losses_of_forms"
+    )
+    desk = Desk(study, tmp_path / "study", home)
     desk.run()
     desk.write_report()
     names = ("README.md", "report.html", "verdicts.json", "ledger.parquet")
     names += ("plots/cells.svg", "plots/cells.png")
     first = [(home / name).read_bytes() for name in names]
     # from the kept ledger alone
-    elsewhere = Desk(make_study(config, claim="fast ends lower"), tmp_path / "nothing", home)
+    elsewhere = Desk(study, tmp_path / "nothing", home)
     elsewhere.write_report()
     assert [(home / name).read_bytes() for name in names] == first
-    assert "**Claim.** fast ends lower" in (home / "README.md").read_text()
+    text = (home / "README.md").read_text()
+    assert "**Claim.** fast ends lower" in text
+    # what the study works out of its trials
+    assert "## Which is lower\n\nOf 2 trials.\n\n| form |" in text
+    assert "<h2>Which is lower</h2>" in (home / "report.html").read_text()
 
 
 def test_sql_reaches_the_trials_and_no_files(config, tmp_path, capsys):
