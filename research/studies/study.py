@@ -210,8 +210,18 @@ class Study:
                     owners[key] = owner
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, for its page; `only` is code, and its cells are in the table."""
-        return schema.to_dict(dataclasses.replace(self, only=None))
+        """What it sets, as plain JSON types, for its page.
+
+        `only` is code: the cells that it leaves are in the table.
+        """
+        whole = dataclasses.replace(self, only=None)
+        names = [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(whole, field.name) != field.default
+        ]
+        content = schema.to_dict(whole)
+        return {name: content[name] for name in names}
 
     def cells(self) -> tuple[Cell, ...]:
         """Every form at every point of the axes, whose keys are as the study writes them."""
