@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from research.config.schema import Count, Positive, PositiveNumber, Share
 from research.config.suggestions import suggestion
-from research.data.sources import formats
+from research.data.sources import contents, formats
 from research.data.sources.transforms import TransformConfig
 from research.runtime.expansion import check_record
 
@@ -372,7 +372,9 @@ class Records:
         try:
             example = {key: decode_text(value) for key, value in record.items()}
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._place(index)}: not UTF-8 text: {error}") from error
+            head = error.object[: contents.HEAD]
+            what = contents.describe(head, "text") or f"{error}; {contents.ENCODING}"
+            raise ValueError(f"{self._place(index)}: not UTF-8 text: {what}") from error
         for there in fields.values():
             if there not in example:
                 raise ValueError(

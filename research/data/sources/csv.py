@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 from pyarrow import csv
 
-from research.data.sources import files
+from research.data.sources import contents, files
 from research.data.sources.base import FilesConfig, Records, Source
 from research.runtime.expansion import RECORD_VARIABLE, check_record, max_record_bytes
 
@@ -54,6 +54,9 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
         ValueError: no such file, with the row where it is torn, or two columns of one name.
     """
     copy, bad_rows = files.local_copy(file), []
+    with copy.open("rb") as start:  # the values of any text can be separated
+        if what := contents.describe(start.read(contents.HEAD), "csv"):
+            raise ValueError(f"{file.name}: {what}")
     longest = _longest_line(copy, file.name)
 
     def note(row: csv.InvalidRow) -> str:
@@ -78,6 +81,8 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
                 f"{file.name}, line {row.number} (a value of several lines counts once): "
                 f"{row.actual_columns} values for {row.expected_columns} columns: {row.text!r:.80}"
             ) from None
+        if "invalid UTF8" in str(error):
+            raise ValueError(f"{file.name}: not UTF-8 text: {error}; {contents.ENCODING}") from None
         raise ValueError(
             f"{file.name}: damaged, or no CSV file with a header, or a row of over "
             f"{max_record_bytes():,} bytes ({RECORD_VARIABLE}): {error}"

@@ -211,7 +211,9 @@ def _read_block(stream: Any, file: File, codec: str | None) -> bytes:
     except OSError as error:
         if codec is None or (not file.is_local and storage.describe_storage_error(error)):
             raise
-        raise ValueError(f"{file.name}: cut short, or no {codec} file: {error}") from error
+        raise ValueError(
+            f"{file.name}: cut short, or no {codec} file ({error}): if it is plain, name it so"
+        ) from error
 
 
 def _check_copy(file: File, copy: Path) -> None:

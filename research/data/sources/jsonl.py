@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from research.data.sources import files
+from research.data.sources import contents, files
 from research.data.sources.base import FilesConfig, Records, Source
 from research.runtime import unique_json
 from research.runtime.expansion import check_record
@@ -38,6 +38,8 @@ class _JsonLines:
         self._places = np.frombuffer(places, np.int64).reshape(-1, 3)
         # The file that was read last: thousands of parts would be too many to keep open.
         self._mapped: tuple[int, np.ndarray] = (-1, np.zeros(0, np.uint8))
+        # What files are that a line of cannot be read.
+        self._contents: dict[int, str | None] = {}
 
     def fingerprint(self) -> str:
         """The same for the same lines, however they are compressed and wherever they lie."""
@@ -69,15 +71,25 @@ class _JsonLines:
         try:
             record = unique_json.parse(content[start:stop].tobytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{self.place(index)}: not a line of JSON that can be read: {error}"
-            ) from error
+            reason = f"not a line of JSON that can be read: {error}"
+            if isinstance(error, UnicodeDecodeError):
+                reason += f"; {contents.ENCODING}"
+            raise self._broken(index, reason) from error
         if not isinstance(record, dict):
-            raise ValueError(
-                f"{self.place(index)}: a JSON object is needed, such as "
-                f'{{"text": "..."}}, not a {type(record).__name__}.'
-            )
+            kind = type(record).__name__
+            reason = f'a JSON object is needed, such as {{"text": "..."}}, not a {kind}.'
+            raise self._broken(index, reason)
         return record
+
+    def _broken(self, index: int, reason: str) -> ValueError:
+        """The error about a line: what its whole file is, if it has no JSON lines at all."""
+        number = self._file_of(index)
+        if number not in self._contents:
+            with self._copies[number].open("rb") as file:
+                self._contents[number] = contents.describe(file.read(contents.HEAD), "jsonl")
+        if what := self._contents[number]:
+            return ValueError(f"{self._names[number]}: {what}")
+        return ValueError(f"{self.place(index)}: {reason}")
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bool]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from research.data.sources import files
+from research.data.sources import contents, files
 from research.data.sources.base import FilesConfig, Records, Source
 from research.runtime.expansion import (
     ExpansionError,
@@ -125,7 +125,10 @@ def _open_file(file: files.File) -> Iterator[parquet.ParquetFile]:
         except ExpansionError:
             raise
         except (pyarrow.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file.name}: damaged, or no Parquet file: {error}") from error
+            raw.seek(0)
+            what = contents.describe(raw.read(contents.HEAD), "parquet")
+            reason = what or f"damaged, or no Parquet file: {error}"
+            raise ValueError(f"{file.name}: {reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from research.data.sources import files
+from research.data.sources import contents, files
 from research.data.sources.base import FilesConfig, Records, Source
 from research.runtime.expansion import check_record, max_record_bytes
 
@@ -30,6 +30,10 @@ class _TextFiles:
         with self._files[index].open() as file:
             content = file.read(max_record_bytes() + 1)
         check_record(len(content), self.place(index))
+        head = content[: contents.HEAD]
+        is_odd = head.startswith(contents.LFS_POINTER) or b"\0" in head  # though it is UTF-8
+        if is_odd and (what := contents.describe(head, "text")):
+            raise ValueError(f"{self.place(index)}: {what}")
         # some editors begin a file with a mark of its byte order
         return {"text": content.removeprefix(codecs.BOM_UTF8), "id": self._ids[index]}
 
