@@ -91,8 +91,13 @@ def _read_group(
 ) -> tuple[pyarrow.Table, dict[int, int]]:
     """A row group, piece by piece: what repeats one value takes no room in the file.
 
+    The metadata says how long all rows of a group are together, so one that is too long and alone
+    in its group is not decoded. Beside others it is: the sizes of pages, which bound it, are in
+    the pages alone, and pyarrow does not show them before it has decoded a whole page (2 GiB at
+    most by the format, and no more than the group's column).
+
     Returns:
-        The rows, and the bytes of those that are too long, by number.
+        The rows, and the bytes of those that are too long, by number; these hold nothing.
 
     Raises:
         ExpansionError: it holds too much for its size.
@@ -101,17 +106,21 @@ def _read_group(
     columns = [about.column(number) for number in range(about.num_columns)]
     size = sum(column.total_compressed_size for column in columns)
     check_expansion(about.total_byte_size, size, name)
-    # a value has at most the bytes of the group
-    rows = max(1, min(_ROWS, expansion_limit(size) // max(1, about.total_byte_size)))
+    limit, total = max_record_bytes(), max(1, about.total_byte_size)
+    if about.num_rows == 1 and total > limit:
+        return parquet_file.schema_arrow.empty_table(), {0: total}
+    # a value has at most the bytes of the group, and rows together about those of one that may be
+    rows = max(1, min(_ROWS, expansion_limit(size) // total, limit * about.num_rows // total))
     batches, memory, long_rows, first = [], 0, dict[int, int](), 0
-    limit = max_record_bytes()
     for batch in parquet_file.iter_batches(rows, row_groups=[group]):
+        check_expansion(memory + batch.nbytes, size, name)
+        if batch.nbytes > limit:
+            sizes = [batch.slice(row, 1).nbytes for row in range(batch.num_rows)]
+            long_rows |= {first + row: size for row, size in enumerate(sizes) if size > limit}
+            kept_rows = [None if size > limit else row for row, size in enumerate(sizes)]
+            batch = batch.take(pyarrow.array(kept_rows, pyarrow.int64()))
         batches.append(batch)
         memory += batch.nbytes
-        check_expansion(memory, size, name)
-        if batch.nbytes > limit:
-            sizes = {first + row: batch.slice(row, 1).nbytes for row in range(batch.num_rows)}
-            long_rows |= {row: size for row, size in sizes.items() if size > limit}
         first += batch.num_rows
     return pyarrow.Table.from_batches(batches, parquet_file.schema_arrow), long_rows
 

@@ -1,6 +1,7 @@
 """One record of gigabytes is refused by name before it fills the memory, in every kind of file."""
 
 import json
+import random
 import tracemalloc
 
 import pyarrow
@@ -42,6 +43,36 @@ def test_a_record_that_is_too_long_is_named_or_left_out(tmp_path, monkeypatch, w
     with pytest.raises(ValueError, match=rf"{place}: a record of .* set GRAFT_MAX_RECORD"):
         strict[1]
     assert strict[2]["text"] == SHORT
+
+
+def test_a_huge_row_of_parquet_is_not_decoded_alone_and_not_kept_beside_others(
+    tmp_path, monkeypatch
+):
+    size = 2**22
+    monkeypatch.setenv("GRAFT_MAX_RECORD", str(size // 4))
+    huge = random.Random(0).randbytes(size // 2).hex()
+    groups = [[SHORT], [huge], [SHORT] * 30 + [huge, "c", huge, huge]]
+    schema = pyarrow.schema([pyarrow.field("text", pyarrow.string(), nullable=False)])
+    with parquet.ParquetWriter(tmp_path / "a.parquet", schema, use_dictionary=False) as writer:
+        for texts in groups:
+            writer.write_table(pyarrow.table({"text": texts}, schema=schema))
+    decoded_groups = []
+    iter_batches = parquet.ParquetFile.iter_batches
+
+    def note_group(self, rows, row_groups):
+        decoded_groups.extend(row_groups)
+        return iter_batches(self, rows, row_groups=row_groups)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", note_group)
+    before = pyarrow.total_allocated_bytes()
+    source = ParquetConfig("made", str(tmp_path / "a.parquet")).open("train")
+    for row in (1, 32, 34, 35):
+        with pytest.raises(ValueError, match=rf"a\.parquet, row {row}: a record of 4,194,3\d\d by"):
+            source[row]
+    assert set(decoded_groups) == {2}
+    # of three that were decoded none is kept
+    assert pyarrow.total_allocated_bytes() - before < size
+    assert [source[row]["text"] for row in (0, 31, 33)] == [SHORT, SHORT, "c"]
 
 
 def test_a_long_row_of_csv_is_read_or_named_with_its_line(tmp_path, monkeypatch):
