@@ -288,6 +288,9 @@ def test_a_question_with_and_without_an_answer_is_refused(tmp_path):
 
 def test_an_answer_that_says_the_same_again_is_no_second_one(tmp_path):
     assert _open(tmp_path, [PAIR | {"answer": "b ", "question": "a"}])[0]["completion"] == "b"
+    for field in ({"score": 1}, {"scores": [1]}, {"rejected": "1"}):
+        with pytest.raises(ValueError, match="would be lost"):
+            _open(tmp_path, [{"prompt": "a", "completion": "1"} | field])[0]
     record = {"messages": TALK, "prompt": "Hi", "chosen": TALK[1:], "conversations": SHARE}
     assert _open(tmp_path, [record])[0]["messages"] == TALK
 

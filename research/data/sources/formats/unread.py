@@ -132,7 +132,7 @@ def check_fields(
     ]
     if refused:
         hinted_names = [f"{f!r} ({_HINTS[f]})" if f in _HINTS else repr(f) for f in refused]
-        patterns = ", ".join(json.dumps(re.escape(field)) for field in refused)
+        patterns = ", ".join(json.dumps(re.escape(field), ensure_ascii=False) for field in refused)
         setting = f"({patterns},)" if len(refused) == 1 else f"({patterns})"
         raise ValueError(
             f"{', '.join(hinted_names)} would be lost. Write what the model is to see into what is "
@@ -157,7 +157,9 @@ def _is_harmless(name: str, value: Any, converted: Mapping[str, Any]) -> bool:
     if name in _ANSWERS:
         texts = _texts(value)
         return texts_read.issuperset(texts) and texts[-1] in answers
-    return isinstance(value, str | list | dict) and texts_read.issuperset(_texts(value))
+    items = value if isinstance(value, list) else [value]  # a number that is equal is another thing
+    is_text = all(isinstance(item, str | Mapping) for item in items)
+    return is_text and texts_read.issuperset(_texts(value))
 
 
 def _texts(value: Any) -> list[str]:
