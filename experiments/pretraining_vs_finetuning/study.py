@@ -13,7 +13,7 @@ from research.studies import Comparison, Form, Stage, Study, Sweep, axis, produc
 LABELS = axis("data.sources[0].max_records", 10, 40, 160, 640, 4000)
 TASKS = {"licences": task("licences"), "diabetes": task("diabetes")}
 WRONG = {f"licences, {share:.0%} wrong": task("licences", share) for share in (0.1, 0.3)}
-FULL, ADAPTERS, PROMPTS = (5e-4, 1e-3, 2e-3), (1e-3, 2.5e-3, 5e-3), (1e-2, 3e-2, 1e-1)
+FULL, ADAPTERS, PROMPTS = (1e-3, 2e-3, 4e-3), (1e-3, 2.5e-3, 5e-3), (1e-2, 3e-2, 1e-1)
 LORA = {"method": {"kind": "lora", "rank": 16}}
 FORMS = {
     "from scratch": Form(SCRATCH, FULL),

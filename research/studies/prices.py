@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,12 +13,14 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from research.config import schema
 from research.preflight import examine
 from research.preflight.report import Report
 from research.reports.tables import Column, format_si, text_table
 from research.runtime import accelerators
 from research.studies.estimates import CellCost, StageCost
 from research.studies.ledger import FINISHED, Row
+from research.training.numbers import without_numbers
 
 # of the machine's peak, where no trial was measured yet: small models on a CPU reach about this
 _ASSUMED_SHARE = 0.3
@@ -227,9 +230,10 @@ def cell_table(reports: Sequence[tuple[CellCost, Report]]) -> str:
 
 
 def _program_key(cell: CellCost) -> str:
-    """What of a trial decides its program's shapes."""
-    plain = dataclasses.replace(cell.experiment, steps=1, seed=0)
-    return repr(dataclasses.replace(plain, data=dataclasses.replace(plain.data, seed=0)))
+    """What of a trial decides its program's shapes: neither numbers nor which records it reads."""
+    content = schema.to_dict(without_numbers(cell.experiment))
+    data = {key: value for key, value in content["data"].items() if key != "sources"}
+    return json.dumps(content | {"data": data}, sort_keys=True)
 
 
 def _interval(ends: Iterable[float], text: Callable[[Any], str]) -> str:
