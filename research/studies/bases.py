@@ -7,19 +7,18 @@ rounds otherwise, and its results belong to the same study.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from research.config import cli, schema
+from research.config import cli
 from research.experiment import Experiment
 from research.runtime import storage
 from research.runtime.locks import lock_file
 from research.runtime.programs import run_program
+from research.studies.addresses import digest, without_defaults
 
 
 def recipe(line: str) -> str:
@@ -30,8 +29,8 @@ def recipe(line: str) -> str:
         file = words[words.index("--config") + 1]
         overrides = [word for word in words if word.startswith("--config.")]
         experiment = cli.load(Experiment, file, (o.removeprefix("--config.") for o in overrides))
-        content.append(schema.to_dict(experiment))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        content.append(without_defaults(experiment))
+    return digest(content)
 
 
 def missing_bases(bases: Mapping[str, str]) -> list[str]:

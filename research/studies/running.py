@@ -32,6 +32,7 @@ from research.evaluation.report import Report, evaluate_run
 from research.runtime import distributed, files, storage
 from research.runtime.memory import peak_memory_bytes, release_memory
 from research.studies import measures, ways
+from research.studies.addresses import without_defaults
 from research.studies.claims import Claim, ClaimLostError, Claims
 from research.studies.code import code_hash
 from research.studies.groups import Outcome, Together
@@ -41,7 +42,7 @@ from research.studies.results import lookup_in
 from research.studies.schedule import Progress, plan
 from research.studies.share import WHOLE, Share
 from research.studies.study import TUNED
-from research.studies.trials import BEFORE, Resolver, Trial, without_defaults
+from research.studies.trials import BEFORE, Resolver, Trial
 from research.training.loop import train
 from research.training.session import Session
 from research.training.summary import Summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.studies import measures, ways
+from research.studies.addresses import digest, without_defaults
 from research.studies.axes import Variant, expand
 from research.studies.bases import recipe
 from research.studies.budgets import Start, abstract_program, solve, tokens_of
@@ -153,7 +153,7 @@ class Resolver:
                         value=None,
                         seed=0,
                         inputs=inputs,
-                        address=_hash([inputs, code_hash()]),
+                        address=digest([inputs, code_hash()]),
                     ),
                 )
             self._before = tuple(bases.values())
@@ -181,7 +181,7 @@ class Resolver:
             evaluation = ways.evaluation_of(form.way, task, experiment, asks)
         except ValueError as error:
             raise ValueError(f"{self.study.evaluation}, {cell.label}: {error}") from None
-        inputs = _hash(self._depends(experiment, form.way, evaluation))
+        inputs = digest(self._depends(experiment, form.way, evaluation))
         return Trial(
             way=form.way,
             evaluation=evaluation,
@@ -191,7 +191,7 @@ class Resolver:
             seed=seed,
             experiment=experiment,
             inputs=inputs,
-            address=_hash([inputs, code_hash()]),
+            address=digest([inputs, code_hash()]),
         )
 
     def flops(self, stage: Stage, cell: Cell) -> float:
@@ -224,8 +224,8 @@ class Resolver:
                     source: self.study.accepted_data.get(source, mark)
                     for source, mark in content[name].items()
                 }
-            inputs = _hash_before(content) if trial.stage == BEFORE else _hash(content)
-            self._accepted[trial.address] = (inputs, _hash([inputs, code_hash()]))
+            inputs = _hash_before(content) if trial.stage == BEFORE else digest(content)
+            self._accepted[trial.address] = (inputs, digest([inputs, code_hash()]))
         return self._accepted[trial.address]
 
     def _replace(self, changes: Mapping[str, Any], cell: Cell) -> Experiment:
@@ -319,28 +319,6 @@ class Resolver:
         return marks
 
 
-def without_defaults(config: Any) -> Any:
-    """A config as JSON has it, without the fields that are at their defaults.
-
-    A field that a later version adds then changes no address.
-    """
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        content = {}
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            default = field.default
-            if field.default_factory is not dataclasses.MISSING:
-                default = field.default_factory()
-            if field.name == "kind" or default is dataclasses.MISSING or value != default:
-                content[field.name] = without_defaults(value)
-        return content
-    if isinstance(config, Mapping):
-        return {key: without_defaults(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [without_defaults(value) for value in config]
-    return config
-
-
 def _split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what changes in the experiment, what in the evaluation)."""
     of_run = {key: value for key, value in changes.items() if not key.startswith(_ASKS)}
@@ -350,9 +328,4 @@ def _split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _hash_before(content: Mapping[str, Any]) -> str:
     """Of an evaluation of a base: it depends on nothing that training does."""
-    return _hash([content[name] for name in ("base", "evaluation", "asked")])
-
-
-def _hash(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    return digest([content[name] for name in ("base", "evaluation", "asked")])

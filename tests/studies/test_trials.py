@@ -10,9 +10,10 @@ from research.experiment import Experiment
 from research.methods import LoRA
 from research.optim.schedules import ScheduleConfig
 from research.studies import Equal, Form, Stage, Study
+from research.studies.addresses import without_defaults
 from research.studies.bases import make_bases, missing_bases
 from research.studies.budgets import nearest
-from research.studies.trials import Resolver, without_defaults
+from research.studies.trials import Resolver
 from research.training.loop import train
 from tests.helpers import tiny_run
 
