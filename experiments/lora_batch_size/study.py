@@ -22,7 +22,7 @@ def get_study() -> Study:
         axes=zipped(axis("data.batch_size", 4, 16, 64), axis("steps", 300, 75, 19)),
         sweep=Sweep(factor=2),
         stages=(
-            Stage("screen", seeds=(0,)),
+            Stage("screen", seeds=(0,), keep_values=2),
             Stage("confirm", seeds=(1, 2, 3, 4)),
         ),
         bases=MAKES,

@@ -31,7 +31,7 @@ def get_study() -> Study:
         equal=Equal(19_000),
         sweep=Sweep((1e-3, 3e-3, 1e-2)),
         stages=(
-            Stage("screen", seeds=(0,), changes={"steps": 75}),
+            Stage("screen", seeds=(0,), changes={"steps": 75}, keep_values=2),
             Stage("confirm", seeds=(1, 2, 3, 4)),
         ),
         bases=MAKES,
