@@ -16,7 +16,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import tasks
+from configs.finetune import smollm2_lora
 from configs.quickstart import pretrain, tune
+from configs.studies import longer
 
 LICENCES = (
     "agpl-3.0 agpl-3.0-plus apache-2.0 bsd-new bsd-simplified cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 "
@@ -31,6 +33,19 @@ TASKS: dict[str, tuple[str, str, list[str]]] = {
 }
 # what a study changes to start from nothing
 SCRATCH = {"init_from": None, "model": pretrain.MODEL, "tokenizer": pretrain.TOKENIZER}
+# to start from the base that read four times as much
+LONGER = longer.START
+# to start from a larger base: a quarter of the text, as it takes a hundred times the compute
+SMOLLM2 = {
+    "init_from": smollm2_lora.BASE,
+    "compute.max_scan_layers": 1,
+    "data.batch_size": 2,
+    "checks.other_template": True,
+}
+# command lines of the bases
+MAKES = longer.MAKES | {
+    smollm2_lora.BASE: f"graft convert import --from smollm2 --out {smollm2_lora.BASE}"
+}
 WRONG_LABELS = "experiments/pretraining_vs_finetuning/labels.py:WrongLabels"
 
 

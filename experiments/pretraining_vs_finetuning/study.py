@@ -1,12 +1,9 @@
-"""Pretraining and every way to tune: from 10 labels to 4,000, right ones and wrong ones.
-
-graft study run experiments/pretraining_vs_finetuning"""
+"""Pretraining and every way to tune: from 10 labels to 4,000, right ones and wrong ones."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from configs.studies import longer
-from configs.studies.labels import SCRATCH, task
+from configs.studies.labels import LONGER, MAKES, SCRATCH, SMOLLM2, task
 from research import studies
 from research.studies import Comparison, Form, Stage, Study, Sweep, axis, product, variants
 
@@ -21,17 +18,20 @@ FORMS = {
     "LoRA": Form(LORA, ADAPTERS),
     "adapter": Form({"method": {"kind": "bottleneck", "width": 32}}, ADAPTERS),
     "prompt": Form({"method": {"kind": "prompt", "length": 20, "start": "vocabulary"}}, PROMPTS),
-    "full, longer base": Form(longer.START, FULL),
-    "LoRA, longer base": Form(longer.START | LORA, ADAPTERS),
+    "full, longer base": Form(LONGER, FULL),
+    "LoRA, longer base": Form(LONGER | LORA, ADAPTERS),
+    "LoRA, SmolLM2": Form(SMOLLM2 | LORA, (5e-4, 1e-3, 2e-3)),
     "three examples in the prompt": Form({"evaluation.choice.shots": 3}, way="prompted"),
     "TF-IDF": Form(way="tfidf_linear"),
 }
 
 
 def is_asked(form: str, point: Mapping[str, Any]) -> bool:
+    labels = point[LABELS.keys[0]]
     if "wrong" in point["task"]:
-        is_large = point[LABELS.keys[0]] >= 160
-        return is_large and form in ("from scratch", "full", "LoRA", "TF-IDF")
+        return labels >= 160 and form in ("from scratch", "full", "LoRA", "TF-IDF")
+    if form == "LoRA, SmolLM2":
+        return point["task"] == "licences" and labels in (40, 640)
     return "longer" not in form or point["task"] == "licences"
 
 
@@ -47,7 +47,7 @@ def get_study() -> Study:
         seed_keys=(*studies.SEED_KEYS, "data.sources[0].sample_seed"),
         sweep=Sweep(factor=2, max_growth=2),
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
-        bases=longer.MAKES,
+        bases=MAKES,
         evaluation="configs/studies/evaluate.py",
         answers="experiments/pretraining_vs_finetuning/answers.py:work_out",
         comparisons=(
