@@ -5,7 +5,7 @@ graft study report experiments/lora_batch_size
 """
 
 from configs.studies.licences import MAKES
-from research.studies import Comparison, Form, Stage, Study, Sweep, axis, zipped
+from research.studies import Comparison, Form, Stage, Study, Sweep, Trend, axis, zipped
 
 
 def get_study() -> Study:
@@ -26,7 +26,10 @@ def get_study() -> Study:
             Stage("confirm", seeds=(1, 2, 3, 4)),
         ),
         bases=MAKES,
-        comparisons=(Comparison("full", "LoRA"),),
+        comparisons=(
+            Trend("data.batch_size", 0, cells="LoRA", less="full", published="the distance grows"),
+            Comparison("full", "LoRA"),
+        ),
         # what ran before the fields of records were checked one by one, which changed no number
         accepted_code=("58ec10f14e894942",),
     )

@@ -5,7 +5,7 @@ graft study report experiments/lora_forgetting
 """
 
 from configs.studies.licences import MAKES
-from research.studies import Comparison, Form, Stage, Study, Sweep, axis
+from research.studies import Comparison, Form, Stage, Study, Sweep, Trend, axis
 
 FULL_RATES, LORA_RATES = (1e-3, 2e-3, 4e-3), (2.5e-3, 5e-3, 1e-2)
 MEASURES = "experiments/lora_forgetting/measures.py:changes_of_weights"
@@ -36,6 +36,7 @@ def get_study() -> Study:
         measures=(MEASURES,),
         comparisons=(
             Comparison("full", "rank 16", published="full ahead on code and mathematics"),
+            Trend("steps", 0, cells="rank 16", less="full", published="the distance grows"),
             Comparison("rank 16", "full", metric="forgetting", published="LoRA forgets less"),
             Comparison(
                 "rank 16",

@@ -5,6 +5,7 @@ Comparison("rank=1", "rank=16", margin=0.05)  in every form the two differ by le
 Comparison("rank=1", "full rank=16")          against one cell
 Ratio("lora", "full", 5, 20)                  lora's best rate is 5 to 20 times full tuning's
 Trend("rank", -0.1, 0.1, of="best")           the best rate hardly moves as the rank doubles
+Trend("steps", 0, cells="lora", less="full")  lora falls behind full as the steps double
 """
 
 from __future__ import annotations
@@ -97,11 +98,15 @@ class Trend:
     of: Literal["metric", "best"] = "metric"
     # the cells that it is about, by a name as in `Comparison`; all: each form by itself
     cells: str = ""
+    # cells whose metric is taken off at each point: one form, or one line of it; none
+    less: str = ""
     # None: the study's
     metric: str | None = None
     published: str = ""
 
     def __post_init__(self) -> None:
+        if self.less and self.of == "best":
+            raise ValueError("a trend is of best values or less those of other cells, not both")
         if not self.low < self.high or not (math.isfinite(self.low) or math.isfinite(self.high)):
             raise ValueError("a trend lies between `low` and `high`: give one of them, or both")
         if self.of == "best" and not self.high > 0:
@@ -111,6 +116,7 @@ class Trend:
     def text(self) -> str:
         key = self.along.rpartition(".")[2]
         number = "the best value" if self.of == "best" else self.metric or "the metric"
+        number += f" less that of {self.less}" if self.less else ""
         by, none = ("by a factor of", 1.0) if self.of == "best" else ("by", 0.0)
         if self.high == none and not self._has_low:
             text = f"{number} falls along {key}"
@@ -139,8 +145,28 @@ class Trend:
         """What its cells have in common -> (number on the axis, cell), rising.
 
         Raises:
-          ValueError: an axis that is not there, or has no three positive numbers.
+          ValueError: an axis that is not there, or has no three positive numbers; a line that is
+            taken off and is not one, or has other numbers.
         """
+        lines = self._lines(self.cells, candidates)
+        if self.less:
+            offs = self.reference(candidates)
+            for line in lines.values():
+                if missing := [number for number, _ in line if number not in offs]:
+                    raise ValueError(f"{self.less!r} has no cell at {missing[0]:g}")
+        return lines
+
+    def reference(self, candidates: Sequence[Cell]) -> dict[float, Cell]:
+        """Number on the axis -> the cell whose metric is taken off there; empty for none."""
+        if not self.less:
+            return {}
+        lines = self._lines(self.less, candidates)
+        if len(lines) > 1:
+            raise ValueError(f"{self.less!r} is several lines: {', '.join(lines)}; name one")
+        (line,) = lines.values()
+        return dict(line)
+
+    def _lines(self, name: str, candidates: Sequence[Cell]) -> dict[str, list[tuple[float, Cell]]]:
         ends = {key: key.rpartition(".")[2] for cell in candidates for key in cell.point}
         keys = [key for key, end in ends.items() if self.along in (key, end)] or [
             key for key, end in ends.items() if end == self.along.rpartition(".")[2]
@@ -150,7 +176,7 @@ class Trend:
                 f"a trend goes along {self.along!r}, which is no axis"
                 f"{suggestion(self.along, ends.values())}"
             )
-        lines = cells.lines_along(keys[0], list(cells.match(self.cells, candidates).values()))
+        lines = cells.lines_along(keys[0], list(cells.match(name, candidates).values()))
         sizes = [len(line) for line in lines.values()] or [0]
         if min(sizes) < MIN_POINTS:
             raise ValueError(

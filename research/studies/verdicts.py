@@ -65,7 +65,8 @@ class Verdict:
     @property
     def text(self) -> str:
         """The claim in words, with the cells that it is judged for."""
-        return f"{self.comparison.text} ({self.label})" if self.label else self.comparison.text
+        is_said = self.label in ("", getattr(self.comparison, "cells", ""))
+        return self.comparison.text if is_said else f"{self.comparison.text} ({self.label})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,28 +170,32 @@ class _Results:
 
     def trend(self, comparison: Trend, line: Sequence[tuple[float, Cell]]) -> _Sample:
         """The slope over the axis's binary logarithm, a number a seed."""
-        study, is_best = self._resolver.study, comparison.of == "best"
-        limits = comparison.limits
+        is_best, limits = comparison.of == "best", comparison.limits
         sides, reasons = self._sides([cell for _, cell in line], with_best=is_best)
-        if len(sides) < len(line):
+        offs = comparison.reference(self._resolver.cells)
+        off_sides, off_reasons = self._sides([offs[number] for number, _ in line if offs])
+        reasons = tuple(dict.fromkeys(reasons + off_reasons))
+        if len(sides) < len(line) or len(off_sides) < len(offs):
             return _Sample((), limits, reasons)
-        seeds = _common_seeds(*(side.best if is_best else side.rows for side in sides))
-        metric = comparison.metric or study.metric
+        every = [*sides, *off_sides]
+        seeds = _common_seeds(*(side.best if is_best else side.rows for side in every))
+        metric = comparison.metric or self._resolver.study.metric
         doublings = np.log2([number for number, _ in line])
         slopes = []
         for seed in seeds:
-            heights: list[float] = []
-            for side in sides:
-                height = (
-                    math.log2(side.best[seed].value)
-                    if is_best
-                    else number_of(self._resolver, self._rows, side.rows[seed], metric)
-                )
-                if height is None:
-                    return _Sample((), limits, (*reasons, f"trials have no {metric}"))
-                heights.append(height)
-            slopes.append(float(np.polyfit(doublings, heights, 1)[0]))
+            heights = [self._height(side, seed, metric, is_best) for side in every]
+            known = [height for height in heights if height is not None]
+            if len(known) < len(heights):
+                return _Sample((), limits, (*reasons, f"trials have no {metric}"))
+            rise = np.asarray(known[: len(sides)])
+            rise -= np.asarray(known[len(sides) :]) if off_sides else 0.0
+            slopes.append(float(np.polyfit(doublings, rise, 1)[0]))
         return _Sample(slopes, limits, reasons)
+
+    def _height(self, side: _Side, seed: int, metric: str, is_best: bool) -> float | None:
+        if is_best:
+            return math.log2(side.best[seed].value)
+        return number_of(self._resolver, self._rows, side.rows[seed], metric)
 
     def _sides(
         self, cells: Sequence[Cell], with_best: bool = False
