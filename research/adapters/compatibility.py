@@ -34,7 +34,7 @@ def common_base(adapters: Sequence[Run]) -> Run:
     assert first is not None
     for run in adapters:
         own, shared = run.tokenizer, first.tokenizer
-        if own.fingerprint() != shared.fingerprint() or own.chat_template != shared.chat_template:
+        if own.fingerprint() != shared.fingerprint() or own.templates != shared.templates:
             raise ValueError(
                 f"{run.path} came with a tokenizer or a chat template of its own, not that of its "
                 f"base {first.path}: it is used alone, or merged"

@@ -126,8 +126,10 @@ def _copy(folder: Path, out: str | Path, last: str) -> None:
     """Copies a folder's files into a bucket; where that fails, takes back what was copied."""
     uploads = []
     try:
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-            storage.upload_file(file, copy := storage.absolute(out) / file.name)
+        present = [file for file in folder.rglob("*") if file.is_file()]
+        for file in sorted(present, key=lambda file: file.name == last):
+            copy = storage.absolute(out) / file.relative_to(folder).as_posix()
+            storage.upload_file(file, copy)
             uploads.append(copy)
     except BaseException:
         with contextlib.suppress(Exception):  # storage that is away: without `last` it is not whole

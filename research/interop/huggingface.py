@@ -26,6 +26,7 @@ from research.interop.fields import Fields, UnsupportedModelError
 from research.models.config import ModelConfig
 from research.runtime import unique_json
 from research.runtime.files import check_inside
+from research.text import chat_template
 
 CONFIG = "config.json"
 # what transformers keeps beside the weights; a run keeps it as it is, for the export
@@ -90,13 +91,44 @@ class HuggingFaceModel:
         Raises:
           LinkError: one is a link out of the model, and would bring another file into the run.
         """
-        names = [name for name in (CONFIG, *SIDECAR_FILES) if (self.path / name).is_file()]
+        paths = {CONFIG: self.path / CONFIG} | sidecar_paths(self.path)
         # a download of the Hub links from snapshots/REVISION to blobs/
         is_snapshot = self.path.absolute().parent.name == "snapshots"
         root = self.path.absolute().parents[1] if is_snapshot else self.path
-        for name in names:
-            check_inside(self.path / name, root)
-        return {name: read_text(self.path / name).encode() for name in names}
+        for path in paths.values():
+            check_inside(path, root)
+        return {name: read_text(path).encode() for name, path in paths.items()}
+
+
+def sidecar_paths(folder: Path) -> dict[str, Path]:
+    """Where a folder has the sidecar files, by the names that a run keeps them under.
+
+    Raises:
+      UnsupportedModelError: a chat template with a name that no file of a run can have.
+    """
+    paths = {name: folder / name for name in SIDECAR_FILES if (folder / name).is_file()}
+    for path in sorted((folder / chat_template.ADDITIONAL).glob("*.jinja")):
+        try:
+            paths[chat_template.named_file(path.name.removesuffix(".jinja"))] = path
+        except ValueError as error:
+            raise UnsupportedModelError(f"{folder}: {error}") from None
+    return paths
+
+
+def write_sidecar_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a run's sidecar files where transformers reads them.
+
+    Raises:
+      ValueError: one is no file of a model's folder.
+    """
+    paths = {name: folder / name for name in SIDECAR_FILES}
+    for name in chat_template.find_named(files):
+        paths[chat_template.named_file(name)] = folder / chat_template.ADDITIONAL / f"{name}.jinja"
+    for name, content in files.items():
+        if name not in paths:
+            raise ValueError(f"{name} is no file of a model folder")
+        paths[name].parent.mkdir(exist_ok=True)
+        paths[name].write_bytes(content)
 
 
 def open_folder(path: str | Path) -> HuggingFaceModel:
@@ -243,10 +275,7 @@ def write_folder(
         "torch_dtype": str(np.dtype(dtype)),
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        if name not in SIDECAR_FILES:
-            raise ValueError(f"{name} is no file of a model folder")
-        (path / name).write_bytes(text)
+    write_sidecar_files(path, files)
     (path / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shapes = {source.name: source.shape for source in places.values()}
     read_tensor = tensor_reader(places, read_parameter)

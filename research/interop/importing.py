@@ -114,6 +114,7 @@ def load_tokenizer(model: ExternalModel) -> Tokenizer:
     sidecar_files = {name: content for name, content in files.items() if name != TOKENIZER}
     check_sidecar_files(sidecar_files, str(model.path))
     tokenizer.chat_template = chat_template.find_template(files)
+    tokenizer.tool_template = chat_template.find_tool_template(files)
     return tokenizer
 
 
@@ -266,12 +267,37 @@ def check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
         if name.endswith(".json"):
             _json_object(files, name, where)
     with refuse_malformed(f"{where}: the chat template"):
+        _check_templates(files, where)
         for template in (
             chat_template.find_template(files),
             chat_template.find_tool_template(files),
+            *chat_template.find_named(files).values(),
         ):
             if template is not None:
                 chat_template.check_compiles(template)
+
+
+def _check_templates(files: Mapping[str, bytes], where: str) -> None:
+    """Refuses templates of which another project takes others than Graft would."""
+    templates, folder = chat_template.find_named(files), chat_template.ADDITIONAL
+    if "default" in templates:
+        raise UnsupportedModelError(
+            f"{where}: {folder}/default.jinja, which transformers takes instead of "
+            f"{chat_template.TEMPLATE}: write it there"
+        )
+    if templates and chat_template.TEMPLATE not in files:
+        raise UnsupportedModelError(
+            f"{where}: {folder} without a {chat_template.TEMPLATE} beside it: transformers then "
+            f"has no template for all other conversations, whatever {chat_template.SETTINGS} says. "
+            "Write that one there too"
+        )
+    is_file = chat_template.TEMPLATE in files and chat_template.TOOLS not in files
+    if is_file and chat_template.find_tool_template(files) is not None:
+        raise UnsupportedModelError(
+            f"{where}: {chat_template.SETTINGS} has a template tool_use, which transformers does "
+            f"not read beside {chat_template.TEMPLATE}: write it to {folder}/tool_use.jinja, or "
+            "take it out"
+        )
 
 
 def template_note(tokenizer: Tokenizer) -> str | None:

@@ -180,7 +180,11 @@ def _adapter_folder(run: Run, prompt: PromptFormat, name: str) -> list[Command]:
         )
         if own_files:
             serve += f" --tokenizer {_path(name)}"
-        if chat_template.TEMPLATE in own_files and prompt.template is None:
+        if (
+            chat_template.TEMPLATE in own_files
+            and chat_template.TOOLS not in own_files  # the tokenizer's folder has both
+            and prompt.template is None
+        ):
             serve += f" --chat-template {_path(f'{name}/{chat_template.TEMPLATE}')}"
         result.append(Command("vLLM", "sh", f"{serve}\n{_ask(prompt, 8000, name)}"))
     try:

@@ -169,8 +169,17 @@ class Chat(Objective):
             complete=True,
             stops=tuple(np.unique(tokens.values[ends - 1]).tolist()),
             note=self._note(tokenizer, len(rows) if several else 0, len(table), len(long)),
-            sidecar_files={chat_template.TEMPLATE: self.writer(tokenizer).template},
+            sidecar_files=self._template_files(tokenizer),
         )
+
+    def _template_files(self, tokenizer: Tokenizer) -> dict[str, str]:
+        """The templates that are trained with: the one for tools too, where the tokenizer's makers
+        have one, so that theirs does not stay beside another."""
+        writer = self.writer(tokenizer)
+        files = {chat_template.TEMPLATE: writer.template}
+        if tokenizer.tool_template is not None:
+            files[chat_template.TOOLS] = writer.tool_template
+        return files
 
     def _note(self, tokenizer: Tokenizer, examples: int, conversations: int, long: int) -> str:
         """What a plan says; `examples` is 0 where each conversation is one."""

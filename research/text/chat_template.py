@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,33 @@ from research.text import rendering, template_process
 
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 TOKEN_NAMES, ADDED = "special_tokens_map.json", "added_tokens.json"
+# transformers' folder of templates that have names; a run keeps each beside its other files
+ADDITIONAL = "additional_chat_templates"
+_NAMED_FILE = re.compile(r"chat_template\.([\w+-][\w.+-]*)\.jinja")
+
+
+def named_file(name: str) -> str:
+    """The file of a run that keeps `additional_chat_templates/NAME.jinja`.
+
+    Raises:
+      ValueError: a name that no file of a run can have.
+    """
+    file = f"chat_template.{name}.jinja"
+    if not _NAMED_FILE.fullmatch(file):
+        raise ValueError(
+            f"{ADDITIONAL}/{name}.jinja: a template's name has letters, digits, '.', '_', '+' and "
+            "'-' alone; rename it, or move it away"
+        )
+    return file
+
+
+TOOLS = named_file("tool_use")
+
+
+def find_named(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The templates of `additional_chat_templates`, by name."""
+    matches = {match[1]: file for file in files if (match := _NAMED_FILE.fullmatch(file))}
+    return {name: files[file].decode() for name, file in matches.items()}
 
 
 def find_template(files: Mapping[str, bytes]) -> str | None:
@@ -27,16 +55,18 @@ def find_template(files: Mapping[str, bytes]) -> str | None:
     if TEMPLATE in files:
         return files[TEMPLATE].decode()
     template = json.loads(files.get(SETTINGS, b"{}")).get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next((one["template"] for one in template if one["name"] == "default"), None)
+    if isinstance(template, list):  # several, by name; of two with one, the last, as transformers
+        template = {one["name"]: one["template"] for one in template}.get("default")
     if template is not None and not isinstance(template, str):
         raise ValueError(f"the chat template is no text: {template!r:.40}")
     return template
 
 
 def find_tool_template(files: Mapping[str, bytes]) -> str | None:
-    """The template for conversations with tools, where a tokenizer's config has one of its own
-    beside the one that is used."""
+    """The template for conversations with tools, where there is one: in a file of its own, or in
+    the tokenizer's config beside the one that is used."""
+    if TOOLS in files:
+        return files[TOOLS].decode()
     templates = json.loads(files.get(SETTINGS, b"{}")).get("chat_template")
     if not isinstance(templates, list):
         return None

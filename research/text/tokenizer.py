@@ -81,6 +81,11 @@ class Tokenizer:
         # The largest id counts: a vocabulary may have holes.
         self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def templates(self) -> tuple[str | None, str | None]:
+        """How conversations without and with tools are written."""
+        return self.chat_template, self.tool_template
+
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that no text is tokenized to."""

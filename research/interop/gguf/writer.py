@@ -231,7 +231,11 @@ def _tokenizer(writer: gguf.GGUFWriter, run: Run) -> None:
     writer.add_add_bos_token(opens(run))
     writer.add_add_space_prefix(prefix)
     template = chat_template.find_template(run.sidecar_files)
-    if template:
+    tool_template = chat_template.find_tool_template(run.sidecar_files)
+    if template and tool_template is not None:
+        texts = {"default": template, "tool_use": tool_template}
+        writer.add_chat_template([{"name": n, "template": text} for n, text in texts.items()])
+    elif template:
         writer.add_chat_template(template)
 
 

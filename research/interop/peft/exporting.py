@@ -87,8 +87,7 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> Adap
         sizes = {name: value.shape for name, value in tensors.items()}
         names = list(tensor_files.write(folder, sizes, np.float32, 2**63, tensors.__getitem__))
         (folder / tensor_files.ONE).rename(folder / WEIGHTS)
-        for name, file in files.items():
-            (folder / name).write_bytes(file)
+        huggingface.write_sidecar_files(folder, files)
         if card:
             text = "\n".join([card.rstrip(), "", "## Serving", "", *(f"- {n}" for n in notes), ""])
             (folder / "README.md").write_text(text, encoding="utf-8")
@@ -109,7 +108,7 @@ def serving_note(run: Run, tensors: Mapping[str, np.ndarray], content: Mapping[s
 def own_files(run: Run) -> dict[str, bytes]:
     """The tokenizer's files of a run that has another tokenizer or template than its base."""
     own, base = run.tokenizer, (run.base or run).tokenizer
-    if own.fingerprint() == base.fingerprint() and own.chat_template == base.chat_template:
+    if own.fingerprint() == base.fingerprint() and own.templates == base.templates:
         return {}
     files = tokenizer_files(run) | run.sidecar_files
     return {

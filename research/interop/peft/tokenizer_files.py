@@ -13,13 +13,18 @@ import tokenizers
 
 from research.checkpoints.runs import Run
 from research.interop.fields import UnsupportedModelError, refuse_malformed
-from research.interop.huggingface import SIDECAR_FILES, read_json, read_text
+from research.interop.huggingface import read_json, read_text, sidecar_paths
 from research.interop.importing import TOKENIZER, check_sidecar_files, read_tokenizer
 from research.text import chat_template
 from research.text.tokenizer import Tokenizer
 
 # which go with a tokenizer's config, and so not the base's with the adapter's
 _LISTS = (chat_template.TOKEN_NAMES, chat_template.ADDED)
+_TEMPLATES = (chat_template.TEMPLATE, chat_template.TOOLS)
+
+
+def _is_named(file: str) -> bool:
+    return bool(chat_template.find_named({file: b""}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +47,7 @@ def read(path: Path, base: Run) -> TokenizerFiles:
     Raises:
       UnsupportedModelError: what cannot be read, or a tokenizer with more tokens than the base.
     """
-    own = {
-        name: read_text(path / name).encode() for name in SIDECAR_FILES if (path / name).is_file()
-    }
+    own = {name: read_text(file).encode() for name, file in sidecar_paths(path).items()}
     own.pop("generation_config.json", None)
     tokenizer, notes = _tokenizer(path, own, base), []
     if tokenizer is not base.tokenizer:
@@ -59,12 +62,18 @@ def read(path: Path, base: Run) -> TokenizerFiles:
     if own:
         check_sidecar_files(own, str(path))
     with refuse_malformed(f"{path}: the chat template"):
-        template = chat_template.find_template(own) if own else None
-    if template is not None and template != base.tokenizer.chat_template:
-        notes.append("its chat template is not the base's: the adapter's is used")
-    template = base.tokenizer.chat_template if template is None else template
-    if template is not None:
-        files[chat_template.TEMPLATE] = template.encode()
+        templates = chat_template.find_template(own), chat_template.find_tool_template(own)
+    if templates[0] is not None:
+        if templates != base.tokenizer.templates:
+            notes.append("its chat template is not the base's: the adapter's is used")
+        files = {name: text for name, text in files.items() if name in own or not _is_named(name)}
+    else:
+        templates = base.tokenizer.templates
+    for name, template in zip(_TEMPLATES, templates, strict=True):
+        if template is not None:
+            files[name] = template.encode()
+    if templates[1] is None and chat_template.find_tool_template(files) is not None:
+        files[chat_template.TOOLS] = files[chat_template.TEMPLATE]  # not the base's
     return TokenizerFiles(tokenizer, files, tuple(notes))
 
 
