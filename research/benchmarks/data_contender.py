@@ -96,6 +96,7 @@ class _InMemory:
     """Texts that are read already: only tokenising is measured, and writing what it gives."""
 
     name, fingerprint, format, bad_lines, note = "texts", "texts", "text", 0, ""
+    acceptance: Mapping[str, Any] = {}
 
     def __init__(self, texts: list[str]):
         self._texts = texts

@@ -44,6 +44,7 @@ class _Decoded:
     def __init__(self, source: Prepared, tokenizer: Tokenizer):
         self.name = source.name
         self.fingerprint = source.fingerprint
+        self.acceptance = source.acceptance
         self._source = source
         self._tokenizer = tokenizer
 

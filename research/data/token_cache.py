@@ -1,8 +1,9 @@
 """The tokens of a source, made once, in a folder that later runs map into memory.
 
 A folder holds, for every field, one flat token array and the offsets of its examples. Its name is
-the hash of everything that its content depends on, so it is never out of date. The checksums of
-its files are compared when it is opened.
+the hash of everything that its content depends on, so it is never out of date, and of what decides
+which records are accepted, so that none is used that would be refused now. The checksums of its
+files are compared when it is opened.
 """
 
 import contextlib
@@ -20,7 +21,6 @@ from tqdm import tqdm
 
 from research.data.sources import Source
 from research.data.sources.files import cache_folder, shared_cache
-from research.data.sources.formats import RULES
 from research.runtime.checksums import changed_file, checksums
 from research.runtime.files import atomic_folder, atomic_write, share
 from research.text.token_table import Encoder, Ragged, TextEncoder, TokenTable, field_text
@@ -72,9 +72,12 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
           cached folder is damaged.
         OSError: the cache's disk is full, or the cache is another user's.
     """
-    content = {"schema": SCHEMA, "source": source.fingerprint, **encoder.key}
-    if source.format not in ("text", "other", "prepared"):
-        content["formats"] = RULES
+    content = {
+        "schema": SCHEMA,
+        "source": source.fingerprint,
+        "acceptance": source.acceptance,
+        **encoder.key,
+    }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / key
     with shared_cache(Path(cache)):

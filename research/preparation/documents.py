@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class SourceSplit:
     rows: int
     # Records that could not be read and are left out.
     bad_lines: int = 0
+    # What decides which of its records are refused; see `Source`.
+    acceptance: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def kind(self) -> str:
@@ -68,7 +70,7 @@ def open_split(source: SourceConfig, split: str) -> SourceSplit:
 
     data = open_source(source, split)
     checks.check_not_empty(data.name, len(data))
-    return SourceSplit(source, split, data.fingerprint, len(data), data.bad_lines)
+    return SourceSplit(source, split, data.fingerprint, len(data), data.bad_lines, data.acceptance)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,10 @@ def make_plan(config: PreparationConfig, root: str | os.PathLike[str]) -> Prepar
         keys = {other: stages_by_name[other].key for other in earlier if other in stages_by_name}
         stages_by_name[name] = Stage(name, folder, {**dependencies, "stages": keys})
 
-    content = [[each.kind, each.split, each.fingerprint, each.rows] for each in source_splits]
+    content = [
+        [each.kind, each.split, each.fingerprint, each.rows, dict(each.acceptance)]
+        for each in source_splits
+    ]
     add("documents", sources=content, rows=config.rows)
     if config.quality is not None:
         add("quality", "documents", quality=schema.to_dict(config.quality))
@@ -105,7 +108,7 @@ def make_plan(config: PreparationConfig, root: str | os.PathLike[str]) -> Prepar
         add(
             "evaluations",
             contamination=schema.to_dict(config.contamination),
-            sources=[each.fingerprint for each in evaluation_splits],
+            sources=[[each.fingerprint, dict(each.acceptance)] for each in evaluation_splits],
         )
         add("contamination", "documents", "evaluations")
     if config.exact_duplicates:

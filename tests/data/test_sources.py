@@ -96,7 +96,7 @@ def test_wrong_kind_and_missing_files_are_named(tmp_path):
 class Counted:
     """An in-memory source that counts how often it is read."""
 
-    name, format = "counted", "text"
+    name, format, acceptance = "counted", "text", {}
 
     def __init__(self, texts, fingerprint):
         self.texts = texts
@@ -124,6 +124,34 @@ def test_a_cached_source_is_not_read_again_and_is_the_same(tmp_path, tokenizer):
         assert t.bytes["text"].tolist() == [len(text.encode()) for text in texts]
         assert t["text"].values.dtype == np.uint16
     assert isinstance(again["text"].values.base, np.memmap), "mapped, not read"
+
+
+@pytest.mark.parametrize(
+    ("odd_line", "settings", "message"),
+    [
+        (
+            '{"prompt": "q", "completion": "a", "train": false}',
+            {"unused_fields": ("train",)},
+            "lost",
+        ),
+        ('{"prompt": "q", "comp', {"bad_lines": 0.5}, "not a line of JSON"),
+        ('{"text": "a", "weight": 0}', {"unused_fields": ("we.*",)}, "lost"),
+        ('{"text": "a', {"bad_lines": 0.5}, "not a line of JSON"),
+    ],
+)
+def test_what_one_setting_let_pass_is_refused_again_without_it(
+    tmp_path, tokenizer, odd_line, settings, message
+):
+    """Also where its tokens are in the cache; what identifies the data stays the same."""
+    good = {"text": "words"} if '"text"' in odd_line else {"prompt": "one", "completion": "two"}
+    path = _write(tmp_path / "a.jsonl", [json.dumps(good), odd_line])
+    fields = dict.fromkeys(good, False)
+    lenient = open_source(JsonlConfig("a", str(path), **settings))
+    tokenize(lenient, tokenizer, fields, tmp_path / "cache")
+    strict = open_source(JsonlConfig("a", str(path)))
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2: .*{message}"):
+        tokenize(strict, tokenizer, fields, tmp_path / "cache")
+    assert strict.fingerprint == lenient.fingerprint
 
 
 def test_another_content_tokenizer_or_field_is_another_cache(tmp_path, tokenizer):

@@ -27,7 +27,7 @@ TEXTS = [f"some words {number}" for number in range(40)]
 class Texts:
     """A source of texts, with a fingerprint of its own."""
 
-    name, format = "texts", "text"
+    name, format, acceptance = "texts", "text", {}
     fingerprint: str = "1"
 
     def __len__(self):

@@ -57,7 +57,7 @@ def tokenizer():
 class Source:
     """Conversations in memory."""
 
-    name, format, bad_lines = "talks", "messages", 0
+    name, format, bad_lines, acceptance = "talks", "messages", 0, {}
 
     def __init__(self, talks):
         self.talks = talks

@@ -229,6 +229,16 @@ def test_a_broken_line_is_named_and_a_share_of_them_is_left_out(tmp_path):
     assert numbers["train"]["notes"]["kept"]["documents"] == 9
 
 
+def test_what_one_setting_let_pass_is_not_prepared_without_it(tmp_path):
+    config = corpus.config(tmp_path, TEXTS)
+    with (tmp_path / "notes.train.jsonl").open("a") as file:
+        file.write('{"text": "some more words", "weight": 0}\n')
+    source = corpus.source(tmp_path, "notes", unused_fields=("weight",))
+    corpus.prepare(corpus.replace(config, sources=(config.sources[0], source)), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"notes.train.jsonl:10.*'weight' .*would be lost"):
+        corpus.prepare(config, tmp_path / "out")
+
+
 def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path):
     config = corpus.config(tmp_path, {"prose": ["short"]}, quality=Quality())
     message = "'train' is left. Of 1, these were removed: quality: words 1.$"

@@ -9,11 +9,12 @@ and has a `fingerprint` that changes when its content does. A new kind is one fi
 from typing import Any
 
 from research.config.schema import by_kind, one_of
-from research.data.sources.base import Source, SourceConfig, decode_text
+from research.data.sources.base import Source, SourceConfig
 from research.data.sources.csv import CsvConfig
 from research.data.sources.jsonl import JsonlConfig
 from research.data.sources.parquet import ParquetConfig
 from research.data.sources.prepared import PreparedConfig
+from research.data.sources.records import decode_text
 from research.data.sources.text import TextConfig
 from research.data.sources.tfds import TfdsConfig
 

@@ -11,7 +11,8 @@ import pyarrow
 from pyarrow import csv
 
 from research.data.sources import contents, files
-from research.data.sources.base import FilesConfig, Records, Source
+from research.data.sources.base import FilesConfig, Source
+from research.data.sources.records import Records
 from research.runtime.expansion import RECORD_VARIABLE, check_record, max_record_bytes
 
 # Bytes that are parsed at once, unless a line is longer.

@@ -8,7 +8,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from research.data.sources import contents, files
-from research.data.sources.base import FilesConfig, Records, Source
+from research.data.sources.base import FilesConfig, Source
+from research.data.sources.records import Records
 from research.runtime import unique_json
 from research.runtime.expansion import check_record
 

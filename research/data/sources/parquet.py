@@ -10,7 +10,8 @@ import pyarrow
 from pyarrow import parquet
 
 from research.data.sources import contents, files
-from research.data.sources.base import FilesConfig, Records, Source
+from research.data.sources.base import FilesConfig, Source
+from research.data.sources.records import Records
 from research.runtime.expansion import (
     ExpansionError,
     check_expansion,

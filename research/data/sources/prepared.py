@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +50,8 @@ class Prepared:
     bad_lines = 0
     # They were changed before they were prepared.
     note = ""
+    # They were accepted when it was prepared.
+    acceptance: Mapping[str, Any] = {}
 
     def __init__(self, config: PreparedConfig, split: str):
         """Reads what is said of the data, and its index.

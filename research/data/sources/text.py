@@ -7,7 +7,8 @@ import json
 from typing import Any, Literal
 
 from research.data.sources import contents, files
-from research.data.sources.base import FilesConfig, Records, Source
+from research.data.sources.base import FilesConfig, Source
+from research.data.sources.records import Records
 from research.runtime.expansion import check_record, max_record_bytes
 
 

@@ -7,8 +7,9 @@ import os
 from typing import Any, Literal
 
 from research.config.suggestions import suggestion
-from research.data.sources.base import Records, RecordsConfig, Source
+from research.data.sources.base import RecordsConfig, Source
 from research.data.sources.files import digest
+from research.data.sources.records import Records
 
 # Files of a prepared dataset up to this size are hashed whole.
 _WHOLE_FILE = 64 * 2**20
