@@ -22,7 +22,14 @@ _ENDINGS = {"gzip": ".gz", "zstd": ".zst"}
 ENCODING = (
     "if it is Latin-1 or Windows-1252, convert it with iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
 )
+ZEROS = "it holds zeros, as an unfinished copy does: copy it again"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+class FileError(ValueError):
+    """What is wrong with a file as a whole: to leave out lines of it is no way out."""
+
+
 _PAGES = ("<!doctype html", "<html", "<?xml")
 
 
@@ -43,7 +50,7 @@ def describe(head: bytes, kind: str) -> str | None:
     if head.startswith(LFS_POINTER):
         return "it is a pointer of Git LFS, not the data: run git lfs pull where it is from"
     if head and not head.strip(b"\0"):
-        return "it holds zeros, as an unfinished copy does: copy it again"
+        return ZEROS
     encoding = json.detect_encoding(head)  # tells UTF-16 and UTF-32 by where zeros are
     is_wide = not encoding.startswith("utf-8")
     try:
@@ -65,6 +72,11 @@ def _describe_text(text: str, kind: str) -> str | None:
         return "it is an HTML or XML page, as of an error or a log-in: download the data again"
     first, *others = [line.strip() for line in text.splitlines() if line.strip()][:2] or [""]
     inside = text[1:].lstrip()[:1]
+    if kind != "csv" and _is_array(first) and (not others or others[0].startswith("[")):
+        return (
+            "its lines are JSON arrays, not objects: name their values with jq -c "
+            "'{prompt: .[0], completion: .[1]}' FILE > NEW, or as else they are meant"
+        )
     if text.startswith("[") and inside in ("", "{"):
         return "it is one JSON array: write a line for each record with jq -c '.[]' FILE > NEW"
     if text.startswith("{") and inside in ("", '"'):
@@ -78,3 +90,10 @@ def _describe_text(text: str, kind: str) -> str | None:
         if kind != "csv" and others and delimiter in first and delimiter in others[0]:
             return f'it looks like separated values: read it with kind="csv"{setting}'
     return None
+
+
+def _is_array(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), list)
+    except (ValueError, RecursionError):
+        return False

@@ -33,6 +33,8 @@ BUCKETS = (
 )
 # Endings of compressed files, and pyarrow's names of how.
 CODECS = {".gz": "gzip", ".zst": "zstd"}
+# Endings of files that hold one or several others.
+_PACKED = (*CODECS, ".bz2", ".xz", ".zip")
 _BLOCK = 2**20
 _MAGIC = "*?["
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -134,6 +136,8 @@ def find(config: FilesConfig, split: str) -> list[File]:
         raise FileNotFoundError(f"Source {config.name!r}: there is no file {name}.")
     with storage.storage_errors(name):
         fitting = sorted(system.glob(path))
+    for each in fitting:
+        _check_link(system, each, _name(system, each, name), config.name)
     names = [p for p in fitting if _is("file", system, p, name)]
     if not names:
         raise FileNotFoundError(f"Source {config.name!r}: no file fits the pattern {name}.")
@@ -143,11 +147,12 @@ def find(config: FilesConfig, split: str) -> list[File]:
 def under(config: FilesConfig, split: str, endings: Collection[str]) -> dict[str, File]:
     """Path below the source's folder -> file, of all files with one of the endings, by name.
 
-    Hidden files, and those in hidden folders, are left out.
+    Hidden files, and those in hidden folders, are left out. Links to files are followed.
 
     Raises:
-        ValueError: the source has no such split, or its bucket cannot be opened.
-        FileNotFoundError: there is no such folder, or no such file in it.
+        ValueError: the source has no such split, its bucket cannot be opened, or a file in it is
+          compressed or a link to a folder, and would be passed over.
+        FileNotFoundError: there is no such folder, no such file in it, or a link leads nowhere.
     """
     system, folder, name = _locate(config, split)
     if not _is("directory", system, folder, name):
@@ -157,13 +162,37 @@ def under(config: FilesConfig, split: str, endings: Collection[str]) -> dict[str
         every = system.find(folder, detail=True)
     for path, about in every.items():
         below = PurePosixPath(path).relative_to(PurePosixPath(folder))
-        hidden = any(part.startswith(".") for part in below.parts)
-        if below.suffix.lower() in endings and about["type"] == "file" and not hidden:
+        if any(part.startswith(".") for part in below.parts):
+            continue
+        is_link = bool(about.get("islink"))
+        if is_link and system.isdir(path):
+            raise ValueError(
+                f"Source {config.name!r}: {_name(system, path, name)} is a link to a folder, whose "
+                "files would not be read: move them here, or make a source of them."
+            )
+        if below.suffix.lower() in _PACKED and PurePosixPath(below.stem).suffix.lower() in endings:
+            raise ValueError(
+                f"Source {config.name!r}: {_name(system, path, name)} is compressed, and would not "
+                "be read: unpack it, or move it elsewhere."
+            )
+        if below.suffix.lower() in endings:
+            if not is_link and about["type"] != "file":
+                continue
+            _check_link(system, path, _name(system, path, name), config.name)
             matches[below] = File(system, path, _name(system, path, name))
     if not matches:
         suffixes = " or ".join(endings)
         raise FileNotFoundError(f"Source {config.name!r}: no {suffixes} file under {name}.")
     return {below.as_posix(): matches[below] for below in sorted(matches)}
+
+
+def _check_link(system: fsspec.AbstractFileSystem, path: str, name: str, source: str) -> None:
+    """Raises FileNotFoundError for a link that leads nowhere."""
+    if isinstance(system, LocalFileSystem) and os.path.islink(path) and not os.path.exists(path):
+        raise FileNotFoundError(
+            f"Source {source!r}: {name} is a link to {os.readlink(path)}, which is not there: mend "
+            "it, or remove it."
+        )
 
 
 def local_copy(file: File) -> Path:

@@ -73,7 +73,9 @@ class _JsonLines:
             record = unique_json.parse(content[start:stop].tobytes())
         except (ValueError, RecursionError) as error:
             reason = f"not a line of JSON that can be read: {error}"
-            if isinstance(error, UnicodeDecodeError):
+            if not content[start:stop].tobytes().strip(b"\0\r\n"):
+                reason = contents.ZEROS
+            elif isinstance(error, UnicodeDecodeError) and error.encoding == "utf-8":
                 reason += f"; {contents.ENCODING}"
             raise self._broken(index, reason) from error
         if not isinstance(record, dict):
@@ -89,7 +91,7 @@ class _JsonLines:
             with self._copies[number].open("rb") as file:
                 self._contents[number] = contents.describe(file.read(contents.HEAD), "jsonl")
         if what := self._contents[number]:
-            return ValueError(f"{self._names[number]}: {what}")
+            return contents.FileError(f"{self._names[number]}: {what}")
         return ValueError(f"{self.place(index)}: {reason}")
 
 

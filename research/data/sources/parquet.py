@@ -36,6 +36,11 @@ class _ParquetRows:
         groups = []  # file, group in it, rows
         for number, file in enumerate(paths):
             with _open_file(file) as parquet_file:
+                names = parquet_file.schema_arrow.names
+                if twice := sorted({name for name in names if names.count(name) > 1}):
+                    raise ValueError(
+                        f"{file.name}: several columns are named {twice[0]!r}: rename all but one"
+                    )
                 about = parquet_file.metadata
                 groups += [
                     (number, group, about.row_group(group).num_rows)
@@ -138,7 +143,8 @@ def _open_file(file: files.File) -> Iterator[parquet.ParquetFile]:
             raw.seek(0)
             what = contents.describe(raw.read(contents.HEAD), "parquet")
             reason = what or f"damaged, or no Parquet file: {error}"
-            raise ValueError(f"{file.name}: {reason}") from error
+            kind = contents.FileError if what else ValueError
+            raise kind(f"{file.name}: {reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -203,6 +203,8 @@ class Records:
 
     @staticmethod
     def _unreadable(error: ValueError) -> ValueError:
+        if isinstance(error, contents.FileError):
+            return error
         text = str(error) if str(error).endswith((".", "?")) else f"{error}."
         return ValueError(f"{text} Mend it, or leave a share of such records out: `bad_lines`.")
 

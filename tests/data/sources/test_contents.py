@@ -89,6 +89,27 @@ def test_what_reads_or_converts_it_is_said(tmp_path, kind, content, message):
         read_all(kind("a", str(path)))
 
 
+def test_lines_that_are_arrays_or_zeros_are_named_as_what_they_are(tmp_path):
+    path = tmp_path / "a.data"
+    for lines in (b'["a", "b"]\n["c", "d"]\n', b'[{"role": "user"}, 1]\n[{"role": "x"}, 2]\n'):
+        path.write_bytes(lines)
+        with pytest.raises(ValueError, match="its lines are JSON arrays, not objects: .* jq"):
+            read_all(JsonlConfig("a", str(path)))
+    path.write_bytes(LINES.encode() + bytes(40) + b"\n")
+    with pytest.raises(ValueError, match=r"a\.data:4: it holds zeros") as caught:
+        read_all(JsonlConfig("a", str(path)))
+    assert "Latin-1" not in str(caught.value) and "bad_lines" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_to_leave_out_lines_is_not_advised_where_a_whole_file_is_wrong(tmp_path, name):
+    path = tmp_path / "a.data"
+    path.write_bytes(FILES[name][0])
+    with pytest.raises(ValueError, match=r"a\.data: it ") as caught:
+        read_all(JsonlConfig("a", str(path)))
+    assert "bad_lines" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -161,6 +161,37 @@ def test_a_name_with_a_patterns_signs_is_a_file_if_there_is_one(tmp_path):
     assert _read(tmp_path / "a[1].jsonl") == ROWS
 
 
+def test_what_a_folder_of_texts_would_pass_over_is_refused_and_links_are_followed(tmp_path):
+    folder, elsewhere = tmp_path / "texts", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "a.txt").write_text("a")
+    (elsewhere / "b").write_text("b")
+    (folder / "b.txt").symlink_to(elsewhere / "b")
+    assert _read(folder, "text") == [{"text": "a", "id": "a.txt"}, {"text": "b", "id": "b.txt"}]
+    odd_ones = {
+        "c.txt": (tmp_path / "nowhere", FileNotFoundError, "a link to .*nowhere, which is not"),
+        "more": (elsewhere, ValueError, "a link to a folder, whose files would not be read"),
+    }
+    for name, (target, error, message) in odd_ones.items():
+        (folder / name).symlink_to(target)
+        with pytest.raises(error, match=f"{name} is {message}"):
+            _read(folder, "text")
+        (folder / name).unlink()
+    (folder / "d.txt.gz").write_bytes(gzip.compress(b"d"))
+    with pytest.raises(
+        ValueError, match=r"d\.txt\.gz is compressed, and would not be read: unpack"
+    ):
+        _read(folder, "text")
+
+
+def test_a_link_to_nothing_that_fits_a_pattern_is_named(tmp_path):
+    (tmp_path / "1.jsonl").write_bytes(_lines([{"text": "a"}]))
+    (tmp_path / "2.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"2\.jsonl is a link to .*nowhere, which is not"):
+        _read(tmp_path / "*.jsonl")
+
+
 def test_a_folder_in_a_bucket_gives_what_one_on_a_disk_gives(tmp_path, bucket):
     where, put = bucket
     for name, text in (("b/1.md", "one"), ("b.txt", "zwei ü"), ("c.png", "no")):

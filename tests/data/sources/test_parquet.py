@@ -69,6 +69,14 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused_before_it_fills_memory(
     assert _source(tmp_path / "a.parquet")[99_999] == {"text": "a" * 1000}
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    columns = [pyarrow.array(["good"]), pyarrow.array(["bad"])]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(columns, names=["text", "text"]), path)
+    with pytest.raises(ValueError, match=r"a\.parquet: several columns are named 'text'"):
+        _source(path)
+
+
 def test_a_wrong_row_or_file_is_named(tmp_path):
     _write(tmp_path / "1.parquet", [{"text": "a"}] * 4)
     table = pyarrow.table({"text": pyarrow.array([b"a"] * 4 + [b"\xff"], pyarrow.binary())})
