@@ -241,6 +241,8 @@ def _fields(message: Message, is_trained: bool) -> list[list[str]]:
     exempt = {"role", "content", "tool_call_id", *REASONING}
     if message["role"] == "tool":
         exempt.add("name")
-    groups = [[name] for name in message if name not in exempt]
+    groups = [
+        [name] for name in message if name not in exempt and message[name] not in ("", [], {})
+    ]
     thoughts = [name for name in REASONING if name in message]
     return [*groups, *([thoughts] if thoughts and is_trained else [])]

@@ -145,6 +145,12 @@ def test_fields_without_a_meaning_are_named_in_a_setting():
     assert trained_texts(CHATML, record, ignored_fields=ignored) == [["b" + END]]
 
 
+def test_fields_of_a_message_that_are_empty_are_not_missed():
+    answer = {"role": "assistant", "content": "b", "annotations": [], "refusal": None, "audio": {}}
+    record = {"messages": [{"role": "user", "content": "a", "name": ""}, answer]}
+    assert trained_texts(CHATML, record) == [["b" + END]]
+
+
 def test_a_field_that_the_template_writes_is_honoured():
     with_names = CHATML.replace("{{ m.role }}", "{{ m.role }}{{ ' ' + m.name if m.name else '' }}")
     ((text, _),) = write_examples(with_names, [user("a", name="ann"), assistant("b")])

@@ -1,14 +1,14 @@
 """Labelled formats: which one records have, and what objectives read of them.
 
 A format adds to a record `prompt` and `completion`, or `messages`: a conversation as a list of
-`{"role": ..., "content": ...}` with the roles of `conversations.ROLES`, and what else a message
+`{"role": ..., "content": ...}` with the roles of `base.ROLES`, and what else a message
 says; a conversation may bring `tools` and `template_arguments`. The first format in `FORMATS`
 that a record looks like is its format; a new one is one file and one line there.
 """
 
-from research.data.sources.formats.base import Format, Record
+from research.data.sources.formats.base import ROLES, Format, Record
 from research.data.sources.formats.classification import CLASSIFICATION
-from research.data.sources.formats.conversations import MESSAGE_PAIR, MESSAGES, ROLES, SHAREGPT
+from research.data.sources.formats.conversations import MESSAGE_PAIR, MESSAGES, SHAREGPT
 from research.data.sources.formats.pairs import ALPACA, PAIR
 from research.data.sources.formats.plain import OTHER, TEXT
 from research.data.sources.formats.squad import SQUAD
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Raise it when other records are refused than before: tokens that were made of them are old.
-RULES = 1
+RULES = 2
 # Fields that objectives read of examples.
 OF_OBJECTIVES = frozenset("text prompt completion messages tools template_arguments".split())
 

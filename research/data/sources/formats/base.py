@@ -6,6 +6,12 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
+# Who may speak in a conversation, and other names of them.
+ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLE_SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+# LLaMA-Factory's and ms-swift's: what a tool gave back.
+ROLE_SYNONYMS |= {"observation": "tool", "tool_response": "tool"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:

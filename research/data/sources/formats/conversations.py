@@ -6,21 +6,25 @@ any field of its own), or it is a weight in training, under the names that other
 would change the training and is neither is refused by name.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.data.sources.formats.base import Format, Record, check_text, refuse_fields
+from research.data.sources.formats.base import (
+    ROLE_SYNONYMS,
+    ROLES,
+    Format,
+    Record,
+    check_text,
+    refuse_fields,
+)
 from research.data.sources.formats.tool_calls import check_results, read_call_turn, read_calls
 from research.data.sources.formats.unread import WEIGHTS
 from research.runtime import unique_json
 from research.text.conversation import REASONING, WEIGHT
 
-# Who may speak in a conversation, and other names of them.
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_SYNONYMS = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
-# LLaMA-Factory's and ms-swift's: what a tool gave back, and calls of it, as JSON in the text.
-_SYNONYMS |= {"observation": "tool", "tool_response": "tool"}
+# LLaMA-Factory's and ms-swift's: calls of a tool, as JSON in the text.
 _CALLS = ("function_call", "tool_call")
 # What a message may hold that no template reads as it is meant.
 _UNREAD = {
@@ -61,13 +65,22 @@ def _has_message_pair(record: Record) -> bool:
 def _read_message_pair(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     """One conversation in which the assistant's messages of the prompt have weight 0."""
     prompt = [
-        {k: v for k, v in turn.items() if k not in WEIGHTS} | {WEIGHT: 0}
-        if isinstance(turn, Mapping)
-        else turn
-        for turn in _list_turns(record["prompt"], "prompt")
+        _without_weight(turn, f"prompt[{number}]") if isinstance(turn, Mapping) else turn
+        for number, turn in enumerate(_list_turns(record["prompt"], "prompt"))
     ]
     turns = [*_system(record), *prompt, *_list_turns(record["completion"], "completion")]
     return _read_record(record, _conversation(turns, "prompt and completion"))
+
+
+def _without_weight(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A message of the prompt, with weight 0; ValueError where it asks to be trained on."""
+    for name in WEIGHTS:
+        if turn.get(name) is not None and _read_number(turn[name], name, where):
+            raise ValueError(
+                f"{where}: {name!r} asks to train on a message of the prompt; only the completion "
+                "is trained on: write both as messages."
+            )
+    return {name: value for name, value in turn.items() if name not in WEIGHTS} | {WEIGHT: 0}
 
 
 def _system(record: Record) -> list[dict[str, Any]]:
@@ -102,15 +115,33 @@ def _read_record(record: Record, messages: list[dict[str, Any]]) -> dict[str, An
             raise ValueError(f"tools[{number}] must be a JSON schema, not {tool!r:.40}.")
     if "tools" in record:  # also where its text is that of an empty list
         converted["tools"] = tools
-    arguments: dict[str, Any] = {}
-    for name in _ARGUMENTS:  # null is what a column has where a record has none
-        items = (_read_json(record, name, dict) or {}).items()
-        arguments |= {key: value for key, value in items if value is not None}
-    if record.get("documents"):
-        arguments["documents"] = record["documents"]
+    arguments = _read_arguments(record)
     if arguments or "template_arguments" in record:
         converted["template_arguments"] = arguments
     return converted
+
+
+def _read_arguments(record: Record) -> dict[str, Any]:
+    """Variables of the template; ValueError: fields say different things of them."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for name in _ARGUMENTS:  # null is what a column has where a record has none
+        items = (_read_json(record, name, dict) or {}).items()
+        if arguments := {key: value for key, value in items if value is not None}:
+            by_name[name] = arguments
+    arguments, *others = by_name.values() or [{}]
+    if any(not _same_json(arguments, other) for other in others):
+        raise ValueError(f"{' and '.join(by_name)} differ: keep one of them.")
+    if documents := record.get("documents"):
+        if not _same_json(arguments.get("documents", documents), documents):
+            raise ValueError(f"'documents' and those of {next(iter(by_name))} differ: keep one.")
+        arguments = arguments | {"documents": documents}
+    return arguments
+
+
+def _same_json(one: Any, other: Any) -> bool:
+    """Whether two values are the same as JSON, where true is not 1."""
+    first, second = (json.dumps(value, sort_keys=True, default=repr) for value in (one, other))
+    return first == second
 
 
 def _read_json(record: Record, name: str, kind: type) -> Any:
@@ -150,9 +181,9 @@ def _read_message(turn: Any, where: str) -> dict[str, Any]:
     role = turn.pop("role", None) or turn.pop("from", None)
     if role in _CALLS:
         role, turn = "assistant", read_call_turn(turn, where)
-    role = _SYNONYMS.get(role, role) if isinstance(role, str) else role
+    role = ROLE_SYNONYMS.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        known = ", ".join((*ROLES, *_SYNONYMS, *_CALLS))
+        known = ", ".join((*ROLES, *ROLE_SYNONYMS, *_CALLS))
         raise ValueError(f"{where} has the unknown role {role!r}. Known: {known}.")
     refuse_fields(turn, _UNREAD, where)
     weight = _read_weight(turn, role, where)
@@ -188,16 +219,20 @@ def _read_weight(turn: Mapping[str, Any], role: str, where: str) -> float:
     """How much a message counts; 1 where it does not say."""
     weight = 1.0
     for name in WEIGHTS:
-        value = turn.get(name, 1)
-        if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"{where}: {name!r} must be true, false or a weight, not {value!r}.")
+        value = _read_number(turn.get(name, 1), name, where)
         if role != "assistant" and name in turn and value:
             raise ValueError(
                 f"{where}: {name!r} asks to train on a message of role {role!r}; only the "
                 "assistant's are."
             )
-        weight *= float(value)
+        weight *= value
     return weight if role == "assistant" else 1.0
+
+
+def _read_number(value: Any, name: str, where: str) -> float:
+    if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{where}: {name!r} must be true, false or a weight, not {value!r}.")
+    return float(value)
 
 
 def _read_reasoning(extra: Mapping[str, Any], role: str, where: str) -> dict[str, Any]:

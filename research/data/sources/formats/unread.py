@@ -9,7 +9,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from research.data.sources.formats.base import Format, Record, has_value
+import numpy as np
+
+from research.data.sources.formats.base import ROLE_SYNONYMS, Format, Record, has_value
 from research.text.conversation import REASONING, WEIGHT
 
 # Names under which data sets keep where a record is from, how it is called and how long it is.
@@ -68,6 +70,13 @@ def _hints() -> dict[str, str]:
 
 _HINTS = _hints()
 
+# Other names of fields that say how much of a document counts, or what its tokens are; a score may
+# be weighted.
+_MASK = re.compile(r"weight(?!ed)|mask")
+_LABELS = re.compile(r"labels")
+_TOKENS = re.compile(r"(input|token)_?ids")
+_DOCUMENT_HINT = "every token of a document is trained on, and counts as 1"
+
 
 class UnusedFields:
     """The source's setting `unused_fields`: fields that mean nothing for training, or no more."""
@@ -119,7 +128,7 @@ def check_fields(
       ValueError: names all fields that would be lost, what they may be, and the setting.
     """
     if form.takes_any:
-        others = {field for field in record if field in _TRAINING}
+        others = {field for field, value in record.items() if _changes_document(field, value)}
     else:
         others = {f for f in record if f not in form.reads and f not in METADATA}
     if not others:
@@ -131,7 +140,8 @@ def check_fields(
         if field in others and has_value(value) and not _is_harmless(field, value, converted)
     ]
     if refused:
-        hinted_names = [f"{f!r} ({_HINTS[f]})" if f in _HINTS else repr(f) for f in refused]
+        hints = {f: _DOCUMENT_HINT for f in refused if form.takes_any} | _HINTS
+        hinted_names = [f"{f!r} ({hints[f]})" if f in hints else repr(f) for f in refused]
         patterns = ", ".join(json.dumps(re.escape(field), ensure_ascii=False) for field in refused)
         setting = f"({patterns},)" if len(refused) == 1 else f"({patterns})"
         raise ValueError(
@@ -141,36 +151,61 @@ def check_fields(
         )
 
 
+def _changes_document(name: str, value: Any) -> bool:
+    """Whether a field beside a document says that some of it counts less, or gives its tokens."""
+    values = _flat(value)
+    if _MASK.search(name.lower()):
+        return any(not isinstance(each, bool | int | float) or each != 1 for each in values)
+    if _LABELS.search(name.lower()):  # a number alone is a category, as words are
+        is_list = isinstance(value, list | np.ndarray)
+        return is_list and any(not isinstance(each, str) for each in values)
+    return name in _TRAINING or (bool(values) and bool(_TOKENS.search(name.lower())))
+
+
+def _flat(value: Any) -> list[Any]:
+    """The values of nested lists; null says nothing."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [each for item in value for each in _flat(item)]
+    return [value] if has_value(value) else []
+
+
 def _is_harmless(name: str, value: Any, converted: Mapping[str, Any]) -> bool:
     """Whether a field asks for what is done anyway, or says again what is read."""
     if name in _DONE_ANYWAY:
         return isinstance(value, bool | int | float) and value == _DONE_ANYWAY[name]
     if name in _HINTS:
         return False
-    if "messages" in converted:
-        pairs = [(turn["role"], turn["content"].strip()) for turn in converted["messages"]]
-        texts_read = {text for _, text in pairs}
-        answers = {text for role, text in pairs if role == "assistant"}
-    else:
-        texts_read = {converted[f].strip() for f in ("prompt", "completion") if f in converted}
-        answers = {converted["completion"].strip()} if "completion" in converted else set()
+    turns = _turns(converted)
+    items = value if isinstance(value, list) else [value]
+    if all(isinstance(item, Mapping) for item in items):  # messages: each whole, one after another
+        others = [_plain_turn(item) for item in items]
+        starts = [at for at in range(len(turns)) if turns[at : at + len(others)] == others]
+        return bool(starts) and (name not in _ANSWERS or others[-1]["role"] == "assistant")
+    texts_read = {turn["content"] for turn in turns}
+    texts = [str(item).strip() for item in items]
     if name in _ANSWERS:
-        texts = _texts(value)
+        answers = {turn["content"] for turn in turns if turn["role"] == "assistant"}
         return texts_read.issuperset(texts) and texts[-1] in answers
-    items = value if isinstance(value, list) else [value]  # a number that is equal is another thing
-    is_text = all(isinstance(item, str | Mapping) for item in items)
-    return is_text and texts_read.issuperset(_texts(value))
+    is_text = all(isinstance(item, str) for item in items)  # an equal number is another thing
+    return is_text and texts_read.issuperset(texts)
 
 
-def _texts(value: Any) -> list[str]:
-    """What a field says: as text, as a number, as a message or several."""
-    if isinstance(value, Mapping):
-        value = [value]
-    if isinstance(value, list):
-        return [
-            str(turn.get("content", turn.get("value"))).strip()
-            if isinstance(turn, Mapping)
-            else str(turn).strip()
-            for turn in value
-        ]
-    return [str(value).strip()]
+def _turns(converted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is read, as messages."""
+    pair = {"user": converted.get("prompt"), "assistant": converted.get("completion")}
+    turns = [{"role": role, "content": text} for role, text in pair.items() if text is not None]
+    return [_plain_turn(turn) for turn in converted.get("messages", turns)]
+
+
+def _plain_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A message under the names of OpenAI's, with all that it says beside its text."""
+    plain = {name: value for name, value in turn.items() if has_value(value)}
+    for name, other_name in (("role", "from"), ("content", "value")):
+        if name not in plain and other_name in plain:
+            plain[name] = plain.pop(other_name)
+    role, content = plain.get("role"), plain.get("content", "")
+    plain["role"] = ROLE_SYNONYMS.get(role, role) if isinstance(role, str) else role
+    plain["content"] = content.strip() if isinstance(content, str) else content
+    return plain

@@ -1,0 +1,96 @@
+"""What a record says twice, and differently, or where it is not read, is refused by name."""
+
+import json
+
+import pytest
+
+from research.data.sources import JsonlConfig, open_source
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+]
+SHARE = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
+
+
+def _open(tmp_path, records, **settings):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return open_source(JsonlConfig("a", str(path), **settings))
+
+
+ANSWER = {"role": "assistant", "content": "Yes?"}
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [TALK[1], ANSWER | {"train": False}],
+        [TALK[1], ANSWER | {"reasoning_content": "deep"}],
+        [TALK[1], ANSWER | {"content": "No."}],
+        [TALK[1], ANSWER | {"content": [{"type": "text", "text": "Yes?", "train": False}]}],
+        [{"from": "gpt", "value": "Hi"}, {"from": "human", "value": "Yes?"}],
+        [ANSWER, TALK[1]],
+        [{"content": "Hi"}, {"content": "Yes?"}],
+    ],
+)
+@pytest.mark.parametrize("record", [{"messages": TALK[1:]}, {"prompt": "Hi", "completion": "Yes?"}])
+def test_a_second_conversation_that_says_something_else_is_refused(tmp_path, record, turns):
+    name = "conversations" if "messages" in record else "turns"
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: '{name}' would be lost"):
+        _open(tmp_path, [record | {name: turns}])[0]
+    for same in ([TALK[1], ANSWER | {"name": None}], SHARE):
+        assert _open(tmp_path, [record | {name: same}])[0].keys() >= record.keys()
+
+
+def test_template_arguments_under_two_names_are_refused_where_they_differ(tmp_path):
+    record = {"messages": TALK, "template_arguments": {"think": True}}
+    for other in ({"think": False}, {"think": 1}, {"effort": "low"}):
+        with pytest.raises(ValueError, match="template_arguments and chat_template_kwargs differ"):
+            _open(tmp_path, [record | {"chat_template_kwargs": other}])[0]
+    for same in ({"think": True}, '{"think": true}', {}, {"think": True, "effort": None}):
+        (row,) = _open(tmp_path, [record | {"chat_template_kwargs": same}])
+        assert row["template_arguments"] == {"think": True}
+    with pytest.raises(ValueError, match="'documents' and those of template_arguments differ"):
+        _open(tmp_path, [record | {"template_arguments": {"documents": [1]}, "documents": [2]}])[0]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"sample_weight": 0.0}, {"loss_weights": [0, 0]}, {"lossMask": [[1, 0]]}, {"weights": "0"}]
+    + [{"input_ids": [5, 2]}, {"labels": [-100, 2]}, {"prompt_token_ids": [1]}]
+    + [{"attention_mask": [1, 0]}],
+)
+def test_a_document_with_weights_or_tokens_under_any_name_is_refused(tmp_path, field):
+    (name,) = field
+    with pytest.raises(ValueError, match=rf"1: '{name}' \(.*unused_fields=\(\"{name}\",\)"):
+        _open(tmp_path, [{"text": "a"} | field])[0]
+    assert _open(tmp_path, [{"text": "a"} | field], unused_fields=(name,))[0]["text"] == "a"
+
+
+def test_scores_categories_and_weights_of_one_beside_a_document_are_read_over(tmp_path):
+    fields = {"weighted_score": 0.3, "labels": ["sports"], "score": 0.1, "loss_mask": [1, 1.0]}
+    fields |= {"sample_weight": 1, "token_ids": [], "input_ids": None, "n_labels": 3}
+    assert _open(tmp_path, [{"text": "a"} | fields])[0]["text"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("number", "field", "message"),
+    [
+        (1, {"train": True}, "'train' asks to train on a message of the prompt; only the comp"),
+        (0, {"loss": True}, "'loss' asks to train on a message of the prompt"),
+        (1, {"weight": "abc"}, "'weight' must be true, false or a weight, not 'abc'"),
+        (1, {"loss_scale": -1}, "'loss_scale' must be true, false or a weight, not -1"),
+    ],
+)
+def test_weights_in_a_prompt_of_messages_are_checked(tmp_path, number, field, message):
+    prompt = [TALK[1], ANSWER, TALK[1]]
+    plain = {"prompt": prompt, "completion": [ANSWER]}
+    for nothing in ({"train": False}, {"weight": 0}, {"loss": None}):
+        marked = [{**turn, **nothing} for turn in prompt]
+        rows = _open(tmp_path, [plain, {**plain, "prompt": marked}])
+        assert rows[0]["messages"] == rows[1]["messages"]
+    prompt[number] = prompt[number] | field
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: prompt\[{number}\]: {message}"):
+        _open(tmp_path, [{**plain, "prompt": prompt}])[0]
