@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from research.interop import config_keys, folder_contents, quantized_folders, tensor_files
+from research.interop import (
+    config_keys,
+    folder_contents,
+    generation_config,
+    quantized_folders,
+    tensor_files,
+)
 from research.interop.families import FAMILIES
 from research.interop.family import (
     Family,
@@ -149,7 +155,7 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
     config = read_config(family, content, str(where))
     tensors = tensor_files.SafeTensors(path)
     quantized_folders.check_tensors(tensors.dtypes, str(path))
-    notes = []
+    notes = generation_config.read_notes(path, config.vocabulary, read_json)
     if unread := folder_contents.unread_weights(path, tensors.paths):
         notes.append(f"{', '.join(unread)}: other copies of weights, not read")
     prefix = family.modules["embedding"].partition(".")[0] + "."
@@ -170,8 +176,11 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
         kind = tensors.dtypes[source.name]
         if kind not in tensor_files.DTYPES:
             types = ", ".join(tensor_files.DTYPES)
+            advice = ""
+            if kind == "F64":
+                advice = ": float64 is finer than that; save the model with model.float()"
             raise UnsupportedModelError(
-                f"{path}: {source.name} is of type {kind}; Graft reads {types}"
+                f"{path}: {source.name} is of type {kind}; Graft reads {types}{advice}"
             )
     return HuggingFaceModel(path, family, config, content, tensors, places, tuple(notes))
 

@@ -26,7 +26,7 @@ from research.interop.gguf import files as gguf_files
 from research.interop.tensor_files import NotFiniteError, Tensors, to_array
 from research.models.config import ModelConfig
 from research.runtime import storage, unique_json
-from research.text import chat_template
+from research.text import chat_template, tokenizer_checks
 from research.text import tokenizer as tokenizer_lib
 from research.text.tokenizer import Tokenizer
 
@@ -128,7 +128,17 @@ def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
         text = files[TOKENIZER].decode()
         tokenizer = tokenizer_lib.from_json(text, where, **_roles(files, where))
         _check_listed_tokens(files, tokenizer, where)
-        return tokenizer
+    try:
+        tokenizer_checks.check(text, tokenizer.tokens(), where)
+    except ValueError as error:
+        raise UnsupportedModelError(str(error)) from None
+    if chat_template.read_settings(files).get("split_special_tokens"):
+        raise UnsupportedModelError(
+            f"{where}: {chat_template.SETTINGS} beside it says split_special_tokens: transformers "
+            "then reads the special tokens of a chat template as plain text, and Graft does not. "
+            "Take it out, or write false"
+        )
+    return tokenizer
 
 
 def _check_listed_tokens(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -> None:

@@ -145,7 +145,7 @@ def check_tensors(dtypes: Mapping[str, str], where: str) -> None:
             if re.fullmatch(pattern, name):
                 raise _error(kind, f"{where}: by its tensor {name}")
     for name, dtype in dtypes.items():
-        if name.endswith(".weight") and dtype.startswith(("F8_", "F4", "F6", "I", "U")):
+        if name.endswith(".weight") and dtype.startswith(("F8_", "F4", "F6_", "I", "U")):
             kind = "fp8 tensors" if dtype.startswith("F") else "integers"
             raise _error(kind, f"{where}: by the type of {name}, {dtype}")
 

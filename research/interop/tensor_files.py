@@ -20,6 +20,7 @@ import safetensors
 
 from research.interop.family import Source
 from research.interop.fields import UnsupportedModelError
+from research.runtime import unique_json
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {
@@ -65,6 +66,7 @@ class SafeTensors:
                 slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
                 shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
                 dtypes = {name: part.get_dtype() for name, part in slices.items()}
+                _check_header(file)
             except (safetensors.SafetensorError, OSError, ValueError) as error:
                 raise UnsupportedModelError(f"{file} is no safetensors file: {error}") from None
             absent = sorted((names or set()) - set(shapes))
@@ -90,6 +92,16 @@ class SafeTensors:
         self._stack.close()
 
 
+def _check_header(path: Path) -> None:
+    """Refuses a header that names a tensor twice, of which the library takes one.
+
+    Raises:
+      ValueError: naming it.
+    """
+    with path.open("rb") as file:
+        unique_json.parse(file.read(int.from_bytes(file.read(8), "little")))
+
+
 def _files(path: Path) -> dict[Path, set[str] | None]:
     """The files to open, with the tensors to take from each; None takes all."""
     if path.is_file():
@@ -100,7 +112,7 @@ def _files(path: Path) -> dict[Path, set[str] | None]:
             return {path / ONE: None}
         raise UnsupportedModelError(f"{path} has neither {ONE} nor {INDEX}{_what_instead(path)}")
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = unique_json.parse(index.read_text(encoding="utf-8"))["weight_map"]
         files: dict[Path, set[str] | None] = {}
         for name, file in names.items():
             if Path(file).name != file or file in (".", ".."):

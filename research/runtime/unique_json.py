@@ -1,5 +1,6 @@
 """JSON in which no object has a key twice: of two values, one would be lost without a word."""
 
+import collections
 import json
 from typing import Any
 
@@ -7,8 +8,8 @@ from typing import Any
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in content if names.count(name) > 1)
+        numbers = collections.Counter(name for name, _ in pairs)
+        twice = next(name for name, number in numbers.items() if number > 1)
         raise ValueError(f"the key {twice!r} appears twice in one object: keep one of them")
     return content
 

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from research.runtime import files, storage
+from research.text import tokenizer_checks
 
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 # SentencePiece's sign for a space, and how it writes a byte that no piece covers.
@@ -206,14 +207,16 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no tokenizer, or has no such special token.
+        ValueError: the file is no tokenizer, says two things, or has no such special token.
     """
     file = storage.absolute(path)
     if not storage.is_file(file):
         raise FileNotFoundError(f"There is no tokenizer at {os.fspath(path)}.")
     with storage.storage_errors(file):
         text = file.read_bytes().decode()
-    return from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
+    tokenizer = from_json(text, os.fspath(path), begin=begin, end=end, pad=pad)
+    tokenizer_checks.check(text, tokenizer.tokens(), os.fspath(path))
+    return tokenizer
 
 
 def from_json(text: str, where: str, **roles: Any) -> Tokenizer:

@@ -283,7 +283,7 @@ def test_values_that_no_model_has(folder, tmp_path, changes, match):
         ("tokenizer.json", "{}", "tokenizer.json is not as such a file should be"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json is not as such"),
         ("tokenizer_config.json", '{"eos_token": 5}', "eos_token is no text: 5"),
-        ("generation_config.json", "{bad", "generation_config.json is not as such"),
+        ("generation_config.json", "{bad", "generation_config.json is no JSON that can be"),
         ("chat_template.jinja", "{% if %}", "the chat template is not as such"),
         ("chat_template.jinja", "{{ messages | no_filter }}", "No filter named 'no_filter'"),
         (

@@ -47,6 +47,22 @@ def test_tokens_that_transformers_would_add_are_refused(files):
     assert read(same).end_id == 2 and read(same).fingerprint() == read(files()).fingerprint()
 
 
+def test_special_tokens_that_transformers_would_split_are_refused(files):
+    """It then reads those of a chat template as plain text."""
+    with pytest.raises(UnsupportedModelError, match="says split_special_tokens"):
+        read(files({"split_special_tokens": True}))
+    assert read(files({"split_special_tokens": False})).end_id == 2
+
+
+def test_a_tokenizer_that_contradicts_itself_is_refused_at_import(files):
+    those = files()
+    content = json.loads(those["tokenizer.json"])
+    content["model"]["vocab"]["<|begin|>"] = 2
+    those["tokenizer.json"] = json.dumps(content).encode()
+    with pytest.raises(UnsupportedModelError, match="'<.begin.>' and '<.end.>' the same id, 2"):
+        read(those)
+
+
 @pytest.mark.parametrize(
     ("more", "end"), [({}, "<|pad|>"), ({"added_tokens_decoder": {}}, "<|end|>")]
 )

@@ -36,6 +36,7 @@ def check(
     """
     if not names:
         raise UnsupportedModelError(f"{where} holds no tensors of an adapter")
+    _check_layers(content, where)
     if content.get("target_modules") is None:
         return  # PEFT's own choice for the architecture; what it writes says which that was
     targets = target_names(content, modules, where)
@@ -50,6 +51,21 @@ def check(
         raise UnsupportedModelError(
             f"{where} has tensors of {surplus[0]}, which target_modules does not name "
             f"({len(surplus)} such modules)"
+        )
+
+
+def _check_layers(content: Mapping[str, Any], where: str) -> None:
+    """Refuses what PEFT refuses, of some kinds, or passes over, of others."""
+    layers, pattern = content.get("layers_to_transform"), content.get("layers_pattern")
+    if pattern and layers is None:
+        raise UnsupportedModelError(
+            f"{where}: layers_pattern is {pattern!r} and there is no layers_to_transform, without "
+            "which it says nothing: write the layers, or take it out"
+        )
+    if isinstance(content.get("target_modules"), str) and (pattern or layers not in (None, [])):
+        raise UnsupportedModelError(
+            f"{where}: layers_to_transform narrows a list of target_modules alone, and that is "
+            f"{content['target_modules']!r}: write a list, or the layers in the pattern"
         )
 
 
