@@ -7,6 +7,8 @@ rounds otherwise, and its results belong to the same study.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from research.experiment import Experiment
 from research.runtime import storage
 from research.runtime.locks import lock_file
 from research.runtime.programs import run_program
-from research.studies.addresses import digest, without_defaults
+from research.studies.addresses import without_defaults
 
 
 def recipe(line: str) -> str:
@@ -30,7 +32,7 @@ def recipe(line: str) -> str:
         overrides = [word for word in words if word.startswith("--config.")]
         experiment = cli.load(Experiment, file, (o.removeprefix("--config.") for o in overrides))
         content.append(without_defaults(experiment))
-    return digest(content)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def missing_bases(bases: Mapping[str, str]) -> list[str]:
