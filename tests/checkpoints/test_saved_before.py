@@ -2,6 +2,7 @@
 on it a LoRA stopped at its second step of four and a finished prefix."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -111,8 +112,8 @@ def test_a_saved_run_opens_to_the_same_weights(runs_folder, name):
     assert run.model.mlp_width == 32
 
 
-def test_a_stopped_run_goes_on_as_it_would_have(runs_folder):
-    folder = runs_folder / "lora"
+def test_a_stopped_run_goes_on_as_it_would_have(runs_folder, tmp_path):
+    folder = shutil.copytree(runs_folder / "lora", tmp_path / "lora")  # it writes a config of now
     before = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
     run = runs.open_run(folder / "checkpoints" / "2")
     assert run.checkpoint.step == 2
