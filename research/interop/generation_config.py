@@ -39,23 +39,27 @@ def read_notes(
       vocabulary: rows of the embedding.
 
     Raises:
-      UnsupportedModelError: a token that ends an answer is none of the model's.
+      UnsupportedModelError: what ends an answer is no token.
     """
     path = folder / NAME
     content = read_json(path) if path.is_file() else {}
-    ends = content.get("eos_token_id")
+    ends, notes = content.get("eos_token_id"), list[str]()
     for number in ends if isinstance(ends, list) else [ends]:
-        if number is not None and (type(number) is not int or not 0 <= number < vocabulary):
-            raise UnsupportedModelError(
-                f"{path}: eos_token_id has {number!r}, and the model's tokens are 0 to "
-                f"{vocabulary - 1}: no answer would end by it. Write the token that does"
+        if number is not None and type(number) is not int:
+            raise UnsupportedModelError(f"{path}: eos_token_id has {number!r}, which is no token")
+        # transformers writes its class's default where nobody gave one: a note, no refusal
+        if number is not None and not 0 <= number < vocabulary:
+            notes.append(
+                f"{NAME}: eos_token_id has {number}, and the model's tokens are 0 to "
+                f"{vocabulary - 1}: no answer ends by it"
             )
     settings = [f"{name} {value!r:.60}" for name, value in content.items() if _acts(name, value)]
     if not settings:
-        return []
+        return notes
     return [
+        *notes,
         f"{NAME} says {', '.join(settings)}: kept for exports and not applied, graft generate has "
-        "options of its own"
+        "options of its own",
     ]
 
 

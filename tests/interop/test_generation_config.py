@@ -43,12 +43,19 @@ def test_the_defaults_of_transformers_change_no_answer(tmp_path):
     assert not generation_config.read_notes(tmp_path / "nothing", 288, read_json)
 
 
-@pytest.mark.parametrize("end", [288, -1, [2, 999], "x", True])
+@pytest.mark.parametrize("end", ["x", True])
 def test_an_end_that_is_no_token_is_refused(write, end):  # noqa: F811
     refuses(
         write(files={"generation_config.json": json.dumps({"eos_token_id": end})}),
-        r"generation_config.json: eos_token_id has .*the model.s tokens are 0 to 287",
+        r"generation_config.json: eos_token_id has .*, which is no token",
     )
+
+
+@pytest.mark.parametrize("end", [288, -1, [2, 999]])
+def test_an_end_that_the_model_does_not_have_is_named(write, end):  # noqa: F811
+    path = write(files={"generation_config.json": json.dumps({"eos_token_id": end})})
+    (note,) = importing.open_model(path).notes
+    assert "and the model's tokens are 0 to 287" in note
 
 
 def test_notes_of_answers_are_the_models(write):  # noqa: F811
