@@ -32,6 +32,7 @@ def recipe(line: str) -> str:
         overrides = [word for word in words if word.startswith("--config.")]
         experiment = cli.load(Experiment, file, (o.removeprefix("--config.") for o in overrides))
         content.append(without_defaults(experiment))
+    # the whole digest, unlike a trial's: ledgers have it so
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

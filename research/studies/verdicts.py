@@ -172,11 +172,14 @@ class _Results:
         """The slope over the axis's binary logarithm, a number a seed."""
         is_best, limits = comparison.of == "best", comparison.limits
         sides, reasons = self._sides([cell for _, cell in line], with_best=is_best)
-        offs = comparison.reference(self._resolver.cells)
-        off_sides, off_reasons = self._sides([offs[number] for number, _ in line if offs])
+        reference = comparison.reference(self._resolver.cells)
+        offs = [reference[number] for number, _ in line] if reference else []
+        off_sides, off_reasons = self._sides(offs)
         reasons = tuple(dict.fromkeys(reasons + off_reasons))
         if len(sides) < len(line) or len(off_sides) < len(offs):
             return _Sample((), limits, reasons)
+        for side, off in zip(sides, off_sides, strict=False):  # of none, where nothing is taken off
+            reasons += self._budgets(side, off)
         every = [*sides, *off_sides]
         seeds = _common_seeds(*(side.best if is_best else side.rows for side in every))
         metric = comparison.metric or self._resolver.study.metric

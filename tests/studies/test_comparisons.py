@@ -49,7 +49,7 @@ def judge(study, best):
     return judge_scores(study, parabola)
 
 
-def judge_scores(study, metric):
+def judge_scores(study, metric, tokens=lambda trial: 1.0):
     resolver, rows = Resolver(study), {}
 
     def lookup(trial):
@@ -59,6 +59,7 @@ def judge_scores(study, metric):
             "code": "",
             "status": FINISHED,
             "heldout_loss": score,
+            "tokens": tokens(trial),
         }
         return score
 
@@ -169,6 +170,25 @@ def test_a_gap_that_grows_along_an_axis_is_judged_apart_from_what_both_do(config
     assert gap.text == "the metric less that of dora rises along rank, lora"
     # the mean over seeds of 0.11, 0.1 and 0.11 as the rank doubles, to rounding
     assert gap.estimate.value == pytest.approx(0.32 / 3, rel=1e-6)
+    # a line that goes on further than the cells do is taken off where they are
+    short = make_study(
+        config,
+        claims[0],
+        sweep=None,
+        stages=(Stage("confirm", (1, 2, 3)),),
+        axes=axis("method.rank", *RANKS, 8),
+        only=lambda form, point: form == "dora" or point["method.rank"] < 8,
+    )
+    (again,) = judge_scores(short, metric)
+    assert (again.word, again.estimate) == ("supported", gap.estimate)
+    # and where the two read different amounts of text, nothing is said
+    forms = {"lora": Form({"method": {"kind": "lora"}}), "dora": Form({"method": {"kind": "dora"}})}
+    (apart,) = judge_scores(
+        make_study(config, claims[0], forms=forms, sweep=None, stages=short.stages),
+        metric,
+        tokens=lambda trial: 100.0 if trial.cell.form == "lora" else 200.0,
+    )
+    assert apart.word == "none" and "they read 100 and 200 tokens" in apart.reasons
 
 
 def test_a_ratio_says_what_it_needs_where_no_stage_ran_three_values(config):
