@@ -25,6 +25,8 @@ from research.runtime import signals
 from research.runtime.programs import run_program
 
 VOCABULARY = 2048
+# with --steps
+FEW_QUESTIONS = ["choice.max_questions=60", "text.max_tokens=4000"]
 
 
 def main() -> None:
@@ -37,7 +39,10 @@ def main() -> None:
     parser.add_argument("--workdir", metavar="DIR")
     parser.add_argument("--fresh", action="store_true", help="delete the folder and start over")
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="so many steps a run: the line, not the learning"
+        "--steps",
+        type=int,
+        metavar="N",
+        help="so many steps a run, and few questions: the line, not the learning",
     )
     arguments = parser.parse_args()
     start = time.perf_counter()
@@ -50,8 +55,9 @@ def main() -> None:
             parser.error(f"--fresh would delete {folder}, which no quickstart made")
         shutil.rmtree(folder)
     prepare_data(story)
-    overrides = []
+    overrides, questions = [], []
     if arguments.steps:
+        questions = FEW_QUESTIONS
         overrides = [f"--config.steps={arguments.steps}", "--config.schedule.warmup=0"]
     tokenizer = base
     if story.pretrain:
@@ -71,7 +77,7 @@ def main() -> None:
     from experiments.quickstart import measure, page
 
     results = dataclasses.replace(
-        measure.measure(folder, story),
+        measure.measure(folder, story, questions),
         command=shlex.join(["tools/quickstart", *sys.argv[1:]]),
         seconds=time.perf_counter() - start,
     )

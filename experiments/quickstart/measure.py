@@ -45,15 +45,16 @@ BASELINE_NAMES = {
 STARTS = ("def main(", "KING.", "The city of ", "Hi! How are you", "The module ")
 
 
-def measure(folder: Path, story: Story) -> Results:
+def measure(folder: Path, story: Story, overrides: Sequence[str] = ()) -> Results:
     """Results of all runs and baselines.
 
     Args:
       folder: the quickstart's, with its finished runs.
       story: the runs and the configs of their evaluation.
+      overrides: `key=value` over those configs.
     """
     enable_compilation_cache()
-    ways = {way: load_tasks(story, way) for _, way in story.table_rows.values()}
+    ways = {way: load_tasks(story, way, overrides) for _, way in story.table_rows.values()}
     text_task, choice_task = next(iter(ways.values()))
     names = dict.fromkeys(run for run, _ in story.table_rows.values())
     all_runs = {name: runs.open_run(folder / name) for name in names}
@@ -103,8 +104,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def load_tasks(story: Story, way: str) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
-    evaluation = cli.load(tasks.Evaluation, f"{story.evaluate}:{way}")
+def load_tasks(
+    story: Story, way: str, overrides: Sequence[str]
+) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
+    evaluation = cli.load(tasks.Evaluation, f"{story.evaluate}:{way}", overrides)
     assert evaluation.text is not None and evaluation.choice is not None
     return evaluation.text, evaluation.choice
 

@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
+from research import cli
 from research.methods import LoRA
 from tests.helpers import tiny_run
 
@@ -21,22 +20,29 @@ def adapter_folder(tmp_path_factory):
     return folder, world.base
 
 
-def call(*arguments, fails=False):
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, arguments)],
-        cwd=tiny_run.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert (process.returncode != 0) == fails, process.stderr
-    assert "Traceback" not in process.stderr, process.stderr
-    return process.stderr if fails else process.stdout
+@pytest.fixture
+def call(capsys):
+    """Runs a command line of `graft`; gives what it printed, or its error where it fails."""
+
+    def run(*arguments, fails=False):
+        capsys.readouterr()
+        if not fails:
+            cli.main([*map(str, arguments)])
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main([*map(str, arguments)])
+        assert exit_info.value.code not in (None, 0)
+        return f"{exit_info.value.code}\n{capsys.readouterr().err}"
+
+    return run
 
 
 @pytest.mark.heavy
-def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(adapter_folder, tmp_path):
+def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(
+    adapter_folder, call, tmp_path
+):
     folder, base = adapter_folder
-    tool = ("-m", "research.cli", "adapters")
+    tool = ("adapters",)
     table = call(*tool, "list", folder)
     assert table.count("lora") == 4 and str(folder / "law") in table
     message = call(*tool, "merge", "--from", folder / "law", "--out", tmp_path / "whole")
@@ -52,17 +58,7 @@ def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(adapter
     call(*tool, "add", *both, "--out", tmp_path / "sum")
     adapters = [f"{name}={folder / name}" for name in ("law", "style")]
     call(*tool, "bank", *(f"--from={text}" for text in adapters), "--out", tmp_path / "bank")
-    program = (
-        "-m",
-        "research.cli",
-        "generate",
-        "--tokens",
-        4,
-        "--prompt",
-        "red",
-        "--prompt",
-        "blue",
-    )
+    program = ("generate", "--tokens", 4, "--prompt", "red", "--prompt", "blue")
     separately = call(*program, "--run", base, *(f"--adapter={text}" for text in adapters))
     from_bank = call(*program, "--run", tmp_path / "bank")
     lines = [line.split(":")[0] for line in from_bank.splitlines() if ":" in line]
@@ -72,10 +68,10 @@ def test_adapters_are_listed_merged_taken_out_added_and_put_side_by_side(adapter
 
 
 @pytest.mark.heavy
-def test_mistakes_end_in_one_line(adapter_folder, tmp_path):
+def test_mistakes_end_in_one_line(adapter_folder, call, tmp_path):
     folder, base = adapter_folder
     out = ("--out", tmp_path / "out")
-    tool = ("-m", "research.cli", "adapters")
+    tool = ("adapters",)
     for arguments, message in [
         ((*tool, "merge", "--from", base, *out), "is a whole model"),
         ((*tool, "merge", "--from", folder / "nothing", *out), "no checkpoint"),
@@ -83,7 +79,7 @@ def test_mistakes_end_in_one_line(adapter_folder, tmp_path):
         ((*tool, "bank", "--from", folder / "law", *out), "write it as NAME=RUN"),
         ((*tool, "list", folder / "nothing"), "there is no folder"),
         (
-            ("-m", "research.cli", "generate", "--run", folder / "law", "--switch-off", "x"),
+            ("generate", "--run", folder / "law", "--switch-off", "x"),
             "no adapter named 'x'",
         ),
     ]:
@@ -94,7 +90,7 @@ def test_mistakes_end_in_one_line(adapter_folder, tmp_path):
         f"def get_config():\n    return {json.dumps(content).replace('null', 'None')}\n"
     )
     message = call(
-        "-m", "research.cli", "evaluate", "--config", config, "--run", folder / "law",
+        "evaluate", "--config", config, "--run", folder / "law",
         "--adapter", "law", fails=True,
     )  # fmt: skip
     assert "--adapter names one of a bank's adapters" in message

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from configs import shapes
 from experiments.quickstart import measure, page
+from experiments.quickstart.__main__ import FEW_QUESTIONS
 from experiments.quickstart.stories import STORIES
 from research.checkpoints import runs
 from research.config import cli, schema
@@ -57,8 +58,8 @@ def test_the_whole_line_runs_once_and_is_not_run_twice(tmp_path):
     assert list(rows) == ROWS
     for name in ROWS[1:]:
         quality = rows[name]["quality"]
-        assert quality["low"] <= quality["value"] <= quality["high"] and quality["n"] == 718
-    assert rows["majority"]["quality"]["value"] == pytest.approx(106 / 718)
+        assert quality["low"] <= quality["value"] <= quality["high"] and quality["n"] == 60
+    assert 0 < rows["majority"]["quality"]["value"] < 0.5
     assert 0 < rows["tuned, LoRA"]["trainable"] < rows["tuned, full"]["trainable"] / 5
     assert rows["tuned, LoRA"]["artifact"] < rows["tuned, full"]["artifact"] / 5
     assert {row["kind"] for row in results["text"]} == set(
@@ -91,10 +92,10 @@ def test_the_story_from_a_base_made_elsewhere(tmp_path):
     for name, how in (("full", start), ("lora", start), ("scratch", own)):
         short = ["steps=1", "schedule.warmup=0", "data.sequence_length=256", *how]
         train(cli.load(Experiment, f"{story.tune}:{name}", short), tmp_path / name)
-    results = measure.measure(tmp_path, story)
+    results = measure.measure(tmp_path, story, FEW_QUESTIONS)
     rows = {row.name: row for row in results.table}
     assert list(rows) == ["base, made elsewhere", *ROWS[1:]]
-    assert all(rows[name].quality.n == 240 for name in ROWS[1:])
+    assert all(rows[name].quality.n == 60 for name in ROWS[1:])
     assert rows["tuned, LoRA"].labels < 4361 and rows["tuned, full"].forgetting is not None
     command = "tools/quickstart --base smollm2"
     results = dataclasses.replace(results, seconds=1.0, command=command)

@@ -86,10 +86,10 @@ def tune(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
     changes = {
         "init_from": str(base.path),
-        "steps": 4,
-        "schedule": {"learning_rate": 3e-3, "kind": "constant", "warmup": 0},
+        "steps": 2,
+        "schedule": {"learning_rate": 1e-2, "kind": "constant", "warmup": 0},
         "data.sequence_length": 64,
-        "data.batch_size": 8,
+        "data.batch_size": 2,
         "data.objective": {"kind": "supervised", "template": "{prompt}\nLicence: "},
     }
     config = get_config()

@@ -151,9 +151,7 @@ def whole(experiment, tmp_path_factory):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("number", "index"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 1)]
-)
+@pytest.mark.parametrize(("number", "index"), [(signal.SIGKILL, 1), (signal.SIGTERM, 1)])
 def test_a_run_whose_process_gets_a_signal_starts_again_and_ends_as_if_it_had_not(
     experiment, whole, tmp_path, number, index
 ):

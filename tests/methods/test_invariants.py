@@ -30,6 +30,8 @@ LIGHT = ("dora", "lora", "prompt")
 every_case_in_time = pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[] if c in LIGHT else [pytest.mark.heavy]) for c in CASES]
 )
+# where they start is all that is their own
+SAME_PROGRAM = ("prompt-random", "prompt-text", "prompt-labels")
 # what tests/test_step.py asks too
 LONG = [pytest.param(case, marks=pytest.mark.heavy) for case in ("full", "one-layer")]
 and_beside = pytest.mark.parametrize("case", [*CASES, *list(BESIDE)[2:], *LONG])
@@ -107,7 +109,7 @@ def test_only_what_is_named_or_attached_trains_and_all_of_it_does(case):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("case", [*CASES, *BESIDE, *BANKS])
+@pytest.mark.parametrize("case", [c for c in [*CASES, *BESIDE, *BANKS] if c not in SAME_PROGRAM])
 def test_neither_mesh_nor_order_of_devices_counts(case):
     losses, state = short_run(case)
     # tokens in front of a row do not divide over devices that share it
@@ -183,7 +185,8 @@ def test_every_method_has_a_case():
 
 
 @pytest.mark.heavy
-@and_beside
+# what a layer hands to the next: arrays of its own, shared ones, tokens, and weights themselves
+@pytest.mark.parametrize("case", [*LIGHT, "vera", "prefix-mlp", "lora-and-prompt", "full"])
 def test_recomputing_leaves_the_gradients_as_they_are(case):
     plain_gradients, remat_gradients = gradients(case, "none"), gradients(case, "full")
     for all_gradients in (plain_gradients, remat_gradients):

@@ -273,9 +273,9 @@ def test_killed_studies_and_two_at_once_end_in_the_same_ledger(world, tmp_path):
     expected = losses(tmp_path / "whole")
     assert len(expected) == 6
     rng = random.Random(0)
-    for _ in range(6):
+    for _ in range(3):
         process = start(tmp_path / "killed", "--workers", 2)  # the other one ends with it
-        time.sleep(rng.uniform(2, 12))
+        time.sleep(rng.uniform(3, 9))
         process.send_signal(signal.SIGKILL)
         process.wait()
     processes = [start(tmp_path / "killed") for _ in range(2)]

@@ -147,11 +147,11 @@ def test_what_four_processes_saved_goes_on_on_two_and_on_one(world, alone, tmp_p
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("killed", [0, 1], ids=["the coordinator", "another"])
 def test_one_killed_ends_the_others_within_a_minute_and_the_run_goes_on_to_the_same_bits(
-    world, pair, tmp_path, killed
+    world, pair, tmp_path
 ):
-    run = tmp_path / "run"
+    """The coordinator; tests/launch/test_local.py kills another."""
+    run, killed = tmp_path / "run", 0
     processes = start(2, experiment(world), run)
     tiny_run.wait_for(processes[0], lambda: len(tiny_run.lines(run)) >= 5)
     processes[killed].kill()

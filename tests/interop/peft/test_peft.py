@@ -21,11 +21,10 @@ from tests.methods.cases import CASES, GAP
 
 METHODS = {
     "lora": LoRA(rank=4, alpha=12.0),
-    "some": LoRA(targets=(r"layers/1/attention/(query|output)",), rank=2),
     "dora-patterns": DoRA(rank=4, ranks=((r"layers/1/.*", 2),)),
     **{
         name: CASES[name].method
-        for name in ("lora-patterns", "lora-ends", "pissa", "dora", "ia3", "vera", "loha")
+        for name in ("lora-patterns", "lora-ends", "pissa", "ia3", "vera", "loha")
     },
     **{name: CASES[name].method for name in ("oft", "prompt", "prefix", "prefix-mlp")},
     "beside-partial": Several((LoRA(rank=2), Partial((r".*attention_norm/scale", "head/kernel")))),
