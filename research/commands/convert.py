@@ -225,6 +225,7 @@ def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:
     from research.interop import exporting
     from research.interop.gguf import adapters
     from research.runtime import files
+    from research.text import chat_template
 
     if arguments.dry_run:
         for name, tensor in adapters.plan(run)[2].items():
@@ -235,6 +236,8 @@ def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:
     names = adapters.export_adapter(run, arguments.out)
     if template := exporting.own_chat_template(run):
         files.atomic_write(f"{arguments.out}.jinja", template)
+        if tools := chat_template.find_tool_template(run.sidecar_files):
+            files.atomic_write(f"{arguments.out}.tools.jinja", tools)
     files.atomic_write(card_path, card)
     show(f"written to {arguments.out}: {len(names)} tensors, and its card to {card_path}")
 

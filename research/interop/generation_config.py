@@ -1,5 +1,5 @@
-"""`generation_config.json`: the tokens that end an answer are read from it, and what else would
-change an answer is named."""
+"""`generation_config.json`, or what an older `config.json` says in its place: the tokens that end
+an answer are read from them, and what else would change an answer is named."""
 
 from __future__ import annotations
 
@@ -28,21 +28,55 @@ _NEUTRAL: Mapping[str, float] = {
     **dict.fromkeys(["num_beams", "num_beam_groups", "num_return_sequences"], 1),
     **dict.fromkeys(["min_length", "min_new_tokens", "diversity_penalty"], 0),
 }
+# settings that a `config.json` may have, and the defaults that all of them once wrote
+_OF_A_CONFIG = frozenset(_NEUTRAL) | frozenset(
+    """
+    max_length do_sample early_stopping bad_words_ids suppress_tokens begin_suppress_tokens
+    forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty
+    remove_invalid_values task_specific_params
+    """.split()
+)
+_DEFAULTS = {"max_length": 20, "top_k": 50}
 
 
 def read_notes(
-    folder: Path, vocabulary: int, read_json: Callable[[Path], Mapping[str, Any]]
+    folder: Path,
+    vocabulary: int,
+    read_json: Callable[[Path], Mapping[str, Any]],
+    config: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What a folder's file says of answers and `graft generate` does not do.
+    """What a folder says of answers and `graft generate` does not do.
 
     Args:
       vocabulary: rows of the embedding.
+      config: the model's, of which transformers takes what the file would say where there is none.
 
     Raises:
       UnsupportedModelError: what ends an answer is no token.
     """
-    path = folder / NAME
-    content = read_json(path) if path.is_file() else {}
+    path, config = folder / NAME, config or {}
+    notes = _notes_of_ends(folder / "config.json", config, vocabulary)
+    if path.is_file():
+        content = read_json(path)
+        notes += _notes_of_ends(path, content, vocabulary)
+    else:
+        path = folder / "config.json"
+        content = {
+            name: value
+            for name, value in config.items()
+            if name in _OF_A_CONFIG and value != _DEFAULTS.get(name)
+        }
+    settings = [f"{name} {value!r:.60}" for name, value in content.items() if _acts(name, value)]
+    if settings:
+        notes.append(
+            f"{path.name} says {', '.join(settings)}: kept for exports and not applied, graft "
+            "generate has options of its own"
+        )
+    return notes
+
+
+def _notes_of_ends(path: Path, content: Mapping[str, Any], vocabulary: int) -> list[str]:
+    """The tokens of an answer's end that the model does not have."""
     ends, notes = content.get("eos_token_id"), list[str]()
     for number in ends if isinstance(ends, list) else [ends]:
         if number is not None and type(number) is not int:
@@ -50,17 +84,10 @@ def read_notes(
         # transformers writes its class's default where nobody gave one: a note, no refusal
         if number is not None and not 0 <= number < vocabulary:
             notes.append(
-                f"{NAME}: eos_token_id has {number}, and the model's tokens are 0 to "
+                f"{path.name}: eos_token_id has {number}, and the model's tokens are 0 to "
                 f"{vocabulary - 1}: no answer ends by it"
             )
-    settings = [f"{name} {value!r:.60}" for name, value in content.items() if _acts(name, value)]
-    if not settings:
-        return notes
-    return [
-        *notes,
-        f"{NAME} says {', '.join(settings)}: kept for exports and not applied, graft generate has "
-        "options of its own",
-    ]
+    return notes
 
 
 def _acts(name: str, value: Any) -> bool:

@@ -155,7 +155,7 @@ def open_folder(path: str | Path) -> HuggingFaceModel:
     config = read_config(family, content, str(where))
     tensors = tensor_files.SafeTensors(path)
     quantized_folders.check_tensors(tensors.dtypes, str(path))
-    notes = generation_config.read_notes(path, config.vocabulary, read_json)
+    notes = generation_config.read_notes(path, config.vocabulary, read_json, content)
     if unread := folder_contents.unread_weights(path, tensors.paths):
         notes.append(f"{', '.join(unread)}: other copies of weights, not read")
     prefix = family.modules["embedding"].partition(".")[0] + "."

@@ -222,6 +222,8 @@ def _adapter_file(run: Run, prompt: PromptFormat, name: str) -> list[Command]:
     options = f"--model {_path(base)} --lora {_path(name)}"
     if prompt.template is None and exporting.own_chat_template(run):
         options += f" --chat-template-file {_path(f'{name}.jinja')}"
+        if chat_template.find_tool_template(run.sidecar_files):
+            export = f"# where a conversation has tools, name {name}.tools.jinja\n{export}"
     result = [Command("llama.cpp", "sh", export + _llama_server(prompt, options))]
     return result + _ollama(run, prompt, f"./{base}", f"./{name}")
 

@@ -105,3 +105,15 @@ def test_peft_refuses_them_too(narrower):
 
     with pytest.raises(ValueError, match="layers_"):
         peft.LoraConfig(**{"target_modules": ["q_proj"]} | narrower)
+
+
+def test_what_an_older_config_says_of_answers_is_named(write):  # noqa: F811
+    olds = {"max_length": 20, "num_beams": 1, "top_k": 50, "do_sample": False, "min_length": 0}
+    news = {"repetition_penalty": 1.2, "eos_token_id": [2, 300]}
+    assert not importing.open_model(write(config=olds)).notes
+    path = write(config=olds | news, name="newer")
+    ends, settings = importing.open_model(path).notes
+    assert ends.startswith("config.json: eos_token_id has 300, and the model's tokens are 0 to")
+    assert settings.startswith("config.json says repetition_penalty 1.2: kept for exports")
+    (path / "generation_config.json").write_text("{}")  # goes before it
+    assert importing.open_model(path).notes == (ends,)

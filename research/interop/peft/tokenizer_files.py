@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from research.checkpoints.runs import Run
+from research.interop import generation_config
 from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.huggingface import read_json, read_text, sidecar_paths
 from research.interop.importing import TOKENIZER, check_sidecar_files, read_tokenizer
@@ -48,8 +49,10 @@ def read(path: Path, base: Run) -> TokenizerFiles:
       UnsupportedModelError: what cannot be read, or a tokenizer with more tokens than the base.
     """
     own = {name: read_text(file).encode() for name, file in sidecar_paths(path).items()}
-    own.pop("generation_config.json", None)
-    tokenizer, notes = _tokenizer(path, own, base), []
+    own.pop(generation_config.NAME, None)
+    tokenizer, notes = _tokenizer(path, own, base), list[str]()
+    if generation_config.read_notes(path, base.model.vocabulary, read_json):
+        notes.append(f"{generation_config.NAME}: not read, nor by PEFT; answers end as the base's")
     if tokenizer is not base.tokenizer:
         known = set(base.tokenizer.tokens())
         added = sorted(set(tokenizer.tokens()) - known)

@@ -94,3 +94,23 @@ def test_weights_in_a_prompt_of_messages_are_checked(tmp_path, number, field, me
     prompt[number] = prompt[number] | field
     with pytest.raises(ValueError, match=rf"a\.jsonl:1: prompt\[{number}\]: {message}"):
         _open(tmp_path, [{**plain, "prompt": prompt}])[0]
+
+
+@pytest.mark.parametrize(
+    "content", [{"weight": 0}, {"system": "Be brief."}, {"tools": ["f"]}, {"loss_mask": [0, 1]}]
+)
+def test_metadata_that_says_how_to_train_is_refused(tmp_path, content):
+    record, (name,) = {"prompt": "Hi", "completion": "Yes?"}, content
+    with pytest.raises(ValueError, match=rf"1: 'metadata' \({name} in it\) would be lost"):
+        _open(tmp_path, [record | {"metadata": content}])[0]
+    unused = {"unused_fields": ("metadata",)}
+    assert _open(tmp_path, [record | {"metadata": content}], **unused)[0]
+    usual = {"weight": 1, "label": "law", "text": "kept", "train": True, "tools": []}
+    assert _open(tmp_path, [record | {"metadata": usual}])[0]["completion"] == "Yes?"
+
+
+def test_an_answer_that_is_not_trained_on_is_none(tmp_path):
+    turns = [TALK[1], ANSWER | {"weight": 0}, TALK[1], ANSWER | {"content": "No."}]
+    assert _open(tmp_path, [{"messages": turns, "answer": "No."}])[0]
+    with pytest.raises(ValueError, match="'answer' would be lost"):
+        _open(tmp_path, [{"messages": turns, "answer": "Yes?"}])[0]

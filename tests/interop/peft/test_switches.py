@@ -244,6 +244,9 @@ def test_an_adapters_own_tokenizer_and_template_go_before_the_bases(write, base,
     arguments = ["import", "--from", str(path), "--base", base_path, "--out", "x", "--dry-run"]
     convert.main(arguments)
     assert "its chat template is not the base's" in capsys.readouterr().out
+    path = write(files={"generation_config.json": '{"suppress_tokens": [3]}'})
+    (note,) = peft_importing.open_adapter(path, base).notes
+    assert note.startswith("generation_config.json: not read, nor by PEFT")
 
     settings = {"added_tokens_decoder": {"5": {"content": "<|more|>"}}}
     refuses(

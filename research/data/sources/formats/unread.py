@@ -69,6 +69,11 @@ def _hints() -> dict[str, str]:
 
 
 _HINTS = _hints()
+# Fields that mean the same wherever they stand: inside metadata, too.
+_ANYWHERE = frozenset(_TRAINING) | frozenset(
+    "system system_prompt tools tool_choice chat_template_kwargs template_arguments "
+    "enable_thinking reasoning_effort train_on_inputs mask_history".split()
+)
 
 # Other names of fields that say how much of a document counts, or what its tokens are; a score may
 # be weighted.
@@ -131,16 +136,21 @@ def check_fields(
         others = {field for field, value in record.items() if _changes_document(field, value)}
     else:
         others = {f for f in record if f not in form.reads and f not in METADATA}
+    inside = _of_metadata(record)
+    others |= inside.keys()
     if not others:
         return
     others -= unused.select(others)
     refused = [
         field
         for field, value in record.items()
-        if field in others and has_value(value) and not _is_harmless(field, value, converted)
+        if field in others
+        and has_value(value)
+        and (field in inside or not _is_harmless(field, value, converted))
     ]
     if refused:
         hints = {f: _DOCUMENT_HINT for f in refused if form.takes_any} | _HINTS
+        hints |= {name: f"{', '.join(has)} in it" for name, has in inside.items()}
         hinted_names = [f"{f!r} ({hints[f]})" if f in hints else repr(f) for f in refused]
         patterns = ", ".join(json.dumps(re.escape(field), ensure_ascii=False) for field in refused)
         setting = f"({patterns},)" if len(refused) == 1 else f"({patterns})"
@@ -149,6 +159,21 @@ def check_fields(
             f"read (`fields`, `transforms`); what means nothing, name in source {name!r}: "
             f"unused_fields={setting}"
         )
+
+
+def _of_metadata(record: Record) -> dict[str, list[str]]:
+    """Metadata -> what is in it that would change how a record is trained on."""
+    inside = {
+        name: [
+            field
+            for field in _ANYWHERE.intersection(content)
+            if has_value(content[field])
+            and not (field in _DONE_ANYWAY and _is_harmless(field, content[field], {}))
+        ]
+        for name, content in record.items()
+        if isinstance(content, Mapping) and name in METADATA
+    }
+    return {name: sorted(fields) for name, fields in inside.items() if fields}
 
 
 def _changes_document(name: str, value: Any) -> bool:
@@ -186,10 +211,14 @@ def _is_harmless(name: str, value: Any, converted: Mapping[str, Any]) -> bool:
     texts_read = {turn["content"] for turn in turns}
     texts = [str(item).strip() for item in items]
     if name in _ANSWERS:
-        answers = {turn["content"] for turn in turns if turn["role"] == "assistant"}
+        answers = {turn["content"] for turn in turns if _is_trained(turn)}
         return texts_read.issuperset(texts) and texts[-1] in answers
     is_text = all(isinstance(item, str) for item in items)  # an equal number is another thing
     return is_text and texts_read.issuperset(texts)
+
+
+def _is_trained(turn: Mapping[str, Any]) -> bool:
+    return turn["role"] == "assistant" and all(turn.get(name, 1) != 0 for name in WEIGHTS)
 
 
 def _turns(converted: Mapping[str, Any]) -> list[dict[str, Any]]:
