@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from research.studies.study import Stage, Study
-from research.studies.trials import BEFORE, Cell, Resolver, Trial
+from research.studies.trials import Cell, Resolver, Trial
 
 # the metric of a trial; not finite where it has diverged or failed; None: not there yet
 Lookup = Callable[[Trial], float | None]
@@ -68,11 +68,10 @@ def plan(resolver: Resolver, lookup: Lookup) -> Progress:
     choices: dict[str, tuple[Choice, ...]] = {}
     _check_different(resolver)
     trials += resolver.before()
-    unasked = tuple(trial for trial in trials if lookup(trial) is None)
-    if unasked:
-        return Progress(Stage(BEFORE, (0,)), unasked, tuple(trials), {})
+    unasked = [trial for trial in trials if lookup(trial) is None]
     for number, stage in enumerate(study.stages):
-        missing: list[Trial] = []
+        # no choice waits for what the bases answer untuned
+        missing = list(unasked) if number == 0 else []
         stage_choices: list[Choice] = []
         stage_trials: list[Trial] = []
         is_last = number == len(study.stages) - 1

@@ -133,9 +133,11 @@ def test_models_are_evaluated_and_what_they_forgot_counts_from_their_base(
     )
     study = make_study(config, evaluation=str(evaluation), metric="quality", goal="highest")
     desk = Desk(study, tmp_path / "study")
+    (before,) = desk.resolver.before()
+    missing = desk.look()[1].missing  # no trial waits for what the base answers
+    assert missing[0] == before and len(missing) == 3
     desk.run()
     rows, progress = desk.look()
-    (before,) = desk.resolver.before()
     assert len(rows) == 3 and progress.trials[0] == before
     for trial in progress.trials[1:]:
         row = rows[trial.address]
