@@ -169,6 +169,12 @@ class Fields:
             )
         fields.demand("partial_rotary_factor", 1.0)
         scaling = fields._scaling()
+        length = self("original_max_position_embeddings", None)
+        if scaling and scaling.kind == "llama3" and length not in (None, scaling.original_length):
+            raise UnsupportedModelError(
+                f"{self.where}: original_max_position_embeddings is {length!r}, which transformers "
+                f"takes, and {scaling.original_length} in the rope scaling: take one of them out"
+            )
         for name, value in fields.unread().items():
             raise UnsupportedModelError(
                 f"{fields.where}: {name} is {value!r:.40}, which a rope of type "

@@ -39,8 +39,9 @@ def add_flags(parser) -> None:
 def check(job: Job, arguments, experiment) -> None:
     if arguments.processes < 1:
         raise ValueError("--processes: one at least")
-    if not 0 <= arguments.heartbeat_timeout < float("inf"):
-        raise ValueError("--heartbeat-timeout: seconds, or 0 for none")
+    limit = arguments.heartbeat_timeout  # a sign is given each second
+    if limit and not 5 <= limit < float("inf"):
+        raise ValueError("--heartbeat-timeout: 5 seconds or more, or 0 for none")
 
 
 def start(job: Job, arguments, shell: Shell) -> int:

@@ -16,6 +16,10 @@ TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+
+
 @pytest.fixture
 def write(world, tmp_path):
     """Writes a tiny Llama's folder: its config's changes, other tensors, and files beside them."""
@@ -63,6 +67,10 @@ def refuses(path, match):
             "rope_type is 'linear' and type 'dynamic'",
         ),
         (
+            {"original_max_position_embeddings": 8, "rope_parameters": LLAMA3},
+            "original_max_position_embeddings is 8, which transformers takes, and 16 in the rope",
+        ),
+        (
             {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
             "rope_theta is 10000, and rope_theta 500000 in the rope scaling",
         ),
@@ -98,6 +106,14 @@ def test_a_key_that_could_change_what_is_computed_is_refused_by_name(write, chan
                 },
             },
             "rope_local_base_freq is 10000, and rope_theta 20000",
+        ),
+        ("gemma3_text", {"_sliding_window_pattern": 2}, "_sliding_window_pattern is 2, which"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping is 5.0"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 50.0}}, "rope_parameters has rope_th"),
+        (
+            "gemma3_text",
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_scaling has type, which transformers 5 does not read",
         ),
     ],
 )

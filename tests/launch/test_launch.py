@@ -175,6 +175,7 @@ def test_a_config_that_is_not_in_the_clone_is_refused(stand_ins, tmp_path, targe
         ((*SLURM, "--name", "run 1"), "has a space"),
         ((*SLURM, "--sbatch", "account"), "is no flag of sbatch"),
         ((*LOCAL, "--processes", "0"), "one at least"),
+        ((*LOCAL, "--heartbeat-timeout", "0.5"), "5 seconds or more, or 0"),
         ((*LOCAL, "--delete"), "nothing to delete"),
     ],
 )

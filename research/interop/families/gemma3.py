@@ -13,7 +13,8 @@ from research.models.config import ModelConfig
 
 def read(fields: Fields) -> ModelConfig:
     layers = fields.layers()
-    cycle = fields.size("sliding_window_pattern", fields.size("_sliding_window_pattern", 6))
+    cycle = fields.size("sliding_window_pattern", 6)
+    _refuse_passed_over(fields, cycle)
     kinds = ["sliding_attention", "full_attention"]
     layer_types = [kinds[(layer + 1) % max(1, cycle) == 0] for layer in range(layers)]
     defaults = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 4096}
@@ -30,6 +31,29 @@ def read(fields: Fields) -> ModelConfig:
         head_norms=True,
         windows=fields.windows(layer_types),
     )
+
+
+def _refuse_passed_over(fields: Fields, cycle: int) -> None:
+    """Refuses what a config says and transformers passes over, for this family alone."""
+    saved_cycle = fields("_sliding_window_pattern", cycle)
+    if saved_cycle != cycle and fields("layer_types", None) is None:
+        raise UnsupportedModelError(
+            f"{fields.where}: _sliding_window_pattern is {saved_cycle!r}, which transformers does "
+            "not read: write layer_types"
+        )
+    fields.demand("attn_logit_softcapping", None)
+    flat = set(fields("rope_parameters", None) or {}) - {"full_attention", "sliding_attention"}
+    if flat:
+        raise UnsupportedModelError(
+            f"{fields.where}: rope_parameters has {', '.join(sorted(flat))} beside the kinds of "
+            "layers, which transformers does not read: write them into full_attention"
+        )
+    scaling = fields("rope_scaling", None) or {}
+    if isinstance(scaling, dict) and scaling.get("type") and not scaling.get("rope_type"):
+        raise UnsupportedModelError(
+            f"{fields.where}: rope_scaling has type, which transformers 5 does not read: write "
+            "rope_type"
+        )
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

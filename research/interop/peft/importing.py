@@ -234,6 +234,11 @@ def _tensors_by_linear(
     for tensor in tensors.shapes:
         if tensor in PROJECTIONS.values() or tensor in saved.tensors:
             continue
+        if not tensor.startswith(PREFIX):
+            raise UnsupportedModelError(
+                f"{where}: {tensor} does not begin with {PREFIX}, so that PEFT would not load it: "
+                "name all tensors so, or save the adapter with PEFT"
+            )
         module, leaf = _split(tensor)
         names.add(module)
         if module not in modules.linears:

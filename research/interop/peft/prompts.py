@@ -62,6 +62,10 @@ def read(
       UnsupportedModelError: a tensor of another shape, or what PEFT would place at other positions.
     """
     length, layers = content.get("num_virtual_tokens"), config.layers
+    if (submodules := content.get("num_transformer_submodules")) not in (None, 1):
+        raise UnsupportedModelError(
+            f"{where}: num_transformer_submodules is {submodules!r}; a decoder alone has 1"
+        )
     kind = KINDS[content["peft_type"]]
     width = config.width if kind == "prompt" else 2 * layers * config.kv_heads * config.head_dim
     if not isinstance(length, int) or length < 1 or tensor.shape != (length, width):

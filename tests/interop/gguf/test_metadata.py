@@ -8,7 +8,7 @@ import pytest
 
 from research.interop import importing
 from research.interop.fields import UnsupportedModelError
-from research.interop.gguf import files
+from research.interop.gguf import files, metadata
 from research.interop.gguf import tokenizer as gguf_tokenizer
 from research.models.config import RotaryScaling
 from tests.helpers import gguf_file
@@ -110,6 +110,12 @@ def test_rotary_keys_are_as_llama_cpp_reads_them(tmp_path):
     assert read(kind="gemma2").windows[0] == 4096
     assert read(attention__head_count_kv=None).kv_heads == 2
     assert read(attention__head_count_kv=None, attention__sliding_window=8).kv_heads == 2
+
+
+def test_how_a_file_wants_answers_drawn_is_named():
+    said = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20, "general.name": "x"}
+    notes = metadata.notes("llama", said)
+    assert notes == tuple(f"{name} is {said[name]}: not applied" for name in list(said)[:2])
 
 
 def test_stretched_frequencies_beside_a_factor_are_refused(tmp_path):

@@ -118,6 +118,23 @@ def test_the_kind_goes_before_pickles_and_missing_files(write, base):
         peft_importing.open_adapter(path, base)
 
 
+def test_what_peft_would_not_load_is_refused(write, base):
+    path = write()
+    tensors = load_file(path / peft.WEIGHTS)
+    save_file(
+        {n.removeprefix("base_model.model."): t for n, t in tensors.items()}, path / peft.WEIGHTS
+    )
+    refuses(path, base, r"does not begin with base_model\.model\., so that PEFT would not load it")
+    prompt = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}
+    path = write()
+    content = prompt | {"task_type": "CAUSAL_LM", "num_transformer_submodules": 2}
+    (path / peft.CONFIG).write_text(json.dumps(content))
+    save_file(
+        {"prompt_embeddings": np.zeros((2, base.model.width), np.float32)}, path / peft.WEIGHTS
+    )
+    refuses(path, base, "num_transformer_submodules is 2; a decoder alone has 1")
+
+
 def test_an_adapter_beside_a_model_is_refused_with_its_base_too(write, base):
     for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
         path = write(files={"config.json": "{}", name: "x"})
