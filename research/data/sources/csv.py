@@ -1,22 +1,27 @@
 """Files of comma- or tab-separated values with a header, one or several, local or in a bucket."""
 
 import contextlib
+import csv
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import pyarrow
-from pyarrow import csv
 
 from research.data.sources import contents, files
 from research.data.sources.base import FilesConfig, Source
 from research.data.sources.records import Records
-from research.runtime.expansion import RECORD_VARIABLE, check_record, max_record_bytes
+from research.runtime.expansion import check_record, max_record_bytes
 
-# Bytes that are parsed at once, unless a line is longer.
-_BLOCK = 2**20
+# Rows that become columns at once.
+_ROWS = 1024
+_TEXT = pyarrow.large_string()
+_END_OF_LINE = re.compile(r"\r\n|\r|\n")
 
 
 class _CsvRows:
@@ -52,45 +57,29 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
     """All rows of a file, as texts; the values of `number_field` as numbers, if all are whole ones.
 
     Raises:
-        ValueError: no such file, with the row where it is torn, or two columns of one name.
+        ValueError: no such file, with the line where it is torn or a quote is not closed, or two
+          columns of one name.
     """
-    copy, bad_rows = files.local_copy(file), []
+    copy = files.local_copy(file)
     with copy.open("rb") as start:  # the values of any text can be separated
         if what := contents.describe(start.read(contents.HEAD), "csv"):
             raise ValueError(f"{file.name}: {what}")
-    longest = _longest_line(copy, file.name)
-
-    def note(row: csv.InvalidRow) -> str:
-        bad_rows.append(row)
-        return "error"
-
-    parsing = csv.ParseOptions(
-        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note
-    )
-    try:
-        try:
-            names, table = _parse(copy, parsing, max(_BLOCK, 2 * longest))
-        except pyarrow.ArrowInvalid:
-            if bad_rows:
-                raise
-            # perhaps a value of many lines, over the end of a block
-            names, table = _parse(copy, parsing, max_record_bytes())
-    except pyarrow.ArrowInvalid as error:
-        if bad_rows:
-            row = bad_rows[0]
+    csv.field_size_limit(max_record_bytes())
+    with copy.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        rows = _rows(_Lines(text, file.name), delimiter)
+        names = next(rows, None)
+        if names is None:
+            raise ValueError(f"{file.name}: an empty file; the first line must name the fields")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(
-                f"{file.name}, line {row.number} (a value of several lines counts once): "
-                f"{row.actual_columns} values for {row.expected_columns} columns: {row.text!r:.80}"
-            ) from None
-        if "invalid UTF8" in str(error):
-            raise ValueError(f"{file.name}: not UTF-8 text: {error}; {contents.ENCODING}") from None
-        raise ValueError(
-            f"{file.name}: damaged, or no CSV file with a header, or a row of over "
-            f"{max_record_bytes():,} bytes ({RECORD_VARIABLE}): {error}"
-        ) from error
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{file.name}: several columns are named {twice[0]!r}: rename all but one")
+                f"{file.name}: several columns are named {twice[0]!r}: rename all but one"
+            )
+        batches = []
+        while block := list(itertools.islice(rows, _ROWS)):
+            columns = [pyarrow.array(each, _TEXT) for each in zip(*block, strict=True)]
+            batches.append(pyarrow.record_batch(columns, names))
+    schema = pyarrow.schema([(name, _TEXT) for name in names])
+    table = pyarrow.Table.from_batches(batches, schema)
     if number_field in names:
         with contextlib.suppress(pyarrow.ArrowInvalid):
             numbers = table[number_field].cast(pyarrow.int64())
@@ -98,29 +87,87 @@ def _read(file: files.File, delimiter: str, number_field: str | None) -> pyarrow
     return table
 
 
-def _parse(
-    path: Path, parsing: csv.ParseOptions, block_bytes: int
-) -> tuple[list[str], pyarrow.Table]:
-    """The columns' names and all rows; a row must fit in a block."""
-    # one thread, so that errors have the row
-    reading = csv.ReadOptions(use_threads=False, block_size=block_bytes)
-    with csv.open_csv(path, reading, parsing) as reader:
-        names = reader.schema.names
-    texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()))
-    return names, csv.read_csv(path, reading, parsing, texts)
+class _Lines:
+    """Lines of a file, and those of the row that is being read."""
+
+    def __init__(self, file: TextIO, name: str):
+        self._file, self.name = file, name
+        self._number = 0
+        self.start_row()
+
+    def start_row(self) -> None:
+        """The next line is the first of a row."""
+        self.row: list[str] = []
+        self._size = 0
+
+    def place(self, before: str = "") -> str:
+        """File and line of what follows the text `before` in this row."""
+        first = self._number - len(self.row) + 1
+        return f"{self.name}, line {first + len(_END_OF_LINE.findall(before))}"
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(max_record_bytes() + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self.row.append(line)
+        try:
+            self._size += len(line.encode())
+        except UnicodeEncodeError as error:
+            rest = line[error.start :].encode(errors="surrogateescape")
+            raise ValueError(
+                f"{self.name}, line {self._number}: not UTF-8 text, from {rest!r:.40}; "
+                f"{contents.ENCODING}"
+            ) from None
+        unclosed = " (or a quote that is not closed)" if len(self.row) > 1 else ""
+        check_record(self._size, self.place() + unclosed)
+        return line
 
 
-def _longest_line(path: Path, name: str) -> int:
-    """Bytes of the longest line; ValueError with its number where it is too long."""
-    longest, size, number = 0, 0, 1
-    with path.open("rb") as file:
-        while piece := file.readline(_BLOCK):
-            size += len(piece)
-            check_record(size, f"{name}, line {number}")
-            longest = max(longest, size)
-            if piece.endswith(b"\n"):
-                size, number = 0, number + 1
-    return longest
+def _rows(lines: _Lines, delimiter: str) -> Iterator[list[str]]:
+    """The header and all rows, of as many values each; blank lines are none.
+
+    Raises:
+        ValueError: a row has another number of values, or quotes that do not fit together.
+    """
+    reader, width = csv.reader(lines, delimiter=delimiter, strict=True), 0
+    while True:
+        lines.start_row()
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            raise ValueError(_explain_quotes(lines, delimiter)) from None
+        if row is None:
+            return
+        if not row:
+            continue
+        width = width or len(row)
+        if len(row) != width:
+            text = "".join(lines.row).rstrip("\r\n")
+            raise ValueError(
+                f"{lines.place()}: {len(row)} values for {width} columns: {text!r:.80}"
+            )
+        yield row
+
+
+def _explain_quotes(lines: _Lines, delimiter: str) -> str:
+    """The error about a row whose quotes do not fit together: where that value begins."""
+    text, at, sign = "".join(lines.row), 0, re.escape(delimiter)
+    value = re.compile(rf'(?:"[^"]*(?:""[^"]*)*"|(?!")[^{sign}\r\n]*){sign}')
+    while match := value.match(text, at):
+        at = match.end()
+    setting = "" if delimiter == "," else f", delimiter={json.dumps(delimiter)}"
+    reader = f'csv.reader(sys.stdin{setting}, doublequote=False, escapechar="\\\\")'
+    program = f"import csv, sys; csv.writer(sys.stdout{setting}).writerows({reader})"
+    return (
+        f"{lines.place(text[:at])}: a value opens with a quote that is not closed, or goes on "
+        f"behind its closing quote: {text[at:]!r:.80}. In a value between quotes, write a quote "
+        'twice (""). Where backslashes stand before them, convert the file with python -c '
+        f"{shlex.quote(program)} < FILE > NEW"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +180,11 @@ class CsvConfig(FilesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.delimiter) != 1:
-            raise ValueError(f"delimiter must be one character, not {self.delimiter!r}")
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            raise ValueError(
+                f"delimiter must be one character, no quote and no end of a line, not "
+                f"{self.delimiter!r}"
+            )
 
     def open(self, split: str) -> Source:
         """The rows of all files at the source's path."""

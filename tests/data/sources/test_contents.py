@@ -76,7 +76,11 @@ OTHERS = [
     (JsonlConfig, TABLE.replace(",", "\t").encode(), r'kind="csv", delimiter="\\t"'),
     (ParquetConfig, TABLE.encode(), 'separated values: read it with kind="csv"'),
     (JsonlConfig, LINES.encode("latin-1"), r"a\.data:1: .* -f WINDOWS-1252 -t UTF-8 FILE"),
-    (CsvConfig, TABLE.encode("latin-1"), r"a\.data: not UTF-8 .* -f WINDOWS-1252 -t UTF-8 FILE"),
+    (
+        CsvConfig,
+        TABLE.encode("latin-1"),
+        r"a\.data, line 2: not UTF-8 .* -f WINDOWS-1252 -t UTF-8 FILE",
+    ),
     (CsvConfig, TABLE.encode("utf-16-le"), "it is UTF-16LE, not UTF-8"),
 ]
 

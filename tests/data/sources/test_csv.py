@@ -1,6 +1,9 @@
 """Separated values: quoting, several files, numbers as labels, damaged files."""
 
+import csv
 import gzip
+import subprocess
+import sys
 
 import pytest
 
@@ -45,7 +48,7 @@ def test_another_delimiter_is_another_content(tmp_path):
 
 def test_what_cannot_be_read_names_file_and_row(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,b,c\n")
-    with pytest.raises(ValueError, match=r"a\.csv, line 2 .*: 3 values for 2 columns: 'a,b,c'"):
+    with pytest.raises(ValueError, match=r"a\.csv, line 2: 3 values for 2 columns: 'a,b,c'"):
         open_source(CsvConfig("a", str(tmp_path / "a.csv")))
     (tmp_path / "b.csv").write_text("text,label\na,1\n")
     source = open_source(CsvConfig("a", str(tmp_path / "b.csv"), label_words=("bad",)))
@@ -55,7 +58,50 @@ def test_what_cannot_be_read_names_file_and_row(tmp_path):
     with pytest.raises(ValueError, match=r"c\.csv: several columns are named 'text'"):
         open_source(CsvConfig("a", str(tmp_path / "c.csv")))
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(ValueError, match=r"empty\.csv: .*Empty CSV file"):
+    with pytest.raises(ValueError, match=r"empty\.csv: an empty file"):
         open_source(CsvConfig("a", str(tmp_path / "empty.csv")))
-    with pytest.raises(ValueError, match="one character"):
-        CsvConfig("a", "b.csv", delimiter="")
+    (tmp_path / "latin.csv").write_bytes(b"text,label\na,1\nb\xe9,1\n")
+    with pytest.raises(ValueError, match=r"latin\.csv, line 3: not UTF-8 .* iconv -f WINDOWS-1252"):
+        open_source(CsvConfig("a", str(tmp_path / "latin.csv")))
+    for delimiter in ("", '"', "\n"):
+        with pytest.raises(ValueError, match="one character"):
+            CsvConfig("a", "b.csv", delimiter=delimiter)
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", "^"])
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ('Q1,A\nQ2,"B\nQ3,C\nQ4,D\n', 3),  # all that follows would be one value
+        ('Q1,A\n"Q\n2","B\nQ3,C\n', 4),  # the first value of that row is closed
+        ('Q1,A\nQ2,"B\nQ3,"C"\n', 3),
+        ('"He said \\"hi\\" twice",A\n', 2),
+        ('Q1,A\n"Q"x,A\n', 3),
+    ],
+)
+def test_quotes_that_do_not_fit_together_name_the_line_where_they_open(
+    tmp_path, rows, line, delimiter
+):
+    (tmp_path / "a.csv").write_text(f"prompt,completion\n{rows}".replace(",", delimiter))
+    with pytest.raises(ValueError, match=rf"a\.csv, line {line}: a value opens with a quote"):
+        CsvConfig("a", str(tmp_path / "a.csv"), delimiter=delimiter).open("train")
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_the_command_that_is_named_converts_backslashes_before_quotes(tmp_path, delimiter):
+    content = 'prompt,completion\n"He said \\"hi, you\\" twice",A\n'.replace(",", delimiter)
+    (tmp_path / "FILE").write_text(content)
+    with pytest.raises(ValueError, match="convert the file with") as error:
+        CsvConfig("a", str(tmp_path / "FILE"), delimiter=delimiter).open("train")
+    command = str(error.value).partition("convert the file with python")[2]
+    subprocess.run(f"{sys.executable} {command}", shell=True, cwd=tmp_path, check=True)
+    source = CsvConfig("a", str(tmp_path / "NEW"), delimiter=delimiter).open("train")
+    assert source[0]["prompt"] == 'He said "hi, you" twice'.replace(",", delimiter)
+
+
+def test_lines_and_quotes_inside_of_values_stay_over_blocks_of_rows(tmp_path):
+    values = [f'{n}\n"{n}"\r\n,' + "x" * (n % 7) for n in range(3000)]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([value] for value in values)])
+    source = CsvConfig("a", str(tmp_path / "a.csv")).open("train")
+    assert [source[row]["text"] for row in range(len(source))] == values
