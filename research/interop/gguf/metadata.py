@@ -253,15 +253,15 @@ def notes(kind: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """What a file says and llama.cpp does not compute, so that Graft does not either; and how
     answers are to be drawn, which `graft generate` has options for."""
     settings = sorted(name for name in metadata if name.startswith("general.sampling."))
-    drawn = tuple(f"{name} is {metadata[name]!r:.60}: not applied" for name in settings)
+    sampling = tuple(f"{name} is {metadata[name]!r:.60}: not applied" for name in settings)
     window, longest = (
         metadata.get(f"{kind}.{key}") for key in ("attention.sliding_window", "context_length")
     )
     is_seen = isinstance(longest, int) and isinstance(window, int) and window >= longest
     if kind in WINDOWED or not window or is_seen:
-        return drawn
+        return sampling
     return (
-        *drawn,
+        *sampling,
         f"{kind}.attention.sliding_window is {window!r:.60}: llama.cpp computes no windows for "
         f"{kind}, so the model is imported without; transformers' own files have them",
     )

@@ -113,9 +113,9 @@ def test_rotary_keys_are_as_llama_cpp_reads_them(tmp_path):
 
 
 def test_how_a_file_wants_answers_drawn_is_named():
-    said = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20, "general.name": "x"}
-    notes = metadata.notes("llama", said)
-    assert notes == tuple(f"{name} is {said[name]}: not applied" for name in list(said)[:2])
+    sampling = {"general.sampling.temp": 0.6, "general.sampling.top_k": 20, "general.name": "x"}
+    notes = metadata.notes("llama", sampling)
+    assert notes == tuple(f"{name} is {sampling[name]}: not applied" for name in list(sampling)[:2])
 
 
 def test_stretched_frequencies_beside_a_factor_are_refused(tmp_path):
