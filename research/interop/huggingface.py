@@ -329,7 +329,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = unique_json.parse(read_text(path))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UnsupportedModelError(f"{path} is no JSON that can be read: {error}") from None
     if not isinstance(content, dict):
         raise UnsupportedModelError(f"{path} is no JSON object")

@@ -21,9 +21,11 @@ def parse(content: bytes | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or an object in it has a key twice.
-        RecursionError: it is nested too deeply.
+        ValueError: it is no JSON, nested too deeply, or an object in it has a key twice.
     """
     if isinstance(content, bytes):
         content = content.decode(json.detect_encoding(content), "surrogatepass")
-    return _DECODER.decode(content)
+    try:
+        return _DECODER.decode(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -71,7 +71,7 @@ class _JsonLines:
             self._mapped = number, content
         try:
             record = unique_json.parse(content[start:stop].tobytes())
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             reason = f"not a line of JSON that can be read: {error}"
             if not content[start:stop].tobytes().strip(b"\0\r\n"):
                 reason = contents.ZEROS

@@ -250,7 +250,7 @@ class Records:
             return None
         form = formats.FORMATS[self.format]
         try:
-            converted = form.convert(example, self._config.label_words)
+            converted = form.read(example, self._config.label_words)
             formats.check_fields(example, converted, form, self._unused, self._config.name)
         except ValueError as error:
             raise ValueError(f"{self._place(index)}: {error} (format {self.format})") from error

@@ -184,6 +184,10 @@ BROKEN = [
     (ALPACA | {"output": None}, "field 'output' must be text"),
     ({"prompt": "a", "completion": 3}, "field 'completion' must be text, not int"),
     ({"text": ["a"]}, "field 'text' must be text, not list"),
+    ({"messages": {"role": ["user", "assistant"], "content": "QA"}}, "columns of one length each"),
+    ({"messages": TALK, "documents": "[x"}, "field 'documents' is no JSON"),
+    ({"messages": TALK, "documents": {"text": "x"}}, "field 'documents' must be a list, not dict"),
+    ({"messages": TALK, "tools": "[" * 10_000}, "field 'tools' is no JSON: nested too deeply"),
 ]
 
 
@@ -191,6 +195,24 @@ BROKEN = [
 def test_a_record_that_breaks_its_format_names_its_line(tmp_path, record, match):
     with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*{match}"):
         _open(tmp_path, [record])[0]
+
+
+@pytest.mark.parametrize("answers", ["Answer", None, ["A"], {"text": "Answer"}, {"text": None}])
+def test_answers_that_are_no_list_are_refused_with_their_line(tmp_path, answers):
+    source = _open(tmp_path, [SQUAD | {"answers": answers}], format="squad")
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: field 'answers' must have a list"):
+        source[0]
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name != "other"])
+def test_a_late_record_of_another_shape_names_its_line_and_may_be_left_out(tmp_path, name):
+    record, _ = RECORDS[name]
+    for field in formats.FORMATS[name].needs:
+        records = [record] * 70 + [{k: v for k, v in record.items() if k != field} | {"z": "y"}]
+        with pytest.raises(ValueError, match=rf"a\.jsonl:71: there is no field '{field}', only"):
+            list(_open(tmp_path, records))
+        source = _open(tmp_path, records, bad_lines=0.1)
+        assert (len(source), source.bad_lines) == (70, 1)
 
 
 PAIR = {"prompt": "a", "completion": "b"}

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Raise it when other records are refused than before: tokens that were made of them are old.
-RULES = 3
+RULES = 4
 # Fields that objectives read of examples.
 OF_OBJECTIVES = frozenset("text prompt completion messages tools template_arguments".split())
 

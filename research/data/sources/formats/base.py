@@ -23,9 +23,27 @@ class Format:
     convert: Callable[[Record, Sequence[str]], dict[str, Any]]
     # Fields that `convert` reads. Others that are no metadata are refused; see `unread`.
     reads: frozenset[str]
+    # Those of them that every record has.
+    needs: tuple[str, ...]
     # Whether others pass that do not say how a record is trained on: the scores, categories and
     # counts of those who filtered a corpus were never meant for a model.
     takes_any: bool = False
+
+    def read(self, record: Record, label_words: Sequence[str]) -> dict[str, Any]:
+        """The fields that the format adds to a record.
+
+        Raises:
+            ValueError: it lacks a field, as one of another format does, or a field is wrong.
+        """
+        for name in self.needs:
+            check_field(record, name)
+        return self.convert(record, label_words)
+
+
+def check_field(record: Record, field: str) -> None:
+    """Raises ValueError if a record lacks a field."""
+    if field not in record:
+        raise ValueError(f"there is no field {field!r}, only {sorted(record)}.")
 
 
 def read_text(record: Record, field: str) -> str:
@@ -34,8 +52,7 @@ def read_text(record: Record, field: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    if field not in record:
-        raise ValueError(f"there is no field {field!r}, only {sorted(record)}.")
+    check_field(record, field)
     return check_text(record[field], f"field {field!r}")
 
 

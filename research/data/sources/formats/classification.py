@@ -25,4 +25,6 @@ def _read_classification(record: Record, label_words: Sequence[str]) -> dict[str
     return {"prompt": text, "completion": label_words[label]}
 
 
-CLASSIFICATION = Format(_has_label, _read_classification, frozenset({"text", "label"}))
+CLASSIFICATION = Format(
+    _has_label, _read_classification, frozenset({"text", "label"}), ("text", "label")
+)

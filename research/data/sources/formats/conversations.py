@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from research.data.sources.formats.base import (
     ROLE_SYNONYMS,
     ROLES,
@@ -92,15 +94,15 @@ def _list_turns(turns: Any, field: str) -> list[Any]:
     if isinstance(turns, Mapping) and isinstance(turns.get("role", turns.get("from")), str):
         turns = [turns]
     if isinstance(turns, Mapping):  # TFDS gives a list of dicts as a dict of lists.
-        names = list(turns)
-        try:
-            columns = list(zip(*turns.values(), strict=True))
-        except (TypeError, ValueError):
+        # zip would take letters of a text
+        sizes = {len(v) if isinstance(v, list | np.ndarray) else None for v in turns.values()}
+        if None in sizes or len(sizes) != 1:
             raise ValueError(
                 f"field {field!r} must be a list of messages, a message, or columns of one length "
-                f"each; {', '.join(map(repr, names))} are none."
-            ) from None
-        turns = [dict(zip(names, turn, strict=True)) for turn in columns]
+                f"each; {', '.join(map(repr, turns))} are none."
+            )
+        columns = zip(*turns.values(), strict=True)
+        turns = [dict(zip(turns, values, strict=True)) for values in columns]
     if not isinstance(turns, list):
         raise ValueError(f"field {field!r} must be a list of messages.")
     return turns
@@ -131,7 +133,8 @@ def _read_arguments(record: Record) -> dict[str, Any]:
     arguments, *others = by_name.values() or [{}]
     if any(not _same_json(arguments, other) for other in others):
         raise ValueError(f"{' and '.join(by_name)} differ: keep one of them.")
-    if documents := record.get("documents"):
+    documents = _read_json(record, "documents", list) if record.get("documents") else None
+    if documents:
         if not _same_json(arguments.get("documents", documents), documents):
             raise ValueError(f"'documents' and those of {next(iter(by_name))} differ: keep one.")
         arguments = arguments | {"documents": documents}
@@ -249,8 +252,16 @@ def _read_reasoning(extra: Mapping[str, Any], role: str, where: str) -> dict[str
     return dict.fromkeys((*REASONING[:2], name), text)
 
 
-MESSAGES = Format(_has_messages, _read_messages, frozenset({"messages", *_BESIDE}))
-SHAREGPT = Format(_has_conversations, _read_sharegpt, frozenset({"conversations", *_BESIDE}))
+MESSAGES = Format(_has_messages, _read_messages, frozenset({"messages", *_BESIDE}), ("messages",))
+SHAREGPT = Format(
+    _has_conversations,
+    _read_sharegpt,
+    frozenset({"conversations", *_BESIDE}),
+    ("conversations",),
+)
 MESSAGE_PAIR = Format(
-    _has_message_pair, _read_message_pair, frozenset({"prompt", "completion", *_BESIDE})
+    _has_message_pair,
+    _read_message_pair,
+    frozenset({"prompt", "completion", *_BESIDE}),
+    ("prompt", "completion"),
 )

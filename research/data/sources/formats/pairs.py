@@ -26,5 +26,7 @@ def _read_alpaca(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     return {"prompt": prompt, "completion": read_text(record, "output")}
 
 
-PAIR = Format(_has_pair, _read_pair, frozenset({"prompt", "completion"}))
-ALPACA = Format(_has_instruction, _read_alpaca, frozenset({"instruction", "input", "output"}))
+_PAIR = ("prompt", "completion")
+PAIR = Format(_has_pair, _read_pair, frozenset(_PAIR), _PAIR)
+_ALPACA = ("instruction", "output")
+ALPACA = Format(_has_instruction, _read_alpaca, frozenset({*_ALPACA, "input"}), _ALPACA)

@@ -22,5 +22,5 @@ def _add_nothing(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-TEXT = Format(_has_text, _read_document, frozenset({"text"}), takes_any=True)
-OTHER = Format(_is_any, _add_nothing, frozenset(), takes_any=True)
+TEXT = Format(_has_text, _read_document, frozenset({"text"}), ("text",), takes_any=True)
+OTHER = Format(_is_any, _add_nothing, frozenset(), (), takes_any=True)

@@ -14,7 +14,13 @@ def _has_question(record: Record) -> bool:
 
 def _read_question(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
     """The passage and the question; the first answer, which is empty where there is none (2.0)."""
-    answers = record["answers"]["text"]
+    fields = record["answers"]
+    answers = fields.get("text") if isinstance(fields, Mapping) else None
+    if not isinstance(answers, list):  # of a text, the first would be a letter
+        raise ValueError(
+            'field \'answers\' must have a list of answers, such as {"text": ["..."]}, which is '
+            f"empty where there is none; it is {fields!r:.40}."
+        )
     completion = check_text(answers[0], "answers.text[0]") if answers else ""
     if record.get("is_impossible") and answers:
         raise ValueError(
@@ -30,4 +36,5 @@ SQUAD = Format(
     _has_question,
     _read_question,
     frozenset({"context", "question", "answers", "is_impossible"}),
+    ("context", "question", "answers"),
 )
