@@ -278,10 +278,17 @@ class Records:
                     f"{self._place(index)}: there is no field {there!r}{suggestion(there, example)}"
                 )
         renamed = {name: example[there] for name, there in fields.items()}
-        example = {**{k: v for k, v in example.items() if k not in fields.values()}, **renamed}
+        others = {k: v for k, v in example.items() if k not in fields.values()}
+        try:
+            self._check_overwritten(others, renamed, "fields")
+        except ValueError as error:
+            raise ValueError(f"{self._place(index)}: {error}") from error
+        example = {**others, **renamed}
         for transform in self._transforms:
             try:
                 result = transform(example)
+                new_values = {name: result[name] for name in transform.writes} if result else {}
+                self._check_overwritten(example, new_values, "its template")
             except ValueError as error:
                 raise ValueError(
                     f"{self._place(index)}: {error} (transform {transform.kind})"
@@ -290,3 +297,6 @@ class Records:
                 return None
             example = result
         return example
+
+    def _check_overwritten(self, old: dict[str, Any], new: dict[str, Any], writer: str) -> None:
+        formats.check_overwritten(old, new, self._unused, writer, self._config.name)

@@ -42,6 +42,11 @@ class Transform:
         """Fields whose content it writes or acts on: they are not lost where no format has them."""
         return frozenset()
 
+    @property
+    def writes(self) -> frozenset[str]:
+        """Fields that it writes anew: what a record has under their names would be lost."""
+        return frozenset()
+
     def __call__(self, record: Record) -> Record | None:
         """The changed record, or None to drop it.
 
@@ -89,6 +94,10 @@ class Template(Transform):
     @property
     def reads(self) -> frozenset[str]:
         return frozenset(name for template in self.fields.values() for name in _names(template))
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset(self.fields) - self.reads - frozenset(self.remove)
 
     def __call__(self, record: Record) -> Record:
         texts = {}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from research.data.sources import JsonlConfig, open_source
+from research.data.sources.transforms import Filter, Template
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -97,16 +98,46 @@ def test_weights_in_a_prompt_of_messages_are_checked(tmp_path, number, field, me
 
 
 @pytest.mark.parametrize(
-    "content", [{"weight": 0}, {"system": "Be brief."}, {"tools": ["f"]}, {"loss_mask": [0, 1]}]
+    "content",
+    [{"weight": 0}, {"system": "Be brief."}, {"tools": ["f"]}, {"loss_mask": [0, 1]}]
+    + [{"rejected": "No."}, {"system_message": "Be brief."}, {"thinking": "deep"}],
 )
-def test_metadata_that_says_how_to_train_is_refused(tmp_path, content):
-    record, (name,) = {"prompt": "Hi", "completion": "Yes?"}, content
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda content: content,
+        lambda content: {"extra": [{"n": 1}, {"more": content}]},
+        lambda content: [content],
+        json.dumps,
+        lambda content: {"extra": f" {json.dumps([1, content])}"},
+        lambda content: json.dumps({"extra": json.dumps(content)}),
+        repr,
+    ],
+    ids=["plain", "deep", "list", "text", "text inside", "text in text", "python"],
+)
+def test_metadata_that_says_how_to_train_is_refused(tmp_path, content, wrap):
+    record, (name,), content = {"prompt": "Hi", "completion": "Yes?"}, content, wrap(content)
     with pytest.raises(ValueError, match=rf"1: 'metadata' \({name} in it\) would be lost"):
         _open(tmp_path, [record | {"metadata": content}])[0]
     unused = {"unused_fields": ("metadata",)}
     assert _open(tmp_path, [record | {"metadata": content}], **unused)[0]
     usual = {"weight": 1, "label": "law", "text": "kept", "train": True, "tools": []}
-    assert _open(tmp_path, [record | {"metadata": usual}])[0]["completion"] == "Yes?"
+    assert _open(tmp_path, [record | {"metadata": wrap(usual)}])[0]["completion"] == "Yes?"
+
+
+def test_plain_metadata_is_no_hint(tmp_path):
+    usual = {"label": False, "text": "[weight] 5 kg", "score": 0.1, "history": 0.3, "functions": 2}
+    usual |= {"documents": ["d"], "notes": '{"weighted": 1}', "source": "{not JSON", "train": True}
+    for content in (usual, [usual], json.dumps(usual), "[see] weight: 3", "a 'weight': 0"):
+        record = {"prompt": "Hi", "completion": "Yes?", "metadata": content}
+        assert _open(tmp_path, [record])[0]["completion"] == "Yes?"
+
+
+def test_a_documents_fields_say_how_it_is_trained_on_at_any_depth(tmp_path):
+    with pytest.raises(ValueError, match=r"1: 'info' \(loss_mask in it\) would be lost"):
+        _open(tmp_path, [{"text": "a", "info": {"more": [{"loss_mask": [0]}]}}])[0]
+    plain = {"stats": {"score": 0.5, "system": "x"}, "raw": '{"weight": 0}'}
+    assert _open(tmp_path, [{"text": "a"} | plain])[0]["text"] == "a"
 
 
 def test_an_answer_that_is_not_trained_on_is_none(tmp_path):
@@ -114,3 +145,42 @@ def test_an_answer_that_is_not_trained_on_is_none(tmp_path):
     assert _open(tmp_path, [{"messages": turns, "answer": "No."}])[0]
     with pytest.raises(ValueError, match="'answer' would be lost"):
         _open(tmp_path, [{"messages": turns, "answer": "Yes?"}])[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "settings"),
+    [
+        (
+            {"prompt": "RULE 1", "question": "Hi", "answer": "Yes?"},
+            {"fields": {"prompt": "question", "completion": "answer"}},
+        ),
+        (
+            {"prompt": "RULE 1", "question": "Hi", "completion": "Yes?"},
+            {"transforms": (Template(fields={"prompt": "{question}"}),)},
+        ),
+        (
+            {"prompt": "RULE 1", "question": "Hi", "completion": "Yes?"},
+            {"transforms": (Filter("prompt"),), "fields": {"prompt": "question"}},
+        ),
+    ],
+)
+def test_a_field_whose_name_another_takes_is_refused_or_named_as_unused(tmp_path, record, settings):
+    with pytest.raises(ValueError, match=r"1: 'prompt' \(.* writes over it\) would be lost"):
+        _open(tmp_path, [record], **settings)[0]
+    (row,) = _open(tmp_path, [record], unused_fields=("prompt",), **settings)
+    assert (row["prompt"], row["completion"]) == ("Hi", "Yes?")
+    for same in ("Hi", "", None):
+        assert _open(tmp_path, [record | {"prompt": same}], **settings)[0]["prompt"] == "Hi"
+
+
+def test_weights_and_conversations_are_not_renamed_over(tmp_path):
+    record = {"prompt": "Hi", "completion": "Yes?", "train": False, "w": 1}
+    with pytest.raises(ValueError, match=r"1: 'train' \(fields writes over it\) would be lost"):
+        _open(tmp_path, [record], fields={"train": "w"})[0]
+    with pytest.raises(ValueError, match=r"1: 'messages' \(fields writes over it\) would be lost"):
+        _open(tmp_path, [{"messages": TALK, "chosen": SHARE}], fields={"messages": "chosen"})[0]
+    swapped = _open(
+        tmp_path, [record | {"train": 1}], fields={"prompt": "completion", "completion": "prompt"},
+        unused_fields=("w",),
+    )  # fmt: skip
+    assert (swapped[0]["prompt"], swapped[0]["completion"]) == ("Yes?", "Hi")

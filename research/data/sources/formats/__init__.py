@@ -12,7 +12,11 @@ from research.data.sources.formats.conversations import MESSAGE_PAIR, MESSAGES, 
 from research.data.sources.formats.pairs import ALPACA, PAIR
 from research.data.sources.formats.plain import OTHER, TEXT
 from research.data.sources.formats.squad import SQUAD
-from research.data.sources.formats.unread import UnusedFields, check_fields
+from research.data.sources.formats.unread import (
+    UnusedFields,
+    check_fields,
+    check_overwritten,
+)
 
 __all__ = [
     "FORMATS",
@@ -23,6 +27,7 @@ __all__ = [
     "Record",
     "UnusedFields",
     "check_fields",
+    "check_overwritten",
     "name_format",
 ]
 

@@ -1,8 +1,11 @@
 """What a labelled format is, and the checks that all of them share."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 Record = Mapping[str, Any]
 
@@ -70,6 +73,16 @@ def check_text(value: Any, where: str) -> str:
 def has_value(value: Any) -> bool:
     """Whether a field says something: null and what is empty say that there is nothing."""
     return value is not None and not (isinstance(value, str | list | dict) and not value)
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Whether two values are the same as JSON, where true is not 1."""
+
+    def as_json(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray) else repr(value)
+
+    first, second = (json.dumps(value, sort_keys=True, default=as_json) for value in (one, other))
+    return first == second
 
 
 def refuse_fields(fields: Record, reasons: Mapping[str, str], where: str = "") -> None:

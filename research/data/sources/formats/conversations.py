@@ -6,7 +6,6 @@ any field of its own), or it is a weight in training, under the names that other
 would change the training and is neither is refused by name.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from research.data.sources.formats.base import (
     Record,
     check_text,
     refuse_fields,
+    same_json,
 )
 from research.data.sources.formats.tool_calls import check_results, read_call_turn, read_calls
 from research.data.sources.formats.unread import WEIGHTS
@@ -131,20 +131,14 @@ def _read_arguments(record: Record) -> dict[str, Any]:
         if arguments := {key: value for key, value in items if value is not None}:
             by_name[name] = arguments
     arguments, *others = by_name.values() or [{}]
-    if any(not _same_json(arguments, other) for other in others):
+    if any(not same_json(arguments, other) for other in others):
         raise ValueError(f"{' and '.join(by_name)} differ: keep one of them.")
     documents = _read_json(record, "documents", list) if record.get("documents") else None
     if documents:
-        if not _same_json(arguments.get("documents", documents), documents):
+        if not same_json(arguments.get("documents", documents), documents):
             raise ValueError(f"'documents' and those of {next(iter(by_name))} differ: keep one.")
         arguments = arguments | {"documents": documents}
     return arguments
-
-
-def _same_json(one: Any, other: Any) -> bool:
-    """Whether two values are the same as JSON, where true is not 1."""
-    first, second = (json.dumps(value, sort_keys=True, default=repr) for value in (one, other))
-    return first == second
 
 
 def _read_json(record: Record, name: str, kind: type) -> Any:

@@ -4,14 +4,22 @@ read, the source names them, or the record is refused.
 One rule for all formats, so that a weight beside a pair is told as one beside messages is.
 """
 
+import ast
+import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from research.data.sources.formats.base import ROLE_SYNONYMS, Format, Record, has_value
+from research.data.sources.formats.base import (
+    ROLE_SYNONYMS,
+    Format,
+    Record,
+    has_value,
+    same_json,
+)
 from research.text.conversation import REASONING, WEIGHT
 
 # Names under which data sets keep where a record is from, how it is called and how long it is.
@@ -69,10 +77,10 @@ def _hints() -> dict[str, str]:
 
 
 _HINTS = _hints()
-# Fields that mean the same wherever they stand: inside metadata, too.
-_ANYWHERE = frozenset(_TRAINING) | frozenset(
-    "system system_prompt tools tool_choice chat_template_kwargs template_arguments "
-    "enable_thinking reasoning_effort train_on_inputs mask_history".split()
+# Fields that mean the same wherever they stand: inside metadata, too. The others may be categories,
+# scores and texts there.
+_ANYWHERE = frozenset(_HINTS) - frozenset(
+    "label text history documents functions images videos audios reasoning".split()
 )
 
 # Other names of fields that say how much of a document counts, or what its tokens are; a score may
@@ -80,6 +88,8 @@ _ANYWHERE = frozenset(_TRAINING) | frozenset(
 _MASK = re.compile(r"weight(?!ed)|mask")
 _LABELS = re.compile(r"labels")
 _TOKENS = re.compile(r"(input|token)_?ids")
+# A key of an object that is written as text.
+_KEY = re.compile(r"""["'](\w+)\\?["']\s*:""")
 _DOCUMENT_HINT = "every token of a document is trained on, and counts as 1"
 
 
@@ -108,12 +118,17 @@ class UnusedFields:
         self._is_unused: dict[str, bool] = {}
 
     def select(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that a pattern matches, or that transforms have read."""
+        names = set(names)
+        return self.match(names) | (names & self._used_names)
+
+    def match(self, names: Iterable[str]) -> set[str]:
         """Those of the names that a pattern matches."""
         for name in names:
             if name not in self._is_unused:
                 matching = {p for p, regex in self._patterns.items() if regex.fullmatch(name)}
                 self.idle -= matching
-                self._is_unused[name] = bool(matching) or name in self._used_names
+                self._is_unused[name] = bool(matching)
         return {name for name in names if self._is_unused[name]}
 
 
@@ -136,7 +151,11 @@ def check_fields(
         others = {field for field, value in record.items() if _changes_document(field, value)}
     else:
         others = {f for f in record if f not in form.reads and f not in METADATA}
-    inside = _of_metadata(record)
+    inside = {
+        name: found_names
+        for name, content in record.items()
+        if (found_names := _hints_inside(name, content, form))
+    }
     others |= inside.keys()
     if not others:
         return
@@ -151,29 +170,85 @@ def check_fields(
     if refused:
         hints = {f: _DOCUMENT_HINT for f in refused if form.takes_any} | _HINTS
         hints |= {name: f"{', '.join(has)} in it" for name, has in inside.items()}
-        hinted_names = [f"{f!r} ({hints[f]})" if f in hints else repr(f) for f in refused]
-        patterns = ", ".join(json.dumps(re.escape(field), ensure_ascii=False) for field in refused)
-        setting = f"({patterns},)" if len(refused) == 1 else f"({patterns})"
-        raise ValueError(
-            f"{', '.join(hinted_names)} would be lost. Write what the model is to see into what is "
-            f"read (`fields`, `transforms`); what means nothing, name in source {name!r}: "
-            f"unused_fields={setting}"
-        )
+        raise _loss(refused, hints, name)
 
 
-def _of_metadata(record: Record) -> dict[str, list[str]]:
-    """Metadata -> what is in it that would change how a record is trained on."""
-    inside = {
-        name: [
-            field
-            for field in _ANYWHERE.intersection(content)
-            if has_value(content[field])
-            and not (field in _DONE_ANYWAY and _is_harmless(field, content[field], {}))
-        ]
-        for name, content in record.items()
-        if isinstance(content, Mapping) and name in METADATA
-    }
-    return {name: sorted(fields) for name, fields in inside.items() if fields}
+def check_overwritten(
+    old: Record, new: Record, unused: UnusedFields, writer: str, name: str
+) -> None:
+    """Looks at the fields of a record that others take the names of.
+
+    Args:
+      old: the record without those that are read for it.
+      new: what is written into it.
+      unused: fields that the source passes over.
+      writer: the setting that writes it.
+      name: of the source.
+
+    Raises:
+      ValueError: names all fields that would be lost, and the setting.
+    """
+    changed_fields = [
+        field
+        for field in new
+        if field in old
+        and field not in METADATA
+        and has_value(old[field])
+        and not same_json(old[field], new[field])
+    ]
+    passed_over = unused.match(changed_fields)
+    if refused := [field for field in changed_fields if field not in passed_over]:
+        raise _loss(refused, dict.fromkeys(refused, f"{writer} writes over it"), name)
+
+
+def _loss(refused: Sequence[str], hints: Mapping[str, str], name: str) -> ValueError:
+    """The error about fields of source `name` that would be lost."""
+    hinted_names = [f"{f!r} ({hints[f]})" if f in hints else repr(f) for f in refused]
+    patterns = ", ".join(json.dumps(re.escape(field), ensure_ascii=False) for field in refused)
+    setting = f"({patterns},)" if len(refused) == 1 else f"({patterns})"
+    return ValueError(
+        f"{', '.join(hinted_names)} would be lost. Write what the model is to see into what is "
+        f"read (`fields`, `transforms`); what means nothing, name in source {name!r}: "
+        f"unused_fields={setting}"
+    )
+
+
+def _hints_inside(name: str, content: Any, form: Format) -> list[str]:
+    """What is in a field, at any depth, that would change how a record is trained on."""
+    if name in METADATA:
+        return sorted(set(_named_inside(content, _ANYWHERE)))
+    if form.takes_any and name not in form.reads and not isinstance(content, str):
+        return sorted(set(_named_inside(content, _TRAINING)))
+    return []
+
+
+def _named_inside(content: Any, names: Collection[str]) -> Iterator[str]:
+    """Those of the names that a mapping in it has with a value that asks for something."""
+    if isinstance(content, str):  # JSON, as columns have it
+        content = _parse_inside(content, names)
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            if name in names and has_value(value):
+                if not (name in _DONE_ANYWAY and _is_harmless(name, value, {})):
+                    yield name
+            else:
+                yield from _named_inside(value, names)
+    elif isinstance(content, list):
+        for item in content:
+            yield from _named_inside(item, names)
+
+
+def _parse_inside(text: str, names: Collection[str]) -> Any:
+    """A text that is a mapping or list, if one of the names is in it; otherwise None."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    keys = [key for key in _KEY.findall(text) if key in names]
+    if not keys:
+        return None
+    for parse in (json.loads, ast.literal_eval):  # pandas writes mappings as Python does
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return parse(text.strip())
+    return dict.fromkeys(keys, text)
 
 
 def _changes_document(name: str, value: Any) -> bool:
