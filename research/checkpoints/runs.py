@@ -149,14 +149,19 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
         checkpoint=checkpoint,
         experiment=experiment,
         model=schema.build(ModelConfig, model, f"{where}.model"),
-        tokenizer=_read_tokenizer(checkpoint, roles),
+        tokenizer=_read_tokenizer(checkpoint, roles, metadata, experiment),
         base=_open_base(checkpoint, recorded_base, base),
         method=method_of(metadata, str(checkpoint.path)),
         origin=origin,
     )
 
 
-def _read_tokenizer(checkpoint: Checkpoint, roles: Mapping[str, str]) -> tokenizers.Tokenizer:
+def _read_tokenizer(
+    checkpoint: Checkpoint,
+    roles: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    experiment: Experiment | None,
+) -> tokenizers.Tokenizer:
     """The tokenizer of a checkpoint, with its chat template.
 
     Raises:
@@ -173,8 +178,27 @@ def _read_tokenizer(checkpoint: Checkpoint, roles: Mapping[str, str]) -> tokeniz
     with checkpoint.errors_in((template_names or [TOKENIZER])[0]):
         tokenizer.chat_template = chat_template.find_template(files)
         tokenizer.tool_template = chat_template.find_tool_template(files)
-        tokenizer.template_tokens |= chat_template.find_tokens(files)
+        tokenizer.template_tokens = _template_tokens(files, tokenizer, metadata, experiment)
     return tokenizer
+
+
+def _template_tokens(
+    files: Mapping[str, bytes],
+    tokenizer: tokenizers.Tokenizer,
+    metadata: Mapping[str, Any],
+    experiment: Experiment | None,
+) -> dict[str, str]:
+    """The special tokens that a run's templates see. Those of old do not record them: what was
+    trained on conversations then goes on with a token of a role for each that its files lack."""
+    if "template_tokens" in metadata:
+        return dict(metadata["template_tokens"])
+    if experiment is None:
+        is_tuned = "method" in metadata
+    else:
+        is_tuned = experiment.data.objective.kind == "chat"
+    if {chat_template.SETTINGS, "config.json"} & set(files) and not is_tuned:
+        return chat_template.find_tokens(files, tokenizer.named_tokens)
+    return tokenizer.template_tokens | chat_template.find_tokens(files)
 
 
 def _open_base(
@@ -282,6 +306,7 @@ def write(
         else {"path": base.permanent_path, "fingerprint": base.fingerprint},
         "tokenizer": tokenizer.fingerprint(),
         "roles": tokenizer.roles,
+        "template_tokens": tokenizer.template_tokens,
         "imported": like.origin,
         "versions": library_versions(),
         **(extra_metadata or {}),

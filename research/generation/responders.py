@@ -54,7 +54,7 @@ class Responder:
         template = chat_template.find_template(self.run.sidecar_files)
         if template is None:
             return bare_prompt(tokenizer, last_text(conversation))
-        return Writer(template, tokenizer, today=None).prompt_ids(conversation)
+        return Writer(template, tokenizer).prompt_ids(conversation)
 
 
 def find_responders(

@@ -53,7 +53,7 @@ def export_huggingface(
             read_parameter,
             dtype=dtype or origin.get("dtype", "float32"),
             dtypes=None if dtype else origin.get("dtypes"),
-            files=tokenizer_files(run) | run.sidecar_files | _generation_config(run),
+            files=sidecar_files(run) | _generation_config(run),
             kind=origin.get("family"),
             file_size=file_size,
         )
@@ -152,10 +152,23 @@ def _full_disk_errors(out: str | Path) -> Iterator[None]:
         ) from error
 
 
-def tokenizer_files(run: Run) -> dict[str, bytes]:
+def sidecar_files(run: Run) -> dict[str, bytes]:
+    """A run's sidecar files and its tokenizer; templates see in them what they see in the run."""
+    files, tokens = _tokenizer_files(run) | run.sidecar_files, run.tokenizer.template_tokens
+    theirs = chat_template.find_tokens(files, run.tokenizer.named_tokens)
+    if theirs == tokens:
+        return files
+    settings = chat_template.read_settings(files)
+    changes = {name: tokens.get(name) for name in theirs | tokens}
+    if isinstance(extra := settings.get("extra_special_tokens"), dict):
+        settings["extra_special_tokens"] = {n: t for n, t in extra.items() if tokens.get(n) == t}
+    files.pop(chat_template.TOKEN_NAMES, None)  # which goes before the config
+    return files | {chat_template.SETTINGS: json.dumps(settings | changes, indent=2).encode()}
+
+
+def _tokenizer_files(run: Run) -> dict[str, bytes]:
     """The tokenizer as transformers reads it, for a model that came without such files."""
-    tokenizer, roles = run.tokenizer, run.tokenizer.roles
-    token_names = {f"{theirs}_token": roles[role] for theirs, role in _ROLES.items()}
+    tokenizer, token_names = run.tokenizer, run.tokenizer.template_tokens
     token_ids = {
         "bos_token_id": tokenizer.begin_id,
         "eos_token_id": tokenizer.end_id,
@@ -198,7 +211,7 @@ def stop_ids(run: Run) -> list[int]:
 def _generation_config(run: Run) -> dict[str, bytes]:
     """`generation_config.json`, where an imported one does not end all that the run ends."""
     stops = stop_ids(run)
-    present = tokenizer_files(run) | run.sidecar_files
+    present = _tokenizer_files(run) | run.sidecar_files
     name = "generation_config.json"  # which goes before config.json in transformers and vLLM
     if set(stops) <= set(chat_template.find_stops({name: present[name]})):
         return {}
@@ -211,6 +224,3 @@ def own_chat_template(run: Run) -> str | None:
     own = chat_template.find_template(run.sidecar_files)
     base = chat_template.find_template(run.base.sidecar_files) if run.base else None
     return own if own != base else None
-
-
-_ROLES = {"bos": "begin", "eos": "end", "pad": "pad"}

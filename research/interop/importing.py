@@ -138,6 +138,7 @@ def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
             "then reads the special tokens of a chat template as plain text, and Graft does not. "
             "Take it out, or write false"
         )
+    tokenizer.template_tokens = chat_template.find_tokens(files, tokenizer.named_tokens)
     return tokenizer
 
 
@@ -220,6 +221,7 @@ def import_model(
         "base": None,
         "tokenizer": tokenizer.fingerprint(),
         "roles": tokenizer.roles,
+        "template_tokens": tokenizer.template_tokens,
         "imported": {
             "family": model.family.kind,
             "source": model.path.name,
@@ -315,11 +317,9 @@ def template_note(tokenizer: Tokenizer) -> str | None:
     reason, such as a system's message that it needs."""
     if tokenizer.chat_template is None:
         return None
-    roles, question = tokenizer.roles, {"role": "user", "content": "?"}
+    question = {"role": "user", "content": "?"}
     try:
-        chat_template.render(
-            tokenizer.chat_template, [question], begin=roles["begin"], end=roles["end"]
-        )
+        chat_template.render(tokenizer.chat_template, [question], tokenizer.template_tokens)
     except ValueError as error:
         return f"of a user's question alone, {error}"
     return None

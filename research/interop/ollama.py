@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from research.text import chat_template
 
@@ -71,18 +71,18 @@ class ChatSegments:
         return f"{start}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}{ask}"
 
 
-def chat_segments(template: str, begin: str, end: str) -> ChatSegments | None:
-    """The texts around messages; None where they differ by what else is said, as with a date or
-    with earlier answers that are rewritten.
+def chat_segments(template: str, tokens: Mapping[str, str]) -> ChatSegments | None:
+    """The texts around messages; None where they differ by what else is said, as with earlier
+    answers that are rewritten. A date is that of training.
 
     Args:
       template: a chat template of Jinja.
-      begin, end: the tokenizer's special tokens.
+      tokens: the special tokens that it sees, by name.
     """
 
     def write(*messages: tuple[str, str], ask: bool = False) -> str:
         content = [{"role": role, "content": text} for role, text in messages]
-        return chat_template.render(template, content, begin=begin, end=end, ask=ask)
+        return chat_template.render(template, content, tokens, ask=ask)
 
     user, answer, following = ("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)
     try:

@@ -250,7 +250,7 @@ def _ollama(run: Run, prompt: PromptFormat, model: str, adapter: str | None) -> 
         template = f"{ollama.literal(head)}{{{{ .Prompt }}}}{ollama.literal(tail)}"
     else:
         jinja = chat_template.find_template(run.sidecar_files)
-        segments = ollama.chat_segments(jinja, roles["begin"], roles["end"]) if jinja else None
+        segments = ollama.chat_segments(jinja, run.tokenizer.template_tokens) if jinja else None
         if segments is None:
             return _without_ollama(
                 "its templates write every message alike, and this chat template does not, or "

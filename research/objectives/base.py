@@ -198,6 +198,10 @@ class Objective:
         """Tokens besides end-of-text that end an answer."""
         return ()
 
+    def template_names(self, tokenizer: Tokenizer) -> frozenset[str]:
+        """Variables that the chat templates read which conversations are written with."""
+        return frozenset()
+
     def check_template(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if prompts are written unlike the tokenizer's own chat template."""
 

@@ -20,7 +20,7 @@ from research.text.conversation import (
     nested_texts,
     read_conversation,
 )
-from research.text.conversation_writer import PLAIN, ConversationExample, Writer
+from research.text.conversation_writer import ConversationExample, Writer, plain_template
 from research.text.token_table import Encoded, TokenTable
 from research.text.tokenizer import Tokenizer
 
@@ -69,7 +69,7 @@ class Chat(Objective):
 
     def writer(self, tokenizer: Tokenizer) -> Writer:
         """Writes conversations for the model of `tokenizer`."""
-        template = self.template or tokenizer.chat_template or PLAIN
+        template = self.template or tokenizer.chat_template or plain_template(tokenizer)
         return Writer(
             template, tokenizer, self.template_arguments, self.reasoning, self.ignored_fields
         )
@@ -110,6 +110,12 @@ class Chat(Objective):
             ends.append(writer.write(calling)[-1].parts[-1].end)
         ids = [tokenizer.encode(end, special=True)[0] for end in ends]
         return tuple(dict.fromkeys(ids))
+
+    def template_names(self, tokenizer: Tokenizer) -> frozenset[str]:
+        """Variables that the templates read."""
+        writer = self.writer(tokenizer)
+        templates = (writer.template, writer.tool_template)
+        return frozenset().union(*(chat_template.read_contents(each).names for each in templates))
 
     def check_template(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if a conversation is written unlike the tokenizer's own template."""
@@ -185,7 +191,8 @@ class Chat(Objective):
         """What a plan says; `examples` is 0 where each conversation is one."""
         template = self.writer(tokenizer).template
         origin = "tokenizer's" if template == tokenizer.chat_template else "configured"
-        notes = [f"the {'plain' if template == PLAIN else origin} chat template"]
+        origin = "plain" if template == plain_template(tokenizer) else origin
+        notes = [f"the {origin} chat template"]
         if self.template_arguments:
             notes[0] += f" with {json.dumps(dict(self.template_arguments))}"
         if self.turns == "last":

@@ -7,11 +7,10 @@ in transformers, can read nothing but the conversation, and runs in a process of
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -83,16 +82,51 @@ def read_settings(files: Mapping[str, bytes]) -> dict[str, Any]:
     return {**settings, **names}
 
 
-def find_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Special tokens by the names that templates know them by: those of the tokenizer's config."""
+# The tokens that transformers' classes have where a config is silent; null is none.
+_CLASS_TOKENS = {
+    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {f"{role}_token": f"<{role}>" for role in "bos eos unk pad mask".split()},
+}
+# The class of a folder whose config names none.
+_CLASSES = {
+    **{"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"},
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
+}
+
+
+def find_tokens(files: Mapping[str, bytes], known: Collection[str] = ()) -> dict[str, str]:
+    """Special tokens by the names that templates know them by, as transformers has them: those of
+    the tokenizer's config and of its class, no others. A token that is not there has no name.
+
+    Args:
+      files: of a model.
+      known: the tokens that its tokenizer has; a class's own count only among them.
+    """
     settings = read_settings(files)
     extra = settings.get("extra_special_tokens")
-    tokens = {}
-    for name, token in {**settings, **(extra if isinstance(extra, dict) else {})}.items():
-        token = token.get("content") if isinstance(token, dict) else token
-        if name.endswith("_token") and isinstance(token, str):
+    by_name = {name: token for name, token in settings.items() if name.endswith("_token")}
+    by_name |= extra if isinstance(extra, dict) else {}
+    tokens = {name: t.get("content") if isinstance(t, dict) else t for name, t in by_name.items()}
+    content = json.loads(files.get("tokenizer.json", b"{}"))
+    for name, token in _class_tokens(files, settings, content).items():
+        if token in known and name not in settings:
             tokens[name] = token
-    return tokens
+    return {name: token for name, token in tokens.items() if isinstance(token, str)}
+
+
+def _class_tokens(
+    files: Mapping[str, bytes], settings: Mapping[str, Any], content: Mapping[str, Any]
+) -> Mapping[str, str]:
+    """What transformers' class has where the config is silent."""
+    config = json.loads(files.get("config.json", b"{}"))
+    kind = settings.get("tokenizer_class") or _CLASSES.get(str(config.get("model_type")), "")
+    kind = str(kind).removesuffix("Fast")
+    if kind == "LlamaTokenizer" and "'ByteLevel'" in str(content.get("decoder")):
+        return {}  # which transformers opens as a tokenizer of no class
+    padding = content.get("padding") or {}
+    return _CLASS_TOKENS.get(kind, {"pad_token": padding["pad_token"]} if padding else {})
 
 
 def find_stops(files: Mapping[str, bytes]) -> tuple[int, ...]:
@@ -207,26 +241,22 @@ def _names(node: nodes.Node) -> set[str]:
 def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
+    tokens: Mapping[str, str],
     *,
-    begin: str = "",
-    end: str = "",
     ask: bool = True,
-    today: datetime.date | None = None,
 ) -> str:
     """A conversation as text.
 
     Args:
       messages: `{"role": "user", "content": ...}`, oldest first.
-      begin, end: the names of the tokenizer's special tokens, which templates write out.
+      tokens: the tokenizer's special tokens by the names that templates know them by.
       ask: whether the text ends where the model is to answer.
-      today: what a template that writes the date takes for it; None: the date.
 
     Raises:
       ValueError: the template is broken, or refuses this conversation.
     """
-    variables = {"bos_token": begin, "eos_token": end}
     view = rendering.View(len(messages), ask)
-    (text,) = rendering.render_views(template, messages, variables, [view], today)
+    (text,) = rendering.render_views(template, messages, tokens, [view])
     if isinstance(text, rendering.RenderingError):
         raise ValueError(f"the chat template does not take this conversation: {text}")
     return text

@@ -9,7 +9,6 @@ what follows; where it rewrites it (drops earlier thoughts, say), the next answe
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import json
 import os
@@ -38,8 +37,15 @@ PLAIN = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- bos_token + 'assistant\n' -}}{%- endif -%}"
 )
-# A template may write the date; the same conversation must give the same tokens on any day.
-TRAINING_DAY = datetime.date(2024, 7, 26)
+
+
+def plain_template(tokenizer: Tokenizer) -> str:
+    """`PLAIN`, with the tokens themselves where no file of the model gives them a name."""
+    template = PLAIN
+    for name, role in (("bos_token", "begin"), ("eos_token", "end")):
+        if name not in tokenizer.template_tokens:
+            template = template.replace(name, json.dumps(tokenizer.roles[role]))
+    return template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,6 @@ class Writer:
         template_arguments: Mapping[str, Any] | None = None,
         reasoning: Literal["train", "mask"] = "train",
         ignored_fields: Sequence[str] = (),
-        today: datetime.date | None = TRAINING_DAY,
     ):
         """Prepares a template.
 
@@ -88,7 +93,6 @@ class Writer:
           template_arguments: variables of the template; a conversation's own come before them.
           reasoning: whether what the assistant thinks is trained on.
           ignored_fields: of messages and records, which are passed over.
-          today: what a template that writes the date takes for it; None: the date.
 
         Raises:
           ValueError: it is no template, or never reads one of the arguments.
@@ -98,7 +102,6 @@ class Writer:
         self._arguments = dict(template_arguments or {})
         self._masks_reasoning = reasoning == "mask"
         self._ignored = frozenset(ignored_fields)
-        self._today = today
         self._checked_tools = {"null"}
         self._names = SpecialNames(tokenizer.special)
         by_length = sorted(tokenizer.named_tokens, key=len, reverse=True)
@@ -180,7 +183,6 @@ class Writer:
             marked=self._names.mark(messages),
             marked_variables=tokens | self._names.mark(others),
             names=self._names,
-            today=self._today,
             ignored=self._ignored,
         )
         check_tool_results(source)

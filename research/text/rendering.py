@@ -22,6 +22,9 @@ from typing import IO, Any, cast
 
 from research.text import template_process
 
+# A template may write the date; the same conversation must give the same tokens on any day, in
+# training and when the model is asked.
+TRAINING_DAY = datetime.date(2024, 7, 26)
 # How long one rendering may compute; the longest of real conversations take a hundredth of it.
 SECONDS = 10.0
 
@@ -53,7 +56,6 @@ def render_views(
     messages: Sequence[Mapping[str, Any]],
     variables: Mapping[str, Any],
     views: Sequence[View],
-    today: datetime.date | None = None,
 ) -> list[str | RenderingError]:
     """The text of each view of a conversation, or why there is none.
 
@@ -62,7 +64,6 @@ def render_views(
       messages: of the conversation, as the template reads them.
       variables: what else it reads, such as `tools` and `bos_token`.
       views: what is rendered.
-      today: what a template that writes the date takes for it; None: the date.
 
     Raises:
       ValueError: a message or a variable is no JSON.
@@ -71,7 +72,7 @@ def render_views(
         "messages": messages,
         "variables": variables,
         "views": [vars(view) for view in views],
-        "today": today.isoformat() if today else None,
+        "today": TRAINING_DAY.isoformat(),
     }
     return _process().render(template, request)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ class TemplateInput:
     marked: list[dict[str, Any]]
     marked_variables: Mapping[str, Any]
     names: SpecialNames
-    today: datetime.date | None
     # Fields that mean nothing, by their names or dotted paths.
     ignored: frozenset[str] = frozenset()
 
@@ -41,16 +39,12 @@ class TemplateInput:
 
     def render(self, views: Sequence[View]) -> list[str | RenderingError]:
         """The text of each view, names of special tokens in messages marked."""
-        texts = rendering.render_views(
-            self.template, self.marked, self.marked_variables, views, self.today
-        )
+        texts = rendering.render_views(self.template, self.marked, self.marked_variables, views)
         is_marked = (self.marked, self.marked_variables) != (self.messages, self.variables)
         if not is_marked or any(view.changes or view.variables for view in views):
             return texts
         # A template may look for such a name; then what it does is not what it would do with it.
-        plain_texts = rendering.render_views(
-            self.template, self.messages, self.variables, views, self.today
-        )
+        plain_texts = rendering.render_views(self.template, self.messages, self.variables, views)
         return [self._compare(*pair) for pair in zip(texts, plain_texts, strict=True)]
 
     def _compare(

@@ -81,8 +81,7 @@ def render_views(
     template: jinja2.Template, request: Mapping[str, Any], seconds: float
 ) -> Iterator[dict[str, str]]:
     """Every view of a request: `{"text": ...}`, or `{"error": ...}`."""
-    today = request["today"]
-    day = datetime.datetime.fromisoformat(today) if today else datetime.datetime.now()
+    day = datetime.datetime.fromisoformat(request["today"])
     for view in request["views"]:
         if view["only_compile"]:
             yield {"text": ""}

@@ -73,7 +73,7 @@ class Tokenizer:
         self.chat_template: str | None = None
         # The same with tools, where they have one of its own.
         self.tool_template: str | None = None
-        # Special tokens by the names that templates know them by.
+        # Special tokens by the names that templates know them by; a model's files may name fewer.
         self.template_tokens: dict[str, str] = {
             "bos_token": begin,
             "eos_token": end,

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -214,6 +215,7 @@ def _check_own(
     try:
         check_same_run(now, experiment, place)
         check_same_data(fingerprints, data, place)
+        _check_template_tokens(metadata, now, data, place)
         _check_number(checkpoint, is_needed)
     except ValueError as error:
         files.check_no_link(place, workdir)  # which says where the other run is
@@ -305,6 +307,23 @@ def check_same_data(then: Mapping[str, str], data: Pipeline, workdir: Path) -> N
             f"{workdir} was trained on other content of {', '.join(changed_names)}; put it back, "
             "or choose another --workdir"
         )
+
+
+def _check_template_tokens(
+    metadata: Mapping[str, Any], experiment: Experiment, data: Pipeline, place: Path
+) -> None:
+    """Refuses to go on where a chat template would write other special tokens than before: runs of
+    old, which do not record them, wrote the end token for each that their tokenizer has not."""
+    tokenizer, now = data.tokenizer, data.tokenizer.template_tokens
+    roles = {"bos_token": "begin", "eos_token": "end", "pad_token": "pad"}
+    before = {name: tokenizer.roles[role] for name, role in roles.items()} | now
+    then = metadata.get("template_tokens", before)
+    for name in experiment.data.objective.template_names(tokenizer):
+        if then.get(name) != now.get(name):
+            raise ValueError(
+                f"{place} was trained with {then.get(name)!r} as the chat template's {name}, which "
+                f"is {now.get(name, 'none')!r} now: choose another --workdir"
+            )
 
 
 def check_metrics(start: Start, workdir: Path) -> None:

@@ -108,6 +108,7 @@ def run_metadata(program: Program, data: Pipeline) -> dict[str, Any]:
         "data": data.fingerprints,
         "tokenizer": tokenizer.fingerprint(),
         "roles": tokenizer.roles,
+        "template_tokens": tokenizer.template_tokens,
         "imported": base.origin if base else None,
         "versions": library_versions(),
     }

@@ -17,6 +17,7 @@ from research.data.pipeline import Pipeline
 from research.evaluation.report import scorer
 from research.experiment import CheckpointConfig
 from research.methods import LoRA, Partial
+from research.objectives import Causal, Chat
 from research.sharding import MeshConfig
 from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
@@ -205,7 +206,7 @@ def test_other_content_behind_the_same_config_is_refused_on_resume(world, tmp_pa
 
 def test_a_runs_tokenizer_knows_its_template_and_the_tokens_that_templates_write():
     base = tokenizer_lib.train(["some words"], 270)
-    settings = {"chat_template": "t", "image_token": "<i>", "bos_token": None}
+    settings = {"chat_template": "t", "image_token": "<i>", "bos_token": None, "eos_token": "e"}
     files = {
         runs.TOKENIZER: base.to_json().encode(),
         chat_template.SETTINGS: json.dumps(settings).encode(),
@@ -213,6 +214,18 @@ def test_a_runs_tokenizer_knows_its_template_and_the_tokens_that_templates_write
     checkpoint = types.SimpleNamespace(
         files=lambda: files, errors_in=lambda _: contextlib.nullcontext()
     )
-    tokenizer = runs._read_tokenizer(checkpoint, base.roles)
+
+    def read(metadata, objective=None):
+        data = types.SimpleNamespace(objective=objective)
+        experiment = objective and types.SimpleNamespace(data=data)
+        return runs._read_tokenizer(checkpoint, base.roles, metadata, experiment)
+
+    tokenizer, own_tokens = read({}), {"image_token": "<i>", "eos_token": "e"}
     assert tokenizer.chat_template == "t" and tokenizer.tool_template is None
-    assert tokenizer.template_tokens == base.template_tokens | {"image_token": "<i>"}
+    assert tokenizer.template_tokens == own_tokens == read({}, Causal()).template_tokens
+    assert read({"template_tokens": {"x": "y"}}, Chat()).template_tokens == {"x": "y"}
+    # what was tuned on conversations before that was recorded goes on as it was trained
+    before = base.template_tokens | own_tokens
+    assert read({}, Chat()).template_tokens == before == read({"method": {}}).template_tokens
+    del files[chat_template.SETTINGS]  # trained from random: its roles are all there is
+    assert read({}).template_tokens == base.template_tokens

@@ -16,7 +16,8 @@ from research.data.builders import assets
 from research.interop import importing
 from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
-from research.text.conversation_writer import TRAINING_DAY, Writer
+from research.text.conversation_writer import Writer
+from research.text.rendering import TRAINING_DAY
 from tests.text.faults import FAULTS, check
 from tests.text.templates import assistant, conversation, user
 

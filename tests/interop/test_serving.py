@@ -36,6 +36,7 @@ DEFAULT_SYSTEM = "{{ bos_token }}" + (
     + CHATML
 )
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + CHATML
+TOKENS = {"bos_token": "<b>", "eos_token": "<e>"}
 DATED = "{{ strftime_now('%d') }}" + CHATML
 REWRITTEN = CHATML.replace("{{ m.content }}", "{% if loop.last %}!{% endif %}{{ m.content }}")
 # writes what the model said before otherwise than what it says last, as Qwen3's does
@@ -163,14 +164,14 @@ def test_an_end_that_the_base_has_not_is_given_to_each_server(talker):
 
 @pytest.mark.parametrize("template", [PLAIN, CHATML, DEFAULT_SYSTEM, NO_SYSTEM])
 def test_go_templates_write_what_jinja_writes(template):
-    segments = ollama.chat_segments(template, "<b>", "<e>")
+    segments = ollama.chat_segments(template, TOKENS)
     turns = [("user", "Hi"), ("assistant", "Hello {{x}}"), ("user", "Bye")]
     probes = [turns[:1], turns]
     if template is not NO_SYSTEM:
         probes.append([("system", "Be brief."), *turns])
     for probe in probes:
         messages = [{"role": role, "content": text} for role, text in probe]
-        expected = chat_template.render(template, messages, begin="<b>", end="<e>")
+        expected = chat_template.render(template, messages, TOKENS)
         assert segments.write(messages) == expected
         assert run_go(segments.template(), messages) == expected
     assert segments.without("<b>").start == segments.start.removeprefix("<b>")
@@ -220,8 +221,8 @@ def run_go(template, messages):
 
 @pytest.mark.parametrize("template", [DATED, REWRITTEN, THINKING])
 def test_templates_that_go_cannot_write_are_left_out(template):
-    segments = ollama.chat_segments(template, "<b>", "<e>")
-    if template is DATED:  # the same today: a date is no message
+    segments = ollama.chat_segments(template, TOKENS)
+    if template is DATED:  # training's on any day: a date is no message
         assert segments is not None
         return
     assert segments is None

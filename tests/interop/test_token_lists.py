@@ -6,6 +6,7 @@ import pytest
 
 from research.interop import importing
 from research.interop.fields import UnsupportedModelError
+from research.text import chat_template
 
 SETTINGS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -76,3 +77,43 @@ def test_the_map_of_special_tokens_goes_before_the_config_as_in_transformers(
         (tmp_path / name).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert read(those).roles["end"] == theirs.eos_token == end
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"bos_token": None},
+        {"pad_token": None, "bos_token": "<|begin|>", "unk_token": "<|pad|>"},
+        {"eos_token": None},
+        {"extra_special_tokens": {"image_token": "<|begin|>", "sound": "<|pad|>"}},
+        {"image_token": "<|begin|>", "additional_special_tokens": ["<|begin|>"]},
+        {"tokenizer_class": "GemmaTokenizer", "bos_token": "<|begin|>", "unk_token": "<|pad|>"},
+    ],
+)
+def test_a_template_sees_the_special_tokens_that_it_sees_in_transformers(files, more, tmp_path):
+    import transformers
+
+    config = {"model_type": "llama", "bos_token_id": 1, "eos_token_id": 2}
+    those = files(more, config=config)
+    for name, content in those.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    template = "".join(f"{{{{ {name}_token }}}}/" for name in "bos eos pad unk image".split())
+    expected = theirs.apply_chat_template([{}], chat_template=template, tokenize=False)
+    tokens = read(those).template_tokens
+    assert chat_template.render(template, [{}], tokens) == expected
+    known = set(read(those).tokens())
+    assert tokens == {k: v for k, v in theirs.special_tokens_map.items() if v in known}
+
+
+def test_a_gpt2_that_names_no_tokens_has_those_of_its_class(files, tmp_path):
+    """GPT-2's own config says nothing."""
+    import transformers
+
+    content = (files()["tokenizer.json"]).replace(b"<|end|>", b"<|endoftext|>")
+    those = {"tokenizer.json": content, "tokenizer_config.json": b"{}"}
+    those["config.json"] = json.dumps({"model_type": "gpt2", "eos_token_id": 2}).encode()
+    for name, text in those.items():
+        (tmp_path / name).write_bytes(text)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert read(those).template_tokens == theirs.special_tokens_map

@@ -118,8 +118,8 @@ def test_what_is_trained_is_what_the_assistant_says_and_its_ends(
     assert examples.bytes[0] == sum(len(text.encode()) for text in texts)
     # All that is read is what the template writes.
     whole_text = tokenizer.decode([piece.tokens[0], *piece.targets], special=True)
-    roles = {"begin": "<|begin|>", "end": "<|end|>"}
-    assert chat_template.render(template, talk, ask=False, **roles).startswith(whole_text)
+    tokens = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+    assert chat_template.render(template, talk, tokens, ask=False).startswith(whole_text)
 
 
 @given(talk=TALKS)

@@ -21,9 +21,10 @@ TALK = [{"role": "user", "content": " Hi! "}, {"role": "assistant", "content": "
 
 
 def test_a_conversation_is_written_with_its_tokens_and_asks_for_an_answer():
-    text = chat_template.render(TEMPLATE, TALK, begin="<", end=">")
+    tokens = {"bos_token": "<", "eos_token": ">"}
+    text = chat_template.render(TEMPLATE, TALK, tokens)
     assert text == "<user: Hi!><assistant: Yes?><assistant: "
-    assert chat_template.render(TEMPLATE, TALK[:1], begin="<", end=">", ask=False) == "<user: Hi!>"
+    assert chat_template.render(TEMPLATE, TALK[:1], tokens, ask=False) == "<user: Hi!>"
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_a_conversation_is_written_with_its_tokens_and_asks_for_an_answer():
 )
 def test_what_a_template_refuses_or_may_not_do_is_an_error(template, messages, match):
     with pytest.raises(ValueError, match=match):
-        chat_template.render(template, messages)
+        chat_template.render(template, messages, {})
 
 
 def test_all_ends_of_a_turn_are_found_and_finish_a_row():

@@ -23,10 +23,10 @@ from research.methods import (
 )
 from research.models.config import ComputeConfig
 from research.objectives import OBJECTIVES, Causal, Chat
-from research.objectives.chat import PLAIN
 from research.objectives.ul2 import Denoiser
 from research.optim.schedules import ScheduleConfig
 from research.text import chat_template, tokenizer
+from research.text.conversation_writer import PLAIN
 from research.training.describe import ReadingPlan, describe_run
 from research.training.loop import train
 from tests.helpers import rounding, tiny_run

@@ -124,6 +124,9 @@ def files(
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if template := _chat_template(metadata):
         settings["chat_template"] = template
+        for name in ("pad_token", "unk_token"):  # which llama.cpp gives to no template
+            if name in str(template):
+                settings.pop(name, None)
     return {
         "tokenizer.json": backend.to_str().encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode(),

@@ -32,6 +32,7 @@ from research.interop.tensor_files import cast, name_unwritten
 from research.models import rotary
 from research.models.config import ModelConfig
 from research.text import chat_template
+from research.text.tokenizer import Tokenizer
 
 DTYPES = {
     "float32": (np.dtype(np.float32), gguf.GGMLQuantizationType.F32),
@@ -234,21 +235,38 @@ def _tokenizer(writer: gguf.GGUFWriter, run: Run) -> None:
     tool_template = chat_template.find_tool_template(run.sidecar_files)
     if template and tool_template is not None:
         texts = {"default": template, "tool_use": tool_template}
-        writer.add_chat_template([{"name": n, "template": text} for n, text in texts.items()])
+        writer.add_chat_template(
+            [{"name": n, "template": _with_tokens(text, tokenizer)} for n, text in texts.items()]
+        )
     elif template:
-        writer.add_chat_template(template)
+        writer.add_chat_template(_with_tokens(template, tokenizer))
+
+
+def _with_tokens(template: str, tokenizer: Tokenizer) -> str:
+    """A template that says itself which special tokens it sees, where llama.cpp would give it
+    others: the begin and end tokens alone, and these to models without such names too."""
+    tokens = tokenizer.template_tokens
+    theirs = {"bos_token": tokenizer.roles["begin"], "eos_token": tokenizer.roles["end"]}
+    names = chat_template.read_contents(template).names & set(tokens | theirs)
+    lines = [
+        "{%- set " + f"{name} = {json.dumps(tokens.get(name, ''), ensure_ascii=False)}" + " %}"
+        for name in sorted(names)
+        if tokens.get(name) != theirs.get(name)
+    ]
+    # what follows a block loses its first line end, what follows a text does not
+    return "".join(lines) + "{{ '' }}" * bool(lines) + template
 
 
 def opens(run: Run) -> bool:
     """Whether llama.cpp is to put the begin token before a text: where the tokenizer does, but for
     conversations that were tuned on without it. (One that the template writes it leaves out.)"""
-    begin, end = run.tokenizer.roles["begin"], run.tokenizer.roles["end"]
+    begin, tokens = run.tokenizer.roles["begin"], run.tokenizer.template_tokens
     objective = run.experiment.data.objective if run.experiment else None
     template = chat_template.find_template(run.sidecar_files)
     if not run.tokenizer.opening or objective is None or objective.kind != "chat" or not template:
         return bool(run.tokenizer.opening)
     question = [{"role": "user", "content": "?"}]
-    return chat_template.render(template, question, begin=begin, end=end).startswith(begin)
+    return chat_template.render(template, question, tokens).startswith(begin)
 
 
 def _warn_of_spaces(added_tokens: Sequence[Mapping[str, Any]]) -> None:

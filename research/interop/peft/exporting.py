@@ -16,7 +16,7 @@ from research.adapters.merging import Merged
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.interop import huggingface, tensor_files
-from research.interop.exporting import tokenizer_files, whole_or_nothing
+from research.interop.exporting import sidecar_files, whole_or_nothing
 from research.interop.families import FAMILIES
 from research.interop.family import family_for_model
 from research.interop.fields import UnsupportedModelError
@@ -108,9 +108,11 @@ def serving_note(run: Run, tensors: Mapping[str, np.ndarray], content: Mapping[s
 def own_files(run: Run) -> dict[str, bytes]:
     """The tokenizer's files of a run that has another tokenizer or template than its base."""
     own, base = run.tokenizer, (run.base or run).tokenizer
-    if own.fingerprint() == base.fingerprint() and own.templates == base.templates:
+    if (own.fingerprint(), own.templates, own.template_tokens) == (
+        base.fingerprint(), base.templates, base.template_tokens,
+    ):  # fmt: skip
         return {}
-    files = tokenizer_files(run) | run.sidecar_files
+    files = sidecar_files(run)
     return {
         name: file
         for name, file in files.items()

@@ -3,6 +3,7 @@ base's, because the adapter was tuned on texts that were written with them."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -77,6 +78,12 @@ def read(path: Path, base: Run) -> TokenizerFiles:
             files[name] = template.encode()
     if templates[1] is None and chat_template.find_tool_template(files) is not None:
         files[chat_template.TOOLS] = files[chat_template.TEMPLATE]  # not the base's
+    tokens = base.tokenizer.template_tokens
+    if chat_template.SETTINGS in own or chat_template.TOKEN_NAMES in own:
+        tokens = chat_template.find_tokens(files | own, tokenizer.named_tokens)
+    if tokens != tokenizer.template_tokens:
+        tokenizer = copy.copy(tokenizer)  # which may be the base's
+        tokenizer.template_tokens = tokens
     return TokenizerFiles(tokenizer, files, tuple(notes))
 
 
