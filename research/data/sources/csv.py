@@ -190,5 +190,6 @@ class CsvConfig(FilesConfig):
         """The rows of all files at the source's path."""
         # a label with label words is a number; all else stays as it is written
         label = self.fields.get("label", "label") if self.label_words else None
-        rows = _CsvRows(files.find(self, split), self.delimiter, label)
-        return Records(self, split, rows, rows.fingerprint, rows.place)
+        paths = files.find(self, split)
+        rows = _CsvRows(paths, self.delimiter, label)
+        return Records(self, split, rows, rows.fingerprint, rows.place, files=len(paths))

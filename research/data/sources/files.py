@@ -35,6 +35,8 @@ BUCKETS = (
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 # Endings of files that hold one or several others.
 _PACKED = (*CODECS, ".bz2", ".xz", ".zip")
+# Those of copies that editors and backups leave beside a file.
+_COPIES = ("~", ".bak", ".swp", ".tmp", ".orig")
 _BLOCK = 2**20
 _MAGIC = "*?["
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -126,7 +128,8 @@ def find(config: FilesConfig, split: str) -> list[File]:
     """The file at the source's path, or all that fit it as a pattern (`part-*.jsonl`), by name.
 
     Raises:
-        ValueError: the source has no such split, or its bucket cannot be opened.
+        ValueError: the source has no such split, its bucket cannot be opened, or a pattern fits
+          something twice: a backup, or one file plain and compressed.
         FileNotFoundError: there is none.
     """
     system, path, name = _locate(config, split)
@@ -141,7 +144,28 @@ def find(config: FilesConfig, split: str) -> list[File]:
     names = [p for p in fitting if _is("file", system, p, name)]
     if not names:
         raise FileNotFoundError(f"Source {config.name!r}: no file fits the pattern {name}.")
-    return [File(system, p, _name(system, p, name)) for p in names]
+    matches = [File(system, p, _name(system, p, name)) for p in names]
+    _check_copies(matches, path, config.name)
+    return matches
+
+
+def _check_copies(matches: Sequence[File], pattern: str, source: str) -> None:
+    """Raises ValueError if a pattern fits a copy of a file, unless it ends as copies do."""
+    by_plain_path: dict[str, File] = {}
+    for file in matches:
+        path = PurePosixPath(file.path)
+        if file.path.endswith(_COPIES) and not pattern.endswith(_COPIES):
+            raise ValueError(
+                f"Source {source!r}: its pattern fits {file.name}, a copy as editors and backups "
+                "leave it: write a pattern that does not, or remove it."
+            )
+        plain_path = str(path.with_suffix("") if path.suffix in CODECS else path)
+        if other := by_plain_path.get(plain_path):
+            raise ValueError(
+                f"Source {source!r}: its pattern fits {other.name} and {file.name}, one file plain "
+                "and compressed: write a pattern of one ending, or a source for each."
+            )
+        by_plain_path[plain_path] = file
 
 
 def under(config: FilesConfig, split: str, endings: Collection[str]) -> dict[str, File]:

@@ -116,5 +116,6 @@ class JsonlConfig(FilesConfig):
 
     def open(self, split: str) -> Source:
         """The lines of all files at the source's path."""
-        lines = _JsonLines(files.find(self, split))
-        return Records(self, split, lines, lines.fingerprint, lines.place)
+        paths = files.find(self, split)
+        lines = _JsonLines(paths)
+        return Records(self, split, lines, lines.fingerprint, lines.place, files=len(paths))

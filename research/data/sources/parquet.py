@@ -155,5 +155,14 @@ class ParquetConfig(FilesConfig):
 
     def open(self, split: str) -> Source:
         """The rows of all files at the source's path."""
-        rows = _ParquetRows(files.find(self, split))
-        return Records(self, split, rows, rows.fingerprint, rows.place)
+        paths = files.find(self, split)
+        rows = _ParquetRows(paths)
+        return Records(
+            self,
+            split,
+            rows,
+            rows.fingerprint,
+            rows.place,
+            files=len(paths),
+            null_is_absent=True,
+        )

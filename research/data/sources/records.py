@@ -36,6 +36,15 @@ def decode_text(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _without_nulls(value: Any) -> Any:
+    """A value whose mappings have no null: a column's struct has every field of all its rows."""
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return value
+
+
 @dataclasses.dataclass(frozen=True)
 class _Selection:
     """The records that are read of all."""
@@ -54,10 +63,24 @@ class Records:
         self,
         config: RecordsConfig,
         split: str,
-        records: Any,  # len() and [i] -> mapping
+        records: Any,
         fingerprint: Callable[[], str],
         place: Callable[[int], str],
+        *,
+        files: int = 1,
+        null_is_absent: bool = False,
     ):
+        """Records of a split.
+
+        Args:
+          config: the source.
+          split: which split.
+          records: what is read, with `len()` and `[i]`, which gives a mapping.
+          fingerprint: identifies their content.
+          place: says where a record stands.
+          files: how many files hold them.
+          null_is_absent: whether their structs have null where a record lacks a field, as Arrow's.
+        """
         self.name = f"{config.name}:{split}"
         self._config = config
         self._is_trained = split == config.split
@@ -70,6 +93,7 @@ class Records:
         self._records = records
         self._compute_fingerprint = fingerprint
         self._place = place
+        self._files, self._null_is_absent = files, null_is_absent
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -214,7 +238,8 @@ class Records:
 
     @property
     def note(self) -> str:
-        selection, notes = self._selection, []
+        selection = self._selection
+        notes = [f"{self._files:,} files"] if self._files > 1 else []
         readable = len(self._records) if selection is None else selection.readable
         if self._transforms:
             dropped = len(self._records) - readable - self.bad_lines
@@ -249,6 +274,9 @@ class Records:
         if example is None:
             return None
         form = formats.FORMATS[self.format]
+        if self._null_is_absent:
+            read_fields = form.reads.intersection(example)
+            example |= {name: _without_nulls(example[name]) for name in read_fields}
         try:
             converted = form.read(example, self._config.label_words)
             formats.check_fields(example, converted, form, self._unused, self._config.name)

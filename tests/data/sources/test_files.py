@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import fsspec
 import pyarrow
@@ -153,6 +154,18 @@ def test_a_pattern_gives_all_its_files_in_the_order_of_their_names(tmp_path, buc
     assert _read(tmp_path / "part-*.jsonl*") == _read(f"{where}/part-*.jsonl*") == ROWS[:5]
     with pytest.raises(FileNotFoundError, match=r"no file fits the pattern .*/none-\*\.jsonl"):
         _read(tmp_path / "none-*.jsonl")
+
+
+@pytest.mark.parametrize("copy", ["~", ".bak", ".swp", ".tmp", ".orig", ".gz"])
+def test_a_pattern_that_fits_a_file_twice_is_refused_and_several_files_are_counted(tmp_path, copy):
+    for name in ("train-1.jsonl", "train-2.jsonl"):
+        (tmp_path / name).write_bytes(_lines(ROWS[:2]))
+    assert JsonlConfig("a", str(tmp_path / "train*")).open("train").note == "2 files"
+    assert JsonlConfig("a", str(tmp_path / "train-1*")).open("train").note == ""
+    (tmp_path / f"train-1.jsonl{copy}").write_bytes(COMPRESS.get(copy, bytes)(_lines(ROWS[:2])))
+    with pytest.raises(ValueError, match=rf"its pattern fits .*train-1\.jsonl{re.escape(copy)},"):
+        _read(tmp_path / "train*")
+    assert _read(tmp_path / f"train*{copy}") == _read(tmp_path / f"train-1.jsonl{copy}") == ROWS[:2]
 
 
 def test_a_name_with_a_patterns_signs_is_a_file_if_there_is_one(tmp_path):

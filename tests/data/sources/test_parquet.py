@@ -1,5 +1,7 @@
 """Rows of Parquet files, exact at any place."""
 
+import json
+
 import fsspec
 import numpy as np
 import pyarrow
@@ -8,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from research.data.sources import ParquetConfig, open_source
+from research.data.sources import JsonlConfig, ParquetConfig, open_source
 from research.runtime import expansion
 
 
@@ -67,6 +69,33 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused_before_it_fills_memory(
     assert pyarrow.total_allocated_bytes() - before < 50 * 2**20
     monkeypatch.setenv("GRAFT_MAX_EXPANSION", "99999999")
     assert _source(tmp_path / "a.parquet")[99_999] == {"text": "a" * 1000}
+
+
+def test_arguments_of_other_calls_are_absent_as_in_json_lines(tmp_path):
+    """Arrow fills fields that a struct lacks with null; in JSON a null is what a record says."""
+
+    def make_record(arguments, schema):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        messages = [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": "A", "tool_calls": [call]},
+        ]
+        function = {"name": "f", "parameters": {"properties": {"x": schema}}}
+        tools = [{"type": "function", "function": function}]
+        return {"messages": messages, "tools": tools, "documents": [arguments]}
+
+    records = [
+        make_record({"x": "1"}, {"type": "string"}),
+        make_record({"y": [{"a": 1}, {"b": 2}]}, {"enum": ["a"]}),
+    ]
+    _write(tmp_path / "a.parquet", records)
+    for row, record in enumerate(records):
+        example = _source(tmp_path / "a.parquet")[row]
+        assert {name: example[name] for name in record} == record
+    explicit = make_record({"x": None}, {"enum": None})
+    (tmp_path / "a.jsonl").write_text(json.dumps(explicit))
+    example = JsonlConfig("a", str(tmp_path / "a.jsonl")).open("train")[0]
+    assert {name: example[name] for name in explicit} == explicit
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
