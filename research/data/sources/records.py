@@ -274,14 +274,16 @@ class Records:
         if example is None:
             return None
         form = formats.FORMATS[self.format]
-        if self._null_is_absent:
-            read_fields = form.reads.intersection(example)
-            example |= {name: _without_nulls(example[name]) for name in read_fields}
         try:
+            if self._null_is_absent:
+                read_fields = form.reads.intersection(example)
+                example |= {name: _without_nulls(example[name]) for name in read_fields}
             converted = form.read(example, self._config.label_words)
             formats.check_fields(example, converted, form, self._unused, self._config.name)
         except ValueError as error:
             raise ValueError(f"{self._place(index)}: {error} (format {self.format})") from error
+        except RecursionError:
+            raise ValueError(f"{self._place(index)}: a field is nested too deeply") from None
         # what is set to be unused, or of another format, is read by no objective either
         if form.reads and (self._config.format or self._config.unused_fields):
             hidden = formats.OF_OBJECTIVES - form.reads
@@ -300,6 +302,8 @@ class Records:
             head = error.object[: contents.HEAD]
             what = contents.describe(head, "text") or f"{error}; {contents.ENCODING}"
             raise ValueError(f"{self._place(index)}: not UTF-8 text: {what}") from error
+        except RecursionError:
+            raise ValueError(f"{self._place(index)}: a field is nested too deeply") from None
         for there in fields.values():
             if there not in example:
                 raise ValueError(

@@ -133,6 +133,15 @@ def test_plain_metadata_is_no_hint(tmp_path):
         assert _open(tmp_path, [record])[0]["completion"] == "Yes?"
 
 
+@pytest.mark.parametrize("depth", [10, 700, 5000])
+def test_a_record_of_any_depth_is_read_or_named_with_its_line(tmp_path, depth):
+    record = {"prompt": "Hi", "completion": "Yes?"}
+    deep = json.dumps(record)[:-1] + ', "metadata": ' + "[" * depth + "]" * depth + "}"
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(record)}\n{deep}\n")
+    source = open_source(JsonlConfig("a", str(tmp_path / "a.jsonl"), bad_lines=0.5))
+    assert (len(source), source.bad_lines) == ((2, 0) if depth == 10 else (1, 1))
+
+
 def test_a_documents_fields_say_how_it_is_trained_on_at_any_depth(tmp_path):
     with pytest.raises(ValueError, match=r"1: 'info' \(loss_mask in it\) would be lost"):
         _open(tmp_path, [{"text": "a", "info": {"more": [{"loss_mask": [0]}]}}])[0]

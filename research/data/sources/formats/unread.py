@@ -224,18 +224,20 @@ def _hints_inside(name: str, content: Any, form: Format) -> list[str]:
 
 def _named_inside(content: Any, names: Collection[str]) -> Iterator[str]:
     """Those of the names that a mapping in it has with a value that asks for something."""
-    if isinstance(content, str):  # JSON, as columns have it
-        content = _parse_inside(content, names)
-    if isinstance(content, Mapping):
-        for name, value in content.items():
-            if name in names and has_value(value):
-                if not (name in _DONE_ANYWAY and _is_harmless(name, value, {})):
+    contents = [content]
+    while contents:
+        content = contents.pop()
+        if isinstance(content, str):  # JSON, as columns have it
+            content = _parse_inside(content, names)
+        if isinstance(content, Mapping):
+            for name in content.keys() & names:
+                value = content[name]
+                is_done = name in _DONE_ANYWAY and _is_harmless(name, value, {})
+                if has_value(value) and not is_done:
                     yield name
-            else:
-                yield from _named_inside(value, names)
-    elif isinstance(content, list):
-        for item in content:
-            yield from _named_inside(item, names)
+            contents.extend(content.values())
+        elif isinstance(content, list):
+            contents.extend(content)
 
 
 def _parse_inside(text: str, names: Collection[str]) -> Any:
