@@ -112,7 +112,8 @@ def import_model(arguments: argparse.Namespace) -> None:
     tokenizer = importing.load_tokenizer(model)
     _describe(model, with_sources=arguments.dry_run)
     show(f"tokenizer  {tokenizer.vocabulary_size:,} tokens, {tokenizer.roles}")
-    if note := importing.template_note(tokenizer):
+    template_note = importing.template_note(tokenizer)
+    for note in (*tokenizer.notes, *([template_note] if template_note else [])):
         show(f"note       {note}")
     if arguments.dry_run:
         importing.check_numbers(model)

@@ -19,20 +19,18 @@ from research import sharding
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import Checkpointer, library_versions
 from research.config import schema
-from research.interop import folder_contents, huggingface
+from research.interop import folder_contents, huggingface, tokenizer_settings
 from research.interop.family import Family, Source, parameter_shapes
 from research.interop.fields import UnsupportedModelError, refuse_malformed
 from research.interop.gguf import files as gguf_files
 from research.interop.tensor_files import NotFiniteError, Tensors, to_array
 from research.models.config import ModelConfig
-from research.runtime import storage, unique_json
+from research.runtime import storage
 from research.text import chat_template, tokenizer_checks
 from research.text import tokenizer as tokenizer_lib
 from research.text.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.json"
-# those that transformers adds to a tokenizer that has them not
-_NAMED_ROLES = tuple(f"{role}_token" for role in "bos eos unk sep pad cls mask".split())
 
 
 class ExternalModel(Protocol):
@@ -126,8 +124,14 @@ def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
     """
     with refuse_malformed(where):
         text = files[TOKENIZER].decode()
-        tokenizer = tokenizer_lib.from_json(text, where, **_roles(files, where))
-        _check_listed_tokens(files, tokenizer, where)
+        roles = _roles(files, where)
+        tokenizer = tokenizer_lib.from_json(text, where, **roles)
+        tokenizer_settings.check_listed_tokens(files, tokenizer, where)
+        if tokens := tokenizer_settings.find_changes(files, tokenizer):
+            backend = tokenizer_lib.tokenizers.Tokenizer.from_str(text)
+            backend.add_tokens(tokens)
+            tokenizer = Tokenizer(backend, **roles)
+        tokenizer_settings.check_spaces(files, tokenizer, where)
     try:
         tokenizer_checks.check(text, tokenizer.tokens(), where)
     except ValueError as error:
@@ -140,52 +144,6 @@ def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
         )
     tokenizer.template_tokens = chat_template.find_tokens(files, tokenizer.named_tokens)
     return tokenizer
-
-
-def _check_listed_tokens(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -> None:
-    """Refuses tokens that the files beside `tokenizer.json` list and it has not, or has under
-    another number, or as part of the plain vocabulary: transformers would add them."""
-    known = tokenizer.tokens()
-    advice = "write both with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-    for file, name, number in _numbered_tokens(files, where):
-        if known.get(name) != number:
-            raise UnsupportedModelError(
-                f"{where}: {file} lists the token {name!r} as number {number}, "
-                f"which is {known.get(name, 'none')} there; {advice}"
-            )
-        if file == chat_template.ADDED and name not in tokenizer.named_tokens:
-            raise UnsupportedModelError(
-                f"{where}: {file} lists the token {name!r}, which is no added token there; {advice}"
-            )
-    settings = chat_template.read_settings(files)
-    for role in ("extra_special_tokens", "additional_special_tokens"):
-        tokens = settings.get(role) or []
-        for token in tokens.values() if isinstance(tokens, dict) else tokens:
-            name = token["content"] if isinstance(token, dict) else token
-            if name not in tokenizer.named_tokens:
-                raise UnsupportedModelError(
-                    f"{where}: {name!r} is one of {role} in the files beside it, and no added "
-                    f"token there; {advice}"
-                )
-    for role in _NAMED_ROLES:
-        token = settings.get(role)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token and token not in known:
-            raise UnsupportedModelError(
-                f"{where}: {token!r} is the {role} in the files beside it, and no token there; "
-                f"{advice}"
-            )
-
-
-def _numbered_tokens(files: Mapping[str, bytes], where: str) -> Iterator[tuple[str, str, int]]:
-    """File, name and number of the tokens that are listed with numbers, in transformers' way: one
-    file instead of the other."""
-    settings = _json_object(files, chat_template.SETTINGS, where)
-    for number, token in (settings.get("added_tokens_decoder") or {}).items():
-        yield chat_template.SETTINGS, token["content"], int(number)
-    if "added_tokens_decoder" not in settings:
-        for name, number in _json_object(files, chat_template.ADDED, where).items():
-            yield chat_template.ADDED, name, number
 
 
 def import_model(
@@ -228,7 +186,7 @@ def import_model(
             "dtype": model.dtype,
             "dtypes": model.dtypes,
             **model.facts,
-            "notes": list(model.notes),
+            "notes": [*model.notes, *tokenizer.notes],
             "seconds": time.monotonic() - start,
         },
         "versions": library_versions(),
@@ -277,7 +235,7 @@ def check_sidecar_files(files: Mapping[str, bytes], where: str) -> None:
     """
     for name in files:
         if name.endswith(".json"):
-            _json_object(files, name, where)
+            tokenizer_settings.json_object(files, name, where)
     with refuse_malformed(f"{where}: the chat template"):
         _check_templates(files, where)
         for template in (
@@ -325,22 +283,13 @@ def template_note(tokenizer: Tokenizer) -> str | None:
     return None
 
 
-def _json_object(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any]:
-    """The content of a sidecar file; empty where the file is absent."""
-    with refuse_malformed(f"{where}: {name}"):
-        content = unique_json.parse(files.get(name, b"{}"))
-        if not isinstance(content, dict):
-            raise TypeError(f"an object was expected, not {str(content)[:40]}")
-        return content
-
-
 def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """The special tokens that begin, end and pad a text; where a model names none for beginning or
     padding, the end of the text before it serves, as in pretraining."""
     for name in (chat_template.SETTINGS, chat_template.TOKEN_NAMES):
-        _json_object(files, name, where)
+        tokenizer_settings.json_object(files, name, where)
     token_names = chat_template.read_settings(files)
-    token_ids = _json_object(files, huggingface.CONFIG, where)
+    token_ids = tokenizer_settings.json_object(files, huggingface.CONFIG, where)
     backend = tokenizer_lib.tokenizers.Tokenizer.from_str(files[TOKENIZER].decode())
 
     def token(role: str) -> str | None:
@@ -356,9 +305,6 @@ def _roles(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     if end is None:
         raise UnsupportedModelError(f"{where}: no file beside it says which token ends a text")
     begin = token("bos")
-    bare = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a", add_special_tokens=True).ids
-    opens = begin is not None and whole[: len(whole) - len(bare)][:1] == [
-        backend.token_to_id(begin)
-    ]
+    begin_id = None if begin is None else backend.token_to_id(begin)
+    opens = tokenizer_settings.begins_with(begin_id, backend, where)
     return {"begin": begin or end, "end": end, "pad": token("pad") or end, "opens": opens}

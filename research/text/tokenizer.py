@@ -56,7 +56,21 @@ class Tokenizer:
                     f"Its special tokens are {special[:20]}; pass one of them as {role}=."
                 )
             ids.append(token)
-        # A file may carry truncation or padding, which would silently change documents.
+        # A file may carry what would silently change documents, and cut each at random (dropout).
+        switches = {
+            "truncation": backend.truncation,
+            "padding": backend.padding,
+            "dropout": getattr(backend.model, "dropout", None),
+        }
+        if switches["dropout"] is not None:
+            backend.model.dropout = None
+        # What is read otherwise than its file says.
+        self.notes: tuple[str, ...] = tuple(
+            f"the tokenizer's {name} ({value}): switched off, every text has all its tokens, and "
+            "always the same ones"
+            for name, value in switches.items()
+            if value
+        )
         backend.no_truncation()
         backend.no_padding()
         self.roles: dict[str, Any] = {"begin": begin, "end": end, "pad": pad, "opens": opens}

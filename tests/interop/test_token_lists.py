@@ -48,6 +48,97 @@ def test_tokens_that_transformers_would_add_are_refused(files):
     assert read(same).end_id == 2 and read(same).fingerprint() == read(files()).fingerprint()
 
 
+def listed(number, content, **flags):
+    """An entry of `added_tokens_decoder`."""
+    return {"added_tokens_decoder": {str(number): {"content": content, **flags}}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        listed(1, "<|begin|>", lstrip=True, special=True, normalized=False),
+        listed(1, "<|begin|>", rstrip=True, special=True, normalized=False),
+        listed(1, "<|begin|>", single_word=True, special=False, normalized=True),
+        listed(2, "<|end|>", special=False),  # a role: special all the same
+        listed(69, "c", special=False),  # of the plain vocabulary
+        {"unk_token": "c"},
+        {"unk_token": {"content": "c", "lstrip": True, "__type": "AddedToken"}},
+    ],
+)
+def test_flags_of_tokens_in_the_config_count_as_in_transformers(files, more, tmp_path):
+    import transformers
+
+    those = files(more)
+    for name, content in those.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours, text = read(those), "a <|begin|> b<|begin|>b <|end|> c cc \nabc"
+    assert ours.tokens()["c"] == 69
+    assert ours.encode(text, special=True) == theirs(text)["input_ids"]
+    decoder = theirs.added_tokens_decoder
+    assert ours.special_ids == {number for number, token in decoder.items() if token.special}
+
+
+def altered(files, **parts):
+    content = json.loads(files["tokenizer.json"]) | parts
+    return files | {"tokenizer.json": json.dumps(content).encode()}
+
+
+def test_a_tokenizer_that_cuts_at_random_cuts_alike_and_says_so(files):
+    model = json.loads(files()["tokenizer.json"])["model"] | {"dropout": 0.5}
+    ours, text = read(altered(files(), model=model)), "some words of the corpus " * 9
+    assert {tuple(ours.encode(text)) for _ in range(9)} == {tuple(read(files()).encode(text))}
+    assert "dropout (0.5): switched off" in ours.notes[0] and not read(files()).notes
+    assert ours.fingerprint() == read(files()).fingerprint()
+    truncation = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    ours = read(altered(files(), truncation=truncation))
+    assert ours.encode("a b") == read(files()).encode("a b") and "truncation" in ours.notes[0]
+
+
+def test_what_a_post_processor_puts_around_a_text_is_refused_but_for_the_begin_token(files):
+    tokens = {"<|begin|>": 1, "<|end|>": 2, "<|pad|>": 0}
+    text, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    special = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in tokens.items()}
+
+    def template(*names):
+        single = [{"SpecialToken": {"id": n, "type_id": 0}} if n in tokens else text for n in names]
+        pieces = {"single": single, "pair": [*single, other], "special_tokens": special}
+        return {"type": "TemplateProcessing", **pieces}
+
+    bos = {"bos_token": "<|begin|>"}
+    behind = r"puts <\|end\|> behind a text: every text would end in it"
+    bert = {"type": "BertProcessing", "sep": ["<|end|>", 2], "cls": ["<|begin|>", 1]}
+    for processor, match in (
+        (template("A", "<|end|>"), behind),
+        (template("<|begin|>", "A", "<|end|>"), behind),
+        (template("<|pad|>", "A"), r"puts <\|pad\|> before a text, and Graft the bos_token alone"),
+        (template("<|begin|>", "<|pad|>", "A"), r"puts <\|begin\|> <\|pad\|> before"),
+        ({"type": "Sequence", "processors": [template("<|pad|>", "A")]}, "before a text"),
+        (bert, behind),
+        (bert | {"type": "RobertaProcessing", "trim_offsets": True, "add_prefix_space": False},
+         behind),
+    ):  # fmt: skip
+        with pytest.raises(UnsupportedModelError, match=match):
+            read(altered(files(bos), post_processor=processor))
+    assert read(altered(files(bos), post_processor=template("<|begin|>", "A"))).opening == [1]
+    assert read(altered(files(bos), post_processor=template("A"))).opening == []
+    with pytest.raises(UnsupportedModelError, match="name it in tokenizer_config.json"):
+        read(altered(files(), post_processor=template("<|begin|>", "A")))
+
+
+def test_a_space_before_texts_on_which_config_and_tokenizer_differ_is_refused(files):
+    spaced = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+    spaced = altered(files(), pre_tokenizer=spaced | {"use_regex": True})
+    assert read(spaced).opens_with_space and not read(files()).opens_with_space
+    for kind in ("GPT2Tokenizer", "PreTrainedTokenizerFast"):
+        with pytest.raises(UnsupportedModelError, match="no space before .* says true"):
+            read(files({"add_prefix_space": True, "tokenizer_class": kind}))
+        assert read(files({"add_prefix_space": False, "tokenizer_class": kind})).end_id == 2
+    settings = json.dumps(SETTINGS | {"tokenizer_class": "GPT2TokenizerFast"}).encode()
+    with pytest.raises(UnsupportedModelError, match="a space before .* says false"):
+        read(spaced | {"tokenizer_config.json": settings})
+
+
 def test_special_tokens_that_transformers_would_split_are_refused(files):
     """It then reads those of a chat template as plain text."""
     with pytest.raises(UnsupportedModelError, match="says split_special_tokens"):

@@ -120,7 +120,11 @@ def files(
             special_tokens=[(begin, vocabulary[begin])],
         )  # fmt: skip
     roles = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    settings: dict[str, Any] = {key: names[role] for key, role in roles.items() if role in names}
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    # transformers would make special what is not: a plain token that pads is in config.json
+    settings: dict[str, Any] = {
+        key: names[role] for key, role in roles.items() if names.get(role) in added
+    }
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if template := _chat_template(metadata):
         settings["chat_template"] = template

@@ -58,7 +58,10 @@ def read(path: Path, base: Run) -> TokenizerFiles:
         known = set(base.tokenizer.tokens())
         added = sorted(set(tokenizer.tokens()) - known)
         names = f", with {len(added)} tokens more ({', '.join(added[:4])})" if added else ""
-        notes.append(f"its tokenizer is not the base's{names}: the adapter's is used")
+        notes += [
+            f"its tokenizer is not the base's{names}: the adapter's is used",
+            *tokenizer.notes,
+        ]
     files = base.sidecar_files | own
     if chat_template.SETTINGS in own:
         files = {name: text for name, text in files.items() if name in own or name not in _LISTS}
@@ -93,7 +96,11 @@ def _tokenizer(path: Path, own: Mapping[str, bytes], base: Run) -> Tokenizer:
         _check_without(path, own, base.tokenizer)
     settings = {name: text for name, text in base.sidecar_files.items() if name not in _LISTS}
     settings |= {name: own[name] for name in _LISTS if name in own}
-    names = {f"{theirs}_token": base.tokenizer.roles[role] for theirs, role in _ROLES.items()}
+    names = {
+        f"{theirs}_token": base.tokenizer.roles[role]
+        for theirs, role in _ROLES.items()
+        if base.tokenizer.roles[role] in base.tokenizer.named_tokens
+    }
     with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
         stated = json.loads(own.get(chat_template.SETTINGS, b"{}"))
         stated = {name: value for name, value in stated.items() if value is not None}
