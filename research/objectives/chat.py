@@ -20,7 +20,8 @@ from research.text.conversation import (
     nested_texts,
     read_conversation,
 )
-from research.text.conversation_writer import ConversationExample, Writer, plain_template
+from research.text.conversation_writer import ConversationExample, Writer
+from research.text.plain_template import plain_template
 from research.text.token_table import Encoded, TokenTable
 from research.text.tokenizer import Tokenizer
 

@@ -29,23 +29,7 @@ from research.text.template_checks import (
 )
 from research.text.template_input import TemplateInput
 from research.text.tokenizer import Tokenizer
-
-# Where the tokenizer's makers give no template. It writes the tokenizer's own begin and end.
-PLAIN = (
-    "{%- for message in messages -%}"
-    "{{- bos_token + message.role + '\n' + message.content + eos_token + '\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- bos_token + 'assistant\n' -}}{%- endif -%}"
-)
-
-
-def plain_template(tokenizer: Tokenizer) -> str:
-    """`PLAIN`, with the tokens themselves where no file of the model gives them a name."""
-    template = PLAIN
-    for name, role in (("bos_token", "begin"), ("eos_token", "end")):
-        if name not in tokenizer.template_tokens:
-            template = template.replace(name, json.dumps(tokenizer.roles[role]))
-    return template
+from research.text.whole_conversation import check_marked, keep_marked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +110,9 @@ class Writer:
         answers = self._answers(source, numbers, trained_answers)
         texts = {answer.number: answer.whole for answer in answers}
         self._check(source, {number: texts[number] for number in trained_answers})
+        if source.contents.has_generation:
+            answers = self._keep_marked(source, answers, trained_answers)
+            trained_answers = [a.number for a in answers if any(part.weight for part in a.parts)]
         examples: list[ConversationExample] = []
         for group in _group(answers):
             trained = [i for i, part in enumerate(group.parts) if part.weight and part.end]
@@ -134,6 +121,22 @@ class Writer:
                 parts = group.parts[: trained[-1] + 1]
                 examples.append(ConversationExample(parts, tuple(numbers_here)))
         return examples
+
+    def _keep_marked(
+        self, source: TemplateInput, answers: Sequence[_Answer], trained: Sequence[int]
+    ) -> list[_Answer]:
+        """The answers with weight where the template marks them in the whole conversation."""
+        (rendered,) = source.render([View(len(source.messages))])
+        if isinstance(rendered, RenderingError):
+            raise _refusal(rendered)
+        result = [
+            dataclasses.replace(answer, parts=keep_marked(
+                answer.number, answer.prompt, answer.parts, rendered, not self._masks_reasoning
+            )) if answer.number in trained else answer
+            for answer in answers
+        ]  # fmt: skip
+        check_marked(part for answer in result for part in answer.parts)
+        return result
 
     def prompt(self, conversation: Conversation) -> list[Part]:
         """The conversation up to where its next answer begins."""

@@ -19,7 +19,7 @@ from research.objectives.base import name_rows
 from research.objectives.chat import Chat
 from research.objectives.supervised import Supervised
 from research.text import tokenizer as tokenizer_lib
-from research.text.conversation_writer import PLAIN
+from research.text.plain_template import PLAIN
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"

@@ -22,7 +22,7 @@ from research.objectives.masked import Masked
 from research.objectives.supervised import Supervised
 from research.text import chat_template
 from research.text.conversation import from_messages
-from research.text.conversation_writer import PLAIN
+from research.text.plain_template import PLAIN
 from research.training.loop import train
 from tests.helpers import tiny_run
 

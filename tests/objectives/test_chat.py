@@ -17,7 +17,7 @@ from research.objectives.chat import Chat
 from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
 from research.text.conversation import from_messages
-from research.text.conversation_writer import PLAIN
+from research.text.plain_template import PLAIN
 from tests.objectives.cases import trained_texts, whole
 
 TEMPLATES = {

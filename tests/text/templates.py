@@ -74,10 +74,14 @@ EAGER = (
 
 @functools.cache
 def tokenizer() -> Tokenizer:
+    return tokenizer_lib.Tokenizer(backend())
+
+
+def backend() -> tokenizers.Tokenizer:
     base = tokenizer_lib.train(["user assistant some words and an end of it\n" * 9], 300)
-    backend = tokenizers.Tokenizer.from_str(base.to_json())
-    backend.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|call|>"])
-    return tokenizer_lib.Tokenizer(backend)
+    result = tokenizers.Tokenizer.from_str(base.to_json())
+    result.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|call|>"])
+    return result
 
 
 def conversation(record: dict) -> Conversation:

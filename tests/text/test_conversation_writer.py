@@ -17,6 +17,7 @@ from tests.text.templates import (
     TOOL,
     TURNS,
     assistant,
+    backend,
     check_refused,
     conversation,
     tokenizer,
@@ -146,6 +147,37 @@ def test_generation_blocks_are_what_is_trained():
     endless = MARKED.replace("<|im_end|>\n{% endgen", "{% endgen", 1)
     endless = endless.replace("{% endgeneration %}", "{% endgeneration %}<|im_end|>\n")
     check_refused("generation %} block .* ends with '', .* before {% endgeneration", endless, TURNS)
+
+
+LAST = MARKED.replace("{% if m.role == 'assistant' %}", "{% if m.role[0] == 'a' and loop.last %}")
+
+
+@pytest.mark.parametrize("template", [MARKED, LAST])
+@pytest.mark.parametrize("talk", [TURNS, TURNS[:2]])
+def test_the_whole_conversation_says_which_answers_are_marked_as_in_transformers(template, talk):
+    import transformers
+
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=backend())
+    marks = theirs.apply_chat_template(
+        talk, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    writer = Writer(template, tokenizer())
+    (example,) = writer.write(conversation({"messages": talk}))
+    (ids,) = writer.encode([example.parts])
+    mask = [bool(p.weight) for p, part in zip(example.parts, ids, strict=True) for _ in part]
+    tokens = [token for part in ids for token in part]
+    assert marks["input_ids"][: len(tokens)] == tokens
+    assert [bool(mark) for mark in marks["assistant_masks"]][: len(mask)] == mask
+    assert (
+        example.answers == ((3,) if template == LAST and talk == TURNS else (1, 3))[: len(talk) - 1]
+    )
+
+
+def test_blocks_that_the_whole_conversation_marks_otherwise_are_refused():
+    check_refused("mark none of the answers", LAST, [*TURNS, user("e")])
+    parted = LAST.replace("{% else %}", "{% elif m.role[0] == 'a' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}<|im_end|>\n{% else %}")  # fmt: skip
+    check_refused("mark message 1 as 'b<.im_end.>' otherwise where the whole", parted, TURNS)
 
 
 def test_an_answer_that_spells_the_end_of_thoughts_is_not_split_there():

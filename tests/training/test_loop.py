@@ -26,7 +26,7 @@ from research.objectives import OBJECTIVES, Causal, Chat
 from research.objectives.ul2 import Denoiser
 from research.optim.schedules import ScheduleConfig
 from research.text import chat_template, tokenizer
-from research.text.conversation_writer import PLAIN
+from research.text.plain_template import PLAIN
 from research.training.describe import ReadingPlan, describe_run
 from research.training.loop import train
 from tests.helpers import rounding, tiny_run

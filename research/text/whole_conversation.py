@@ -1,0 +1,67 @@
+"""What `{% generation %}` blocks mark where the whole conversation is rendered, as in transformers.
+
+An answer is found in the conversation up to it. A template may mark it otherwise once more
+follows, as one that marks the last answer alone; then the whole conversation decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from research.text.parts import Part
+from research.text.special_names import find_blocks
+
+
+def keep_marked(
+    number: int, prompt: str, parts: Sequence[Part], rendered: str, is_exact: bool
+) -> tuple[Part, ...]:
+    """The parts of an answer that is trained on, without weight where the whole does not mark them.
+
+    An answer that the whole writes otherwise (it drops earlier thoughts, say) has a text of its
+    own and stays as it is.
+
+    Args:
+      number: of the answer's message.
+      prompt: the text before it.
+      parts: of the answer, marked as in the conversation up to it.
+      rendered: the whole conversation, with the signs of its blocks.
+      is_exact: whether all that the blocks mark has weight.
+
+    Raises:
+      ValueError: the whole marks a piece of a part, more than its parts, or no end.
+    """
+    text, blocks = find_blocks(rendered)
+    start = len(prompt)
+    if not text.startswith((prompt + "".join(part.text for part in parts)).rstrip()):
+        return tuple(parts)
+    result = []
+    for part in parts:
+        size = len(part.text)
+        marked = sum(max(0, min(b, start + size) - max(a, start)) for a, b in blocks)
+        start += size
+        if part.weight and 0 < marked < size or not part.weight and marked and is_exact:
+            raise ValueError(_differs(number, f"as {part.text[:40]!r} otherwise"))
+        result.append(part if marked else dataclasses.replace(part, weight=0.0))
+    has_end = any(part.weight for part in result if part.end)
+    if any(part.weight for part in result) and not has_end:
+        raise ValueError(_differs(number, "without its end"))
+    return tuple(result)
+
+
+def check_marked(parts: Iterable[Part]) -> None:
+    """Raises ValueError where no part of any answer has weight."""
+    if not any(part.weight for part in parts):
+        raise ValueError(
+            "The chat template's {% generation %} blocks mark none of the answers that are to be "
+            "trained on, once the whole conversation is written: leave out what follows them, or "
+            "give the objective another `template`."
+        )
+
+
+def _differs(number: int, how: str) -> str:
+    return (
+        f"The chat template's {{% generation %}} blocks mark message {number} {how} where the "
+        "whole conversation is written, and not where it ends there: give the objective another "
+        "`template`."
+    )
