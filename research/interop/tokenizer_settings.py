@@ -113,8 +113,9 @@ def check_spaces(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -
     if isinstance(setting, bool) and setting != tokenizer.opens_with_space:
         raise UnsupportedModelError(
             f"{where}: it puts {'a' if tokenizer.opens_with_space else 'no'} space before a text, "
-            f"and add_prefix_space in {chat_template.SETTINGS} beside it ({kind}) says "
-            f"{str(setting).lower()}: other tokens. Make both say what the model was trained with"
+            f"and add_prefix_space in {chat_template.SETTINGS} beside it "
+            f"({settings.get('tokenizer_class')}) says {str(setting).lower()}: "
+            "other tokens. Make both say what the model was trained with"
         )
 
 

@@ -1,12 +1,16 @@
 """The files beside tokenizer.json that list tokens: read as transformers does, or refused."""
 
 import json
+import types
 
 import pytest
 
-from research.interop import importing
+from research.interop import exporting, importing
 from research.interop.fields import UnsupportedModelError
+from research.interop.gguf import writer
+from research.objectives import Chat
 from research.text import chat_template
+from research.training import resume
 
 SETTINGS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -208,3 +212,39 @@ def test_a_gpt2_that_names_no_tokens_has_those_of_its_class(files, tmp_path):
         (tmp_path / name).write_bytes(text)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert read(those).template_tokens == theirs.special_tokens_map
+
+
+def test_exports_let_templates_see_the_tokens_that_they_see_in_the_run(files):
+    """Its own files would give others: as of a run from before tokens were recorded."""
+    those = files({"bos_token": None, "extra_special_tokens": {"image": "<|begin|>"}})
+    tokenizer, tokens = read(those), {"bos_token": "<|end|>", "eos_token": "<|end|>"}
+    run = types.SimpleNamespace(tokenizer=tokenizer, sidecar_files=dict(those))
+    del run.sidecar_files["tokenizer.json"]
+    assert exporting.sidecar_files(run)["tokenizer_config.json"] == those["tokenizer_config.json"]
+    tokenizer.template_tokens = tokens
+    assert chat_template.find_tokens(exporting.sidecar_files(run)) == tokens
+
+
+def test_a_gguf_files_template_says_the_tokens_that_llama_cpp_would_not_give_it(files):
+    tokenizer = read(files({"bos_token": None, "unk_token": "<|begin|>"}))
+    template = "\n{{ bos_token }}{{ unk_token }}{{ eos_token }}"
+    theirs = {"bos_token": tokenizer.roles["begin"], "eos_token": "<|end|>"}
+    text = writer._with_tokens(template, tokenizer)
+    ours = chat_template.render(template, [{}], tokenizer.template_tokens)
+    assert chat_template.render(text, [{}], theirs) == ours == "\n<|begin|><|end|>"
+    assert writer._with_tokens("{{ eos_token }}", tokenizer) == "{{ eos_token }}"
+
+
+def test_a_run_whose_template_would_write_other_tokens_than_before_does_not_go_on(files):
+    tokenizer = read(files({"bos_token": None}))
+    data = types.SimpleNamespace(tokenizer=tokenizer)
+
+    def check(template, metadata):
+        data_config = types.SimpleNamespace(objective=Chat(template=template))
+        experiment = types.SimpleNamespace(data=data_config)
+        resume._check_template_tokens(metadata, experiment, data, "here")
+
+    with pytest.raises(ValueError, match="'<.end.>' as the chat template's bos_token, which is 'n"):
+        check("{{ bos_token }}", {})
+    check("{{ bos_token }}", {"template_tokens": tokenizer.template_tokens})
+    check("{{ eos_token }}", {})
