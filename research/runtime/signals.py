@@ -26,6 +26,10 @@ NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 SAME_SECONDS = 0.3
 
 
+# what the first signal that asks a program to stop does besides, whoever collects it
+_listeners: list[Callable[[], object]] = []
+
+
 class StopRequest:
     """Whether a signal asked the program to stop; the second one ends it.
 
@@ -48,6 +52,8 @@ class StopRequest:
         self.received = True
         if self._forward is not None:
             self._forward()
+        for listener in list(_listeners):
+            listener()
         return False
 
 
@@ -170,6 +176,19 @@ def collect(request: StopRequest, numbers: Sequence[int] = SIGNALS) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def listen(function: Callable[[], object]) -> Iterator[None]:
+    """Calls `function` when a signal inside the block asks for a stop; in any thread.
+
+    A run that collects the signal may be over before it looks: what runs several has to know.
+    """
+    _listeners.append(function)
+    try:
+        yield
+    finally:
+        _listeners.remove(function)
 
 
 def _receive(reading: int) -> None:

@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import library_versions
 from research.evaluation.report import Report, evaluate_run
-from research.runtime import distributed, files, storage
+from research.runtime import distributed, files, signals, storage
 from research.runtime.memory import peak_memory_bytes, release_memory
 from research.studies import measures, ways
 from research.studies.addresses import without_defaults
@@ -46,6 +47,7 @@ from research.studies.trials import BEFORE, Resolver, Trial
 from research.training.loop import train
 from research.training.session import Session
 from research.training.summary import Summary
+from research.training.workdir import leave_workdir
 
 LOG = "log.txt"
 _WAIT_SECONDS = 5.0  # before it looks again for what other processes have finished
@@ -84,7 +86,8 @@ def run(
     session, count = Session(), 0
     claims, groups = Claims(folder), Together(session, together)
     runner = _Runner(resolver, ledger, folder, claims, session, groups, keep_models, report)
-    with StudyBar(resolver, ledger, claims) as bar:
+    stop = threading.Event()
+    with signals.listen(stop.set), StudyBar(resolver, ledger, claims) as bar:
         claims.on_beat = bar.beat
         while True:
             rows = ledger.read()
@@ -95,6 +98,8 @@ def run(
             left = None if trials is None else trials - count
             if new := runner.run_next(share.order(progress.missing), left):
                 count += new
+                if stop.is_set():  # it came when a trial had no step left
+                    raise SystemExit(distributed.EXIT_RESTART)
             else:
                 time.sleep(_WAIT_SECONDS)  # all of them are other processes'
 
@@ -137,7 +142,11 @@ class _Runner:
                     claim = stack.enter_context(self.claims.take(other.address, other.label))
                     if claim is not None and other.address not in self.ledger.read():
                         group.append((other, claim))
-                self._run(group)
+                try:
+                    self._run(group)
+                finally:  # before others may have the trials
+                    for each, _ in group:
+                        leave_workdir(self._folder_of(each) / "run")
             release_memory()
             return len(group)
         return 0

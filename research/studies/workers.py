@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from research.runtime import children, memory, storage
+from research.runtime import children, memory, signals, storage
 from research.runtime.programs import run_program
 from research.studies.ledger import Ledger
 
@@ -85,6 +85,15 @@ def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iter
         logs = Path(folder) / LOGS
         logs.mkdir(parents=True, exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []
+    stopping: list[subprocess.Popen[bytes]] = []
+
+    def stop() -> None:
+        """Once each: a second signal would end them before their step is saved."""
+        for process in processes:
+            if process not in stopping and process.poll() is None:
+                stopping.append(process)
+                process.terminate()
+
     try:
         for number in range(1, count):
             os.sched_setaffinity(0, cores[number::count])  # a child begins with its parent's
@@ -99,12 +108,12 @@ def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iter
                     )
                 )
         os.sched_setaffinity(0, cores[0::count])
-        yield
+        with signals.listen(stop):  # at once: they save while this one does
+            yield
         for process in processes:
             process.wait()
     finally:
         os.sched_setaffinity(0, cores)
+        stop()
         for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+            process.wait()

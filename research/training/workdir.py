@@ -163,6 +163,12 @@ def describe_saved(workdir: Path) -> str:
     return f"step {steps[-1]} is saved in {workdir}; run the same command to go on there"
 
 
+def leave_workdir(workdir: Path) -> None:
+    """Gives up the folder's lock while this process lives on: another may go on there."""
+    if jax.process_index() == 0 and not storage.is_remote(workdir):
+        locks.remove_lock(Path(workdir) / LOCK)
+
+
 def _missing_folders(workdir: Path) -> list[Path]:
     """The folder and those above it that are not there yet, from below."""
     return [place for place in (workdir, *workdir.parents) if not os.path.lexists(place)]

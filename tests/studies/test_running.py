@@ -12,6 +12,7 @@ import pytest
 
 from research import cli
 from research.config import schema
+from research.runtime import distributed
 from research.studies import Form, Stage, Study, results, running
 from research.studies.desk import Desk
 from research.studies.ledger import Ledger
@@ -200,6 +201,25 @@ def test_a_damaged_row_is_said_and_its_trial_runs_again(config, trained, tmp_pat
     }
 
 
+def test_a_signal_that_comes_after_the_last_step_of_a_trial_ends_the_study(
+    config, monkeypatch, tmp_path
+):
+    def train_and_signal(*arguments, **settings):
+        with distributed.catch_stop_signals():
+            summary = train(*arguments, **settings)
+            signal.raise_signal(signal.SIGTERM)
+        return summary
+
+    train = running.train
+    monkeypatch.setattr(running, "train", train_and_signal)
+    for count in (1, 2):
+        with pytest.raises(SystemExit, match="75"):
+            Desk(make_study(config), tmp_path / "study").run(together=1)
+        assert len(Ledger(tmp_path / "study").read()) == count
+    # this process lives on, and others may go on with its trials
+    assert not list((tmp_path / "study").glob("trials/*/run/.lock"))
+
+
 def test_results_of_older_code_count_where_the_study_says_so(
     config, trained, tmp_path, capsys, monkeypatch
 ):
@@ -275,11 +295,11 @@ def test_killed_studies_and_two_at_once_end_in_the_same_ledger(world, tmp_path):
     expected = losses(tmp_path / "whole")
     assert len(expected) == 6
     rng = random.Random(0)
-    for _ in range(3):
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
         process = start(tmp_path / "killed", "--workers", 2)  # the other one ends with it
-        time.sleep(rng.uniform(3, 9))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        time.sleep(rng.uniform(5, 9))
+        process.send_signal(number)
+        process.communicate()
     processes = [start(tmp_path / "killed") for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
