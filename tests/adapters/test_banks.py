@@ -34,7 +34,7 @@ BANKS = {
 }
 
 
-QUICK = ("lora", "prompt")
+QUICK = ("prompt",)
 
 
 HEAVY = [pytest.param(name, marks=pytest.mark.heavy) for name in BANKS if name not in QUICK]
@@ -61,6 +61,7 @@ def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
     assert bank_answers == [answers[0][0], answers[1][0]]
 
 
+@pytest.mark.heavy
 def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
     loras = (LoRA(rank=2), LoRA(rank=2, alpha=5.0, adapter="other"))
     adapters = dict(zip(("law", "style"), save_adapters(world, tmp_path, *loras), strict=True))
@@ -105,6 +106,7 @@ def test_rows_of_the_data_say_which_adapter_they_train_on_any_number_of_hosts(wo
     assert heldout_batch.adapter.tolist() == [0] * 8
 
 
+@pytest.mark.heavy
 def test_a_bank_trains_on_its_sources_and_answers_with_each(world, tmp_path):
     bank = Bank(of=LoRA(rank=2), names=("prose", "roofs"))
     changes = {"data": two_sources(world), "method": bank, "evaluate_split": "heldout"}

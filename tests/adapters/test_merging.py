@@ -26,8 +26,6 @@ from tests.methods.cases import CASES, MERGED
 METHODS = {name: CASES[name].method for name in MERGED if name != "lora-ends"}
 METHODS["several"] = Several(of=(LoRA(rank=2), IA3()))
 
-LONG = ("loha", "lora-patterns", "oft", "several")  # a quick test merges them too, in memory
-
 
 @pytest.fixture(scope="module")
 def bases(world, tmp_path_factory):
@@ -58,12 +56,14 @@ def logits_difference(adapter, merged):
 @pytest.mark.parametrize(
     ("name", "base"),
     [
-        pytest.param(name, "float32", marks=[pytest.mark.heavy] if name in LONG else [])
+        pytest.param(name, "float32", marks=[] if name == "lora" else [pytest.mark.heavy])
         for name in METHODS
     ]
-    + [("lora", "nf4")]
-    # on norms, on a part of the base, and beside each other
-    + [pytest.param(name, "nf4", marks=pytest.mark.heavy) for name in ("dora", "pissa", "several")],
+    # plain, on norms, on a part of the base, and beside each other
+    + [
+        pytest.param(name, "nf4", marks=pytest.mark.heavy)
+        for name in ("lora", "dora", "pissa", "several")
+    ],
 )
 def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
     bases, name, base, tmp_path
@@ -103,6 +103,7 @@ def test_a_merged_model_certifies_itself_and_unmerging_gives_the_base_back(
         rounding.assert_close(apart[n], plain[n], roundings=2 * 8, err_msg=n)
 
 
+@pytest.mark.heavy
 def test_a_merged_model_is_asked_and_described_as_what_was_merged(world, tmp_path):
     train(world.tuning(2, method=LoRA(rank=2)), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
@@ -175,6 +176,7 @@ def test_a_base_that_is_replaced_while_it_is_merged_is_no_base_of_the_merged(wor
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.heavy
 def test_a_base_of_few_learned_positions_is_merged_too(world, tmp_path):
     like = runs.open_run(world.base)
     shape = dataclasses.replace(like.model, learned_positions=40)
@@ -195,6 +197,7 @@ def test_a_factor_of_zero_cannot_be_taken_out_again(world, tmp_path):
     assert not (tmp_path / "apart").exists()
 
 
+@pytest.mark.heavy
 def test_weights_of_the_base_that_trained_cannot_be_taken_out(world, tmp_path):
     train(world.tuning(3, method=Partial((r".*norm/scale",))), tmp_path / "norms")
     run = runs.open_run(tmp_path / "norms")

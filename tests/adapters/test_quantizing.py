@@ -36,6 +36,7 @@ def test_a_stored_base_is_a_base_and_says_what_it_lost(world, kind, tmp_path):
         assert np.array_equal(leaf, arrays[name]), name
 
 
+@pytest.mark.heavy
 def test_an_export_of_a_stored_base_is_what_it_reads_as(world, tmp_path):
     base = runs.open_run(world.base)
     quantizing.store(base, tmp_path / "nf4", quantization.PRESETS["nf4"])

@@ -26,6 +26,7 @@ SUMMED = {
 }
 
 
+@pytest.mark.heavy
 def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
     train(world.tuning(1, method=LoRA(rank=2)), tmp_path / "run")
     run = runs.open_run(tmp_path / "run")
@@ -34,6 +35,7 @@ def test_a_sum_is_asked_as_what_it_is_a_sum_of(world, tmp_path):
     assert experiment is not None and experiment.data.objective.kind == "supervised"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", SUMMED)
 def test_a_weighted_sum_is_linear_in_what_adapters_do(world, name, tmp_path):
     first, second = save_adapters(world, tmp_path, *SUMMED[name])

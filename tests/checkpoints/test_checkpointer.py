@@ -221,6 +221,7 @@ print(killed_while_saving)
 """
 
 
+@pytest.mark.heavy
 def test_killed_while_saving_the_earlier_step_restores_and_the_next_save_works(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", _KILLED, str(tmp_path), str(os.getpid())]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -134,6 +134,7 @@ def test_the_model_read_is_the_model_that_was_trained(adapter_run):
     assert other["heldout_loss"] > summary.metrics["heldout_loss"] + 0.1
 
 
+@pytest.mark.heavy
 def test_another_base_is_refused_and_a_base_that_moved_is_found(world, adapter_run, tmp_path):
     workdir, base, _ = adapter_run
     expected = runs.open_run(workdir).fingerprint
@@ -180,6 +181,7 @@ def test_a_checkpoint_says_the_held_out_loss_of_its_own_weights_alone(world, tmp
     assert {step: m["heldout_loss"] for step, m in metrics.items() if m} == losses
 
 
+@pytest.mark.heavy
 def test_training_a_base_further_leaves_its_adapters_their_base(world, tmp_path):
     base, adapter_run = tmp_path / "base", tmp_path / "tuned"
     keep = CheckpointConfig(keep_last=1)

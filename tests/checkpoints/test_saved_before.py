@@ -112,6 +112,7 @@ def test_a_saved_run_opens_to_the_same_weights(runs_folder, name):
     assert run.model.mlp_width == 32
 
 
+@pytest.mark.heavy
 def test_a_stopped_run_goes_on_as_it_would_have(runs_folder, tmp_path):
     folder = shutil.copytree(runs_folder / "lora", tmp_path / "lora")  # it writes a config of now
     before = {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}

@@ -43,6 +43,7 @@ def test_labels_of_pretraining_are_those_that_scratch_needs_more():
     assert lines[0]["worth"] == "90" and lines[2]["worth"] == "over 0"
 
 
+@pytest.mark.heavy
 def test_costs_and_shares_of_large_models_are_closed_forms():
     content = trials("full", {10: 0.3}) + trials("LoRA", {10: 0.3})
     _, small, large = answers.cost_of_pretraining(content).lines

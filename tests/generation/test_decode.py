@@ -114,6 +114,7 @@ def test_the_program_prints_what_the_model_says(world, capsys):
         assert capsys.readouterr().out == completion + "\n"
 
 
+@pytest.mark.heavy
 def test_the_program_asks_for_prompts_and_wraps_them_as_in_tuning(world, tuned_path):
     prompts = ["roof 1 red", "roof 4 blue"]
     tokenizer = tokenizers.load(world.folder / "tokenizer.json")

@@ -35,6 +35,7 @@ def test_what_would_change_an_answer_is_named(tmp_path, name):
     assert f"says {name} {SETTINGS[name]!r}: kept for exports and not applied" in note
 
 
+@pytest.mark.heavy
 def test_the_defaults_of_transformers_change_no_answer(tmp_path):
     import transformers
 

@@ -56,6 +56,7 @@ def run(write, tmp_path):
     return runs.open_run(tmp_path / "run")
 
 
+@pytest.mark.heavy
 def test_named_templates_are_read_and_exported_as_transformers_does(run, tmp_path):
     import transformers
 
@@ -128,6 +129,7 @@ def test_templates_that_another_project_would_not_take_are_refused(
         importing.load_tokenizer(importing.open_model(write(templates, template, settings)))
 
 
+@pytest.mark.heavy
 def test_of_two_templates_with_one_name_the_last_is_taken_as_in_transformers(write):
     import transformers
 

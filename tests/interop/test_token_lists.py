@@ -57,6 +57,7 @@ def listed(number, content, **flags):
     return {"added_tokens_decoder": {str(number): {"content": content, **flags}}}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "more",
     [
@@ -159,6 +160,7 @@ def test_a_tokenizer_that_contradicts_itself_is_refused_at_import(files):
         read(those)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("more", "end"), [({}, "<|pad|>"), ({"added_tokens_decoder": {}}, "<|end|>")]
 )
@@ -174,6 +176,7 @@ def test_the_map_of_special_tokens_goes_before_the_config_as_in_transformers(
     assert read(those).roles["end"] == theirs.eos_token == end
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "more",
     [
@@ -201,6 +204,7 @@ def test_a_template_sees_the_special_tokens_that_it_sees_in_transformers(files, 
     assert tokens == {k: v for k, v in theirs.special_tokens_map.items() if v in known}
 
 
+@pytest.mark.heavy
 def test_a_gpt2_that_names_no_tokens_has_those_of_its_class(files, tmp_path):
     """GPT-2's own config says nothing."""
     import transformers

@@ -26,7 +26,7 @@ TOGETHER = Several(
     of=(LoRA(targets=(EVERY_LINEAR, "embedding", "head"), rank=4), Prompt(length=3), Prefix(2))
 )
 # the quick ones: a bias that is scaled, one that is behind a norm, ends of the model
-QUICK = {("ia3", "gemma"), ("dora", "gemma"), ("lora-ends", "gpt2"), ("together", "gemma")}
+QUICK = {("ia3", "gemma"), ("lora-ends", "gpt2")}
 
 
 def pairs(cases, families=tuple(FAMILIES)):

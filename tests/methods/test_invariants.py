@@ -32,9 +32,10 @@ every_case_in_time = pytest.mark.parametrize(
 )
 # where they start is all that is their own
 SAME_PROGRAM = ("prompt-random", "prompt-text", "prompt-labels")
-# what tests/test_step.py asks too
-LONG = [pytest.param(case, marks=pytest.mark.heavy) for case in ("full", "one-layer")]
-and_beside = pytest.mark.parametrize("case", [*CASES, *list(BESIDE)[2:], *LONG])
+and_beside = pytest.mark.parametrize(
+    "case",
+    [c if c in LIGHT else pytest.param(c, marks=pytest.mark.heavy) for c in [*CASES, *BESIDE]],
+)
 
 
 def method_of(case):

@@ -11,6 +11,7 @@ from research.models.sites import Context, Weight
 from tests.helpers import rounding, tiny
 
 
+@pytest.mark.heavy
 def test_its_change_has_a_rank_above_its_factors():
     shape = tiny.config(tie_embeddings=False)
     model = tiny.shaken(tiny.attached(LoHa(rank=3), shape))

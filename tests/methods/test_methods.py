@@ -65,6 +65,7 @@ def test_stacks_follow_sites_and_trainability():
     assert methods.derive_stacks(window, LoRA(rank=2)) == ("0-5",)
 
 
+@pytest.mark.heavy
 def test_adapter_start_does_not_depend_on_grouping():
     stacked_leaves = tree.unstack(tree.flatten(tiny.attached(LoRA(rank=4))))
     single_leaves = tree.unstack(

@@ -48,6 +48,7 @@ def methods_context(batch):
     return Context(adapter=batch.adapter)
 
 
+@pytest.mark.heavy
 def test_a_row_without_an_adapter_is_the_bases():
     model = tiny.shaken(tiny.attached(Bank(of=LoRA(rank=2), names=("a", "b")), SHAPE))
     bare = jax.tree.map(lambda leaf: leaf, model)
@@ -76,6 +77,7 @@ def test_a_bank_trains_each_adapter_on_its_own_rows():
         assert np.abs(gradient[:, 0]).max() > 0 and not gradient[:, 1].any(), name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", ["lora-ends", "ia3", "prefix-mlp"])
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "adafactor", "muon"])
 def test_a_banks_adapters_are_optimised_as_each_alone(optimizer, case):
@@ -97,6 +99,7 @@ def test_a_banks_adapters_are_optimised_as_each_alone(optimizer, case):
             rounding.assert_close(update, expected, roundings=5 * 3 * 48, err_msg=name)
 
 
+@pytest.mark.heavy
 def test_decoding_uses_each_rows_adapter():
     method = Bank(of=LoRA(rank=2), names=("a", "b"))
     model = tiny.shaken(tiny.attached(method, SHAPE), size=0.5)

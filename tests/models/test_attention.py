@@ -131,6 +131,7 @@ def test_splash_interpreted_equals_plain_in_value_and_gradient(changes, cap):
     assert_close(*splash_and_plain(splash_case(**changes), cap))
 
 
+@pytest.mark.heavy
 def test_splash_interpreted_in_bfloat16_is_as_close_to_exact_values_as_plain_is():
     narrow = splash_case(dtype=jnp.bfloat16)
     wide = (*(x.astype(jnp.float32) for x in narrow[:3]), narrow[3])

@@ -21,8 +21,12 @@ def value_and_gradient(model, batch):
     ("shape", "mesh"),
     [
         ({}, (1, 1, 1, 1)),
-        ({"remat": "full"}, (1, 2, 2, 2)),
-        ({"gated": False, "activation": "gelu", "biases": ("up", "down")}, (1, 2, 2, 1)),
+        pytest.param({"remat": "full"}, (1, 2, 2, 2), marks=pytest.mark.heavy),
+        pytest.param(
+            {"gated": False, "activation": "gelu", "biases": ("up", "down")},
+            (1, 2, 2, 1),
+            marks=pytest.mark.heavy,
+        ),
     ],
     ids=str,
 )

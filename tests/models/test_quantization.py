@@ -45,6 +45,7 @@ def test_bytes_and_error_of_a_parameter(kind, error, share):
     assert error / 2 < relative_error(quantized.astype(jnp.float32), matrix) < error
 
 
+@pytest.mark.heavy
 @given(st.integers(1, 4), st.integers(1, 40), st.floats(1e-6, 1e6), st.integers(0, 9))
 @settings(deadline=None, max_examples=8)
 def test_nf4_agrees_with_qwix_up_to_the_scales_eight_bits(tiles, columns, size, seed):

@@ -39,6 +39,7 @@ def with_prompt(length=3):
     return model
 
 
+@pytest.mark.heavy
 def test_prompt_is_seen_by_every_document_of_a_packed_row():
     model, packed = with_prompt(), tiny.batch(rows=2, documents=2)
     tiny.check_documents_apart(tiny.logits, model)

@@ -47,6 +47,7 @@ def test_leaf_count_equals_the_closed_form_however_the_model_is_made(tie_embeddi
         assert len(jax.tree.leaves(model)) == (12 if not tie_embeddings else 11), how
 
 
+@pytest.mark.heavy
 def test_grouping_changes_neither_start_nor_output():
     whole, batch = tiny.model(), tiny.batch()
     expected = forward(whole, batch)

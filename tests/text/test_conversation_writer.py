@@ -152,6 +152,7 @@ def test_generation_blocks_are_what_is_trained():
 LAST = MARKED.replace("{% if m.role == 'assistant' %}", "{% if m.role[0] == 'a' and loop.last %}")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("template", [MARKED, LAST])
 @pytest.mark.parametrize("talk", [TURNS, TURNS[:2]])
 def test_the_whole_conversation_says_which_answers_are_marked_as_in_transformers(template, talk):

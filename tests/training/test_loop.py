@@ -225,7 +225,14 @@ def test_every_method_is_trained_below():
     assert kinds == set(methods.METHODS) - {"bank"}
 
 
-@pytest.mark.parametrize("case", LEARNERS)
+# the others learn with tools/test --all
+QUICK = ("full", "lora", "prompt-text")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c if c in QUICK else pytest.param(c, marks=pytest.mark.heavy) for c in LEARNERS],
+)
 def test_every_method_learns(world, tmp_path, case):
     method, rate = LEARNERS[case].method, LEARNERS[case].learning_rate
     train(world.tuning(20, method=method, schedule=ScheduleConfig(rate, "constant")), tmp_path)

@@ -69,6 +69,7 @@ def content(folder):
     return tiny_run.lines(folder), tiny_run.content(folder)
 
 
+@pytest.mark.heavy
 def test_trials_that_differ_in_numbers_share_program_data_and_base(
     world, counted, compilations, tmp_path
 ):

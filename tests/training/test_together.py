@@ -174,6 +174,7 @@ def map_on_one(session, opened_runs):
     return choice.Choice("map", tuple(jax.devices()[:1]))
 
 
+@pytest.mark.heavy
 def test_each_of_a_group_is_a_run_of_its_own_with_its_own_end(world, tmp_path):
     experiments = [trial(world, number, method=LoRA(rank=2)) for number in range(3)]
     diverging = ScheduleConfig(1e38, "cosine")

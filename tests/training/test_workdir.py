@@ -182,6 +182,7 @@ def test_an_error_before_anything_is_written_leaves_no_folder(world, tmp_path, m
         pass  # it was given up
 
 
+@pytest.mark.heavy
 def test_metrics_that_were_lost_before_the_checkpoint_are_said(run, caplog):
     folder, experiment = run
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)

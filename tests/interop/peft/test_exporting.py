@@ -16,6 +16,7 @@ from tests.helpers import tiny_run
 from tests.interop.peft.test_peft import logits_close, our_logits
 
 
+@pytest.mark.heavy
 def test_an_adapter_comes_back_whole_or_not_at_all(world, tmp_path):
     """PiSSA's export is a LoRA of twice its rank, here more than a key has outputs."""
     base = runs.open_run(world.base)
