@@ -30,9 +30,8 @@ def is_asked(form: str, point: Mapping[str, Any]) -> bool:
     labels = point[LABELS.keys[0]]
     if "wrong" in point["task"]:
         return labels >= 160 and form in ("from scratch", "full", "LoRA", "TF-IDF")
-    if form == "LoRA, SmolLM2":
-        return point["task"] == "licences" and labels in (40, 640)
-    return "longer" not in form or point["task"] == "licences"
+    is_few = form != "LoRA, SmolLM2" or labels in (40, 640)
+    return is_few and (point["task"] == "licences" or "," not in form)  # on another base
 
 
 def get_study() -> Study:
@@ -45,6 +44,7 @@ def get_study() -> Study:
         axes=product(variants("task", **TASKS, **WRONG), LABELS),
         only=is_asked,
         seed_keys=(*studies.SEED_KEYS, "data.sources[0].sample_seed"),
+        accepted_code=("aa8197f82430db20",),
         sweep=Sweep(factor=2, max_growth=2),
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
         bases=MAKES,
