@@ -88,13 +88,15 @@ class Tokenizer:
         # The same with tools, where they have one of its own.
         self.tool_template: str | None = None
         # Special tokens by the names that templates know them by; a model's files may name fewer.
-        self.template_tokens: dict[str, str] = {
-            "bos_token": begin,
-            "eos_token": end,
-            "pad_token": pad,
-        }
+        self.template_tokens: dict[str, str] = self.role_tokens
         # The largest id counts: a vocabulary may have holes.
         self.vocabulary_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def role_tokens(self) -> dict[str, str]:
+        """The tokens of the roles, by the names that templates know such tokens by."""
+        names = {"bos_token": "begin", "eos_token": "end", "pad_token": "pad"}
+        return {name: self.roles[role] for name, role in names.items()}
 
     @property
     def templates(self) -> tuple[str | None, str | None]:

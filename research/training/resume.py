@@ -315,9 +315,7 @@ def _check_template_tokens(
     """Refuses to go on where a chat template would write other special tokens than before: runs of
     old, which do not record them, wrote the end token for each that their tokenizer has not."""
     tokenizer, now = data.tokenizer, data.tokenizer.template_tokens
-    roles = {"bos_token": "begin", "eos_token": "end", "pad_token": "pad"}
-    before = {name: tokenizer.roles[role] for name, role in roles.items()} | now
-    then = metadata.get("template_tokens", before)
+    then = metadata.get("template_tokens", tokenizer.role_tokens | now)
     for name in experiment.data.objective.template_names(tokenizer):
         if then.get(name) != now.get(name):
             raise ValueError(

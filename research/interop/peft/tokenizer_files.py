@@ -97,9 +97,9 @@ def _tokenizer(path: Path, own: Mapping[str, bytes], base: Run) -> Tokenizer:
     settings = {name: text for name, text in base.sidecar_files.items() if name not in _LISTS}
     settings |= {name: own[name] for name in _LISTS if name in own}
     names = {
-        f"{theirs}_token": base.tokenizer.roles[role]
-        for theirs, role in _ROLES.items()
-        if base.tokenizer.roles[role] in base.tokenizer.named_tokens
+        name: token
+        for name, token in base.tokenizer.role_tokens.items()
+        if token in base.tokenizer.named_tokens
     }
     with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
         stated = json.loads(own.get(chat_template.SETTINGS, b"{}"))
@@ -143,9 +143,6 @@ def check_size(path: Path, base: Run) -> None:
         )
 
 
-_ROLES = {"bos": "begin", "eos": "end", "pad": "pad"}
-
-
 def _content(tokenizer: Tokenizer) -> Any:
     return json.loads(tokenizer.to_json())
 
@@ -170,7 +167,7 @@ def _check_without(path: Path, own: Mapping[str, bytes], tokenizer: Tokenizer) -
     with refuse_malformed(f"{path}: {chat_template.SETTINGS}"):
         tokens = chat_template.find_tokens(own)
     for role, name in tokens.items():
-        if role.partition("_")[0] in _ROLES and name not in known:
+        if role in tokenizer.role_tokens and name not in known:
             raise UnsupportedModelError(
                 f"{path}: {chat_template.SETTINGS} has {name!r} as {role}, which the base's "
                 f"tokenizer ({tokenizer.vocabulary_size:,} tokens) has not, and there is no "
