@@ -31,6 +31,7 @@ from tests.interop.test_broken_files import SHAPE
         ("gemma3_text", {"_sliding_window_pattern": 2}, "_sliding_window_pattern is 2, which"),
         ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping is 5.0"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 50.0}}, "rope_parameters has rope_th"),
+        ("gemma3_text", {"rope_parameters": [1]}, r"rope_parameters is no object: \[1\]"),
         (
             "gemma3_text",
             {"rope_scaling": {"type": "linear", "factor": 4.0}},

@@ -42,8 +42,10 @@ def _refuse_passed_over(fields: Fields, cycle: int) -> None:
             "not read: write layer_types"
         )
     fields.demand("attn_logit_softcapping", None)
-    flat = set(fields("rope_parameters", None) or {}) - {"full_attention", "sliding_attention"}
-    if flat:
+    rotary = fields("rope_parameters", None) or {}
+    if not isinstance(rotary, dict):
+        raise UnsupportedModelError(f"{fields.where}: rope_parameters is no object: {rotary!r:.60}")
+    if flat := rotary.keys() - {"full_attention", "sliding_attention"}:
         raise UnsupportedModelError(
             f"{fields.where}: rope_parameters has {', '.join(sorted(flat))} beside the kinds of "
             "layers, which transformers does not read: write them into full_attention"
