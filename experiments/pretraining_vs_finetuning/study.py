@@ -30,8 +30,8 @@ def is_asked(form: str, point: Mapping[str, Any]) -> bool:
     labels = point[LABELS.keys[0]]
     if "wrong" in point["task"]:
         return labels >= 160 and form in ("from scratch", "full", "LoRA", "TF-IDF")
-    is_few = form != "LoRA, SmolLM2" or labels in (40, 640)
-    return is_few and (point["task"] == "licences" or "," not in form)  # on another base
+    other_base, is_licences = form.partition(", ")[2], point["task"] == "licences"
+    return not other_base or (is_licences and (other_base != "SmolLM2" or labels in (40, 640)))
 
 
 def get_study() -> Study:
