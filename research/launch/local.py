@@ -32,7 +32,7 @@ def add_flags(parser) -> None:
         default=HEARTBEAT_TIMEOUT,
         metavar="SECONDS",
         help="a process that gives no sign of life for so long is killed, and the run started "
-        f"again (default {HEARTBEAT_TIMEOUT:.0f}; 0: never)",
+        f"again (default {HEARTBEAT_TIMEOUT:.0f}, 5 or more; 0: never)",
     )
 
 

@@ -219,13 +219,30 @@ def run_go(template, messages):
     return block(0, None)[0]
 
 
-@pytest.mark.parametrize("template", [DATED, REWRITTEN, THINKING])
+@pytest.mark.parametrize("template", [REWRITTEN, THINKING])
 def test_templates_that_go_cannot_write_are_left_out(template):
-    segments = ollama.chat_segments(template, TOKENS)
-    if template is DATED:  # training's on any day: a date is no message
-        assert segments is not None
-        return
-    assert segments is None
+    assert ollama.chat_segments(template, TOKENS) is None
+
+
+def test_a_date_in_a_modelfile_is_that_of_training():
+    segments = ollama.chat_segments(DATED, TOKENS)
+    question = [{"role": "user", "content": "Hi"}]
+    assert segments is not None and segments.write(question).startswith("26<|im_start|>user")
+
+
+def test_an_adapters_two_templates_go_beside_its_gguf_file(talker, monkeypatch, tmp_path):
+    # it begins as texts do, or the base's file would say otherwise
+    own = "{{ bos_token }}" + CHATML
+    files = {chat_template.TEMPLATE: own.encode(), chat_template.TOOLS: REWRITTEN.encode()}
+    sidecar_files = property(lambda run: files if run.base else {})
+    monkeypatch.setattr(runs.Run, "sidecar_files", sidecar_files)
+    export(talker, "gguf-adapter", tmp_path, "x.gguf")
+    assert (tmp_path / "x.gguf.jinja").read_text() == own
+    assert (tmp_path / "x.gguf.tools.jinja").read_text() == REWRITTEN
+    assert (
+        "# where a conversation has tools, name x.gguf.tools.jinja\n"
+        in (tmp_path / "x.gguf.md").read_text()
+    )
 
 
 def test_a_card_says_why_it_leaves_ollama_out(talker, monkeypatch):
