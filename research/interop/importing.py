@@ -132,6 +132,7 @@ def read_tokenizer(files: Mapping[str, bytes], where: str) -> Tokenizer:
             backend.add_tokens(tokens)
             tokenizer = Tokenizer(backend, **roles)
         tokenizer_settings.check_spaces(files, tokenizer, where)
+        tokenizer_settings.check_ends(files, tokenizer, where)
     try:
         tokenizer_checks.check(text, tokenizer.tokens(), where)
     except ValueError as error:

@@ -17,6 +17,8 @@ from research.text.tokenizer import Tokenizer
 _NAMED_ROLES = tuple(f"{role}_token" for role in "bos eos unk sep pad cls mask".split())
 # classes that put no space before a text where their config is silent, whatever tokenizer.json says
 _WITHOUT_SPACE = ("GPT2Tokenizer", "Qwen2Tokenizer")
+# classes that put begin and end tokens around a text as their config says, in transformers 4
+_WITH_ENDS = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 
 
 def check_listed_tokens(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -> None:
@@ -117,6 +119,27 @@ def check_spaces(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -
             f"({settings.get('tokenizer_class')}) says {str(setting).lower()}: "
             "other tokens. Make both say what the model was trained with"
         )
+
+
+def check_ends(files: Mapping[str, bytes], tokenizer: Tokenizer, where: str) -> None:
+    """Refuses `add_bos_token` and `add_eos_token` that are not what `tokenizer.json` does, of the
+    classes that do as they say in some versions of transformers.
+
+    Raises:
+      UnsupportedModelError: naming both and what to do.
+    """
+    settings = chat_template.read_settings(files)
+    if str(settings.get("tokenizer_class")).removesuffix("Fast") not in _WITH_ENDS:
+        return
+    for name, is_done in (("add_bos_token", tokenizer.roles["opens"]), ("add_eos_token", False)):
+        setting = settings.get(name)
+        if isinstance(setting, bool) and setting != is_done:
+            raise UnsupportedModelError(
+                f"{where}: its post_processor adds {'one' if is_done else 'none'}, and {name} in "
+                f"{chat_template.SETTINGS} beside it says {str(setting).lower()}: transformers 4 "
+                "does as the one says, and 5 as the other. Make both say what the model was "
+                "trained with; Graft writes the end token where an answer or a document ends"
+            )
 
 
 def begins_with(begin_id: int | None, backend: tokenizers.Tokenizer, where: str) -> bool:

@@ -29,7 +29,7 @@ from research.text.template_checks import (
 )
 from research.text.template_input import TemplateInput
 from research.text.tokenizer import Tokenizer
-from research.text.whole_conversation import check_marked, keep_marked
+from research.text.whole_conversation import check_marked, check_others, keep_marked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Writer:
         self._masks_reasoning = reasoning == "mask"
         self._ignored = frozenset(ignored_fields)
         self._checked_tools = {"null"}
+        self._checked_roles: set[frozenset[str]] = set()
         self._names = SpecialNames(tokenizer.special)
         by_length = sorted(tokenizer.named_tokens, key=len, reverse=True)
         self._named_token = re.compile("|".join(map(re.escape, by_length)))
@@ -136,6 +137,10 @@ class Writer:
             for answer in answers
         ]  # fmt: skip
         check_marked(part for answer in result for part in answer.parts)
+        roles = frozenset(message["role"] for message in source.messages)
+        if roles not in self._checked_roles:
+            check_others(source)
+            self._checked_roles.add(roles)
         return result
 
     def prompt(self, conversation: Conversation) -> list[Part]:

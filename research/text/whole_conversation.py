@@ -7,10 +7,13 @@ follows, as one that marks the last answer alone; then the whole conversation de
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 
 from research.text.parts import Part
-from research.text.special_names import find_blocks
+from research.text.rendering import RenderingError, View
+from research.text.special_names import PLACE, find_blocks
+from research.text.template_input import TemplateInput
 
 
 def keep_marked(
@@ -47,6 +50,28 @@ def keep_marked(
     if any(part.weight for part in result) and not has_end:
         raise ValueError(_differs(number, "without its end"))
     return tuple(result)
+
+
+def check_others(source: TemplateInput) -> None:
+    """Raises ValueError where blocks mark what others than the assistant say, which transformers
+    would train on."""
+    signed = tuple(
+        (number, "content", f"{message['content']}{PLACE}{number}{PLACE}")
+        for number, message in enumerate(source.marked)
+        if number not in source.conversation.answers and isinstance(message.get("content"), str)
+    )
+    (rendered,) = source.render([View(len(source.messages), changes=signed)])
+    if isinstance(rendered, RenderingError):
+        return
+    text, blocks = find_blocks(rendered)
+    for sign in re.finditer(f"{PLACE}([0-9]+){PLACE}", text):
+        if any(start <= sign.start() < stop for start, stop in blocks):
+            role = source.marked[int(sign[1])]["role"]
+            raise ValueError(
+                f"The chat template's {{% generation %}} blocks mark message {sign[1]}, of the "
+                f"{role}: only what the assistant says is trained on. Write it outside of them, "
+                "or give the objective another `template`."
+            )
 
 
 def check_marked(parts: Iterable[Part]) -> None:

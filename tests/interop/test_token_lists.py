@@ -144,6 +144,15 @@ def test_a_space_before_texts_on_which_config_and_tokenizer_differ_is_refused(fi
         read(spaced | {"tokenizer_config.json": settings})
 
 
+def test_begin_and_end_tokens_on_which_config_and_tokenizer_differ_are_refused(files):
+    """Transformers 4 does as the config says, 5 as the tokenizer does."""
+    for name, silent in (("add_bos_token", "PreTrainedTokenizerFast"), ("add_eos_token", None)):
+        with pytest.raises(UnsupportedModelError, match=f"adds none, and {name} in .* says true"):
+            read(files({name: True, "tokenizer_class": "LlamaTokenizerFast"}))
+        for settings in ({name: False, "tokenizer_class": "LlamaTokenizer"}, {name: True}):
+            assert read(files({"tokenizer_class": silent} | settings)).end_id == 2
+
+
 def test_special_tokens_that_transformers_would_split_are_refused(files):
     """It then reads those of a chat template as plain text."""
     with pytest.raises(UnsupportedModelError, match="says split_special_tokens"):

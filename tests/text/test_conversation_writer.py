@@ -147,6 +147,9 @@ def test_generation_blocks_are_what_is_trained():
     endless = MARKED.replace("<|im_end|>\n{% endgen", "{% endgen", 1)
     endless = endless.replace("{% endgeneration %}", "{% endgeneration %}<|im_end|>\n")
     check_refused("generation %} block .* ends with '', .* before {% endgeneration", endless, TURNS)
+    marked = "{% else %}{% generation %}{{ m.content }}{% endgeneration %}"
+    all_marked = MARKED.replace("{% else %}{{ m.content }}", marked)
+    check_refused("blocks mark message 0, of the user: only what", all_marked, TURNS)
 
 
 LAST = MARKED.replace("{% if m.role == 'assistant' %}", "{% if m.role[0] == 'a' and loop.last %}")

@@ -61,7 +61,7 @@ def test_template_arguments_under_two_names_are_refused_where_they_differ(tmp_pa
     "field",
     [{"sample_weight": 0.0}, {"loss_weights": [0, 0]}, {"lossMask": [[1, 0]]}, {"weights": "0"}]
     + [{"input_ids": [5, 2]}, {"labels": [-100, 2]}, {"prompt_token_ids": [1]}]
-    + [{"attention_mask": [1, 0]}],
+    + [{"attention_mask": [1, 0]}, {"train_on": False}, {"loss_multiplier": 0}, {"skip": True}],
 )
 def test_a_document_with_weights_or_tokens_under_any_name_is_refused(tmp_path, field):
     (name,) = field
@@ -73,6 +73,7 @@ def test_a_document_with_weights_or_tokens_under_any_name_is_refused(tmp_path, f
 def test_scores_categories_and_weights_of_one_beside_a_document_are_read_over(tmp_path):
     fields = {"weighted_score": 0.3, "labels": ["sports"], "score": 0.1, "loss_mask": [1, 1.0]}
     fields |= {"sample_weight": 1, "token_ids": [], "input_ids": None, "n_labels": 3}
+    fields |= {"train_on": True, "loss_multiplier": 1, "skip": False}
     assert _open(tmp_path, [{"text": "a"} | fields])[0]["text"] == "a"
 
 
