@@ -1,23 +1,34 @@
-"""Evaluates a trained run: bits per byte of held-out text, and questions with known answers.
+"""Evaluates a trained run: held-out text, questions with known answers, answers in words.
 
     graft evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
     graft evaluate --config configs/quickstart/evaluate.py \\
         --run runs/quickstart/pretrain --config.choice.shots=4
 
-Prints a line a task and, with `--out FILE`, writes everything as JSON, answers row by row, so that
-two runs can be compared on the same rows (`research.reports.statistics.paired_difference`).
+Prints a line a metric, with its interval, and with `--out FILE` writes everything as JSON, answer
+by answer. `--against` compares with another run, or with such a file, question by question:
+
+    graft evaluate --config configs/quickstart/evaluate.py \\
+        --run runs/quickstart/lora --against runs/quickstart/full
+
+Answers in words are scored as the config's `tasks` say: docs/guides/evaluate.md.
 A model that one device does not hold: `--config.mesh.data=1 --config.mesh.fsdp=-1`, and with
 --distributed on each host, all hosts together.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from research.config import cli, schema
 from research.runtime.terminal import show
+
+if TYPE_CHECKING:
+    from research.evaluation.results import TaskResult
+    from research.evaluation.tasks import Evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,12 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", required=True, metavar="DIR", help="a run, or a checkpoint of it")
     parser.add_argument("--base", metavar="DIR", help="where a tuned run's base is, if it moved")
     parser.add_argument("--adapter", metavar="NAME", help="of a bank: which adapter to measure")
+    parser.add_argument(
+        "--against", metavar="DIR|FILE", help="another run, or what --out wrote: compare both"
+    )
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
     cli.add_distributed(parser)
     arguments = cli.parse(parser, argv)
 
     from research.checkpoints import runs
     from research.evaluation import tasks
+    from research.evaluation.comparison import compare
     from research.evaluation.report import evaluate_run
     from research.runtime import distributed, files, storage
     from research.runtime.compilation_cache import enable_compilation_cache
@@ -53,12 +68,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         results = evaluate_run(run, evaluation, arguments.adapter)
         report |= results.to_dict()
+        differences = []
+        if arguments.against:
+            differences = compare(results.tasks, _other_results(arguments.against, evaluation))
+            report["against"] = {
+                "path": str(arguments.against),
+                "differences": [dataclasses.asdict(difference) for difference in differences],
+            }
     if not is_main_process:
         return
-    if results.answers is not None and (quality := results.quality):
-        cut_count = results.answers.truncated
-        show(f"right answers: {quality:.1%} % of {quality.n}, {cut_count} cut")
+    for task, result in results.tasks.items():
+        _show_result(task, result)
     for name, bits in report.get("bits_per_byte", {}).items():
         show(f"{name}: {bits:.3f} bits per byte")
+    if differences:
+        show(f"against {arguments.against}:")
+    for each in differences:
+        paired = each.paired.difference
+        show(
+            f"  {each.task}, {each.metric}: {each.first.value:.3f} and {each.second.value:.3f}, "
+            f"{paired:+.3f} (p = {each.p_value:.2g}, corrected)"
+        )
     if arguments.out:
         files.write_json(arguments.out, report)
+
+
+def _other_results(path: str, evaluation: Evaluation) -> Mapping[str, TaskResult]:
+    """The answers of another run, which is asked, or of a file."""
+    from research.checkpoints import runs
+    from research.evaluation.comparison import read_results
+    from research.evaluation.report import evaluate_run
+
+    if Path(path).is_file():
+        return read_results(path)
+    only_questions = dataclasses.replace(evaluation, text=None)
+    return evaluate_run(runs.open_run(path), only_questions).tasks
+
+
+def _show_result(task: str, result: TaskResult) -> None:
+    """A line a metric, and what was cut or could not be read."""
+    for name, estimate in result.metrics.items():
+        show(f"{task}, {name}: {estimate:.1%} % of {estimate.n}")
+    counts = {
+        "questions cut to the window": result.truncated,
+        "answers cut at their longest": result.cut,
+        "answers in which nothing could be read": result.unreadable,
+    }
+    notes = [f"{count} {what}" for what, count in counts.items() if count]
+    tokens = (
+        f"{result.prompt_tokens:,} + {result.new_tokens:,} tokens, " if result.new_tokens else ""
+    )
+    show(f"  {'; '.join([f'{tokens}{result.seconds:.1f} s', *notes])}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from research.batch import Batch
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.evaluation import tasks
+from research.evaluation.generation_task import answer_in_words
+from research.evaluation.results import TaskResult
+from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
 from research.training.heldout_loss import Score, make_score
 
@@ -26,6 +29,14 @@ class Report:
     # source -> bits per byte of its held-out text; None: not asked
     bits_per_byte: dict[str, float] | None
     answers: tasks.Answers | None
+    # task -> its answers in words
+    in_words: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tasks(self) -> dict[str, TaskResult]:
+        """Every task that has answers; the one that chooses among labels is called `choice`."""
+        choice = {} if self.answers is None else {"choice": self.answers.result}
+        return choice | dict(self.in_words)
 
     @property
     def quality(self) -> Estimate | None:
@@ -35,15 +46,15 @@ class Report:
         return proportion_interval(self.answers.correct, groups=self.answers.groups)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `graft evaluate --out` writes; [expected, predicted] of every question."""
+        """What `graft evaluate --out` writes, with the answer to every question."""
         content: dict[str, Any] = {}
         if self.bits_per_byte is not None:
             content["bits_per_byte"] = self.bits_per_byte
         if self.answers is not None and self.quality is not None:
-            rows = zip(self.answers.expected, self.answers.predictions, strict=True)
             content["quality"] = dataclasses.asdict(self.quality)
             content["truncated"] = self.answers.truncated
-            content["answers"] = [list(row) for row in rows]
+        if self.tasks:
+            content["tasks"] = {name: result.to_dict() for name, result in self.tasks.items()}
         return content
 
 
@@ -57,23 +68,34 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
       ValueError: no task, or a bank without a name.
     """
     _check_adapter(run, adapter)
-    if evaluation.text is None and evaluation.choice is None:
-        raise ValueError("the config has neither `text` nor `choice`: nothing to measure")
-    bits_per_byte, answers = None, None
-    with scorer(run, adapter, evaluation.mesh) as score:
+    if evaluation.text is None and evaluation.choice is None and not evaluation.tasks:
+        raise ValueError("the config has neither `text`, `choice` nor `tasks`: nothing to measure")
+    bits_per_byte, answers, results = None, None, {}
+    with loaded_model(run, adapter, evaluation.mesh) as model:
         if evaluation.text is not None:
-            text = tasks.score_text(score, evaluation.text, run.tokenizer)
+            text = tasks.score_text(model.score, evaluation.text, run.tokenizer)
             bits_per_byte = {name: scores.bits_per_byte for name, scores in text.items()}
         if evaluation.choice is not None:
-            answers = tasks.answer_questions(score, evaluation.choice, run.tokenizer)
-    return Report(bits_per_byte, answers)
+            answers = tasks.answer_questions(model.score, evaluation.choice, run.tokenizer)
+        for name, task in evaluation.tasks.items():
+            results[name] = answer_in_words(model.model, model.responder, task, name)
+    return Report(bits_per_byte, answers, results)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model on all devices, and what asks it."""
+
+    model: Any
+    score: Score
+    responder: Responder
 
 
 @contextlib.contextmanager
-def scorer(
+def loaded_model(
     run: Run, adapter: str | None = None, mesh: sharding.MeshConfig | None = None
-) -> Iterator[Score]:
-    """Context with the scoring function of a run, its model loaded onto all devices.
+) -> Iterator[LoadedModel]:
+    """Context with the model of a run, loaded onto all devices.
 
     Args:
       adapter: which of a bank's adapters all rows use.
@@ -83,8 +105,8 @@ def scorer(
       ValueError: a bank without a name, or a name that there is not.
     """
     _check_adapter(run, adapter)
-    bank = run.method.bank_names
     adapter_number = banks.adapter_number(run.method, adapter)
+    number = adapter_number if run.method.bank_names else None
 
     devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
     with sharding.mesh_context(devices, rules):
@@ -95,7 +117,17 @@ def scorer(
             rows = np.full(len(batch.tokens), adapter_number, np.int32)
             return score(dataclasses.replace(batch, adapter=rows))
 
-        yield with_adapter if bank else score
+        responder = Responder(run, adapter or "", number)
+        yield LoadedModel(model, score if number is None else with_adapter, responder)
+
+
+@contextlib.contextmanager
+def scorer(
+    run: Run, adapter: str | None = None, mesh: sharding.MeshConfig | None = None
+) -> Iterator[Score]:
+    """Context with the scoring function of a run alone; see `loaded_model`."""
+    with loaded_model(run, adapter, mesh) as model:
+        yield model.score
 
 
 def _check_adapter(run: Run, adapter: str | None) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from research.config.schema import Count, Positive
+from research.config.schema import Count, Name, Positive
 from research.data.config import DataConfig
 from research.data.heldout import HeldOut
 from research.data.sources import AnySourceConfig, SourceConfig, open_source
 from research.data.sources.base import RecordsConfig
 from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring
+from research.evaluation.generation_task import GenerationTask
+from research.evaluation.questions import digest, draw_rows
+from research.evaluation.results import Answer, TaskResult
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from research.text.tokenizer import Tokenizer
@@ -66,6 +69,8 @@ class Evaluation:
 
     text: TextTask | None = None
     choice: ChoiceTask | None = None
+    # questions that are answered in words, by name
+    tasks: Mapping[Name, GenerationTask] = dataclasses.field(default_factory=dict)
     # how devices are arranged: each holds the whole model unless mesh.fsdp or mesh.tensor shares it
     mesh: MeshConfig = MeshConfig()
 
@@ -87,6 +92,22 @@ class Answers:
     @property
     def correct(self) -> np.ndarray:
         return np.asarray(self.expected) == np.asarray(self.predictions)
+
+    @property
+    def result(self) -> TaskResult:
+        """The same as the result of any task; its metric is `right`."""
+        rows = zip(self.prompts, self.expected, self.predictions, strict=True)
+        answers = [
+            Answer(
+                question=prompt,
+                answer=prediction,
+                digest=digest([prompt, expected]),
+                scores={"right": float(expected == prediction)},
+                group=None if self.groups is None else str(self.groups[number]),
+            )
+            for number, (prompt, expected, prediction) in enumerate(rows)
+        ]
+        return TaskResult(answers, self.truncated, self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +201,7 @@ def _labels(source: SourceConfig) -> list[str]:
 
 def question_rows(task: ChoiceTask, rows: int) -> list[int]:
     """Rows of the split that are asked, in their order."""
-    if task.max_questions is None or task.max_questions >= rows:
-        return list(range(rows))
-    sampled_rows = np.random.default_rng(0).permutation(rows)[: task.max_questions]
-    return sorted(int(i) for i in sampled_rows)
+    return draw_rows(rows, task.max_questions)
 
 
 def worked_example_ids(train_data: Any, task: ChoiceTask, tokenizer: Tokenizer) -> list[int]:

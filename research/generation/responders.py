@@ -31,7 +31,15 @@ class Responder:
         return self.run.experiment.data.objective if self.run.experiment else None
 
     def prompt_ids(self, conversation: Conversation, raw: bool = False) -> list[int]:
-        """Token ids of a prompt in the objective's template, or the imported model's chat template.
+        """As `prompt`; says on the terminal that a prompt was cut."""
+        ids, is_truncated = self.prompt(conversation, raw)
+        if is_truncated:
+            print(f"(cut to fit {len(ids)} tokens)", file=sys.stderr)
+        return ids
+
+    def prompt(self, conversation: Conversation, raw: bool = False) -> tuple[list[int], bool]:
+        """Token ids of a prompt in the objective's template, or the imported model's chat template,
+        and whether it was cut.
 
         Args:
           conversation: the turns so far, the user's last; its tools and template arguments.
@@ -43,18 +51,14 @@ class Responder:
         """
         tokenizer, experiment = self.run.tokenizer, self.run.experiment
         if raw:
-            return bare_prompt(tokenizer, last_text(conversation))
+            return bare_prompt(tokenizer, last_text(conversation)), False
         if experiment is not None:
             length = experiment.data.sequence_length
-            objective = experiment.data.objective
-            ids, is_truncated = objective.prompt_ids(tokenizer, conversation, length)
-            if is_truncated:
-                print(f"(cut to fit {length} tokens)", file=sys.stderr)
-            return ids
+            return experiment.data.objective.prompt_ids(tokenizer, conversation, length)
         template = chat_template.find_template(self.run.sidecar_files)
         if template is None:
-            return bare_prompt(tokenizer, last_text(conversation))
-        return Writer(template, tokenizer).prompt_ids(conversation)
+            return bare_prompt(tokenizer, last_text(conversation)), False
+        return Writer(template, tokenizer).prompt_ids(conversation), False
 
 
 def find_responders(

@@ -14,11 +14,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
 
-def parse(content: bytes | str) -> Any:
+def parse(content: bytes | str, strict: bool = False) -> Any:
     """The value of a JSON text.
+
+    Args:
+        strict: without the numbers of Python that JSON has not, NaN and Infinity.
 
     Raises:
         ValueError: it is no JSON, nested too deeply, or an object in it has a key twice.
@@ -26,6 +34,6 @@ def parse(content: bytes | str) -> Any:
     if isinstance(content, bytes):
         content = content.decode(json.detect_encoding(content), "surrogatepass")
     try:
-        return _DECODER.decode(content)
+        return (_STRICT if strict else _DECODER).decode(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -328,6 +328,8 @@ def _scores(results: Report) -> dict[str, Any]:
     if bits := results.bits_per_byte:
         columns["bits_per_byte"] = sum(bits.values()) / len(bits)
         columns |= {f"bits_per_byte/{name}": value for name, value in bits.items()}
+    for task, result in results.in_words.items():
+        columns |= {f"{task}/{name}": value.value for name, value in result.metrics.items()}
     if results.answers is not None and (quality := results.quality):
         columns |= {
             "quality": quality.value,

@@ -1,0 +1,117 @@
+"""Questions of a labelled split: what a model is asked, and the record that its answer is held
+against."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from research.data.sources import SourceConfig, open_source
+from research.data.sources.base import RecordsConfig
+from research.data.sources.formats import OF_OBJECTIVES
+from research.data.sources.formats.unread import METADATA
+from research.text.conversation import Conversation, from_messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked, and what is known of it."""
+
+    # of its row in the split
+    row: int
+    # it ends where the model is asked
+    conversation: Conversation
+    # the record, `completion` the last answer where it is a conversation
+    record: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The last message, as a table shows it."""
+        return str(self.conversation.messages[-1]["content"])
+
+    @property
+    def digest(self) -> str:
+        """The same for the same question and right answer."""
+        source = self.conversation
+        return digest([source.messages, source.tools, self.record.get("completion")])
+
+
+def digest(content: Any) -> str:
+    """Sixteen hexadecimal digits of a question as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_questions(
+    source: SourceConfig, split: str, reads: Collection[str], max_questions: int | None = None
+) -> list[Question]:
+    """The questions of a split.
+
+    Args:
+      source: pairs of prompt and completion, or conversations, whose last answer is the right one.
+      split: of the source.
+      reads: fields that are read of its records beside those of its format.
+      max_questions: how many are drawn at most, by a fixed seed.
+
+    Raises:
+      ValueError: there are fewer than two, or a record asks nothing; names the row.
+    """
+    if isinstance(source, RecordsConfig):
+        extra = sorted(set(reads) - OF_OBJECTIVES - METADATA)
+        unused = (*source.unused_fields, *map(re.escape, extra))
+        source = dataclasses.replace(source, unused_fields=unused)
+    data = open_source(source, split)
+    if len(data) < 2:
+        raise ValueError(f"{data.name} has {len(data)} questions: nothing can be said of so few")
+    return [_read(data[row], row, data.name) for row in draw_rows(len(data), max_questions)]
+
+
+def draw_rows(count: int, max_rows: int | None) -> list[int]:
+    """At most so many of `count` rows, drawn by a fixed seed, in their order."""
+    if max_rows is None or max_rows >= count:
+        return list(range(count))
+    return sorted(int(i) for i in np.random.default_rng(0).permutation(count)[:max_rows])
+
+
+def groups_of(questions: list[Question], field: str | None) -> np.ndarray | None:
+    """[N] the field of every record; None where none has it.
+
+    Raises:
+      ValueError: only some have it, or all are one group.
+    """
+    having = [field in question.record for question in questions]
+    if not any(having):
+        return None
+    if not all(having):
+        row = questions[having.index(False)].row
+        raise ValueError(f"row {row} has no field {field!r}, by which others are grouped")
+    groups = np.asarray([str(question.record[field]) for question in questions])
+    if len(set(groups)) == 1:
+        raise ValueError(
+            f"all questions have the {field} {groups[0]!r}: they are one group, of which no "
+            "interval can be told; set the task's `group` to another field, or to None"
+        )
+    return groups
+
+
+def _read(record: Mapping[str, Any], row: int, name: str) -> Question:
+    messages = record.get("messages")
+    arguments = (record.get("tools") or (), record.get("template_arguments"))
+    if isinstance(messages, list):
+        *before, last = messages
+        if last["role"] == "assistant" and before:
+            known = {"completion": last["content"], **record}
+            return Question(row, from_messages(before, *arguments), known)
+        return Question(row, from_messages(messages, *arguments), record)
+    if not isinstance(record.get("prompt"), str):
+        raise ValueError(
+            f"{name}, row {row}: there is no question: neither 'prompt' nor 'messages', only "
+            f"{sorted(record)}; name them in the source's `fields`"
+        )
+    message = {"role": "user", "content": record["prompt"]}
+    return Question(row, from_messages([message], *arguments), record)

@@ -1,0 +1,75 @@
+"""What scores an answer: the protocol, and how references are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from collections.abc import Mapping
+from typing import Any
+
+# Articles that the answers of SQuAD are compared without (Rajpurkar 2016, arXiv:1606.05250).
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of one answer."""
+
+    # metric -> number, the higher the better
+    values: Mapping[str, float]
+    # why nothing could be read in the answer, whose values are then the lowest; empty: it could
+    unreadable: str = ""
+
+
+class Scorer:
+    """Scores answers; each is a frozen dataclass with a `kind: Literal[...]` of its own.
+
+    A scorer keeps nothing between answers: any order and any machine gives the same numbers.
+    """
+
+    # Its name in the registry and in configs.
+    kind: str
+    # What its metrics are called; empty: as its kind.
+    name: str
+
+    @property
+    def label(self) -> str:
+        """What its metrics are called, or begin with."""
+        return self.name or self.kind
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of a record that it reads."""
+        raise NotImplementedError
+
+    def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
+        """Scores an answer to a record's question.
+
+        Raises:
+            ValueError: the record has no reference that it could be compared with.
+        """
+        raise NotImplementedError
+
+
+def references(record: Mapping[str, Any], field: str) -> list[str]:
+    """The right answers that a record gives: a text, a number, or a list of them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    value = record.get(field)
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values or not all(isinstance(v, str | int | float) for v in values):
+        raise ValueError(
+            f"its {field!r} is no right answer (a text, or a list of texts), but "
+            f"{value!r:.60}; fields: {', '.join(sorted(record))}"
+        )
+    return [v if isinstance(v, str) else str(v) for v in values]
+
+
+def as_in_squad(text: str) -> str:
+    """Lower case, without punctuation and articles, single spaces: as SQuAD's own script."""
+    text = _ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION))
+    return " ".join(text.split())

@@ -1,0 +1,70 @@
+"""Whether the number that an answer comes to is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from research.config.schema import Share
+from research.evaluation.scorers.base import Scorer, Scores, references
+
+# 1,234.5 or 1234.5 or .5, with a sign, a currency and an exponent; not the digits of x2 or v1.2
+_NUMBER = re.compile(
+    r"(?<![\w.,])(?=[-+\u2212]?\$?\.?\d)[-+\u2212]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d*)(?:\.\d+)?"
+    r"(?:[eE][-+]?\d+)?"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numeric(Scorer):
+    """1 where the last number of an answer equals that of a reference.
+
+    As in GSM8K (Cobbe 2021, arXiv:2110.14168), whose solutions end in `#### 72`. A currency sign
+    before a number, and commas between thousands, are no part of it; a fraction is two numbers.
+    """
+
+    # the field with the right answer, or a list of right ones: numbers, or texts that end in one
+    reference: str = "completion"
+    # regular expression of what the number follows, where it is there, as "####|answer is"; the
+    # last match counts
+    after: str | None = None
+    # relative error that is still right
+    tolerance: Share = 0.0
+    name: str = ""
+    kind: Literal["numeric"] = "numeric"
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.after or "")
+        except re.error as error:
+            raise ValueError(f"after: no regular expression: {error}") from None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.reference})
+
+    def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
+        right = [self._find(text) for text in references(record, self.reference)]
+        if None in right:
+            raise ValueError(f"its {self.reference!r} holds no number: {record[self.reference]!r}")
+        number = self._find(answer)
+        if number is None:
+            return Scores({self.label: 0.0}, "there is no number in it")
+        is_right = [math.isclose(number, r, rel_tol=self.tolerance) for r in right if r is not None]
+        return Scores({self.label: float(any(is_right))})
+
+    def _find(self, text: str) -> float | None:
+        """The last number behind what it follows, or the first one there; of all, the last."""
+        if self.after is not None and (marks := list(re.finditer(self.after, text))):
+            match = _NUMBER.search(text, marks[-1].end())
+            return None if match is None else _value(match.group())
+        matches = _NUMBER.findall(text)
+        return _value(matches[-1]) if matches else None
+
+
+def _value(text: str) -> float:
+    plain = text.replace("\u2212", "-").replace("$", "").replace(",", "")
+    return float(plain)

@@ -1,0 +1,36 @@
+"""Whether an answer has a form."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from research.evaluation.scorers.base import Scorer, Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern(Scorer):
+    """1 where an answer matches a regular expression, white space at its ends aside."""
+
+    pattern: str
+    # whether the whole answer must match, or something in it
+    whole: bool = True
+    name: str = ""
+    kind: Literal["pattern"] = "pattern"
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern: no regular expression: {error}") from None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset()
+
+    def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
+        find = re.fullmatch if self.whole else re.search
+        is_match = find(self.pattern, answer.strip(), re.DOTALL) is not None
+        return Scores({self.label: float(is_match)})

@@ -1,0 +1,60 @@
+"""Scorers in files of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from research.config.user_code import errors_with_line, load_file
+from research.evaluation.scorers.base import Scorer, Scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Python(Scorer):
+    """A function of a file of one's own: `score(answer, record)` gives a number, or metric ->
+    number."""
+
+    # `path/to/file.py:function`
+    path: str
+    # fields of a record that it reads
+    fields: tuple[str, ...] = ("completion",)
+    name: str = ""
+    kind: Literal["python"] = "python"
+
+    def __post_init__(self) -> None:
+        file, _, function = self.path.rpartition(":")
+        if not file.endswith(".py") or not function.isidentifier():
+            raise ValueError(f"path: write it as path/to/file.py:function, not {self.path!r}")
+
+    @property
+    def label(self) -> str:
+        return self.name or self.path.rpartition(":")[2]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(self.fields)
+
+    def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
+        file, _, name = self.path.rpartition(":")
+        function = _load(file, name)
+        with errors_with_line(file):
+            result = function(answer, dict(record))
+        values = result if isinstance(result, Mapping) else {"": result}
+        for metric, value in values.items():
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not isinstance(metric, str) or not is_number:
+                raise ValueError(
+                    f"{self.path} must return a number, or names and numbers, not {result!r:.60}"
+                )
+        return Scores({f"{self.label}/{n}".removesuffix("/"): float(v) for n, v in values.items()})
+
+
+@functools.lru_cache(maxsize=64)
+def _load(file: str, name: str) -> Any:
+    module = load_file(file)
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"{file} has no function {name!r}")
+    return getattr(module, name)

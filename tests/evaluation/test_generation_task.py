@@ -1,0 +1,171 @@
+"""Answers in words: what is asked, what counts, and what two models' answers come to."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from research.checkpoints import runs
+from research.commands import evaluate
+from research.config import schema
+from research.data.sources import JsonlConfig
+from research.evaluation import comparison, questions, results
+from research.evaluation.generation_task import GenerationTask, without_thoughts
+from research.evaluation.report import evaluate_run
+from research.evaluation.results import Answer, TaskResult
+from research.evaluation.scorers.exact_match import ExactMatch
+from research.evaluation.scorers.token_f1 import TokenF1
+from research.evaluation.tasks import Evaluation
+from research.generation import decode
+from research.objectives import Supervised
+from research.reports.statistics import paired_difference
+from research.training.loop import train
+from tests.helpers.tiny_run import world
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return JsonlConfig("a", str(path))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return world(tmp_path_factory.getbasetemp())
+
+
+def task(place, **settings):
+    source = place.questions().sources[0]
+    chosen = {"split": "heldout", "scorers": (ExactMatch(), TokenF1()), "max_tokens": 6}
+    return GenerationTask(source, **chosen | {"batch_size": 5} | settings)
+
+
+def test_answers_are_those_that_each_question_gets_alone(place):
+    """However questions are batched: 12 of them in batches of 5, of prompts of other lengths."""
+    run = runs.open_run(place.base)
+    objective = Supervised(template="Q: {prompt}\nA: ", answer_tokens=8)
+    evaluation = Evaluation(tasks={"colours": task(place, objective=objective)})
+    result = evaluate_run(run, evaluation).tasks["colours"]
+    assert len(result.answers) == 12 and result.metrics.keys() == {"exact_match", "token_f1"}
+    model = runs.load_model(run, *_everywhere())
+    for answer in result.answers[::5]:
+        ids, _ = objective.encode_prompt(run.tokenizer, answer.question, 1024)
+        (alone,) = decode.generate(model, [ids], 6, run.tokenizer.end_id)
+        assert answer.answer == run.tokenizer.decode(alone)
+        assert (answer.prompt_tokens, answer.new_tokens) == (len(ids), len(alone))
+        assert answer.is_cut == (len(alone) == 6)
+
+
+def _everywhere():
+    from research import sharding
+
+    return sharding.MeshConfig().make(), sharding.RULES
+
+
+def test_a_tuned_run_is_compared_with_its_base_by_the_command(place, tmp_path, capsys):
+    train(place.tuning(40), tmp_path / "tuned")
+    config = tmp_path / "config.py"
+    content = schema.to_dict(Evaluation(tasks={"colours": task(place)}))
+    config.write_text(f"def get_config():\n    return {content!r}\n")
+    line = ["--config", str(config), "--run", str(tmp_path / "tuned")]
+    evaluate.main([*line, "--against", str(place.base), "--out", str(tmp_path / "tuned.json")])
+    printed = capsys.readouterr().out
+    assert "colours, exact_match: " in printed and f"against {place.base}:" in printed
+    written = json.loads((tmp_path / "tuned.json").read_text())
+    (difference, _) = written["against"]["differences"]
+    tuned = comparison.read_results(tmp_path / "tuned.json")["colours"]
+    right = [answer.scores["exact_match"] for answer in tuned.answers]
+    assert difference["first"]["value"] == np.mean(right)
+    # a file in the place of a run gives the same numbers
+    evaluate.main([*line, "--against", str(tmp_path / "tuned.json")])
+    assert capsys.readouterr().out.count(", +0.000 [") == 2
+
+
+def test_thoughts_are_no_part_of_an_answer():
+    assert without_thoughts("<think>\n7?\n</think>\n\n8") == "\n\n8"
+    assert without_thoughts("so 7?</think>8") == "8"  # as where the prompt opens them
+    assert without_thoughts("<think> 7") == "" and without_thoughts("7") == "7"
+
+
+def test_conversations_are_asked_up_to_their_last_answer(tmp_path):
+    talk = [
+        {"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))
+    ]
+    last = {"role": "assistant", "content": "d"}
+    source = write(tmp_path / "a.jsonl", [{"messages": [*talk, last]}, {"messages": talk}])
+    whole, open_ended = questions.read_questions(source, "train", ["completion"])
+    assert whole.conversation == open_ended.conversation and whole.text == "c"
+    assert whole.record["completion"] == "d" and "completion" not in open_ended.record
+    assert whole.digest != open_ended.digest
+
+
+def test_fields_that_scorers_read_are_not_lost(tmp_path):
+    records = [{"prompt": "a", "completion": "b", "most": 3, "cluster": i // 2} for i in range(4)]
+    source = write(tmp_path / "a.jsonl", records)
+    with pytest.raises(ValueError, match="'most' would be lost"):
+        questions.read_questions(source, "train", [])
+    rows = questions.read_questions(source, "train", ["most", "cluster", "completion"])
+    assert [row.record["most"] for row in rows] == [3] * 4
+    assert questions.groups_of(rows, "cluster").tolist() == ["0", "0", "1", "1"]
+    assert questions.groups_of(rows, "none") is None
+
+
+def test_bad_questions_are_refused_before_any_is_asked(place, tmp_path, monkeypatch):
+    run = runs.open_run(place.base)
+    monkeypatch.setattr(decode, "generate", lambda *_: pytest.fail("it was asked"))
+
+    def ask(records, *scorers):
+        source = write(tmp_path / "a.jsonl", records)
+        scorers = scorers or (ExactMatch(),)
+        asked = GenerationTask(source, scorers, split="train")
+        return evaluate_run(run, Evaluation(tasks={"a": asked}))
+
+    pair = {"prompt": "a", "completion": "b"}
+    with pytest.raises(ValueError, match="has 1 questions: nothing can be said"):
+        ask([pair])
+    with pytest.raises(ValueError, match=r"row 1, exact_match: its 'aliases' is no right answer"):
+        ask([pair | {"aliases": ["b"]}, pair], ExactMatch(reference="aliases"))
+    with pytest.raises(ValueError, match=r"row 1 has no field 'cluster'"):
+        ask([pair | {"cluster": 1}, pair])
+    with pytest.raises(ValueError, match="all questions have the cluster '1': they are one group"):
+        ask([pair | {"cluster": 1}] * 2)
+    with pytest.raises(ValueError, match="two scorers are called 'exact_match'"):
+        GenerationTask(place.questions().sources[0], (ExactMatch(), ExactMatch()))
+    with pytest.raises(ValueError, match="needs `scorers`"):
+        GenerationTask(place.questions().sources[0], ())
+
+
+def result(rights, metric="right", **settings):
+    answers = [
+        Answer(str(i), "x", questions.digest(i), {metric: float(right)}, **settings)
+        for i, right in enumerate(rights)
+    ]
+    return TaskResult(answers, 0, 1.0)
+
+
+def test_two_models_are_compared_on_the_same_questions_in_any_order():
+    a, b = [1, 1, 1, 0, 1, 0, 1, 1], [0, 1, 0, 0, 1, 0, 0, 1]
+    second = result(b)
+    shuffled = dataclasses.replace(second, answers=second.answers[::-1])
+    (one,) = comparison.compare({"t": result(a)}, {"t": shuffled, "u": second})
+    paired = paired_difference(np.asarray(a), np.asarray(b))
+    assert (one.task, one.metric, one.paired, one.p_value) == ("t", "right", paired, paired.p_value)
+    (degrees,) = comparison.compare({"t": result([0.5, 0.7, 0.2])}, {"t": result([0.4, 0.5, 0.1])})
+    assert degrees.paired.difference.value == pytest.approx(0.4 / 3)  # a mean of three
+    with pytest.raises(ValueError, match="2 questions in common, of 3 and 2"):
+        comparison.compare({"t": result([1, 0, 1])}, {"t": result([1, 0])})
+    with pytest.raises(ValueError, match="no task in common: t and u"):
+        comparison.compare({"t": second}, {"u": second})
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    first = result([1, 0, 0.5], is_cut=True, unreadable="no number", new_tokens=3)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"tasks": {"t": first.to_dict()}}))
+    assert comparison.read_results(path)["t"] == first
+    assert (first.cut, first.unreadable, first.new_tokens) == (3, 3, 9)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="no answers to compare with .*--out"):
+        comparison.read_results(path)
+    once = [*result([1, 0]).answers, *result([0.3], "rare").answers]
+    assert results.TaskResult(once, 0, 1.0).metrics.keys() == {"right"}  # no interval of one
