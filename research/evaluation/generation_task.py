@@ -89,8 +89,8 @@ def answer_in_words(
     answers = []
     for number, (question, (ids, _)) in enumerate(zip(questions, prompts, strict=True)):
         text, new_tokens = texts[number]
-        said = without_thoughts(text)
-        scores = [scorer.score(said, question.record) for scorer in task.scorers]
+        plain_text = without_thoughts(text)
+        scores = [scorer.score(plain_text, question.record) for scorer in task.scorers]
         answers.append(
             Answer(
                 question=question.text,
@@ -109,9 +109,9 @@ def answer_in_words(
 
 def without_thoughts(text: str) -> str:
     """What an answer says after its thoughts; nothing where they do not end."""
-    _, end, said = text.rpartition("</think>")
+    _, end, rest = text.rpartition("</think>")
     if end:
-        return said
+        return rest
     return "" if text.lstrip().startswith("<think>") else text
 
 

@@ -137,10 +137,7 @@ class Writer:
             for answer in answers
         ]  # fmt: skip
         check_marked(part for answer in result for part in answer.parts)
-        roles = frozenset(message["role"] for message in source.messages)
-        if roles not in self._checked_roles:
-            check_others(source)
-            self._checked_roles.add(roles)
+        check_others(source, self._checked_roles)
         return result
 
     def prompt(self, conversation: Conversation) -> list[Part]:

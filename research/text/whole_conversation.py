@@ -52,16 +52,24 @@ def keep_marked(
     return tuple(result)
 
 
-def check_others(source: TemplateInput) -> None:
+def check_others(source: TemplateInput, checked_roles: set[frozenset[str]]) -> None:
     """Raises ValueError where blocks mark what others than the assistant say, which transformers
-    would train on."""
+    would train on.
+
+    Args:
+      source: a conversation and its template.
+      checked_roles: the speakers of conversations that were looked at before, and of this one then.
+    """
+    roles = frozenset(message["role"] for message in source.messages)
+    if roles in checked_roles:
+        return
     signed = tuple(
         (number, "content", f"{message['content']}{PLACE}{number}{PLACE}")
         for number, message in enumerate(source.marked)
         if number not in source.conversation.answers and isinstance(message.get("content"), str)
     )
     (rendered,) = source.render([View(len(source.messages), changes=signed)])
-    if isinstance(rendered, RenderingError):
+    if isinstance(rendered, RenderingError):  # looked at again where the next one can be
         return
     text, blocks = find_blocks(rendered)
     for sign in re.finditer(f"{PLACE}([0-9]+){PLACE}", text):
@@ -72,6 +80,7 @@ def check_others(source: TemplateInput) -> None:
                 f"{role}: only what the assistant says is trained on. Write it outside of them, "
                 "or give the objective another `template`."
             )
+    checked_roles.add(roles)
 
 
 def check_marked(parts: Iterable[Part]) -> None:

@@ -36,8 +36,8 @@ def place(tmp_path_factory):
 
 def task(place, **settings):
     source = place.questions().sources[0]
-    chosen = {"split": "heldout", "scorers": (ExactMatch(), TokenF1()), "max_tokens": 6}
-    return GenerationTask(source, **chosen | {"batch_size": 5} | settings)
+    defaults = {"split": "heldout", "scorers": (ExactMatch(), TokenF1()), "max_tokens": 6}
+    return GenerationTask(source, **defaults | {"batch_size": 5} | settings)
 
 
 def test_answers_are_those_that_each_question_gets_alone(place):
@@ -71,8 +71,8 @@ def test_a_tuned_run_is_compared_with_its_base_by_the_command(place, tmp_path, c
     evaluate.main([*line, "--against", str(place.base), "--out", str(tmp_path / "tuned.json")])
     printed = capsys.readouterr().out
     assert "colours, exact_match: " in printed and f"against {place.base}:" in printed
-    written = json.loads((tmp_path / "tuned.json").read_text())
-    (difference, _) = written["against"]["differences"]
+    content = json.loads((tmp_path / "tuned.json").read_text())
+    (difference, _) = content["against"]["differences"]
     tuned = comparison.read_results(tmp_path / "tuned.json")["colours"]
     right = [answer.scores["exact_match"] for answer in tuned.answers]
     assert difference["first"]["value"] == np.mean(right)
@@ -117,8 +117,8 @@ def test_bad_questions_are_refused_before_any_is_asked(place, tmp_path, monkeypa
     def ask(records, *scorers):
         source = write(tmp_path / "a.jsonl", records)
         scorers = scorers or (ExactMatch(),)
-        asked = GenerationTask(source, scorers, split="train")
-        return evaluate_run(run, Evaluation(tasks={"a": asked}))
+        the_task = GenerationTask(source, scorers, split="train")
+        return evaluate_run(run, Evaluation(tasks={"a": the_task}))
 
     pair = {"prompt": "a", "completion": "b"}
     with pytest.raises(ValueError, match="has 1 questions: nothing can be said"):

@@ -200,5 +200,5 @@ def test_a_function_of_ones_own_scores(tmp_path):
 
 def test_every_scorer_is_known_by_its_kind():
     assert all(cls.kind == kind for kind, cls in SCORERS.items())
-    built = schema.build(_Holder, {"scorer": {"kind": "numeric", "tolerance": 0.1}})
-    assert built.scorer == Numeric(tolerance=0.1)
+    holder = schema.build(_Holder, {"scorer": {"kind": "numeric", "tolerance": 0.1}})
+    assert holder.scorer == Numeric(tolerance=0.1)

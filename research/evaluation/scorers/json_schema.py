@@ -61,9 +61,10 @@ class JsonSchema(Scorer):
             is_valid = _validator(json.dumps(self.schema)).is_valid(content)
             values[f"{self.label}/valid"] = float(is_valid)
         if self.reference is not None:
-            said = _leaves(content)
-            equal = {p for p in said.keys() & fields.keys() if self._same(said[p], fields[p])}
-            paths = said.keys() | fields.keys()
+            leaves = _leaves(content)
+            paths = leaves.keys() | fields.keys()
+            common = leaves.keys() & fields.keys()
+            equal = {path for path in common if self._same(leaves[path], fields[path])}
             values[f"{self.label}/exact"] = float(len(equal) == len(paths))
             values[f"{self.label}/fields"] = len(equal) / len(paths)
             values |= {f"{self.label}/field/{path}": 1.0 for path in equal if path}

@@ -36,13 +36,13 @@ METADATA = frozenset(
 # LLaMA-Factory's. True and false are 1 and 0; several are multiplied.
 WEIGHTS = (WEIGHT, "train", "training", "loss", "loss_scale", "loss_weight")
 # Names of what says that a record is trained on, or is not.
-_CHOSEN = ("train_on", "is_train", "use_for_training", "loss_multiplier")
+_TAKES_PART = ("train_on", "is_train", "use_for_training", "loss_multiplier")
 _LEFT_OUT = ("skip", "exclude", "ignore", "discard")
 # Answers: what such a field says must be one of those that are trained on.
 _ANSWERS = ("completion", "response", "answer", "output", "chosen")
 # Values that ask for what is done anyway: a bad answer is not told by a true one.
 _DONE_ANYWAY = dict.fromkeys((*WEIGHTS, "weights", "kto_tag", "is_correct", "label"), 1)
-_DONE_ANYWAY |= dict.fromkeys(_CHOSEN, 1) | dict.fromkeys(_LEFT_OUT, 0)
+_DONE_ANYWAY |= dict.fromkeys(_TAKES_PART, 1) | dict.fromkeys(_LEFT_OUT, 0)
 _DONE_ANYWAY |= {"train_on_inputs": 0, "mask_history": 0}
 
 # Fields that say how a record is trained on: refused beside a document, too.
@@ -51,7 +51,7 @@ _TRAINING = dict.fromkeys(
     + ("assistant_masks",),
     "give messages a weight",
 ) | dict.fromkeys(("kto_tag", "is_correct"), "leave records with bad answers out")
-_TRAINING |= dict.fromkeys((*_CHOSEN, *_LEFT_OUT), "leave such records out")
+_TRAINING |= dict.fromkeys((*_TAKES_PART, *_LEFT_OUT), "leave such records out")
 
 
 def _hints() -> dict[str, str]:
