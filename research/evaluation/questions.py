@@ -79,11 +79,13 @@ def draw_rows(count: int, max_rows: int | None) -> list[int]:
 
 
 def groups_of(questions: list[Question], field: str | None) -> np.ndarray | None:
-    """[N] the field of every record; None where none has it.
+    """[N] the field of every record; None where none has it, or none is asked for.
 
     Raises:
       ValueError: only some have it, or all are one group.
     """
+    if field is None:
+        return None
     having = [field in question.record for question in questions]
     if not any(having):
         return None
