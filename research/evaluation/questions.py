@@ -95,7 +95,7 @@ def groups_of(questions: list[Question], field: str | None) -> np.ndarray | None
     groups = np.asarray([str(question.record[field]) for question in questions])
     if len(set(groups)) == 1:
         raise ValueError(
-            f"all questions have the {field} {groups[0]!r}: they are one group, of which no "
+            f"all questions have the {field} {str(groups[0])!r}: they are one group, of which no "
             "interval can be told; set the task's `group` to another field, or to None"
         )
     return groups
