@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from configs.studies.labels import LONGER, MAKES, SCRATCH, SMOLLM2, task
+from configs.studies.labels import LONGER, MAKES, SCRATCH, SHOTS, SMOLLM2, task
 from research import studies
 from research.studies import Comparison, Form, Stage, Study, Sweep, axis, product, variants
 
@@ -21,7 +21,7 @@ FORMS = {
     "full, longer base": Form(LONGER, FULL),
     "LoRA, longer base": Form(LONGER | LORA, ADAPTERS),
     "LoRA, SmolLM2": Form(SMOLLM2 | LORA, (5e-4, 1e-3, 2e-3)),
-    "three examples in the prompt": Form({"evaluation.choice.shots": 3}, way="prompted"),
+    "three examples in the prompt": Form(SHOTS, way="prompted"),
     "TF-IDF": Form(way="tfidf_linear"),
 }
 
