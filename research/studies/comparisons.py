@@ -3,6 +3,7 @@
 Comparison("lora", "full")                    lora ends better than full, at every point
 Comparison("rank=1", "rank=16", margin=0.05)  in every form the two differ by less than 0.05
 Comparison("rank=1", "full rank=16")          against one cell
+Comparison("lora", "full", across="steps")    over all numbers of steps at once, on average
 Ratio("lora", "full", 5, 20)                  lora's best rate is 5 to 20 times full tuning's
 Trend("rank", -0.1, 0.1, of="best")           the best rate hardly moves as the rank doubles
 Trend("steps", 0, cells="lora", less="full")  lora falls behind full as the steps double
@@ -34,6 +35,9 @@ class Comparison:
     worse: str
     # claims instead that they differ by less than this, in the metric
     margin: float | None = None
+    # an axis over whose points the difference is averaged, seed by seed: one claim instead of one
+    # for each point, which fewer seeds can tell
+    across: str = ""
     # what was published of it
     published: str = ""
     # the number that is compared, and which is better; None: the study's
@@ -46,11 +50,24 @@ class Comparison:
             text = f"{self.better} beats {self.worse}"
         else:
             text = f"{self.better} and {self.worse} differ by less than {self.margin:g}"
-        return f"{text} in {self.metric}" if self.metric else text
+        text += f" in {self.metric}" if self.metric else ""
+        return f"{text} across {self.across.rpartition('.')[2]}" if self.across else text
 
     def pairs(self, candidates: Sequence[Cell]) -> list[Pair]:
         """The cells that it compares."""
         return cells.pairs(self.better, self.worse, candidates)
+
+    def groups(self, candidates: Sequence[Cell]) -> dict[str, list[Pair]]:
+        """What pairs have in common -> those that one verdict is about."""
+        pairs = self.pairs(candidates)
+        if not self.across:
+            return {pair.label: [pair] for pair in pairs}
+        key = _axis(self.across, candidates, "a comparison goes across")
+        groups: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            others = {name: value for name, value in pair.first.point.items() if name != key}
+            groups.setdefault(" ".join(Cell("", 0, others).parts), []).append(pair)
+        return groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,23 +184,29 @@ class Trend:
         return dict(line)
 
     def _lines(self, name: str, candidates: Sequence[Cell]) -> dict[str, list[tuple[float, Cell]]]:
-        ends = {key: key.rpartition(".")[2] for cell in candidates for key in cell.point}
-        keys = [key for key, end in ends.items() if self.along in (key, end)] or [
-            key for key, end in ends.items() if end == self.along.rpartition(".")[2]
-        ]
-        if not keys:
-            raise ValueError(
-                f"a trend goes along {self.along!r}, which is no axis"
-                f"{suggestion(self.along, ends.values())}"
-            )
-        lines = cells.lines_along(keys[0], list(cells.match(name, candidates).values()))
+        key = _axis(self.along, candidates, "a trend goes along")
+        lines = cells.lines_along(key, list(cells.match(name, candidates).values()))
         sizes = [len(line) for line in lines.values()] or [0]
         if min(sizes) < MIN_POINTS:
             raise ValueError(
-                f"a trend needs {MIN_POINTS} positive numbers or more along {keys[0]}, not "
-                f"{min(sizes)}"
+                f"a trend needs {MIN_POINTS} positive numbers or more along {key}, not {min(sizes)}"
             )
         return lines
+
+
+def _axis(name: str, candidates: Sequence[Cell], claim: str) -> str:
+    """The key of the axis that a name means, whole or by its end.
+
+    Raises:
+      ValueError: there is none; says what there is.
+    """
+    ends = {key: key.rpartition(".")[2] for cell in candidates for key in cell.point}
+    keys = [key for key, end in ends.items() if name in (key, end)] or [
+        key for key, end in ends.items() if end == name.rpartition(".")[2]
+    ]
+    if not keys:
+        raise ValueError(f"{claim} {name!r}, which is no axis{suggestion(name, ends.values())}")
+    return keys[0]
 
 
 AnyComparison = Comparison | Ratio | Trend

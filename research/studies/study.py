@@ -185,6 +185,8 @@ class Study:
         for comparison in self.comparisons:
             if isinstance(comparison, Trend):
                 comparison.series(self.cells())
+            elif isinstance(comparison, Comparison):
+                comparison.groups(self.cells())
             else:
                 comparison.pairs(self.cells())
             if self.sweep is None and (isinstance(comparison, Ratio) or _is_of_best(comparison)):

@@ -93,6 +93,16 @@ class _Sample:
     answers: tuple[np.ndarray, Sequence[int] | None] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    """The metric of one cell minus that of another."""
+
+    by_seed: Mapping[int, float]
+    reasons: tuple[str, ...]
+    # as in `_Sample`
+    answers: tuple[np.ndarray, Sequence[int] | None] | None = None
+
+
 def verdicts(resolver: Resolver, rows: Mapping[str, Row], progress: Progress) -> list[Verdict]:
     """The verdict of every claim for all cells that it is about; none before the study's end."""
     if not progress.is_finished:
@@ -103,14 +113,12 @@ def verdicts(resolver: Resolver, rows: Mapping[str, Row], progress: Progress) ->
         if isinstance(comparison, Trend):
             for label, line in comparison.series(resolver.cells).items():
                 judged.append(_judge(comparison, label, desk.trend(comparison, line)))
-        else:
+        elif isinstance(comparison, Ratio):
             for pair in comparison.pairs(resolver.cells):
-                sample = (
-                    desk.ratio(comparison, pair)
-                    if isinstance(comparison, Ratio)
-                    else desk.comparison(comparison, pair)
-                )
-                judged.append(_judge(comparison, pair.label, sample))
+                judged.append(_judge(comparison, pair.label, desk.ratio(comparison, pair)))
+        else:
+            for label, pairs in comparison.groups(resolver.cells).items():
+                judged.append(_judge(comparison, label, desk.comparison(comparison, pairs)))
     tested = [verdict for verdict in judged if verdict.p_value is not None]
     corrected = dict(
         zip(map(id, tested), holm([verdict.p_value or 0.0 for verdict in tested]), strict=True)
@@ -128,12 +136,29 @@ class _Results:
         self._resolver, self._rows, self._progress = resolver, rows, progress
         self._stage = resolver.study.stages[-1]
 
-    def comparison(self, comparison: Comparison, pair: Pair) -> _Sample:
-        """The metric of the first cell minus that of the second, a number a seed."""
-        sides, reasons = self._sides(pair[1:])
+    def comparison(self, comparison: Comparison, pairs: Sequence[Pair]) -> _Sample:
+        """The metric of the first cell minus that of the second, a number a seed; of several pairs
+        their mean."""
         limits = None if comparison.margin is None else (-comparison.margin, comparison.margin)
+        parts = [self._difference(comparison, pair) for pair in pairs]
+        seeds = _common_seeds(*(part.by_seed for part in parts))
+        numbers = [float(np.mean([part.by_seed[seed] for part in parts])) for seed in seeds]
+        reasons = tuple(dict.fromkeys(reason for part in parts for reason in part.reasons))
+        having = [part.answers for part in parts if part.answers is not None]
+        answers = None
+        if len(having) == len(parts):
+            sizes = {len(differences) for differences, _ in having}
+            if len(sizes) > 1:
+                reasons += ("not all points were asked the same questions",)
+            else:
+                answers = np.mean([differences for differences, _ in having], axis=0), having[0][1]
+        return _Sample(numbers, limits, reasons, answers)
+
+    def _difference(self, comparison: Comparison, pair: Pair) -> _Difference:
+        """Of one pair of cells."""
+        sides, reasons = self._sides(pair[1:])
         if len(sides) < 2:
-            return _Sample((), limits, reasons)
+            return _Difference({}, reasons)
         reasons += self._budgets(*sides)
         seeds = _common_seeds(*(side.rows for side in sides))
         metric = comparison.metric or self._resolver.study.metric
@@ -142,8 +167,12 @@ class _Results:
             tuple(number_of(self._resolver, self._rows, row, metric) for row in each)
             for each in pairs
         ]
-        known = [(a, b) for a, b in numbers if a is not None and b is not None]
-        if len(known) < len(pairs):
+        by_seed = {
+            seed: a - b
+            for seed, (a, b) in zip(seeds, numbers, strict=True)
+            if a is not None and b is not None
+        }
+        if len(by_seed) < len(pairs):
             reasons += (f"trials have no {metric}",)
         has_answers = bool(pairs) and all("correct" in row for each in pairs for row in each)
         answers = None
@@ -155,7 +184,7 @@ class _Results:
             answers = (first - second, pairs[0][0].get("groups"))
         elif metric == "quality" and pairs:
             reasons += ("answers were not kept, so that other questions cannot be judged",)
-        return _Sample([a - b for a, b in known], limits, reasons, answers)
+        return _Difference(by_seed, reasons, answers)
 
     def ratio(self, comparison: Ratio, pair: Pair) -> _Sample:
         """The logarithm of the first cell's best value over the second's, a number a seed."""

@@ -104,6 +104,7 @@ def test_lines_along_an_axis_rise_and_axes_that_go_together_part_none():
         (Comparison("lora", "drra"), r"names 'drra', which no .* did you mean dora\?"),
         (Comparison("lora", "rank=3"), "names 'rank=3'"),
         (Comparison("lora", "rank=1"), "no two cells to compare"),
+        (Comparison("lora", "dora", across="rnk"), "across 'rnk', which is no axis; did you mean"),
         (Trend("rnk", high=0), r"along 'rnk', which is no axis; did you mean rank\?"),
         (Trend("kind", high=0), "'kind', which is no axis"),
         (Trend("rank", 0, cells="lora", less="dra"), "'dra', which no form"),
@@ -204,3 +205,26 @@ def test_points_of_several_axes_are_named_by_any_of_their_parts(config):
     axes = product(axis("method.rank", 1, 2, 4), axis("steps", 3, 5))
     study = make_study(config, Comparison("rank=1 steps=5", "rank=4 steps=5"), axes=axes)
     assert [pair.label for pair in study.comparisons[0].pairs(study.cells())] == ["lora", "dora"]
+
+
+def test_a_comparison_across_an_axis_tells_what_no_point_of_it_does_alone(config):
+    noise = {(1, 1): 0.3, (1, 2): -0.3, (2, 2): 0.3, (2, 3): -0.3, (4, 3): 0.3, (4, 1): -0.3}
+
+    def metric(trial):  # lora is 0.1 lower, under noise of a point and seed that cancels in seeds
+        rank = trial.cell.point["method.rank"]
+        if trial.cell.form == "dora":
+            return float(rank)
+        return rank - 0.1 - 0.01 * (trial.seed % 2) + noise.get((rank, trial.seed), 0.0)
+
+    claims = [Comparison("lora", "dora"), Comparison("lora", "dora", across="rank")]
+    study = make_study(config, *claims, sweep=None, stages=(Stage("confirm", (1, 2, 3)),))
+    *points, across = judge_scores(study, metric)
+    assert [(v.label, v.word) for v in points] == [(f"rank={n}", "inconclusive") for n in RANKS]
+    assert across.word == "supported" and across.text == "lora beats dora across rank"
+    # the mean over seeds of -0.11, -0.1 and -0.11, to rounding
+    assert across.estimate.value == pytest.approx(-0.32 / 3, rel=1e-6)
+    several = make_study(
+        config, claims[1], axes=product(axis("method.rank", 1, 2), axis("steps", 3, 5))
+    )
+    groups = several.comparisons[0].groups(several.cells())
+    assert {label: len(pairs) for label, pairs in groups.items()} == {"steps=3": 2, "steps=5": 2}
