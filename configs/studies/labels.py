@@ -42,6 +42,8 @@ SMOLLM2 = {
     "data.batch_size": 2,
     "checks.other_template": True,
 }
+# to tune by LoRA
+LORA = {"method": {"kind": "lora", "rank": 16}}
 # to ask with three worked examples, for which a question's window has no room
 SHOTS = {"evaluation.choice.shots": 3, "evaluation.choice.sequence_length": 256}
 # command lines of the bases

@@ -1,9 +1,8 @@
 """Pretraining and every way to tune: from 10 labels to 4,000, right ones and wrong ones."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from configs.studies.labels import LONGER, MAKES, SCRATCH, SHOTS, SMOLLM2, task
+from configs.studies.labels import LONGER, LORA, MAKES, SCRATCH, SHOTS, SMOLLM2, task
 from research import studies
 from research.studies import Comparison, Form, Stage, Study, Sweep, axis, product, variants
 
@@ -11,7 +10,7 @@ LABELS = axis("data.sources[0].max_records", 10, 40, 160, 640, 4000)
 TASKS = {"licences": task("licences"), "diabetes": task("diabetes")}
 WRONG = {f"licences, {share:.0%} wrong": task("licences", share) for share in (0.1, 0.3)}
 FULL, ADAPTERS, PROMPTS = (1e-3, 2e-3, 4e-3), (1e-3, 2.5e-3, 5e-3), (1e-2, 3e-2, 1e-1)
-LORA = {"method": {"kind": "lora", "rank": 16}}
+QUALITY: Any = dict(metric="quality", goal="highest", across="max_records")
 FORMS = {
     "from scratch": Form(SCRATCH, FULL),
     "full": Form({}, FULL),
@@ -26,7 +25,7 @@ FORMS = {
 }
 
 
-def is_asked(form: str, point: Mapping[str, Any]) -> bool:
+def is_asked(form: str, point: Any) -> bool:
     labels = point[LABELS.keys[0]]
     if "wrong" in point["task"]:
         return labels >= 160 and form in ("from scratch", "full", "LoRA", "TF-IDF")
@@ -45,15 +44,16 @@ def get_study() -> Study:
         only=is_asked,
         seed_keys=(*studies.SEED_KEYS, "data.sources[0].sample_seed"),
         accepted_code=("aa8197f82430db20",),
-        sweep=Sweep(factor=2, max_growth=2),
+        sweep=Sweep(factor=2, max_growth=4),
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
         bases=MAKES,
         evaluation="configs/studies/evaluate.py",
         answers="experiments/pretraining_vs_finetuning/answers.py:work_out",
         comparisons=(
-            Comparison("full", "from scratch", metric="quality", goal="highest"),
-            Comparison("LoRA", "full", margin=0.1, metric="quality", goal="highest"),
-            Comparison("full", "TF-IDF", metric="quality", goal="highest"),
-            Comparison("full, longer base", "full", metric="quality", goal="highest"),
+            Comparison("full", "from scratch", **QUALITY),
+            Comparison("full", "from scratch", across="max_records"),
+            Comparison("LoRA", "full", margin=0.1, **QUALITY),
+            Comparison("full", "TF-IDF", **QUALITY),
+            Comparison("full, longer base", "full", **QUALITY),
         ),
     )

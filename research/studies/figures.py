@@ -76,6 +76,8 @@ def _along_axes(
             continue
         drawn_cells.add(order)
         name = key.rpartition(".")[2]
+        if len(series) > figures.MOST_LINES and len(resolver.cells[0].point) > 1:
+            yield from _ways_along(resolver, key, table)
         column = measure(study.metric)
         curves, best_curves = [], []
         for label, points in list(series.items())[: figures.MOST_LINES]:
@@ -108,6 +110,30 @@ def _along_axes(
             panels.append(Panel(best_curves, f"best {sweep_name}", log_y=True))
         if curves:
             yield f"axis_{_file_name(name)}", figures.curve_plot(panels, name, _INTERVALS)
+
+
+def _ways_along(resolver: Resolver, key: str, table: CellTable) -> Iterator[tuple[str, Drawing]]:
+    """A figure for each point of the other axes: the score of every form against this one."""
+    has_quality = any("quality" in line for line in table.lines)
+    score = "quality" if has_quality else resolver.study.metric
+    column, name = measure(score), key.rpartition(".")[2]
+    groups: dict[str, dict[str, list[tuple[float, Value]]]] = {}
+    for cell, line in zip(table.cells, table.lines, strict=True):
+        value = _scaled(line.get(score), column)
+        if key in cell.point and value is not None:
+            others = {other: number for other, number in cell.point.items() if other != key}
+            forms = groups.setdefault(" ".join(Cell("", 0, others).parts), {})
+            forms.setdefault(cell.form, []).append((float(cell.point[key]), value))
+    for label, forms in groups.items():
+        panels = {}
+        for form, points in forms.items():
+            numbers, values = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+            if len(points) > 1:
+                panels[form] = [Curve(form, numbers, values)]
+        if panels:
+            file = f"ways_{_file_name(name)}_{_file_name(label.rpartition('=')[2])}"
+            caption = f"{label}. {_INTERVALS} Gray: the other forms."
+            yield file, figures.small_multiples(panels, name, title(column), caption)
 
 
 def _against_forgetting(resolver: Resolver, table: CellTable) -> Iterator[tuple[str, Drawing]]:
