@@ -44,7 +44,7 @@ def get_study() -> Study:
         only=is_asked,
         seed_keys=(*studies.SEED_KEYS, "data.sources[0].sample_seed"),
         accepted_code=("aa8197f82430db20",),
-        sweep=Sweep(factor=2, max_growth=4),
+        sweep=Sweep(factor=2, max_growth=7),
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
         bases=MAKES,
         evaluation="configs/studies/evaluate.py",

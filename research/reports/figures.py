@@ -152,9 +152,16 @@ def curve_plot(
 
 
 def small_multiples(
-    panels: Mapping[str, Sequence[Curve]], x: str, y: str, caption: str = ""
+    panels: Mapping[str, Sequence[Curve]],
+    x: str,
+    y: str,
+    caption: str = "",
+    log_y: bool | None = None,
 ) -> Drawing:
     """Many small panels over the same axes, each with all curves of the others in gray behind it.
+
+    Args:
+      log_y: whether heights stand on a logarithmic axis; None: where they differ by much.
 
     Raises:
       ValueError: nothing to draw.
@@ -166,7 +173,8 @@ def small_multiples(
         raise ValueError("small_multiples needs at least one curve")
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    log_y = spans_decade((number for curve in curves for number in curve.y), LOG_FACTOR)
+    if log_y is None:
+        log_y = spans_decade((number for curve in curves for number in curve.y), LOG_FACTOR)
     with style():
         height = 1.75 * rows if rows > 1 else 3.4
         figure = Figure(figsize=(WIDTH, 0.7 + height), layout="constrained")

@@ -133,7 +133,8 @@ def _ways_along(resolver: Resolver, key: str, table: CellTable) -> Iterator[tupl
         if panels:
             file = f"ways_{_file_name(name)}_{_file_name(label.rpartition('=')[2])}"
             caption = f"{label}. {_INTERVALS} Gray: the other forms."
-            yield file, figures.small_multiples(panels, name, title(column), caption)
+            log_y = False if has_quality else None  # shares are read from zero
+            yield file, figures.small_multiples(panels, name, title(column), caption, log_y)
 
 
 def _against_forgetting(resolver: Resolver, table: CellTable) -> Iterator[tuple[str, Drawing]]:
