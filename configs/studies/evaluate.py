@@ -4,7 +4,8 @@
 
 As in the quickstart, with fewer texts and questions. The texts are those that are the same for
 every version of Python.
-Expected: not measured yet; with all texts and questions, see configs/quickstart/evaluate.py.
+Expected, one seed: the quickstart's base 2.27 bits a byte and 4.2% [1.7, 9.6] of 240 notices right;
+SmolLM2 1.38 and 32.9% [25.3, 45.9].
 Hardware: two CPU cores, Python 3.11, jax 0.10.2.
 """
 

@@ -7,7 +7,9 @@
 Two kinds of task: a notice of prose and which of 25 licences it is under (law), and a patient's
 record and whether they have diabetes (healthcare). A run reads 123k tokens, however few its labels.
 
-Expected: not measured yet; experiments/pretraining_vs_finetuning asks it.
+Expected of 160 labels at the best rate of those tried, right answers in % over three seeds (`graft
+study show experiments/pretraining_vs_finetuning`): licences 47.2 [43.6, 50.9], diabetes 69.6 [65.1,
+74.1].
 Hardware: two CPU cores, Python 3.11, jax 0.10.2.
 """
 

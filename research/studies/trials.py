@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,23 +140,21 @@ class Resolver:
                     continue
                 value = next(iter(self.study.sweep_values(cell.form)), None)
                 trial = self.trial(stage, cell, value, stage.seeds[0])
-                path = trial.experiment.init_from
-                if path is None:
-                    continue
-                inputs = _hash_before(self.depends(trial))
-                bases.setdefault(
-                    inputs,
-                    dataclasses.replace(
-                        trial,
-                        stage=BEFORE,
-                        cell=Cell(f"{Path(path).name}, not tuned", 0, {}),
-                        value=None,
-                        seed=0,
-                        inputs=inputs,
-                        address=digest([inputs, code_hash()]),
-                    ),
+                if trial.experiment.init_from is not None:
+                    bases.setdefault(_hash_before(self.depends(trial)), trial)
+            cells = _base_cells(list(bases.values()))
+            self._before = tuple(
+                dataclasses.replace(
+                    trial,
+                    stage=BEFORE,
+                    cell=cell,
+                    value=None,
+                    seed=0,
+                    inputs=inputs,
+                    address=digest([inputs, code_hash()]),
                 )
-            self._before = tuple(bases.values())
+                for (inputs, trial), cell in zip(bases.items(), cells, strict=True)
+            )
         return self._before
 
     def _make(self, stage: Stage, cell: Cell, value: float | None, seed: int) -> Trial:
@@ -324,6 +322,22 @@ def _split(changes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     of_run = {key: value for key, value in changes.items() if not key.startswith(_ASKS)}
     asks = {k.removeprefix(_ASKS): v for k, v in changes.items() if k.startswith(_ASKS)}
     return of_run, asks
+
+
+def _base_cells(trials: Sequence[Trial]) -> list[Cell]:
+    """The line of a table of each trial's base; where a base is asked several things, with what
+    tells them apart."""
+    cells = []
+    for number, trial in enumerate(trials):
+        path = trial.experiment.init_from or ""
+        points = [t.cell.point for t in trials if t.experiment.init_from == path]
+        differing = {
+            key: value
+            for key, value in trial.cell.point.items()
+            if any(point.get(key) != value for point in points)
+        }
+        cells.append(Cell(f"{Path(path).name}, not tuned", number, differing))
+    return cells
 
 
 def _hash_before(content: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from research.data.sources import open_source
 from research.evaluation import baselines, report
 from research.studies import Form, Stage, Study, axis, product, variants, ways
 from research.studies.desk import Desk
+from research.studies.trials import Resolver
 from tests.helpers import tiny_run
 
 MEASURE = """
@@ -174,3 +175,16 @@ def test_a_measure_that_is_not_there_is_an_error_before_anything_runs(study, tmp
         Desk(study(measures=("absent.py:size",)), tmp_path / "study").look()
     with pytest.raises(ValueError, match="write path/to/file.py:function"):
         Desk(study(measures=("absent",)), tmp_path / "study").look()
+
+
+def test_a_base_that_is_asked_two_things_stands_in_the_table_with_both(study):
+    number = "evaluation.choice.max_questions"
+    tasks = variants("task", few={number: 5}, all={number: 9})
+    both = Resolver(study(axes=product(tasks, axis("steps", 1, 2)))).before()
+    assert [trial.cell.label for trial in both] == [
+        "base, not tuned task=few",
+        "base, not tuned task=all",
+    ]
+    assert len({trial.cell for trial in both}) == len({trial.address for trial in both}) == 2
+    (alone,) = Resolver(study()).before()
+    assert alone.cell.label == "base, not tuned"
