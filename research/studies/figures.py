@@ -25,6 +25,8 @@ from research.studies.trials import Resolver
 # scores that stand beside the metric, at most so many in all
 _SCORES = ("quality", FORGETTING, "heldout_loss")
 _MOST_PANELS = 3
+# small panels that are still looked at; the table has every best value and edge
+_MOST_MULTIPLES = 40
 _INTERVALS = "Means and 95% intervals over seeds."
 
 Value = float | Estimate
@@ -201,7 +203,8 @@ def _sweep(
             ]
             for form in by_form
         }
-    yield "sweep", figures.small_multiples(panels, x, y, caption)
+    if len(panels) <= _MOST_MULTIPLES:
+        yield "sweep", figures.small_multiples(panels, x, y, caption)
 
 
 def _sweep_curve(
