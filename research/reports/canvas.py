@@ -201,8 +201,10 @@ def standalone(plot: Markup) -> str:
 
 
 def to_png(figure: Any) -> bytes:
-    """The figure as a PNG file on white, of twice the pixels that it is shown with."""
+    """The figure as a PNG file on white, of twice the pixels that it is shown with; a figure of
+    many lines has as many, or its file were larger than its page."""
     buffer = io.BytesIO()
     # without the version of Matplotlib that it would name
-    figure.savefig(buffer, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    dpi = 144 if figure.get_figheight() < 20 else 72  # inches
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
