@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from research import sharding
@@ -65,11 +66,15 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
       adapter: of a bank: which adapter all rows use.
 
     Raises:
-      ValueError: no task, or a bank without a name.
+      ValueError: no task, a bank without a name, or answers in words from several processes.
     """
     _check_adapter(run, adapter)
     if evaluation.text is None and evaluation.choice is None and not evaluation.tasks:
         raise ValueError("the config has neither `text`, `choice` nor `tasks`: nothing to measure")
+    if evaluation.tasks and jax.process_count() > 1:
+        raise ValueError(
+            "answers in words are written by one process: leave --distributed out, or `tasks`"
+        )
     bits_per_byte, answers, results = None, None, {}
     with loaded_model(run, adapter, evaluation.mesh) as model:
         if evaluation.text is not None:
