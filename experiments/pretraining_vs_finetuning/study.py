@@ -43,7 +43,7 @@ def get_study() -> Study:
         axes=product(variants("task", **TASKS, **WRONG), LABELS),
         only=is_asked,
         seed_keys=(*studies.SEED_KEYS, "data.sources[0].sample_seed"),
-        accepted_code=("aa8197f82430db20",),
+        accepted_code=("aa8197f82430db20", "f717666410cc895e"),
         sweep=Sweep(factor=2, max_growth=7),
         stages=(Stage("screen", (0,), {"steps": 60}, evaluated=False), Stage("confirm", (1, 2, 3))),
         bases=MAKES,

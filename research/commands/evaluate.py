@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.check_equal_across_processes(
             config=json.dumps(schema.to_dict(evaluation), sort_keys=True), model=run.fingerprint
         )
+        # looked at before anything is asked
+        ask_other = _open_other(arguments.against, evaluation) if arguments.against else None
         results = evaluate_run(run, evaluation, arguments.adapter)
         report |= results.to_dict()
+        if arguments.out and is_main_process:  # what follows may fail
+            files.write_json(arguments.out, report)
         differences = []
-        if arguments.against:
-            differences = compare(results.tasks, _other_results(arguments.against, evaluation))
+        if ask_other is not None:
+            differences = compare(results.tasks, ask_other())
             report["against"] = {
                 "path": str(arguments.against),
                 "differences": [dataclasses.asdict(difference) for difference in differences],
@@ -89,20 +93,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"  {each.task}, {each.metric}: {each.first.value:.3f} and {each.second.value:.3f}, "
             f"{paired:+.3f} (p = {each.p_value:.2g}, corrected)"
         )
-    if arguments.out:
+    if differences and arguments.out:
         files.write_json(arguments.out, report)
 
 
-def _other_results(path: str, evaluation: Evaluation) -> Mapping[str, TaskResult]:
-    """The answers of another run, which is asked, or of a file."""
+def _open_other(path: str, evaluation: Evaluation) -> Callable[[], Mapping[str, TaskResult]]:
+    """What gives the answers of another run, which is asked then, or of a file.
+
+    Raises:
+      FileNotFoundError, ValueError: it is neither.
+    """
     from research.checkpoints import runs
     from research.evaluation.comparison import read_results
     from research.evaluation.report import evaluate_run
 
+    if evaluation.choice is None and not evaluation.tasks:
+        raise ValueError("--against compares answers, and the config has no `choice` or `tasks`")
     if Path(path).is_file():
-        return read_results(path)
+        results = read_results(path)
+        return lambda: results
+    other = runs.open_run(path)
     only_questions = dataclasses.replace(evaluation, text=None)
-    return evaluate_run(runs.open_run(path), only_questions).tasks
+    return lambda: evaluate_run(other, only_questions).tasks
 
 
 def _show_result(task: str, result: TaskResult) -> None:

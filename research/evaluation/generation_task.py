@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from research.config.schema import Positive
 from research.data.sources import AnySourceConfig
-from research.evaluation.questions import Question, groups_of, read_questions
+from research.evaluation.questions import Question, read_groups, read_questions
 from research.evaluation.results import Answer, TaskResult
 from research.evaluation.scorers import AnyScorer, Scorer
 from research.generation import decode
@@ -60,28 +60,44 @@ class GenerationTask:
             raise ValueError(f"two scorers are called {label!r}: give one of them a `name`")
 
     @property
+    def key(self) -> Any:
+        """What its scorers depend on, as JSON."""
+        return [scorer.key for scorer in self.scorers]
+
+    @property
     def reads(self) -> frozenset[str]:
         """Fields of records that its scorers read."""
         return frozenset().union(*(scorer.reads for scorer in self.scorers))
 
 
+def read_task(task: GenerationTask) -> list[Question]:
+    """The questions of a task, which every scorer can score.
+
+    Raises:
+      ValueError: a record that asks nothing, lacks a reference or a group; names the row.
+    """
+    reads = task.reads if task.group is None else {*task.reads, task.group}
+    questions = read_questions(task.source, task.split, reads, task.max_questions)
+    read_groups(questions, task.group)
+    _check_references(task.scorers, questions)
+    return questions
+
+
 def answer_in_words(
-    model: Any, responder: Responder, task: GenerationTask, name: str
+    model: Any, responder: Responder, task: GenerationTask, questions: list[Question], name: str
 ) -> TaskResult:
     """Asks a model every question of a task.
 
     Args:
       model: a loaded `Transformer` with what is attached to it.
       responder: whose template and ends of answers are used.
+      questions: as `read_task` gives them.
       name: of the task, on the progress bar.
 
     Raises:
-      ValueError: a record that asks nothing or lacks a reference; names the row.
+      ValueError: a template that refuses a question; names the row.
     """
-    reads = task.reads if task.group is None else {*task.reads, task.group}
-    questions = read_questions(task.source, task.split, reads, task.max_questions)
-    groups = groups_of(questions, task.group)
-    _check_references(task.scorers, questions)
+    groups = read_groups(questions, task.group)
     prompts = [_write(responder, task, question) for question in questions]
     start = time.perf_counter()
     texts = _generate(model, responder, task, [ids for ids, _ in prompts], name)

@@ -78,7 +78,7 @@ def draw_rows(count: int, max_rows: int | None) -> list[int]:
     return sorted(int(i) for i in np.random.default_rng(0).permutation(count)[:max_rows])
 
 
-def groups_of(questions: list[Question], field: str | None) -> np.ndarray | None:
+def read_groups(questions: list[Question], field: str | None) -> np.ndarray | None:
     """[N] the field of every record; None where none has it, or none is asked for.
 
     Raises:

@@ -16,7 +16,7 @@ from research.batch import Batch
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.evaluation import tasks
-from research.evaluation.generation_task import answer_in_words
+from research.evaluation.generation_task import answer_in_words, read_task
 from research.evaluation.results import TaskResult
 from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
@@ -75,6 +75,7 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
         raise ValueError(
             "answers in words are written by one process: leave --distributed out, or `tasks`"
         )
+    questions = {name: read_task(task) for name, task in evaluation.tasks.items()}
     bits_per_byte, answers, results = None, None, {}
     with loaded_model(run, adapter, evaluation.mesh) as model:
         if evaluation.text is not None:
@@ -83,7 +84,8 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
         if evaluation.choice is not None:
             answers = tasks.answer_questions(model.score, evaluation.choice, run.tokenizer)
         for name, task in evaluation.tasks.items():
-            results[name] = answer_in_words(model.model, model.responder, task, name)
+            asking = (model.model, model.responder, task, questions[name], name)
+            results[name] = answer_in_words(*asking)
     return Report(bits_per_byte, answers, results)
 
 

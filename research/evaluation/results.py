@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class TaskResult:
     # wall clock of all answers, compilation included
     seconds: float
 
-    @property
+    @functools.cached_property  # intervals of groups are resampled thousands of times
     def metrics(self) -> dict[str, Estimate]:
         """Metric -> mean with its interval, over the answers that have it; two at least."""
         names = dict.fromkeys(name for answer in self.answers for name in answer.scores)

@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from research.config.functions import call_function
 from research.reports.tables import Column
-from research.studies.functions import call_function
 
 
 @dataclasses.dataclass(frozen=True)

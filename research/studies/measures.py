@@ -8,12 +8,9 @@ of a trial's address.
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from research.checkpoints.runs import Run
+from research.config.functions import call_function
 from research.experiment import Experiment
-from research.studies.functions import call_function, split_function
 
 SETTING = "measures"
 
@@ -28,16 +25,3 @@ def measure(name: str, run: Run, experiment: Experiment) -> dict[str, float]:
     if not isinstance(columns, dict):
         raise ValueError(f"{name} must return a dict, not {type(columns).__name__}")
     return {str(column): float(number) for column, number in columns.items()}
-
-
-def digest(name: str) -> str:
-    """What a trial's address has of a function: its name, and the text of its file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-    """
-    file, function = split_function(name, SETTING)
-    path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {file}, which `{SETTING}` names")
-    return f"{function} {hashlib.sha256(path.read_bytes()).hexdigest()[:20]}"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from research.config import schema
+from research.config.functions import split_function
 from research.config.user_code import errors_with_line, load_file
 from research.evaluation.baselines import BASELINES
 from research.studies.axes import SEED_KEYS, Axes, expand, variant_names
 from research.studies.cells import Cell
 from research.studies.comparisons import AnyComparison, Comparison, Ratio, Trend
-from research.studies.functions import split_function
 from research.studies.located import located
 
 FILE = "study.py"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.config import cli, paths, schema
+from research.config.functions import digest_function
 from research.config.suggestions import suggestion
 from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
@@ -289,7 +290,11 @@ class Resolver:
                 asked_splits += [(source, text.split) for source in text.sources]
             if choice := evaluation.choice:
                 asked_splits += [(choice.source, split) for split in ("train", choice.split)]
+            for task in evaluation.tasks.values():
+                asked_splits.append((task.source, task.split))
             content["asked"] = self._fingerprints_of(asked_splits)
+            for name, task in evaluation.tasks.items():
+                content["asked"][f"scorers of {name}"] = task.key
         if way != TUNED:  # of a run, only where labels and worked examples come from
             unused = set(config) - {"data", "seed"}
             content["config"] = {k: v for k, v in config.items() if k not in unused}
@@ -297,7 +302,9 @@ class Resolver:
             if way != PROMPTED:
                 content |= {"base": None, "tokenizer": None}
         elif self.study.measures:
-            content["measures"] = [measures.digest(name) for name in self.study.measures]
+            content["measures"] = [
+                digest_function(name, measures.SETTING) for name in self.study.measures
+            ]
         return content
 
     def _open(self, experiment: Experiment) -> Start:

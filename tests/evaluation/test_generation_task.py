@@ -106,8 +106,8 @@ def test_fields_that_scorers_read_are_not_lost(tmp_path):
         questions.read_questions(source, "train", [])
     rows = questions.read_questions(source, "train", ["most", "cluster", "completion"])
     assert [row.record["most"] for row in rows] == [3] * 4
-    assert questions.groups_of(rows, "cluster").tolist() == ["0", "0", "1", "1"]
-    assert questions.groups_of(rows, "none") is None
+    assert questions.read_groups(rows, "cluster").tolist() == ["0", "0", "1", "1"]
+    assert questions.read_groups(rows, "none") is None
 
 
 def test_bad_questions_are_refused_before_any_is_asked(place, tmp_path, monkeypatch):

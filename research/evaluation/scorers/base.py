@@ -8,6 +8,8 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
+from research.config.schema import to_dict
+
 # Articles that the answers of SQuAD are compared without (Rajpurkar 2016, arXiv:1606.05250).
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -33,6 +35,8 @@ class Scorer:
     kind: str
     # What its metrics are called; empty: as its kind.
     name: str
+    # The field with the right answer, or a list of right ones; None: it needs none.
+    reference: str | None = None
 
     @property
     def label(self) -> str:
@@ -42,7 +46,12 @@ class Scorer:
     @property
     def reads(self) -> frozenset[str]:
         """Fields of a record that it reads."""
-        raise NotImplementedError
+        return frozenset() if self.reference is None else frozenset({self.reference})
+
+    @property
+    def key(self) -> Any:
+        """What its scores depend on, as JSON."""
+        return to_dict(self)
 
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         """Scores an answer to a record's question.
@@ -51,6 +60,14 @@ class Scorer:
             ValueError: the record has no reference that it could be compared with.
         """
         raise NotImplementedError
+
+
+def check_pattern(pattern: str, setting: str) -> re.Pattern[str]:
+    """A regular expression of a setting; ValueError where it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{setting}: no regular expression: {error}") from None
 
 
 def references(record: Mapping[str, Any], field: str) -> list[str]:

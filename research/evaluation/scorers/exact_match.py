@@ -7,7 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from research.evaluation.scorers.base import Scorer, Scores, as_in_squad, references
+from research.evaluation.scorers.base import (
+    Scorer,
+    Scores,
+    as_in_squad,
+    check_pattern,
+    references,
+)
 
 Comparison = Literal["exact", "case", "squad"]
 
@@ -31,21 +37,11 @@ class ExactMatch(Scorer):
     kind: Literal["exact_match"] = "exact_match"
 
     def __post_init__(self) -> None:
-        if self.extract is None:
-            return
-        try:
-            groups = re.compile(self.extract).groups
-        except re.error as error:
-            raise ValueError(f"extract: no regular expression: {error}") from None
-        if groups != 1:
+        if self.extract is not None and check_pattern(self.extract, "extract").groups != 1:
             raise ValueError(
                 f"extract: {self.extract!r} needs one group, which is the answer, as in "
                 r"'answer is (\w+)'"
             )
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({self.reference})
 
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         right = {self._normalize(text) for text in references(record, self.reference)}

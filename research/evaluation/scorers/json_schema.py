@@ -39,10 +39,6 @@ class JsonSchema(Scorer):
     def __post_init__(self) -> None:
         _validator(json.dumps(self.schema))
 
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset() if self.reference is None else frozenset({self.reference})
-
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         right = None if self.reference is None else _read_reference(record, self.reference)
         names = ["", *(["valid"] if self.schema is not None else [])]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from research.config.schema import Share
-from research.evaluation.scorers.base import Scorer, Scores, references
+from research.evaluation.scorers.base import Scorer, Scores, check_pattern, references
 
 # 1,234.5 or 1234.5 or .5, with a sign, a currency and an exponent; not the digits of x2 or v1.2
 _NUMBER = re.compile(
@@ -37,14 +37,7 @@ class Numeric(Scorer):
     kind: Literal["numeric"] = "numeric"
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.after or "")
-        except re.error as error:
-            raise ValueError(f"after: no regular expression: {error}") from None
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({self.reference})
+        check_pattern(self.after or "", "after")
 
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         right = [self._find(text) for text in references(record, self.reference)]

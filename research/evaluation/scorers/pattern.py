@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from research.evaluation.scorers.base import Scorer, Scores
+from research.evaluation.scorers.base import Scorer, Scores, check_pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +21,7 @@ class Pattern(Scorer):
     kind: Literal["pattern"] = "pattern"
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"pattern: no regular expression: {error}") from None
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset()
+        check_pattern(self.pattern, "pattern")
 
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         find = re.fullmatch if self.whole else re.search

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from research.config.user_code import errors_with_line, load_file
+from research.config.functions import digest_function, load_function, split_function
+from research.config.user_code import errors_with_line
 from research.evaluation.scorers.base import Scorer, Scores
 
 
@@ -25,9 +26,7 @@ class Python(Scorer):
     kind: Literal["python"] = "python"
 
     def __post_init__(self) -> None:
-        file, _, function = self.path.rpartition(":")
-        if not file.endswith(".py") or not function.isidentifier():
-            raise ValueError(f"path: write it as path/to/file.py:function, not {self.path!r}")
+        split_function(self.path, "path")
 
     @property
     def label(self) -> str:
@@ -37,11 +36,13 @@ class Python(Scorer):
     def reads(self) -> frozenset[str]:
         return frozenset(self.fields)
 
+    @property
+    def key(self) -> Any:
+        return super().key | {"path": digest_function(self.path, "path")}
+
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
-        file, _, name = self.path.rpartition(":")
-        function = _load(file, name)
-        with errors_with_line(file):
-            result = function(answer, dict(record))
+        with errors_with_line(self.path.rpartition(":")[0]):
+            result = _load(self.path)(answer, dict(record))
         values = result if isinstance(result, Mapping) else {"": result}
         for metric, value in values.items():
             is_number = isinstance(value, int | float) and math.isfinite(value)
@@ -53,8 +54,5 @@ class Python(Scorer):
 
 
 @functools.lru_cache(maxsize=64)
-def _load(file: str, name: str) -> Any:
-    module = load_file(file)
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"{file} has no function {name!r}")
-    return getattr(module, name)
+def _load(path: str) -> Callable[..., Any]:
+    return load_function(path, "path")

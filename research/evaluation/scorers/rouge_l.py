@@ -26,10 +26,6 @@ class RougeL(Scorer):
     name: str = ""
     kind: Literal["rouge_l"] = "rouge_l"
 
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({self.reference})
-
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         words = _WORDS.findall(answer.lower())
         texts = references(record, self.reference)

@@ -24,10 +24,6 @@ class TokenF1(Scorer):
     name: str = ""
     kind: Literal["token_f1"] = "token_f1"
 
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({self.reference})
-
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         words = as_in_squad(answer).split()
         texts = references(record, self.reference)
