@@ -2,7 +2,12 @@
 
 import shutil
 
+import pyarrow.parquet as pq
+import pytest
+
 from research import cli
+from research.studies.code import code_hash
+from research.studies.study import load
 from tests.helpers.tiny_run import ROOT
 
 
@@ -18,3 +23,13 @@ def test_the_committed_index_is_that_of_the_committed_studies(tmp_path, monkeypa
     folders = [path.name for path in homes.iterdir() if (path / "__init__.py").is_file()]
     assert all(f"[{name}](" in text for name in folders)
     assert len(text.splitlines()) < 40  # one screen
+
+
+LEDGERS = sorted((ROOT / "experiments").glob("*/ledger.parquet"))
+
+
+@pytest.mark.parametrize("ledger", LEDGERS, ids=lambda path: path.parent.name)
+def test_a_study_accepts_the_code_that_its_committed_rows_ran(ledger):
+    """Otherwise its report would say that it is not finished."""
+    accepted = {code_hash(), *load(ledger.parent).accepted_code}
+    assert set(pq.read_table(ledger, columns=["code"])["code"].to_pylist()) <= accepted
