@@ -165,7 +165,7 @@ def types_at(cls: Any, location: Location) -> list[Any]:
             if dataclasses.is_dataclass(kind):
                 if key in fields_of(kind):
                     candidates.append(fields_of(kind)[str(key)])
-            elif origin is dict:
+            elif origin in (dict, Mapping):
                 candidates.append(arguments[1])
             elif origin in (tuple, list) and isinstance(key, int):
                 fixed = origin is tuple and Ellipsis not in arguments

@@ -39,6 +39,7 @@ from research.reports.statistics import Estimate
 WIDTH = 11.5  # inches
 _COLUMNS = 4  # of small panels
 MOST_LINES = 6  # that can be told apart in a panel
+MOST_NAMES = 40  # that find a place among points; of more, kinds are named
 LOG_FACTOR = 4.0  # curves over such a span have a logarithmic axis
 REFERENCE = "reference"  # a kind that is gray: what others are measured against
 
@@ -213,7 +214,8 @@ def cross_plot(
 
     Args:
       points: name -> (x, y).
-      kinds: what each point is of; another kind has another color and mark.
+      kinds: what each point is of; another kind has another color and mark. Of many points the
+        kinds are named, and not the points.
 
     Raises:
       ValueError: nothing to draw.
@@ -230,10 +232,15 @@ def cross_plot(
             faint = {"color": color, "linewidth": 1, "alpha": 0.35, "zorder": 1}
             axes.plot([left, right], [height] * 2, **faint)
             axes.plot([middle] * 2, [low, high], **faint)
-            axes.plot([middle], [height], marker, color=color, ms=7, zorder=3)
+            is_first = bool(kinds) and kinds[number] not in kinds[:number]
+            label = kinds[number] if is_first else None
+            axes.plot([middle], [height], marker, color=color, ms=7, zorder=3, label=label)
             labels.append((name, middle, height))
         axes.margins(x=0.04, y=0.06)
-        _place_names(figure, axes, labels)
+        if len(points) > MOST_NAMES and kinds:
+            _legend(figure, axes, columns=4)
+        else:
+            _place_names(figure, axes, labels)
         return _drawing(figure, f"{y} against {x}: {', '.join(points)}", caption)
 
 
@@ -303,9 +310,10 @@ def _place_names(figure: Any, axes: Any, points: Sequence[tuple[str, float, floa
         boxes.append(box)
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def _legend(figure: Any, axes: Any, columns: int | None = None) -> None:
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", frameon=False, ncols=len(names))
+    ncols = columns or len(names)
+    figure.legend(handles, names, loc="outside upper left", frameon=False, ncols=ncols)
 
 
 def _middles(curve: Curve) -> list[float]:
