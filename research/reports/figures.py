@@ -269,7 +269,8 @@ def _mark(order: Sequence[str], kinds: Sequence[str], number: int) -> tuple[str,
     if kinds[number] == REFERENCE:
         return MUTED, "D"
     place = order.index(kinds[number])
-    return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+    turn = place // len(SERIES)  # the same color again has another shape
+    return SERIES[place % len(SERIES)], MARKERS[(place + turn) % len(MARKERS)]
 
 
 def _place_names(figure: Any, axes: Any, points: Sequence[tuple[str, float, float]]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,7 @@ class Train:
     rules: tuple[tuple[str, float], ...] = ()
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     eval: dict[str, Part] = dataclasses.field(default_factory=dict)
+    tasks: Mapping[str, Part] = dataclasses.field(default_factory=dict)
     method: Annotated[Full | Lora, pydantic.Field(discriminator="kind")] = Full()
     batch: Annotated[int, pydantic.Field(gt=0)] = 4
 
@@ -109,6 +111,10 @@ def test_build_converts_nested_dataclasses_and_promotes_int_to_float_only() -> N
         (
             loose(eval={"x": {"nam": "b"}}),
             "config.eval.x.nam: no such key; did you mean config.eval.x.name?",
+        ),
+        (
+            loose(tasks={"x": {"nam": "b"}}),
+            "config.tasks.x.nam: no such key; did you mean config.tasks.x.name?",
         ),
         (
             loose(method={"kind": "lora", "rnak": 4}),

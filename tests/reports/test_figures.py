@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from research.reports import figures
 from research.reports.figures import (
     Curve,
     Panel,
@@ -82,3 +83,15 @@ def test_nothing_to_draw_is_refused():
         dot_plot(["a", "b"], {"loss": [1.0]})
     with pytest.raises(ValueError, match="one panel with a curve"):
         curve_plot([Panel([], "loss")], "x")
+
+
+def test_of_many_points_the_kinds_are_named_each_with_a_mark_of_its_own():
+    names = [f"cell {number}" for number in range(48)]
+    kinds = [f"form {number % 8}" for number in range(48)]
+    points = {name: (float(number), float(number % 5)) for number, name in enumerate(names)}
+    many = cross_plot(points, "x", "y", kinds).svg
+    assert ">form 7<" in many and ">cell 5<" not in many
+    few = cross_plot(dict(list(points.items())[:5]), "x", "y", kinds[:5]).svg
+    assert ">cell 3<" in few and ">form 3<" not in few
+    marks = [figures._mark(sorted(set(kinds)), kinds, number) for number in range(8)]
+    assert len(set(marks)) == 8
