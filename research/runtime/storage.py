@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,11 +185,13 @@ def upload_file(file: Path, path: epath.Path) -> None:
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Writes a small file in a bucket and removes it; local folders are left to the first write.
 
+    Its name is this process's alone: others may look at the same time.
+
     Raises:
       StorageError: the bucket is not there, or not ours to write in.
     """
     if is_remote(folder):
-        probe = absolute(folder) / ".writable"
+        probe = absolute(folder) / f".writable.{uuid.uuid4().hex}"
         upload_bytes(b"", probe)
         with storage_errors(probe, "remove"):
             probe.unlink()

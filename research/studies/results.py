@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from research.studies.axes import variant_names
+from research.studies.code import SAME_NUMBERS
 from research.studies.ledger import FINISHED, Row
 from research.studies.schedule import Lookup, Progress
 from research.studies.study import TUNED
@@ -18,14 +19,16 @@ FORGETTING = "forgetting"
 
 
 def find_row(resolver: Resolver, rows: Mapping[str, Row], trial: Trial) -> Row | None:
-    """The row of a trial: of the code and data now, else of others that the study accepts."""
+    """The row of a trial: of the code and data now, else of others that are known to give the same
+    numbers or that the study accepts."""
     inputs, address = resolver.accepted(trial)
+    codes = (*SAME_NUMBERS, *resolver.study.accepted_code)
     for candidate in (trial.address, address):
         if candidate in rows:
             return rows[candidate]
     for row in rows.values():
         known_inputs = row["inputs"] in (trial.inputs, inputs)
-        if known_inputs and row["code"] in resolver.study.accepted_code:
+        if known_inputs and row["code"] in codes:
             return row
     return None
 
