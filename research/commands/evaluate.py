@@ -130,4 +130,11 @@ def _show_result(task: str, result: TaskResult) -> None:
     tokens = (
         f"{result.prompt_tokens:,} + {result.new_tokens:,} tokens, " if result.new_tokens else ""
     )
+    if result.tokens_read:
+        tokens = f"{result.tokens_read:,} tokens, "
     show(f"  {'; '.join([f'{tokens}{result.seconds:.1f} s', *notes])}")
+    if calibration := result.calibration:
+        show(
+            f"  calibration error {calibration.error:.1%}, Brier {calibration.brier:.3f}; of the "
+            f"surest half {calibration.surest_half:.1%} right"
+        )

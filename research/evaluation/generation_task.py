@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -13,9 +14,10 @@ from tqdm import tqdm
 
 from research.config.schema import Positive
 from research.data.sources import AnySourceConfig
-from research.evaluation.questions import Question, read_groups, read_questions
+from research.evaluation.question_task import LoadedModel, QuestionTask
+from research.evaluation.questions import Question
 from research.evaluation.results import Answer, TaskResult
-from research.evaluation.scorers import AnyScorer, Scorer
+from research.evaluation.scorers import AnyScorer
 from research.generation import decode
 from research.generation.responders import Responder, find_stops
 from research.generation.sampling import Sampling
@@ -23,31 +25,21 @@ from research.objectives import ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerationTask:
-    """Questions of a labelled split, answered in words and scored.
-
-    A question is written as the model was tuned to read it, in an imported model's chat template,
-    or as `objective` says: the same for a base, its prompts and everything tuned from it.
-    """
+class GenerationTask(QuestionTask):
+    """Questions that are answered in words."""
 
     source: AnySourceConfig
     # what is measured of each answer
     scorers: tuple[AnyScorer, ...]
     split: str = "test"
-    # most questions, drawn by a fixed seed; None asks them all
     max_questions: Positive | None = None
-    # how questions are written, such as dict(kind="supervised", template=...); None: as the model
-    # was tuned
     objective: ObjectiveConfig | None = None
-    # tokens that a question may have, where `objective` writes it
     sequence_length: Positive = 1024
     # most tokens of an answer; one that has not ended then is cut, and counted
     max_tokens: Positive = 128
     # answers that are written at a time
     batch_size: Positive = 16
     sampling: Sampling = Sampling()
-    # field of records, where they have it: those that share it (near duplicates, questions on one
-    # passage) are not independent, and intervals are the wider for it
     group: str | None = "cluster"
     kind: Literal["generation"] = "generation"
 
@@ -69,58 +61,50 @@ class GenerationTask:
         """Fields of records that its scorers read."""
         return frozenset().union(*(scorer.reads for scorer in self.scorers))
 
+    def check(self, questions: Sequence[Question]) -> None:
+        for question in questions:
+            for scorer in self.scorers:
+                try:
+                    scorer.score("", question.record)
+                except ValueError as error:
+                    raise ValueError(f"row {question.row}, {scorer.label}: {error}") from None
 
-def read_task(task: GenerationTask) -> list[Question]:
-    """The questions of a task, which every scorer can score.
+    def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
+        groups = self.groups(questions)
+        prompts = [self.write(model.responder, question) for question in questions]
+        start = time.perf_counter()
+        texts = _generate(model, self, [ids for ids, _ in prompts], name)
+        seconds = time.perf_counter() - start
+        rows = zip(questions, prompts, texts, groups, strict=True)
+        answers = [
+            self._score(question, ids, text, new_tokens, group)
+            for question, (ids, _), (text, new_tokens), group in rows
+        ]
+        return TaskResult(answers, sum(is_cut for _, is_cut in prompts), seconds)
 
-    Raises:
-      ValueError: a record that asks nothing, lacks a reference or a group; names the row.
-    """
-    reads = task.reads if task.group is None else {*task.reads, task.group}
-    questions = read_questions(task.source, task.split, reads, task.max_questions)
-    read_groups(questions, task.group)
-    _check_references(task.scorers, questions)
-    return questions
-
-
-def answer_in_words(
-    model: Any, responder: Responder, task: GenerationTask, questions: list[Question], name: str
-) -> TaskResult:
-    """Asks a model every question of a task.
-
-    Args:
-      model: a loaded `Transformer` with what is attached to it.
-      responder: whose template and ends of answers are used.
-      questions: as `read_task` gives them.
-      name: of the task, on the progress bar.
-
-    Raises:
-      ValueError: a template that refuses a question; names the row.
-    """
-    groups = read_groups(questions, task.group)
-    prompts = [_write(responder, task, question) for question in questions]
-    start = time.perf_counter()
-    texts = _generate(model, responder, task, [ids for ids, _ in prompts], name)
-    seconds = time.perf_counter() - start
-    answers = []
-    for number, (question, (ids, _)) in enumerate(zip(questions, prompts, strict=True)):
-        text, new_tokens = texts[number]
+    def _score(
+        self, question: Question, ids: Sequence[int], text: str, new_tokens: int, group: str | None
+    ) -> Answer:
         plain_text = without_thoughts(text)
-        scores = [scorer.score(plain_text, question.record) for scorer in task.scorers]
-        answers.append(
-            Answer(
-                question=question.text,
-                answer=text,
-                digest=question.digest,
-                scores={metric: value for each in scores for metric, value in each.values.items()},
-                group=None if groups is None else str(groups[number]),
-                unreadable="; ".join(filter(None, (each.unreadable for each in scores))),
-                is_cut=new_tokens == task.max_tokens,
-                prompt_tokens=len(ids),
-                new_tokens=new_tokens,
-            )
+        scores = [scorer.score(plain_text, question.record) for scorer in self.scorers]
+        fields = [scorer.reference for scorer in self.scorers if scorer.reference is not None]
+        return Answer(
+            question=question.text,
+            answer=text,
+            digest=question.digest,
+            scores={metric: value for each in scores for metric, value in each.values.items()},
+            group=group,
+            unreadable="; ".join(filter(None, (each.unreadable for each in scores))),
+            is_cut=new_tokens == self.max_tokens,
+            prompt_tokens=len(ids),
+            new_tokens=new_tokens,
+            reference=_as_text(question.record.get(fields[0])) if fields else None,
         )
-    return TaskResult(answers, sum(is_cut for _, is_cut in prompts), seconds)
+
+
+def _as_text(reference: Any) -> str:
+    """A right answer, as a page shows it."""
+    return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
 
 
 def without_thoughts(text: str) -> str:
@@ -131,33 +115,11 @@ def without_thoughts(text: str) -> str:
     return "" if text.lstrip().startswith("<think>") else text
 
 
-def _check_references(scorers: Sequence[Scorer], questions: Sequence[Question]) -> None:
-    """Scores an empty answer to each question, before any is asked."""
-    for question in questions:
-        for scorer in scorers:
-            try:
-                scorer.score("", question.record)
-            except ValueError as error:
-                raise ValueError(f"row {question.row}, {scorer.label}: {error}") from None
-
-
-def _write(
-    responder: Responder, task: GenerationTask, question: Question
-) -> tuple[list[int], bool]:
-    """Token ids of a question, and whether it was cut."""
-    try:
-        if task.objective is None:
-            return responder.prompt(question.conversation)
-        tokenizer = responder.run.tokenizer
-        return task.objective.prompt_ids(tokenizer, question.conversation, task.sequence_length)
-    except ValueError as error:
-        raise ValueError(f"row {question.row}: {error}") from None
-
-
 def _generate(
-    model: Any, responder: Responder, task: GenerationTask, prompts: Sequence[list[int]], name: str
+    model: LoadedModel, task: GenerationTask, prompts: Sequence[list[int]], name: str
 ) -> list[tuple[str, int]]:
     """Text and number of tokens of the answer to each prompt."""
+    responder: Responder = model.responder
     tokenizer = responder.run.tokenizer
     stops = find_stops(responder.run, [responder])
     if task.objective is not None:
@@ -171,7 +133,7 @@ def _generate(
             if responder.number is not None:
                 adapters = np.full(len(full), responder.number, np.int32)
             texts = decode.generate(
-                model,
+                model.model,
                 [prompts[row] for row in full],
                 task.max_tokens,
                 tokenizer.end_id,

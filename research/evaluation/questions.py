@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def draw_rows(count: int, max_rows: int | None) -> list[int]:
     return sorted(int(i) for i in np.random.default_rng(0).permutation(count)[:max_rows])
 
 
-def read_groups(questions: list[Question], field: str | None) -> np.ndarray | None:
+def read_groups(questions: Sequence[Question], field: str | None) -> np.ndarray | None:
     """[N] the field of every record; None where none has it, or none is asked for.
 
     Raises:

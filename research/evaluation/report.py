@@ -16,7 +16,7 @@ from research.batch import Batch
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.evaluation import tasks
-from research.evaluation.generation_task import answer_in_words, read_task
+from research.evaluation.question_task import LoadedModel
 from research.evaluation.results import TaskResult
 from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
@@ -30,14 +30,14 @@ class Report:
     # source -> bits per byte of its held-out text; None: not asked
     bits_per_byte: dict[str, float] | None
     answers: tasks.Answers | None
-    # task -> its answers in words
-    in_words: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)
+    # task -> its answers
+    results: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)
 
     @property
     def tasks(self) -> dict[str, TaskResult]:
         """Every task that has answers; the one that chooses among labels is called `choice`."""
         choice = {} if self.answers is None else {"choice": self.answers.result}
-        return choice | dict(self.in_words)
+        return choice | dict(self.results)
 
     @property
     def quality(self) -> Estimate | None:
@@ -71,11 +71,13 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
     _check_adapter(run, adapter)
     if evaluation.text is None and evaluation.choice is None and not evaluation.tasks:
         raise ValueError("the config has neither `text`, `choice` nor `tasks`: nothing to measure")
-    if evaluation.tasks and jax.process_count() > 1:
+    alone = [name for name, task in evaluation.tasks.items() if not task.is_distributed]
+    if alone and jax.process_count() > 1:
         raise ValueError(
-            "answers in words are written by one process: leave --distributed out, or `tasks`"
+            f"answers in words are written by one process: leave --distributed out, or of `tasks`: "
+            f"{', '.join(alone)}"
         )
-    questions = {name: read_task(task) for name, task in evaluation.tasks.items()}
+    questions = {name: task.read() for name, task in evaluation.tasks.items()}
     bits_per_byte, answers, results = None, None, {}
     with loaded_model(run, adapter, evaluation.mesh) as model:
         if evaluation.text is not None:
@@ -84,18 +86,8 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
         if evaluation.choice is not None:
             answers = tasks.answer_questions(model.score, evaluation.choice, run.tokenizer)
         for name, task in evaluation.tasks.items():
-            asking = (model.model, model.responder, task, questions[name], name)
-            results[name] = answer_in_words(*asking)
+            results[name] = task.answer(model, questions[name], name)
     return Report(bits_per_byte, answers, results)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model on all devices, and what asks it."""
-
-    model: Any
-    score: Score
-    responder: Responder
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from research.evaluation.calibration import Calibration, calibrate
 from research.reports.statistics import Estimate, mean_interval, proportion_interval
 
 
@@ -30,6 +31,10 @@ class Answer:
     is_cut: bool = False
     prompt_tokens: int = 0
     new_tokens: int = 0
+    # the probability that the model gives it among its options; None: it had none
+    confidence: float | None = None
+    # the right answer, where there is one
+    reference: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,8 @@ class TaskResult:
     truncated: int
     # wall clock of all answers, compilation included
     seconds: float
+    # tokens that were read to choose among options
+    tokens_read: int = 0
 
     @functools.cached_property  # intervals of groups are resampled thousands of times
     def metrics(self) -> dict[str, Estimate]:
@@ -48,6 +55,16 @@ class TaskResult:
         names = dict.fromkeys(name for answer in self.answers for name in answer.scores)
         having = {name: [a for a in self.answers if name in a.scores] for name in names}
         return {name: estimate(each, name) for name, each in having.items() if len(each) > 1}
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Whether it is as often right as it is sure; None where it chose among no options."""
+        metric = next((name for name in self.metrics), None)
+        sure = [a for a in self.answers if a.confidence is not None and metric in a.scores]
+        if metric is None or len(sure) < 2:
+            return None
+        confidences = np.asarray([answer.confidence for answer in sure])
+        return calibrate(confidences, np.asarray([answer.scores[metric] for answer in sure]))
 
     @property
     def cut(self) -> int:
@@ -69,10 +86,13 @@ class TaskResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, the answers one by one."""
-        counts = ("truncated", "cut", "unreadable", "prompt_tokens", "new_tokens", "seconds")
+        counts = ("truncated", "cut", "unreadable", "prompt_tokens", "new_tokens", "tokens_read")
         metrics = {name: dataclasses.asdict(value) for name, value in self.metrics.items()}
+        calibration = self.calibration
         return {
             "metrics": metrics,
+            "calibration": None if calibration is None else dataclasses.asdict(calibration),
+            "seconds": self.seconds,
             **{name: getattr(self, name) for name in counts},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
         }
@@ -85,7 +105,8 @@ def read_result(content: Mapping[str, Any]) -> TaskResult:
       KeyError, TypeError: it is none.
     """
     answers = [Answer(**answer) for answer in content["answers"]]
-    return TaskResult(answers, content["truncated"], content["seconds"])
+    tokens_read = content.get("tokens_read", 0)
+    return TaskResult(answers, content["truncated"], content["seconds"], tokens_read)
 
 
 def groups_of(answers: Sequence[Answer]) -> np.ndarray | None:

@@ -7,6 +7,7 @@ no answer sees another.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,10 @@ import numpy as np
 
 from research.batch import PADDING, SHARED, Batch
 from research.training.heldout_loss import Score
+
+# tokens, targets, weights, segments, positions
+Row = tuple[np.ndarray, ...]
+Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 class Choice(NamedTuple):
@@ -33,7 +38,7 @@ def choose(
     questions: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     batch_size: int,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Progress = iter,
 ) -> Choice:
     """Scores every answer after every question.
 
@@ -51,26 +56,85 @@ def choose(
     length = max(map(len, questions)) - 1 + sum(map(len, answers))
     length = -(-length // 64) * 64  # one program for many lengths
     rows = [choice_row(question, answers, length) for question in questions]
-    scores = np.zeros((len(questions), len(answers)))
-    for start in progress(range(0, len(rows), batch_size)):
-        part = rows[start : start + batch_size]
-        full = part + [part[-1]] * (batch_size - len(part))  # one shape for the last batch too
-        batch = Batch(*(np.stack(column) for column in zip(*full, strict=True)), shared=True)
-        nll = score(batch) * batch.weights
-        for row, question in enumerate(range(start, start + len(part))):
-            sums = np.bincount(
-                np.maximum(batch.segments[row], 0), nll[row], minlength=len(answers) + 1
-            )
-            scores[question] = -sums[1:]
-    if not np.isfinite(scores).all():
+    counts = [len(answers)] * len(rows)
+    starts = progress(range(0, len(rows), batch_size))
+    scores = [
+        each for start in starts for each in _score_rows(score, rows, counts, start, batch_size)
+    ]
+    return Choice(np.stack(scores), _tokens_in(rows))
+
+
+def score_options(
+    score: Score,
+    questions: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    batch_size: int,
+    progress: Progress = iter,
+) -> tuple[list[np.ndarray], int]:
+    """Scores the options that each question has.
+
+    Args:
+      questions: N token sequences, begin token and template included.
+      options: of each question, token sequences.
+      batch_size: rows of one evaluation batch.
+      progress: wraps the loop over batches, such as tqdm.
+
+    Returns:
+      Of each question the log-likelihoods of its options, in nats; and how many tokens the model
+      read.
+
+    Raises:
+      ValueError: for an empty question or option.
+    """
+    if not all(map(len, questions)) or not all(all(map(len, each)) for each in options):
+        raise ValueError("no question and no option may be empty of tokens")
+    # a row as long as the next power of two: few programs, and little padding
+    buckets: dict[int, list[int]] = collections.defaultdict(list)
+    for number, (question, own) in enumerate(zip(questions, options, strict=True)):
+        needed = len(question) - 1 + sum(map(len, own))
+        buckets[max(64, 1 << (needed - 1).bit_length())].append(number)
+    batches = [
+        (length, numbers[start : start + batch_size])
+        for length, numbers in sorted(buckets.items())
+        for start in range(0, len(numbers), batch_size)
+    ]
+    scores: dict[int, np.ndarray] = {}
+    tokens_read = 0
+    for place in progress(range(len(batches))):
+        length, numbers = batches[place]
+        rows = [choice_row(questions[i], options[i], length) for i in numbers]
+        counts = [len(options[i]) for i in numbers]
+        scores |= zip(numbers, _score_rows(score, rows, counts, 0, batch_size), strict=True)
+        tokens_read += _tokens_in(rows)
+    return [scores[number] for number in range(len(questions))], tokens_read
+
+
+def _score_rows(
+    score: Score,
+    rows: Sequence[Row],
+    counts: Sequence[int],
+    start: int,
+    batch_size: int,
+) -> list[np.ndarray]:
+    """Of each row of the batch from `start` on the log-likelihoods of its answers."""
+    part = list(rows[start : start + batch_size])
+    full = part + [part[-1]] * (batch_size - len(part))  # one shape for the last batch too
+    batch = Batch(*(np.stack(column) for column in zip(*full, strict=True)), shared=True)
+    nll = score(batch) * batch.weights
+    scores = []
+    for row, count in enumerate(counts[start : start + batch_size]):
+        sums = np.bincount(np.maximum(batch.segments[row], 0), nll[row], minlength=count + 1)
+        scores.append(-sums[1:])
+    if not np.isfinite(np.concatenate(scores)).all():
         raise ValueError("the model's likelihoods are not finite: its weights are broken")
-    tokens_read = sum(int(np.sum(row[3] != PADDING)) for row in rows)
-    return Choice(scores, tokens_read)
+    return scores
 
 
-def choice_row(
-    question: Sequence[int], answers: Sequence[Sequence[int]], length: int
-) -> tuple[np.ndarray, ...]:
+def _tokens_in(rows: Sequence[Row]) -> int:
+    return sum(int(np.sum(row[3] != PADDING)) for row in rows)
+
+
+def choice_row(question: Sequence[int], answers: Sequence[Sequence[int]], length: int) -> Row:
     """tokens, targets, weights, segments, positions, each [length].
 
     The question's last token is repeated in front of each answer: it predicts the answer's

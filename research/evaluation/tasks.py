@@ -10,20 +10,27 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from research.config.schema import Count, Name, Positive
+from research.config.schema import Count, Name, Positive, by_kind, one_of
 from research.data.config import DataConfig
 from research.data.heldout import HeldOut
 from research.data.sources import AnySourceConfig, SourceConfig, open_source
 from research.data.sources.base import RecordsConfig
 from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring
+from research.evaluation.calibration import confidence
 from research.evaluation.generation_task import GenerationTask
+from research.evaluation.multiple_choice import MultipleChoice
+from research.evaluation.question_task import QuestionTask
 from research.evaluation.questions import digest, draw_rows
 from research.evaluation.results import Answer, TaskResult
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import Score, bits_per_byte, row_nats
+
+TASKS: dict[str, type[QuestionTask]] = by_kind(GenerationTask, MultipleChoice)
+# One of them, told apart by its `kind`.
+AnyTask: Any = one_of(TASKS.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +76,8 @@ class Evaluation:
 
     text: TextTask | None = None
     choice: ChoiceTask | None = None
-    # questions that are answered in words, by name
-    tasks: Mapping[Name, GenerationTask] = dataclasses.field(default_factory=dict)
+    # questions that are answered in words or by one of their options, by name
+    tasks: Mapping[Name, AnyTask] = dataclasses.field(default_factory=dict)
     # how devices are arranged: each holds the whole model unless mesh.fsdp or mesh.tensor shares it
     mesh: MeshConfig = MeshConfig()
 
@@ -104,10 +111,12 @@ class Answers:
                 digest=digest([prompt, expected]),
                 scores={"right": float(expected == prediction)},
                 group=None if self.groups is None else str(self.groups[number]),
+                confidence=confidence(self.scores[number]),
+                reference=expected,
             )
             for number, (prompt, expected, prediction) in enumerate(rows)
         ]
-        return TaskResult(answers, self.truncated, self.seconds)
+        return TaskResult(answers, self.truncated, self.seconds, self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -323,23 +323,23 @@ def _columns(summary: Summary) -> dict[str, Any]:
     }
 
 
-def _scores(results: Report) -> dict[str, Any]:
+def _scores(report: Report) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    if bits := results.bits_per_byte:
+    if bits := report.bits_per_byte:
         columns["bits_per_byte"] = sum(bits.values()) / len(bits)
         columns |= {f"bits_per_byte/{name}": value for name, value in bits.items()}
-    for task, result in results.in_words.items():
+    for task, result in report.results.items():
         columns |= {f"{task}/{name}": value.value for name, value in result.metrics.items()}
-    if results.answers is not None and (quality := results.quality):
+    if report.answers is not None and (quality := report.quality):
         columns |= {
             "quality": quality.value,
             "quality_low": quality.low,
             "quality_high": quality.high,
             "questions": quality.n,
-            "correct": [bool(flag) for flag in results.answers.correct],
+            "correct": [bool(flag) for flag in report.answers.correct],
         }
-        if results.answers.groups is not None:
-            columns["groups"] = [int(group) for group in results.answers.groups]
+        if report.answers.groups is not None:
+            columns["groups"] = [int(group) for group in report.answers.groups]
     return columns
 
 

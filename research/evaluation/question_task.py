@@ -1,0 +1,103 @@
+"""What asks a model questions of a labelled split: the protocol of its kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from research.data.sources import SourceConfig
+from research.evaluation.questions import Question, read_groups, read_questions
+from research.evaluation.results import TaskResult
+from research.generation.responders import Responder
+from research.objectives import ObjectiveConfig
+from research.training.heldout_loss import Score
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model on all devices, and what asks it."""
+
+    # a `Transformer` with what is attached to it
+    model: Any
+    score: Score
+    responder: Responder
+
+
+class QuestionTask:
+    """Questions of a split; each kind is a frozen dataclass with a `kind: Literal[...]` of its own.
+
+    A question is written as the model was tuned to read it, in an imported model's chat template,
+    or as `objective` says: the same for a base, its prompts and everything tuned from it.
+    """
+
+    # Its name in the registry and in configs.
+    kind: str
+    source: SourceConfig
+    split: str
+    # Most questions, drawn by a fixed seed; None asks them all.
+    max_questions: int | None
+    # How questions are written, such as dict(kind="supervised", template=...); None: as the model
+    # was tuned.
+    objective: ObjectiveConfig | None
+    # Tokens that a question may have, where `objective` writes it.
+    sequence_length: int
+    # Field of records, where they have it: those that share it (near duplicates, questions on one
+    # passage) are not independent, and intervals are the wider for it.
+    group: str | None
+    # Whether several processes may ask together, each the same.
+    is_distributed = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of records that it reads, beside the question."""
+        return frozenset()
+
+    @property
+    def key(self) -> Any:
+        """What its numbers depend on that its config does not say, as JSON."""
+        return None
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Raises ValueError, with its row, for a record whose answers could not be scored."""
+
+    def read(self) -> list[Question]:
+        """The questions, each of which can be scored.
+
+        Raises:
+          ValueError: a record that asks nothing, lacks a right answer or a group; names the row.
+        """
+        reads = self.reads if self.group is None else {*self.reads, self.group}
+        questions = read_questions(self.source, self.split, reads, self.max_questions)
+        read_groups(questions, self.group)
+        self.check(questions)
+        return questions
+
+    def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
+        """Asks a model every question.
+
+        Args:
+          questions: as `read` gives them.
+          name: of the task, on the progress bar.
+
+        Raises:
+          ValueError: a template that refuses a question; names the row.
+        """
+        raise NotImplementedError
+
+    def groups(self, questions: Sequence[Question]) -> list[str | None]:
+        """[N] the group of each question; None where it has none."""
+        groups: np.ndarray | None = read_groups(questions, self.group)
+        return [None] * len(questions) if groups is None else groups.tolist()
+
+    def write(self, responder: Responder, question: Question) -> tuple[list[int], bool]:
+        """Token ids of a question, and whether it was cut."""
+        try:
+            if self.objective is None:
+                return responder.prompt(question.conversation)
+            tokenizer = responder.run.tokenizer
+            return self.objective.prompt_ids(tokenizer, question.conversation, self.sequence_length)
+        except ValueError as error:
+            raise ValueError(f"row {question.row}: {error}") from None

@@ -1,0 +1,197 @@
+"""Options of a question: which is right, what each is worth, and how sure a model is."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import brier_score_loss
+
+from research import sharding
+from research.checkpoints import runs
+from research.commands import evaluate
+from research.config import schema
+from research.data.sources import JsonlConfig
+from research.evaluation import scoring
+from research.evaluation.calibration import calibrate, confidence
+from research.evaluation.multiple_choice import MultipleChoice
+from research.evaluation.report import evaluate_run
+from research.evaluation.tasks import Evaluation
+from research.objectives import Supervised
+from research.sharding import MeshConfig
+from research.training.heldout_loss import make_score
+from tests.helpers import rounding, tiny
+from tests.helpers.tiny_run import world
+
+ASK = Supervised(template="Q: {prompt}\nA: ", answer_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return world(tmp_path_factory.getbasetemp())
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return JsonlConfig("a", str(path), fields={"prompt": "question"})
+
+
+def records(count=5):
+    """Questions of several lengths, with two to four options."""
+    options = ["red", "blue and green", "a", "yellow or so"]
+    return [
+        {"question": "what colour " * (number + 1), "choices": options[: 2 + number % 3]}
+        | {"answer": number % 2}
+        for number in range(count)
+    ]
+
+
+def test_options_of_each_question_are_scored_as_alone():
+    rows = sharding.batch_sharding(MeshConfig().make(), sharding.RULES)
+    score = make_score(tiny.shaken(tiny.model(), size=0.2), rows)
+    random = np.random.default_rng(1)
+    # of two buckets, the second with a part of a batch
+    lengths = [5, 80, 3, 9, 70, 2, 4, 8, 6, 7, 90]
+    questions = [random.integers(1, 90, length).tolist() for length in lengths]
+    options = [[[3, 4], [7], [9, 9, 1]][: 1 + number % 3] for number in range(len(questions))]
+    scores, tokens_read = scoring.score_options(score, questions, options, 8)
+    assert tokens_read == sum(len(q) - 1 for q in questions) + sum(
+        len(option) for own in options for option in own
+    )
+    for question, own, nats in zip(questions, options, scores, strict=True):
+        expected = scoring.choose(score, [question], own, 8).scores[0]
+        rounding.assert_close(
+            nats, expected, roundings=rounding.forward_roundings(tiny.CONFIG, 128)
+        )
+    with pytest.raises(ValueError, match="no option may be empty"):
+        scoring.score_options(score, [[1]], [[[2], []]], 8)
+
+
+def test_metrics_are_the_likeliest_by_each_measure(place, tmp_path):
+    source = write(tmp_path / "a.jsonl", records())
+    task = MultipleChoice(
+        source, split="train", objective=ASK, batch_size=8, delimiter=" ", unconditional="N/A"
+    )
+    run = runs.open_run(place.base)
+    result = evaluate_run(run, Evaluation(tasks={"colours": task})).tasks["colours"]
+    assert set(result.metrics) == {"right", "right/tokens", "right/bytes", "right/unconditional"}
+    encode = run.tokenizer.encode
+    model = runs.load_model(run, MeshConfig().make(), sharding.RULES)
+    score = make_score(model, sharding.batch_sharding(MeshConfig().make(), sharding.RULES))
+    for record, answer in zip(records(), result.answers, strict=True):
+        options = [encode(" " + option) for option in record["choices"]]
+        prompts = [
+            ASK.encode_prompt(run.tokenizer, text, 1024)[0] for text in (record["question"], "N/A")
+        ]
+        nats, bare = scoring.choose(score, prompts, options, 8).scores
+        measures = {
+            "right": nats,
+            "right/tokens": nats / [len(option) for option in options],
+            "right/bytes": nats / [len(option) for option in record["choices"]],
+            "right/unconditional": nats - bare,
+        }
+        expected = {name: np.argmax(each) == record["answer"] for name, each in measures.items()}
+        assert answer.scores == expected
+        assert answer.answer == record["choices"][np.argmax(nats)]
+        assert answer.reference == record["choices"][record["answer"]]
+        # float32 sums of a few tokens in rows of another length
+        assert answer.confidence == pytest.approx(np.exp(nats).max() / np.exp(nats).sum(), rel=1e-3)
+
+
+def test_letters_stand_below_the_question_and_are_the_answer(place, tmp_path):
+    source = write(tmp_path / "a.jsonl", records())
+    task = MultipleChoice(source, split="train", objective=ASK, letters=True, with_end=True)
+    run = runs.open_run(place.base)
+    result = evaluate_run(run, Evaluation(tasks={"colours": task})).tasks["colours"]
+    assert result.answers[1].question.endswith("colour \nA. red\nB. blue and green\nC. a")
+    assert set(result.metrics) == {"right"}
+    # a letter and the end of each option, the question but for its last token
+    prompt_tokens = sum(answer.prompt_tokens - 1 for answer in result.answers)
+    assert result.tokens_read == prompt_tokens + 2 * sum(
+        len(record["choices"]) for record in records()
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "record", "right"),
+    [
+        ({}, {"choices": ["x", "y"], "answer": 1}, "y"),
+        ({}, {"choices": ["x", "y"], "answer": "1"}, "y"),
+        ({}, {"choices": ["x", "y"], "answer": "B"}, "y"),
+        ({}, {"choices": ["B", "A"], "answer": "A"}, "A"),  # its text, before its letter
+        ({}, {"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": "1"}, "x"),
+        ({"labels": ("yes", "no"), "reference": "said"}, {"said": "no"}, "no"),
+        ({"options": "ways"}, {"ways": ["10", "1"], "answer": "1"}, "1"),
+    ],
+)
+def test_the_right_option_is_found_by_text_label_letter_or_number(settings, record, right):
+    options, number = MultipleChoice(JsonlConfig("a", "a"), **settings).read_options(record)
+    assert options[number] == right
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"choices": ["x"], "answer": 0}, "'choices' are no options"),
+        ({"choices": ["x", ""], "answer": 0}, "'choices' are no options"),
+        ({"choice": ["x", "y"], "answer": 0}, "fields: answer, choice"),
+        ({"choices": ["x", "x"], "answer": 0}, "two of its options are alike"),
+        ({"choices": ["x", "y"], "answer": 2}, "'answer' is none of its 2 options"),
+        ({"choices": ["x", "y"], "answer": -1}, "'answer' is none of its 2 options"),
+        ({"choices": ["x", "y"], "answer": True}, "'answer' is none of its 2 options"),
+        ({"choices": ["x", "y"], "answer": "z"}, "'answer' is none of its 2 options"),
+        ({"choices": ["x", "y"]}, "but None"),
+    ],
+)
+def test_records_without_options_or_a_right_one_are_refused_by_row(tmp_path, record, message):
+    source = write(tmp_path / "a.jsonl", [*records(1), {"question": "q"} | record])
+    with pytest.raises(ValueError, match=f"row 1: .*{message}|{message}"):
+        MultipleChoice(source, split="train").read()
+
+
+def test_settings_that_exclude_each_other_are_refused():
+    source = JsonlConfig("a", "a")
+    with pytest.raises(ValueError, match="set one of the two"):
+        MultipleChoice(source, letters=True, unconditional="")
+    with pytest.raises(ValueError, match="two different ones"):
+        MultipleChoice(source, labels=("a", "a"))
+
+
+def test_a_config_of_options_runs_from_the_command(place, tmp_path, capsys):
+    source = dataclasses.replace(write(tmp_path / "a.jsonl", records(8)), split="train")
+    task = MultipleChoice(source, split="train", objective=ASK)
+    content = schema.to_dict(Evaluation(tasks={"colours": task}))
+    (tmp_path / "config.py").write_text(f"def get_config():\n    return {content!r}\n")
+    line = ["--config", str(tmp_path / "config.py"), "--run", str(place.base)]
+    evaluate.main([*line, "--out", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    assert "colours, right/bytes: " in printed and "calibration error" in printed
+    content = json.loads((tmp_path / "out.json").read_text())["tasks"]["colours"]
+    answers = content["answers"]
+    expected = calibrate(
+        [answer["confidence"] for answer in answers],
+        [answer["scores"]["right"] for answer in answers],
+    )
+    assert content["calibration"] == dataclasses.asdict(expected)
+
+
+def test_calibration_by_hand():
+    calibration = calibrate(np.array([0.9, 0.9, 0.6, 0.5]), np.array([1, 0, 1, 0]), bins=2)
+    # above a half: mean 0.8, two of three right; up to a half: 0.5, none right
+    assert calibration.error == pytest.approx(3 / 4 * abs(0.8 - 2 / 3) + 1 / 4 * 0.5)
+    assert calibration.surest_half == 0.5
+    with pytest.raises(ValueError, match="probabilities"):
+        calibrate(np.array([1.5]), np.array([1]))
+    assert confidence(np.log([0.2, 0.6])) == pytest.approx(0.75)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1))
+def test_calibration_is_that_of_scikit_learn_and_never_out_of_bounds(rows):
+    confidences, right = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+    calibration = calibrate(confidences, right)
+    assert calibration.brier == pytest.approx(brier_score_loss(right, confidences, pos_label=True))
+    assert 0 <= calibration.error <= 1 and 0 <= calibration.surest_half <= 1
+    sure = calibrate(right.astype(float), right)
+    assert (sure.error, sure.brier) == (0, 0)
