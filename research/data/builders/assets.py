@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from research.config.cli import clear_errors
 from research.data.builders import archives
 from research.data.builders.asset_table import ASSETS, Asset
 from research.runtime import files
+from research.runtime.checksums import crc32
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,8 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
 def unpack(name: str, cache_dir: Path | None = None) -> Path:
     """The asset's only member as a file in the cache, for what must be mapped into memory.
 
+    One that is there is compared with the archive's member, and written again if it has changed.
+
     Raises:
         ValueError: it has several members, or is torn.
         AssetUnavailableError, AssetMismatchError: as `fetch`.
@@ -105,9 +109,12 @@ def unpack(name: str, cache_dir: Path | None = None) -> Path:
     archive = fetch(name, cache_dir)
     ((member, content),) = archives.read_members(archive, ASSETS[name].members)
     path = archive.with_name(f"{name}-{ASSETS[name].version}-{Path(member).name}")
+    if path.is_file():
+        if crc32(path) == zlib.crc32(content):
+            return path
+        logger.warning("%s is damaged (its checksum differs): writing it again", path)
     # whole or not at all; that the archive is the pinned one has just been checked
-    if not path.is_file() or path.stat().st_size != len(content):
-        files.atomic_write(path, content, is_shared=True)
+    files.atomic_write(path, content, is_shared=True)
     return path
 
 

@@ -107,6 +107,19 @@ def test_fetch_downloads_once_and_is_offline_and_repairs_damage(registry, tmp_pa
     assert path.read_bytes() == registry.read_bytes()
 
 
+def test_an_unpacked_file_that_has_changed_is_written_again_and_that_is_said(
+    registry, monkeypatch, caplog
+):
+    monkeypatch.setitem(ASSETS, "tiny", _asset(registry, "pip", members=r"tiny/a\.txt"))
+    path = assets.unpack("tiny")
+    inode = path.stat().st_ino
+    assert assets.unpack("tiny").stat().st_ino == inode and not caplog.records
+    for damage in (b"f1rst", b"firs", b""):  # the same size, and others
+        path.write_bytes(damage)
+        assert assets.unpack("tiny") == path and path.read_bytes() == b"first"
+        assert f"{path} is damaged" in caplog.records.pop().message
+
+
 def test_wrong_hash_names_file_expected_and_got(registry, monkeypatch, tmp_path):
     true_hash = ASSETS["tiny"].sha256
     monkeypatch.setitem(ASSETS, "tiny", _asset(registry, "pip", sha256="0" * 64))
