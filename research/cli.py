@@ -25,6 +25,7 @@ COMMANDS = {
     "study": "research.commands.study",
     "evaluate": "research.commands.evaluate",
     "generate": "research.commands.generate",
+    "retrieve": "research.commands.retrieve",
     "tokenizer": "research.commands.train_tokenizer",
     "convert": "research.commands.convert",
     "adapters": "research.commands.adapters",

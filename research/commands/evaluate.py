@@ -125,6 +125,7 @@ def _show_result(task: str, result: TaskResult) -> None:
         "questions cut to the window": result.truncated,
         "answers cut at their longest": result.cut,
         "answers in which nothing could be read": result.unreadable,
+        "prompts without a passage": result.without_passages,
     }
     notes = [f"{count} {what}" for what, count in counts.items() if count]
     tokens = (

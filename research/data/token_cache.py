@@ -6,34 +6,25 @@ which records are accepted, so that none is used that would be refused now. The 
 files are compared when it is opened.
 """
 
-import contextlib
-import hashlib
 import itertools
-import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
+from research.data.cached_folder import cached_folder, damaged
 from research.data.sources import Source
 from research.data.sources.files import cache_folder, shared_cache
-from research.runtime.checksums import changed_file, checksums
-from research.runtime.files import atomic_folder, atomic_write, share
 from research.text.token_table import Encoder, Ragged, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
-
-log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the files or their meaning change.
 SCHEMA = 1
 # Characters that are tokenized in one call; bounds memory, and is enough to use every core.
 _CHUNK = 2**21
-# What a folder's files are, and their checksums; written last.
-_ABOUT = "about.json"
 
 
 def default_cache() -> Path:
@@ -78,64 +69,13 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
         "acceptance": source.acceptance,
         **encoder.key,
     }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-    folder = Path(cache) / key
+    about = {"name": source.name, "examples": len(source)}
+    title = f"tokenized cache of {source.name}"
+    folder = cached_folder(
+        cache, content, title, lambda partial: _write(partial, source, encoder), about
+    )
     with shared_cache(Path(cache)):
-        if not folder.is_dir():
-            about = {"name": source.name, "examples": len(source), **content}
-            try:
-                with atomic_folder(folder) as partial:
-                    _write(partial, source, encoder)
-                    _write_about(partial, about)
-                    share(partial, partial.parent)
-            except OSError:
-                if (
-                    not folder.is_dir()
-                ):  # otherwise another process was faster: its work is the same
-                    raise
-        _check(folder, source.name)
         return _read(folder, source.name, sorted(encoder.types))
-
-
-def _write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Says what the files are, with the checksum of each."""
-    sums = {name: sum for name, sum in checksums(folder).items() if name != _ABOUT}
-    atomic_write(
-        folder / _ABOUT, json.dumps({**about, "checksums": sums}, indent=1), is_shared=True
-    )
-
-
-def _check(folder: Path, name: str) -> None:
-    """Compares the files with their checksums; a folder of old, which has none, is given them.
-
-    Raises:
-      ValueError: a file is not what was written.
-      PermissionError: they are another user's.
-    """
-    try:
-        about = dict(json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
-        expected = about.get("checksums")
-        changed_name = None if expected is None else changed_file(folder, dict(expected))
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise _damaged(folder, name, f"{_ABOUT}: {error}") from error
-    if changed_name:
-        raise _damaged(folder, name, f"{changed_name} is not what was written")
-    if expected is None:
-        log.warning(
-            "the tokens of %s in %s are from before they had checksums: taken as they are now, and "
-            "compared from here on; remove the folder to have them made again",
-            name,
-            folder,
-        )
-        with contextlib.suppress(PermissionError):
-            _write_about(folder, about)
-
-
-def _damaged(folder: Path, name: str, why: str) -> ValueError:
-    return ValueError(
-        f"The tokenized cache of {name} is damaged ({why}); remove the folder {folder} and it is "
-        "made again."
-    )
 
 
 def _read(folder: Path, name: str, fields: Sequence[str]) -> TokenTable:
@@ -152,7 +92,7 @@ def _read(folder: Path, name: str, fields: Sequence[str]) -> TokenTable:
     except PermissionError:
         raise
     except (ValueError, OSError, EOFError) as error:
-        raise _damaged(folder, name, str(error)) from error
+        raise damaged(folder, f"tokenized cache of {name}", str(error)) from error
     return TokenTable(name, tokens, sizes)
 
 

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,14 +14,17 @@ from tqdm import tqdm
 
 from research.config.schema import Positive
 from research.data.sources import AnySourceConfig
+from research.evaluation.passages import Prompt
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
 from research.evaluation.results import Answer, TaskResult
 from research.evaluation.scorers import AnyScorer
+from research.evaluation.scorers.base import references
 from research.generation import decode
 from research.generation.responders import Responder, find_stops
 from research.generation.sampling import Sampling
 from research.objectives import ObjectiveConfig
+from research.retrieval import AnyRetrieval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class GenerationTask(QuestionTask):
     batch_size: Positive = 16
     sampling: Sampling = Sampling()
     group: str | None = "cluster"
+    retrieval: AnyRetrieval | None = None
     kind: Literal["generation"] = "generation"
 
     def __post_init__(self) -> None:
@@ -69,36 +73,44 @@ class GenerationTask(QuestionTask):
                 except ValueError as error:
                     raise ValueError(f"row {question.row}, {scorer.label}: {error}") from None
 
+    def right_answers(self, record: Mapping[str, Any]) -> list[str]:
+        """As its scorers read them, or else the completion."""
+        fields = {scorer.reference for scorer in self.scorers if scorer.reference is not None}
+        fields = fields or ({"completion"} & record.keys())
+        return [text for field in sorted(fields) for text in references(record, field)]
+
     def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
         groups = self.groups(questions)
         prompts = [self.write(model.responder, question) for question in questions]
         start = time.perf_counter()
-        texts = _generate(model, self, [ids for ids, _ in prompts], name)
+        texts = _generate(model, self, [prompt.ids for prompt in prompts], name)
         seconds = time.perf_counter() - start
         rows = zip(questions, prompts, texts, groups, strict=True)
         answers = [
-            self._score(question, ids, text, new_tokens, group)
-            for question, (ids, _), (text, new_tokens), group in rows
+            self._score(question, prompt, text, new_tokens, group)
+            for question, prompt, (text, new_tokens), group in rows
         ]
-        return TaskResult(answers, sum(is_cut for _, is_cut in prompts), seconds)
+        return TaskResult(answers, sum(prompt.is_cut for prompt in prompts), seconds)
 
     def _score(
-        self, question: Question, ids: Sequence[int], text: str, new_tokens: int, group: str | None
+        self, question: Question, prompt: Prompt, text: str, new_tokens: int, group: str | None
     ) -> Answer:
         plain_text = without_thoughts(text)
         scores = [scorer.score(plain_text, question.record) for scorer in self.scorers]
+        values = {metric: value for each in scores for metric, value in each.values.items()}
         fields = [scorer.reference for scorer in self.scorers if scorer.reference is not None]
         return Answer(
             question=question.text,
             answer=text,
             digest=question.digest,
-            scores={metric: value for each in scores for metric, value in each.values.items()},
+            scores=values | dict(prompt.scores),
             group=group,
             unreadable="; ".join(filter(None, (each.unreadable for each in scores))),
             is_cut=new_tokens == self.max_tokens,
-            prompt_tokens=len(ids),
+            prompt_tokens=len(prompt.ids),
             new_tokens=new_tokens,
             reference=_as_text(question.record.get(fields[0])) if fields else None,
+            passages=prompt.passages,
         )
 
 

@@ -20,6 +20,7 @@ from research.evaluation.questions import Question
 from research.evaluation.results import Answer, TaskResult
 from research.generation.responders import Responder
 from research.objectives import ObjectiveConfig
+from research.retrieval import AnyRetrieval
 from research.text import chat_template
 from research.text.conversation import from_messages
 
@@ -59,6 +60,7 @@ class MultipleChoice(QuestionTask):
     # questions that are scored at a time
     batch_size: Positive = 16
     group: str | None = "cluster"
+    retrieval: AnyRetrieval | None = None
     kind: Literal["multiple_choice"] = "multiple_choice"
 
     is_distributed = True
@@ -106,6 +108,11 @@ class MultipleChoice(QuestionTask):
             raise ValueError(f"it has {len(options)} options, more than there are letters")
         return options, _find_right(record.get(self.reference), options, names, self.reference)
 
+    def right_answers(self, record: Mapping[str, Any]) -> list[str]:
+        """The text of the right option."""
+        options, right = self.read_options(record)
+        return [options[right]]
+
     def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
         rights = [self.read_options(question.record) for question in questions]
         variants = [
@@ -120,7 +127,7 @@ class MultipleChoice(QuestionTask):
 
         start = time.perf_counter()
         scores, tokens_read = scoring.score_options(
-            model.score, [prompt for prompt, _ in prompts], ids, self.batch_size, with_progress
+            model.score, [prompt.ids for prompt in prompts], ids, self.batch_size, with_progress
         )
         bare_scores: list[np.ndarray] | None = None
         if self.unconditional is not None:
@@ -147,14 +154,16 @@ class MultipleChoice(QuestionTask):
                     scores={
                         measure: float(np.argmax(values) == right)
                         for measure, values in by_measure.items()
-                    },
+                    }
+                    | dict(prompts[number].scores),
                     group=groups[number],
-                    prompt_tokens=len(prompts[number][0]),
+                    prompt_tokens=len(prompts[number].ids),
                     confidence=confidence(scores[number]),
                     reference=options[right],
+                    passages=prompts[number].passages,
                 )
             )
-        return TaskResult(answers, sum(is_cut for _, is_cut in prompts), seconds, tokens_read)
+        return TaskResult(answers, sum(prompt.is_cut for prompt in prompts), seconds, tokens_read)
 
     def _with_options(self, question: Question, options: Sequence[str]) -> Question:
         """The question with its options below it, a letter before each."""
@@ -173,7 +182,8 @@ class MultipleChoice(QuestionTask):
     ) -> tuple[list[np.ndarray], int]:
         """Log-likelihoods of all options after no question; each option once."""
         assert self.unconditional is not None
-        prompt, _ = self.write(model.responder, _reworded(question, self.unconditional))
+        bare = dataclasses.replace(_reworded(question, self.unconditional), passages=None)
+        prompt = self.write(model.responder, bare).ids
         rows: dict[tuple[tuple[int, ...], ...], np.ndarray] = dict.fromkeys(
             (tuple(map(tuple, options)) for options in ids), np.zeros(0)
         )

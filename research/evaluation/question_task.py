@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from research.data.sources import SourceConfig
+from research.evaluation.passages import Prompt, add_passages, write_prompt
 from research.evaluation.questions import Question, read_groups, read_questions
 from research.evaluation.results import TaskResult
 from research.generation.responders import Responder
 from research.objectives import ObjectiveConfig
+from research.retrieval import RetrievalConfig
+from research.text.conversation import Conversation
+from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import Score
 
 
@@ -47,6 +51,8 @@ class QuestionTask:
     # Field of records, where they have it: those that share it (near duplicates, questions on one
     # passage) are not independent, and intervals are the wider for it.
     group: str | None
+    # What is put into each prompt, such as dict(kind="bm25", ...); None: nothing is retrieved.
+    retrieval: RetrievalConfig | None
     # Whether several processes may ask together, each the same.
     is_distributed = False
 
@@ -63,6 +69,10 @@ class QuestionTask:
     def check(self, questions: Sequence[Question]) -> None:
         """Raises ValueError, with its row, for a record whose answers could not be scored."""
 
+    def right_answers(self, record: Mapping[str, Any]) -> list[str]:
+        """The right answers of a record that was checked, where they are known."""
+        return []
+
     def read(self) -> list[Question]:
         """The questions, each of which can be scored.
 
@@ -70,16 +80,29 @@ class QuestionTask:
           ValueError: a record that asks nothing, lacks a right answer or a group; names the row.
         """
         reads = self.reads if self.group is None else {*self.reads, self.group}
+        reads = reads if self.retrieval is None else {*reads, *self.retrieval.reads}
         questions = read_questions(self.source, self.split, reads, self.max_questions)
         read_groups(questions, self.group)
         self.check(questions)
         return questions
 
+    def retrieve(self, questions: Sequence[Question], tokenizer: Tokenizer) -> list[Question]:
+        """The questions with what is retrieved for each, as they are where nothing is.
+
+        Args:
+          questions: as `read` gives them.
+          tokenizer: of the model that is asked.
+
+        Raises:
+          ValueError: nothing to retrieve, or passages that give the test away; names them.
+        """
+        return add_passages(self.retrieval, self.right_answers, questions, tokenizer)
+
     def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
         """Asks a model every question.
 
         Args:
-          questions: as `read` gives them.
+          questions: as `retrieve` gives them.
           name: of the task, on the progress bar.
 
         Raises:
@@ -92,12 +115,16 @@ class QuestionTask:
         groups: np.ndarray | None = read_groups(questions, self.group)
         return [None] * len(questions) if groups is None else groups.tolist()
 
-    def write(self, responder: Responder, question: Question) -> tuple[list[int], bool]:
-        """Token ids of a question, and whether it was cut."""
-        try:
+    def write(self, responder: Responder, question: Question) -> Prompt:
+        """A question as a model reads it, with what was retrieved for it."""
+
+        def write(conversation: Conversation) -> tuple[list[int], bool]:
             if self.objective is None:
-                return responder.prompt(question.conversation)
+                return responder.prompt(conversation)
             tokenizer = responder.run.tokenizer
-            return self.objective.prompt_ids(tokenizer, question.conversation, self.sequence_length)
+            return self.objective.prompt_ids(tokenizer, conversation, self.sequence_length)
+
+        try:
+            return write_prompt(question, write)
         except ValueError as error:
             raise ValueError(f"row {question.row}: {error}") from None

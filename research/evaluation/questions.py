@@ -16,6 +16,7 @@ from research.data.sources import SourceConfig, open_source
 from research.data.sources.base import RecordsConfig
 from research.data.sources.formats import OF_OBJECTIVES
 from research.data.sources.formats.unread import METADATA
+from research.retrieval.prompts import PromptPassages
 from research.text.conversation import Conversation, from_messages
 
 
@@ -29,6 +30,8 @@ class Question:
     conversation: Conversation
     # the record, `completion` the last answer where it is a conversation
     record: Mapping[str, Any]
+    # what was retrieved for it; None: nothing is
+    passages: PromptPassages | None = None
 
     @property
     def text(self) -> str:

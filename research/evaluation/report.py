@@ -78,6 +78,8 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
             f"{', '.join(alone)}"
         )
     questions = {name: task.read() for name, task in evaluation.tasks.items()}
+    for name, task in evaluation.tasks.items():
+        questions[name] = task.retrieve(questions[name], run.tokenizer)
     bits_per_byte, answers, results = None, None, {}
     with loaded_model(run, adapter, evaluation.mesh) as model:
         if evaluation.text is not None:

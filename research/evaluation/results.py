@@ -35,6 +35,8 @@ class Answer:
     confidence: float | None = None
     # the right answer, where there is one
     reference: str | None = None
+    # ids of the passages in its prompt, best first; None: nothing is retrieved for it
+    passages: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,11 @@ class TaskResult:
         return sum(bool(answer.unreadable) for answer in self.answers)
 
     @property
+    def without_passages(self) -> int:
+        """Questions for which passages were looked for, and have none in their prompts."""
+        return sum(answer.passages is not None and not answer.passages for answer in self.answers)
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(answer.prompt_tokens for answer in self.answers)
 
@@ -86,14 +93,14 @@ class TaskResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, the answers one by one."""
-        counts = ("truncated", "cut", "unreadable", "prompt_tokens", "new_tokens", "tokens_read")
+        counts = "truncated cut unreadable without_passages prompt_tokens new_tokens tokens_read"
         metrics = {name: dataclasses.asdict(value) for name, value in self.metrics.items()}
         calibration = self.calibration
         return {
             "metrics": metrics,
             "calibration": None if calibration is None else dataclasses.asdict(calibration),
             "seconds": self.seconds,
-            **{name: getattr(self, name) for name in counts},
+            **{name: getattr(self, name) for name in counts.split()},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
         }
 

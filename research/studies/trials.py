@@ -14,6 +14,7 @@ from research.config.suggestions import suggestion
 from research.data.sources import SourceConfig, open_source
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
+from research.retrieval.retrieve import content_key
 from research.studies import measures, ways
 from research.studies.addresses import digest, without_defaults
 from research.studies.axes import Variant, expand
@@ -295,6 +296,8 @@ class Resolver:
             content["asked"] = self._fingerprints_of(asked_splits)
             for name, task in evaluation.tasks.items():
                 content["asked"][f"scorers of {name}"] = task.key
+                if task.retrieval is not None:
+                    content["asked"][f"retrieved for {name}"] = content_key(task.retrieval)
         if way != TUNED:  # of a run, only where labels and worked examples come from
             unused = set(config) - {"data", "seed"}
             content["config"] = {k: v for k, v in config.items() if k not in unused}

@@ -164,6 +164,12 @@ class Tokenizer:
             raise error
         return [encoding.ids for encoding in encodings]
 
+    def spans(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[n,2] first character of each of a text's n tokens and the one after its last, of every
+        text; tokens that share a character each have the whole of it."""
+        encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
+        return [np.asarray(each.offsets, np.int64).reshape(-1, 2) for each in encodings]
+
     @functools.cached_property
     def opens_with_space(self) -> bool:
         """Whether a text's first token has a space that the text has not, as SentencePiece's do."""

@@ -232,6 +232,10 @@ class Records:
         text = str(error) if str(error).endswith((".", "?")) else f"{error}."
         return ValueError(f"{text} Mend it, or leave a share of such records out: `bad_lines`.")
 
+    def place(self, index: int) -> str:
+        """Where a record stands: its file and line, or row."""
+        return self._place(index if self._selection is None else int(self._selection.rows[index]))
+
     @property
     def bad_lines(self) -> int:
         return 0 if self._selection is None else self._selection.bad_lines
