@@ -24,6 +24,7 @@ COMMANDS = {
     "sweep": "research.commands.sweep",
     "study": "research.commands.study",
     "evaluate": "research.commands.evaluate",
+    "tasks": "research.commands.tasks",
     "generate": "research.commands.generate",
     "retrieve": "research.commands.retrieve",
     "tokenizer": "research.commands.train_tokenizer",

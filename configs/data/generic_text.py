@@ -11,12 +11,12 @@ Hardware: two CPU cores (AVX-512), Python 3.11.
 
 from ml_collections import ConfigDict
 
-from configs import tasks
+from configs import sources
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.sources = tasks.generic_text()
+    config.sources = sources.generic_text()
     # held out first: of two documents that are alike, the one that is trained on goes
     config.splits = ["heldout", "train"]
     config.tokenizer = "runs/quickstart/tokenizer.json"

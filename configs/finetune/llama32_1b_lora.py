@@ -11,7 +11,7 @@ Hardware: none; it was compiled for a TPU v5e.
 
 from ml_collections import ConfigDict
 
-from configs import shapes, tasks
+from configs import shapes, sources
 
 
 def get_config() -> ConfigDict:
@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     )
     config.loss = dict(vocabulary_chunks=8)
     config.method = dict(kind="lora", rank=16, alpha=32.0)
-    config.data = dict(tasks.license_tuning(batch_size=1), sequence_length=1024)
+    config.data = dict(sources.license_tuning(batch_size=1), sequence_length=1024)
     config.checks = dict(splits=("validation", "test"), other_template=True)
     config.optimizer = dict(name="adamw")
     config.schedule = dict(learning_rate=3e-4, kind="cosine", warmup=20, final_share=0.0)

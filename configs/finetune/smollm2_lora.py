@@ -18,7 +18,7 @@ measured on it includes that.
 
 from ml_collections import ConfigDict
 
-from configs import tasks
+from configs import sources
 
 BASE = "runs/smollm2"
 
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.init_from = BASE
     config.compute = dict(max_scan_layers=1)  # fastest on CPU: layers one by one
     config.method = dict(kind="lora", rank=16, alpha=32.0)
-    config.data = tasks.license_tuning(batch_size=8)
+    config.data = sources.license_tuning(batch_size=8)
     # refuses to train on a notice that is asked for; these prompts differ from the base's own chat
     # template on purpose
     config.checks = dict(splits=("validation", "test"), other_template=True)

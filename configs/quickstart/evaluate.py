@@ -11,21 +11,21 @@ Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 
 from ml_collections import ConfigDict
 
-from configs import tasks
+from configs import sources
 
 
 def get_config(variant: str = "zero_shot") -> ConfigDict:
     config = ConfigDict()
     config.text = dict(
-        sources=tasks.generic_text(),
+        sources=sources.generic_text(),
         split="heldout",
         max_tokens=40_000,
         sequence_length=256,
         batch_size=32,
     )
     config.choice = dict(
-        source=tasks.license_notices(),
-        objective=dict(template=tasks.LICENSE_TEMPLATE),
+        source=sources.license_notices(),
+        objective=dict(template=sources.LICENSE_TEMPLATE),
         split="test",
         sequence_length=128,
     )

@@ -12,7 +12,7 @@ Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 
 from ml_collections import ConfigDict
 
-from configs import shapes, tasks
+from configs import shapes, sources
 
 TOKENIZER = "runs/quickstart/tokenizer.json"
 # max_scan_layers: layers one by one, fastest on CPU
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.model = MODEL
 
     # the five kinds in equal parts; no kind is read twice
-    config.data = dict(sources=tasks.generic_text(), sequence_length=256, batch_size=16)
+    config.data = dict(sources=sources.generic_text(), sequence_length=256, batch_size=16)
 
     # refuses to train on a text that evaluate.py holds out
     config.checks = dict(splits=("heldout",))

@@ -17,7 +17,7 @@ Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 
 from ml_collections import ConfigDict
 
-from configs import tasks
+from configs import sources
 from configs.quickstart import pretrain
 
 BASE = "runs/quickstart/pretrain"
@@ -26,7 +26,7 @@ BASE = "runs/quickstart/pretrain"
 def get_config(variant: str = "full") -> ConfigDict:
     config = ConfigDict()
     config.steps = 300
-    config.data = tasks.license_tuning(batch_size=16)
+    config.data = sources.license_tuning(batch_size=16)
     # refuses to train on a notice that evaluate.py asks for
     config.checks = dict(splits=("validation", "test"))
     config.optimizer = dict(name="adamw")

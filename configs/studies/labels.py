@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import tasks
+from configs import sources
 from configs.finetune import smollm2_lora
 from configs.quickstart import pretrain, tune
 from configs.studies import longer
@@ -30,7 +30,7 @@ LICENCES = (
 ).split()
 # task -> its source, how it is asked, and its labels
 TASKS: dict[str, tuple[str, str, list[str]]] = {
-    "licences": ("graft_licences", tasks.LICENSE_TEMPLATE, LICENCES),
+    "licences": ("graft_licences", sources.LICENSE_TEMPLATE, LICENCES),
     "diabetes": ("graft_diabetes", "Patient:\n{prompt}\nDiabetes: ", ["no", "yes"]),
 }
 # what a study changes to start from nothing

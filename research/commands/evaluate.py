@@ -1,8 +1,10 @@
 """Evaluates a trained run: held-out text, questions with known answers, answers in words.
 
-    graft evaluate --config configs/quickstart/evaluate.py --run runs/quickstart/lora
+    graft evaluate --task law --run runs/quickstart/lora
     graft evaluate --config configs/quickstart/evaluate.py \\
         --run runs/quickstart/pretrain --config.choice.shots=4
+
+`graft tasks` lists the tasks that come with Graft; a config of your own may ask anything else.
 
 Prints a line a metric, with its interval, and with `--out FILE` writes everything as JSON, answer
 by answer. `--against` compares with another run, or with such a file, question by question:
@@ -17,6 +19,7 @@ A model that one device does not hold: `--config.mesh.data=1 --config.mesh.fsdp=
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,18 +35,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.program_parser("evaluate", __doc__)
-    parser.add_argument("--run", required=True, metavar="DIR", help="a run, or a checkpoint of it")
-    parser.add_argument("--base", metavar="DIR", help="where a tuned run's base is, if it moved")
-    parser.add_argument("--adapter", metavar="NAME", help="of a bank: which adapter to measure")
-    parser.add_argument(
-        "--against", metavar="DIR|FILE", help="another run, or what --out wrote: compare both"
-    )
-    parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
-    cli.add_distributed(parser)
-    arguments = cli.parse(parser, argv)
+    arguments = _parse(argv)
 
     from research.checkpoints import runs
+    from research.commands.tasks import task_config
     from research.evaluation import tasks
     from research.evaluation.comparison import compare
     from research.evaluation.report import evaluate_run
@@ -58,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(f"--out {arguments.out} is a folder; name a file")
             if is_main_process:
                 storage.check_writable(storage.absolute(arguments.out).parent)
-        evaluation = cli.load(tasks.Evaluation, arguments.config, arguments.overrides)
+        config = arguments.config or task_config(arguments.task)
+        evaluation = cli.load(tasks.Evaluation, config, arguments.overrides)
         run = runs.open_run(arguments.run, arguments.base)
         report: dict[str, Any] = {"run": str(run.path), "fingerprint": run.fingerprint}
         if arguments.adapter:
@@ -95,6 +91,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if differences and arguments.out:
         files.write_json(arguments.out, report)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.program_parser("evaluate", __doc__, config_required=False)
+    parser.add_argument("--task", metavar="NAME", help="in place of --config: see graft tasks")
+    parser.add_argument("--run", required=True, metavar="DIR", help="a run, or a checkpoint of it")
+    parser.add_argument("--base", metavar="DIR", help="where a tuned run's base is, if it moved")
+    parser.add_argument("--adapter", metavar="NAME", help="of a bank: which adapter to measure")
+    parser.add_argument(
+        "--against", metavar="DIR|FILE", help="another run, or what --out wrote: compare both"
+    )
+    parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    cli.add_distributed(parser)
+    arguments = cli.parse(parser, argv)
+    if bool(arguments.config) == bool(arguments.task):
+        parser.error("say what is asked: --task NAME, or --config FILE")
+    return arguments
 
 
 def _open_other(path: str, evaluation: Evaluation) -> Callable[[], Mapping[str, TaskResult]]:

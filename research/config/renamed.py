@@ -60,7 +60,10 @@ _DATA: Mapping[str, list[str]] = {"Experiment": ["data"], "DataConfig": []}
 _SOURCES: Mapping[str, tuple[list[str], ...]] = {
     "Experiment": (["data", "sources", "*"],),
     "DataConfig": (["sources", "*"],),
-    "Evaluation": (["text", "sources", "*"], ["choice", "source"], ["source"]),
+    "Evaluation": (
+        ["text", "sources", "*"],
+        *(["choice", "source"], ["source"], ["tasks", "*", "source"]),
+    ),
     "PreparationConfig": (["sources", "*"], ["contamination", "evaluations", "*", "source"]),
 }
 # kinds of sources that shared one class, in which each had the keys of all
@@ -150,6 +153,8 @@ def _find(node: Any, path: list[str]) -> list[dict[str, Any]]:
     """Every dict at a path."""
     if path and path[0] == "*":
         nodes = node if isinstance(node, list) else []
+        if isinstance(node, dict):
+            nodes = list(node.values())
         return [match for child in nodes for match in _find(child, path[1:])]
     if not isinstance(node, dict):
         return []

@@ -138,9 +138,11 @@ def _explain(cls: type, problem: Any, where: str) -> str:
         return f"{path}: no such key{suggestion(key, names, dotted(where, parent) + '.')}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{path}: missing; it has no default"
-    if problem["type"] == "union_tag_invalid":
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         fields = [fields_of(member).get("kind") for member in types_at(cls, location)]
         kinds = [kind for field in fields for kind in typing.get_args(field)]
+        if problem["type"] == "union_tag_not_found":
+            return f"{path}: say its `kind`, one of {', '.join(kinds)}"
         name = str(problem["ctx"]["tag"])
         return f"{path}.kind: there is no {name!r}{suggestion(name, kinds)}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -117,6 +117,15 @@ class QuestionTask:
 
     def write(self, responder: Responder, question: Question) -> Prompt:
         """A question as a model reads it, with what was retrieved for it."""
+        reads = responder.reads_conversations
+        if self.objective is not None:
+            reads = self.objective.reads_conversations
+        if not (reads or question.is_plain):
+            raise ValueError(
+                f"row {question.row}: it is a conversation of several messages or with tools, of "
+                "which this model or `objective` reads the last text alone: ask with "
+                "objective=dict(kind='chat')"
+            )
 
         def write(conversation: Conversation) -> tuple[list[int], bool]:
             if self.objective is None:

@@ -39,6 +39,15 @@ class Question:
         return str(self.conversation.messages[-1]["content"])
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is one text of a user, which any model can be asked."""
+        source = self.conversation
+        message, *others = source.messages
+        extra = {key for key, value in message.items() if value} - {"role", "content"}
+        is_text = message["role"] == "user" and isinstance(message["content"], str)
+        return is_text and not (others or extra or source.tools or source.template_arguments)
+
+    @property
     def digest(self) -> str:
         """The same for the same question and right answer."""
         source = self.conversation
@@ -110,7 +119,9 @@ def _read(record: Mapping[str, Any], row: int, name: str) -> Question:
     if isinstance(messages, list):
         *before, last = messages
         if last["role"] == "assistant" and before:
-            known = {"completion": last["content"], **record}
+            known = {**record, "completion": _right_answer(last, row, name)}
+            if isinstance(record.get("completion"), str):  # one of its own beside the messages
+                known["completion"] = record["completion"]
             return Question(row, from_messages(before, *arguments), known)
         return Question(row, from_messages(messages, *arguments), record)
     if not isinstance(record.get("prompt"), str):
@@ -120,3 +131,20 @@ def _read(record: Mapping[str, Any], row: int, name: str) -> Question:
         )
     message = {"role": "user", "content": record["prompt"]}
     return Question(row, from_messages([message], *arguments), record)
+
+
+def _right_answer(message: Mapping[str, Any], row: int, name: str) -> str:
+    """What an assistant's message says.
+
+    Raises:
+      ValueError: it says nothing, or calls tools, which no scorer compares.
+    """
+    if message.get("tool_calls"):
+        raise ValueError(
+            f"{name}, row {row}: the last answer calls tools, which no scorer reads: drop such "
+            "records with a transform"
+        )
+    content = message.get("content")
+    if not isinstance(content, str) or not content:
+        raise ValueError(f"{name}, row {row}: the last answer is no text, but {content!r:.60}")
+    return content

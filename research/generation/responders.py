@@ -30,6 +30,13 @@ class Responder:
         """The objective that the run was trained with; None: it was imported."""
         return self.run.experiment.data.objective if self.run.experiment else None
 
+    @property
+    def reads_conversations(self) -> bool:
+        """Whether a prompt holds the whole conversation, and not its last text alone."""
+        if self.objective is not None:
+            return self.objective.reads_conversations
+        return chat_template.find_template(self.run.sidecar_files) is not None
+
     def prompt_ids(self, conversation: Conversation, raw: bool = False) -> list[int]:
         """As `prompt`; says on the terminal that a prompt was cut."""
         ids, is_truncated = self.prompt(conversation, raw)

@@ -132,6 +132,8 @@ class Objective:
     fields: ClassVar[Mapping[str, bool]] = {"text": True}
     # Whether an example has a completion, which may be empty.
     has_completions: ClassVar[bool] = False
+    # Whether a prompt holds a whole conversation, and not its last text alone.
+    reads_conversations: ClassVar[bool] = False
     # Whether a model trained on it can write text.
     generates: ClassVar[bool] = True
 

@@ -58,6 +58,7 @@ class Chat(Objective):
 
     fields: ClassVar[Mapping[str, bool]] = {}
     has_completions: ClassVar[bool] = True
+    reads_conversations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         choices = {"too_long": ("cut", "refuse"), "turns": ("all", "last")}

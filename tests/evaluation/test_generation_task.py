@@ -18,7 +18,7 @@ from research.evaluation.scorers.exact_match import ExactMatch
 from research.evaluation.scorers.token_f1 import TokenF1
 from research.evaluation.tasks import Evaluation
 from research.generation import decode
-from research.objectives import Supervised
+from research.objectives import Chat, Supervised
 from research.reports.statistics import paired_difference
 from research.training.loop import train
 from tests.helpers.tiny_run import world
@@ -97,6 +97,45 @@ def test_conversations_are_asked_up_to_their_last_answer(tmp_path):
     assert whole.conversation == open_ended.conversation and whole.text == "c"
     assert whole.record["completion"] == "d" and "completion" not in open_ended.record
     assert whole.digest != open_ended.digest
+
+
+def test_a_model_that_reads_the_last_text_alone_is_not_asked_conversations(place, tmp_path):
+    run = runs.open_run(place.base)
+    user = {"role": "user", "content": "roof 2"}
+    answer = {"role": "assistant", "content": "red"}
+    talks = [
+        [{"role": "system", "content": "Answer blue."}, user, answer],
+        [user, answer, user, answer],
+        [user, answer, answer],
+        [user | {"name": "Bob"}, answer],
+    ]
+    for talk in talks:
+        source = write(tmp_path / "a.jsonl", [{"messages": [user, answer]}, {"messages": talk}])
+        task = GenerationTask(source, (ExactMatch(),), split="train", max_tokens=2)
+        with pytest.raises(ValueError, match="row 1: it is a conversation .*kind='chat'"):
+            evaluate_run(run, Evaluation(tasks={"t": task}))
+    # which reads them
+    chat = dataclasses.replace(task, objective=Chat(ignored_fields=("name",)))
+    assert len(evaluate_run(run, Evaluation(tasks={"t": chat})).tasks["t"].answers) == 2
+
+
+def test_the_right_answer_is_what_the_last_message_says(tmp_path):
+    user = {"role": "user", "content": "roof 2"}
+    answer = {"role": "assistant", "content": "red"}
+    lists = {"prompt": [user], "completion": [answer]}
+    conversations = []
+    for record in (lists, {"messages": [user, answer]}):
+        source = write(tmp_path / "a.jsonl", [record] * 2)
+        question, _ = questions.read_questions(source, "train", ["completion"])
+        assert question.record["completion"] == "red"
+        conversations.append(question.conversation)
+    assert conversations[0] == conversations[1]
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    for content, message in ((None, "calls tools"), ("so:", "calls tools")):
+        calling = answer | {"content": content, "tool_calls": [call]}
+        records = [{"messages": [user, answer]}, {"messages": [user, calling]}]
+        with pytest.raises(ValueError, match=f"row 1: the last answer {message}"):
+            questions.read_questions(write(tmp_path / "a.jsonl", records), "train", [])
 
 
 def test_fields_that_scorers_read_are_not_lost(tmp_path):

@@ -1,0 +1,34 @@
+"""Tunes SmolLM2-135M-Instruct with LoRA on the training split of a task of configs/tasks.
+
+    graft train --config configs/finetune/smollm2_task.py:house_style --workdir runs/house_style
+    graft evaluate --task house_style --run runs/house_style --against runs/smollm2
+
+Expected: not measured yet.
+Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
+
+The model reads and answers in its own chat template, as the base is asked.
+"""
+
+import importlib
+
+from ml_collections import ConfigDict
+
+from configs.finetune import smollm2_lora
+
+# those that have a training split
+TASKS = ("education", "finance", "house_style")
+
+
+def get_config(task: str = "house_style") -> ConfigDict:
+    if task not in TASKS:
+        raise ValueError(f"smollm2_task.py:{task}: there are {', '.join(TASKS)}")
+    config = smollm2_lora.get_config()
+    config.steps = 60
+    config.data = dict(
+        sources=[importlib.import_module(f"configs.tasks.{task}").source()],
+        objective=dict(kind="chat"),
+        sequence_length=384,
+        batch_size=8,
+    )
+    config.checks = dict(splits=("validation", "test"))
+    return config

@@ -1,0 +1,24 @@
+"""Education: how one quantity changes with another, of two answers.
+
+    graft evaluate --task education --run runs/smollm2
+    graft train --config configs/finetune/smollm2_task.py:education --workdir runs/education
+
+Questions: 700 of QuaRTz, as OpenAI's evals have them; the two of a pair that differ in a word and
+in the answer share a split. Licence: MIT.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def source() -> dict[str, Any]:
+    return dict(name="graft_quartz", unused_fields=["choices"])
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.tasks = dict(
+        education=dict(kind="multiple_choice", source=source(), reference="completion")
+    )
+    return config

@@ -1,0 +1,42 @@
+"""Finance: people, organizations and places of a loan agreement's sentence, as JSON.
+
+    graft evaluate --task finance --run runs/smollm2
+    graft train --config configs/finetune/smollm2_task.py:finance --workdir runs/finance
+
+Questions: 250 sentences, none a near duplicate of the 539 of training; `ner_finance` of OpenAI's
+evals. Licence: MIT.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+INSTRUCTION = (
+    "List the named entities of this sentence of a loan agreement, as JSON with the keys people, "
+    "organizations and places, each a list of names.\n\n{prompt}"
+)
+KEYS = ("people", "organizations", "places")
+SCHEMA = {
+    "type": "object",
+    "properties": {key: {"type": "array", "items": {"type": "string"}} for key in KEYS},
+    "required": list(KEYS),
+    "additionalProperties": False,
+}
+
+
+def source() -> dict[str, Any]:
+    instruct = dict(kind="template", fields=dict(prompt=INSTRUCTION))
+    return dict(name="graft_entities", transforms=[instruct])
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.tasks = dict(
+        finance=dict(
+            kind="generation",
+            source=source(),
+            scorers=[dict(kind="json", schema=SCHEMA, fenced=True)],
+            max_tokens=160,
+        )
+    )
+    return config

@@ -1,0 +1,62 @@
+"""Tasks that come with Graft: each says what it asks, builds, and is found by its name."""
+
+import importlib
+
+import pytest
+
+from configs.tasks import house_style
+from research import cli
+from research.commands import tasks
+from research.config import cli as configs
+from research.evaluation.tasks import Evaluation
+from research.experiment import Experiment
+
+NAMES = sorted(tasks.find_tasks())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_says_its_questions_and_their_licence(name, capsys):
+    task = tasks.find_tasks()[name]
+    assert task.questions and task.licence.removeprefix("Licence: ") and task.summary.endswith(".")
+    assert configs.load(Evaluation, tasks.task_config(name))
+    cli.main(["tasks"])
+    printed = capsys.readouterr().out
+    assert task.summary in printed and task.licence in printed
+
+
+def test_an_unknown_task_is_refused_with_the_nearest(capsys):
+    with pytest.raises(ValueError, match="no task 'finanse'; did you mean finance"):
+        tasks.task_config("finanse")
+    for flags in ([], ["--task", "law", "--config", "a.py"]):
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", "--run", "a", *flags])
+        assert "say what is asked" in capsys.readouterr().err
+
+
+def test_a_task_with_a_training_split_is_tuned_on_as_it_is_asked():
+    tuning = importlib.import_module("configs.finetune.smollm2_task")
+    for name in tuning.TASKS:
+        experiment = configs.load(Experiment, f"configs/finetune/smollm2_task.py:{name}")
+        task = configs.load(Evaluation, tasks.task_config(name)).tasks[name]
+        assert experiment.data.sources == (task.source,)
+    with pytest.raises(ValueError, match="there are education, finance"):
+        tuning.get_config("law")
+
+
+@pytest.mark.parametrize(
+    ("entry", "broken"),
+    [
+        ("ADA: an English countess.", set()),
+        ("ADA: a version of 3.5 or later.", set()),
+        ("Ada: an English countess.", {"title"}),
+        ("ADA: English countess.", {"article"}),
+        ("ADA: a countess. She wrote.", {"sentence"}),
+        ("ADA: a countess", {"sentence"}),
+        ("ADA: a countess (1815).", {"brackets"}),
+        ("", {"title", "article", "sentence", "brackets"}),
+    ],
+)
+def test_the_rules_of_the_house_are_checked_one_by_one(entry, broken):
+    rules = house_style.check_rules(entry, {"title": "Ada"})
+    assert {rule for rule, value in rules.items() if not value} - {"all"} == broken
+    assert rules["all"] == (not broken)

