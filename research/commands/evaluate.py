@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.checkpoints import runs
     from research.commands.tasks import task_config
     from research.evaluation import tasks
-    from research.evaluation.comparison import compare
+    from research.evaluation.comparison import compare, other_settings
     from research.evaluation.report import evaluate_run
     from research.runtime import distributed, files, storage
     from research.runtime.compilation_cache import enable_compilation_cache
@@ -68,9 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         report |= results.to_dict()
         if arguments.out and is_main_process:  # what follows may fail
             files.write_json(arguments.out, report)
-        differences = []
+        differences, otherwise = [], []
         if ask_other is not None:
-            differences = compare(results.tasks, ask_other())
+            other_results = ask_other()
+            differences = compare(results.tasks, other_results)
+            otherwise = other_settings(results.tasks, other_results)
             report["against"] = {
                 "path": str(arguments.against),
                 "differences": [dataclasses.asdict(difference) for difference in differences],
@@ -83,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(f"{name}: {bits:.3f} bits per byte")
     if differences:
         show(f"against {arguments.against}:")
+    for line in otherwise:
+        show(f"  asked otherwise: {line}")
     for each in differences:
         paired = each.paired.difference
         show(

@@ -49,6 +49,13 @@ def compare(
         )
     rows = []
     for name in names:
+        for part in ("kind", "scorers"):
+            mine, theirs = (each[name].settings.get(part) for each in (first, second))
+            if mine != theirs:
+                raise ValueError(
+                    f"{name}: the two were scored by other rules ({part} {mine!r:.200} and "
+                    f"{theirs!r:.200}): their difference would be of the rules"
+                )
         answers, others = _pair(name, first[name], second[name])
         for metric in first[name].metrics:
             both = [i for i in range(len(answers)) if metric in answers[i].scores]
@@ -62,6 +69,17 @@ def compare(
         MetricDifference(name, metric, estimate(a, metric), estimate(b, metric), test, p_value)
         for (name, metric, a, b), test, p_value in zip(rows, tests, corrected, strict=True)
     ]
+
+
+def other_settings(first: Mapping[str, TaskResult], second: Mapping[str, TaskResult]) -> list[str]:
+    """What two results of one task were asked otherwise by, a line a setting."""
+    lines = []
+    for name in (name for name in first if name in second):
+        mine, theirs = first[name].settings, second[name].settings
+        for key in sorted(mine.keys() | theirs.keys()):
+            if mine.get(key) != theirs.get(key):
+                lines.append(f"{name}: {key} {mine.get(key)!r:.80} and {theirs.get(key)!r:.80}")
+    return lines
 
 
 def read_results(path: str | Path) -> dict[str, TaskResult]:

@@ -25,6 +25,7 @@ from research.generation.responders import Responder, find_stops
 from research.generation.sampling import Sampling
 from research.objectives import ObjectiveConfig
 from research.retrieval import AnyRetrieval
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,10 @@ class GenerationTask(QuestionTask):
         """Fields of records that its scorers read."""
         return frozenset().union(*(scorer.reads for scorer in self.scorers))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"scorers": self.key}
+
     def check(self, questions: Sequence[Question]) -> None:
         for question in questions:
             for scorer in self.scorers:
@@ -85,24 +90,25 @@ class GenerationTask(QuestionTask):
         start = time.perf_counter()
         texts = _generate(model, self, [prompt.ids for prompt in prompts], name)
         seconds = time.perf_counter() - start
+        tokenizer = model.responder.run.tokenizer
+        answers = []
         rows = zip(questions, prompts, texts, groups, strict=True)
-        answers = [
-            self._score(question, prompt, text, new_tokens, group)
-            for question, prompt, (text, new_tokens), group in rows
-        ]
+        for question, prompt, (text, new_tokens), group in rows:
+            plain_text = without_thoughts(text, _opens_thoughts(tokenizer, prompt.ids))
+            answer = self._score(question, prompt, plain_text, new_tokens, group)
+            answers.append(dataclasses.replace(answer, answer=text))
         return TaskResult(answers, sum(prompt.is_cut for prompt in prompts), seconds)
 
     def _score(
         self, question: Question, prompt: Prompt, text: str, new_tokens: int, group: str | None
     ) -> Answer:
-        plain_text = without_thoughts(text)
-        scores = [scorer.score(plain_text, question.record) for scorer in self.scorers]
+        scores = [scorer.score(text, question.record) for scorer in self.scorers]
         values = {metric: value for each in scores for metric, value in each.values.items()}
         fields = [scorer.reference for scorer in self.scorers if scorer.reference is not None]
         return Answer(
             question=question.text,
             answer=text,
-            digest=question.digest,
+            digest=question.digest(self.right_answers(question.record)),
             scores=values | dict(prompt.scores),
             group=group,
             unreadable="; ".join(filter(None, (each.unreadable for each in scores))),
@@ -119,12 +125,21 @@ def _as_text(reference: Any) -> str:
     return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
 
 
-def without_thoughts(text: str) -> str:
-    """What an answer says after its thoughts; nothing where they do not end."""
+def _opens_thoughts(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> bool:
+    """Whether a prompt ends where the model is to think."""
+    return tokenizer.decode(prompt_ids[-8:], special=True).rstrip().endswith("<think>")
+
+
+def without_thoughts(text: str, are_open: bool = False) -> str:
+    """What an answer says after its thoughts; nothing where they do not end.
+
+    Args:
+      are_open: whether the prompt began them.
+    """
     _, end, rest = text.rpartition("</think>")
     if end:
         return rest
-    return "" if text.lstrip().startswith("<think>") else text
+    return "" if are_open or text.lstrip().startswith("<think>") else text
 
 
 def _generate(

@@ -150,7 +150,7 @@ class MultipleChoice(QuestionTask):
                 Answer(
                     question=variants[number].text,
                     answer=options[int(np.argmax(scores[number]))],
-                    digest=question.digest,
+                    digest=question.digest([options, options[right]]),
                     scores={
                         measure: float(np.argmax(values) == right)
                         for measure, values in by_measure.items()

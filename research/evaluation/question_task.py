@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from research.config.schema import to_dict
 from research.data.sources import SourceConfig
 from research.evaluation.passages import Prompt, add_passages, write_prompt
 from research.evaluation.questions import Question, read_groups, read_questions
@@ -18,6 +19,9 @@ from research.retrieval import RetrievalConfig
 from research.text.conversation import Conversation
 from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import Score
+
+# of a task's config: which questions, and how many at a time
+_NO_SETTINGS = ("source", "split", "max_questions", "group", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,12 @@ class QuestionTask:
     def right_answers(self, record: Mapping[str, Any]) -> list[str]:
         """The right answers of a record that was checked, where they are known."""
         return []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it asks and scores, as JSON; not of what, nor how fast."""
+        content = to_dict(self)
+        return {name: value for name, value in content.items() if name not in _NO_SETTINGS}
 
     def read(self) -> list[Question]:
         """The questions, each of which can be scored.

@@ -47,11 +47,11 @@ class Question:
         is_text = message["role"] == "user" and isinstance(message["content"], str)
         return is_text and not (others or extra or source.tools or source.template_arguments)
 
-    @property
-    def digest(self) -> str:
-        """The same for the same question and right answer."""
+    def digest(self, right_answers: Any) -> str:
+        """The same for the same question and right answers."""
         source = self.conversation
-        return digest([source.messages, source.tools, self.record.get("completion")])
+        arguments = dict(source.template_arguments or {})
+        return digest([source.messages, source.tools, arguments, right_answers])
 
 
 def digest(content: Any) -> str:

@@ -88,7 +88,8 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
         if evaluation.choice is not None:
             answers = tasks.answer_questions(model.score, evaluation.choice, run.tokenizer)
         for name, task in evaluation.tasks.items():
-            results[name] = task.answer(model, questions[name], name)
+            result = task.answer(model, questions[name], name)
+            results[name] = dataclasses.replace(result, settings=task.settings)
     return Report(bits_per_byte, answers, results)
 
 

@@ -50,6 +50,8 @@ class TaskResult:
     seconds: float
     # tokens that were read to choose among options
     tokens_read: int = 0
+    # how it was asked and scored, as JSON
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property  # intervals of groups are resampled thousands of times
     def metrics(self) -> dict[str, Estimate]:
@@ -100,6 +102,7 @@ class TaskResult:
             "metrics": metrics,
             "calibration": None if calibration is None else dataclasses.asdict(calibration),
             "seconds": self.seconds,
+            "settings": self.settings,
             **{name: getattr(self, name) for name in counts.split()},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
         }
@@ -113,7 +116,8 @@ def read_result(content: Mapping[str, Any]) -> TaskResult:
     """
     answers = [Answer(**answer) for answer in content["answers"]]
     tokens_read = content.get("tokens_read", 0)
-    return TaskResult(answers, content["truncated"], content["seconds"], tokens_read)
+    counts = (content["truncated"], content["seconds"], tokens_read)
+    return TaskResult(answers, *counts, content["settings"])
 
 
 def groups_of(answers: Sequence[Answer]) -> np.ndarray | None:

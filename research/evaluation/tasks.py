@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,7 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
     unknown = sorted({row["completion"] for row in rows} - set(labels))
     if unknown:
         raise ValueError(f"{split_data.name}: the training split never answers {unknown[:5]}")
+    groups = _groups(rows, split_data.name)
     answers = [[*tokenizer.encode(label), tokenizer.end_id] for label in labels]
     longest = max(map(len, answers))
     shot_ids = worked_example_ids(train_data, task, tokenizer)
@@ -193,7 +194,7 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
         predictions=[labels[best] for best in choice.best],
         prompts=[row["prompt"] for row in rows],
         scores=choice.scores,
-        groups=np.asarray([row["cluster"] for row in rows]) if "cluster" in rows[0] else None,
+        groups=groups,
         truncated=truncated_count,
         tokens=choice.tokens,
         seconds=time.perf_counter() - start,
@@ -206,6 +207,21 @@ def _labels(source: SourceConfig) -> list[str]:
         source = dataclasses.replace(source, max_records=None, training_transforms=())
     data = open_source(source, "train")
     return sorted({text_of(data, row_number, "completion") for row_number in range(len(data))})
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray | None:
+    """[N] the near-duplicate cluster of each row; None where none has one.
+
+    Raises:
+      ValueError: only some have one.
+    """
+    having = ["cluster" in row for row in rows]
+    if any(having) and not all(having):
+        raise ValueError(
+            f"{name}: {having.count(False)} of {len(rows)} questions have no 'cluster', by which "
+            "the others are grouped"
+        )
+    return np.asarray([row["cluster"] for row in rows]) if all(having) else None
 
 
 def question_rows(task: ChoiceTask, rows: int) -> list[int]:

@@ -12,14 +12,17 @@ from research.config import schema
 from research.data.sources import JsonlConfig
 from research.evaluation import comparison, questions, results
 from research.evaluation.generation_task import GenerationTask, without_thoughts
+from research.evaluation.questions import Question
 from research.evaluation.report import evaluate_run
 from research.evaluation.results import Answer, TaskResult
 from research.evaluation.scorers.exact_match import ExactMatch
+from research.evaluation.scorers.pattern import Pattern
 from research.evaluation.scorers.token_f1 import TokenF1
 from research.evaluation.tasks import Evaluation
 from research.generation import decode
 from research.objectives import Chat, Supervised
 from research.reports.statistics import paired_difference
+from research.text.conversation import from_messages
 from research.training.loop import train
 from tests.helpers.tiny_run import world
 
@@ -85,6 +88,32 @@ def test_thoughts_are_no_part_of_an_answer():
     assert without_thoughts("<think>\n7?\n</think>\n\n8") == "\n\n8"
     assert without_thoughts("so 7?</think>8") == "8"  # as where the prompt opens them
     assert without_thoughts("<think> 7") == "" and without_thoughts("7") == "7"
+    assert without_thoughts("so 7?", are_open=True) == ""
+
+
+def test_thoughts_that_the_prompt_opens_and_that_are_cut_are_no_answer(place):
+    run = runs.open_run(place.base)
+    objective = Supervised(template="Q: {prompt}\nA: <think>\n", answer_tokens=8)
+    scorer = Pattern("(?s).+", whole=False)
+    thinking = task(place, objective=objective, scorers=(scorer,), max_tokens=2, max_questions=2)
+    result = evaluate_run(run, Evaluation(tasks={"t": thinking})).tasks["t"]
+    assert result.metrics["pattern"].value == 0 and all(each.answer for each in result.answers)
+
+
+def test_answers_that_were_scored_by_other_rules_are_not_compared(place, tmp_path, capsys):
+    config, out = tmp_path / "config.py", tmp_path / "out.json"
+    line = ["--config", str(config), "--run", str(place.base)]
+
+    def ask(*flags, **settings):
+        content = schema.to_dict(Evaluation(tasks={"t": task(place, max_questions=3, **settings)}))
+        config.write_text(f"def get_config():\n    return {content!r}\n")
+        evaluate.main([*line, *flags])
+
+    ask("--out", str(out), max_tokens=2)
+    ask("--against", str(out), max_tokens=3)
+    assert "asked otherwise: t: max_tokens 3 and 2" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="scored by other rules"):
+        ask("--against", str(out), scorers=(ExactMatch(comparison="exact"), TokenF1()))
 
 
 def test_conversations_are_asked_up_to_their_last_answer(tmp_path):
@@ -96,7 +125,9 @@ def test_conversations_are_asked_up_to_their_last_answer(tmp_path):
     whole, open_ended = questions.read_questions(source, "train", ["completion"])
     assert whole.conversation == open_ended.conversation and whole.text == "c"
     assert whole.record["completion"] == "d" and "completion" not in open_ended.record
-    assert whole.digest != open_ended.digest
+    assert whole.digest("d") == open_ended.digest("d") != whole.digest("e")
+    documents = Question(0, from_messages(talk, (), {"documents": [{"text": "A"}]}), {})
+    assert documents.digest("d") != whole.digest("d")  # of another document
 
 
 def test_a_model_that_reads_the_last_text_alone_is_not_asked_conversations(place, tmp_path):

@@ -88,6 +88,11 @@ def test_a_number_is_read_behind_its_mark_and_within_the_tolerance():
     assert value(marked, "we get 5", "5") == 1  # without a mark, the last of all
     assert marked.score("answer is unknown", {"completion": "5"}).unreadable
     assert value(Numeric(tolerance=0.01), "99.5", 100) == 1 and value(Numeric(), "99.5", 100) == 0
+    # beyond a float's digits and exponents
+    assert value(Numeric(), "9007199254740993", 9007199254740992) == 0
+    assert value(Numeric(tolerance=0.01), "1e400", "1e500") == 0
+    assert value(Numeric(), "1.50", "1.5") == 1
+    assert value(Numeric(), "1e99999999999999999999", 3) == 0
     with pytest.raises(ValueError, match="'completion' holds no number: 'many'"):
         Numeric().score("5", {"completion": "many"})
 

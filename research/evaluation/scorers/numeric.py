@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 from research.config.schema import Share
@@ -46,10 +47,17 @@ class Numeric(Scorer):
         number = self._find(answer)
         if number is None:
             return Scores({self.label: 0.0}, "there is no number in it")
-        is_right = [math.isclose(number, r, rel_tol=self.tolerance) for r in right if r is not None]
+        is_right = [self._is_close(number, value) for value in right if value is not None]
         return Scores({self.label: float(any(is_right))})
 
-    def _find(self, text: str) -> float | None:
+    def _is_close(self, first: Decimal, second: Decimal) -> bool:
+        """Exactly, with no tolerance: numbers may have more digits than a float."""
+        if self.tolerance == 0 or first == second:
+            return first == second
+        a, b = float(first), float(second)
+        return math.isfinite(a) and math.isclose(a, b, rel_tol=self.tolerance)
+
+    def _find(self, text: str) -> Decimal | None:
         """The last number behind what it follows, or the first one there; of all, the last."""
         if self.after is not None and (marks := list(re.finditer(self.after, text))):
             match = _NUMBER.search(text, marks[-1].end())
@@ -58,6 +66,9 @@ class Numeric(Scorer):
         return _value(matches[-1]) if matches else None
 
 
-def _value(text: str) -> float:
+def _value(text: str) -> Decimal:
     plain = text.replace("\u2212", "-").replace("$", "").replace(",", "")
-    return float(plain)
+    try:
+        return Decimal(plain)
+    except InvalidOperation:  # an exponent of twenty digits: equal to nothing
+        return Decimal("NaN")
