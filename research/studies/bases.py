@@ -37,12 +37,13 @@ def recipe(line: str) -> str:
 
 
 def missing_bases(bases: Mapping[str, str]) -> list[str]:
-    """The `graft` command lines of the bases that are not there, in their order."""
+    """The `graft` command lines of the bases that are not there or not finished, in their order."""
     return [line for path, line in bases.items() if not _is_there(path)]
 
 
 def make_bases(bases: Mapping[str, str]) -> None:
-    """Makes every base that is not there, each in a process of its own.
+    """Makes every base that is not there, and goes on with one that is not finished, each in a
+    process of its own.
 
     Raises:
       ValueError: a command fails, or does not make what it is for.
@@ -69,7 +70,11 @@ def _make(path: str, line: str) -> None:
 
 
 def _is_there(path: str) -> bool:
-    """A base is a folder, a tokenizer a file."""
+    """A base is a folder, a tokenizer a file; a run that was stopped before its end is no base."""
     if path.endswith(".json"):
         return Path(path).is_file()
-    return storage.is_folder(path)
+    place = storage.absolute(path)
+    is_unfinished = storage.is_folder(place / "checkpoints") and not storage.is_folder(
+        place / "model"
+    )
+    return storage.is_folder(place) and not is_unfinished

@@ -83,6 +83,11 @@ def test_a_base_that_the_study_makes_is_known_by_how_it_is_made(world, tuning, t
     tiny_run.config_file(tmp_path, world.experiment(29))
     assert made_address(line) not in addresses and bases
     assert missing_bases(bases | {str(tmp_path / "no"): "graft x"}) == ["graft x"]
+    # one that was stopped is gone on with
+    shutil.copytree(world.base, tmp_path / "stopped")
+    assert missing_bases({str(tmp_path / "stopped"): line}) == []
+    shutil.rmtree(tmp_path / "stopped/model")
+    assert missing_bases({str(tmp_path / "stopped"): line}) == [line]
     with pytest.raises(ValueError, match="must be made by a graft command"):
         make_bases({str(tmp_path / "no"): "rm -rf x"})
 
