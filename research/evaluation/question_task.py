@@ -61,6 +61,11 @@ class QuestionTask:
     is_distributed = False
 
     @property
+    def is_shared(self) -> bool:
+        """Whether several processes may ask together: indexes are opened by one."""
+        return self.is_distributed and self.retrieval is None
+
+    @property
     def reads(self) -> frozenset[str]:
         """Fields of records that it reads, beside the question."""
         return frozenset()

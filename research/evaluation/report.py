@@ -71,11 +71,11 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
     _check_adapter(run, adapter)
     if evaluation.text is None and evaluation.choice is None and not evaluation.tasks:
         raise ValueError("the config has neither `text`, `choice` nor `tasks`: nothing to measure")
-    alone = [name for name, task in evaluation.tasks.items() if not task.is_distributed]
+    alone = [name for name, task in evaluation.tasks.items() if not task.is_shared]
     if alone and jax.process_count() > 1:
         raise ValueError(
-            f"answers in words are written by one process: leave --distributed out, or of `tasks`: "
-            f"{', '.join(alone)}"
+            "answers in words, and retrieval, are of one process: leave --distributed out, or of "
+            f"`tasks`: {', '.join(alone)}"
         )
     questions = {name: task.read() for name, task in evaluation.tasks.items()}
     for name, task in evaluation.tasks.items():

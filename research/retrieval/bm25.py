@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class Bm25(RetrievalConfig):
     @contextlib.contextmanager
     def open(self, passages: Passages, cache: Path) -> Iterator[Searcher]:
         import bm25s  # here: it looks for devices
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it says what it does
 
         def write(folder: Path) -> None:
             words = [words_of(text) for text in passages.texts()]

@@ -169,6 +169,7 @@ def test_options_are_chosen_among_with_passages_before_the_question(world, notes
         objective=Supervised(template="Q: {prompt}\nA: "),
         retrieval=task(notes).retrieval,
     )
+    assert not the_task.is_shared  # of several processes
     result = ask(world, the_task)
     assert [answer.passages[0] for answer in result.answers] == list(FACTS)
     assert result.metrics["recall@1"].value == 1 and "right/unconditional" in result.metrics

@@ -135,6 +135,19 @@ def _hidden_and_logits(model, tokens):
     return hidden, model.logits(hidden)
 
 
+def test_reranked_passages_are_in_the_order_of_their_likelihoods(source, world, tmp_path):
+    run = runs.open_run(world.base)
+    query = "red roof"
+    config = Bm25(source, rerank=likelihood.Likelihood(str(world.base)), chunks=Chunks(64, 0))
+    (one,) = retrieve(config, [Query(query)], run.tokenizer, tmp_path / "cache")
+    texts = [text for text in TEXTS if {"red", "roof"} & set(words_of(text))]
+    with models.load_reader(run) as reader:
+        pairs = [(text, query) for text in texts]
+        scores = likelihood.log_likelihoods(reader, config.rerank.template, pairs)
+    order = [texts[row] for row in np.argsort(-scores)]
+    assert [text.partition("\n")[2] for text in one.texts] == order and len(order) == 2
+
+
 def forward(model, ids):
     """[S,D] last hidden states and [S,V] logits of a text alone; what follows it, it cannot see."""
     tokens = np.zeros((1, 64), np.int32)
