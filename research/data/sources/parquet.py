@@ -1,5 +1,6 @@
 """Parquet files, one or several, local or in a bucket."""
 
+import bisect
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from research.data.sources import contents, files
 from research.data.sources.base import FilesConfig, Source
@@ -20,8 +21,11 @@ from research.runtime.expansion import (
     max_record_bytes,
 )
 
-# Rows that become Python objects at once.
+# Rows that become Python objects at once, unless they are large.
 _ROWS = 1024
+# Bytes that a value takes at least as a Python object: its place in a list, or in a struct's dict.
+# In Arrow and in the file nulls take none, booleans a bit, and what repeats its number in a table.
+_VALUE_BYTES = 8
 
 
 class _ParquetRows:
@@ -49,8 +53,7 @@ class _ParquetRows:
         self._groups = groups
         counts = [rows for _, _, rows in groups]
         self._firsts = np.cumsum([0, *counts])
-        # What was read last: number of the group, its rows, and the bytes of those too long.
-        self._group: tuple[int, pyarrow.Table, dict[int, int]] = (-1, pyarrow.table({}), {})
+        self._group: tuple[int, _Group] = (-1, _Group(pyarrow.table({}), {}, [0]))  # read last
         self._block: tuple[int, list[dict[str, Any]]] = (-1, [])  # first row, and rows from there
 
     def fingerprint(self) -> str:
@@ -79,22 +82,35 @@ class _ParquetRows:
             if self._group[0] != number:
                 file, group, _ = self._groups[number]
                 with _open_file(self._files[file]) as parquet_file:
-                    table, long_rows = _read_group(parquet_file, group, self._files[file].name)
-                    self._group = number, table, long_rows
-            row = index - int(self._firsts[number])
-            if size := self._group[2].get(row):
+                    self._group = number, _read_group(parquet_file, group, self._files[file].name)
+            row, content = index - int(self._firsts[number]), self._group[1]
+            if size := content.long_rows.get(row):
                 check_record(size, self.place(index))
-            count = 1 if self._group[2] else _ROWS  # not together with one that is too long
-            start = row // count * count
+            start, end = content.block(row)
             first = int(self._firsts[number]) + start
-            rows = self._group[1].slice(start, count).to_pylist()
+            rows = content.table.slice(start, end - start).to_pylist()
             self._block = first, rows
         return rows[index - first]
 
 
-def _read_group(
-    parquet_file: parquet.ParquetFile, group: int, name: str
-) -> tuple[pyarrow.Table, dict[int, int]]:
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """A row group in memory."""
+
+    # Rows; those that are too long hold nothing.
+    table: pyarrow.Table
+    # Number of each that is too long -> its bytes.
+    long_rows: dict[int, int]
+    # The first rows of blocks, which become Python objects at once, and the end.
+    starts: list[int]
+
+    def block(self, row: int) -> tuple[int, int]:
+        """First row and end of the block that holds a row."""
+        number = bisect.bisect_right(self.starts, row)
+        return self.starts[number - 1], self.starts[number]
+
+
+def _read_group(parquet_file: parquet.ParquetFile, group: int, name: str) -> _Group:
     """A row group, piece by piece: what repeats one value takes no room in the file.
 
     The metadata says how long all rows of a group are together, so one that is too long and alone
@@ -102,33 +118,59 @@ def _read_group(
     the pages alone, and pyarrow does not show them before it has decoded a whole page (2 GiB at
     most by the format, and no more than the group's column).
 
-    Returns:
-        The rows, and the bytes of those that are too long, by number; these hold nothing.
-
     Raises:
         ExpansionError: it holds too much for its size.
     """
     about = parquet_file.metadata.row_group(group)
     columns = [about.column(number) for number in range(about.num_columns)]
     size = sum(column.total_compressed_size for column in columns)
-    check_expansion(about.total_byte_size, size, name)
-    limit, total = max_record_bytes(), max(1, about.total_byte_size)
+    values = sum(column.num_values for column in columns)
+    limit, total = max_record_bytes(), max(1, about.total_byte_size, values * _VALUE_BYTES)
+    check_expansion(total, size, name)
     if about.num_rows == 1 and total > limit:
-        return parquet_file.schema_arrow.empty_table(), {0: total}
+        return _Group(parquet_file.schema_arrow.empty_table(), {0: total}, [0, 1])
     # a value has at most the bytes of the group, and rows together about those of one that may be
     rows = max(1, min(_ROWS, expansion_limit(size) // total, limit * about.num_rows // total))
-    batches, memory, long_rows, first = [], 0, dict[int, int](), 0
+    batches, memory, long_rows, starts = [], 0, dict[int, int](), [0]
     for batch in parquet_file.iter_batches(rows, row_groups=[group]):
-        check_expansion(memory + batch.nbytes, size, name)
-        if batch.nbytes > limit:
-            sizes = [batch.slice(row, 1).nbytes for row in range(batch.num_rows)]
+        batch_size, first = _size(batch), starts[-1]
+        check_expansion(memory + batch_size, size, name)
+        end = first + batch.num_rows
+        if batch_size > limit:
+            sizes = [_size(batch.slice(row, 1)) for row in range(batch.num_rows)]
             long_rows |= {first + row: size for row, size in enumerate(sizes) if size > limit}
             kept_rows = [None if size > limit else row for row, size in enumerate(sizes)]
             batch = batch.take(pyarrow.array(kept_rows, pyarrow.int64()))
+            batch_size = sum(size for size in sizes if size <= limit)
+            starts += range(first + 1, end)  # each alone
+        starts.append(end)
         batches.append(batch)
-        memory += batch.nbytes
-        first += batch.num_rows
-    return pyarrow.Table.from_batches(batches, parquet_file.schema_arrow), long_rows
+        memory += batch_size
+    return _Group(pyarrow.Table.from_batches(batches, parquet_file.schema_arrow), long_rows, starts)
+
+
+def _size(rows: pyarrow.RecordBatch) -> int:
+    """Bytes that rows take in Arrow, or at least as Python objects, whichever are more."""
+    return sum(_array_size(column) for column in rows.columns)
+
+
+def _array_size(array: pyarrow.Array) -> int:
+    size = len(array) * _VALUE_BYTES
+    if isinstance(array, pyarrow.ExtensionArray):
+        return _array_size(array.storage)
+    if isinstance(array, pyarrow.DictionaryArray):
+        if isinstance(array.dictionary, pyarrow.StringArray | pyarrow.BinaryArray):
+            lengths = compute.binary_length(array.dictionary)  # each row gets a copy of its own
+            size += compute.sum(lengths.cast(pyarrow.int64()).take(array.indices)).as_py() or 0
+        return size
+    if pyarrow.types.is_struct(array.type):
+        return size + sum(_array_size(field) for field in array.flatten())
+    if pyarrow.types.is_map(array.type):
+        item = pyarrow.struct([array.type.key_field, array.type.item_field])
+        array = array.cast(pyarrow.list_(item))
+    if pyarrow.types.is_nested(array.type):  # lists of any kind
+        return size + _array_size(array.flatten())
+    return max(size, array.nbytes)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from research.data.sources import CsvConfig, JsonlConfig, ParquetConfig, TextConfig
+from research.runtime import expansion
 
 SHORT, LONG = "a" * 20, "b" * 5000
 
@@ -73,6 +74,58 @@ def test_a_huge_row_of_parquet_is_not_decoded_alone_and_not_kept_beside_others(
     # of three that were decoded none is kept
     assert pyarrow.total_allocated_bytes() - before < size
     assert [source[row]["text"] for row in (0, 31, 33)] == [SHORT, SHORT, "c"]
+
+
+def lists(values):
+    """Three lists: two values, most, and two."""
+    offsets = pyarrow.array([0, 2, len(values) - 2, len(values)], pyarrow.int32())
+    return pyarrow.ListArray.from_arrays(offsets, values)
+
+
+# Values that take no bytes or few in the file and in Arrow.
+MANY = {
+    "nulls": lists(pyarrow.nulls(1000)),
+    "booleans": lists(pyarrow.array([True] * 1000)),
+    "structs": pyarrow.StructArray.from_arrays([lists(pyarrow.nulls(1000))], ["a"]),
+    "maps": pyarrow.array([[], [(i, None) for i in range(1000)], []], pyarrow.map_("i4", "null")),
+    "dictionary": lists(pyarrow.DictionaryArray.from_arrays([0] * 24, ["b" * 400])),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_values_of_a_row_count_however_little_they_take_in_the_file(tmp_path, monkeypatch, kind):
+    table = pyarrow.table({"text": [SHORT] * 3, "more": MANY[kind]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    parquet.write_table(table.slice(1, 1), tmp_path / "b.parquet")
+    config = ParquetConfig("made", str(tmp_path / "a.parquet"))
+    assert config.open("train")[1] == table.slice(1, 1).to_pylist()[0]
+    monkeypatch.setenv("GRAFT_MAX_RECORD", "5000")
+    source = config.open("train")
+    with pytest.raises(ValueError, match=r"a\.parquet, row 1: a record of [\d,]+ bytes or"):
+        source[1]
+    assert source[0]["text"] == source[2]["text"] == SHORT
+    # a group of too many is not decoded
+    monkeypatch.setattr(expansion, "ALWAYS", 2000)
+    monkeypatch.setenv("GRAFT_MAX_EXPANSION", "2")
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", None)
+    for name in ("a", "b") if kind != "dictionary" else ():  # whose lengths are not in the metadata
+        with pytest.raises(expansion.ExpansionError, match=rf"{name}\.parquet: .* unpack to over"):
+            ParquetConfig("made", str(tmp_path / f"{name}.parquet")).open("train")[0]
+
+
+def test_rows_that_are_large_together_become_objects_one_at_a_time(tmp_path, monkeypatch):
+    values = [[True] * 20_000] * 20 + [[]] * 2000
+    table = pyarrow.table({"text": [SHORT] * len(values), "more": values})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    monkeypatch.setenv("GRAFT_MAX_RECORD", "200000")
+    source = ParquetConfig("made", str(tmp_path / "a.parquet")).open("train")
+    tracemalloc.start()
+    try:
+        assert source[19]["more"] == values[19]
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # of 20 * 20,000 * 8
+    finally:
+        tracemalloc.stop()
+    assert source[0]["more"] == values[0] and source[20]["more"] == source[-1]["more"] == []
 
 
 def test_a_long_row_of_csv_is_read_or_named_with_its_line(tmp_path, monkeypatch):
