@@ -24,7 +24,8 @@ from research.config.suggestions import nearest_names
 from research.runtime import children
 
 ROOT = Path(__file__).resolve().parents[2]
-_LOCAL = ("DirectRunner", "FnApiRunner")
+# Beam's names of what works on this machine, as it compares them.
+_LOCAL = ("direct", "directrunner", "switchingdirectrunner", "fnapirunner")
 _WORKER = f"{__package__}.worker"
 # seconds that a pipeline has to tell what a dead worker died of
 _GRACE = 5.0
@@ -67,12 +68,16 @@ class Runner:
         names = {option.partition("=")[0] for option in options}
         self._options = pipeline_options.PipelineOptions(list(options))
         name = self._options.view_as(pipeline_options.StandardOptions).runner
-        self._is_local = name is None or name in _LOCAL
+        self._is_local = name is None or name.rpartition(".")[2].lower() in _LOCAL
         direct = self._options.view_as(pipeline_options.DirectOptions)
         if self._is_local and "--direct_num_workers" not in names:
             direct.direct_num_workers = os.cpu_count() or 1
-        # With a mode of Beam's, the workers are as it makes them.
-        self._own_workers = "--direct_running_mode" not in names and direct.direct_num_workers != 1
+        processes = direct.direct_running_mode == "multi_processing" or (
+            "--direct_running_mode" not in names and direct.direct_num_workers != 1
+        )
+        self._own_workers = self._is_local and processes
+        if self._own_workers:  # else Beam makes others, whose death it does not notice
+            direct.direct_running_mode = "in_memory"
 
     def run(self, build: Callable[[Any], object]) -> None:
         """Runs the pipeline that `build(root)` makes, and waits for its end.
@@ -98,7 +103,7 @@ class Runner:
         pipeline = apache_beam.Pipeline(runner=self._local_runner(), options=self._options)
         build(pipeline)
         try:
-            if self._is_local and self._own_workers:
+            if self._own_workers:
                 state = _wait_with_workers(lambda: pipeline.run().wait_until_finish())
             else:
                 state = pipeline.run().wait_until_finish()

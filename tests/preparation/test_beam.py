@@ -56,10 +56,10 @@ def folder(tmp_path_factory):
 FEWER = ("--config.contamination=None", "--config.quality=None")
 
 
-def _start(folder, out, workers, *overrides):
+def _start(folder, out, workers, *overrides, options=()):
     program = [sys.executable, "-m", "research.cli", "prepare"]
     line = [*program, "--config", str(folder / "config.py"), "--out", str(out), *overrides]
-    line += ["--", f"--direct_num_workers={workers}"]
+    line += ["--", f"--direct_num_workers={workers}", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(line, cwd=folder, env=environment, **pipes)
@@ -89,9 +89,17 @@ def workers_of(process):
     return numbers
 
 
-@pytest.mark.parametrize("victim", ["worker", "program"])
-def test_a_killed_worker_ends_the_program_and_a_killed_program_its_workers(folder, victim):
-    process = _start(folder, folder / f"killed_{victim}", 2, *FEWER)
+PROCESSES = ["--runner=direct", "--direct_running_mode=multi_processing"]
+
+
+@pytest.mark.parametrize(
+    ("victim", "options"),
+    [("worker", []), ("worker", PROCESSES), ("program", []), ("program", PROCESSES)],
+)
+def test_a_killed_worker_ends_the_program_and_a_killed_program_its_workers(
+    folder, tmp_path, victim, options
+):
+    process = _start(folder, tmp_path / "killed", 2, *FEWER, options=options)
     tiny_run.wait_for(process, lambda: len(workers_of(process)) == 2)
     workers = workers_of(process)
     os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
@@ -100,7 +108,7 @@ def test_a_killed_worker_ends_the_program_and_a_killed_program_its_workers(folde
         (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert process.returncode == 1 and "a worker process was killed" in line, output
         assert "Traceback" not in output
-        _run(folder, folder / "killed_worker", 2, *FEWER)
+        _run(folder, tmp_path / "killed", 2, *FEWER)
 
 
 def test_planted_documents_go_by_stage_and_rule(folder, whole):
