@@ -150,7 +150,8 @@ class _Session:
         return from_messages(messages, self.tools, self.template_arguments)
 
     def print_answer(self, prompt: str) -> None:
-        """Prints an answer as it is made; the next prompt continues the conversation."""
+        """Prints an answer as it is made; the next prompt continues the conversation, if the
+        model has a chat template."""
         from research.generation import decode
 
         tokenizer = self.run.tokenizer
@@ -166,8 +167,9 @@ class _Session:
             answer += text
             terminal.show_answer(text, end="")
         print(flush=True)
-        self.messages.append({"role": "user", "content": prompt})
-        self.messages.append({"role": "assistant", "content": answer})
+        if self.responders[0].reads_conversations and not self.raw:
+            self.messages.append({"role": "user", "content": prompt})
+            self.messages.append({"role": "assistant", "content": answer})
 
     def answers(self, prompts: Sequence[str]) -> Iterator[str]:
         """Answers of every responder to every prompt, in one batch."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from research.adapters import banks
 from research.checkpoints.runs import Run
-from research.objectives.base import Objective, bare_prompt, last_text
+from research.objectives.base import Objective, bare_prompt, only_text
 from research.text import chat_template
 from research.text.conversation import Conversation
 from research.text.conversation_writer import Writer
@@ -32,7 +32,7 @@ class Responder:
 
     @property
     def reads_conversations(self) -> bool:
-        """Whether a prompt holds the whole conversation, and not its last text alone."""
+        """Whether it may be asked with several messages: there is a chat template."""
         if self.objective is not None:
             return self.objective.reads_conversations
         return chat_template.find_template(self.run.sidecar_files) is not None
@@ -50,7 +50,7 @@ class Responder:
 
         Args:
           conversation: the turns so far, the user's last; its tools and template arguments.
-          raw: no template, only the last text.
+          raw: no template, only the text.
 
         Raises:
           ValueError: no token to begin with, or a template that refuses the conversation or leaves
@@ -58,13 +58,13 @@ class Responder:
         """
         tokenizer, experiment = self.run.tokenizer, self.run.experiment
         if raw:
-            return bare_prompt(tokenizer, last_text(conversation)), False
+            return bare_prompt(tokenizer, only_text(conversation)), False
         if experiment is not None:
             length = experiment.data.sequence_length
             return experiment.data.objective.prompt_ids(tokenizer, conversation, length)
         template = chat_template.find_template(self.run.sidecar_files)
         if template is None:
-            return bare_prompt(tokenizer, last_text(conversation)), False
+            return bare_prompt(tokenizer, only_text(conversation)), False
         return Writer(template, tokenizer).prompt_ids(conversation), False
 
 

@@ -132,7 +132,7 @@ class Objective:
     fields: ClassVar[Mapping[str, bool]] = {"text": True}
     # Whether an example has a completion, which may be empty.
     has_completions: ClassVar[bool] = False
-    # Whether a prompt holds a whole conversation, and not its last text alone.
+    # Whether a prompt may be a conversation of several messages; else it is one of the user's.
     reads_conversations: ClassVar[bool] = False
     # Whether a model trained on it can write text.
     generates: ClassVar[bool] = True
@@ -184,17 +184,17 @@ class Objective:
 
         Args:
           tokenizer: the model's.
-          conversation: it ends with the user's message; an objective without conversations takes
-            that message alone.
+          conversation: it ends with the user's message; without `reads_conversations` that is all.
           window: tokens that the model reads at most.
 
         Returns:
           Token ids, and whether the prompt was cut.
 
         Raises:
-            ValueError: nothing to begin with, it does not fit, or there is no place for tools.
+            ValueError: nothing to begin with, it does not fit, or there is no place for tools or
+              more than one message.
         """
-        return bare_prompt(tokenizer, last_text(conversation)), False
+        return bare_prompt(tokenizer, only_text(conversation)), False
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Tokens besides end-of-text that end an answer."""
@@ -208,22 +208,27 @@ class Objective:
         """Raises ValueError if prompts are written unlike the tokenizer's own chat template."""
 
 
-def last_text(conversation: Conversation) -> str:
-    """The last message, which is all that an objective without conversations reads.
+def only_text(conversation: Conversation) -> str:
+    """The user's only message, which is all that an objective without conversations reads.
 
     Raises:
-        ValueError: the conversation has tools or template arguments, which would be lost.
+        ValueError: there is more, which would be lost.
     """
-    for name, value in (
-        ("tools", conversation.tools),
-        ("template arguments", conversation.template_arguments),
-    ):
+    *before, last = conversation.messages
+    contents = {
+        "tools": conversation.tools,
+        "template arguments": conversation.template_arguments,
+        f"{len(before)} messages before the last": before,
+        f"a last message of the {last['role']}": last["role"] != "user",
+        **{f"a message's {name!r}": last[name] for name in last.keys() - {"role", "content"}},
+    }
+    for name, value in contents.items():
         if value:
             raise ValueError(
-                f"there are {name}, and the model was trained on texts without a chat template, "
-                "which have no place for them"
+                f"there are {name}, which would be lost: without a chat template there is a place "
+                "for one message of the user alone"
             )
-    return conversation.messages[-1]["content"]
+    return last["content"]
 
 
 def bare_prompt(tokenizer: Tokenizer, text: str) -> list[int]:

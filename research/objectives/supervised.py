@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from research.config.schema import Share
-from research.objectives.base import Examples, Objective, Piece, last_text, name_rows
+from research.objectives.base import Examples, Objective, Piece, name_rows, only_text
 from research.objectives.own_template import check_own_template
 from research.text.conversation import Conversation
 from research.text.token_table import TokenTable
@@ -108,17 +108,15 @@ class Supervised(Objective):
     def prompt_ids(
         self, tokenizer: Tokenizer, conversation: Conversation, window: int
     ) -> tuple[list[int], bool]:
-        """The last message in the template, as `encode_prompt` writes it."""
-        return self.encode_prompt(tokenizer, last_text(conversation), window)
+        """The user's message in the template, as `encode_prompt` writes it."""
+        return self.encode_prompt(tokenizer, only_text(conversation), window)
 
     def check_template(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if a prompt is written unlike the tokenizer's own chat template."""
 
         def write(conversation: Conversation) -> list[int]:
-            if len(conversation.messages) > 1:
-                raise ValueError("A template has room for one message.")
             head, tail = self.fixed(tokenizer)
-            prompt = tokenizer.encode(last_text(conversation))
+            prompt = tokenizer.encode(only_text(conversation))
             return [tokenizer.begin_id, *head, *prompt, *tail]
 
         check_own_template(write, tokenizer, "template")

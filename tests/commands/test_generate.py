@@ -14,7 +14,7 @@ from research.data.sources import TfdsConfig
 from research.generation import decode
 from research.generation.responders import Responder
 from research.methods import LoRA
-from research.objectives import Chat, Masked
+from research.objectives import Chat, Masked, Supervised
 from research.text import tokenizer as tokenizers
 from research.text.conversation import from_messages
 from tests.helpers import tiny_run
@@ -85,7 +85,7 @@ def test_tools_and_template_arguments_are_those_of_training_unless_others_are_gi
     tools.write_text('{"name": "weather"}')
     with pytest.raises(SystemExit, match=r"tools.json: tools must be a list of JSON schemas"):
         prompt("--tools", str(tools))
-    with pytest.raises(SystemExit, match="have no place for them"):
+    with pytest.raises(SystemExit, match="template arguments, which would be lost"):
         prompt("--raw", "--template-argument", "enable_thinking=true")
 
 
@@ -114,6 +114,17 @@ def test_a_raw_prompt_is_in_no_template(chatting):
     _, calls = chatting
     generate.main(["--run", "there", "--raw", "--prompt", "some"])
     assert calls[0][0] == "<|begin|>some"
+
+
+def test_prompts_in_no_chat_template_are_asked_alone(chatting, monkeypatch):
+    run = runs.open_run("there", None)
+    prompts = ["some", "words"]
+    for objective, line in ((Chat(), ["--raw"]), (Supervised("{prompt}: "), [])):
+        run.experiment.data = dataclasses.replace(run.experiment.data, objective=objective)
+        monkeypatch.setattr(generate, "_ask", [None, *reversed(prompts)].pop)
+        generate.main(["--run", "there", *line])
+    texts = [text for text, _ in chatting[1]]
+    assert texts == [f"<|begin|>{prompt}{end}" for end in ("", ": ") for prompt in prompts]
 
 
 def test_a_model_of_masked_text_does_not_write(chatting):

@@ -12,6 +12,7 @@ from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.sources import JsonlConfig
 from research.objectives import OBJECTIVES
+from research.text.conversation import from_messages
 from research.training.heldout_loss import heldout_loss
 from tests.helpers import tiny
 from tests.helpers.reader import share
@@ -40,6 +41,33 @@ def pipeline(tmp_path_factory):
 
 def _same(one, other):
     return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+QUESTION = {"role": "user", "content": "some"}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
+MORE = {
+    "messages before": [{"role": "system", "content": "are"}, QUESTION],
+    "3 messages before": [QUESTION, {"role": "assistant", "content": "words"}, QUESTION, QUESTION],
+    "message of the assistant": [{"role": "assistant", "content": "words"}],
+    "message of the tool": [{"role": "tool", "content": "22"}],
+    "message's 'name'": [{**QUESTION, "name": "Bob"}],
+    "message's 'tool_calls'": [{**QUESTION, "tool_calls": [CALL]}],
+    "tools": [QUESTION],
+    "template arguments": [QUESTION],
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_nothing_of_a_conversation_is_passed_over_where_it_has_no_place(name):
+    objective, tokenizer = OBJECTIVES[name](), cases.tokenizer()
+    ids, _ = objective.prompt_ids(tokenizer, from_messages([QUESTION]), 200)
+    assert "some" in tokenizer.decode(ids)
+    for what, messages in MORE.items() if not objective.reads_conversations else ():
+        tools = [CALL] if what == "tools" else ()
+        arguments = {"date": "1"} if what == "template arguments" else None
+        conversation = from_messages(messages, tools, arguments)
+        with pytest.raises(ValueError, match=rf"there are .*{what}.*, which would be lost"):
+            objective.prompt_ids(tokenizer, conversation, 200)
 
 
 @pytest.mark.parametrize("name", NAMES)
