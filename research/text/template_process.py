@@ -27,6 +27,8 @@ except ImportError:  # not a Unix: no limits, and no other machine runs us
 
 # Limits of one rendering: bytes of memory of the process, and characters.
 MEMORY, CHARACTERS = 2**30, 2**25
+# Characters of an error, whose words are the template's own.
+_ERROR = 1000
 # Stand where a `{% generation %}` block begins and ends; no characters of any text.
 BLOCK_START, BLOCK_END = "\ufdd1", "\ufdd2"
 
@@ -116,7 +118,12 @@ def _check_size(text: str) -> str:
 
 
 def describe(error: Exception) -> str:
-    """What a template did wrong, in a line."""
+    """What a template did wrong, in a line of bounded length."""
+    message = _message(error)
+    return message if len(message) <= _ERROR else f"{message[:_ERROR]}..."
+
+
+def _message(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"it needs more than {MEMORY >> 20} MiB of memory"
     if isinstance(error, jinja2.TemplateSyntaxError):

@@ -53,6 +53,8 @@ def test_views_are_beginnings_with_changes(process):
         ("{{ messages[0].content.no() }}", "has no attribute 'no'"),
         ("{{ ''.__class__.mro() }}", "unsafe"),
         ("{{ tojson }", "line 1"),
+        ("{{ raise_exception('a' * 10 ** 7) }}", r"^a{1000}\.\.\.$"),
+        ("{{ {}['a' * 10 ** 7].b }}", r"^.{1000}\.\.\.$"),
         ("{% for x in [0] recursive %}{{ loop([0]) }}{% endfor %}", "recursion"),
     ],
 )
