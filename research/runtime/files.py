@@ -110,6 +110,21 @@ def share(path: Path, folder: Path) -> None:
             place.chmod(stat.S_IMODE(status.st_mode) | new_bits)
 
 
+def make_shared_folder(folder: Path) -> None:
+    """Makes a folder in which all may read or write who may do so in the folder above it.
+
+    What each puts there stays theirs. One that is there is opened likewise, if it is ours.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    status, above = folder.stat(), folder.parent.stat().st_mode
+    if above & (stat.S_IWGRP | stat.S_IWOTH):
+        bits = stat.S_IMODE(above) | stat.S_ISVTX
+    else:
+        bits = above & (stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
+    if status.st_uid == os.geteuid() and bits & ~status.st_mode:
+        folder.chmod(stat.S_IMODE(status.st_mode) | bits)
+
+
 def atomic_write(
     path: str | os.PathLike[str], content: bytes | str, *, is_shared: bool = False
 ) -> None:
