@@ -26,6 +26,7 @@ from pathlib import Path
 from research.config.cli import clear_errors
 from research.data.builders import archives
 from research.data.builders.asset_table import ASSETS, Asset
+from research.data.sources.files import cache_errors
 from research.runtime import files
 from research.runtime.checksums import crc32
 
@@ -63,6 +64,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
         ValueError: no asset has this name.
         AssetUnavailableError: it cannot be downloaded here; the message says why.
         AssetMismatchError: the downloaded file is not the pinned one.
+        OSError: the cache's disk is full, or the cache is another user's.
     """
     if name not in ASSETS:
         raise ValueError(f"unknown asset {name!r}; known: {', '.join(sorted(ASSETS))}")
@@ -74,6 +76,13 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
     if path.exists():
         logger.warning("%s is damaged (size or sha256 differs): downloading it again", path)
     logger.info("downloading %s %s (%.1f MB)", asset.name, asset.version, asset.size / 1e6)
+    with cache_errors(cache):
+        _download(asset, cache)
+    return path
+
+
+def _download(asset: Asset, cache: Path) -> None:
+    """Fetches an asset's file and moves it into the cache, if it is the pinned one."""
     cache.mkdir(parents=True, exist_ok=True)
     # Same file system as the target, so that the final rename is atomic.
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as temporary:
@@ -93,8 +102,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
                 f"{package_files[0].name}: sha256 differs: expected {asset.sha256}, got {digest}"
             )
         files.share(package_files[0], cache)
-        os.replace(package_files[0], path)
-    return path
+        os.replace(package_files[0], cache / asset.filename)
 
 
 def unpack(name: str, cache_dir: Path | None = None) -> Path:
@@ -104,7 +112,7 @@ def unpack(name: str, cache_dir: Path | None = None) -> Path:
 
     Raises:
         ValueError: it has several members, or is torn.
-        AssetUnavailableError, AssetMismatchError: as `fetch`.
+        AssetUnavailableError, AssetMismatchError, OSError: as `fetch`.
     """
     archive = fetch(name, cache_dir)
     ((member, content),) = archives.read_members(archive, ASSETS[name].members)
@@ -114,7 +122,8 @@ def unpack(name: str, cache_dir: Path | None = None) -> Path:
             return path
         logger.warning("%s is damaged (its checksum differs): writing it again", path)
     # whole or not at all; that the archive is the pinned one has just been checked
-    files.atomic_write(path, content, is_shared=True)
+    with cache_errors(path.parent):
+        files.atomic_write(path, content, is_shared=True)
     return path
 
 

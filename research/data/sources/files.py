@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 import os
-import stat
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -25,7 +25,7 @@ from research.data.sources.base import FilesConfig
 from research.runtime import storage
 from research.runtime.checksums import crc32
 from research.runtime.expansion import check_expansion
-from research.runtime.files import atomic_path, atomic_write, share
+from research.runtime.files import atomic_path, atomic_write, make_shared_folder, share
 
 # The end of an error about one that cannot be opened.
 BUCKETS = (
@@ -77,21 +77,21 @@ def cache_folder(name: str) -> Path:
 def shared_cache(folder: Path) -> Iterator[None]:
     """Makes a folder of the cache, and says what to do where it cannot be written or read.
 
-    Users who may read or write in the folder above it may do so in a new one too; what each puts
-    there stays theirs.
+    Users who may read or write in the folder above it may do so in it too; what each puts there
+    stays theirs.
 
     Raises:
       OSError: the disk is full, or the folder is another user's; names it and the setting.
     """
+    with cache_errors(folder):
+        make_shared_folder(folder)
+        yield
+
+
+@contextlib.contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Says what to do where a folder of the cache cannot be written or read, as `shared_cache`."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            mode = folder.parent.stat().st_mode
-            if mode & (stat.S_IWGRP | stat.S_IWOTH):
-                folder.chmod(stat.S_IMODE(mode) | stat.S_ISVTX)
-            else:
-                share(folder, folder.parent)
         yield
     except OSError as error:
         place, elsewhere = str(error.filename or folder), "or set GRAFT_CACHE to a folder"
@@ -234,16 +234,25 @@ def local_copy(file: File) -> Path:
     codec = CODECS.get(PurePosixPath(file.path).suffix)
     if file.is_local and codec is None:
         return Path(file.path)
+    if codec and file.system.size(file.path) == 0:  # of nothing it has bytes too
+        raise ValueError(f"{file.name}: cut short: it is empty, and no {codec} file")
     key = file.digest()[:32] if file.is_local else _remote_key(file)
     copy = cache_folder("files") / key
+    checksum = copy.with_suffix(".crc32")
     with shared_cache(copy.parent):
-        if not copy.is_file():
-            _write_copy(file, codec, copy)
-        _check_copy(file, copy)
+        if not (copy.is_file() and checksum.is_file()):  # one of old, or half of it is lost
+            _write_copy(file, codec, copy, checksum)
+        if checksum.read_text().strip() != f"{crc32(copy):08x}":
+            raise ValueError(
+                f"{copy}, the plain copy of {file.name}, is not what was written: remove it and "
+                f"{checksum}, and it is made again."
+            )
     return copy
 
 
-def _write_copy(file: File, codec: str | None, copy: Path) -> None:
+def _write_copy(file: File, codec: str | None, copy: Path, checksum: Path) -> None:
+    """Writes a copy, and before it its checksum: that of what was read."""
+    checksum_value = 0
     with (
         atomic_path(copy) as partial,  # several processes may make it at once
         storage.storage_errors(file.name),
@@ -253,9 +262,11 @@ def _write_copy(file: File, codec: str | None, copy: Path) -> None:
         stream: Any = pyarrow.CompressedInputStream(raw, codec) if codec else raw
         while block := _read_block(stream, file, codec):
             out.write(block)
+            checksum_value = zlib.crc32(block, checksum_value)
             if codec:
                 check_expansion(out.tell(), raw.tell(), file.name)
         share(partial, partial.parent)
+        atomic_write(checksum, f"{checksum_value:08x}", is_shared=True)
 
 
 def _read_block(stream: Any, file: File, codec: str | None) -> bytes:
@@ -267,23 +278,6 @@ def _read_block(stream: Any, file: File, codec: str | None) -> bytes:
         raise ValueError(
             f"{file.name}: cut short, or no {codec} file ({error}): if it is plain, name it so"
         ) from error
-
-
-def _check_copy(file: File, copy: Path) -> None:
-    """Compares a copy with its checksum, which stands beside it; one of old is given its own.
-
-    Raises:
-      ValueError: its content has changed.
-    """
-    note, checksum = copy.with_suffix(".crc32"), f"{crc32(copy):08x}"
-    if not note.is_file():
-        with contextlib.suppress(PermissionError):  # another user's
-            atomic_write(note, checksum, is_shared=True)
-    elif note.read_text().strip() != checksum:
-        raise ValueError(
-            f"{copy}, the plain copy of {file.name}, is not what was written: remove it and "
-            f"{note}, and it is made again."
-        )
 
 
 def _remote_key(file: File) -> str:

@@ -1,6 +1,7 @@
 """Assets: real pip on a local folder of tiny wheels, no network."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import os
@@ -118,6 +119,19 @@ def test_an_unpacked_file_that_has_changed_is_written_again_and_that_is_said(
         path.write_bytes(damage)
         assert assets.unpack("tiny") == path and path.read_bytes() == b"first"
         assert f"{path} is damaged" in caplog.records.pop().message
+
+
+def test_a_full_cache_disk_is_named_with_the_setting(registry, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(ASSETS, "tiny", _asset(registry, "pip", members=r"tiny/a\.txt"))
+    for module, name in ((os, "replace"), (assets.files, "atomic_write")):
+        with monkeypatch.context() as context:
+            context.setattr(module, name, fail)
+            with pytest.raises(OSError, match=rf"{tmp_path}/cache: No space .* GRAFT_CACHE"):
+                assets.unpack("tiny")
+        assets.fetch("tiny")
 
 
 def test_wrong_hash_names_file_expected_and_got(registry, monkeypatch, tmp_path):

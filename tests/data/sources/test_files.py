@@ -68,7 +68,7 @@ def test_a_source_is_the_same_however_it_is_kept(tmp_path, bucket, ending):
         assert source.fingerprint == plain.fingerprint
 
 
-@given(st.lists(st.binary(max_size=40), max_size=5), st.sampled_from([".gz", ".zst"]))
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=5), st.sampled_from([".gz", ".zst"]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_copy_holds_the_same_bytes_also_of_joined_streams(tmp_path, parts, ending):
     path = tmp_path / f"a{ending}"
@@ -88,18 +88,34 @@ def test_a_compressed_file_is_unpacked_once_and_again_when_it_changes(tmp_path, 
     assert len(copies(cache)) == 2
 
 
-def test_a_copy_that_has_changed_is_named_and_one_of_old_is_given_a_checksum(tmp_path, cache):
+def test_a_copy_that_has_changed_is_named_and_without_its_checksum_made_again(tmp_path, cache):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(COMPRESS[".gz"](_lines(ROWS)))
     assert _read(path) == ROWS
     (copy,) = copies(cache)
-    copy.with_suffix(".crc32").unlink()
-    assert _read(path) == ROWS and copy.with_suffix(".crc32").exists()
+    checksum = copy.with_suffix(".crc32").read_text()
     copy.write_bytes(copy.read_bytes().replace(b"1", b"2"))
     with pytest.raises(
         ValueError, match=rf"{copy.name}, the plain copy of .*a\.jsonl\.gz.*remove it"
     ):
         _read(path)
+    copy.with_suffix(".crc32").unlink()
+    assert _read(path) == ROWS and copy.with_suffix(".crc32").read_text() == checksum
+    copy.unlink()
+    assert _read(path) == ROWS
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_an_empty_file_is_no_compressed_one_and_one_that_holds_nothing_is(tmp_path, bucket, ending):
+    where, put = bucket
+    for name, content in (("1.jsonl", COMPRESS[ending](_lines(ROWS))), ("2.jsonl", b"")):
+        (tmp_path / f"{name}{ending}").write_bytes(content)
+        put(f"{name}{ending}", content)
+    for place in (tmp_path, where):
+        with pytest.raises(ValueError, match=rf"2\.jsonl\{ending}: cut short: it is empty, and no"):
+            _read(f"{place}/*.jsonl{ending}")
+    (tmp_path / f"2.jsonl{ending}").write_bytes(COMPRESS[ending](b""))
+    assert _read(tmp_path / f"*.jsonl{ending}") == ROWS
 
 
 def test_a_file_in_a_bucket_is_fetched_once_and_again_when_it_changes(bucket, cache, monkeypatch):
