@@ -37,7 +37,7 @@ COMMANDS = {
     "bench": "research.commands.bench",
 }
 # commands that need more than .venv: the environment on top of it (`tools/setup LAYER`)
-LAYERS = {"prepare": "prepare", "preflight": "preflight"}
+LAYERS = {"prepare": "prepare", "preflight": "preflight", "evaluate": "evaluate"}
 # set by argcomplete: the shell asks how its line, $COMP_LINE, could go on
 COMPLETING = "_ARGCOMPLETE"
 

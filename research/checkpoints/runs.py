@@ -67,6 +67,15 @@ class Run:
         files = self.checkpoint.files()
         return {name: content for name, content in files.items() if name != TOKENIZER}
 
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text that the model was made for: the places it has, or what its makers say,
+        or the rows that it was trained on."""
+        makers = json.loads(self.sidecar_files.get("config.json", b"{}"))
+        trained_length = self.experiment.data.sequence_length if self.experiment else 2048
+        says = int(makers.get("max_position_embeddings") or trained_length)
+        return self.model.learned_positions or says
+
     def checksums(self) -> dict[str, fingerprint.Checksum]:
         """The checksum of every parameter, the base's included; reads no array."""
         base_checksums = self.base.checksums() if self.base else {}

@@ -13,6 +13,10 @@ by answer. `--against` compares with another run, or with such a file, question 
         --run runs/quickstart/lora --against runs/quickstart/full
 
 Answers in words are scored as the config's `tasks` say: docs/guides/evaluate.md.
+lm-evaluation-harness's tasks, of its own and in a folder (tools/setup evaluate):
+
+    graft evaluate --lm-eval arc_easy,my_task --lm-eval-tasks tasks/ --run runs/smollm2 --limit 100
+
 A model that one device does not hold: `--config.mesh.data=1 --config.mesh.fsdp=-1`, and with
 --distributed on each host, all hosts together.
 """
@@ -26,12 +30,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.commands import lm_eval_flags
 from research.config import cli, schema
 from research.runtime.terminal import show
 
 if TYPE_CHECKING:
+    from research.checkpoints.runs import Run
+    from research.evaluation.comparison import MetricDifference
+    from research.evaluation.lm_eval_tasks import HarnessReport
+    from research.evaluation.report import Report
     from research.evaluation.results import TaskResult
-    from research.evaluation.tasks import Evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.commands.tasks import task_config
     from research.evaluation import tasks
     from research.evaluation.comparison import compare, other_settings
-    from research.evaluation.report import evaluate_run
     from research.runtime import distributed, files, storage
     from research.runtime.compilation_cache import enable_compilation_cache
 
@@ -53,8 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(f"--out {arguments.out} is a folder; name a file")
             if is_main_process:
                 storage.check_writable(storage.absolute(arguments.out).parent)
-        config = arguments.config or task_config(arguments.task)
-        evaluation = cli.load(tasks.Evaluation, config, arguments.overrides)
+        evaluation = tasks.Evaluation()
+        if config := arguments.config or (arguments.task and task_config(arguments.task)):
+            evaluation = cli.load(tasks.Evaluation, config, arguments.overrides)
+        evaluate = lm_eval_flags.evaluator(evaluation, arguments)
+        if arguments.against and not (arguments.lm_eval or evaluation.choice or evaluation.tasks):
+            raise ValueError(
+                "--against compares answers, and the config has no `choice` or `tasks`"
+            )
         run = runs.open_run(arguments.run, arguments.base)
         report: dict[str, Any] = {"run": str(run.path), "fingerprint": run.fingerprint}
         if arguments.adapter:
@@ -63,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=json.dumps(schema.to_dict(evaluation), sort_keys=True), model=run.fingerprint
         )
         # looked at before anything is asked
-        ask_other = _open_other(arguments.against, evaluation) if arguments.against else None
-        results = evaluate_run(run, evaluation, arguments.adapter)
+        ask_other = None
+        if arguments.against:
+            only_questions = dataclasses.replace(evaluation, text=None)
+            ask_other = _open_other(arguments.against, lambda run: evaluate(run, only_questions))
+        results = evaluate(run, evaluation, arguments.adapter)
         report |= results.to_dict()
         if arguments.out and is_main_process:  # what follows may fail
             files.write_json(arguments.out, report)
@@ -79,22 +95,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
     if not is_main_process:
         return
-    for task, result in results.tasks.items():
-        _show_result(task, result)
-    for name, bits in report.get("bits_per_byte", {}).items():
-        show(f"{name}: {bits:.3f} bits per byte")
+    _show_results(report, results.tasks)
     if differences:
-        show(f"against {arguments.against}:")
-    for line in otherwise:
-        show(f"  asked otherwise: {line}")
-    for each in differences:
-        paired = each.paired.difference
-        show(
-            f"  {each.task}, {each.metric}: {each.first.value:.3f} and {each.second.value:.3f}, "
-            f"{paired:+.3f} (p = {each.p_value:.2g}, corrected)"
-        )
-    if differences and arguments.out:
-        files.write_json(arguments.out, report)
+        _show_differences(arguments.against, differences, otherwise)
+        if arguments.out:
+            files.write_json(arguments.out, report)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -107,14 +112,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--against", metavar="DIR|FILE", help="another run, or what --out wrote: compare both"
     )
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    lm_eval_flags.add(parser)
     cli.add_distributed(parser)
     arguments = cli.parse(parser, argv)
-    if bool(arguments.config) == bool(arguments.task):
-        parser.error("say what is asked: --task NAME, or --config FILE")
+    lm_eval_flags.check(parser, arguments)
     return arguments
 
 
-def _open_other(path: str, evaluation: Evaluation) -> Callable[[], Mapping[str, TaskResult]]:
+def _open_other(
+    path: str, evaluate: Callable[[Run], Report | HarnessReport]
+) -> Callable[[], Mapping[str, TaskResult]]:
     """What gives the answers of another run, which is asked then, or of a file.
 
     Raises:
@@ -122,16 +129,45 @@ def _open_other(path: str, evaluation: Evaluation) -> Callable[[], Mapping[str, 
     """
     from research.checkpoints import runs
     from research.evaluation.comparison import read_results
-    from research.evaluation.report import evaluate_run
 
-    if evaluation.choice is None and not evaluation.tasks:
-        raise ValueError("--against compares answers, and the config has no `choice` or `tasks`")
     if Path(path).is_file():
         results = read_results(path)
         return lambda: results
     other = runs.open_run(path)
-    only_questions = dataclasses.replace(evaluation, text=None)
-    return lambda: evaluate_run(other, only_questions).tasks
+    return lambda: evaluate(other).tasks
+
+
+def _show_results(report: Mapping[str, Any], tasks: Mapping[str, TaskResult]) -> None:
+    for task, result in tasks.items():
+        _show_result(task, result)
+    _show_aggregates(report.get("lm_eval", {}), tasks)
+    for name, bits in report.get("bits_per_byte", {}).items():
+        show(f"{name}: {bits:.3f} bits per byte")
+
+
+def _show_differences(
+    against: str, differences: Sequence[MetricDifference], otherwise: Sequence[str]
+) -> None:
+    show(f"against {against}:")
+    for line in otherwise:
+        show(f"  asked otherwise: {line}")
+    for each in differences:
+        paired = each.paired.difference
+        show(
+            f"  {each.task}, {each.metric}: {each.first.value:.3f} and {each.second.value:.3f}, "
+            f"{paired:+.3f} (p = {each.p_value:.2g}, corrected)"
+        )
+
+
+def _show_aggregates(
+    aggregates: Mapping[str, Mapping[str, float]], tasks: Mapping[str, TaskResult]
+) -> None:
+    """A line for each number of lm-eval's that is no mean over answers."""
+    for name, metrics in aggregates.items():
+        means = tasks[name].metrics if name in tasks else {}
+        for metric, value in metrics.items():
+            if metric not in means:
+                show(f"{name}, {metric}: {value:.4g}")
 
 
 def _show_result(task: str, result: TaskResult) -> None:
@@ -144,6 +180,7 @@ def _show_result(task: str, result: TaskResult) -> None:
         "answers in which nothing could be read": result.unreadable,
         "prompts without a passage": result.without_passages,
     }
+    counts |= result.unscored
     notes = [f"{count} {what}" for what, count in counts.items() if count]
     tokens = (
         f"{result.prompt_tokens:,} + {result.new_tokens:,} tokens, " if result.new_tokens else ""

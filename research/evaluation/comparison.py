@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from research.evaluation.results import Answer, TaskResult, estimate, groups_of, read_result
+from research.evaluation.results import Answer, TaskResult, estimate, metric_values, read_result
 from research.reports.statistics import (
     Estimate,
     PairedDifference,
@@ -116,8 +116,7 @@ def _pair(name: str, first: TaskResult, second: TaskResult) -> tuple[list[Answer
 
 
 def _test(metric: str, first: list[Answer], second: list[Answer]) -> PairedDifference:
-    a, b = (np.asarray([answer.scores[metric] for answer in part]) for part in (first, second))
-    groups = groups_of(first)
+    (a, groups), (b, _) = metric_values(first, metric), metric_values(second, metric)
     if np.isin([a, b], (0, 1)).all():
         return paired_difference(a, b, groups=groups)
     return PairedDifference(mean_interval(a - b, groups=groups), swap_test(a - b, groups), 0, 0)

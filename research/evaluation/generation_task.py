@@ -6,8 +6,8 @@ import collections
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +26,8 @@ from research.generation.sampling import Sampling
 from research.objectives import ObjectiveConfig
 from research.retrieval import AnyRetrieval
 from research.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +105,14 @@ class GenerationTask(QuestionTask):
         self, question: Question, prompt: Prompt, text: str, new_tokens: int, group: str | None
     ) -> Answer:
         scores = [scorer.score(text, question.record) for scorer in self.scorers]
-        values = {metric: value for each in scores for metric, value in each.values.items()}
         fields = [scorer.reference for scorer in self.scorers if scorer.reference is not None]
         return Answer(
             question=question.text,
             answer=text,
             digest=question.digest(self.right_answers(question.record)),
-            scores=values | dict(prompt.scores),
+            scores=_join([*(each.values for each in scores), prompt.scores]),
+            weights=_join(each.weights for each in scores),
+            unscored=_join(each.unscored for each in scores),
             group=group,
             unreadable="; ".join(filter(None, (each.unreadable for each in scores))),
             is_cut=new_tokens == self.max_tokens,
@@ -140,6 +143,10 @@ def without_thoughts(text: str, are_open: bool = False) -> str:
     if end:
         return rest
     return "" if are_open or text.lstrip().startswith("<think>") else text
+
+
+def _join(mappings: Iterable[Mapping[str, T]]) -> dict[str, T]:
+    return {name: value for mapping in mappings for name, value in mapping.items()}
 
 
 def _generate(

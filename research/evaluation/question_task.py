@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from research.batch import Batch
 from research.config.schema import to_dict
 from research.data.sources import SourceConfig
 from research.evaluation.passages import Prompt, add_passages, write_prompt
 from research.evaluation.questions import Question, read_groups, read_questions
 from research.evaluation.results import TaskResult
 from research.generation.responders import Responder
+from research.losses.cross_entropy import TokenLosses
 from research.objectives import ObjectiveConfig
 from research.retrieval import RetrievalConfig
 from research.text.conversation import Conversation
@@ -31,6 +33,8 @@ class LoadedModel:
     # a `Transformer` with what is attached to it
     model: Any
     score: Score
+    # batch -> its losses [B,S], on the devices
+    losses: Callable[[Batch], TokenLosses]
     responder: Responder
 
 

@@ -20,7 +20,7 @@ from research.evaluation.question_task import LoadedModel
 from research.evaluation.results import TaskResult
 from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
-from research.training.heldout_loss import Score, make_score
+from research.training.heldout_loss import Score, make_losses, make_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +113,21 @@ def loaded_model(
     devices, rules = (mesh or sharding.MeshConfig()).make(), sharding.RULES
     with sharding.mesh_context(devices, rules):
         model = runs.load_model(run, devices, rules)
-        score = make_score(model, sharding.batch_sharding(devices, rules))
+        batch_rows = sharding.batch_sharding(devices, rules)
+        score, losses = make_score(model, batch_rows), make_losses(model, batch_rows)
 
-        def with_adapter(batch: Batch) -> np.ndarray:
-            rows = np.full(len(batch.tokens), adapter_number, np.int32)
-            return score(dataclasses.replace(batch, adapter=rows))
+        def with_adapter(batch: Batch) -> Batch:
+            if number is None:
+                return batch
+            rows = np.full(len(batch.tokens), number, np.int32)
+            return dataclasses.replace(batch, adapter=rows)
 
-        responder = Responder(run, adapter or "", number)
-        yield LoadedModel(model, score if number is None else with_adapter, responder)
+        yield LoadedModel(
+            model,
+            lambda batch: score(with_adapter(batch)),
+            lambda batch: losses(with_adapter(batch)),
+            Responder(run, adapter or "", number),
+        )
 
 
 @contextlib.contextmanager

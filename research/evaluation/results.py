@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,9 @@ class Answer:
     reference: str | None = None
     # ids of the passages in its prompt, best first; None: nothing is retrieved for it
     passages: Sequence[str] | None = None
+    # as in `scorers.Scores`
+    weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unscored: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +90,14 @@ class TaskResult:
         return sum(answer.passages is not None and not answer.passages for answer in self.answers)
 
     @property
+    def unscored(self) -> dict[str, int]:
+        """What -> how much of it is not in the scores."""
+        counts: collections.Counter[str] = collections.Counter()
+        for answer in self.answers:
+            counts.update(answer.unscored)
+        return dict(counts)
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(answer.prompt_tokens for answer in self.answers)
 
@@ -95,7 +107,10 @@ class TaskResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, the answers one by one."""
-        counts = "truncated cut unreadable without_passages prompt_tokens new_tokens tokens_read"
+        counts = (
+            *("truncated", "cut", "unreadable", "unscored", "without_passages"),
+            *("prompt_tokens", "new_tokens", "tokens_read"),
+        )
         metrics = {name: dataclasses.asdict(value) for name, value in self.metrics.items()}
         calibration = self.calibration
         return {
@@ -103,7 +118,7 @@ class TaskResult:
             "calibration": None if calibration is None else dataclasses.asdict(calibration),
             "seconds": self.seconds,
             "settings": self.settings,
-            **{name: getattr(self, name) for name in counts.split()},
+            **{name: getattr(self, name) for name in counts},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
         }
 
@@ -126,9 +141,22 @@ def groups_of(answers: Sequence[Answer]) -> np.ndarray | None:
     return None if None in names else np.asarray(names)
 
 
+def metric_values(answers: Sequence[Answer], name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values [N] of a metric that all answers have, and the group of each.
+
+    An answer counts as often as there are things whose mean it has; they are a group of their own.
+    """
+    values, groups = np.asarray([answer.scores[name] for answer in answers]), groups_of(answers)
+    counts = [answer.weights.get(name, 1) for answer in answers]
+    if set(counts) == {1}:
+        return values, groups
+    groups = np.arange(len(answers)) if groups is None else groups
+    return np.repeat(values, counts), np.repeat(groups, counts)
+
+
 def estimate(answers: Sequence[Answer], name: str) -> Estimate:
     """The mean of a metric that all answers have: a share where it is 0 or 1."""
-    values, groups = np.asarray([a.scores[name] for a in answers]), groups_of(answers)
+    values, groups = metric_values(answers, name)
     if np.isin(values, (0, 1)).all():
         return proportion_interval(values, groups=groups)
     return mean_interval(values, groups=groups)

@@ -14,6 +14,7 @@ from research import sharding
 from research.batch import Batch
 from research.data.heldout import HeldOut
 from research.data.pipeline import Pipeline
+from research.losses.cross_entropy import TokenLosses
 from research.step import eval_step
 
 # Batch -> negative log-likelihoods [B,S] in nats, on the host
@@ -30,13 +31,22 @@ class HeldoutMetrics(NamedTuple):
 _eval_step = jax.jit(eval_step)
 
 
+def make_losses(model: Any, rows: jax.sharding.NamedSharding) -> Callable[[Batch], TokenLosses]:
+    """Batch (on every host the whole) -> its losses [B,S], on the devices."""
+
+    def losses(batch: Batch) -> TokenLosses:
+        size = batch.tokens.shape[0]
+        return _eval_step(model, sharding.place_rows(batch, rows, np.arange(size), size))
+
+    return losses
+
+
 def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
     """Batch (on every host the whole) -> negative log-likelihoods [B,S], in nats."""
+    losses = make_losses(model, rows)
 
     def score(batch: Batch) -> np.ndarray:
-        size = batch.tokens.shape[0]
-        sharded = sharding.place_rows(batch, rows, np.arange(size), size)
-        nll = _eval_step(model, sharded).nll
+        nll = losses(batch).nll
         if not nll.is_fully_addressable:
             nll = multihost_utils.process_allgather(nll, tiled=True)
         return np.asarray(nll)

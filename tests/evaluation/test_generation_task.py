@@ -228,8 +228,25 @@ def test_two_models_are_compared_on_the_same_questions_in_any_order():
         comparison.compare({"t": second}, {"u": second})
 
 
+def test_each_thing_of_an_answer_counts_alike():
+    """Two of three instructions followed, then none of one: two of four."""
+
+    def answers(first, second):
+        numbers = ((first, 3), (second, 1))
+        return [
+            Answer(str(i), "x", str(i), {"share": share}, weights={"share": n}, unscored={"a": i})
+            for i, (share, n) in enumerate(numbers)
+        ]
+
+    one, other = (TaskResult(answers(*each), 0, 1.0) for each in ((2 / 3, 0.0), (1 / 3, 1.0)))
+    assert one.metrics["share"].value == 0.5 and one.metrics["share"].n == 4
+    assert one.unscored == {"a": 1}
+    (both,) = comparison.compare({"t": one}, {"t": other})
+    assert (both.first.value, both.second.value, both.paired.difference.value) == (0.5, 0.5, 0)
+
+
 def test_results_are_read_as_they_were_written(tmp_path):
-    first = result([1, 0, 0.5], is_cut=True, unreadable="no number", new_tokens=3)
+    first = result([1, 0, 0.5], is_cut=True, unreadable="no", new_tokens=3, weights={"right": 2})
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"tasks": {"t": first.to_dict()}}))
     assert comparison.read_results(path)["t"] == first

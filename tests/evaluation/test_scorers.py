@@ -4,14 +4,16 @@ import collections
 import dataclasses
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from research.config import schema
-from research.evaluation.scorers import SCORERS, AnyScorer, base
+from research.evaluation.scorers import SCORERS, AnyScorer, base, ifeval
 from research.evaluation.scorers.exact_match import ExactMatch
+from research.evaluation.scorers.ifeval import IfEval
 from research.evaluation.scorers.json_schema import JsonSchema
 from research.evaluation.scorers.numeric import Numeric
 from research.evaluation.scorers.pattern import Pattern
@@ -201,6 +203,14 @@ def test_a_function_of_ones_own_scores(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             Python(f"{file}:{name}").score("", {})
+
+
+def test_ifeval_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "if_verifiable", None)
+    ifeval._verifiers.cache_clear()
+    record = {"instruction_id_list": ["startend:quotation"], "kwargs": [{}]}
+    with pytest.raises(ValueError, match="needs the package if-verifiable .*tools/setup evaluate"):
+        IfEval().score("a", record)
 
 
 def test_every_scorer_is_known_by_its_kind():

@@ -40,7 +40,8 @@ def test_every_direct_dependency_is_locked_in_its_lock() -> None:
         if lock.stem in ("build", "interop"):
             continue
         pinned = set(re.findall(r"^([a-z0-9-]+)==", lock.read_text(), re.MULTILINE))
-        extra = requirements().get(lock.stem, [])
+        name = {"evaluate": "lm-eval"}.get(lock.stem, lock.stem)
+        extra = requirements().get(name, [])
         for entry in [*requirements()[""], *requirements()["test"], *extra]:
             name = re.split(r"[\[<>=]", entry)[0].lower().replace("_", "-")
             assert name in pinned, f"{lock.name} lacks {name}: run tools/lock"
@@ -48,7 +49,8 @@ def test_every_direct_dependency_is_locked_in_its_lock() -> None:
 
 def test_locks_are_hashed_and_hold_no_address_and_no_torch() -> None:
     assert [lock.stem for lock in LOCKS] == [
-        *("buckets", "build", "cpu", "cuda", "interop", "preflight", "prepare", "services", "tpu")
+        *("buckets", "build", "cpu", "cuda", "evaluate", "interop", "preflight", "prepare"),
+        *("services", "tpu"),
     ]
     for lock in LOCKS:
         text = re.sub(r" \\\n", " ", lock.read_text())

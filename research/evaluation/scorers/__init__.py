@@ -5,6 +5,7 @@ from typing import Any
 from research.config.schema import by_kind, one_of
 from research.evaluation.scorers.base import Scorer, Scores
 from research.evaluation.scorers.exact_match import ExactMatch
+from research.evaluation.scorers.ifeval import IfEval
 from research.evaluation.scorers.json_schema import JsonSchema
 from research.evaluation.scorers.numeric import Numeric
 from research.evaluation.scorers.pattern import Pattern
@@ -21,6 +22,7 @@ SCORERS: dict[str, type[Scorer]] = by_kind(
     Numeric,
     Pattern,
     JsonSchema,
+    IfEval,
     Python,
 )
 # One of them, told apart by its `kind`.

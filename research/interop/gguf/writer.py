@@ -27,7 +27,7 @@ from research.interop.gguf.architectures import (
     tensor_names,
 )
 from research.interop.gguf.tensors import interleave_halves
-from research.interop.huggingface import CONFIG, tensor_reader
+from research.interop.huggingface import tensor_reader
 from research.interop.tensor_files import cast, name_unwritten
 from research.models import rotary
 from research.models.config import ModelConfig
@@ -158,12 +158,8 @@ def _check_fixed(kind: str, config: ModelConfig) -> None:
 def _describe(writer: gguf.GGUFWriter, kind: str, run: Run) -> None:
     """Writes the shape under llama.cpp's keys."""
     config, scaling = run.model, run.model.rotary_scaling
-    original = json.loads(run.sidecar_files.get(CONFIG, b"{}"))
-    trained_length = run.experiment.data.sequence_length if run.experiment else 2048
     writer.add_name(str((run.origin or {}).get("source", "graft")))
-    writer.add_context_length(
-        config.learned_positions or int(original.get("max_position_embeddings") or trained_length)
-    )
+    writer.add_context_length(run.context_length)
     writer.add_embedding_length(config.width)
     writer.add_block_count(config.layers)
     writer.add_feed_forward_length(config.mlp_width)
