@@ -73,6 +73,8 @@ def flags(program: str) -> set[str]:
         files = [ROOT / f"{cli.COMMANDS[name].replace('.', '/')}.py"]
         for room in re.findall(r"from research\.(benchmarks|launch) import", files[0].read_text()):
             files += (ROOT / "research" / room).glob("*.py")
+        for module in re.findall(r"from research\.commands import (\w+)", files[0].read_text()):
+            files.append(ROOT / f"research/commands/{module}.py")
     text = "".join(file.read_text() for file in [*files, ROOT / "research/config/cli.py"])
     quote = '"' if files[0].suffix == ".py" else ""
     return {*re.findall(f"{quote}(--[a-z][\\w-]*){quote}", text)}
