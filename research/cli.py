@@ -37,7 +37,7 @@ COMMANDS = {
     "bench": "research.commands.bench",
 }
 # commands that need more than .venv: the environment on top of it (`tools/setup LAYER`)
-LAYERS = {"prepare": "prepare", "preflight": "preflight", "evaluate": "evaluate"}
+LAYERS = {"prepare": "prepare", "preflight": "preflight"}
 # set by argcomplete: the shell asks how its line, $COMP_LINE, could go on
 COMPLETING = "_ARGCOMPLETE"
 
@@ -65,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _layer(argv: Sequence[str]) -> str:
-    """The environment that a command line takes: a plan for chips takes the TPU compiler's."""
-    is_plan = argv[0] in ("study", "sweep")
-    if is_plan and any(word.partition("=")[0] == "--topology" for word in argv):
+    """The environment that a command line takes: a plan for chips takes the TPU compiler's, tasks
+    of lm-evaluation-harness take its own."""
+    flags = {word.partition("=")[0] for word in argv}
+    if argv[0] in ("study", "sweep") and "--topology" in flags:
         return LAYERS["preflight"]
+    if argv[0] == "evaluate" and "--lm-eval" in flags:
+        return "evaluate"
     return LAYERS.get(argv[0], "")
 
 

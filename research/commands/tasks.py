@@ -18,6 +18,7 @@ from pathlib import Path
 
 from research.config import cli
 from research.config.suggestions import suggestion
+from research.runtime.terminal import show
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "tasks"
 
@@ -65,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = find_tasks()
     width = max(map(len, tasks))
     for name, task in tasks.items():
-        print(f"{name:{width}}  {task.summary}")
-        print(f"{'':{width}}  {task.questions} {task.licence}\n")
-    print("graft evaluate --task NAME --run DIR")
+        show(f"{name:{width}}  {task.summary}")
+        show(f"{'':{width}}  {task.questions} {task.licence}\n")
+    show("graft evaluate --task NAME --run DIR")
 
 
 def _read(path: Path) -> TaskFile:

@@ -100,7 +100,8 @@ def test_with_and_without_are_compared_by_the_command(world, notes, tmp_path, ca
         evaluate.main([*line, "--against", str(out), "--out", str(path)])
     printed = capsys.readouterr().out
     assert "a, recall@1: 66.7" in printed and "2 prompts without a passage" in printed
-    assert f"against {out}:\n  a, exact_match:" in printed
+    assert f"against {out}:\n  asked otherwise: a: retrieval " in printed
+    assert "\n  a, exact_match:" in printed
     first, again = (comparison.read_results(path)["a"] for path in both)
     assert first.answers == again.answers and first.answers[0].passages[0] == "north"
     assert comparison.read_results(out)["a"].answers[0].passages is None

@@ -126,7 +126,7 @@ def _verifiers() -> tuple[Callable[..., Any], Mapping[str, Any]]:
     except ImportError as error:
         raise ValueError(
             f"the scorer `ifeval` needs the package if-verifiable ({error}): run tools/setup "
-            "evaluate, and graft evaluate again"
+            "evaluate, and graft as .venv/evaluate/bin/python -m research.cli"
         ) from None
     langdetect.DetectorFactory.seed = 0  # it draws, and would answer otherwise another time
     return evaluate_instructions, INSTRUCTION_DICT
