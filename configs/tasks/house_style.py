@@ -9,6 +9,9 @@ entries are compared with those that a program wrote from the same lead.
 
 Questions: 400 leads of Wikipedia, none a near duplicate of the 7,152 of training. Licence:
 CC-BY-SA-4.0.
+
+Expected: SmolLM2-135M-Instruct as it is keeps all rules in 0% [0, 14] of the first 24, the title in
+0%, one sentence in 33% [17, 54].
 """
 
 import re
