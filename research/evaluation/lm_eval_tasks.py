@@ -45,6 +45,11 @@ class HarnessTasks:
     # rows of a batch
     batch_size: int = 16
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How questions are asked, as JSON."""
+        return {"kind": "lm_eval", "shots": self.shots, "in_template": self.in_template}
+
 
 @dataclasses.dataclass(frozen=True)
 class HarnessReport:
@@ -140,7 +145,8 @@ def evaluate_tasks(
             for name, metrics in (content["results"] | content.get("groups", {})).items():
                 aggregates[name] = _numbers(metrics)
             for name, samples in content["samples"].items():
-                results[name] = _result(name, samples, aggregates[name], model.usage, seconds)
+                result = _result(name, samples, aggregates[name], model.usage, seconds)
+                results[name] = dataclasses.replace(result, settings=tasks.settings)
     return HarnessReport(results, aggregates)
 
 

@@ -26,6 +26,11 @@ from research.training.heldout_loss import Score
 _NO_SETTINGS = ("source", "split", "max_questions", "group", "batch_size")
 
 
+def settings_of(task: Any) -> dict[str, Any]:
+    """How a task asks and scores, as JSON; not of what, nor how fast."""
+    return {name: value for name, value in to_dict(task).items() if name not in _NO_SETTINGS}
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
     """A model on all devices, and what asks it."""
@@ -88,9 +93,8 @@ class QuestionTask:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it asks and scores, as JSON; not of what, nor how fast."""
-        content = to_dict(self)
-        return {name: value for name, value in content.items() if name not in _NO_SETTINGS}
+        """How it asks and scores; see `settings_of`."""
+        return settings_of(self)
 
     def read(self) -> list[Question]:
         """The questions, each of which can be scored.

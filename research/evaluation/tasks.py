@@ -20,7 +20,7 @@ from research.evaluation import scoring
 from research.evaluation.calibration import confidence
 from research.evaluation.generation_task import GenerationTask
 from research.evaluation.multiple_choice import MultipleChoice
-from research.evaluation.question_task import QuestionTask
+from research.evaluation.question_task import QuestionTask, settings_of
 from research.evaluation.questions import digest, draw_rows
 from research.evaluation.results import Answer, TaskResult
 from research.objectives.supervised import Supervised
@@ -95,6 +95,7 @@ class Answers:
     truncated: int  # questions that were cut to the window
     tokens: int
     seconds: float  # wall clock of all scoring, compilation included
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see `TaskResult`
 
     @property
     def correct(self) -> np.ndarray:
@@ -116,7 +117,7 @@ class Answers:
             )
             for number, (prompt, expected, prediction) in enumerate(rows)
         ]
-        return TaskResult(answers, self.truncated, self.seconds, self.tokens)
+        return TaskResult(answers, self.truncated, self.seconds, self.tokens, self.settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +199,7 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
         truncated=truncated_count,
         tokens=choice.tokens,
         seconds=time.perf_counter() - start,
+        settings=settings_of(task) | {"kind": "choice"},
     )
 
 

@@ -18,7 +18,7 @@ from research.evaluation.results import Answer, TaskResult
 from research.evaluation.scorers.exact_match import ExactMatch
 from research.evaluation.scorers.pattern import Pattern
 from research.evaluation.scorers.token_f1 import TokenF1
-from research.evaluation.tasks import Evaluation
+from research.evaluation.tasks import ChoiceTask, Evaluation
 from research.generation import decode
 from research.objectives import Chat, Supervised
 from research.reports.statistics import paired_difference
@@ -256,3 +256,15 @@ def test_results_are_read_as_they_were_written(tmp_path):
         comparison.read_results(path)
     once = [*result([1, 0]).answers, *result([0.3], "rare").answers]
     assert results.TaskResult(once, 0, 1.0).metrics.keys() == {"right"}  # no interval of one
+
+
+def test_labels_asked_after_other_worked_examples_are_named(place, tmp_path, capsys):
+    config, out = tmp_path / "config.py", tmp_path / "out.json"
+    source = dataclasses.replace(place.questions().sources[0], split="train")
+    line = ["--config", str(config), "--run", str(place.base)]
+    choice = ChoiceTask(source, Supervised(template="Q: {prompt}\nA: "), "heldout", batch_size=8)
+    content = schema.to_dict(Evaluation(choice=choice))
+    config.write_text(f"def get_config():\n    return {content!r}\n")
+    evaluate.main([*line, "--out", str(out)])
+    evaluate.main([*line, "--against", str(out), "--config.choice.shots=1"])
+    assert "asked otherwise: choice: shots 1 and 0" in capsys.readouterr().out
