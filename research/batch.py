@@ -4,6 +4,8 @@ B is the number of sequences (rows), S the number of tokens in a row.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -35,3 +37,24 @@ class Batch:
     adapter: Array | None = None  # [B] int32: which attached adapter a row uses.
     # Whether some segment may be -1; static, because fast attention has no such segment.
     shared: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
+
+
+def bucket_length(length: int, shortest: int = 64, longest: int = 0) -> int:
+    """The length to which rows of so many tokens are padded, so that few programs serve all.
+
+    Args:
+      length: tokens of the longest row.
+      shortest: a power of two; then follow half as much again, twice as much, and so on: 64, 96,
+        128, 192, 256.
+      longest: the result is no more; 0: it may be anything.
+    """
+    sizes = (size for power in itertools.count() for size in (2 << power, 3 << power))
+    size = next(size for size in sizes if size >= max(length, shortest))
+    return min(size, longest) if longest else size
+
+
+def longest_first(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Numbers of rows, `size` at a time at most, of which those together are about equally long."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -6,12 +6,13 @@ import collections
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from research.batch import longest_first
 from research.config.schema import Positive
 from research.data.sources import AnySourceConfig
 from research.evaluation.passages import Prompt
@@ -161,7 +162,7 @@ def _generate(
     answers = [("", 0)] * len(prompts)
     bar = tqdm(total=len(prompts), desc=name, unit="question", disable=None, leave=False)
     with bar:
-        for rows in _batches(prompts, task.batch_size):
+        for rows in longest_first([*map(len, prompts)], task.batch_size):
             full = rows + [rows[-1]] * (task.batch_size - len(rows))  # one shape of all batches
             adapters = None
             if responder.number is not None:
@@ -179,10 +180,3 @@ def _generate(
                 answers[row] = (tokenizer.decode(ids), len(ids))
             bar.update(len(rows))
     return answers
-
-
-def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Rows, the longest prompts first: those of a batch are about equally long."""
-    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

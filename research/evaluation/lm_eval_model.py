@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from research.batch import SHARED, Batch
+from research.batch import SHARED, Batch, bucket_length, longest_first
 from research.evaluation.question_task import LoadedModel
 from research.evaluation.scoring import choice_row
 from research.generation import decode
@@ -191,9 +190,9 @@ class HarnessModel(TemplateLM):
         scores: list[list[tuple[float, bool]]] = [[]] * len(rows)
         progress = tqdm(total=len(rows), desc="likelihoods", unit="row", disable=None, leave=False)
         with progress:
-            for numbers in _batches(lengths, self.batch_size):
+            for numbers in longest_first(lengths, self.batch_size):
                 # the longest row comes first
-                length = bucket_length(lengths[numbers[0]], self._longest_row)
+                length = bucket_length(lengths[numbers[0]], longest=self._longest_row)
                 part = [rows[number] for number in numbers]
                 full = part + [part[-1]] * (self.batch_size - len(part))  # one shape of all batches
                 nll, correct, segments = self._losses(full, length)
@@ -256,7 +255,7 @@ class HarnessModel(TemplateLM):
         with progress:
             for settings, numbers in groups.items():
                 lengths = [len(prompts[number]) for number in numbers]
-                for draw, places in enumerate(_batches(lengths, self.batch_size)):
+                for draw, places in enumerate(longest_first(lengths, self.batch_size)):
                     part = [numbers[place] for place in places]
                     texts = self._write([prompts[number] for number in part], settings, draw)
                     for number, (ids, is_cut) in zip(part, texts, strict=False):
@@ -341,25 +340,6 @@ class _Settings:
     until: tuple[str, ...]
     new_tokens: int
     sampling: Sampling
-
-
-def bucket_length(tokens: int, most: int = 0) -> int:
-    """The length of the rows of a batch whose longest has so many tokens: 64, 96, 128, 192, 256,
-    384, ..., so that few programs serve all; never over `most` unless that is 0."""
-    lengths = (scale * size for size in _powers() for scale in (2, 3))
-    length = next(length for length in lengths if length >= tokens)
-    return min(length, most) if most else length
-
-
-def _powers() -> Iterator[int]:
-    return (32 << power for power in itertools.count())
-
-
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Numbers of rows, the longest first: those of a batch are about equally long."""
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _split_rows(

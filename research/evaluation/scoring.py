@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from research.batch import PADDING, SHARED, Batch
+from research.batch import PADDING, SHARED, Batch, bucket_length
 from research.training.heldout_loss import Score
 
 # tokens, targets, weights, segments, positions
@@ -88,11 +88,10 @@ def score_options(
     """
     if not all(map(len, questions)) or not all(all(map(len, each)) for each in options):
         raise ValueError("no question and no option may be empty of tokens")
-    # a row as long as the next power of two: few programs, and little padding
     buckets: dict[int, list[int]] = collections.defaultdict(list)
     for number, (question, own) in enumerate(zip(questions, options, strict=True)):
         needed = len(question) - 1 + sum(map(len, own))
-        buckets[max(64, 1 << (needed - 1).bit_length())].append(number)
+        buckets[bucket_length(needed)].append(number)
     batches = [
         (length, numbers[start : start + batch_size])
         for length, numbers in sorted(buckets.items())

@@ -13,11 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from research import sharding
+from research.batch import bucket_length
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.models.sites import Context
 
-# Rows of a batch, at least; and the shortest length that rows are padded to, whose doubles follow.
+# Rows of a batch, at least; and the shortest length that rows are padded to.
 _ROWS = 16
 _SHORTEST = 32
 
@@ -56,7 +57,7 @@ class Reader:
         Raises:
           ValueError: a text longer than the model's learned positions.
         """
-        sizes = np.asarray([padded_length(length) for length in lengths])
+        sizes = np.asarray([bucket_length(length, _SHORTEST) for length in lengths])
         if len(sizes):
             self.run.model.check_length(int(sizes.max()))
         bar = tqdm(total=len(sizes), desc=title, unit="text", disable=None, leave=False)
@@ -99,11 +100,6 @@ def load_reader(run: Run) -> Iterator[Reader]:
         size = -(-_ROWS // shards) * shards
         model = runs.load_model(run, mesh, rules)
         yield Reader(run, model, sharding.batch_sharding(mesh, rules), size)
-
-
-def padded_length(length: int) -> int:
-    """The shortest of 32, 64, 128, ... tokens that holds so many."""
-    return max(_SHORTEST, 1 << (length - 1).bit_length())
 
 
 @jax.jit

@@ -156,8 +156,6 @@ def test_answers_of_one_question_share_a_row_and_change_no_other(place, folder, 
     places = {(1, 2): {(3,): [0], (4, 5): [1]}, (6,): {(7,): [2]}}
     rows = list(lm_eval_model._split_rows(places, 3))  # learned positions
     assert rows == [((1, 2), [(3,)]), ((1, 2), [(4, 5)]), ((6,), [(7,)])]
-    assert [lm_eval_model.bucket_length(n, 90) for n in (1, 64, 65, 90)] == [64, 64, 90, 90]
-    assert [lm_eval_model.bucket_length(n) for n in (65, 97, 129, 300)] == [96, 128, 192, 384]
 
 
 def test_the_command_writes_answers_and_compares(place, folder, tmp_path, capsys):

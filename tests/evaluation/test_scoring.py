@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from research import sharding
-from research.batch import SHARED, Batch
+from research.batch import SHARED, Batch, bucket_length, longest_first
 from research.data import token_cache as tokens
 from research.data.pipeline import Pipeline
 from research.evaluation import scoring, tasks
@@ -150,3 +150,10 @@ def test_fewer_questions_are_the_same_ones_every_time(world):
     )
     all_answers = tasks.answer_questions(lambda batch: np.ones(batch.tokens.shape), task, tokenizer)
     assert fewer_answers.prompts == [all_answers.prompts[i] for i in row_numbers]
+
+
+def test_rows_are_padded_to_few_lengths_and_go_with_those_as_long():
+    assert [bucket_length(n, longest=90) for n in (1, 64, 65, 90)] == [64, 64, 90, 90]
+    assert [bucket_length(n) for n in (65, 97, 129, 300)] == [96, 128, 192, 384]
+    assert [bucket_length(n, shortest=32) for n in (1, 33, 49)] == [32, 48, 64]
+    assert list(longest_first([2, 9, 9, 4, 1], 2)) == [[1, 2], [3, 0], [4]]
