@@ -5,12 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from research.batch import longest_first
 from research.config.schema import Positive
@@ -18,7 +16,7 @@ from research.data.sources import AnySourceConfig
 from research.evaluation.passages import Prompt
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
-from research.evaluation.results import Answer, TaskResult
+from research.evaluation.results import Answer, Part
 from research.evaluation.scorers import AnyScorer
 from research.evaluation.scorers.base import references
 from research.generation import decode
@@ -87,24 +85,21 @@ class GenerationTask(QuestionTask):
         fields = fields or ({"completion"} & record.keys())
         return [text for field in sorted(fields) for text in references(record, field)]
 
-    def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
-        groups = self.groups(questions)
+    def answer_in_parts(
+        self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]
+    ) -> Iterator[Part]:
         prompts = [self.write(model.responder, question) for question in questions]
-        start = time.perf_counter()
-        texts = _generate(model, self, [prompt.ids for prompt in prompts], name)
-        seconds = time.perf_counter() - start
         tokenizer = model.responder.run.tokenizer
-        answers = []
-        rows = zip(questions, prompts, texts, groups, strict=True)
-        for question, prompt, (text, new_tokens), group in rows:
-            plain_text = without_thoughts(text, _opens_thoughts(tokenizer, prompt.ids))
-            answer = self._score(question, prompt, plain_text, new_tokens, group)
-            answers.append(dataclasses.replace(answer, answer=text))
-        return TaskResult(answers, sum(prompt.is_cut for prompt in prompts), seconds)
+        for texts in _generate(model, self, [prompt.ids for prompt in prompts], finished):
+            answers = {}
+            for number, (text, new_tokens) in texts.items():
+                prompt = prompts[number]
+                plain_text = without_thoughts(text, _opens_thoughts(tokenizer, prompt.ids))
+                answer = self._score(questions[number], prompt, plain_text, new_tokens)
+                answers[number] = dataclasses.replace(answer, answer=text)
+            yield Part(answers, sum(prompts[number].is_cut for number in answers))
 
-    def _score(
-        self, question: Question, prompt: Prompt, text: str, new_tokens: int, group: str | None
-    ) -> Answer:
+    def _score(self, question: Question, prompt: Prompt, text: str, new_tokens: int) -> Answer:
         scores = [scorer.score(text, question.record) for scorer in self.scorers]
         fields = [scorer.reference for scorer in self.scorers if scorer.reference is not None]
         return Answer(
@@ -114,7 +109,6 @@ class GenerationTask(QuestionTask):
             scores=_join([*(each.values for each in scores), prompt.scores]),
             weights=_join(each.weights for each in scores),
             unscored=_join(each.unscored for each in scores),
-            group=group,
             unreadable="; ".join(filter(None, (each.unreadable for each in scores))),
             is_cut=new_tokens == self.max_tokens,
             prompt_tokens=len(prompt.ids),
@@ -151,32 +145,36 @@ def _join(mappings: Iterable[Mapping[str, T]]) -> dict[str, T]:
 
 
 def _generate(
-    model: LoadedModel, task: GenerationTask, prompts: Sequence[list[int]], name: str
-) -> list[tuple[str, int]]:
-    """Text and number of tokens of the answer to each prompt."""
+    model: LoadedModel,
+    task: GenerationTask,
+    prompts: Sequence[list[int]],
+    finished: Collection[int],
+) -> Iterator[dict[int, tuple[str, int]]]:
+    """Text and number of tokens of the answers to some prompts at a time, by their numbers.
+
+    Args:
+      finished: numbers of prompts that have answers; batches are the same whatever they are.
+    """
     responder: Responder = model.responder
     tokenizer = responder.run.tokenizer
     stops = find_stops(responder.run, [responder])
     if task.objective is not None:
         stops += task.objective.stop_ids(tokenizer)
-    answers = [("", 0)] * len(prompts)
-    bar = tqdm(total=len(prompts), desc=name, unit="question", disable=None, leave=False)
-    with bar:
-        for rows in longest_first([*map(len, prompts)], task.batch_size):
-            full = rows + [rows[-1]] * (task.batch_size - len(rows))  # one shape of all batches
-            adapters = None
-            if responder.number is not None:
-                adapters = np.full(len(full), responder.number, np.int32)
-            texts = decode.generate(
-                model.model,
-                [prompts[row] for row in full],
-                task.max_tokens,
-                tokenizer.end_id,
-                task.sampling,
-                adapters,
-                stops,
-            )
-            for row, ids in zip(rows, texts, strict=False):
-                answers[row] = (tokenizer.decode(ids), len(ids))
-            bar.update(len(rows))
-    return answers
+    for rows in longest_first([*map(len, prompts)], task.batch_size):
+        if all(row in finished for row in rows):
+            continue
+        full = rows + [rows[-1]] * (task.batch_size - len(rows))  # one shape of all batches
+        adapters = None
+        if responder.number is not None:
+            adapters = np.full(len(full), responder.number, np.int32)
+        texts = decode.generate(
+            model.model,
+            [prompts[row] for row in full],
+            task.max_tokens,
+            tokenizer.end_id,
+            task.sampling,
+            adapters,
+            stops,
+        )
+        pairs = zip(rows, texts, strict=False)
+        yield {row: (tokenizer.decode(ids), len(ids)) for row, ids in pairs}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import string
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from research.config.schema import Positive
 from research.data.sources import AnySourceConfig
@@ -17,7 +15,7 @@ from research.evaluation import scoring
 from research.evaluation.calibration import confidence
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
-from research.evaluation.results import Answer, TaskResult
+from research.evaluation.results import Answer, Part
 from research.generation.responders import Responder
 from research.objectives import ObjectiveConfig
 from research.retrieval import AnyRetrieval
@@ -113,7 +111,9 @@ class MultipleChoice(QuestionTask):
         options, right = self.read_options(record)
         return [options[right]]
 
-    def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
+    def answer_in_parts(
+        self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]
+    ) -> Iterator[Part]:
         rights = [self.read_options(question.record) for question in questions]
         variants = [
             self._with_options(question, options) if self.letters else question
@@ -121,49 +121,48 @@ class MultipleChoice(QuestionTask):
         ]
         prompts = [self.write(model.responder, question) for question in variants]
         ids = [self._option_ids(model.responder, options) for options, _ in rights]
-
-        def with_progress(steps: Iterable[int]) -> Iterable[int]:
-            return tqdm(steps, name, unit="batch", disable=None, leave=False)
-
-        start = time.perf_counter()
-        scores, tokens_read = scoring.score_options(
-            model.score, [prompt.ids for prompt in prompts], ids, self.batch_size, with_progress
-        )
+        tokens_read = [
+            scoring.tokens_of(*row) for row in zip((p.ids for p in prompts), ids, strict=True)
+        ]
         bare_scores: list[np.ndarray] | None = None
         if self.unconditional is not None:
             bare_scores, bare_tokens = self._score_bare(model, questions[0], ids)
-            tokens_read += bare_tokens
-        seconds = time.perf_counter() - start
-        groups = self.groups(questions)
-        answers = []
-        for number, (question, (options, right)) in enumerate(zip(questions, rights, strict=True)):
-            by_measure = {
-                "right": scores[number],
-                "right/tokens": scores[number] / [len(option) for option in ids[number]],
-                "right/bytes": scores[number] / [len(option.encode()) for option in options],
-            }
-            if self.letters:  # of equal length
-                by_measure = {"right": scores[number]}
-            if bare_scores is not None:
-                by_measure["right/unconditional"] = scores[number] - bare_scores[number]
-            answers.append(
-                Answer(
+            tokens_read = [sum(pair) for pair in zip(tokens_read, bare_tokens, strict=True)]
+        for scores in scoring.score_in_batches(
+            model.score, [prompt.ids for prompt in prompts], ids, self.batch_size, finished
+        ):
+            answers = {}
+            for number, values in scores.items():
+                options, right = rights[number]
+                by_measure = {
+                    "right": values,
+                    "right/tokens": values / [len(option) for option in ids[number]],
+                    "right/bytes": values / [len(option.encode()) for option in options],
+                }
+                if self.letters:  # of equal length
+                    by_measure = {"right": values}
+                if bare_scores is not None:
+                    by_measure["right/unconditional"] = values - bare_scores[number]
+                prompt = prompts[number]
+                answers[number] = Answer(
                     question=variants[number].text,
-                    answer=options[int(np.argmax(scores[number]))],
-                    digest=question.digest([options, options[right]]),
+                    answer=options[int(np.argmax(values))],
+                    digest=questions[number].digest([options, options[right]]),
                     scores={
-                        measure: float(np.argmax(values) == right)
-                        for measure, values in by_measure.items()
+                        measure: float(np.argmax(numbers) == right)
+                        for measure, numbers in by_measure.items()
                     }
-                    | dict(prompts[number].scores),
-                    group=groups[number],
-                    prompt_tokens=len(prompts[number].ids),
-                    confidence=confidence(scores[number]),
+                    | dict(prompt.scores),
+                    prompt_tokens=len(prompt.ids),
+                    confidence=confidence(values),
                     reference=options[right],
-                    passages=prompts[number].passages,
+                    passages=prompt.passages,
                 )
+            yield Part(
+                answers,
+                truncated=sum(prompts[number].is_cut for number in answers),
+                tokens_read=sum(tokens_read[number] for number in answers),
             )
-        return TaskResult(answers, sum(prompt.is_cut for prompt in prompts), seconds, tokens_read)
 
     def _with_options(self, question: Question, options: Sequence[str]) -> Question:
         """The question with its options below it, a letter before each."""
@@ -179,19 +178,24 @@ class MultipleChoice(QuestionTask):
 
     def _score_bare(
         self, model: LoadedModel, question: Question, ids: Sequence[Sequence[list[int]]]
-    ) -> tuple[list[np.ndarray], int]:
-        """Log-likelihoods of all options after no question; each option once."""
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """Log-likelihoods of all options after no question, each once, and the tokens read for
+        each: for the first that has them."""
         assert self.unconditional is not None
         bare = dataclasses.replace(_reworded(question, self.unconditional), passages=None)
         prompt = self.write(model.responder, bare).ids
-        rows: dict[tuple[tuple[int, ...], ...], np.ndarray] = dict.fromkeys(
-            (tuple(map(tuple, options)) for options in ids), np.zeros(0)
-        )
-        scores, tokens_read = scoring.score_options(
-            model.score, [prompt] * len(rows), list(rows), self.batch_size
-        )
-        rows.update(zip(rows, scores, strict=True))
-        return [rows[tuple(map(tuple, options))] for options in ids], tokens_read
+        keys = [tuple(map(tuple, options)) for options in ids]
+        rows: dict[tuple[tuple[int, ...], ...], int] = {}
+        for number, key in enumerate(keys):
+            rows.setdefault(key, number)
+        distinct = [ids[number] for number in rows.values()]
+        scores = scoring.score_options(model.score, [prompt] * len(rows), distinct, self.batch_size)
+        by_key = dict(zip(rows, scores, strict=True))
+        tokens_read = [
+            scoring.tokens_of(prompt, ids[number]) if rows[key] == number else 0
+            for number, key in enumerate(keys)
+        ]
+        return [by_key[key] for key in keys], tokens_read
 
 
 def _find_right(value: Any, options: Sequence[str], names: Sequence[str], field: str) -> int:

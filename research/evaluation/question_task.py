@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from research.batch import Batch
 from research.config.schema import to_dict
 from research.data.sources import SourceConfig
 from research.evaluation.passages import Prompt, add_passages, write_prompt
 from research.evaluation.questions import Question, read_groups, read_questions
-from research.evaluation.results import TaskResult
+from research.evaluation.results import Part, TaskResult, join_parts
 from research.generation.responders import Responder
 from research.losses.cross_entropy import TokenLosses
 from research.objectives import ObjectiveConfig
@@ -121,17 +123,63 @@ class QuestionTask:
         """
         return add_passages(self.retrieval, self.right_answers, questions, tokenizer)
 
-    def answer(self, model: LoadedModel, questions: Sequence[Question], name: str) -> TaskResult:
-        """Asks a model every question.
+    def answer_in_parts(
+        self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]
+    ) -> Iterator[Part]:
+        """Asks a model the questions, some at a time.
+
+        Which are asked together does not depend on which are finished: the same parts come,
+        without those all of whose questions are.
 
         Args:
           questions: as `retrieve` gives them.
-          name: of the task, on the progress bar.
+          finished: numbers of questions that have answers.
 
         Raises:
           ValueError: a template that refuses a question; names the row.
         """
         raise NotImplementedError
+
+    def answer(
+        self,
+        model: LoadedModel,
+        questions: Sequence[Question],
+        name: str,
+        earlier: Sequence[Part] = (),
+        keep: Callable[[Part], None] | None = None,
+    ) -> TaskResult:
+        """Asks a model every question.
+
+        Args:
+          questions: as `retrieve` gives them.
+          name: of the task, on the progress bar.
+          earlier: what was answered before.
+          keep: is given every part as soon as it is finished.
+
+        Raises:
+          ValueError: a template that refuses a question; names the row.
+        """
+        parts = list(earlier)
+        finished = {number for part in parts for number in part.answers}
+        new_parts = self.answer_in_parts(model, questions, finished)
+        bar = tqdm(total=len(questions), desc=name, unit="question", disable=None, leave=False)
+        with bar:
+            bar.update(len(finished))
+            start = time.perf_counter()
+            for part in new_parts:
+                parts.append(dataclasses.replace(part, seconds=time.perf_counter() - start))
+                if keep is not None:
+                    keep(parts[-1])
+                bar.update(len(part.answers))
+                start = time.perf_counter()
+        return self.result(questions, parts)
+
+    def result(self, questions: Sequence[Question], parts: Sequence[Part]) -> TaskResult:
+        """What the answers to all questions come to."""
+        result = join_parts(parts, len(questions))
+        pairs = zip(result.answers, self.groups(questions), strict=True)
+        answers = [dataclasses.replace(answer, group=group) for answer, group in pairs]
+        return dataclasses.replace(result, answers=answers, settings=self.settings)
 
     def groups(self, questions: Sequence[Question]) -> list[str | None]:
         """[N] the group of each question; None where it has none."""

@@ -88,8 +88,7 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
         if evaluation.choice is not None:
             answers = tasks.answer_questions(model.score, evaluation.choice, run.tokenizer)
         for name, task in evaluation.tasks.items():
-            result = task.answer(model, questions[name], name)
-            results[name] = dataclasses.replace(result, settings=task.settings)
+            results[name] = task.answer(model, questions[name], name)
     return Report(bits_per_byte, answers, results)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,20 @@ class Answer:
     # as in `scorers.Scores`
     weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unscored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Answers that were finished together: what is kept where an evaluation is killed."""
+
+    # number of the question, among those of the task -> its answer
+    answers: Mapping[int, Answer]
+    # questions that were cut to the window
+    truncated: int = 0
+    # tokens that were read to choose among options
+    tokens_read: int = 0
+    # wall clock, compilation included
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +135,24 @@ class TaskResult:
             **{name: getattr(self, name) for name in counts},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
         }
+
+
+def join_parts(parts: Iterable[Part], count: int) -> TaskResult:
+    """The result of a task of so many questions.
+
+    Raises:
+      ValueError: a question that no part answers.
+    """
+    parts = list(parts)
+    answers = {number: each for part in parts for number, each in part.answers.items()}
+    if missing := [number for number in range(count) if number not in answers]:
+        raise ValueError(f"{len(missing)} of {count} questions have no answer")
+    return TaskResult(
+        answers=[answers[number] for number in range(count)],
+        truncated=sum(part.truncated for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        tokens_read=sum(part.tokens_read for part in parts),
+    )
 
 
 def read_result(content: Mapping[str, Any]) -> TaskResult:

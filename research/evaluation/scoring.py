@@ -8,7 +8,7 @@ no answer sees another.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,43 +69,57 @@ def score_options(
     questions: Sequence[Sequence[int]],
     options: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
-    progress: Progress = iter,
-) -> tuple[list[np.ndarray], int]:
+) -> list[np.ndarray]:
     """Scores the options that each question has.
 
     Args:
       questions: N token sequences, begin token and template included.
       options: of each question, token sequences.
       batch_size: rows of one evaluation batch.
-      progress: wraps the loop over batches, such as tqdm.
 
     Returns:
-      Of each question the log-likelihoods of its options, in nats; and how many tokens the model
-      read.
+      Of each question the log-likelihoods of its options, in nats.
 
     Raises:
       ValueError: for an empty question or option.
+    """
+    scores: dict[int, np.ndarray] = {}
+    for part in score_in_batches(score, questions, options, batch_size):
+        scores |= part
+    return [scores[number] for number in range(len(questions))]
+
+
+def score_in_batches(
+    score: Score,
+    questions: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    batch_size: int,
+    finished: Collection[int] = (),
+) -> Iterator[dict[int, np.ndarray]]:
+    """Yields what `score_options` gives a batch at a time, by the numbers of the questions.
+
+    Args:
+      finished: questions that have scores. A batch of these alone is left out, and no other changed
+        by it.
     """
     if not all(map(len, questions)) or not all(all(map(len, each)) for each in options):
         raise ValueError("no question and no option may be empty of tokens")
     buckets: dict[int, list[int]] = collections.defaultdict(list)
     for number, (question, own) in enumerate(zip(questions, options, strict=True)):
-        needed = len(question) - 1 + sum(map(len, own))
-        buckets[bucket_length(needed)].append(number)
-    batches = [
-        (length, numbers[start : start + batch_size])
-        for length, numbers in sorted(buckets.items())
-        for start in range(0, len(numbers), batch_size)
-    ]
-    scores: dict[int, np.ndarray] = {}
-    tokens_read = 0
-    for place in progress(range(len(batches))):
-        length, numbers = batches[place]
-        rows = [choice_row(questions[i], options[i], length) for i in numbers]
-        counts = [len(options[i]) for i in numbers]
-        scores |= zip(numbers, _score_rows(score, rows, counts, 0, batch_size), strict=True)
-        tokens_read += _tokens_in(rows)
-    return [scores[number] for number in range(len(questions))], tokens_read
+        buckets[bucket_length(tokens_of(question, own))].append(number)
+    for length, members in sorted(buckets.items()):
+        for start in range(0, len(members), batch_size):
+            numbers = members[start : start + batch_size]
+            if all(number in finished for number in numbers):
+                continue
+            rows = [choice_row(questions[i], options[i], length) for i in numbers]
+            counts = [len(options[i]) for i in numbers]
+            yield dict(zip(numbers, _score_rows(score, rows, counts, 0, batch_size), strict=True))
+
+
+def tokens_of(question: Sequence[int], options: Sequence[Sequence[int]]) -> int:
+    """Tokens that the model reads to score a question's options: those of its row."""
+    return len(question) - 1 + sum(map(len, options))
 
 
 def _score_rows(
