@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,11 @@ from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.evaluation import tasks
 from research.evaluation.question_task import LoadedModel
+from research.evaluation.questions import Question
 from research.evaluation.results import TaskResult
 from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
+from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import Score, make_losses, make_score
 
 
@@ -69,6 +71,29 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
       ValueError: no task, a bank without a name, or answers in words from several processes.
     """
     _check_adapter(run, adapter)
+    questions = read_evaluation(evaluation, run.tokenizer)
+    with loaded_model(run, adapter, evaluation.mesh) as model:
+        return ask(model, questions)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationQuestions:
+    """What an evaluation asks, read and checked; any model of the tokenizer can be asked it."""
+
+    evaluation: tasks.Evaluation
+    tokenizer: Tokenizer
+    choice: tasks.ChoiceQuestions | None
+    # task -> its questions, with what is retrieved for each
+    tasks: Mapping[str, Sequence[Question]]
+
+
+def read_evaluation(evaluation: tasks.Evaluation, tokenizer: Tokenizer) -> EvaluationQuestions:
+    """Reads what an evaluation asks, before any model is asked.
+
+    Raises:
+      ValueError: nothing is asked, answers in words from several processes, or questions that
+        cannot be asked or scored.
+    """
     if evaluation.text is None and evaluation.choice is None and not evaluation.tasks:
         raise ValueError("the config has neither `text`, `choice` nor `tasks`: nothing to measure")
     alone = [name for name, task in evaluation.tasks.items() if not task.is_shared]
@@ -79,16 +104,24 @@ def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = N
         )
     questions = {name: task.read() for name, task in evaluation.tasks.items()}
     for name, task in evaluation.tasks.items():
-        questions[name] = task.retrieve(questions[name], run.tokenizer)
+        questions[name] = task.retrieve(questions[name], tokenizer)
+    choice = None
+    if evaluation.choice is not None:
+        choice = tasks.read_choice(evaluation.choice, tokenizer)
+    return EvaluationQuestions(evaluation, tokenizer, choice, questions)
+
+
+def ask(model: LoadedModel, questions: EvaluationQuestions) -> Report:
+    """Asks a model, in the context of its mesh."""
+    evaluation = questions.evaluation
     bits_per_byte, answers, results = None, None, {}
-    with loaded_model(run, adapter, evaluation.mesh) as model:
-        if evaluation.text is not None:
-            text = tasks.score_text(model.score, evaluation.text, run.tokenizer)
-            bits_per_byte = {name: scores.bits_per_byte for name, scores in text.items()}
-        if evaluation.choice is not None:
-            answers = tasks.answer_questions(model.score, evaluation.choice, run.tokenizer)
-        for name, task in evaluation.tasks.items():
-            results[name] = task.answer(model, questions[name], name)
+    if evaluation.text is not None:
+        text = tasks.score_text(model.score, evaluation.text, questions.tokenizer)
+        bits_per_byte = {name: scores.bits_per_byte for name, scores in text.items()}
+    if questions.choice is not None:
+        answers = tasks.answer_choice(model.score, questions.choice)
+    for name, task in evaluation.tasks.items():
+        results[name] = task.answer(model, questions.tasks[name], name)
     return Report(bits_per_byte, answers, results)
 
 
@@ -113,20 +146,30 @@ def loaded_model(
     with sharding.mesh_context(devices, rules):
         model = runs.load_model(run, devices, rules)
         batch_rows = sharding.batch_sharding(devices, rules)
-        score, losses = make_score(model, batch_rows), make_losses(model, batch_rows)
+        yield model_to_ask(model, batch_rows, Responder(run, adapter or "", number))
 
-        def with_adapter(batch: Batch) -> Batch:
-            if number is None:
-                return batch
-            rows = np.full(len(batch.tokens), number, np.int32)
-            return dataclasses.replace(batch, adapter=rows)
 
-        yield LoadedModel(
-            model,
-            lambda batch: score(with_adapter(batch)),
-            lambda batch: losses(with_adapter(batch)),
-            Responder(run, adapter or "", number),
-        )
+def model_to_ask(model: Any, rows: jax.sharding.NamedSharding, responder: Responder) -> LoadedModel:
+    """A model in memory, to be asked in the context of its mesh.
+
+    Args:
+      rows: where batches lie.
+      responder: the run that it is of; of a bank, which adapter all rows use.
+    """
+    score, losses, number = make_score(model, rows), make_losses(model, rows), responder.number
+
+    def with_adapter(batch: Batch) -> Batch:
+        if number is None:
+            return batch
+        adapters = np.full(len(batch.tokens), number, np.int32)
+        return dataclasses.replace(batch, adapter=adapters)
+
+    return LoadedModel(
+        model,
+        lambda batch: score(with_adapter(batch)),
+        lambda batch: losses(with_adapter(batch)),
+        responder,
+    )
 
 
 @contextlib.contextmanager

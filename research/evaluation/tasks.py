@@ -156,8 +156,22 @@ def score_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, 
     return results
 
 
-def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
-    """Answers every question of the task's split by the likeliest label.
+@dataclasses.dataclass(frozen=True)
+class ChoiceQuestions:
+    """The questions of a choice task, read, checked and as a model reads them."""
+
+    task: ChoiceTask
+    name: str  # of the split
+    labels: list[str]  # the C answers to choose from
+    answers: list[list[int]]  # their tokens
+    rows: Sequence[Mapping[str, Any]]  # [N] records
+    prompts: list[list[int]]  # [N] tokens
+    groups: np.ndarray | None  # as of `Answers`
+    truncated: int
+
+
+def read_choice(task: ChoiceTask, tokenizer: Tokenizer) -> ChoiceQuestions:
+    """The questions of a choice task.
 
     Raises:
       ValueError: an expected answer that the training split never has.
@@ -182,21 +196,40 @@ def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> An
         )
         prompts.append(ids)
         truncated_count += is_truncated
+    return ChoiceQuestions(
+        task, split_data.name, labels, answers, rows, prompts, groups, truncated_count
+    )
+
+
+def answer_questions(score: Score, task: ChoiceTask, tokenizer: Tokenizer) -> Answers:
+    """Answers every question of the task's split by the likeliest label.
+
+    Raises:
+      ValueError: as `read_choice` does.
+    """
+    return answer_choice(score, read_choice(task, tokenizer))
+
+
+def answer_choice(score: Score, questions: ChoiceQuestions) -> Answers:
+    """Answers questions that were read by the likeliest label."""
+    task, labels, rows = questions.task, questions.labels, questions.rows
 
     def with_progress(steps: Iterable[int]) -> Iterable[int]:
-        title = f"{split_data.name}, {task.shots} shots"
+        title = f"{questions.name}, {task.shots} shots"
         return tqdm(steps, title, unit="batch", disable=None, leave=False)
 
     start = time.perf_counter()
-    choice = scoring.choose(score, prompts, answers, task.batch_size, with_progress)
+    choice = scoring.choose(
+        score, questions.prompts, questions.answers, task.batch_size, with_progress
+    )
     return Answers(
         labels=labels,
         expected=[row["completion"] for row in rows],
         predictions=[labels[best] for best in choice.best],
         prompts=[row["prompt"] for row in rows],
         scores=choice.scores,
-        groups=groups,
-        truncated=truncated_count,
+        groups=questions.groups,
+        truncated=questions.truncated,
         tokens=choice.tokens,
         seconds=time.perf_counter() - start,
         settings=settings_of(task) | {"kind": "choice"},
