@@ -28,6 +28,8 @@ class Answer:
     group: str | None = None
     # why nothing could be read in it; empty: something could
     unreadable: str = ""
+    # as in `scorers.Scores`
+    remark: str = ""
     # whether it was stopped before its end
     is_cut: bool = False
     prompt_tokens: int = 0

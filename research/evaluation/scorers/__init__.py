@@ -4,6 +4,7 @@ from typing import Any
 
 from research.config.schema import by_kind, one_of
 from research.evaluation.scorers.base import Scorer, Scores
+from research.evaluation.scorers.code import Code
 from research.evaluation.scorers.exact_match import ExactMatch
 from research.evaluation.scorers.ifeval import IfEval
 from research.evaluation.scorers.json_schema import JsonSchema
@@ -23,6 +24,7 @@ SCORERS: dict[str, type[Scorer]] = by_kind(
     Pattern,
     JsonSchema,
     IfEval,
+    Code,
     Python,
 )
 # One of them, told apart by its `kind`.

@@ -23,6 +23,8 @@ class Scores:
     values: Mapping[str, float]
     # why nothing could be read in the answer, whose values are then the lowest; empty: it could
     unreadable: str = ""
+    # what else is to be said of the answer, such as how a program went wrong
+    remark: str = ""
     # metric -> of how many things its number is the mean, each of which counts alike; 1 unless set
     weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
     # what -> how much of it is not in the scores, since it could not be looked at
