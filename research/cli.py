@@ -45,7 +45,7 @@ COMPLETING = "_ARGCOMPLETE"
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command with the rest of the command line."""
     if argv is None:
-        argv = sys.argv[1:]
+        argv = environment.program_arguments[:] = sys.argv[1:]
         # before all that takes time to import
         signals.end_program(" ".join(["graft", *(word for word in argv[:1] if word in COMMANDS)]))
     argv = list(argv)

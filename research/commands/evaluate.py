@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.commands.tasks import task_config
     from research.evaluation import tasks
     from research.evaluation.comparison import compare, other_settings
-    from research.runtime import distributed, files, storage
+    from research.runtime import distributed, environment, files, storage
     from research.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation = tasks.Evaluation()
         if config := arguments.config or (arguments.task and task_config(arguments.task)):
             evaluation = cli.load(tasks.Evaluation, config, arguments.overrides)
+            for task in evaluation.tasks.values():
+                environment.reexec_in_layer(task.layer)
         evaluate = lm_eval_flags.evaluator(evaluation, arguments)
         if arguments.against and not (arguments.lm_eval or evaluation.choice or evaluation.tasks):
             raise ValueError(

@@ -68,6 +68,10 @@ class GenerationTask(QuestionTask):
         return frozenset().union(*(scorer.reads for scorer in self.scorers))
 
     @property
+    def layer(self) -> str:
+        return next((scorer.layer for scorer in self.scorers if scorer.layer), "")
+
+    @property
     def settings(self) -> dict[str, Any]:
         return super().settings | {"scorers": self.key}
 

@@ -82,6 +82,11 @@ class QuestionTask:
         return frozenset()
 
     @property
+    def layer(self) -> str:
+        """The environment on top of .venv that it needs; empty: none."""
+        return ""
+
+    @property
     def key(self) -> Any:
         """What its numbers depend on that its config does not say, as JSON."""
         return None

@@ -9,6 +9,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv"
 
+# the arguments of this program where it is `graft`, which starts it again
+program_arguments: list[str] = []
+
+
+def reexec_in_layer(layer: str) -> None:
+    """Starts this program again in an environment on top of .venv, if that is there.
+
+    Only where this is `graft` and not a program that uses it, as a test.
+    """
+    if layer and program_arguments:
+        reexec_if_needed(program_arguments, layer)
+
 
 def reexec_if_needed(argv: Sequence[str], layer: str = "") -> None:
     """Starts `graft ARGV` again in another Python where this one lacks what the command needs.

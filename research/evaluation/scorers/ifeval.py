@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from research.config.suggestions import suggestion
 from research.evaluation.scorers.base import Scorer, Scores
+from research.runtime import unique_json
 
 # in place of an answer, to find out which verifiers run here
 _PROBE = "One sentence. Another ONE."
@@ -25,11 +26,14 @@ class IfEval(Scorer):
     verifiers are those of the package if-verifiable. One that does not run, for lack of a sentence
     splitter, is no part of the scores and is counted, and so is a prompt that has one.
 
-    A record has `instruction_id_list` and `kwargs`, a mapping of settings for each instruction.
+    A record has `instruction_id_list` and `kwargs`, a mapping of settings for each instruction, or
+    these as JSON.
     """
 
     name: str = ""
     kind: Literal["ifeval"] = "ifeval"
+
+    layer = "evaluate"
 
     @property
     def reads(self) -> frozenset[str]:
@@ -65,6 +69,8 @@ def _read_instructions(record: Mapping[str, Any]) -> tuple[list[str], list[dict[
     """
     names: Any = record.get("instruction_id_list")
     settings: Any = record.get("kwargs")
+    if isinstance(settings, str):
+        settings = unique_json.parse(settings)
     if not _is_list(names, str) or not _is_list(settings, Mapping) or len(names) != len(settings):
         raise ValueError(
             "it needs `instruction_id_list`, a list of names, and `kwargs`, a list of as many "
@@ -126,7 +132,8 @@ def _verifiers() -> tuple[Callable[..., Any], Mapping[str, Any]]:
     except ImportError as error:
         raise ValueError(
             f"the scorer `ifeval` needs the package if-verifiable ({error}): run tools/setup "
-            "evaluate, and graft as .venv/evaluate/bin/python -m research.cli"
+            "evaluate, after which graft evaluate finds it by itself; other commands run as "
+            ".venv/evaluate/bin/python -m research.cli"
         ) from None
     langdetect.DetectorFactory.seed = 0  # it draws, and would answer otherwise another time
     return evaluate_instructions, INSTRUCTION_DICT

