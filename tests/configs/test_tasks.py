@@ -37,10 +37,10 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
 
 def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tmp_path):
     """`graft` does; a program that calls it, as this one, stays where it is."""
-    started = []
+    commands = []
 
     def execve(python, command, variables):
-        started.append((str(python), command[1:]))
+        commands.append((str(python), command[1:]))
         raise SystemExit
 
     python = tmp_path / "evaluate" / "bin" / "python"
@@ -51,14 +51,14 @@ def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tm
     line = ["evaluate", "--task", "ifeval", "--run", str(tmp_path)]
     with pytest.raises(SystemExit):  # for no run is there
         cli.main(line)
-    assert not started
+    assert not commands
     monkeypatch.setattr(environment, "program_arguments", line)
     with pytest.raises(SystemExit):
         cli.main([*line[:2], "law", *line[3:]])
-    assert not started
+    assert not commands
     with pytest.raises(SystemExit):
         cli.main(line)
-    assert started == [(str(python), ["-m", "research.cli", *line])]
+    assert commands == [(str(python), ["-m", "research.cli", *line])]
 
 
 def test_a_task_with_a_training_split_is_tuned_on_as_it_is_asked():
@@ -92,13 +92,13 @@ def test_the_rules_of_the_house_are_checked_one_by_one(entry, broken):
 
 @pytest.mark.heavy
 def test_the_solutions_of_the_code_task_pass_its_tests_and_others_do_not():
-    """All 164, as they are and as a model that says the whole function."""
+    """All 164 as a base goes on, and some as a model that says the whole function."""
     for variant in ("", ":base"):
         (task,) = configs.load(Evaluation, tasks.task_config(f"code{variant}")).tasks.values()
         (scorer,) = task.scorers
         questions = task.read()
         assert len(questions) == 164 and ("Complete" in questions[0].text) == (not variant)
-        for question in questions:
+        for question in questions if variant else questions[::16]:
             solution = question.record["completion"]
             whole = f"```python\n{question.record['beginning']}{solution}```"
             answer = solution if variant else whole
