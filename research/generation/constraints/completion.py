@@ -1,0 +1,126 @@
+"""A short way to the end of a grammar, from where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from llguidance import LLMatcher
+
+from research.generation.constraints.vocabulary import Vocabulary
+
+# Bytes in the order in which they are tried: what closes in JSON, what is short, then the rest;
+# and where letters may stand, within a text, what closes it.
+_CLOSING = b'}]")>,:;.'
+_PLAIN = b"0123456789nftabcdeghijklmopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_=+/[{(<| "
+_REST = bytes(byte for byte in range(256) if byte not in _CLOSING + _PLAIN)
+_ORDER = _CLOSING + _PLAIN + _REST
+_IN_TEXT = b'"' + _PLAIN + _CLOSING.replace(b'"', b"") + _REST
+# How many bytes are tried at a place: those of a text mostly do the same.
+_TRIES = 12
+
+
+@dataclasses.dataclass
+class _Walk:
+    """A way to an end."""
+
+    text: bytearray
+    # where more than one byte could follow: its place, and the others
+    forks: list[tuple[int, bytes]]
+
+
+def complete(
+    matcher: LLMatcher, vocabulary: Vocabulary, max_bytes: int, enough: int = 0
+) -> bytes | None:
+    """Bytes after which an answer may end; None where none are found.
+
+    A walk that tries bytes in a fixed order, prefers those that lead to a mask of tokens that it
+    has not come across, and ends as soon as it may. So it finds its way out of what repeats, at
+    some 100 microseconds a byte that is not forced; it is short, and not always the shortest.
+
+    Args:
+      matcher: where it stands; it is not moved.
+      max_bytes: longer ones are not looked for.
+      enough: see `shorten`; it does not matter here.
+    """
+    walk = _walk(matcher, vocabulary, b"", max_bytes)
+    return None if walk is None else bytes(walk.text)
+
+
+def shorten(
+    matcher: LLMatcher, vocabulary: Vocabulary, max_bytes: int, enough: int
+) -> bytes | None:
+    """As `complete`, taking other bytes at one place after the other where that is shorter.
+
+    Args:
+      enough: tokens; no fewer are looked for.
+    """
+    best = _walk(matcher, vocabulary, b"", max_bytes)
+    number = 0
+    while best is not None and number < len(best.forks):
+        place, others = best.forks[number]
+        number += 1
+        for byte in others:
+            if len(vocabulary.encode(bytes(best.text))) <= enough:
+                return bytes(best.text)
+            start = bytes([*best.text[:place], byte])
+            walk = _walk(matcher, vocabulary, start, len(best.text) - 1)
+            if walk is not None:  # it is shorter, and the same up to this place
+                best = walk
+    return None if best is None else bytes(best.text)
+
+
+def _walk(matcher: LLMatcher, vocabulary: Vocabulary, start: bytes, max_bytes: int) -> _Walk | None:
+    matcher = matcher.deep_copy()
+    walk, known = _Walk(bytearray(), []), {matcher.compute_bitmask()}
+    for byte in start:
+        allowed = _allowed(matcher, vocabulary)
+        if len(allowed) > 1:
+            others = bytes(each for each in allowed if each != byte)
+            walk.forks.append((len(walk.text), others[:_TRIES]))
+        matcher.consume_token(vocabulary.byte_ids[byte])
+        walk.text.append(byte)
+        known.add(matcher.compute_bitmask())
+    while not matcher.is_error() and len(walk.text) <= max_bytes:
+        if matcher.is_accepting():
+            return walk
+        forced = matcher.compute_ff_bytes()
+        if forced:
+            matcher.consume_tokens(vocabulary.split(forced))
+            walk.text += forced
+            continue
+        allowed = _allowed(matcher, vocabulary)
+        if not allowed:
+            return None
+        byte = _step(matcher, vocabulary, allowed, known)
+        others = bytes(each for each in allowed if each != byte)
+        walk.forks.append((len(walk.text), others[:_TRIES]))
+        walk.text.append(byte)
+    return None
+
+
+def _step(
+    matcher: LLMatcher, vocabulary: Vocabulary, allowed: Sequence[int], known: set[bytes]
+) -> int:
+    """Takes the first byte that leads to a mask that is not known, or else the first."""
+    for byte in allowed[:_TRIES]:
+        matcher.consume_token(vocabulary.byte_ids[byte])
+        mask = matcher.compute_bitmask()
+        if matcher.is_accepting() or mask not in known:
+            known.add(mask)
+            return byte
+        matcher.rollback(1)
+    matcher.consume_token(vocabulary.byte_ids[allowed[0]])
+    return allowed[0]
+
+
+def _allowed(matcher: LLMatcher, vocabulary: Vocabulary) -> bytes:
+    """The bytes that may come next, the best first."""
+    mask = matcher.compute_bitmask()
+
+    def is_allowed(byte: int) -> bool:
+        id = vocabulary.byte_ids[byte]
+        return id >= 0 and bool(mask[id >> 3] & (1 << (id & 7)))
+
+    order = _IN_TEXT if is_allowed(ord("j")) else _ORDER
+    return bytes(byte for byte in order if is_allowed(byte))

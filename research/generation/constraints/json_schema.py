@@ -1,0 +1,109 @@
+"""Answers that are JSON of a schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from llguidance import LLMatcher
+
+from research.generation.constraints.base import ConstraintConfig, check_grammar
+
+# Between the parts of a JSON text: a line's end and spaces, so many that objects can be indented.
+_WHITE_SPACE = r"\n {0,16}| {1,16}"
+# Keywords whose values are schemas by name, lists of schemas, and schemas.
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_ONE = ("items", "additionalProperties", "additionalItems")
+
+
+@dataclasses.dataclass(frozen=True)
+class SchemaConstraint(ConstraintConfig):
+    """The answer is JSON of a JSON Schema, its keys in the schema's order.
+
+    Keywords that llguidance does not know (`not`, `uniqueItems`, `if`) are refused by name.
+    """
+
+    # the JSON Schema; an empty one allows any JSON
+    schema: Mapping[str, Any]
+    # without white space; otherwise at most a line's end and 16 spaces between two parts
+    compact: bool = False
+    kind: Literal["json_schema"] = "json_schema"
+
+    def __post_init__(self) -> None:
+        import jsonschema
+
+        kind = jsonschema.validators.validator_for(self.schema, jsonschema.Draft202012Validator)
+        try:
+            kind.check_schema(self.schema)
+        except jsonschema.SchemaError as error:
+            place = ".".join(map(str, error.absolute_path)) or "the whole"
+            raise ValueError(f"schema: no JSON Schema: {place}: {error.message}") from None
+        check_grammar(self.llguidance_text, "schema")
+
+    @property
+    def llguidance_text(self) -> str:
+        white_space = {} if self.compact else {"whitespace_pattern": _WHITE_SPACE}
+        options = {
+            "lenient": False,
+            "coerce_one_of": False,
+            "whitespace_flexible": not self.compact,
+        }
+        return LLMatcher.grammar_from_json_schema(
+            json.dumps(self.schema), overrides=options | white_space
+        )
+
+    @property
+    def growth(self) -> int:
+        return max(_least(each, self.schema) + 8 for each in _schemas(self.schema))
+
+
+def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """A schema and all that it is made of."""
+    if not isinstance(schema, Mapping):
+        return
+    yield schema
+    parts = [part for key in _BY_NAME for part in schema.get(key, {}).values()]
+    parts += [part for key in _LISTS for part in schema.get(key, ())]
+    for key in _ONE:
+        parts += schema[key] if isinstance(schema.get(key), list) else [schema.get(key)]
+    for part in parts:
+        yield from _schemas(part)
+
+
+def _least(schema: Any, root: Mapping[str, Any], above: tuple[str, ...] = ()) -> int:
+    """Bytes of a small value of a schema, about: what stands in no value costs too much or too
+    little, which moves only the moment from which a row is led to its end."""
+    if not isinstance(schema, Mapping):
+        return 2
+    sizes = [len(json.dumps(each)) for each in schema.get("enum", ())]
+    sizes += [len(json.dumps(schema["const"]))] if "const" in schema else []
+    if sizes:
+        return max(sizes)
+    total = 0
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#") and reference not in above:
+        total += _least(_find(root, reference), root, (*above, reference))
+    for key in _LISTS[:2]:
+        total += max((_least(each, root, above) for each in schema.get(key, ())), default=0)
+    total += sum(_least(each, root, above) for each in schema.get("allOf", ()))
+    properties = schema.get("properties", {})
+    for name in schema.get("required", ()):
+        total += len(json.dumps(name)) + 4 + _least(properties.get(name), root, above)
+    first = schema.get("prefixItems", ())
+    for number in range(schema.get("minItems", 0)):
+        item = first[number] if number < len(first) else schema.get("items")
+        total += _least(item, root, above) + 2
+    total += schema.get("minLength", 0) + (32 if {"pattern", "format"} & schema.keys() else 0)
+    return total + 4
+
+
+def _find(root: Mapping[str, Any], reference: str) -> Any:
+    """What a reference within a schema points to; None where it is written in another way."""
+    value: Any = root
+    for name in filter(None, reference[1:].split("/")):
+        name = name.replace("~1", "/").replace("~0", "~")
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
