@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Sequence
 
 from llguidance import LLMatcher
 
@@ -18,6 +18,8 @@ _ORDER = _CLOSING + _PLAIN + _REST
 _IN_TEXT = b'"' + _PLAIN + _CLOSING.replace(b'"', b"") + _REST
 # How many bytes are tried at a place: those of a text mostly do the same.
 _TRIES = 12
+# How many steps in a row may lead to what is known; how many bytes `shorten` walks at most.
+_MAX_KNOWN, _MAX_SEARCH = 128, 4_000
 
 
 @dataclasses.dataclass
@@ -43,8 +45,13 @@ def complete(
       max_bytes: longer ones are not looked for.
       enough: see `shorten`; it does not matter here.
     """
-    walk = _walk(matcher, vocabulary, b"", max_bytes)
+    walk = _find(matcher, vocabulary, max_bytes)
     return None if walk is None else bytes(walk.text)
+
+
+def _find(matcher: LLMatcher, vocabulary: Vocabulary, max_bytes: int) -> _Walk | None:
+    walk = _walk(matcher, vocabulary, b"", max_bytes)
+    return walk or _walk(matcher, vocabulary, b"", max_bytes, changes=True)
 
 
 def shorten(
@@ -55,54 +62,66 @@ def shorten(
     Args:
       enough: tokens; no fewer are looked for.
     """
-    best = _walk(matcher, vocabulary, b"", max_bytes)
-    number = 0
+    best = _find(matcher, vocabulary, max_bytes)
+    number, bytes_left = 0, _MAX_SEARCH
     while best is not None and number < len(best.forks):
         place, others = best.forks[number]
         number += 1
         for byte in others:
-            if len(vocabulary.encode(bytes(best.text))) <= enough:
+            if bytes_left < 0 or len(vocabulary.encode(bytes(best.text))) <= enough:
                 return bytes(best.text)
             start = bytes([*best.text[:place], byte])
+            bytes_left -= len(best.text)
             walk = _walk(matcher, vocabulary, start, len(best.text) - 1)
             if walk is not None:  # it is shorter, and the same up to this place
                 best = walk
     return None if best is None else bytes(best.text)
 
 
-def _walk(matcher: LLMatcher, vocabulary: Vocabulary, start: bytes, max_bytes: int) -> _Walk | None:
+def _walk(
+    matcher: LLMatcher, vocabulary: Vocabulary, start: bytes, max_bytes: int, changes: bool = False
+) -> _Walk | None:
+    """A way that begins with `start`; `changes`: where all is known, not always the same byte."""
     matcher = matcher.deep_copy()
     walk, known = _Walk(bytearray(), []), {matcher.compute_bitmask()}
-    for byte in start:
-        allowed = _allowed(matcher, vocabulary)
-        if len(allowed) > 1:
-            others = bytes(each for each in allowed if each != byte)
-            walk.forks.append((len(walk.text), others[:_TRIES]))
-        matcher.consume_token(vocabulary.byte_ids[byte])
-        walk.text.append(byte)
-        known.add(matcher.compute_bitmask())
+    counts: collections.Counter[tuple[bytes, int]] = collections.Counter()
+    steps = 0  # since a mask that was not known
     while not matcher.is_error() and len(walk.text) <= max_bytes:
-        if matcher.is_accepting():
+        place = len(walk.text)
+        if place >= len(start) and matcher.is_accepting():
             return walk
-        forced = matcher.compute_ff_bytes()
+        forced = matcher.compute_ff_bytes() if place >= len(start) else b""
         if forced:
             matcher.consume_tokens(vocabulary.split(forced))
             walk.text += forced
             continue
-        allowed = _allowed(matcher, vocabulary)
-        if not allowed:
+        mask = matcher.compute_bitmask()
+        allowed = _allowed(mask, vocabulary)
+        if not allowed or (steps > _MAX_KNOWN and not changes):
             return None
-        byte = _step(matcher, vocabulary, allowed, known)
+        if place < len(start):
+            byte = start[place]
+            matcher.consume_token(vocabulary.byte_ids[byte])
+            known.add(matcher.compute_bitmask())
+        elif (new := _step(matcher, vocabulary, allowed, known)) is not None:
+            byte, steps = new, 0
+        else:
+            byte, steps = allowed[0], steps + 1
+            if changes:
+                byte = min(allowed, key=lambda each: counts[mask, each])
+            counts[mask, byte] += 1
+            matcher.consume_token(vocabulary.byte_ids[byte])
         others = bytes(each for each in allowed if each != byte)
-        walk.forks.append((len(walk.text), others[:_TRIES]))
+        if others:
+            walk.forks.append((place, others[:_TRIES]))
         walk.text.append(byte)
     return None
 
 
 def _step(
-    matcher: LLMatcher, vocabulary: Vocabulary, allowed: Sequence[int], known: set[bytes]
-) -> int:
-    """Takes the first byte that leads to a mask that is not known, or else the first."""
+    matcher: LLMatcher, vocabulary: Vocabulary, allowed: bytes, known: set[bytes]
+) -> int | None:
+    """Takes the first byte that ends or leads to a mask that is not known; None: none does."""
     for byte in allowed[:_TRIES]:
         matcher.consume_token(vocabulary.byte_ids[byte])
         mask = matcher.compute_bitmask()
@@ -110,13 +129,11 @@ def _step(
             known.add(mask)
             return byte
         matcher.rollback(1)
-    matcher.consume_token(vocabulary.byte_ids[allowed[0]])
-    return allowed[0]
+    return None
 
 
-def _allowed(matcher: LLMatcher, vocabulary: Vocabulary) -> bytes:
+def _allowed(mask: bytes, vocabulary: Vocabulary) -> bytes:
     """The bytes that may come next, the best first."""
-    mask = matcher.compute_bitmask()
 
     def is_allowed(byte: int) -> bool:
         id = vocabulary.byte_ids[byte]

@@ -45,15 +45,12 @@ class SchemaConstraint(ConstraintConfig):
 
     @property
     def llguidance_text(self) -> str:
-        white_space = {} if self.compact else {"whitespace_pattern": _WHITE_SPACE}
-        options = {
-            "lenient": False,
-            "coerce_one_of": False,
-            "whitespace_flexible": not self.compact,
-        }
-        return LLMatcher.grammar_from_json_schema(
-            json.dumps(self.schema), overrides=options | white_space
-        )
+        # all of them, so that a schema (`x-guidance`) cannot say otherwise
+        options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
+        options |= {"whitespace_flexible": not self.compact}
+        options |= {"whitespace_pattern": None if self.compact else _WHITE_SPACE}
+        overrides: Any = options  # their type cannot be imported
+        return LLMatcher.grammar_from_json_schema(json.dumps(self.schema), overrides=overrides)
 
     @property
     def growth(self) -> int:

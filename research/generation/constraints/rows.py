@@ -13,6 +13,8 @@ from research.generation.constraints.vocabulary import Vocabulary, unpack
 
 # Bytes after which no more is looked for an end.
 _MAX_BYTES = 16_384
+# Bytes of a token at most, on average.
+_BYTES_A_TOKEN = 5
 # By how many tokens the shortest end grows at most with each token, on average.
 _PACE = 8
 
@@ -215,7 +217,7 @@ class GrammarConstraint:
 
     def _find_end(self, most: int) -> list[int] | None:
         """At most so many tokens after which the row may end; None where none are found."""
-        max_bytes = most * self._vocabulary.longest
+        max_bytes = most * _BYTES_A_TOKEN
         for find in (completion.complete, completion.shorten):
             text = find(self._matcher, self._vocabulary, max_bytes, most)
             if text is None:
