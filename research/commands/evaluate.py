@@ -114,6 +114,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--against", metavar="DIR|FILE", help="another run, or what --out wrote: compare both"
     )
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    parser.add_argument(
+        "--fresh", action="store_true", help="ask again what an earlier run was answered"
+    )
     lm_eval_flags.add(parser)
     cli.add_distributed(parser)
     arguments = cli.parse(parser, argv)
@@ -190,6 +193,9 @@ def _show_result(task: str, result: TaskResult) -> None:
     if result.tokens_read:
         tokens = f"{result.tokens_read:,} tokens, "
     show(f"  {'; '.join([f'{tokens}{result.seconds:.1f} s', *notes])}")
+    if result.earlier:
+        count = "" if result.earlier == len(result.answers) else f"{result.earlier} answers "
+        show(f"  {count}from an earlier run, --fresh asks again")
     if calibration := result.calibration:
         show(
             f"  calibration error {calibration.error:.1%}, Brier {calibration.brier:.3f}; of the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     # of a config, lm-eval's tasks take the mesh
     if not any(ways) or ways[0] + any(ways[1:]) > 1:
         parser.error("say what is asked: --task NAME, --config FILE, or --lm-eval TASKS")
+    if arguments.lm_eval and arguments.fresh:
+        parser.error("--fresh goes with --task or --config: answers to lm-eval's are not kept")
     if not arguments.lm_eval and flags:
         parser.error(f"{flags[0]} goes with --lm-eval TASKS")
     if arguments.overrides and not (arguments.config or arguments.task):
@@ -56,11 +59,12 @@ def evaluator(
     Raises:
       ValueError: a task of lm-eval that is not there, or a config's tasks beside them.
     """
+    from research.evaluation.answer_cache import default_cache
     from research.evaluation.lm_eval_tasks import HarnessTasks, evaluate_tasks, open_tasks
     from research.evaluation.report import evaluate_run
 
     if not arguments.lm_eval:
-        return evaluate_run
+        return functools.partial(evaluate_run, cache=default_cache(), is_fresh=arguments.fresh)
     if evaluation.text or evaluation.choice or evaluation.tasks:
         raise ValueError("--lm-eval takes of a config its `mesh` alone: evaluate its tasks apart")
     tasks = HarnessTasks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,9 +17,10 @@ from research.batch import Batch
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.evaluation import tasks
+from research.evaluation.answer_cache import AnswerCache, key_of, open_cache
 from research.evaluation.question_task import LoadedModel
 from research.evaluation.questions import Question
-from research.evaluation.results import TaskResult
+from research.evaluation.results import Part, TaskResult, answer_count
 from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
 from research.text.tokenizer import Tokenizer
@@ -61,19 +63,51 @@ class Report:
         return content
 
 
-def evaluate_run(run: Run, evaluation: tasks.Evaluation, adapter: str | None = None) -> Report:
+def evaluate_run(
+    run: Run,
+    evaluation: tasks.Evaluation,
+    adapter: str | None = None,
+    cache: Path | None = None,
+    is_fresh: bool = False,
+) -> Report:
     """Scores a model on the tasks of an evaluation.
 
     Args:
       adapter: of a bank: which adapter all rows use.
+      cache: folder in which answers to `tasks` are kept as they are made, and looked up first; one
+        process alone does so. None: all are asked.
+      is_fresh: whether those that are there are asked again.
 
     Raises:
       ValueError: no task, a bank without a name, or answers in words from several processes.
     """
     _check_adapter(run, adapter)
     questions = read_evaluation(evaluation, run.tokenizer)
-    with loaded_model(run, adapter, evaluation.mesh) as model:
-        return ask(model, questions)
+    caches: dict[str, AnswerCache] = {}
+    if cache is not None and jax.process_count() == 1:
+        for name, task in evaluation.tasks.items():
+            key = key_of(run, adapter, evaluation.mesh, task, questions.tasks[name])
+            caches[name] = open_cache(cache, key, name, is_fresh)
+    earlier = {name: answers.read() for name, answers in caches.items()}
+    results = {
+        name: evaluation.tasks[name].result(questions.tasks[name], parts)
+        for name, parts in earlier.items()
+        if answer_count(parts) == len(questions.tasks[name])
+    }
+    remaining = {name: each for name, each in evaluation.tasks.items() if name not in results}
+    report = Report(None, None)
+    if remaining or evaluation.text is not None or evaluation.choice is not None:
+        rest = dataclasses.replace(evaluation, tasks=remaining)
+        with loaded_model(run, adapter, evaluation.mesh) as model:
+            report = ask(model, dataclasses.replace(questions, evaluation=rest), caches, earlier)
+    results |= report.results
+    return dataclasses.replace(
+        report,
+        results={
+            name: dataclasses.replace(results[name], earlier=answer_count(earlier.get(name, ())))
+            for name in evaluation.tasks
+        },
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +145,19 @@ def read_evaluation(evaluation: tasks.Evaluation, tokenizer: Tokenizer) -> Evalu
     return EvaluationQuestions(evaluation, tokenizer, choice, questions)
 
 
-def ask(model: LoadedModel, questions: EvaluationQuestions) -> Report:
-    """Asks a model, in the context of its mesh."""
-    evaluation = questions.evaluation
+def ask(
+    model: LoadedModel,
+    questions: EvaluationQuestions,
+    caches: Mapping[str, AnswerCache] | None = None,
+    earlier: Mapping[str, Sequence[Part]] | None = None,
+) -> Report:
+    """Asks a model, in the context of its mesh.
+
+    Args:
+      caches: task -> where its answers are kept as they are made.
+      earlier: task -> what of it was answered before.
+    """
+    evaluation, caches, earlier = questions.evaluation, caches or {}, earlier or {}
     bits_per_byte, answers, results = None, None, {}
     if evaluation.text is not None:
         text = tasks.score_text(model.score, evaluation.text, questions.tokenizer)
@@ -121,7 +165,9 @@ def ask(model: LoadedModel, questions: EvaluationQuestions) -> Report:
     if questions.choice is not None:
         answers = tasks.answer_choice(model.score, questions.choice)
     for name, task in evaluation.tasks.items():
-        results[name] = task.answer(model, questions.tasks[name], name)
+        keep = caches[name].add if name in caches else None
+        parts = earlier.get(name, ())
+        results[name] = task.answer(model, questions.tasks[name], name, parts, keep)
     return Report(bits_per_byte, answers, results)
 
 

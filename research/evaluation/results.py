@@ -72,6 +72,8 @@ class TaskResult:
     tokens_read: int = 0
     # how it was asked and scored, as JSON
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # answers that were there from an earlier run of the program
+    earlier: int = dataclasses.field(default=0, compare=False)
 
     @functools.cached_property  # intervals of groups are resampled thousands of times
     def metrics(self) -> dict[str, Estimate]:
@@ -137,6 +139,11 @@ class TaskResult:
             **{name: getattr(self, name) for name in counts},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
         }
+
+
+def answer_count(parts: Iterable[Part]) -> int:
+    """How many questions some parts answer."""
+    return len({number for part in parts for number in part.answers})
 
 
 def join_parts(parts: Iterable[Part], count: int) -> TaskResult:

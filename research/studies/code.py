@@ -1,82 +1,15 @@
-"""The code that a trial's numbers depend on, as one hash.
-
-It covers every module of `research/` that training and evaluation import, without comments,
-docstrings and layout: a page that is only reworded keeps its results.
-"""
+"""The code that a trial's numbers depend on: what training and evaluation import."""
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
-from pathlib import Path
-from typing import Any
+from research.runtime import code_hash as hashes
 
-ROOT = Path(__file__).resolve().parents[1]  # research/
 ENTRIES = ("research.training.loop", "research.evaluation.report")
 # Hashes of older code that gives the same numbers, so that its results count in every study. A
 # change of what is computed empties it.
 SAME_NUMBERS = ("58ec10f14e894942", "aa8197f82430db20", "f717666410cc895e", "1f1c66ee62b4a5a9")
 
 
-@functools.cache
 def code_hash() -> str:
     """Sixteen hexadecimal digits."""
-    digest = hashlib.sha256()
-    for module, path in sorted(_reachable().items()):
-        digest.update(f"{module} {_normalized(path)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _reachable() -> dict[str, Path]:
-    """Module -> file of what the entries import, at any depth, lazily or not."""
-    modules: dict[str, Path] = {}
-    waiting = list(ENTRIES)
-    while waiting:
-        module = waiting.pop()
-        path = _file_of(module)
-        if module in modules or path is None:
-            continue
-        modules[module] = path
-        waiting.append(module.rpartition(".")[0])  # a package's __init__ runs first
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return modules
-
-
-def _file_of(module: str) -> Path | None:
-    first, *rest = module.split(".")
-    if first != "research":
-        return None
-    path = ROOT.joinpath(*rest)
-    candidates = (path / "__init__.py", path.with_suffix(".py"))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _normalized(path: Path) -> str:
-    """The syntax tree without docstrings, which differs only where the program does."""
-    parsed = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(parsed):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-    return _as_text(parsed)
-
-
-def _as_text(node: Any) -> str:
-    """A tree as text, alike on all versions of Python: `ast.dump` is not."""
-    if isinstance(node, ast.AST):
-        fields = [
-            f"{name}={_as_text(value)}"
-            for name, value in ast.iter_fields(node)
-            if value not in (None, []) and name not in ("ctx", "kind", "type_comment")
-        ]
-        return f"{type(node).__name__}({','.join(fields)})"
-    if isinstance(node, list):
-        return f"[{','.join(map(_as_text, node))}]"
-    return repr(node)
+    return hashes.code_hash(ENTRIES)

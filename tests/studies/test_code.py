@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 
+from research.runtime import code_hash
 from research.studies import code
 from tests.helpers.tiny_run import ROOT
 
@@ -11,7 +12,7 @@ from tests.helpers.tiny_run import ROOT
 def normalize(text, tmp_path):
     file = tmp_path / "module.py"
     file.write_text(text)
-    return code._normalized(file)
+    return code_hash._normalized(file)
 
 
 def test_layout_comments_and_docstrings_change_nothing(tmp_path):
@@ -32,7 +33,7 @@ def test_another_number_name_or_default_changes_it(tmp_path):
 
 
 def test_it_covers_what_a_run_imports_and_no_report():
-    modules = code._reachable()
+    modules = code_hash.reachable(code.ENTRIES)
     assert {"research.step", "research.methods.lora", "research.evaluation.tasks"} <= set(modules)
     assert not [
         name for name in modules if name.startswith(("research.studies", "research.launch"))
