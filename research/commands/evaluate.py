@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from research.evaluation.comparison import MetricDifference
     from research.evaluation.lm_eval_tasks import HarnessReport
     from research.evaluation.report import Report
-    from research.evaluation.results import TaskResult
+    from research.evaluation.results import Cost, TaskResult
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,6 +175,15 @@ def _show_aggregates(
                 show(f"{name}, {metric}: {value:.4g}")
 
 
+def _describe(cost: Cost) -> str:
+    """FLOPs and bytes, where they are known: `, 98.4GFLOP, weights 538MB, cache 5.9MB`."""
+    from research.reports.tables import format_si
+
+    parts = [("", cost.flops, "FLOP"), ("weights ", cost.weight_bytes, "B")]
+    parts.append(("cache ", cost.cache_bytes, "B"))
+    return "".join(f", {of}{format_si(number)}{unit}" for of, number, unit in parts if number)
+
+
 def _show_result(task: str, result: TaskResult) -> None:
     """A line a metric, and what was cut or could not be read."""
     for name, estimate in result.metrics.items():
@@ -192,7 +201,8 @@ def _show_result(task: str, result: TaskResult) -> None:
     )
     if result.tokens_read:
         tokens = f"{result.tokens_read:,} tokens, "
-    show(f"  {'; '.join([f'{tokens}{result.seconds:.1f} s', *notes])}")
+    cost = f"{tokens}{result.seconds:.1f} s{_describe(result.cost)}"
+    show(f"  {'; '.join([cost, *notes])}")
     if result.earlier:
         count = "" if result.earlier == len(result.answers) else f"{result.earlier} answers "
         show(f"  {count}from an earlier run, --fresh asks again")

@@ -24,7 +24,7 @@ from research.config.schema import to_dict
 from research.data.sources.files import cache_errors, cache_folder, shared_cache
 from research.evaluation.question_task import QuestionTask
 from research.evaluation.questions import Question
-from research.evaluation.results import Answer, Part
+from research.evaluation.results import Answer, Cost, Part
 from research.runtime import files
 from research.runtime.code_hash import code_hash
 from research.sharding import MeshConfig
@@ -89,11 +89,11 @@ def _model_key(run: Run) -> dict[str, Any]:
 
 def _question_key(question: Question) -> list[Any]:
     passages = question.passages
-    found = None
+    retrieved = None
     if passages is not None:
         ids = (passages.ids, passages.texts, passages.documents)
-        found = [*map(list, ids), passages.scores, sorted(passages.right)]
-    return [question.row, question.digest(None), question.record, found]
+        retrieved = [*map(list, ids), passages.scores, sorted(passages.right)]
+    return [question.row, question.digest(None), question.record, retrieved]
 
 
 def _digest(content: Any) -> str:
@@ -124,10 +124,7 @@ class AnswerCache:
         Raises:
           OSError: the cache's disk is full, or it is another user's.
         """
-        content = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-        pairs = part.answers.items()
-        content["answers"] = {str(number): dataclasses.asdict(each) for number, each in pairs}
-        text = json.dumps(content)
+        text = json.dumps(dataclasses.asdict(part))
         path = self.folder / f"{min(part.answers):08}.json"
         with cache_errors(self.folder.parent):
             # the checksum comes first, in a line of its own
@@ -143,7 +140,7 @@ class AnswerCache:
             )
         content = json.loads(text)
         answers = {int(number): Answer(**each) for number, each in content.pop("answers").items()}
-        return Part(answers, **content)
+        return Part(answers, cost=Cost(**content.pop("cost")), **content)
 
 
 def open_cache(

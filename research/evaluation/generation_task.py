@@ -16,7 +16,7 @@ from research.data.sources import AnySourceConfig
 from research.evaluation.passages import Prompt
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
-from research.evaluation.results import Answer, Part
+from research.evaluation.results import Answer, Cost, Part
 from research.evaluation.scorers import AnyScorer
 from research.evaluation.scorers.base import references
 from research.generation import decode
@@ -101,7 +101,20 @@ class GenerationTask(QuestionTask):
                 plain_text = without_thoughts(text, _opens_thoughts(tokenizer, prompt.ids))
                 answer = self._score(questions[number], prompt, plain_text, new_tokens)
                 answers[number] = dataclasses.replace(answer, answer=text)
-            yield Part(answers, sum(prompts[number].is_cut for number in answers))
+            truncated = sum(prompts[number].is_cut for number in answers)
+            yield Part(answers, truncated, cost=self._cost(model, prompts, answers.values()))
+
+    def _cost(
+        self, model: LoadedModel, prompts: Sequence[Prompt], answers: Iterable[Answer]
+    ) -> Cost:
+        """What answers that were made together cost."""
+        flops = sum(
+            # the token that ends an answer is drawn too
+            model.flops.answer(answer.prompt_tokens, answer.new_tokens + (not answer.is_cut))
+            for answer in answers
+        )
+        longest = max(len(prompt.ids) for prompt in prompts) + self.max_tokens
+        return Cost(flops, model.weight_bytes, model.cache_bytes(self.batch_size, longest))
 
     def _score(self, question: Question, prompt: Prompt, text: str, new_tokens: int) -> Answer:
         scores = [scorer.score(text, question.record) for scorer in self.scorers]

@@ -15,7 +15,7 @@ from research.evaluation import scoring
 from research.evaluation.calibration import confidence
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
-from research.evaluation.results import Answer, Part
+from research.evaluation.results import Answer, Cost, Part
 from research.generation.responders import Responder
 from research.objectives import ObjectiveConfig
 from research.retrieval import AnyRetrieval
@@ -124,10 +124,17 @@ class MultipleChoice(QuestionTask):
         tokens_read = [
             scoring.tokens_of(*row) for row in zip((p.ids for p in prompts), ids, strict=True)
         ]
+        flops = [
+            model.flops.options(len(prompt.ids), map(len, options))
+            for prompt, options in zip(prompts, ids, strict=True)
+        ]
         bare_scores: list[np.ndarray] | None = None
         if self.unconditional is not None:
-            bare_scores, bare_tokens = self._score_bare(model, questions[0], ids)
-            tokens_read = [sum(pair) for pair in zip(tokens_read, bare_tokens, strict=True)]
+            bare_scores, bare_length, is_first = self._score_bare(model, questions[0], ids)
+            for row in (row for row, first in enumerate(is_first) if first):
+                lengths = [*map(len, ids[row])]
+                tokens_read[row] += bare_length - 1 + sum(lengths)
+                flops[row] += model.flops.options(bare_length, lengths)
         for scores in scoring.score_in_batches(
             model.score, [prompt.ids for prompt in prompts], ids, self.batch_size, finished
         ):
@@ -162,6 +169,7 @@ class MultipleChoice(QuestionTask):
                 answers,
                 truncated=sum(prompts[number].is_cut for number in answers),
                 tokens_read=sum(tokens_read[number] for number in answers),
+                cost=Cost(sum(flops[number] for number in answers), model.weight_bytes),
             )
 
     def _with_options(self, question: Question, options: Sequence[str]) -> Question:
@@ -178,9 +186,9 @@ class MultipleChoice(QuestionTask):
 
     def _score_bare(
         self, model: LoadedModel, question: Question, ids: Sequence[Sequence[list[int]]]
-    ) -> tuple[list[np.ndarray], list[int]]:
-        """Log-likelihoods of all options after no question, each once, and the tokens read for
-        each: for the first that has them."""
+    ) -> tuple[list[np.ndarray], int, list[bool]]:
+        """Log-likelihoods of all options after no question, each once; the tokens of none; and of
+        each question whether it is the first that has its options."""
         assert self.unconditional is not None
         bare = dataclasses.replace(_reworded(question, self.unconditional), passages=None)
         prompt = self.write(model.responder, bare).ids
@@ -191,11 +199,8 @@ class MultipleChoice(QuestionTask):
         distinct = [ids[number] for number in rows.values()]
         scores = scoring.score_options(model.score, [prompt] * len(rows), distinct, self.batch_size)
         by_key = dict(zip(rows, scores, strict=True))
-        tokens_read = [
-            scoring.tokens_of(prompt, ids[number]) if rows[key] == number else 0
-            for number, key in enumerate(keys)
-        ]
-        return [by_key[key] for key in keys], tokens_read
+        is_first = [rows[key] == number for number, key in enumerate(keys)]
+        return [by_key[key] for key in keys], len(prompt), is_first
 
 
 def _find_right(value: Any, options: Sequence[str], names: Sequence[str], field: str) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -22,6 +24,7 @@ from research.objectives import ObjectiveConfig
 from research.retrieval import RetrievalConfig
 from research.text.conversation import Conversation
 from research.text.tokenizer import Tokenizer
+from research.training.cost import ForwardFlops, forward_flops
 from research.training.heldout_loss import Score
 
 # of a task's config: which questions, and how many at a time
@@ -43,6 +46,22 @@ class LoadedModel:
     # batch -> its losses [B,S], on the devices
     losses: Callable[[Batch], TokenLosses]
     responder: Responder
+
+    @functools.cached_property
+    def flops(self) -> ForwardFlops:
+        """FLOPs of what it reads and writes."""
+        return forward_flops(self.model.config, self.model)
+
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of all its arrays, each once, on however many devices they lie."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.model))
+
+    def cache_bytes(self, rows: int, tokens: int) -> int:
+        """Bytes of the keys and values of so many rows, each of so many tokens."""
+        slots = tokens + self.flops.in_front
+        cache = jax.eval_shape(lambda model: model.empty_cache(rows, slots), self.model)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
 class QuestionTask:

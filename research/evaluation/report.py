@@ -20,7 +20,7 @@ from research.evaluation import tasks
 from research.evaluation.answer_cache import AnswerCache, key_of, open_cache
 from research.evaluation.question_task import LoadedModel
 from research.evaluation.questions import Question
-from research.evaluation.results import Part, TaskResult, answer_count
+from research.evaluation.results import Cost, Part, TaskResult, answer_count
 from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
 from research.text.tokenizer import Tokenizer
@@ -36,6 +36,8 @@ class Report:
     answers: tasks.Answers | None
     # task -> its answers
     results: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)
+    # source -> what its bits per byte cost, by name
+    text_costs: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def tasks(self) -> dict[str, TaskResult]:
@@ -55,6 +57,7 @@ class Report:
         content: dict[str, Any] = {}
         if self.bits_per_byte is not None:
             content["bits_per_byte"] = self.bits_per_byte
+            content["text_costs"] = self.text_costs
         if self.answers is not None and self.quality is not None:
             content["quality"] = dataclasses.asdict(self.quality)
             content["truncated"] = self.answers.truncated
@@ -158,17 +161,26 @@ def ask(
       earlier: task -> what of it was answered before.
     """
     evaluation, caches, earlier = questions.evaluation, caches or {}, earlier or {}
-    bits_per_byte, answers, results = None, None, {}
+    bits_per_byte, answers = None, None
+    results: dict[str, TaskResult] = {}
+    text_costs: dict[str, dict[str, float]] = {}
     if evaluation.text is not None:
-        text = tasks.score_text(model.score, evaluation.text, questions.tokenizer)
+        text = tasks.score_text(model.score, evaluation.text, questions.tokenizer, model.flops)
         bits_per_byte = {name: scores.bits_per_byte for name, scores in text.items()}
+        text_costs = {
+            name: {part: getattr(scores, part) for part in ("tokens", "seconds", "flops")}
+            | {"weight_bytes": model.weight_bytes}
+            for name, scores in text.items()
+        }
     if questions.choice is not None:
         answers = tasks.answer_choice(model.score, questions.choice)
+        cost = Cost(questions.choice.flops(model.flops), model.weight_bytes)
+        answers = dataclasses.replace(answers, cost=cost)
     for name, task in evaluation.tasks.items():
         keep = caches[name].add if name in caches else None
         parts = earlier.get(name, ())
         results[name] = task.answer(model, questions.tasks[name], name, parts, keep)
-    return Report(bits_per_byte, answers, results)
+    return Report(bits_per_byte, answers, results, text_costs)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,26 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """What answers cost, in closed form: padding, repeated rows and rounded sizes are left out."""
+
+    # of all tokens that are read and written, each once (`research.training.cost.ForwardFlops`)
+    flops: float = 0.0
+    # of all arrays of the model, as they lie in memory, each once
+    weight_bytes: int = 0
+    # of keys and values: of a batch of the longest answers
+    cache_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Of both, one after the other."""
+        return Cost(
+            self.flops + other.flops,
+            max(self.weight_bytes, other.weight_bytes),
+            max(self.cache_bytes, other.cache_bytes),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
     """Answers that were finished together: what is kept where an evaluation is killed."""
 
@@ -57,6 +77,7 @@ class Part:
     tokens_read: int = 0
     # wall clock, compilation included
     seconds: float = 0.0
+    cost: Cost = Cost()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +93,7 @@ class TaskResult:
     tokens_read: int = 0
     # how it was asked and scored, as JSON
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cost: Cost = Cost()
     # answers that were there from an earlier run of the program
     earlier: int = dataclasses.field(default=0, compare=False)
 
@@ -135,6 +157,7 @@ class TaskResult:
             "metrics": metrics,
             "calibration": None if calibration is None else dataclasses.asdict(calibration),
             "seconds": self.seconds,
+            "cost": dataclasses.asdict(self.cost),
             "settings": self.settings,
             **{name: getattr(self, name) for name in counts},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
@@ -153,6 +176,8 @@ def join_parts(parts: Iterable[Part], count: int) -> TaskResult:
       ValueError: a question that no part answers.
     """
     parts = list(parts)
+    # sums of floats depend on their order, and parts may come in any
+    by_number = sorted(parts, key=lambda part: min(part.answers))
     answers = {number: each for part in parts for number, each in part.answers.items()}
     if missing := [number for number in range(count) if number not in answers]:
         raise ValueError(f"{len(missing)} of {count} questions have no answer")
@@ -161,6 +186,7 @@ def join_parts(parts: Iterable[Part], count: int) -> TaskResult:
         truncated=sum(part.truncated for part in parts),
         seconds=sum(part.seconds for part in parts),
         tokens_read=sum(part.tokens_read for part in parts),
+        cost=sum((part.cost for part in by_number), Cost()),
     )
 
 
@@ -173,7 +199,8 @@ def read_result(content: Mapping[str, Any]) -> TaskResult:
     answers = [Answer(**answer) for answer in content["answers"]]
     tokens_read = content.get("tokens_read", 0)
     counts = (content["truncated"], content["seconds"], tokens_read)
-    return TaskResult(answers, *counts, content["settings"])
+    cost = Cost(**content.get("cost", {}))  # older files have none
+    return TaskResult(answers, *counts, content["settings"], cost)
 
 
 def groups_of(answers: Sequence[Answer]) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from research.batch import PADDING, Batch
 from research.config.schema import Count, Name, Positive, by_kind, one_of
 from research.data.config import DataConfig
 from research.data.heldout import HeldOut
@@ -22,10 +23,11 @@ from research.evaluation.generation_task import GenerationTask
 from research.evaluation.multiple_choice import MultipleChoice
 from research.evaluation.question_task import QuestionTask, settings_of
 from research.evaluation.questions import digest, draw_rows
-from research.evaluation.results import Answer, TaskResult
+from research.evaluation.results import Answer, Cost, TaskResult
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from research.text.tokenizer import Tokenizer
+from research.training.cost import ForwardFlops
 from research.training.heldout_loss import Score, bits_per_byte, row_nats
 
 TASKS: dict[str, type[QuestionTask]] = by_kind(GenerationTask, MultipleChoice)
@@ -96,6 +98,8 @@ class Answers:
     tokens: int
     seconds: float  # wall clock of all scoring, compilation included
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see `TaskResult`
+    cost: Cost = Cost()
+    prompt_tokens: Sequence[int] = ()  # [N]
 
     @property
     def correct(self) -> np.ndarray:
@@ -112,12 +116,14 @@ class Answers:
                 digest=digest([prompt, expected]),
                 scores={"right": float(expected == prediction)},
                 group=None if self.groups is None else str(self.groups[number]),
+                prompt_tokens=self.prompt_tokens[number] if self.prompt_tokens else 0,
                 confidence=confidence(self.scores[number]),
                 reference=expected,
             )
             for number, (prompt, expected, prediction) in enumerate(rows)
         ]
-        return TaskResult(answers, self.truncated, self.seconds, self.tokens, self.settings)
+        counts = (self.truncated, self.seconds, self.tokens)
+        return TaskResult(answers, *counts, self.settings, self.cost)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +133,8 @@ class TextScores:
     nats: np.ndarray  # [rows] the same rows for every model with this tokenizer
     bytes: int
     tokens: int
+    seconds: float = 0.0  # wall clock, compilation included
+    flops: float = 0.0  # see `Cost`
 
     @property
     def bits_per_byte(self) -> float:
@@ -146,14 +154,35 @@ def heldout_texts(task: TextTask, source: SourceConfig, tokenizer: Tokenizer) ->
     return [split_data[int(i)]["text"] for i in open_text(task, source, tokenizer).source_rows]
 
 
-def score_text(score: Score, task: TextTask, tokenizer: Tokenizer) -> dict[str, TextScores]:
-    """Scores the held-out text of every source: source name -> scores."""
+def score_text(
+    score: Score, task: TextTask, tokenizer: Tokenizer, of_model: ForwardFlops | None = None
+) -> dict[str, TextScores]:
+    """Scores the held-out text of every source: source name -> scores.
+
+    Args:
+      of_model: counts FLOPs; None: they are not counted.
+    """
     results = {}
     for source in tqdm(task.sources, "held-out text", unit="source", disable=None, leave=False):
+        start, flops = time.perf_counter(), 0.0
         heldout = open_text(task, source, tokenizer)
         nats = row_nats(score, heldout.batches())
-        results[source.name] = TextScores(nats, heldout.bytes, heldout.tokens)
+        seconds = time.perf_counter() - start
+        if of_model is not None:
+            flops = sum(_flops(batch, of_model) for batch in heldout.batches())
+        results[source.name] = TextScores(nats, heldout.bytes, heldout.tokens, seconds, flops)
     return results
+
+
+def _flops(batch: Batch, of_model: ForwardFlops) -> float:
+    """Of reading the documents of a batch."""
+    lengths = [
+        int(count)
+        for row in batch.segments
+        for segment, count in zip(*np.unique(row, return_counts=True), strict=True)
+        if segment != PADDING
+    ]
+    return sum(map(of_model.text, lengths)) + of_model.head * int((batch.weights > 0).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +197,11 @@ class ChoiceQuestions:
     prompts: list[list[int]]  # [N] tokens
     groups: np.ndarray | None  # as of `Answers`
     truncated: int
+
+    def flops(self, of_model: ForwardFlops) -> float:
+        """Of reading every question once, and all answers after each."""
+        lengths = [*map(len, self.answers)]
+        return sum(of_model.options(len(prompt), lengths) for prompt in self.prompts)
 
 
 def read_choice(task: ChoiceTask, tokenizer: Tokenizer) -> ChoiceQuestions:
@@ -233,6 +267,7 @@ def answer_choice(score: Score, questions: ChoiceQuestions) -> Answers:
         tokens=choice.tokens,
         seconds=time.perf_counter() - start,
         settings=settings_of(task) | {"kind": "choice"},
+        prompt_tokens=[*map(len, questions.prompts)],
     )
 
 

@@ -89,9 +89,7 @@ def flops_per_token(
             once += chain.rows * (chain.each == "pass") * (chain_forward + chain_backward)
     for layer in range(config.layers):
         place, window = f"layers/{layer}/attention", config.window(layer)
-        # a row's tokens see what is in front of it from anywhere
-        span = min(window + rows - length, rows) if window else rows
-        mean_keys = span - span * (span - 1) / (2 * rows)
+        mean_keys = _mean_keys(rows, length, window)
         mean_keys += sum(work.keys for name, work in works if name == place)
         attention = 4 * mean_keys * config.heads * config.head_dim * rows / length
         gradients = 2 * attention * (lowest <= _order(place, config.layers))
@@ -100,6 +98,88 @@ def flops_per_token(
         recomputed_scores += attention * (layer >= lowest[0])
     recomputed += recomputed_scores
     return Flops(forward, backward, once, recomputed, in_chunks, scores, recomputed_scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardFlops:
+    """FLOPs of reading texts, each token once and without gradients.
+
+    Twice the parameters of its matrices for each token, those of the head only where a token is
+    predicted, and attention over what a token sees. What deltas compute once a pass is left out.
+    """
+
+    # of a token in all layers, but for attention; and outside of them, but for the head
+    token: float
+    outside: float
+    # of a predicted token: the product with the vocabulary
+    head: float
+    # of a row, however many tokens it has
+    row: float
+    # tokens in front of each row
+    in_front: int
+    # of a token with each key that it sees, in one layer
+    key: float
+    # of each layer: the window (0: none), and keys that a delta adds
+    layers: tuple[tuple[int, int], ...]
+
+    def text(self, tokens: int) -> float:
+        """Of reading a text, without its predictions."""
+        if not tokens:
+            return 0.0
+        rows = tokens + self.in_front
+        keys = sum(_mean_keys(rows, tokens, window) + extra for window, extra in self.layers)
+        return (self.token + self.key * keys) * rows + self.outside * tokens + self.row
+
+    def answer(self, prompt: int, answer: int) -> float:
+        """Of a prompt and the tokens that are chosen after it, of which the last is not read."""
+        return self.text(prompt + answer - 1) + self.head * answer
+
+    def options(self, question: int, options: Iterable[int]) -> float:
+        """Of options after a question that is read once; all in tokens.
+
+        The question's last token is read before each option, and an option's last is not.
+        """
+        shared, total = self.text(question - 1), 0.0
+        for option in options:
+            total += self.text(question - 1 + option) - shared + self.head * option
+        return shared + total
+
+
+def forward_flops(config: ModelConfig, model: Any) -> ForwardFlops:
+    """FLOPs of a model (abstract will do) that reads."""
+    works = list(_works(jax.eval_shape(quantization.dequantize, model)))
+    sums = dict.fromkeys(("layers", "head", "row", "other"), 0.0)
+    for name, work in works:
+        for chain in work.chains:
+            forward, _ = _products(chain, False, (), name == "embedding")
+            kind = "head" if name == "head" else "other"
+            kind = "layers" if name.startswith("layers/") else kind
+            if chain.each != "pass":
+                sums["row" if chain.each == "row" else kind] += chain.rows * forward
+    extra_keys = [
+        sum(work.keys for name, work in works if name == f"layers/{layer}/attention")
+        for layer in range(config.layers)
+    ]
+    return ForwardFlops(
+        token=sums["layers"],
+        outside=sums["other"],
+        head=sums["head"],
+        row=sums["row"],
+        in_front=_in_front(works),
+        key=4.0 * config.heads * config.head_dim,
+        layers=tuple((config.window(n), keys) for n, keys in enumerate(extra_keys)),
+    )
+
+
+def _mean_keys(rows: int, length: int, window: int) -> float:
+    """Keys that a token of a row sees, on average; what is in front of its text from anywhere.
+
+    Args:
+      rows: tokens of the row.
+      length: those of its text.
+    """
+    span = min(window + rows - length, rows) if window else rows
+    return span - span * (span - 1) / (2 * rows)
 
 
 def tokens_in_front(model: Any) -> int:

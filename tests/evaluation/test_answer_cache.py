@@ -72,14 +72,43 @@ def test_asking_again_asks_nothing_and_says_the_same(place, tmp_path, monkeypatc
     assert content(ask(place, None, kind(place, **settings))) == content(first)
 
 
+def test_what_answers_cost_is_counted_by_hand(place):
+    """The tiny model has matrices of 2 x (4 x 16 x 16 + 2 or 3 x 16 x 32) parameters and 288 tokens
+    of width 16; attention takes 4 x 16 a token, key and layer."""
+    model = runs.open_run(place.base).model
+    matrices = 2 * (4 * 16 * 16 + (2 + model.gated) * 16 * 32)
+    parameters = matrices + (1 if model.tie_embeddings else 2) * 288 * 16 + 5 * 16
+
+    def text(n):
+        return 2 * matrices * n + 2 * 4 * 16 * n * (n + 1) / 2
+
+    generation = ask(place, None, words(place))
+    counts = [each.new_tokens + (not each.is_cut) for each in generation.answers]
+    flops = [
+        text(a.prompt_tokens + n - 1) + 2 * 288 * 16 * n
+        for a, n in zip(generation.answers, counts, strict=True)
+    ]
+    assert generation.cost.flops == sum(flops) and generation.cost.weight_bytes == 4 * parameters
+    longest = max(each.prompt_tokens for each in generation.answers) + 4
+    # keys and values of two layers in float32, and a segment and a position, of 5 rows
+    assert generation.cost.cache_bytes == 5 * longest * (2 * 2 * 16 * 4 + 2 * 4) + 4
+    choice = ask(place, None, options(place))
+    lengths = [len(runs.open_run(place.base).tokenizer.encode(label)) for label in COLOURS]
+    flops = 0
+    for shared in (each.prompt_tokens - 1 for each in choice.answers):
+        flops += text(shared) + sum(text(shared + n) - text(shared) for n in lengths)
+        flops += 2 * 288 * 16 * sum(lengths)
+    assert (choice.cost.flops, choice.cost.cache_bytes) == (flops, 0)
+
+
 def test_what_was_interrupted_goes_on_with_the_questions_that_are_missing(
     place, tmp_path, monkeypatch
 ):
-    asked, generate = [], decode.generate
+    batch_sizes, generate = [], decode.generate
 
     def interrupted(model, prompts, *rest):
-        asked.append(len(prompts))
-        if len(asked) == 3:
+        batch_sizes.append(len(prompts))
+        if len(batch_sizes) == 3:
             raise KeyboardInterrupt
         return generate(model, prompts, *rest)
 
@@ -87,7 +116,7 @@ def test_what_was_interrupted_goes_on_with_the_questions_that_are_missing(
     with pytest.raises(KeyboardInterrupt):
         ask(place, tmp_path / "a", words(place))
     result = ask(place, tmp_path / "a", words(place))
-    assert len(asked) == 4 and result.earlier == 10  # of three batches the last alone
+    assert len(batch_sizes) == 4 and result.earlier == 10  # of three batches the last alone
     assert content(result) == content(ask(place, tmp_path / "b", words(place)))
 
 
@@ -140,9 +169,9 @@ def test_a_killed_evaluation_ends_in_the_result_of_one_that_was_not(place, tmp_p
         return len([*(tmp_path / "killed" / "answers").glob("*/0*.json")])
 
     def result(out):
-        written = json.loads((tmp_path / out).read_text())
-        written["tasks"]["a"]["seconds"] = 0
-        return json.dumps(written)
+        content = json.loads((tmp_path / out).read_text())
+        content["tasks"]["a"]["seconds"] = 0
+        return json.dumps(content)
 
     counts = []
     for _ in range(2):

@@ -80,6 +80,35 @@ def elementwise(form):
     return (counted - ours) / ours_full
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_reading_a_text_is_the_forward_half_of_a_step(form):
+    """Of every method, where each token is predicted."""
+    shape = dataclasses.replace(WIDE, windows=(0, 24))
+    model = tiny.abstract(FORMS[form], shape)
+    forward = cost.forward_flops(shape, model)
+    for length in (1, 16, LENGTH):
+        expected = cost.flops_per_token(shape, model, (), length).forward * length
+        # sums of some dozen terms in float64
+        np.testing.assert_allclose(forward.text(length) + length * forward.head, expected, 1e-12)
+
+
+def test_reading_costs_two_a_parameter_and_attention():
+    """4 keys x width a token and layer, of a plain model whose matrices are counted by hand."""
+    shape = tiny.config(width=16, layers=2, heads=2, kv_heads=2, mlp_width=32, vocabulary=100)
+    forward = cost.forward_flops(shape, tiny.abstract(Full(), shape))
+    matrices = 2 * (4 * 16 * 16 + (2 + shape.gated) * 16 * 32)
+
+    def text(n):
+        return 2 * matrices * n + 2 * 4 * 16 * n * (n + 1) / 2
+
+    assert forward.text(7) == text(7) and forward.text(0) == 0
+    # 5 tokens are read, and 3 drawn, of which the last is not read
+    assert forward.answer(5, 3) == text(7) + 3 * 2 * 16 * 100
+    # 4 tokens are read once, the fifth before each option of 2 and 3
+    options = text(6) - text(4) + text(7) - text(4) + 5 * 2 * 16 * 100
+    assert forward.options(5, (2, 3)) == text(4) + options
+
+
 @pytest.mark.parametrize("form", ["full", "lora", pytest.param("houlsby", marks=pytest.mark.heavy)])
 def test_what_remat_computes_again_is_known(form):
     (ours, counted), (ours_kept, counted_kept) = both_counts(form, "full"), both_counts(form)
