@@ -54,7 +54,7 @@ class SchemaConstraint(ConstraintConfig):
 
     @property
     def growth(self) -> int:
-        return max(_least(each, self.schema) + 8 for each in _schemas(self.schema))
+        return max(_growth(each, self.schema) for each in _schemas(self.schema))
 
 
 def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
@@ -70,31 +70,49 @@ def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
         yield from _schemas(part)
 
 
+def _growth(schema: Mapping[str, Any], root: Mapping[str, Any]) -> int:
+    """Bytes by which the shortest end moves away with one step into a schema, about: a property
+    that may be left out, one more item, a longer one of several values."""
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    sizes = [
+        len(json.dumps(name)) + 4 + _least(value, root)
+        for name, value in properties.items()
+        if name not in required
+    ]
+    more = [schema.get(key) for key in _ONE] + [*schema.get("patternProperties", {}).values()]
+    more += schema.get("prefixItems", ())
+    sizes += [8 + _least(value, root) for value in more if value not in (None, False)]
+    for key in ("anyOf", "oneOf"):
+        branches = [_least(value, root) for value in schema.get(key, ())]
+        sizes += [max(branches) - min(branches)] if branches else []
+    values = [len(json.dumps(value)) for value in schema.get("enum", ())]
+    sizes += [max(values) - min(values)] if values else []
+    sizes += [32] if {"pattern", "format"} & schema.keys() else []
+    return max(sizes, default=0)
+
+
 def _least(schema: Any, root: Mapping[str, Any], above: tuple[str, ...] = ()) -> int:
-    """Bytes of a small value of a schema, about: what stands in no value costs too much or too
-    little, which moves only the moment from which a row is led to its end."""
+    """Bytes of a small value of a schema, about: what is wrong in it moves only the moment from
+    which a row is led to its end."""
     if not isinstance(schema, Mapping):
         return 2
-    sizes = [len(json.dumps(each)) for each in schema.get("enum", ())]
-    sizes += [len(json.dumps(schema["const"]))] if "const" in schema else []
-    if sizes:
-        return max(sizes)
-    total = 0
+    values = [*schema.get("enum", ()), *([schema["const"]] if "const" in schema else [])]
+    if values:
+        return min(len(json.dumps(value)) for value in values)
+    total = 4
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#") and reference not in above:
         total += _least(_find(root, reference), root, (*above, reference))
-    for key in _LISTS[:2]:
-        total += max((_least(each, root, above) for each in schema.get(key, ())), default=0)
+    for key in ("anyOf", "oneOf"):
+        total += min((_least(each, root, above) for each in schema.get(key, ())), default=0)
     total += sum(_least(each, root, above) for each in schema.get("allOf", ()))
-    properties = schema.get("properties", {})
+    properties, first = schema.get("properties", {}), schema.get("prefixItems", ())
     for name in schema.get("required", ()):
         total += len(json.dumps(name)) + 4 + _least(properties.get(name), root, above)
-    first = schema.get("prefixItems", ())
     for number in range(schema.get("minItems", 0)):
         item = first[number] if number < len(first) else schema.get("items")
         total += _least(item, root, above) + 2
-    total += schema.get("minLength", 0) + (32 if {"pattern", "format"} & schema.keys() else 0)
-    return total + 4
+    return total + schema.get("minLength", 0) + (32 if "format" in schema else 0)
 
 
 def _find(root: Mapping[str, Any], reference: str) -> Any:
