@@ -29,6 +29,8 @@ class _Walk:
     text: bytearray
     # where more than one byte could follow: its place, and the others
     forks: list[tuple[int, bytes]]
+    # whether it has come to the end
+    is_whole: bool = False
 
 
 def complete(
@@ -50,8 +52,20 @@ def complete(
 
 
 def _find(matcher: LLMatcher, vocabulary: Vocabulary, max_bytes: int) -> _Walk | None:
-    walk = _walk(matcher, vocabulary, b"", max_bytes)
-    return walk or _walk(matcher, vocabulary, b"", max_bytes, changes=True)
+    """A way; from a dead end, the last places where another byte could follow are gone back to."""
+    first = _walk(matcher, vocabulary, b"", max_bytes)
+    if first.is_whole:
+        return first
+    last = _walk(matcher, vocabulary, b"", max_bytes, changes=True)
+    if last.is_whole:
+        return last
+    for place, others in first.forks[: -_TRIES - 1 : -1]:
+        for byte in others:
+            start = bytes([*first.text[:place], byte])
+            walk = _walk(matcher, vocabulary, start, max_bytes)
+            if walk.is_whole:
+                return walk
+    return None
 
 
 def shorten(
@@ -73,14 +87,14 @@ def shorten(
             start = bytes([*best.text[:place], byte])
             bytes_left -= len(best.text)
             walk = _walk(matcher, vocabulary, start, len(best.text) - 1)
-            if walk is not None:  # it is shorter, and the same up to this place
+            if walk.is_whole:  # it is shorter, and the same up to this place
                 best = walk
     return None if best is None else bytes(best.text)
 
 
 def _walk(
     matcher: LLMatcher, vocabulary: Vocabulary, start: bytes, max_bytes: int, changes: bool = False
-) -> _Walk | None:
+) -> _Walk:
     """A way that begins with `start`; `changes`: where all is known, not always the same byte."""
     matcher = matcher.deep_copy()
     walk, known = _Walk(bytearray(), []), {matcher.compute_bitmask()}
@@ -89,16 +103,19 @@ def _walk(
     while not matcher.is_error() and len(walk.text) <= max_bytes:
         place = len(walk.text)
         if place >= len(start) and matcher.is_accepting():
+            walk.is_whole = True
             return walk
         forced = matcher.compute_ff_bytes() if place >= len(start) else b""
         if forced:
+            if any(vocabulary.byte_ids[byte] < 0 for byte in forced):
+                return walk
             matcher.consume_tokens(vocabulary.split(forced))
             walk.text += forced
             continue
         mask = matcher.compute_bitmask()
         allowed = _allowed(mask, vocabulary)
         if not allowed or (steps > _MAX_KNOWN and not changes):
-            return None
+            return walk
         if place < len(start):
             byte = start[place]
             matcher.consume_token(vocabulary.byte_ids[byte])
@@ -115,7 +132,7 @@ def _walk(
         if others:
             walk.forks.append((place, others[:_TRIES]))
         walk.text.append(byte)
-    return None
+    return walk
 
 
 def _step(

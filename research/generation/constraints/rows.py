@@ -137,7 +137,7 @@ class GrammarConstraint:
     def __init__(self, grammar: CompiledGrammar, budget: int):
         self._grammar, self._vocabulary = grammar, grammar.vocabulary
         self._matcher = grammar.matcher.deep_copy()
-        self._is_first, self._is_ended = True, False
+        self._is_first, self._is_ended, self._is_stuck = True, False, False
         # tokens that it may still have, its end included
         self._remaining = budget
         # the tokens to its end, where it is led to it
@@ -169,7 +169,8 @@ class GrammarConstraint:
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
             mask = mask[: len(vocabulary.text_mask)]
             mask = mask & (vocabulary.text_mask | vocabulary.end_mask)
-            if self._matcher.is_error():  # a limit of llguidance: it ends, and is not complete
+            self._is_stuck = self._matcher.is_error() or not mask.any()
+            if self._is_stuck:  # at a limit of llguidance: it ends, and is not complete
                 mask = vocabulary.end_mask
             elif self._is_first and vocabulary.strips_space:
                 mask = self._with_space(mask)
@@ -186,7 +187,7 @@ class GrammarConstraint:
 
     def advance(self, token: int) -> None:
         if token in self._vocabulary.ends:
-            if not (self.is_complete or self._matcher.is_error()):
+            if not (self.is_complete or self._is_stuck):
                 raise ValueError(f"token {token} ends an answer that is not whole")
             self._is_ended = True
             return

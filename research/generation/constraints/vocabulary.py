@@ -17,6 +17,9 @@ from research.text.tokenizer import Tokenizer
 _SPACE, _BYTE = "\u2581", re.compile(r"<0x([0-9A-F]{2})>")
 # Bytes that no UTF-8 text has.
 _NO_TEXT = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+# Bytes of which many texts are made, and those within characters; others a vocabulary may lack
+# (SmolLM2's lacks \x04), and a row that nothing else is left for ends and is not complete.
+_NEEDED = (ord("\n"), *range(0x20, 0x7F), *range(0x80, 0xC0))
 _WORDS = np.dtype("<u4")
 
 
@@ -37,7 +40,7 @@ class Vocabulary:
         text_ids = [id for id, text in enumerate(self.tokens) if text and id not in special]
         # bytes -> the token that is them
         self.ids = {self.tokens[id]: id for id in reversed(text_ids)}
-        absent = [b for b in range(256) if b not in _NO_TEXT and bytes([b]) not in self.ids]
+        absent = [byte for byte in _NEEDED if bytes([byte]) not in self.ids]
         if absent:
             raise ValueError(
                 f"the tokenizer has no token for {len(absent)} bytes, such as "
@@ -89,11 +92,14 @@ class Vocabulary:
         return ids if b"".join(self.tokens[id] for id in ids) == text else self.split(text)
 
     def split(self, text: bytes) -> list[int]:
-        """As `encode`, quicker: the longest token first, over and over."""
+        """As `encode`, quicker: the longest token first, over and over, up to a byte that has no
+        token."""
         ids, start = [], 0
         while start < len(text):
             ends = range(min(self.longest, len(text) - start), 0, -1)
-            length = next(n for n in ends if text[start : start + n] in self.ids)
+            length = next((n for n in ends if text[start : start + n] in self.ids), 0)
+            if not length:
+                break
             ids.append(self.ids[text[start : start + length]])
             start += length
         return ids
