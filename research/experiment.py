@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from research import sharding
@@ -35,8 +36,16 @@ class CheckpointConfig:
     every: Count = 0
     # number of newest steps to keep
     keep_last: Positive = 2
-    # keep the step with the lowest held-out loss too
+    # save each step that is measured (`evaluate_every`), and keep the best of them too
     keep_best: bool = False
+    # the metric that says which is the best: of the held-out data, or TASK/METRIC of `evaluation`
+    best_metric: str = "heldout_loss"
+
+    def __post_init__(self):
+        if self.best_metric != "heldout_loss" and not self.keep_best:
+            raise ValueError(
+                f"best_metric {self.best_metric!r} chooses which step is kept: set keep_best too"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +97,16 @@ class Experiment:
     # patterns over arrays of the optimizer, such as .*/mu, to keep in the host's memory between
     # steps
     offload: tuple[str, ...] = ()
-    # steps between measurements of the held-out loss, and one at the end; 0: at the end only
+    # steps between measurements of the held-out loss and of `evaluation`, and one at the end; 0: at
+    # the end only
     evaluate_every: Count = 0
     # the split that it is measured on; None: no measurement
     evaluate_split: str | None = None
     # most tokens of each source that it is measured on, whole documents drawn by the data's seed
     evaluate_tokens: Positive | None = None
+    # what the model is asked at each measurement, as a config of graft evaluate has it: `tasks`,
+    # `choice`, `text` (`research.evaluation.tasks.Evaluation`)
+    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # the checks of the data before the first step, and their limits
     checks: CheckConfig = CheckConfig()
     # steps between lines of metrics
@@ -104,8 +117,13 @@ class Experiment:
     def __post_init__(self):
         if self.init_from is None and (self.model is None or self.tokenizer is None):
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
-        if self.checkpoint.keep_best and self.evaluate_split is None:
-            raise ValueError("checkpoint.keep_best needs a held-out loss: give `evaluate_split`")
+        best_metric = self.checkpoint.best_metric
+        is_heldout = best_metric.startswith("heldout_") and self.evaluate_split is None
+        if self.checkpoint.keep_best and is_heldout:
+            raise ValueError(
+                f"checkpoint.keep_best by {best_metric} needs a held-out loss: give "
+                "`evaluate_split`, or another best_metric"
+            )
         if self.data.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} does not divide by accumulation_steps "

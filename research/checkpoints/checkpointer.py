@@ -250,7 +250,7 @@ class Checkpointer:
         return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The complete step with the best `best_metric`; of equals the newest."""
+        """The complete step with the best `best_metric`; of equals the earliest."""
         return next(iter(self._retention.rank(self.all_steps())[0]), None)
 
     def at(self, step: int | None = None) -> Checkpoint:

@@ -15,6 +15,12 @@ from research.runtime.files import check_no_link
 log = logging.getLogger(__name__)
 
 
+def better_end(metric: str) -> Literal["min", "max"]:
+    """Whether the smallest or the largest value of a run's metric is the best: losses and bits
+    are the better the smaller, all that tasks measure is the better the larger."""
+    return "min" if metric.startswith(("heldout_", "bits_per_byte/")) else "max"
+
+
 class Retention:
     """What `Checkpointer` keeps; its arguments are described there."""
 
@@ -53,8 +59,9 @@ class Retention:
             remove_step(path)
 
     def rank(self, steps: list[int]) -> tuple[list[int], list[int]]:
-        """The steps with a finite `best_metric`, best first, and those whose metrics cannot be
-        read, which is said once. A link is another run's, perhaps, and not ranked."""
+        """The steps with a finite `best_metric`, best first (of equals the earlier), and those
+        whose metrics cannot be read, which is said once. A link is another run's, perhaps, and not
+        ranked."""
         if self._best_metric is None:
             return [], []
         sign = 1 if self._best_mode == "min" else -1
@@ -70,8 +77,8 @@ class Retention:
                 self._report(step, error)
                 continue
             if value is not None:
-                scores.append((sign * value, -step))
-        return [-step for _, step in sorted(scores)], unranked
+                scores.append((sign * value, step))
+        return [step for _, step in sorted(scores)], unranked
 
     def _value(self, checkpoint: Checkpoint) -> float | None:
         """The metric of a step; None: it was saved without it, or it is not finite."""

@@ -20,6 +20,7 @@ from etils import epath
 
 from research import methods, sharding, tree
 from research.checkpoints import fingerprint
+from research.checkpoints.best import open_best
 from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.checkpointer import (
     Checkpointer,
@@ -130,7 +131,7 @@ def _without_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
-    """Opens a run's folder or one of its checkpoints.
+    """Opens a run's folder, one of its checkpoints, or RUN/best, the best of them.
 
     Args:
       base: where the base is now, if it moved since the run was tuned.
@@ -141,7 +142,7 @@ def open_run(path: str | os.PathLike[str], base: str | None = None) -> Run:
       ValueError: the base is not the one that the run was tuned on, or the folder's number is not
         that of the step in it.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_best(path) or open_checkpoint(path)
     metadata = checkpoint.metadata()
     checkpoint.check_step()
     where = f"{checkpoint.path}: metadata"

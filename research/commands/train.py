@@ -11,6 +11,9 @@ once (130 or 143).
 On several hosts each runs this with --distributed: they are one run with one mesh over all devices,
 and a signal to one of them stops all at the same step. They share the folder.
 
+What the config's `evaluation` asks (tasks of graft evaluate) is asked every `evaluate_every` steps;
+`checkpoint.keep_best` keeps the best step by `checkpoint.best_metric`, and RUN/best opens it.
+
 In the folder: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/, summary.json.
 """
 
@@ -32,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.add_distributed(parser)
     arguments = cli.parse(parser, argv)
 
+    from research.evaluation.in_training import open_tasks
     from research.experiment import Experiment
     from research.runtime import distributed, locks, signals, terminal
     from research.runtime.compilation_cache import enable_compilation_cache
     from research.training.loop import train
+    from research.training.session import Session
 
     enable_compilation_cache()
     with distributed.abort_on_error(), cli.clear_errors():
@@ -43,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             distributed.initialize()
         experiment = cli.load(Experiment, arguments.config, arguments.overrides)
         try:
-            summary = train(experiment, arguments.workdir, dry_run=arguments.dry_run)
+            session = Session(open_tasks)
+            summary = train(experiment, arguments.workdir, arguments.dry_run, session=session)
         except locks.LockLostError as error:  # at once: a save may be at work in the background
             terminal.show(f"error: {error}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -28,8 +28,8 @@ class CheckConfig:
     # Splits of every source that must share no row with what is trained on, beside
     # `evaluate_split`, such as ("test",).
     splits: tuple[str, ...] = ()
-    # Share of the rows of such a split that may be in the training split of any source; 1 looks
-    # for none, and so reads no source for it.
+    # Share of the rows of such a split, and of the questions of `evaluation`, that may be in the
+    # training split of any source; 1 looks for none, and so reads no source for it.
     overlap: Share = 0.0
     # Share of a source's examples whose completion may be empty.
     empty_answers: Share = 0.0

@@ -89,6 +89,14 @@ class GenerationTask(QuestionTask):
         fields = fields or ({"completion"} & record.keys())
         return [text for field in sorted(fields) for text in references(record, field)]
 
+    def measures(self, record: Mapping[str, Any]) -> Iterable[str]:
+        return _join(scorer.score("", record).values for scorer in self.scorers)
+
+    def check_model(self, responder: Responder, questions: Sequence[Question]) -> None:
+        find_stops(responder.run, [responder])
+        prompts = [self.write(responder, question).ids for question in questions]
+        responder.run.model.check_length(max(map(len, prompts)) + self.max_tokens)
+
     def answer_in_parts(
         self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]
     ) -> Iterator[Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -110,6 +110,10 @@ class MultipleChoice(QuestionTask):
         """The text of the right option."""
         options, right = self.read_options(record)
         return [options[right]]
+
+    def measures(self, record: Mapping[str, Any]) -> Iterable[str]:
+        names = ["right"] if self.letters else ["right", "right/tokens", "right/bytes"]
+        return names + (["right/unconditional"] if self.unconditional is not None else [])
 
     def answer_in_parts(
         self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,6 +117,25 @@ class QuestionTask:
     def right_answers(self, record: Mapping[str, Any]) -> list[str]:
         """The right answers of a record that was checked, where they are known."""
         return []
+
+    def measures(self, record: Mapping[str, Any]) -> Iterable[str]:
+        """Metrics of any answer to a record that was checked."""
+        raise NotImplementedError
+
+    def metric_names(self, questions: Sequence[Question]) -> list[str]:
+        """Metrics of a result, before a model is asked: as `TaskResult.metrics` has them."""
+        counts: collections.Counter[str] = collections.Counter()
+        for question in questions:
+            retrieval_measures = (
+                question.passages.measure(0) if question.passages is not None else ()
+            )
+            counts.update({*self.measures(question.record), *retrieval_measures})
+        return sorted(name for name, count in counts.items() if count > 1)
+
+    def check_model(self, responder: Responder, questions: Sequence[Question]) -> None:
+        """Raises ValueError for a model that cannot be asked these questions."""
+        for question in questions:
+            self.write(responder, question)
 
     @property
     def settings(self) -> dict[str, Any]:

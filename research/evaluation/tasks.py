@@ -193,6 +193,7 @@ class ChoiceQuestions:
     name: str  # of the split
     labels: list[str]  # the C answers to choose from
     answers: list[list[int]]  # their tokens
+    row_numbers: list[int]  # [N] of the split
     rows: Sequence[Mapping[str, Any]]  # [N] records
     prompts: list[list[int]]  # [N] tokens
     groups: np.ndarray | None  # as of `Answers`
@@ -231,7 +232,15 @@ def read_choice(task: ChoiceTask, tokenizer: Tokenizer) -> ChoiceQuestions:
         prompts.append(ids)
         truncated_count += is_truncated
     return ChoiceQuestions(
-        task, split_data.name, labels, answers, rows, prompts, groups, truncated_count
+        task=task,
+        name=split_data.name,
+        labels=labels,
+        answers=answers,
+        row_numbers=row_numbers,
+        rows=rows,
+        prompts=prompts,
+        groups=groups,
+        truncated=truncated_count,
     )
 
 

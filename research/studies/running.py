@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import library_versions
+from research.evaluation.in_training import open_tasks
 from research.evaluation.report import Report, evaluate_run
 from research.runtime import distributed, files, signals, storage
 from research.runtime.memory import peak_memory_bytes, release_memory
@@ -83,7 +84,7 @@ def run(
     """
     if retry:
         ledger.remove_failed()
-    session, count = Session(), 0
+    session, count = Session(open_tasks), 0
     claims, groups = Claims(folder), Together(session, together)
     runner = _Runner(resolver, ledger, folder, claims, session, groups, keep_models, report)
     stop = threading.Event()

@@ -12,6 +12,7 @@ from research.config import cli, paths, schema
 from research.config.functions import digest_function
 from research.config.suggestions import suggestion
 from research.data.sources import SourceConfig, open_source
+from research.evaluation.in_training import evaluation_of
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.retrieval.retrieve import content_key
@@ -81,6 +82,7 @@ class Resolver:
         self.evaluation: Evaluation | None = None
         if study.evaluation is not None:
             self.evaluation = cli.load(Evaluation, study.evaluation)
+        self._check_tasks()
         self._check_metric()
         self._before: tuple[Trial, ...] | None = None
         self.cells = tuple(
@@ -219,7 +221,7 @@ class Resolver:
             return trial.inputs, trial.address
         if trial.address not in self._accepted:
             content = self.depends(trial)
-            for name in {"data", "asked"} & set(content):
+            for name in {"data", "asked", "asked in training"} & set(content):
                 content[name] = {
                     source: self.study.accepted_data.get(source, mark)
                     for source, mark in content[name].items()
@@ -250,10 +252,28 @@ class Resolver:
                 full_keys[paths.full_path(Experiment, key)] = value
         return full_keys
 
+    def _check_tasks(self) -> None:
+        """Refuses one name for what is asked in training and what is asked after it."""
+        in_training = evaluation_of(self._start)
+        if in_training is None or self.evaluation is None:
+            return
+        both = sorted(set(in_training.tasks) & set(self.evaluation.tasks))
+        if in_training.text is not None and self.evaluation.text is not None:
+            both.append("bits_per_byte")
+        if both:
+            raise ValueError(
+                f"{both[0]!r} is asked by the config's `evaluation`, in training, and by the "
+                "study's: a row has one column of a name; give one of them another, or leave it out"
+            )
+
     def _check_metric(self) -> None:
         metric = self.study.metric
+        in_training = evaluation_of(self._start) or Evaluation()
+        names = [*in_training.tasks, *(self.evaluation.tasks if self.evaluation else ())]
+        names += ["choice"] if in_training.choice is not None else []
+        tasks = tuple(f"{name}/" for name in names)
         for name in (metric, *(getattr(c, "metric", None) for c in self.study.comparisons)):
-            is_known = name in _METRICS or str(name).startswith("bits_per_byte/")
+            is_known = name in _METRICS or str(name).startswith(("bits_per_byte/", *tasks))
             if name is not None and not is_known and not self.study.measures:
                 hint = suggestion(name, _METRICS)
                 raise ValueError(f"no trial will have the metric {name!r}{hint}")
@@ -286,18 +306,9 @@ class Resolver:
         }
         if evaluation is not None:
             content["evaluation"] = without_defaults(evaluation)
-            asked_splits = []
-            if text := evaluation.text:
-                asked_splits += [(source, text.split) for source in text.sources]
-            if choice := evaluation.choice:
-                asked_splits += [(choice.source, split) for split in ("train", choice.split)]
-            for task in evaluation.tasks.values():
-                asked_splits.append((task.source, task.split))
-            content["asked"] = self._fingerprints_of(asked_splits)
-            for name, task in evaluation.tasks.items():
-                content["asked"][f"scorers of {name}"] = task.key
-                if task.retrieval is not None:
-                    content["asked"][f"retrieved for {name}"] = content_key(task.retrieval)
+            content["asked"] = self._content_of(evaluation)
+        if (in_training := evaluation_of(experiment)) is not None:
+            content["asked in training"] = self._content_of(in_training)
         if way != TUNED:  # of a run, only where labels and worked examples come from
             unused = set(config) - {"data", "seed"}
             content["config"] = {k: v for k, v in config.items() if k not in unused}
@@ -308,6 +319,21 @@ class Resolver:
             content["measures"] = [
                 digest_function(name, measures.SETTING) for name in self.study.measures
             ]
+        return content
+
+    def _content_of(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The content of what an evaluation asks, and of what scores it."""
+        splits: list[tuple[SourceConfig, str]] = []
+        if text := evaluation.text:
+            splits += [(source, text.split) for source in text.sources]
+        if choice := evaluation.choice:
+            splits += [(choice.source, split) for split in ("train", choice.split)]
+        splits += [(task.source, task.split) for task in evaluation.tasks.values()]
+        content: dict[str, Any] = self._fingerprints_of(splits)
+        for name, task in evaluation.tasks.items():
+            content[f"scorers of {name}"] = task.key
+            if task.retrieval is not None:
+                content[f"retrieved for {name}"] = content_key(task.retrieval)
         return content
 
     def _open(self, experiment: Experiment) -> Start:

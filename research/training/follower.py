@@ -1,8 +1,9 @@
-"""What a run does about its steps: metrics, held-out loss, checkpoints; at its end, its model."""
+"""What a run does about its steps: metrics, measurements, checkpoints; at its end, its model."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Mapping
 from types import TracebackType
@@ -93,16 +94,8 @@ class RunFollower(Follower):
         self._monitor.push(step, metrics)
 
     def after(self, step: int, own: Arrays, is_last: bool) -> None:
-        if self._run.heldout and self._is_measured(step):
-            program = self._run.program
-            rules = program.experiment.sharding_rules
-            with (
-                self._monitor.pause("evaluation"),
-                sharding.mesh_context(program.mesh, rules),
-            ):
-                model = program.model(own, self._frozen)
-                scores = evaluate_heldout(model, program.batch_sharding, self._run.heldout)
-                self._monitor.push_evaluation(step, scores)
+        if self._is_measured(step):
+            self._measure(step, own)
         if is_last or self._is_saved(step):
             self._monitor.drain()
             self._saver.save(step, own, self._monitor.evaluation)
@@ -115,16 +108,35 @@ class RunFollower(Follower):
             self._saver.export(step, own, monitor.evaluation)
         self._stack.close()  # waits for the last checkpoint: only then is the run finished
         summary = summarize(run.program, run.data, run.reading, monitor, memory, self._timing, step)
+        if (best := run.checkpointer.best_step()) is not None:
+            metric = run.program.experiment.checkpoint.best_metric
+            value = run.checkpointer.at(best).metrics()[metric]
+            summary = dataclasses.replace(summary, best=dict(step=best, metric=metric, value=value))
         write_summary(run.folder, summary)
         return summary
 
+    def _measure(self, step: int, own: Arrays) -> None:
+        """Measures the model as it is, with the weights where the step left them."""
+        run, program = self._run, self._run.program
+        with (
+            self._monitor.pause("evaluation"),
+            sharding.mesh_context(program.mesh, program.experiment.sharding_rules),
+        ):
+            model, metrics = program.model(own, self._frozen), dict[str, float]()
+            if run.heldout:
+                metrics |= evaluate_heldout(model, program.batch_sharding, run.heldout)
+            if run.evaluator is not None:
+                metrics |= run.evaluator(model)
+            self._monitor.push_evaluation(step, metrics)
+
     def _is_measured(self, step: int) -> bool:
-        experiment = self._run.program.experiment
-        return is_due(step, experiment.evaluate_every, experiment.steps)
+        experiment, run = self._run.program.experiment, self._run
+        is_asked = bool(run.heldout) or run.evaluator is not None
+        return is_asked and is_due(step, experiment.evaluate_every, experiment.steps)
 
     def _is_saved(self, step: int) -> bool:
-        experiment = self._run.program.experiment
-        return is_due(step, experiment.checkpoint.every, experiment.steps)
+        config, steps = self._run.program.experiment.checkpoint, self._run.program.experiment.steps
+        return is_due(step, config.every, steps) or (config.keep_best and self._is_measured(step))
 
     def __enter__(self) -> RunFollower:
         return self

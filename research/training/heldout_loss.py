@@ -21,8 +21,8 @@ from research.step import eval_step
 Score = Callable[[Batch], np.ndarray]
 
 
-class HeldoutMetrics(NamedTuple):
-    """The held-out metrics of a run, and the step that they were measured at."""
+class EvaluationMetrics(NamedTuple):
+    """What a run measured of its model beside training, and the step that it was measured at."""
 
     step: int = 0
     metrics: Mapping[str, float] = {}

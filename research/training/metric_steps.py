@@ -18,7 +18,7 @@ _NAMES = 4  # steps that a message names
 
 def kind_of(row: Mapping[str, Any]) -> str:
     """What a line tells of its step: the training, or an evaluation."""
-    return "evaluation" if "heldout_loss" in row else "training"
+    return "training" if "loss" in row else "evaluation"
 
 
 class MetricSteps:

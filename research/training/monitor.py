@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.training.heldout_loss import HeldoutMetrics
+from research.training.heldout_loss import EvaluationMetrics
+from research.training.metric_steps import kind_of
 from research.training.metrics import METRICS, MetricsWriter, read_metrics
 from research.training.program import Program
 from research.training.progress import Progress, StepSink
@@ -29,7 +30,7 @@ class StepMonitor:
 
     Attributes:
       last: metrics of the last step that is over.
-      evaluation: the last held-out metrics.
+      evaluation: the last metrics of held-out data and of tasks.
       skipped: how many steps of this process had no finite loss and gradient.
       writer: where the metrics go.
     """
@@ -60,7 +61,7 @@ class StepMonitor:
         experiment = program.experiment
         self.skipped = 0
         self.last: dict[str, float] = {}
-        self.evaluation = HeldoutMetrics()
+        self.evaluation = EvaluationMetrics()
         # lines are numbered by steps done
         self.writer = MetricsWriter(workdir, first_step + 1, check=check)
         self._progress = Progress(
@@ -78,6 +79,9 @@ class StepMonitor:
         self._in_flight: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._skipped_in_a_row = 0
         self._end_times: list[float] = []
+        self._paused = 0.0
+        # what the progress bar shows of the last evaluation
+        self._shown_metric = experiment.checkpoint.best_metric
 
     def push(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a step that was dispatched, and waits for the step before it.
@@ -100,17 +104,21 @@ class StepMonitor:
     def pause(self, part: str) -> Iterator[None]:
         """Waits for all steps; the time of what runs inside counts as `part`, not as a step's."""
         self.drain()
+        start = time.perf_counter()
         with self._progress.pause(), self._timing(part):
             yield
+        self._paused += time.perf_counter() - start
 
     def push_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes and writes the held-out metrics of a step."""
-        self.evaluation = HeldoutMetrics(step, metrics)
+        """Takes, writes and shows what was measured of the model at a step."""
+        self.evaluation = EvaluationMetrics(step, metrics)
         self.writer.write(step, metrics)
+        name = self._shown_metric if self._shown_metric in metrics else next(iter(metrics))
+        self._progress.note = f"{name} {metrics[name]:.4g}"
 
     @property
     def step_seconds(self) -> list[float]:
-        """Seconds between the ends of consecutive steps."""
+        """Seconds between the ends of consecutive steps, without those of pauses."""
         return [after - before for before, after in itertools.pairwise(self._end_times)]
 
     def _fetch(self, behind: int) -> None:
@@ -119,7 +127,7 @@ class StepMonitor:
             step, metrics = self._in_flight.popleft()
             with self._timing("step"):
                 self.last = {name: float(value) for name, value in metrics.items()}
-            self._end_times.append(time.perf_counter())
+            self._end_times.append(time.perf_counter() - self._paused)
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.last["skipped"] else 0
             self.skipped += int(self.last["skipped"])
             self._progress.update(step, self.last["loss"], self._tokens_per_step)
@@ -141,16 +149,17 @@ class StepMonitor:
         self.writer.close()
 
 
-def last_metrics(workdir: Path, step: int) -> tuple[dict[str, float], HeldoutMetrics]:
-    """Metrics and held-out metrics of a step that an earlier process took, from its metrics.jsonl.
+def last_metrics(workdir: Path, step: int) -> tuple[dict[str, float], EvaluationMetrics]:
+    """Metrics and evaluation of a step that an earlier process took, from its metrics.jsonl.
 
     They are those of the summary, where only the end of a run is missing.
     """
     last: dict[str, float] = {}
-    evaluation = HeldoutMetrics()
+    evaluation = EvaluationMetrics()
     for row in read_metrics(workdir / METRICS):
-        if row.pop("step") == step and "heldout_loss" in row:
-            evaluation = HeldoutMetrics(step, row)
-        elif "loss" in row:
+        is_last = row.pop("step") == step
+        if kind_of(row) == "training":
             last = row
+        elif is_last:
+            evaluation = EvaluationMetrics(step, row)
     return last, evaluation

@@ -16,6 +16,7 @@ from research.runtime import storage
 from research.text.tokenizer import Tokenizer
 from research.training import resume, saving
 from research.training.describe import ReadingPlan, describe_run
+from research.training.evaluators import Evaluator, check_metrics
 from research.training.observers import show
 from research.training.program import Program
 from research.training.resume import Start
@@ -28,7 +29,7 @@ class OpenedRun:
 
     Attributes:
       start: where it begins; with the summary of a run that is finished.
-      heldout: what it is measured on, maybe nothing.
+      heldout, evaluator: what it is measured on, and what asks it tasks; maybe nothing.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class OpenedRun:
     tokenizer: Tokenizer
     data: Pipeline
     heldout: list[HeldOut]
+    evaluator: Evaluator | None
     reading: ReadingPlan
     checkpointer: Checkpointer
     start: Start
@@ -69,6 +71,8 @@ def open_training(
     # --- data ---
     data, heldout = session.open_data(program, tokenizer)
     reading = ReadingPlan.of(data, experiment.steps)
+    evaluator = session.open_evaluator(program, data)
+    check_metrics(experiment, heldout, evaluator)
 
     # --- where the run stands: resume > init from > scratch ---
     checkpointer = saving.make_checkpointer(folder, experiment.checkpoint)
@@ -83,4 +87,9 @@ def open_training(
         if jax.process_index() == 0:
             storage.check_writable(folder)
             show(describe_run(program, reading, start.step))
-    return OpenedRun(folder, program, tokenizer, data, heldout, reading, checkpointer, start)
+            if evaluator is not None:
+                every = experiment.evaluate_every or experiment.steps
+                show(f"evaluate   every {every:,} steps: {evaluator.describe()}")
+    return OpenedRun(
+        folder, program, tokenizer, data, heldout, evaluator, reading, checkpointer, start
+    )

@@ -57,6 +57,8 @@ class Progress:
         """
         self.total_steps = total_steps
         self.step = start_step
+        # what is shown beside the loss, such as the last evaluation
+        self.note = ""
         self._flops_share = flops_per_token / peak_flops if flops_per_token and peak_flops else None
         self._enabled = jax.process_index() == 0 if enabled is None else enabled
         self._stream = sys.stderr if stream is None else stream
@@ -166,7 +168,7 @@ class Progress:
         return (last[column] - first[column]) / max(last[0] - first[0], 1e-9)
 
     def _describe(self, loss: float) -> str:
-        parts = [f"loss {loss:.4f}"]
+        parts = [f"loss {loss:.4f}", *([self.note] if self.note else [])]
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if self.flops_utilisation is not None:

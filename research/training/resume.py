@@ -49,6 +49,7 @@ CHANGEABLE = frozenset(
         "evaluate_every",
         "evaluate_split",
         "evaluate_tokens",
+        "evaluation",
     }
 )
 

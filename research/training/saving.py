@@ -8,10 +8,11 @@ from typing import Any
 
 from research.checkpoints import runs, stacking
 from research.checkpoints.checkpointer import Checkpointer, library_versions
+from research.checkpoints.retention import better_end
 from research.config import schema
 from research.data.pipeline import Pipeline
 from research.experiment import CheckpointConfig
-from research.training.heldout_loss import HeldoutMetrics
+from research.training.heldout_loss import EvaluationMetrics
 from research.training.metrics import MetricsWriter
 from research.training.program import Program
 from research.training.timing import Timing
@@ -27,7 +28,8 @@ def make_checkpointer(workdir: Path, config: CheckpointConfig) -> Checkpointer:
         workdir / CHECKPOINTS,
         keep_last=config.keep_last,
         keep_best=int(config.keep_best),
-        best_metric="heldout_loss" if config.keep_best else None,
+        best_metric=config.best_metric if config.keep_best else None,
+        best_mode=better_end(config.best_metric),
         check=functools.partial(check_claim, workdir),
     )
 
@@ -52,12 +54,12 @@ class RunSaver:
         tokenizer_file = {runs.TOKENIZER: data.tokenizer.to_json().encode()}
         self._files: dict[str, bytes | Path] = {**sidecar_files, **tokenizer_file}
 
-    def save(self, step: int, own: Arrays, evaluation: HeldoutMetrics) -> None:
+    def save(self, step: int, own: Arrays, evaluation: EvaluationMetrics) -> None:
         """Starts saving a checkpoint: everything of the state that is this run's own."""
         with self._timing("checkpoint"):
             self._write(self._checkpointer, step, own, evaluation)
 
-    def export(self, step: int, own: Arrays, evaluation: HeldoutMetrics) -> None:
+    def export(self, step: int, own: Arrays, evaluation: EvaluationMetrics) -> None:
         """Saves what others use, the weights without the optimizer, and waits for it."""
         weights = {name: array for name, array in own.items() if name.startswith("model/")}
         with (
@@ -76,7 +78,7 @@ class RunSaver:
         checkpointer: Checkpointer,
         step: int,
         arrays: Arrays,
-        evaluation: HeldoutMetrics,
+        evaluation: EvaluationMetrics,
         replace: bool = False,
     ) -> None:
         check_claim(self._workdir)

@@ -27,9 +27,10 @@ from research.data import run_checks, token_cache
 from research.data.examples import ExampleReader
 from research.data.heldout import HeldOut
 from research.data.pipeline import Pipeline
-from research.experiment import Experiment
+from research.experiment import CheckpointConfig, Experiment
 from research.models.transformer import Transformer
 from research.text.tokenizer import Tokenizer
+from research.training.evaluators import Evaluator, OpenEvaluator
 from research.training.heldout_loss import open_heldout
 from research.training.numbers import make_keys, without_numbers
 from research.training.program import Program, make_program
@@ -41,13 +42,15 @@ Halves = tuple[Arrays, Arrays]  # of a state: the run's own leaves, and the base
 
 # how many of each kind stay: those of the trials that follow each other in a study
 _LIMITS = {"base": 4, "reader": 4, "data": 6, "checks": 64, "program": 8, "step": 8, "start": 8}
-_LIMITS |= {"mapped": 2, "choice": 64}
+_LIMITS |= {"mapped": 2, "choice": 64, "evaluator": 4}
 
 
 class Session:
     """Shared by runs that follow each other in one process; see the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_evaluator: OpenEvaluator | None = None) -> None:
+        """`open_evaluator`: what opens the tasks of runs that have an `evaluation`."""
+        self._open_evaluator = open_evaluator
         self._values: dict[str, OrderedDict[Hashable, Any]] = {}
 
     def once(self, kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -103,6 +106,25 @@ class Session:
             return data, open_heldout(data, split, limit)
 
         return self.once("data", (*whole, _text(experiment.checks), split, limit), open_all)
+
+    def open_evaluator(self, program: Program, data: Pipeline) -> Evaluator | None:
+        """What asks the run's tasks, read once for runs that differ in numbers alone; None: it has
+        none.
+
+        Raises:
+          ValueError: tasks that do not fit the run, or nothing here opens them.
+        """
+        experiment = program.experiment
+        if not experiment.evaluation:
+            return None
+        if (open_evaluator := self._open_evaluator) is None:
+            raise ValueError(
+                "the experiment has an `evaluation`, and nothing here asks tasks: give "
+                "session=Session(research.evaluation.in_training.open_tasks)"
+            )
+        any_seed = dataclasses.replace(without_numbers(experiment), checkpoint=CheckpointConfig())
+        key = (data.tokenizer, program.signature, _text(any_seed))
+        return self.once("evaluator", key, lambda: open_evaluator(program, data))
 
     def compile(self, program: Program, batch: Batch) -> Any:
         """As `program.compile`, once for all programs that differ in numbers alone."""

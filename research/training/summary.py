@@ -24,7 +24,7 @@ SUMMARY = "summary.json"
 class Summary:
     """Counts and costs of a whole run, with its last metrics."""
 
-    # of the last step (`loss`, ...) and of the last evaluation (`heldout_loss`, ...)
+    # of the last step (`loss`, ...) and of the last evaluation (`heldout_loss`, `TASK/METRIC`, ...)
     metrics: Mapping[str, float]
     # steps done, and those of them of this process that had no finite loss and gradient
     steps: int
@@ -52,6 +52,9 @@ class Summary:
     quickest_step_seconds: float | None
     # of this process: seconds by what the host did
     timing: Mapping[str, float]
+    # the best checkpoint: its `step`, and the `metric` and `value` that it is chosen by; None where
+    # none is kept
+    best: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of summary.json: metrics and all other fields side by side.
@@ -67,6 +70,9 @@ class Summary:
     def describe(self) -> str:
         """Lines for the run's user: where the time went, and how to go on with a stopped run."""
         line = f"time       {describe_seconds(self.timing)}"
+        if self.best:
+            best = "best       step {step}, {metric} {value:.4g}: open it as WORKDIR/best"
+            line = f"{best.format(**self.best)}\n{line}"
         if self.finished:
             return line
         stopped = f"stopped by a signal at step {self.steps}, saved"

@@ -1,5 +1,6 @@
 """Tasks that come with Graft: each says what it asks, builds, and is found by its name."""
 
+import dataclasses
 import importlib
 import os
 
@@ -9,6 +10,7 @@ from configs.tasks import house_style
 from research import cli
 from research.commands import tasks
 from research.config import cli as configs
+from research.evaluation.in_training import evaluation_of
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.runtime import environment
@@ -32,7 +34,7 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
     for flags in ([], ["--task", "law", "--config", "a.py"]):
         with pytest.raises(SystemExit):
             cli.main(["evaluate", "--run", "a", *flags])
-        assert "say what is asked" in capsys.readouterr().err
+        assert "say what is in_training" in capsys.readouterr().err
 
 
 def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tmp_path):
@@ -67,6 +69,9 @@ def test_a_task_with_a_training_split_is_tuned_on_as_it_is_asked():
         experiment = configs.load(Experiment, f"configs/finetune/smollm2_task.py:{name}")
         task = configs.load(Evaluation, tasks.task_config(name)).tasks[name]
         assert experiment.data.sources == (task.source,)
+        in_training = evaluation_of(experiment).tasks[name]
+        changes = {"split": "validation", "max_questions": 16}
+        assert in_training == dataclasses.replace(task, **changes)
     with pytest.raises(ValueError, match="there are education, finance"):
         tuning.get_config("law")
 

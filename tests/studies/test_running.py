@@ -12,6 +12,7 @@ import pytest
 
 from research import cli
 from research.config import schema
+from research.evaluation.in_training import open_tasks
 from research.runtime import distributed
 from research.studies import Form, Stage, Study, results, running
 from research.studies.desk import Desk
@@ -70,14 +71,24 @@ def test_a_sweep_runs_each_trial_once_and_goes_on_with_more_values(
     assert len(rows) == 3 and {"heldout_loss", "schedule.learning_rate"} <= set(names.split(","))
 
 
-def test_a_trial_has_the_numbers_of_the_run_alone(config, world, tmp_path):
-    desk = Desk(make_study(config), tmp_path / "study")
+def test_a_trial_has_the_numbers_of_the_run_alone(world, tmp_path):
+    source = schema.to_dict(world.questions())["sources"][0]
+    labels = {"labels": tiny_run.COLOURS, "reference": "completion", "batch_size": 8}
+    colours = {"kind": "multiple_choice", "source": source, "split": "heldout", **labels}
+    experiment = world.tuning(
+        2, evaluate_split="heldout", evaluation={"tasks": {"colours": colours}}
+    )
+    config = str(tiny_run.config_file(tmp_path, experiment))
+    with pytest.raises(ValueError, match="no trial will have the metric 'coluors/right'"):
+        Desk(make_study(config, metric="coluors/right"), tmp_path / "study")
+    desk = Desk(make_study(config, metric="colours/right"), tmp_path / "study")
     desk.run()
     rows, progress = desk.look()
     trial = progress.trials[1]
-    alone = running.train(trial.experiment, tmp_path / "alone")
+    alone = running.train(trial.experiment, tmp_path / "alone", session=Session(open_tasks))
     row = rows[trial.address]
-    assert row["heldout_loss"] == alone.metrics["heldout_loss"]
+    for name in ("heldout_loss", "colours/right", "colours/right/bytes_high"):
+        assert row[name] == alone.metrics[name]
     assert row["trainable_parameters"] == alone.trainable_parameters
     # the models are gone, the log and the metrics are there
     folder = tmp_path / "study/trials" / trial.address

@@ -19,12 +19,14 @@ from research import sharding
 from research.checkpoints.checkpointer import CheckpointError, open_checkpoint
 from research.commands import evaluate
 from research.config import cli, schema
+from research.evaluation.in_training import open_tasks
 from research.experiment import CheckpointConfig
 from research.methods import LoRA
 from research.optim.optimizers import OptimizerConfig
 from research.runtime import distributed
 from research.sharding import MeshConfig
 from research.training.loop import train
+from research.training.session import Session
 from tests.helpers import rounding, tiny_run
 
 DEVICES, STEPS = 8, 12
@@ -38,11 +40,21 @@ def experiment(world, **changes):
         "checkpoint": CheckpointConfig(every=4, keep_last=9),
         "evaluate_split": "heldout",
         "evaluate_every": 6,
+        "evaluation": questions(world),
         # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
         "optimizer": OptimizerConfig(epsilon=1e-2),
     }
     settings |= changes
     return world.experiment(settings.pop("steps", STEPS), **settings)
+
+
+def questions(world):
+    """Tasks that several processes may ask together."""
+    sources = [schema.to_dict(data)["sources"][0] for data in (world.data(), world.questions())]
+    text = {"sources": sources[:1], "sequence_length": 32, "batch_size": 8}
+    labels = {"labels": tiny_run.COLOURS, "reference": "completion", "batch_size": 8}
+    options = {"kind": "multiple_choice", "source": sources[1], "split": "heldout", **labels}
+    return {"text": text, "tasks": {"options": options}}
 
 
 def start(count, config, workdir):
@@ -100,7 +112,8 @@ def assert_same_run(ours, theirs):
     rows = [[json.loads(line) for line in tiny_run.lines(folder)] for folder in (ours, theirs)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for mine, other in zip(*rows, strict=True):
-        for name in other.keys() & {"loss", "heldout_loss"}:
+        assert mine.keys() == other.keys()
+        for name in other.keys() & {"loss", "heldout_loss", "bits_per_byte/prose"}:
             rounding.assert_close(mine[name], other[name], roundings=tiny_run.ROUNDINGS)
     count = rounding.gradient_roundings(tiny_run.MODEL, rows=8, length=32)
     scale = rounding.moved(STEPS, learning_rate=1e-2, epsilon=1e-2)
@@ -113,7 +126,7 @@ def assert_same_run(ours, theirs):
 def alone(world, tmp_path_factory):
     """The run in this process, on the same devices."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    train(experiment(world), folder)
+    train(experiment(world), folder, session=Session(open_tasks))
     return folder
 
 
@@ -132,6 +145,16 @@ def test_two_processes_train_as_one(pair, alone):
 
 
 @pytest.mark.heavy
+def test_answers_in_words_are_refused_where_several_processes_train(world, tmp_path):
+    words = {"scorers": [{"kind": "exact_match"}], "batch_size": 8}
+    task = questions(world)["tasks"]["options"]
+    task = {name: task[name] for name in ("source", "split")} | {"kind": "generation"} | words
+    config = experiment(world, evaluation={"tasks": {"words": task}})
+    outputs = finish(start(2, config, tmp_path / "run"), status=1)
+    assert any("leave --distributed out, or of `tasks`: words" in output for output in outputs)
+
+
+@pytest.mark.heavy
 def test_what_four_processes_saved_goes_on_on_two_and_on_one(world, alone, tmp_path):
     # two of them share each row: their devices are those of its tensor axis
     half = experiment(world, steps=STEPS // 2, mesh=MeshConfig(data=2, fsdp=1, tensor=4))
@@ -140,9 +163,9 @@ def test_what_four_processes_saved_goes_on_on_two_and_on_one(world, alone, tmp_p
     shutil.copytree(tmp_path / "run", tmp_path / "one")
     whole = dataclasses.replace(wide, steps=STEPS, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     finish(start(2, whole, tmp_path / "run"))
-    train(whole, tmp_path / "one")
+    train(whole, tmp_path / "one", session=Session(open_tasks))
     assert_same_run(tmp_path / "run", tmp_path / "one")
-    train(whole, tmp_path / "never stopped")
+    train(whole, tmp_path / "never stopped", session=Session(open_tasks))
     assert_same_run(tmp_path / "run", tmp_path / "never stopped")
 
 

@@ -13,7 +13,10 @@ from research.training.timing import Timing, describe_seconds
 
 
 def open_monitor(folder, first_step=0, steps=6, log_every=2, max_skipped=3):
-    experiment = SimpleNamespace(steps=steps, log_every=log_every, max_skipped=max_skipped)
+    saving = SimpleNamespace(best_metric="heldout_loss")
+    experiment = SimpleNamespace(
+        steps=steps, log_every=log_every, max_skipped=max_skipped, checkpoint=saving
+    )
     program = SimpleNamespace(experiment=experiment, flops_per_token=1.0)
     return StepMonitor(program, 8.0, folder, first_step, Timing(), peak_flops=None)
 

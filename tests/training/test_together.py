@@ -50,12 +50,29 @@ def trial(world, number, **changes):
         "weight_decay": number / 100,
         "dropout": 0.1 + number / 100,
         "evaluate_split": "heldout",
+        "evaluation": {"tasks": {}},
     }
     return world.tuning(STEPS, **settings | changes)
 
 
+class Size:
+    """An evaluator."""
+
+    metrics = ("weights/size",)
+
+    def describe(self):
+        return "weights"
+
+    def __call__(self, model):
+        return {"weights/size": float(sum(abs(leaf).sum() for leaf in jax.tree.leaves(model)))}
+
+
 class OneDevice(Session):
-    """Runs work on the first device, as each trial of a group does."""
+    """Runs work on the first device, as each trial of a group does; each is asked how large its
+    weights are."""
+
+    def __init__(self):
+        super().__init__(lambda *_: Size())
 
     def make_program(self, experiment, base, devices=None):
         return super().make_program(experiment, base, jax.devices()[:1])
@@ -168,6 +185,9 @@ def assert_same_run(mine, theirs):
         assert line["step"] == other["step"] and line.get("skipped") == other.get("skipped")
         name = "heldout_loss" if "heldout_loss" in line else "loss"
         rounding.assert_close(line[name], other[name], roundings=tiny_run.ROUNDINGS)
+        if "heldout_loss" in line:  # a sum over ten thousand weights
+            size, others = line["weights/size"], other["weights/size"]
+            rounding.assert_close(size, others, roundings=tiny_run.ROUNDINGS)
 
 
 def map_on_one(session, opened_runs):

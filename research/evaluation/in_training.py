@@ -1,0 +1,182 @@
+"""The tasks that a run is asked as it trains: an experiment's `evaluation`.
+
+`graft train` gives `open_tasks` to the run's session. Everything that can be wrong is said before
+anything is computed; then the same questions are asked of the run's model where it lies, with what
+is attached to it, as often as the run says. Nothing of it touches what is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research import sharding
+from research.checkpoints.checkpoint import Checkpoint
+from research.checkpoints.runs import Run
+from research.config import schema
+from research.data.pipeline import Pipeline
+from research.data.sources import open_source
+from research.evaluation import tasks
+from research.evaluation.question_overlap import check_questions
+from research.evaluation.report import (
+    EvaluationQuestions,
+    Report,
+    ask,
+    model_to_ask,
+    read_evaluation,
+)
+from research.evaluation.tasks import Evaluation
+from research.experiment import Experiment
+from research.generation.responders import Responder
+from research.models.transformer import Transformer
+from research.runtime.storage import absolute
+from research.sharding import MeshConfig
+from research.training.program import Program
+
+_WHERE = "config.evaluation"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInTraining(Run):
+    """A run whose model is in memory, and whose files lie nowhere yet."""
+
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sidecar_files(self) -> dict[str, bytes]:
+        return dict(self.files)
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksInTraining:
+    """The tasks of a run, an `Evaluator`; made by `open_tasks`."""
+
+    questions: EvaluationQuestions
+    responder: Responder
+    rows: Any  # the NamedSharding of batches
+    metrics: tuple[str, ...]
+
+    def describe(self) -> str:
+        """What is asked, and how many questions that are."""
+        counts = {name: len(questions) for name, questions in self.questions.tasks.items()}
+        if self.questions.choice is not None:
+            counts["choice"] = len(self.questions.choice.prompts)
+        parts = [f"{name}, {count:,} questions" for name, count in counts.items()]
+        if (text := self.questions.evaluation.text) is not None:
+            parts.append(f"bits per byte of {', '.join(source.name for source in text.sources)}")
+        return "; ".join(parts)
+
+    def __call__(self, model: Transformer) -> dict[str, float]:
+        report = ask(model_to_ask(model, self.rows, self.responder), self.questions)
+        return dict.fromkeys(self.metrics, math.nan) | metrics_of(report)
+
+
+def evaluation_of(experiment: Experiment) -> Evaluation | None:
+    """What an experiment asks in training; None: nothing.
+
+    Raises:
+      ValueError: a key that an evaluation has not, with the nearest, or a value that does not fit.
+    """
+    if not experiment.evaluation:
+        return None
+    return schema.build(Evaluation, experiment.evaluation, _WHERE)
+
+
+def open_tasks(program: Program, data: Pipeline) -> TasksInTraining:
+    """Reads what the experiment of a program asks; see `research.training.evaluators`.
+
+    Raises:
+      ValueError: it cannot be asked of this run's model, or is trained on.
+    """
+    experiment = program.experiment
+    evaluation = evaluation_of(experiment)
+    assert evaluation is not None
+    _check_fits(evaluation, program)
+    try:
+        questions = read_evaluation(evaluation, data.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{_WHERE}: {error}") from None
+    base = program.base
+    run = RunInTraining(
+        checkpoint=Checkpoint(absolute("the run in training")),
+        experiment=experiment,
+        model=program.model_config,
+        tokenizer=data.tokenizer,
+        base=base,
+        method=experiment.method,
+        origin=base.origin if base else None,
+        files=(base.sidecar_files if base else {}) | data.sidecar_files,
+    )
+    responder, names = Responder(run), []
+    if evaluation.text is not None:
+        names += [f"bits_per_byte/{source.name}" for source in evaluation.text.sources]
+    if evaluation.choice is not None:
+        names.append("choice/right")
+    for name, task in evaluation.tasks.items():
+        try:
+            task.check_model(responder, questions.tasks[name])
+        except ValueError as error:
+            raise ValueError(f"{_WHERE}.tasks.{name}: {error}") from None
+        names += [f"{name}/{metric}" for metric in task.metric_names(questions.tasks[name])]
+    check_questions(_question_rows(questions), data, experiment.checks.overlap)
+    return TasksInTraining(questions, responder, program.batch_sharding, tuple(names))
+
+
+def metrics_of(report: Report) -> dict[str, float]:
+    """`TASK/METRIC` with its 95% interval (`_low`, `_high`), `TASK/seconds`, and bits per byte."""
+    metrics = {f"bits_per_byte/{name}": bits for name, bits in (report.bits_per_byte or {}).items()}
+    for task, result in report.tasks.items():
+        for name, estimate in result.metrics.items():
+            metrics[f"{task}/{name}"] = estimate.value
+            metrics[f"{task}/{name}_low"] = estimate.low
+            metrics[f"{task}/{name}_high"] = estimate.high
+        metrics[f"{task}/seconds"] = result.seconds
+    return metrics
+
+
+def _check_fits(evaluation: Evaluation, program: Program) -> None:
+    """Raises ValueError for what is asked of other models than that of a run in training."""
+    if evaluation.mesh != MeshConfig():
+        raise ValueError(f"{_WHERE}.mesh: the model is asked on the run's own mesh; leave it out")
+    if program.experiment.method.bank_names:
+        raise ValueError(
+            f"{_WHERE}: a bank has an adapter for each row, and no model of its own to ask; "
+            "measure its adapters with graft evaluate --adapter NAME"
+        )
+    reserved_names = {"choice", "bits_per_byte"} & set(evaluation.tasks)
+    if reserved_names:
+        raise ValueError(
+            f"{_WHERE}.tasks.{min(reserved_names)}: a metric has this name; choose another"
+        )
+    shards = sharding.batch_shards(program.mesh, program.experiment.sharding_rules)
+    parts: dict[str, Any] = {f"tasks.{name}": task for name, task in evaluation.tasks.items()}
+    parts |= {"choice": evaluation.choice, "text": evaluation.text}
+    for name, part in parts.items():
+        if part is not None and part.batch_size % shards:
+            raise ValueError(
+                f"{_WHERE}.{name}.batch_size {part.batch_size} does not divide over {shards} "
+                "devices of the run's mesh"
+            )
+
+
+def _question_rows(
+    questions: EvaluationQuestions,
+) -> dict[str, Sequence[tuple[int, Mapping[str, Any]]]]:
+    """Path in the config -> row and record of each of its questions or texts."""
+    rows_by_task: dict[str, Sequence[tuple[int, Mapping[str, Any]]]] = {}
+    for name, of_task in questions.tasks.items():
+        rows_by_task[f"{_WHERE}.tasks.{name}"] = [
+            (each.row, {"messages": each.conversation.messages}) for each in of_task
+        ]
+    if (choice := questions.choice) is not None:
+        rows_by_task[f"{_WHERE}.choice"] = [*zip(choice.row_numbers, choice.rows, strict=True)]
+    if (text := questions.evaluation.text) is not None:
+        for source in text.sources:
+            rows = tasks.open_text(text, source, questions.tokenizer).source_rows
+            data = open_source(source, text.split)
+            rows_by_task[f"{_WHERE}.text, {source.name}"] = [
+                (int(row), data[int(row)]) for row in rows
+            ]
+    return rows_by_task

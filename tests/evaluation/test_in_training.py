@@ -1,0 +1,172 @@
+"""The tasks of a run: asked of its model as it trains, and what is refused before that."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import pytest
+
+from research.checkpoints import runs
+from research.config import paths, schema
+from research.evaluation.in_training import metrics_of, open_tasks
+from research.evaluation.report import evaluate_run
+from research.evaluation.tasks import Evaluation
+from research.experiment import CheckpointConfig
+from research.methods import LoRA
+from research.objectives import Masked
+from research.training.loop import train
+from research.training.session import Session
+from tests.helpers import tiny_run
+
+
+def evaluation(world, **changes):
+    """All kinds of tasks, on the questions that are held out."""
+    path = str(world.folder / "questions-{split}.jsonl")
+    source = dict(kind="jsonl", name="questions", path=path)
+    words = dict(
+        kind="generation",
+        source=source,
+        split="heldout",
+        scorers=[dict(kind="exact_match"), dict(kind="token_f1")],
+        max_tokens=4,
+        max_questions=6,
+        batch_size=8,
+    )
+    options = dict(
+        kind="multiple_choice",
+        source=source,
+        split="heldout",
+        labels=tiny_run.COLOURS,
+        reference="completion",
+        batch_size=8,
+    )
+    prose = dict(kind="jsonl", name="prose", path=str(world.folder / "prose-{split}.jsonl"))
+    content = dict(
+        tasks=dict(words=words, options=options),
+        choice=dict(
+            source=source,
+            objective=dict(template="Q: {prompt}\nA: "),
+            split="heldout",
+            sequence_length=64,
+            batch_size=8,
+        ),
+        text=dict(sources=[prose], sequence_length=32, batch_size=8),
+    )
+    return content | changes
+
+
+def lines(folder):
+    """Step -> what was measured of it."""
+    rows = [json.loads(line) for line in tiny_run.lines(folder)]
+    return {row.pop("step"): row for row in rows if "loss" not in row}
+
+
+@pytest.fixture
+def compilations():
+    events = []
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def counting_compilations(events, counts):
+    """Opens tasks that add to `counts` how much each evaluation compiles."""
+
+    def open_counting(program, data):
+        tasks = open_tasks(program, data)
+
+        def measure(model):
+            before = len(events)
+            metrics = tasks(model)
+            counts.append(len(events) - before)
+            return metrics
+
+        return CountingTasks(measure, tasks.metrics, tasks.describe)
+
+    return open_counting
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingTasks:
+    measure: Any
+    metrics: Any
+    describe: Any
+
+    def __call__(self, model):
+        return self.measure(model)
+
+
+@pytest.mark.heavy
+def test_a_run_is_asked_its_tasks_and_trains_the_same_bits(world, tmp_path, compilations):
+    content, counts = evaluation(world), []
+    plain = world.tuning(3, method=LoRA(rank=2), evaluate_split="heldout")
+    experiment = dataclasses.replace(plain, evaluation=content, evaluate_every=1)
+    session = Session(counting_compilations(compilations, counts))
+    train(experiment, tmp_path / "asked", session=session)
+    train(plain, tmp_path / "plain")
+    assert tiny_run.content(tmp_path / "asked") == tiny_run.content(tmp_path / "plain")
+    assert counts[0] > 0 and counts[1:] == [0, 0]
+    measured = lines(tmp_path / "asked")
+    assert list(measured) == [1, 2, 3]
+    run = runs.open_run(tmp_path / "asked")
+    expected = metrics_of(evaluate_run(run, schema.build(Evaluation, content)))
+    for name, value in expected.items():
+        assert name.endswith("/seconds") or measured[3][name] == value, name
+    heldout = {"heldout_loss", "heldout_bits_per_byte"}
+    assert set(expected) | heldout == set(measured[3])
+    assert len({row["bits_per_byte/prose"] for row in measured.values()}) == 3
+    summary = json.loads((tmp_path / "asked" / "summary.json").read_text())
+    assert summary["options/right_high"] == measured[3]["options/right_high"]
+    assert summary["timing"]["evaluation"] > sum(row["words/seconds"] for row in measured.values())
+
+
+WORDS, OPTIONS = "tasks.words", "tasks.options"
+
+
+@pytest.mark.parametrize(
+    "changes, best, message",
+    [
+        (
+            {f"{WORDS}.max_token": 3},
+            None,
+            r"evaluation.tasks.words.max_token: no such key; did you mean .*max_tokens\?",
+        ),
+        ({f"{WORDS}.split": "tset"}, None, r"there is no file .*questions-tset.jsonl"),
+        ({f"{WORDS}.split": "train"}, None, r"words: 6 of 6 questions are trained on too: row"),
+        ({f"{OPTIONS}.batch_size": 12}, None, "options.batch_size 12 does not divide over 8"),
+        ({"mesh.fsdp": 2}, None, "evaluation.mesh: the model is asked on the run's own mesh"),
+        ({}, "words/exact_macth", "no metric 'words/exact_macth'; did you mean words/exact_match"),
+        ({}, "right", "no metric 'right'"),
+        ({}, "heldout_loss", "keep_best by heldout_loss needs a held-out loss"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_computed(
+    world, tmp_path, changes, best, message
+):
+    content = evaluation(world)
+    content = {"tasks": content["tasks"]}
+    for path, value in changes.items():
+        paths.set_at(content, paths.location(path), value, path)
+    with pytest.raises((ValueError, OSError), match=message):
+        saving = CheckpointConfig(keep_best=best is not None, best_metric=best or "heldout_loss")
+        experiment = world.tuning(2, evaluation=content, checkpoint=saving)
+        train(experiment, tmp_path / "run", session=Session(open_tasks))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_nothing_to_measure_or_nobody_who_asks_is_refused(world, tmp_path):
+    with pytest.raises(ValueError, match="evaluate_every is 2, and there is nothing to measure"):
+        train(world.tuning(2, evaluate_every=2), tmp_path / "run")
+    with pytest.raises(ValueError, match="nothing here asks tasks: give session="):
+        train(world.tuning(2, evaluation=evaluation(world)), tmp_path / "run")
+    masked = world.experiment(2, data=world.data(objective=Masked(mask="\x01")))
+    tasks = {"words": evaluation(world)["tasks"]["words"]}
+    with pytest.raises(ValueError, match="tasks.words: it was trained to fill in masked tokens"):
+        masked = dataclasses.replace(masked, evaluation={"tasks": tasks})
+        train(masked, tmp_path / "run", session=Session(open_tasks))
