@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llguidance import LLMatcher
 
@@ -29,9 +29,12 @@ class ConstraintConfig:
         """
         raise NotImplementedError
 
-    @property
-    def growth(self) -> int | None:
-        """Bytes by which one token may lengthen the shortest end; None: nobody knows."""
+    def growth(self, count: Callable[[str], int]) -> int | None:
+        """Tokens by which one token may lengthen the shortest end; None: nobody knows.
+
+        Args:
+          count: text -> its tokens.
+        """
         return None
 
     @property
@@ -53,7 +56,8 @@ class ConstraintConfig:
         """
         vocabulary = find_vocabulary(tokenizer, frozenset({tokenizer.end_id, *stops}))
         size = vocabulary_size or tokenizer.vocabulary_size
-        return CompiledGrammar(vocabulary, self.llguidance_text, size, self.growth, self.texts)
+        growth = self.growth(lambda text: len(vocabulary.encode(text.encode())))
+        return CompiledGrammar(vocabulary, self.llguidance_text, size, growth, self.texts)
 
 
 def check_grammar(grammar: str, what: str) -> None:

@@ -82,9 +82,9 @@ class CompiledGrammar:
                     f"{_MAX_BYTES} bytes was found"
                 )
             self.shortest_ids = self.encode(text)
-        growth = max(32, 2 * len(self.shortest_ids)) if growth is None else growth
+        growth = max(16, len(self.shortest_ids)) if growth is None else growth
         # a free row has so many tokens more than its end needs
-        self.reserve = 8 + growth // 2
+        self.reserve = 8 + growth
         self._is_searched = bool(texts)
 
     def shortest(self, enough: int = 0) -> int:
