@@ -16,7 +16,8 @@ from research.data.sources import AnySourceConfig
 from research.evaluation.passages import Prompt
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
-from research.evaluation.results import Answer, Cost, Part
+from research.evaluation.results import Answer, Cost, Part, TaskResult
+from research.evaluation.samples import add_pass_at, join_samples, question_seed
 from research.evaluation.scorers import AnyScorer
 from research.evaluation.scorers.base import references
 from research.generation import decode
@@ -45,6 +46,10 @@ class GenerationTask(QuestionTask):
     # answers that are written at a time
     batch_size: Positive = 16
     sampling: Sampling = Sampling()
+    # answers of each question, drawn with a seed of its own; see `samples.join_samples`
+    samples: Positive = 1
+    # k of `pass@K/METRIC`, at most so many as there are samples
+    pass_at: tuple[Positive, ...] = ()
     group: str | None = "cluster"
     retrieval: AnyRetrieval | None = None
     kind: Literal["generation"] = "generation"
@@ -56,6 +61,15 @@ class GenerationTask(QuestionTask):
         label, count = labels.most_common(1)[0]
         if count > 1:
             raise ValueError(f"two scorers are called {label!r}: give one of them a `name`")
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"{self.samples} samples of the likeliest tokens are all the same: set "
+                "`sampling.temperature` above 0, such as 0.8, or leave `samples` at 1"
+            )
+        if max(self.pass_at, default=1) > self.samples:
+            raise ValueError(
+                f"pass@{max(self.pass_at)} needs as many `samples`, and there are {self.samples}"
+            )
 
     @property
     def key(self) -> Any:
@@ -101,14 +115,18 @@ class GenerationTask(QuestionTask):
         self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]
     ) -> Iterator[Part]:
         prompts = [self.write(model.responder, question) for question in questions]
+        ids = [prompt.ids for prompt in prompts]
+        if self.samples > 1:
+            rows = [question.row for question in questions]
+            parts = _sample(model, self, ids, rows, finished)
+        else:
+            parts = _generate(model, self, ids, finished)
         tokenizer = model.responder.run.tokenizer
-        for texts in _generate(model, self, [prompt.ids for prompt in prompts], finished):
-            answers = {}
-            for number, (text, new_tokens) in texts.items():
-                prompt = prompts[number]
-                plain_text = without_thoughts(text, _opens_thoughts(tokenizer, prompt.ids))
-                answer = self._score(questions[number], prompt, plain_text, new_tokens)
-                answers[number] = dataclasses.replace(answer, answer=text)
+        for texts in parts:
+            answers = {
+                number: self._judge(tokenizer, questions[number], prompts[number], samples)
+                for number, samples in texts.items()
+            }
             truncated = sum(prompts[number].is_cut for number in answers)
             yield Part(answers, truncated, cost=self._cost(model, prompts, answers.values()))
 
@@ -118,11 +136,37 @@ class GenerationTask(QuestionTask):
         """What answers that were made together cost."""
         flops = sum(
             # the token that ends an answer is drawn too
-            model.flops.answer(answer.prompt_tokens, answer.new_tokens + (not answer.is_cut))
+            model.flops.answer(answer.prompt_tokens, count + (count < self.max_tokens))
             for answer in answers
+            for count in answer.sample_tokens or [answer.new_tokens]
         )
         longest = max(len(prompt.ids) for prompt in prompts) + self.max_tokens
-        return Cost(flops, model.weight_bytes, model.cache_bytes(self.batch_size, longest))
+        rows = self.batch_size if self.samples == 1 else self.samples
+        return Cost(flops, model.weight_bytes, model.cache_bytes(rows, longest))
+
+    def result(self, questions: Sequence[Question], parts: Sequence[Part]) -> TaskResult:
+        result = super().result(questions, parts)
+        return dataclasses.replace(result, answers=add_pass_at(result.answers, self.pass_at))
+
+    def _judge(
+        self,
+        tokenizer: Tokenizer,
+        question: Question,
+        prompt: Prompt,
+        texts: Sequence[tuple[str, int]],
+    ) -> Answer:
+        """Scores what is said to a question, in one text or several."""
+        are_open = _opens_thoughts(tokenizer, prompt.ids)
+        answers, plain_texts = [], []
+        for text, new_tokens in texts:
+            plain_texts.append(without_thoughts(text, are_open))
+            answer = self._score(question, prompt, plain_texts[-1], new_tokens)
+            answers.append(dataclasses.replace(answer, answer=text))
+        if self.samples == 1:
+            return answers[0]
+        return join_samples(
+            answers, {s.label: [s.reading(text) for text in plain_texts] for s in self.scorers}
+        )
 
     def _score(self, question: Question, prompt: Prompt, text: str, new_tokens: int) -> Answer:
         scores = [scorer.score(text, question.record) for scorer in self.scorers]
@@ -174,32 +218,58 @@ def _generate(
     task: GenerationTask,
     prompts: Sequence[list[int]],
     finished: Collection[int],
-) -> Iterator[dict[int, tuple[str, int]]]:
+) -> Iterator[dict[int, list[tuple[str, int]]]]:
     """Text and number of tokens of the answers to some prompts at a time, by their numbers.
 
     Args:
       finished: numbers of prompts that have answers; batches are the same whatever they are.
     """
+    for rows in longest_first([*map(len, prompts)], task.batch_size):
+        if all(row in finished for row in rows):
+            continue
+        full = rows + [rows[-1]] * (task.batch_size - len(rows))  # one shape of all batches
+        texts = _write(model, task, [prompts[row] for row in full], task.sampling)
+        yield {row: [text] for row, text in zip(rows, texts, strict=False)}
+
+
+def _sample(
+    model: LoadedModel,
+    task: GenerationTask,
+    prompts: Sequence[list[int]],
+    rows: Sequence[int],
+    finished: Collection[int],
+) -> Iterator[dict[int, list[tuple[str, int]]]]:
+    """Several answers to each prompt, as `_generate` gives one.
+
+    Those of a prompt are written together: a draw depends on the question, by its row in the split,
+    and on the number of the sample, and not on what else is asked.
+    """
+    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        if number not in finished:
+            seed = question_seed(task.sampling.seed, row)
+            sampling = dataclasses.replace(task.sampling, seed=seed)
+            yield {number: _write(model, task, [prompt] * task.samples, sampling)}
+
+
+def _write(
+    model: LoadedModel, task: GenerationTask, prompts: Sequence[list[int]], sampling: Sampling
+) -> list[tuple[str, int]]:
+    """Text and number of tokens of the answer to each prompt of a batch."""
     responder: Responder = model.responder
     tokenizer = responder.run.tokenizer
     stops = find_stops(responder.run, [responder])
     if task.objective is not None:
         stops += task.objective.stop_ids(tokenizer)
-    for rows in longest_first([*map(len, prompts)], task.batch_size):
-        if all(row in finished for row in rows):
-            continue
-        full = rows + [rows[-1]] * (task.batch_size - len(rows))  # one shape of all batches
-        adapters = None
-        if responder.number is not None:
-            adapters = np.full(len(full), responder.number, np.int32)
-        texts = decode.generate(
-            model.model,
-            [prompts[row] for row in full],
-            task.max_tokens,
-            tokenizer.end_id,
-            task.sampling,
-            adapters,
-            stops,
-        )
-        pairs = zip(rows, texts, strict=False)
-        yield {row: (tokenizer.decode(ids), len(ids)) for row, ids in pairs}
+    adapters = None
+    if responder.number is not None:
+        adapters = np.full(len(prompts), responder.number, np.int32)
+    texts = decode.generate(
+        model.model,
+        prompts,
+        task.max_tokens,
+        tokenizer.end_id,
+        sampling,
+        adapters,
+        stops,
+    )
+    return [(tokenizer.decode(ids), len(ids)) for ids in texts]

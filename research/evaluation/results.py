@@ -40,6 +40,10 @@ class Answer:
     reference: str | None = None
     # ids of the passages in its prompt, best first; None: nothing is retrieved for it
     passages: Sequence[str] | None = None
+    # where it is of several samples: their texts, the scores of each, and its tokens
+    samples: Sequence[str] = dataclasses.field(default_factory=list)
+    sample_scores: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    sample_tokens: Sequence[int] = dataclasses.field(default_factory=list)
     # as in `scorers.Scores`
     weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unscored: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -106,6 +106,8 @@ def _run_confined(task: bytes, limits: Limits) -> tuple[str, str, int | None]:
     mib = 2**20
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     python = Path(sys.base_prefix) / "bin" / f"python{version}"
+    if not python.exists():
+        raise SandboxError(_help(f"{python} is not there"))
     settings = {
         "prefix": sys.base_prefix,
         "command": [

@@ -61,6 +61,11 @@ class Scorer:
         """What its scores depend on, as JSON."""
         return to_dict(self)
 
+    def reading(self, answer: str) -> str | None:
+        """What it reads in an answer, which samples of one question agree on where it is the same;
+        None where it is nothing."""
+        return answer.strip()
+
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         """Scores an answer to a record's question.
 

@@ -69,6 +69,10 @@ class Code(Scorer):
             values[f"{self.label}/tests"] = outcome.tests_passed / len(tests)
         return Scores(values, remark=outcome.message)
 
+    def reading(self, answer: str) -> str | None:
+        block = _FENCE.search(answer)
+        return (answer if block is None else block[1]).strip()
+
     def find_program(self, answer: str, record: Mapping[str, Any]) -> str | SyntaxError:
         """The program of an answer, or what is wrong with the text in its place."""
         beginning = "" if self.beginning is None else _text(record, self.beginning)

@@ -45,12 +45,18 @@ class ExactMatch(Scorer):
 
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         right = {self._normalize(text) for text in references(record, self.reference)}
+        text = self.reading(answer)
+        if text is None:
+            return Scores({self.label: 0.0}, f"nothing in it matches {self.extract}")
+        return Scores({self.label: float(text in right)})
+
+    def reading(self, answer: str) -> str | None:
         if self.extract is not None:
             matches = re.findall(self.extract, answer)
             if not matches:
-                return Scores({self.label: 0.0}, f"nothing in it matches {self.extract}")
+                return None
             answer = matches[-1]
-        return Scores({self.label: float(self._normalize(answer) in right)})
+        return self._normalize(answer)
 
     def _normalize(self, text: str) -> str:
         if self.comparison == "squad":

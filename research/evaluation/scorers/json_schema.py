@@ -46,10 +46,8 @@ class JsonSchema(Scorer):
         values = {f"{self.label}/{name}".removesuffix("/"): 0.0 for name in names}
         fields = {} if self.reference is None else _leaves(right)
         values |= {f"{self.label}/field/{path}": 0.0 for path in fields if path}
-        if self.fenced and (match := _FENCE.fullmatch(answer)):
-            answer = match[1]
         try:
-            content = unique_json.parse(answer.strip(), strict=True)
+            content = self._parse(answer)
         except ValueError as error:
             return Scores(values, f"no JSON: {error}")
         values[self.label] = 1.0
@@ -65,6 +63,18 @@ class JsonSchema(Scorer):
             values[f"{self.label}/fields"] = len(equal) / len(paths)
             values |= {f"{self.label}/field/{path}": 1.0 for path in equal if path}
         return Scores(values)
+
+    def reading(self, answer: str) -> str | None:
+        try:
+            return _key(self._parse(answer), self.ordered)
+        except ValueError:
+            return None
+
+    def _parse(self, answer: str) -> Any:
+        """The JSON of an answer; ValueError where it is none."""
+        if self.fenced and (match := _FENCE.fullmatch(answer)):
+            answer = match[1]
+        return unique_json.parse(answer.strip(), strict=True)
 
     def _same(self, first: Any, second: Any) -> bool:
         return _key(first, self.ordered) == _key(second, self.ordered)

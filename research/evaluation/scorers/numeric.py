@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation
 from typing import Any, Literal
 
 from research.config.schema import Share
@@ -49,6 +49,15 @@ class Numeric(Scorer):
             return Scores({self.label: 0.0}, "there is no number in it")
         is_right = [self._is_close(number, value) for value in right if value is not None]
         return Scores({self.label: float(any(is_right))})
+
+    def reading(self, answer: str) -> str | None:
+        number = self._find(answer)
+        if not number:
+            return None if number is None else "0"  # -0 too
+        # every digit, whatever the exponent
+        digits = len(number.as_tuple().digits)
+        exact = Context(prec=digits, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+        return str(number.normalize(exact))
 
     def _is_close(self, first: Decimal, second: Decimal) -> bool:
         """Exactly, with no tolerance: numbers may have more digits than a float."""
