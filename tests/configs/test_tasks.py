@@ -34,7 +34,7 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
     for flags in ([], ["--task", "law", "--config", "a.py"]):
         with pytest.raises(SystemExit):
             cli.main(["evaluate", "--run", "a", *flags])
-        assert "say what is in_training" in capsys.readouterr().err
+        assert "say what is asked" in capsys.readouterr().err
 
 
 def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tmp_path):
