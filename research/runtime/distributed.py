@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from research.runtime import signals, terminal
+from research.runtime import failure_notice, signals, terminal
 
 # seconds without a sign of life after which a process counts as gone, and the others end too
 HEARTBEAT_SECONDS = 20
@@ -29,6 +30,9 @@ PEER_LOST = re.compile(
     re.IGNORECASE,
 )
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+# an error in the main thread and another process's may come at once: the first ends the process
+_ending = threading.Lock()
 
 
 def initialize() -> bool:
@@ -67,7 +71,9 @@ def initialize() -> bool:
             f"--distributed: {error} Set {', '.join(VARIABLES)} for each process, or start them "
             "with graft launch, Slurm or on a TPU pod, where JAX finds them out"
         ) from error
-    return jax.process_index() == 0
+    is_main_process = jax.process_index() == 0
+    failure_notice.listen(_follow)
+    return is_main_process
 
 
 def check_equal_across_processes(**facts: str) -> None:
@@ -117,35 +123,46 @@ class StopRequest(signals.StopRequest):
 
 @contextlib.contextmanager
 def abort_on_error() -> Iterator[None]:
-    """Ends one of several processes at its first error, without waiting for the others.
-
-    They notice that it is gone. At a normal end JAX waits for all.
+    """Ends all processes of a run at the first error of one, with its message.
 
     The exit status says whether to start the run again: EXIT_RESTART when another process is gone,
-    1 when the error is this process's own. JAX itself aborts a process that hears nothing from the
-    others for HEARTBEAT_SECONDS.
+    1 when one had an error of its own. JAX itself aborts a process that hears nothing from the
+    others for HEARTBEAT_SECONDS. At a normal end JAX waits for all.
     """
     try:
         yield
+        failure_notice.stop_listening()
     except BaseException as error:
         is_status = isinstance(error, SystemExit) and isinstance(error.code, int | None)
         if not jax.distributed.is_initialized() or is_status:  # a status is all processes'
+            failure_notice.stop_listening()
             raise
         if message := _peer_lost_message(error):
-            print(
-                f"{_process_name()}: error: another process is gone, or cannot be reached "
-                f"({message}). Start all of them again with the same command: the run goes on at "
-                "its last checkpoint.",
-                file=sys.stderr,
-                flush=True,
+            if notice := failure_notice.heard():
+                _follow(*notice)
+            _end(
+                f"error: another process is gone, or cannot be reached ({message}). Start all of "
+                "them again with the same command: the run goes on at its last checkpoint.",
+                EXIT_RESTART,
             )
-            os._exit(EXIT_RESTART)
-        if isinstance(error, SystemExit):
-            print(f"{_process_name()}: {error.code}", file=sys.stderr, flush=True)
-        else:
+        if not isinstance(error, SystemExit):
             terminal.show(traceback.format_exc(), end="", file=sys.stderr)
-            sys.stderr.flush()
-        os._exit(1)
+        _end(str(error.code if isinstance(error, SystemExit) else repr(error)), 1)
+
+
+def _follow(message: str, status: int) -> None:
+    """Ends this process because of what another one told."""
+    _end(message, status, is_own=False)
+
+
+def _end(message: str, status: int, is_own: bool = True) -> None:
+    """Ends this process at once, and the others with it."""
+    with _ending:
+        terminal.show(f"{_process_name()}: {message}", file=sys.stderr, flush=True)
+        if is_own:
+            failure_notice.tell(message, status)
+        failure_notice.leave()
+        os._exit(status)
 
 
 def _peer_lost_message(error: BaseException | None) -> str:
@@ -164,7 +181,6 @@ def _peer_lost_message(error: BaseException | None) -> str:
 
 
 def _process_name() -> str:
-    try:
-        return f"process {jax.process_index()} of {jax.process_count()}"
-    except RuntimeError:  # it never joined the others
-        return f"process {os.environ.get(VARIABLES[2], 'of this host')}"
+    if place := failure_notice.place():
+        return "process {} of {}".format(*place)
+    return f"process {os.environ.get(VARIABLES[2], 'of this host')}"  # it never joined the others

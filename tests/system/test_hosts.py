@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -213,10 +214,29 @@ def test_a_signal_to_one_saves_on_all_at_one_step(world, tmp_path):
 def test_processes_that_differ_refuse_to_run_and_say_in_what(world, tmp_path):
     other = experiment(world, seed=5)
     processes = start(2, [experiment(world), other], tmp_path / "run")
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert all(process.returncode for process in processes)
-    assert any("config of process 1 is not that of process 0" in output for output in outputs)
+    for output in finish(processes, status=1):
+        assert "config of process 1 is not that of process 0" in output.splitlines()[-1], output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("failing", [0, 1])
+def test_what_ends_one_process_is_the_last_line_of_all(failing):
+    """Whether it coordinates or not; the other is far from any collective."""
+    program = (
+        "import time, jax\n"
+        "from research.config import cli\n"
+        "from research.runtime import distributed\n"
+        "with distributed.abort_on_error(), cli.clear_errors():\n"
+        "    distributed.initialize()\n"
+        f"    if jax.process_index() == {failing}: raise ValueError('the folder is taken')\n"
+        "    time.sleep(200)\n"
+    )
+    outputs = finish(together([[sys.executable, "-c", program]] * 2), status=1)
+    reason = f"process {failing} of 2: error: the folder is taken"
+    assert outputs[failing].splitlines()[-1] == reason
+    follows = f"process {1 - failing} of 2: ends with process {failing}: error: the folder is taken"
+    assert outputs[1 - failing].splitlines()[-1] == follows
 
 
 def saving(cause):
