@@ -38,6 +38,7 @@ class _ParquetRows:
     def __init__(self, paths: Sequence[files.File]):
         self._files = list(paths)
         groups = []  # file, group in it, rows
+        sizes = []  # [compressed, unpacked] bytes of each
         for number, file in enumerate(paths):
             with _open_file(file) as parquet_file:
                 names = parquet_file.schema_arrow.names
@@ -45,12 +46,15 @@ class _ParquetRows:
                     raise ValueError(
                         f"{file.name}: several columns are named {twice[0]!r}: rename all but one"
                     )
-                about = parquet_file.metadata
-                groups += [
-                    (number, group, about.row_group(group).num_rows)
-                    for group in range(about.num_row_groups)
-                ]
+                _check_rows(parquet_file, file.name)
+                for group in range(parquet_file.num_row_groups):
+                    about = parquet_file.metadata.row_group(group)
+                    groups.append((number, group, about.num_rows))
+                    sizes.append(_stated_sizes(about))
         self._groups = groups
+        self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+        for number in range(len(self._files)):
+            self._check_file(number)
         counts = [rows for _, _, rows in groups]
         self._firsts = np.cumsum([0, *counts])
         self._group: tuple[int, _Group] = (-1, _Group(pyarrow.table({}), {}, [0]))  # read last
@@ -68,6 +72,13 @@ class _ParquetRows:
     def _group_of(self, index: int) -> int:
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
 
+    def _check_file(self, number: int) -> None:
+        """Raises ExpansionError if all row groups of a file together hold too much for its size:
+        each of many small ones may be within the bound."""
+        is_own = np.asarray([file == number for file, _, _ in self._groups], bool)
+        compressed_bytes, unpacked_bytes = self._sizes[is_own].sum(axis=0)
+        check_expansion(int(unpacked_bytes), int(compressed_bytes), self._files[number].name)
+
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
@@ -82,7 +93,11 @@ class _ParquetRows:
             if self._group[0] != number:
                 file, group, _ = self._groups[number]
                 with _open_file(self._files[file]) as parquet_file:
-                    self._group = number, _read_group(parquet_file, group, self._files[file].name)
+                    content = _read_group(parquet_file, group, self._files[file].name)
+                # the footer may state less than there is
+                self._sizes[number, 1] = max(self._sizes[number, 1], content.size)
+                self._check_file(file)
+                self._group = number, content
             row, content = index - int(self._firsts[number]), self._group[1]
             if size := content.long_rows.get(row):
                 check_record(size, self.place(index))
@@ -103,6 +118,8 @@ class _Group:
     long_rows: dict[int, int]
     # The first rows of blocks, which become Python objects at once, and the end.
     starts: list[int]
+    # Bytes of all rows, as they were decoded.
+    size: int = 0
 
     def block(self, row: int) -> tuple[int, int]:
         """First row and end of the block that holds a row."""
@@ -120,12 +137,10 @@ def _read_group(parquet_file: parquet.ParquetFile, group: int, name: str) -> _Gr
 
     Raises:
         ExpansionError: it holds too much for its size.
+      FileError: it has not the rows that its metadata states.
     """
     about = parquet_file.metadata.row_group(group)
-    columns = [about.column(number) for number in range(about.num_columns)]
-    size = sum(column.total_compressed_size for column in columns)
-    values = sum(column.num_values for column in columns)
-    limit, total = max_record_bytes(), max(1, about.total_byte_size, values * _VALUE_BYTES)
+    limit, (size, total) = max_record_bytes(), _stated_sizes(about)
     check_expansion(total, size, name)
     if about.num_rows == 1 and total > limit:
         return _Group(parquet_file.schema_arrow.empty_table(), {0: total}, [0, 1])
@@ -146,7 +161,36 @@ def _read_group(parquet_file: parquet.ParquetFile, group: int, name: str) -> _Gr
         starts.append(end)
         batches.append(batch)
         memory += batch_size
-    return _Group(pyarrow.Table.from_batches(batches, parquet_file.schema_arrow), long_rows, starts)
+    if starts[-1] != about.num_rows:
+        raise contents.FileError(
+            f"{name}: damaged: row group {group} has {starts[-1]} rows, and its metadata states "
+            f"{about.num_rows}; write the file again"
+        )
+    table = pyarrow.Table.from_batches(batches, parquet_file.schema_arrow)
+    return _Group(table, long_rows, starts, memory)
+
+
+def _check_rows(parquet_file: parquet.ParquetFile, name: str) -> None:
+    """Raises FileError if the metadata states several numbers of rows: some would never be read."""
+    about = parquet_file.metadata
+    groups = [about.row_group(number) for number in range(about.num_row_groups)]
+    counts = {about.num_rows, sum(group.num_rows for group in groups)}
+    for number in range(about.num_columns):
+        if not parquet_file.schema.column(number).max_repetition_level:  # one value a row
+            counts.add(sum(group.column(number).num_values for group in groups))
+    if len(counts) > 1:
+        raise contents.FileError(
+            f"{name}: damaged: its metadata states {' and '.join(map(str, sorted(counts)))} rows; "
+            "write the file again"
+        )
+
+
+def _stated_sizes(about: parquet.RowGroupMetaData) -> tuple[int, int]:
+    """Bytes of a row group as the metadata states them: compressed, and unpacked, one at least."""
+    columns = [about.column(number) for number in range(about.num_columns)]
+    values = sum(column.num_values for column in columns)
+    size = sum(column.total_compressed_size for column in columns)
+    return size, max(1, about.total_byte_size, values * _VALUE_BYTES)
 
 
 def _size(rows: pyarrow.RecordBatch) -> int:

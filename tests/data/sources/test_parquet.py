@@ -71,6 +71,45 @@ def test_a_row_group_that_unpacks_to_too_much_is_refused_before_it_fills_memory(
     assert _source(tmp_path / "a.parquet")[99_999] == {"text": "a" * 1000}
 
 
+def test_row_groups_that_together_unpack_to_too_much_are_refused(tmp_path, monkeypatch):
+    """Each is within the bound; their tokens would fill a disk."""
+    monkeypatch.setattr(expansion, "ALWAYS", 2**20)
+    monkeypatch.setenv("GRAFT_MAX_EXPANSION", "100")
+    column = pyarrow.DictionaryArray.from_arrays(np.zeros(10_000, np.int32), ["a" * 1000])
+    table = pyarrow.table({"text": column.cast(pyarrow.string())})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=500)
+    source = _source(tmp_path / "a.parquet")
+    assert source[499] == {"text": "a" * 1000}  # the footer states dictionaries as they are stored
+    with pytest.raises(expansion.ExpansionError, match=r"a\.parquet: .* set GRAFT_MAX_EXPANSION"):
+        for row in range(500, len(source), 500):
+            source[row]
+    settings = {"row_group_size": 500, "use_dictionary": False, "compression": "zstd"}
+    parquet.write_table(table, tmp_path / "b.parquet", **settings)
+    with pytest.raises(expansion.ExpansionError, match=r"b\.parquet: .* set GRAFT_MAX_EXPANSION"):
+        len(_source(tmp_path / "b.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("place", "stated"), [(0, 50), (0, 62), (1, 50), (1, 62), (3, 50), (3, 62), (None, 62)]
+)
+def test_metadata_that_lies_about_rows_is_refused(tmp_path, place, stated):
+    """That of the file, of the column, of the group, or of all: rows would be left out, or asked
+    for that are not there."""
+    path, rows = tmp_path / "a.parquet", 61
+    table = pyarrow.table({"text": ["a text of some words"] * rows})
+    parquet.write_table(table, path, store_schema=False, write_statistics=False)
+    content = bytearray(path.read_bytes())
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    # Thrift writes a small whole number as a byte that is twice as large
+    places = [at for at in range(footer, len(content) - 8) if content[at] == 2 * rows]
+    assert len(places) == 4
+    for at in places if place is None else [places[place]]:
+        content[at] = 2 * stated
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet: damaged.* states"):
+        _source(path)[0]
+
+
 def test_arguments_of_other_calls_are_absent_as_in_json_lines(tmp_path):
     """Arrow fills fields that a struct lacks with null; in JSON a null is what a record says."""
 
