@@ -18,6 +18,7 @@ from tqdm import tqdm
 from research.data.cached_folder import cached_folder, damaged
 from research.data.sources import Source
 from research.data.sources.files import cache_folder, shared_cache
+from research.data.sources.records import Records
 from research.text.token_table import Encoder, Ragged, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
 
@@ -59,8 +60,8 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
         processes may tokenize the same source into it at the same time.
 
     Raises:
-        ValueError: an example lacks a field, or it is not text (names source and row), or the
-          cached folder is damaged.
+        ValueError: an example lacks a field, or it is not text (names source and row), the source
+          changed while it was read, or the cached folder is damaged.
         OSError: the cache's disk is full, or the cache is another user's.
     """
     content = {
@@ -71,9 +72,13 @@ def encode(source: Source, encoder: Encoder, cache: str | os.PathLike[str]) -> T
     }
     about = {"name": source.name, "examples": len(source)}
     title = f"tokenized cache of {source.name}"
-    folder = cached_folder(
-        cache, content, title, lambda partial: _write(partial, source, encoder), about
-    )
+
+    def write(partial: Path) -> None:
+        _write(partial, source, encoder)
+        if isinstance(source, Records):  # prepared ones have checksums
+            source.check_unchanged()
+
+    folder = cached_folder(cache, content, title, write, about)
     with shared_cache(Path(cache)):
         return _read(folder, source.name, sorted(encoder.types))
 

@@ -172,6 +172,7 @@ def read_passages(
                 raise ValueError(
                     f"{records.name}: nothing to retrieve: its {len(records)} records hold no text"
                 )
+        records.check_unchanged()
 
     folder = cached_folder(cache, key, f"cached passages of {records.name}", write)
     table = ipc.open_file(pyarrow.memory_map(str(folder / _TABLE))).read_all()

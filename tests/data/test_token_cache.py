@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from research.data import token_cache
+from research.data.sources import JsonlConfig
 from research.data.token_cache import tokenize
 from research.runtime import checksums
 from research.text import tokenizer as tokenizers
@@ -69,6 +70,26 @@ def test_what_has_changed_is_named_with_what_to_do(entry, tokenizer, name, damag
         read(entry, tokenizer)
     shutil.rmtree(entry)  # as it says
     assert len(read(entry, tokenizer)) > len(TEXTS)
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_file_that_changes_while_it_is_read_leaves_nothing_behind(tmp_path, tokenizer, is_whole):
+    """Lines are found before the content is hashed: of a download that goes on between the two,
+    every later run would see the first lines alone."""
+    path, cache = tmp_path / "a.jsonl", tmp_path / "cache"
+    path.write_text('{"text": "first"}\n')
+    source = JsonlConfig("a", str(path)).open("train")
+    assert len(source) == 1
+    if is_whole:  # another file, of the same size
+        (tmp_path / "new").write_text('{"text": "other"}\n')
+        (tmp_path / "new").replace(path)
+    else:
+        path.write_text('{"text": "first"}\n{"text": "second"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl was changed or replaced while it was read"):
+        tokenize(source, tokenizer, {"text": True}, cache)
+    assert not list(cache.iterdir())
+    source = JsonlConfig("a", str(path)).open("train")
+    assert len(tokenize(source, tokenizer, {"text": True}, cache)) == len(source)
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", '{"checksums": 3}'])

@@ -192,4 +192,4 @@ class CsvConfig(FilesConfig):
         label = self.fields.get("label", "label") if self.label_words else None
         paths = files.find(self, split)
         rows = _CsvRows(paths, self.delimiter, label)
-        return Records(self, split, rows, rows.fingerprint, rows.place, files=len(paths))
+        return Records(self, split, rows, rows.fingerprint, rows.place, files=paths)

@@ -21,6 +21,7 @@ import fsspec
 import pyarrow
 from fsspec.implementations.local import LocalFileSystem
 
+from research.data.sources import contents
 from research.data.sources.base import FilesConfig
 from research.runtime import storage
 from research.runtime.checksums import crc32
@@ -51,6 +52,13 @@ class File:
     path: str
     # As it is called in errors.
     name: str
+    # Of one on a disk, when it was found: size, time of its last change, and which file it is.
+    state: tuple[int, ...] = ()
+
+    @classmethod
+    def find(cls, system: fsspec.AbstractFileSystem, path: str, name: str) -> "File":
+        """The file as it is now."""
+        return cls(system, path, name, cls(system, path, name)._state())
 
     @property
     def is_local(self) -> bool:
@@ -66,6 +74,23 @@ class File:
         """sha256 of size and content."""
         with self.open() as file:
             return digest(file)
+
+    def check_unchanged(self) -> None:
+        """Raises FileError if the file is not as it was found; of one in a bucket nobody knows."""
+        if self._state() != self.state:
+            raise contents.FileError(
+                f"{self.name} was changed or replaced while it was read. Is it still being "
+                "written? Start again when it is whole"
+            )
+
+    def _state(self) -> tuple[int, ...]:
+        try:
+            status = os.stat(self.path) if self.is_local else None
+        except OSError:
+            return (-1,)  # it is gone, or nothing to read
+        if status is None:
+            return ()
+        return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
 
 
 def cache_folder(name: str) -> Path:
@@ -134,7 +159,7 @@ def find(config: FilesConfig, split: str) -> list[File]:
     """
     system, path, name = _locate(config, split)
     if _is("file", system, path, name):
-        return [File(system, path, name)]
+        return [File.find(system, path, name)]
     if not any(sign in path for sign in _MAGIC):
         raise FileNotFoundError(f"Source {config.name!r}: there is no file {name}.")
     with storage.storage_errors(name):
@@ -144,7 +169,7 @@ def find(config: FilesConfig, split: str) -> list[File]:
     names = [p for p in fitting if _is("file", system, p, name)]
     if not names:
         raise FileNotFoundError(f"Source {config.name!r}: no file fits the pattern {name}.")
-    matches = [File(system, p, _name(system, p, name)) for p in names]
+    matches = [File.find(system, p, _name(system, p, name)) for p in names]
     _check_copies(matches, path, config.name)
     return matches
 
@@ -203,7 +228,7 @@ def under(config: FilesConfig, split: str, endings: Collection[str]) -> dict[str
             if not is_link and about["type"] != "file":
                 continue
             _check_link(system, path, _name(system, path, name), config.name)
-            matches[below] = File(system, path, _name(system, path, name))
+            matches[below] = File.find(system, path, _name(system, path, name))
     if not matches:
         suffixes = " or ".join(endings)
         raise FileNotFoundError(f"Source {config.name!r}: no {suffixes} file under {name}.")

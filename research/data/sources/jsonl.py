@@ -118,4 +118,4 @@ class JsonlConfig(FilesConfig):
         """The lines of all files at the source's path."""
         paths = files.find(self, split)
         lines = _JsonLines(paths)
-        return Records(self, split, lines, lines.fingerprint, lines.place, files=len(paths))
+        return Records(self, split, lines, lines.fingerprint, lines.place, files=paths)

@@ -249,6 +249,6 @@ class ParquetConfig(FilesConfig):
             rows,
             rows.fingerprint,
             rows.place,
-            files=len(paths),
+            files=paths,
             null_is_absent=True,
         )

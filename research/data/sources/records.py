@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from research.config.suggestions import suggestion
 from research.data.sources import contents, formats
 from research.data.sources.base import RecordsConfig
+from research.data.sources.files import File
 from research.runtime.expansion import check_record
 
 # Records that are looked at to tell the format.
@@ -67,7 +68,7 @@ class Records:
         fingerprint: Callable[[], str],
         place: Callable[[int], str],
         *,
-        files: int = 1,
+        files: Sequence[File] = (),
         null_is_absent: bool = False,
     ):
         """Records of a split.
@@ -78,7 +79,7 @@ class Records:
           records: what is read, with `len()` and `[i]`, which gives a mapping.
           fingerprint: identifies their content.
           place: says where a record stands.
-          files: how many files hold them.
+          files: those that hold them.
           null_is_absent: whether their structs have null where a record lacks a field, as Arrow's.
         """
         self.name = f"{config.name}:{split}"
@@ -240,10 +241,20 @@ class Records:
     def bad_lines(self) -> int:
         return 0 if self._selection is None else self._selection.bad_lines
 
+    def check_unchanged(self) -> None:
+        """Looks whether the files are as they were found; what is kept under the fingerprint must
+        be what it identifies.
+
+        Raises:
+          FileError: one was changed, replaced or removed meanwhile.
+        """
+        for file in self._files:
+            file.check_unchanged()
+
     @property
     def note(self) -> str:
         selection = self._selection
-        notes = [f"{self._files:,} files"] if self._files > 1 else []
+        notes = [f"{len(self._files):,} files"] if len(self._files) > 1 else []
         readable = len(self._records) if selection is None else selection.readable
         if self._transforms:
             dropped = len(self._records) - readable - self.bad_lines

@@ -49,5 +49,8 @@ class TextConfig(FilesConfig):
 
     def open(self, split: str) -> Source:
         """The files of a folder; `id` is the path below it."""
-        texts = _TextFiles(files.under(self, split, (".txt", ".md")))
-        return Records(self, split, texts, texts.fingerprint, texts.place)
+        paths = files.under(self, split, (".txt", ".md"))
+        texts = _TextFiles(paths)
+        return Records(
+            self, split, texts, texts.fingerprint, texts.place, files=list(paths.values())
+        )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import fsspec
@@ -9,8 +10,17 @@ import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
-from research.data.sources import KINDS, JsonlConfig, TextConfig, files, open_source
+from research.data.sources import (
+    KINDS,
+    CsvConfig,
+    JsonlConfig,
+    ParquetConfig,
+    TextConfig,
+    files,
+    open_source,
+)
 from research.runtime import expansion
 
 ROWS = [{"text": f"words {i}", "n": i} for i in range(7)]
@@ -242,3 +252,17 @@ def test_a_bucket_that_cannot_be_opened_or_lacks_the_file_says_so(bucket):
         _read(f"{where}/a.jsonl")
     with pytest.raises(FileNotFoundError, match="there is no folder memory://bucket/t"):
         _read(f"{where}/t", kind="text")
+
+
+@pytest.mark.parametrize("kind", [JsonlConfig, CsvConfig, ParquetConfig, TextConfig])
+def test_files_that_change_after_they_were_opened_are_told(tmp_path, kind):
+    path = tmp_path / "a.txt"
+    path.write_text("text\na\n" if kind is CsvConfig else '{"text": "a"}\n')
+    if kind is ParquetConfig:
+        parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    source = kind("a", str(tmp_path if kind is TextConfig else path)).open("train")
+    source.check_unchanged()
+    for change in (lambda: os.utime(path, ns=(1, 1)), path.unlink):
+        change()
+        with pytest.raises(ValueError, match=r"a\.txt was changed or replaced while it was read"):
+            source.check_unchanged()
