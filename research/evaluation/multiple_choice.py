@@ -42,6 +42,8 @@ class MultipleChoice(QuestionTask):
     labels: tuple[str, ...] = ()
     # field with the right one: its text, its letter or label, or its number from 0
     reference: str = "answer"
+    # which of them it is; None: the only one that fits, as "B" may be a letter and a text
+    reference_kind: Literal["text", "label", "letter", "number"] | None = None
     # whether the options are shown below the question, and are answered by their letters, as MMLU
     # asks (Hendrycks 2021); else an option's text is the answer, and no other is seen
     letters: bool = False
@@ -92,7 +94,7 @@ class MultipleChoice(QuestionTask):
         value: Any = list(self.labels) or record.get(self.options)
         names: list[str] = []
         if isinstance(value, Mapping):
-            names = [str(name) for name in value.get("label", ())]
+            names = _read_labels(value)
             value = value.get("text")
         options = list(value) if isinstance(value, list | tuple) else []
         if len(options) < 2 or not all(isinstance(each, str) and each for each in options):
@@ -104,7 +106,31 @@ class MultipleChoice(QuestionTask):
             raise ValueError(f"two of its options are alike: {options!r:.200}")
         if self.letters and len(options) > len(LETTERS):
             raise ValueError(f"it has {len(options)} options, more than there are letters")
-        return options, _find_right(record.get(self.reference), options, names, self.reference)
+        if names and len(names) != len(options):
+            raise ValueError(
+                f"it has {len(options)} options and {len(names)} labels: {names!r:.60}"
+            )
+        return options, self._find_right(record.get(self.reference), options, names)
+
+    def _find_right(self, value: Any, options: Sequence[str], names: Sequence[str]) -> int:
+        """Number of the right option: by its text, its label, its letter, or its number from 0."""
+        readings = _read_right(value, options, names)
+        if self.reference_kind is not None:
+            readings = {kind: n for kind, n in readings.items() if kind == self.reference_kind}
+        numbers = {number for number in readings.values() if 0 <= number < len(options)}
+        if not numbers:
+            kinds = self.reference_kind or "text, label, letter or number from 0"
+            raise ValueError(
+                f"its {self.reference!r} is none of its {len(options)} options, by {kinds}, but "
+                f"{value!r:.60}"
+            )
+        if len(numbers) > 1:
+            chosen = " and ".join(f"by {kind} {options[n]!r:.40}" for kind, n in readings.items())
+            raise ValueError(
+                f"its {self.reference!r}, {value!r:.40}, is {chosen}: say which is meant with "
+                f"reference_kind={next(iter(readings))!r} or another"
+            )
+        return numbers.pop()
 
     def right_answers(self, record: Mapping[str, Any]) -> list[str]:
         """The text of the right option."""
@@ -207,27 +233,38 @@ class MultipleChoice(QuestionTask):
         return [by_key[key] for key in keys], len(prompt), is_first
 
 
-def _find_right(value: Any, options: Sequence[str], names: Sequence[str], field: str) -> int:
-    """Number of the right option: by its text, its label, its letter, or its number from 0."""
-    number: int | None = None
-    if isinstance(value, str):
-        text = value.strip()
-        if value in options:
-            number = options.index(value)
-        elif text in names:
-            number = names.index(text)
-        elif len(text) == 1 and text.upper() in LETTERS and not names:
-            number = LETTERS.index(text.upper())
-        elif text.isdecimal() and not names:
-            number = int(text)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        number = value
-    if number is None or not 0 <= number < len(options):
-        raise ValueError(
-            f"its {field!r} is none of its {len(options)} options, by text, letter or number from "
-            f"0, but {value!r:.60}"
-        )
-    return number
+def _read_labels(value: Mapping[str, Any]) -> list[str]:
+    """The labels of options, such as "A" or 1; none where they have none.
+
+    Raises:
+      ValueError: something else, or two alike.
+    """
+    labels = value.get("label")
+    if labels is None:
+        return []
+    is_list = isinstance(labels, list | tuple)
+    if not is_list or not all(isinstance(each, str | int) for each in labels):
+        raise ValueError(f"its labels are no list of texts or numbers, but {labels!r:.60}")
+    names = [str(label).strip() for label in labels]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two of its labels are alike: {names!r:.200}")
+    return names
+
+
+def _read_right(value: Any, options: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """What the right option may be meant by -> its number then, which may be none of them."""
+    readings = {}
+    is_text, is_number = isinstance(value, str), type(value) is int
+    text = str(value).strip() if is_text or is_number else ""
+    if (value if is_text else text) in options:
+        readings["text"] = options.index(value if is_text else text)
+    if names and text in names:
+        readings["label"] = names.index(text)
+    if not names and is_text and len(text) == 1 and text.upper() in LETTERS:
+        readings["letter"] = LETTERS.index(text.upper())
+    if text.isdecimal() and not any(name.isdecimal() for name in names):
+        readings["number"] = int(text)
+    return readings
 
 
 def _reworded(question: Question, text: str) -> Question:
