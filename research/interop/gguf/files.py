@@ -94,6 +94,7 @@ def open_file(path: str | Path, pre_tokenizer: str | None = None) -> GGUFModel:
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         choices = ", ".join(ARCHITECTURES)
         raise UnsupportedModelError(f"{path}: architecture {kind!r}; Graft knows {choices}")
+    tokenizer.check_types(metadata, str(path))
     keys.check_keys(kind, metadata, tensors, str(path))
     content = keys.config_content(kind, metadata, tensors, str(path))
     family = FAMILIES[ARCHITECTURES[kind]]

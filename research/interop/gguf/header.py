@@ -39,6 +39,11 @@ class _Walk:
 
     def run(self) -> None:
         magic, version, tensors, keys = struct.unpack_from("<4sIQQ", self.content)
+        if magic == b"GGUF" and version in (2 << 24, 3 << 24):
+            raise UnsupportedModelError(
+                f"{self.path} is big-endian, as files for s390x are: convert it with the gguf "
+                "package, gguf-convert-endian FILE little"
+            )
         if magic != b"GGUF" or version not in (2, 3):
             raise UnsupportedModelError(f"{self.path} is no whole GGUF file of version 2 or 3")
         if max(tensors, keys) > _MOST:

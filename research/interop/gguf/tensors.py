@@ -87,6 +87,8 @@ def open_parts(path: Path) -> tuple[dict[str, Any], GGUFTensors]:
     """
     metadata, tensors = _read(path)
     count = metadata.get("split.count", 0)
+    if type(count) is not int:
+        raise UnsupportedModelError(f"{path}: split.count is {count!r:.60}, no number of files")
     if not count:
         return metadata, GGUFTensors(tensors)
     paths = _paths(path, count, metadata.get("split.no"))

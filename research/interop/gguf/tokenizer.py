@@ -24,10 +24,12 @@ _WITHOUT_EFFECT = {
     *("cls_token_id", "separator_token_id"),
     *("fim_sep_token_id", "prefix_token_id", "suffix_token_id", "middle_token_id"),
 }
-_KEYS = {
-    *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token"),
-    *("add_space_prefix", *(f"{name}_token_id" for name in _NAMES)),
+_LISTS = {"tokens": str, "token_type": int, "scores": float, "merges": str}
+_SINGLE = {
+    **{"model": str, "pre": str, "add_bos_token": bool, "add_space_prefix": bool},
+    **{f"{name}_token_id": int for name in _NAMES},
 }
+_KEYS = {*_LISTS, *_SINGLE}
 # special tokens that end what is generated wherever they are, to llama.cpp; files often do not say
 _ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"),
@@ -41,6 +43,20 @@ _OFF = {
     "precompiled_charsmap": "letters would be replaced, as in T5",
     "suppress_tokens": "tokens that may never be generated",
 }
+
+
+def check_types(metadata: Mapping[str, Any], where: str) -> None:
+    """Raises UnsupportedModelError for a key of another type than llama.cpp reads there."""
+    for key, kind in (_LISTS | _SINGLE).items():
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        is_list = key in _LISTS
+        items = value if is_list and isinstance(value, list) else [value]
+        is_right = isinstance(value, list) == is_list and {*map(type, items)} <= {kind}
+        if value is not None and not is_right:
+            expected = f"{'a list of ' * is_list}{kind.__name__}"
+            raise UnsupportedModelError(
+                f"{where}: tokenizer.ggml.{key} must be {expected}, not {value!r:.60}"
+            )
 
 
 def token_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +107,8 @@ def files(
     if get("model") == "gpt2":
         kind = _pre_tokenizer(get("pre"), pre_tokenizer, where)
         opens = pretokenizers.find(kind, where).opens
-        backend = _byte_level(vocabulary, get("merges") or (), kind, where)
+        merges = list(dict.fromkeys(get("merges") or ()))  # of one twice, its first place counts
+        backend = _byte_level(vocabulary, merges, kind, where)
     else:
         opens = True
         backend = sentencepiece.build(

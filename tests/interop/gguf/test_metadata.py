@@ -128,6 +128,37 @@ def test_stretched_frequencies_beside_a_factor_are_refused(tmp_path):
         open_with(tmp_path, "qwen3", tensors=tensors)  # llama.cpp reads none there
 
 
+@pytest.mark.parametrize(
+    ("words", "general"),
+    [
+        ({"pre": ["gpt-2"]}, {}),
+        ({"tokens": 3}, {}),
+        ({"tokens": [1, 2]}, {}),
+        ({"token_type": 1.5}, {}),
+        ({"merges": 0}, {}),  # as if there were none
+        ({"eos_token_id": True}, {}),  # as if it were 1
+        ({"eot_token_id": [0]}, {}),
+        ({"add_bos_token": "false"}, {}),  # as if it were true
+        ({}, {"split.count": "2"}),
+    ],
+)
+def test_keys_of_another_type_are_named(words, general, tmp_path):
+    path = tmp_path / "m.gguf"
+    gguf_file.write(path, words=gguf_file.vocabulary(**words), general=general)
+    (key,) = [*words, *general]
+    with pytest.raises(UnsupportedModelError, match=rf"m\.gguf: (tokenizer\.ggml\.)?{key} "):
+        files.open_file(path).files()
+
+
+def test_big_endian_files_are_told(tmp_path):
+    path = tmp_path / "m.gguf"
+    gguf_file.write(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + content[7:3:-1] + content[8:])
+    with pytest.raises(UnsupportedModelError, match="is big-endian.*gguf-convert-endian"):
+        files.open_file(path)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_refused(value, tmp_path):
     tensors = gguf_file.matrices()
