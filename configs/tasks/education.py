@@ -19,6 +19,11 @@ def source() -> dict[str, Any]:
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.tasks = dict(
-        education=dict(kind="multiple_choice", source=source(), reference="completion")
+        education=dict(
+            kind="multiple_choice",
+            source=source(),
+            reference="completion",
+            reference_kind="text",
+        )
     )
     return config

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
             kind="multiple_choice",
             source=dict(name="graft_medicine", unused_fields=["subject"]),
             reference="completion",
+            reference_kind="text",
             letters=True,
         ),
         diabetes=dict(

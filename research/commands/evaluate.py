@@ -84,8 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             ask_other = _open_other(arguments.against, lambda run: evaluate(run, only_questions))
         results = evaluate(run, evaluation, arguments.adapter)
         report |= results.to_dict()
-        if arguments.out and is_main_process:  # what follows may fail
-            files.write_json(arguments.out, report)
+        if is_main_process:  # what follows may fail
+            if arguments.out:
+                files.write_json(arguments.out, report)
+            _show_results(report, results.tasks)
         differences, otherwise = [], []
         if ask_other is not None:
             other_results = ask_other()
@@ -97,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
     if not is_main_process:
         return
-    _show_results(report, results.tasks)
     if differences:
         _show_differences(arguments.against, differences, otherwise)
         if arguments.out:

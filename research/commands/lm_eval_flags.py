@@ -37,7 +37,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     ways = [bool(way) for way in (arguments.task, arguments.config, arguments.lm_eval)]
     # of a config, lm-eval's tasks take the mesh
     if not any(ways) or ways[0] + any(ways[1:]) > 1:
-        parser.error("say what is asked: --task NAME, --config FILE, or --lm-eval TASKS")
+        parser.error("say what is asked: one of --task NAME, --config FILE and --lm-eval TASKS")
     if arguments.lm_eval and arguments.fresh:
         parser.error("--fresh goes with --task or --config: answers to lm-eval's are not kept")
     if not arguments.lm_eval and flags:

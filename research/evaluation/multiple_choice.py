@@ -125,9 +125,9 @@ class MultipleChoice(QuestionTask):
                 f"{value!r:.60}"
             )
         if len(numbers) > 1:
-            chosen = " and ".join(f"by {kind} {options[n]!r:.40}" for kind, n in readings.items())
+            meanings = " and ".join(f"by {kind} {options[n]!r:.40}" for kind, n in readings.items())
             raise ValueError(
-                f"its {self.reference!r}, {value!r:.40}, is {chosen}: say which is meant with "
+                f"its {self.reference!r}, {value!r:.40}, is {meanings}: say which is meant with "
                 f"reference_kind={next(iter(readings))!r} or another"
             )
         return numbers.pop()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from research.checkpoints import runs
 from research.commands import evaluate
 from research.config import schema
 from research.data.sources import JsonlConfig
-from research.evaluation import scoring
+from research.evaluation import comparison, scoring
 from research.evaluation.calibration import calibrate, confidence
 from research.evaluation.multiple_choice import MultipleChoice
 from research.evaluation.report import evaluate_run
+from research.evaluation.results import Answer
 from research.evaluation.tasks import Evaluation
 from research.objectives import Supervised
 from research.sharding import MeshConfig
@@ -185,6 +187,33 @@ def test_a_config_of_options_runs_from_the_command(place, tmp_path, capsys):
         [answer["scores"]["right"] for answer in answers],
     )
     assert content["calibration"] == dataclasses.asdict(expected)
+    (tmp_path / "other.json").write_text(json.dumps({"tasks": {"shapes": content}}))
+    with pytest.raises(SystemExit, match="no task in common: colours and shapes"):
+        evaluate.main([*line, "--against", str(tmp_path / "other.json")])
+    assert "colours, right/bytes: " in capsys.readouterr().out  # what was asked for is not lost
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": {"right": "1"}},
+        {"scores": {"right": None}},  # as numbers that are not finite are written
+        {"scores": {"right": math.nan}},
+        {"scores": [1]},
+        {"digest": 5},
+        {"group": ["a"]},
+        {"asked": 1},  # of another version
+    ],
+)
+def test_answers_that_are_none_are_told_before_anything_is_asked(tmp_path, change):
+    answer = dataclasses.asdict(Answer("q", "a", "d", {"right": 1.0}))
+    task = {"answers": [answer, answer], "truncated": 0, "seconds": 1.0, "settings": {}}
+    (tmp_path / "a.json").write_text(json.dumps({"tasks": {"t": task}}))
+    assert len(comparison.read_results(tmp_path / "a.json")["t"].answers) == 2
+    task["answers"] = [answer, answer | change]
+    (tmp_path / "a.json").write_text(json.dumps({"tasks": {"t": task}}))
+    with pytest.raises(ValueError, match=r"a\.json: no answers to compare with"):
+        comparison.read_results(tmp_path / "a.json")
 
 
 def test_calibration_by_hand():
