@@ -32,12 +32,15 @@ from research.runtime.checksums import crc32
 
 logger = logging.getLogger(__name__)
 
+# for one download
+_MAX_SECONDS = 1800
 
-class AssetUnavailableError(RuntimeError):
+
+class AssetUnavailableError(OSError):
     """The asset cannot be downloaded here: no client, no network, or the pinned version is gone."""
 
 
-class AssetMismatchError(RuntimeError):
+class AssetMismatchError(OSError):
     """A downloaded file has another sha256 than the pinned one."""
 
 
@@ -146,9 +149,14 @@ def fetch_first(names: Sequence[str], cache_dir: Path | None = None) -> tuple[As
 
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=1800
-    )
+    try:
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, timeout=_MAX_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise AssetUnavailableError(
+            f"{' '.join(command[:2])} was not done after {_MAX_SECONDS} s: {' '.join(command)}"
+        ) from None
 
 
 def _last_line(text: str) -> str:

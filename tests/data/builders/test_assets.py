@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from research.config.cli import clear_errors
 from research.data.builders import archives, assets
 from research.data.builders.archives import read_members, safe_member
 from research.data.builders.assets import (
@@ -146,13 +147,23 @@ def test_wrong_hash_names_file_expected_and_got(registry, monkeypatch, tmp_path)
 
 def test_missing_version_is_unavailable_and_the_next_source_is_taken(registry, monkeypatch):
     monkeypatch.setitem(ASSETS, "gone", _asset(registry, "pip", version="9.9", filename="gone.whl"))
-    with pytest.raises(AssetUnavailableError, match="tiny 9.9: pip download failed"):
+    # one line for a program's user
+    with pytest.raises(SystemExit, match=r"\Aerror: tiny 9.9: pip download failed"), clear_errors():
         fetch("gone")
     asset, path = assets.fetch_first(["gone", "tiny"])
     assert asset is ASSETS["tiny"] and path.is_file()
     # A cached source wins: the machine keeps its choice, and starts no process.
     monkeypatch.setattr(subprocess, "run", _no_process)
     assert assets.fetch_first(["gone", "tiny"])[0] is ASSETS["tiny"]
+
+
+def test_a_download_that_does_not_end_is_unavailable(registry, monkeypatch):
+    def run(command, timeout, **settings):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(AssetUnavailableError, match="not done after 1800 s: .* pip download"):
+        fetch("tiny")
 
 
 def test_npm_absent_and_npm_that_packs(tmp_path, monkeypatch):
