@@ -133,6 +133,17 @@ class Passages:
         """[N] the document of each."""
         return self._table["document"].to_pylist()
 
+    def check_documents(self) -> None:
+        """Raises ValueError if two records have one id: which of them is right cannot be told."""
+        row_of: dict[str, int] = {}
+        for document, row in zip(self.documents(), self._table["row"].to_pylist(), strict=True):
+            if (first := row_of.setdefault(document, row)) != row:
+                places = " and ".join(self._source.place(each) for each in (first, row))
+                raise ValueError(
+                    f"{self.name}: {places} have one id, {document!r:.60}, and retrieval.relevant "
+                    "names documents by it: give each its own, in the field retrieval.id_field"
+                )
+
 
 def read_passages(
     source: SourceConfig,

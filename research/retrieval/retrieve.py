@@ -65,6 +65,8 @@ def retrieve(
     passages = open_passages(config, tokenizer, cache)
     _check_budget(config, passages, tokenizer)
     documents = passages.documents()
+    if any(query.right for query in queries):
+        passages.check_documents()
     _check_right(passages.name, documents, queries)
     left_out = _check_leaks(config, passages, queries)
     texts = [query.text for query in queries]

@@ -345,6 +345,9 @@ def test_settings_that_fit_nothing_are_refused(source, tokenizer, tmp_path):
         ask(Query("xyz"))
     with pytest.raises(ValueError, match=r"row 3: its right document 'n9' is none of the 5"):
         ask(Query("red", row=3, right=frozenset({"n9"})))
+    twice = write_jsonl(tmp_path / "t.jsonl", [{"text": "red", "id": id} for id in ("1", "2", 1)])
+    with pytest.raises(ValueError, match=r"t\.jsonl:1 and .*t\.jsonl:3 have one id, '1'"):
+        ask(Query("red", right=frozenset({"1"})), source=twice)
     with pytest.raises(ValueError, match=r"retrieval.id_field='name': .* there are: id"):
         ask(id_field="name")
     empty = write_jsonl(tmp_path / "b.jsonl", [{"text": " "}, {"text": ""}])
