@@ -104,7 +104,7 @@ def _run_once(
 
         def stop() -> None:
             for process in processes:
-                process.terminate()
+                children.ask_to_end(process)
 
         request = signals.StopRequest(stop)
         stack.callback(kill)

@@ -15,6 +15,10 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 # variables of a child: its parent's id, and the file that it renews every BEAT seconds
 PARENT, HEARTBEAT = "GRAFT_PARENT", "GRAFT_HEARTBEAT"
@@ -33,6 +37,13 @@ def child_environment(
     """
     beat = {HEARTBEAT: str(heartbeat)} if heartbeat else {}
     return {**os.environ, **(variables or {}), PARENT: str(os.getpid()), **beat}
+
+
+def ask_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Sends SIGTERM to a child, which hears it at once, also where something has stopped it."""
+    process.terminate()
+    if hasattr(signal, "SIGCONT"):
+        process.send_signal(signal.SIGCONT)
 
 
 def follow_parent() -> None:

@@ -138,7 +138,7 @@ def abort_on_error() -> Iterator[None]:
             failure_notice.stop_listening()
             raise
         if message := _peer_lost_message(error):
-            if notice := failure_notice.heard():
+            if notice := failure_notice.find_notice():
                 _follow(*notice)
             _end(
                 f"error: another process is gone, or cannot be reached ({message}). Start all of "

@@ -43,7 +43,7 @@ def leave() -> None:
         time.sleep(_INTERVAL / 5)
 
 
-def heard() -> tuple[str, int] | None:
+def find_notice() -> tuple[str, int] | None:
     """Which other process ends and why, and its exit status; None: no process told anything."""
     number, _ = place() or (0, 1)
     for key, text in _read(_FAILED):
@@ -62,7 +62,7 @@ def listen(end: Callable[[str, int], object]) -> None:
 
     def look() -> None:
         while not _is_over.wait(_INTERVAL):
-            if notice := heard():
+            if notice := find_notice():
                 end(*notice)
                 return
 

@@ -92,7 +92,7 @@ def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iter
         for process in processes:
             if process not in stopping and process.poll() is None:
                 stopping.append(process)
-                process.terminate()
+                children.ask_to_end(process)
 
     try:
         for number in range(1, count):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from research.runtime import children
+
 ROOT = Path(__file__).resolve().parents[2]
 # a test runner in the background of a shell ignores Ctrl-C, and so do its children
 BEGIN = (
@@ -179,3 +181,12 @@ def is_alive(pid):
         return False
     status = Path(f"/proc/{pid}/stat")
     return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_child_that_is_stopped_hears_that_it_shall_end():
+    """By SIGSTOP, or Ctrl-Z: it would hear SIGTERM when it goes on, and its parent waits for it."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        children.ask_to_end(process)
+        assert process.wait(timeout=60) == -signal.SIGTERM

@@ -144,7 +144,7 @@ def test_stretched_frequencies_beside_a_factor_are_refused(tmp_path):
 )
 def test_keys_of_another_type_are_named(words, general, tmp_path):
     path = tmp_path / "m.gguf"
-    gguf_file.write(path, words=gguf_file.vocabulary(**words), general=general)
+    gguf_file.write(path, words=gguf_file.vocabulary() | words, general=general)
     (key,) = [*words, *general]
     with pytest.raises(UnsupportedModelError, match=rf"m\.gguf: (tokenizer\.ggml\.)?{key} "):
         files.open_file(path).files()
