@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -26,6 +27,9 @@ from research.config.suggestions import suggestion
 from research.runtime.locks import lock_file
 
 logger = logging.getLogger(__name__)
+
+# what the system says of a disk that takes no more
+_DISK = re.compile(r"No space left on device|Disk quota exceeded|File too large|Read-only file sys")
 
 
 def default_data_dir() -> Path:
@@ -102,8 +106,16 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
         shutil.rmtree(stale, ignore_errors=True)  # left by a killed build; we hold the lock
     tfds.disable_progress_bar()
     start = time.perf_counter()
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints; stdout is the caller's
-        builder.download_and_prepare(file_format="array_record")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints; stdout is the caller's
+            builder.download_and_prepare(file_format="array_record")
+    except (OSError, RuntimeError) as error:  # the latter of ArrayRecord's writer
+        if reason := _DISK.search(str(error)):
+            raise OSError(
+                f"{builder.name} cannot be built in {builder.data_dir}: {reason[0]}. Free disk "
+                "space, or set GRAFT_DATA, or the source's `path`, to a folder elsewhere"
+            ) from error
+        raise
     counts = ", ".join(f"{s.num_examples} {name}" for name, s in builder.info.splits.items())
     source = builder.info.metadata["source"]
     seconds = time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import signal
 
 import pytest
 
@@ -127,3 +128,19 @@ def test_functions_keep_their_beginning_and_call_their_tests(monkeypatch, cache)
 )
 def test_entries_are_what_the_first_sentence_says_that_it_is(lead, entry):
     assert in_house_style("Ada", lead) == (entry and f"ADA: {entry}.")
+
+
+def test_a_full_disk_is_named_with_the_settings_and_the_next_build_is_whole(monkeypatch, tmp_path):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setenv("GRAFT_DATA", str(tmp_path / "data"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"built in .*: File too large\. Free .* GRAFT_DATA"):
+            rows("graft_house_style", "test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list((tmp_path / "data/graft_house_style").iterdir())
+    assert len(rows("graft_house_style", "test")) > 0
