@@ -131,9 +131,9 @@ def test_its_folder_is_empty_and_its_own():
 @pytest.fixture
 def marked(tmp_path, monkeypatch):
     """What gives the processes of sandboxes that are made in this test."""
-    for name in ("confine.py", "harness.py"):
-        (tmp_path / name).write_text((run.FOLDER / name).read_text() + f"# {tmp_path}\n")
-    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    for name in ("CONFINE", "HARNESS"):
+        (tmp_path / name).write_text(getattr(run, name).read_text() + f"# {tmp_path}\n")
+        monkeypatch.setattr(run, name, tmp_path / name)
 
     def processes():
         ids = []
@@ -182,7 +182,7 @@ def test_what_sleeps_and_starts_others_is_stopped_as_a_whole(marked):
 def test_a_sandbox_ends_with_who_started_it(marked):
     text = (
         "from pathlib import Path\nfrom research.evaluation.sandbox import run\n"
-        f"run.FOLDER = Path({str(run.FOLDER)!r})\n"
+        f"run.CONFINE, run.HARNESS = Path({str(run.CONFINE)!r}), Path({str(run.HARNESS)!r})\n"
         "run.run('import time; time.sleep(60)', ['1'], run.Limits(seconds=60.0))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", text])
@@ -196,9 +196,8 @@ def test_a_sandbox_ends_with_who_started_it(marked):
 
 def test_where_no_sandbox_is_made_nothing_runs(monkeypatch, tmp_path):
     """It is said, with what to do, and before any question is asked."""
-    monkeypatch.setattr(run, "FOLDER", tmp_path)
-    (tmp_path / "harness.py").write_text("")
-    (tmp_path / "confine.py").write_text(
+    monkeypatch.setattr(run, "CONFINE", tmp_path / "confine.py")
+    run.CONFINE.write_text(
         "import os\nos.write(2, b'unshare: Operation not permitted')\nos._exit(1)\n"
     )
     run.check.cache_clear()

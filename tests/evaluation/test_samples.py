@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.checkpoints import runs
-from research.evaluation import comparison, results, samples
+from research.evaluation import answer_cache, comparison, results, samples
 from research.evaluation.generation_task import GenerationTask
-from research.evaluation.report import evaluate_run
+from research.evaluation.report import evaluate_run, loaded_model
 from research.evaluation.results import Answer
 from research.evaluation.samples import Majority, find_majority, pass_at_k
 from research.evaluation.scorers.code import Code
@@ -175,6 +175,28 @@ def test_a_metric_is_the_mean_over_samples_and_pairs_by_question(place, tmp_path
     differences = comparison.compare({"t": result}, {"t": again})
     assert {each.metric for each in differences} == result.metrics.keys()
     assert all(each.paired.difference.value == 0 for each in differences)
+
+
+def test_questions_that_were_answered_keep_their_samples(place, tmp_path):
+    """As where an evaluation was killed after two of four."""
+    the_task, parts = task(place, max_questions=4), []
+    questions = the_task.read()
+    cache = answer_cache.open_cache(tmp_path, {"a": 1}, "t")
+    with loaded_model(runs.open_run(place.base)) as model:
+        whole = the_task.answer(model, questions, "t", keep=parts.append)
+        for part in parts[:2]:
+            cache.add(part)
+        rest = []
+        again = the_task.answer(model, questions, "t", cache.read(), rest.append)
+    assert [set(part.answers) for part in parts] == [{0}, {1}, {2}, {3}]
+    assert again.answers == whole.answers and len(rest) == 2
+    # each sample reads its prompt and writes its tokens, and the end of what is not cut
+    count = sum(
+        model.flops.answer(answer.prompt_tokens, tokens + (tokens < 3))
+        for answer in whole.answers
+        for tokens in answer.sample_tokens
+    )
+    assert again.cost.flops == whole.cost.flops == pytest.approx(count)
 
 
 def test_samples_that_would_be_alike_or_too_few_are_refused(place):

@@ -56,4 +56,5 @@ def describe(error: BaseException) -> str:
         return f"{kind} {type(error).__name__}"
 
 
-main()
+if __name__ == "__main__":
+    main()

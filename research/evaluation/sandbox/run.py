@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-FOLDER = Path(__file__).parent
+from research.evaluation.sandbox import confine, harness
+
+# imported too, so that what depends on the code depends on them
+CONFINE, HARNESS = Path(confine.__file__), Path(harness.__file__)
 # what is read of a program's results: more is none of ours
 MAX_RESULT_BYTES = 2**20
 
@@ -112,7 +115,7 @@ def _run_confined(task: bytes, limits: Limits) -> tuple[str, str, int | None]:
         "prefix": sys.base_prefix,
         "command": [
             *(str(python), "-I", "-S", "-B", "-c"),
-            (FOLDER / "harness.py").read_text(encoding="utf-8"),
+            HARNESS.read_text(encoding="utf-8"),
         ],
         "writable_bytes": limits.files_mib * mib,
         "limits": {
@@ -124,7 +127,7 @@ def _run_confined(task: bytes, limits: Limits) -> tuple[str, str, int | None]:
             "CORE": 0,
         },
     }
-    command = [str(python), "-I", "-S", str(FOLDER / "confine.py"), json.dumps(settings)]
+    command = [str(python), "-I", "-S", str(CONFINE), json.dumps(settings)]
     # in memory, within the limit of a file's size: a program may write there without end
     with open(os.memfd_create("results"), "rb") as output:
         process = subprocess.Popen(
