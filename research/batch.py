@@ -17,6 +17,9 @@ PADDING = 0
 # Seen by every document of its row (prompt-tuning tokens, a shared few-shot prefix).
 SHARED = -1
 
+# Of `Batch.adapter`: a row that uses no adapter.
+NO_ADAPTER = -1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

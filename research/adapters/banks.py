@@ -19,14 +19,13 @@ from research.adapters.compatibility import (
     common_base,
     common_experiment,
 )
+from research.batch import NO_ADAPTER
 from research.checkpoints import runs, stacking
 from research.checkpoints.runs import Run
 from research.config import schema
 from research.methods import Bank, Method
 from research.models.transformer import Transformer
 from research.tree import Arrays
-
-NO_ADAPTER = -1  # a row of `Batch.adapter` that uses none
 
 
 def write(adapters: Mapping[str, Run], out: str | os.PathLike[str]) -> Path:

@@ -28,6 +28,8 @@ from research.retrieval import AnyRetrieval
 from research.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
+# of `batch_size`: so many answers are written and kept together, and rows that end are refilled
+BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +143,12 @@ class GenerationTask(QuestionTask):
             for count in answer.sample_tokens or [answer.new_tokens]
         )
         longest = max(len(prompt.ids) for prompt in prompts) + self.max_tokens
-        rows = self.batch_size if self.samples == 1 else self.samples
-        return Cost(flops, model.weight_bytes, model.cache_bytes(rows, longest))
+        return Cost(flops, model.weight_bytes, model.cache_bytes(self.rows, longest))
+
+    @property
+    def rows(self) -> int:
+        """Answers that are written at a time; always so many, so that few programs serve all."""
+        return self.batch_size if self.samples == 1 else min(self.samples, self.batch_size)
 
     def result(self, questions: Sequence[Question], parts: Sequence[Part]) -> TaskResult:
         result = super().result(questions, parts)
@@ -222,14 +228,12 @@ def _generate(
     """Text and number of tokens of the answers to some prompts at a time, by their numbers.
 
     Args:
-      finished: numbers of prompts that have answers; batches are the same whatever they are.
+      finished: numbers of prompts that have answers; parts are the same whatever they are.
     """
-    for rows in longest_first([*map(len, prompts)], task.batch_size):
-        if all(row in finished for row in rows):
-            continue
-        full = rows + [rows[-1]] * (task.batch_size - len(rows))  # one shape of all batches
-        texts = _write(model, task, [prompts[row] for row in full], task.sampling)
-        yield {row: [text] for row, text in zip(rows, texts, strict=False)}
+    for numbers in longest_first([*map(len, prompts)], BATCHES * task.batch_size):
+        if not all(number in finished for number in numbers):
+            texts = _write(model, task, [prompts[number] for number in numbers], task.sampling)
+            yield {number: [text] for number, text in zip(numbers, texts, strict=True)}
 
 
 def _sample(
@@ -254,7 +258,7 @@ def _sample(
 def _write(
     model: LoadedModel, task: GenerationTask, prompts: Sequence[list[int]], sampling: Sampling
 ) -> list[tuple[str, int]]:
-    """Text and number of tokens of the answer to each prompt of a batch."""
+    """Text and number of tokens of the answer to each prompt."""
     responder: Responder = model.responder
     tokenizer = responder.run.tokenizer
     stops = find_stops(responder.run, [responder])
@@ -271,5 +275,6 @@ def _write(
         sampling,
         adapters,
         stops,
+        rows=task.rows,
     )
     return [(tokenizer.decode(ids), len(ids)) for ids in texts]

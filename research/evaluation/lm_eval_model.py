@@ -21,7 +21,8 @@ from tqdm import tqdm
 from research.batch import SHARED, Batch, bucket_length, longest_first
 from research.evaluation.question_task import LoadedModel
 from research.evaluation.scoring import choice_row
-from research.generation import decode
+from research.generation import decoder
+from research.generation.decoder import Decoder, Request
 from research.generation.responders import find_stops
 from research.generation.sampling import Sampling
 from research.text.conversation import from_messages
@@ -66,7 +67,7 @@ class HarnessModel(TemplateLM):
         self._stop_ids = find_stops(self._run, [self._responder])
         devices = jax.device_count()
         self.batch_size = -(-batch_size // devices) * devices
-        self.max_length = self._run.context_length - decode.prompt_length(loaded.model)
+        self.max_length = self._run.context_length - decoder.prompt_length(loaded.model)
         # a chat prompt as text -> its tokens, and whether it was cut
         self._prompts: dict[str, tuple[list[int], bool]] = {}
         # (task, number of its document) -> what it cost
@@ -254,51 +255,44 @@ class HarnessModel(TemplateLM):
         )
         with progress:
             for settings, numbers in groups.items():
-                lengths = [len(prompts[number]) for number in numbers]
-                for draw, places in enumerate(longest_first(lengths, self.batch_size)):
-                    part = [numbers[place] for place in places]
-                    texts = self._write([prompts[number] for number in part], settings, draw)
-                    for number, (ids, is_cut) in zip(part, texts, strict=False):
-                        usage = self._usage(requests[number])
-                        usage.new_tokens += len(ids)
-                        usage.is_cut |= is_cut
-                        text = self.tokenizer.decode(ids)
-                        answers[number] = postprocess_generated_text(
-                            text, list(settings.until), None
-                        )
-                    progress.update(len(part))
+                texts = self._write([prompts[number] for number in numbers], settings, progress)
+                for number, (ids, is_cut) in zip(numbers, texts, strict=True):
+                    usage = self._usage(requests[number])
+                    usage.new_tokens += len(ids)
+                    usage.is_cut |= is_cut
+                    text = self.tokenizer.decode(ids)
+                    answers[number] = postprocess_generated_text(text, list(settings.until), None)
         return answers
 
     def _write(
-        self, prompts: list[list[int]], settings: _Settings, draw: int
+        self, prompts: list[list[int]], settings: _Settings, progress: tqdm
     ) -> list[tuple[list[int], bool]]:
-        """New tokens of each answer, and whether it was cut; ends where all have a stop string."""
-        full = prompts + [prompts[-1]] * (self.batch_size - len(prompts))  # one shape
-        number = self._responder.number
-        adapters = None if number is None else np.full(len(full), number, np.int32)
+        """New tokens of each answer up to its stop string, and whether it was cut before one."""
+        adapter = self._responder.number
         ends = {self.tokenizer.end_id, *self._stop_ids, *self._named_stops(settings.until)}
-        # another seed for each batch: a question asked twice gets two answers where they are drawn
-        sampling = dataclasses.replace(settings.sampling, seed=draw)
-        rows: list[list[int]] = [[] for _ in full]
-        is_done = [False] * len(full)
-        stream = decode.stream(
-            self._loaded.model,
-            full,
-            settings.new_tokens,
-            self.tokenizer.end_id,
-            sampling,
-            adapters,
-            tuple(ends),
-        )
-        for column in stream:
-            for row, token in enumerate(column.tolist()):
-                if not is_done[row]:
-                    is_done[row] = token in ends
-                    rows[row] += [] if is_done[row] else [token]
-                    is_done[row] |= self._has_stop(rows[row], settings.until)
-            if all(is_done):
-                break
-        return [(ids, not has_ended) for ids, has_ended in zip(rows, is_done, strict=True)]
+        answers = Decoder(self._loaded.model, self.batch_size, is_bank=adapter is not None)
+        places = {}
+        for place in sorted(range(len(prompts)), key=lambda place: -len(prompts[place])):
+            request = Request(
+                prompt=prompts[place],
+                new_tokens=settings.new_tokens,
+                ends=frozenset(ends),
+                sampling=settings.sampling,
+                number=place,  # a question asked twice gets two answers where they are drawn
+                adapter=adapter,
+            )
+            places[answers.add(request)] = place
+        rows: list[list[int]] = [[] for _ in prompts]
+        is_cut = [True] * len(prompts)
+        while not answers.is_idle:
+            for ticket, token, is_last in answers.step():
+                place = places[ticket]
+                rows[place] += [] if token in ends else [token]
+                if token in ends or self._has_stop(rows[place], settings.until):
+                    is_cut[place], is_last = False, True
+                    answers.cancel(ticket)
+                progress.update(is_last)
+        return list(zip(rows, is_cut, strict=True))
 
     def _has_stop(self, ids: list[int], until: Sequence[str]) -> bool:
         """Whether one of the strings stands at the end of a text, within its last token."""

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 
-from research.adapters import banks
+from research.batch import NO_ADAPTER
 from research.checkpoints.runs import Run
 from research.objectives.base import Objective, bare_prompt, only_text
 from research.text import chat_template
@@ -91,7 +91,7 @@ def find_responders(
         for number, (name, adapter_run) in enumerate(bank.items())
     ]
     remaining = [responder for responder in responders if responder.name not in switched_off]
-    return remaining or [Responder(run.base or run, "base", banks.NO_ADAPTER)]
+    return remaining or [Responder(run.base or run, "base", NO_ADAPTER)]
 
 
 def find_stops(run: Run, responders: Sequence[Responder]) -> tuple[int, ...]:

@@ -21,8 +21,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from research import sharding, tree
 from research.batch import PADDING, SHARED
-from research.models import quantization, rotary, sites
-from research.models.attention import Mask, attention
+from research.models import cache, quantization, rotary, sites
+from research.models.attention import Mask, attention, cached
+from research.models.cache import Cache, KeyValues, Vectors
 from research.models.config import ModelConfig, Remat
 from research.models.layers import Embedding, Head, Linear, Norm, Positions
 from research.models.mlp import MLP
@@ -51,47 +52,21 @@ def _remat(body: Callable[..., Any], kind: Remat, prevent_cse: bool) -> Callable
     return jax.checkpoint(body, prevent_cse=prevent_cse, policy=POLICIES[kind])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of the tokens so far; slot t of every row holds its t-th token.
-
-    Attributes:
-      layers: stack key -> (keys, values), each [L,B,T,K,N].
-      segments, positions: [B,T] int32; segment 0 marks an empty slot.
-      index: [] int32, the next slot to fill.
-    """
-
-    layers: dict[str, tuple[jax.Array, jax.Array]]
-    segments: jax.Array
-    positions: jax.Array
-    index: jax.Array
-
-    def append(self, segments: jax.Array, positions: jax.Array) -> Cache:
-        """The cache with segments and positions [B,S] of new tokens; layers add their own keys."""
-        write = jax.lax.dynamic_update_slice_in_dim
-        return dataclasses.replace(
-            self,
-            segments=write(self.segments, segments, self.index, 1),
-            positions=write(self.positions, positions, self.index, 1),
-            index=self.index + segments.shape[1],
-        )
-
-
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class View:
     """What all layers of one pass share.
 
     Attributes:
-      mask: the attention mask, without a window.
+      mask: the attention mask of the new tokens, without a window.
+      earlier_mask: that of earlier ones; None where there are none.
       angles: cosines and sines [W,B,S,1,N/2] for each kind of window; None with learned positions.
-      index: [] int32, the cache's slot of the first new token; None without a cache.
+      keep: whether layers return the keys and values of the new tokens.
     """
 
     mask: Mask
+    earlier_mask: Mask | None
     angles: Angles | None
-    index: jax.Array | None
+    keep: bool
 
 
 class Attention(nnx.Module):
@@ -117,13 +92,13 @@ class Attention(nnx.Module):
         self.config = config
 
     def __call__(
-        self, x: jax.Array, view: View, kind: jax.Array, context: Context, cached: Any
+        self, x: jax.Array, view: View, kind: jax.Array, context: Context, earlier: Any
     ) -> tuple[jax.Array, Any]:
-        """x [B,S,D] -> ([B,S,D], this layer's cached (keys, values) [B,T,K,N] or None).
+        """x [B,S,D] -> ([B,S,D], this layer's new (keys, values) [B,K,S,N] or None).
 
         Args:
           kind: [] int32, index in `config.window_kinds` of this layer's window.
-          cached: keys and values of earlier tokens, or None.
+          earlier: keys and values of earlier tokens, or None.
         """
         config = self.config
         query, key, value = (
@@ -137,17 +112,18 @@ class Attention(nnx.Module):
             query, key = rotary.rotate(query, angles), rotary.rotate(key, angles)
         if config.score_size:  # backends divide by sqrt(N)
             query = query * jnp.asarray((config.head_dim / config.score_size) ** 0.5, query.dtype)
-        backend = config.attention
-        if cached is not None and view.index is not None:
-            key = _write_cache(cached[0], key, view.index)
-            value = _write_cache(cached[1], value, view.index)
-            cached, backend = (key, value), "plain"
+        new = None
+        if view.keep:
+            new = tuple(Vectors(jnp.swapaxes(part, 1, 2)) for part in (key, value))
         key, value = sites.apply(self.site, x, (key, value), None, context)
         mask = _with_prefix(view.mask, key.shape[1] - view.mask.key_segments.shape[1], context)
 
         def attend(window: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            layer_mask = dataclasses.replace(mask, window=window)
-            return attention(backend, query, key, value, layer_mask, config.score_cap)
+            own = dataclasses.replace(mask, window=window)
+            if view.earlier_mask is None:
+                return attention(config.attention, query, key, value, own, config.score_cap)
+            before = dataclasses.replace(view.earlier_mask, window=window)
+            return cached.attention(query, (key, value), own, earlier, before, config.score_cap)
 
         # a window is static in a kernel: layers of several kinds select one of several programs
         branches = [functools.partial(attend, window) for window in config.window_kinds]
@@ -155,17 +131,12 @@ class Attention(nnx.Module):
             y = branches[0](query, key, value)
         else:
             y = jax.lax.switch(kind, branches, query, key, value)
-        return self.output(y.reshape(*x.shape[:-1], -1), context.at("output")), cached
+        return self.output(y.reshape(*x.shape[:-1], -1), context.at("output")), new
 
 
 def _split_heads(y: jax.Array, size: int) -> jax.Array:
     """[B,S,H*N] -> [B,S,H,N]."""
     return y.reshape(*y.shape[:-1], -1, size)
-
-
-def _write_cache(cached: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
-    """Writes new keys or values [B,S,K,N] into those of the cache [B,T,K,N]."""
-    return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), index, axis=1)
 
 
 def _prepended_segments(rows: int, count: int, context: Context) -> jax.Array:
@@ -223,17 +194,17 @@ class Block(nnx.Module):
         self.mlp = MLP(keys[1], config)
         self.mlp_output = Residual(config)
 
-    def __call__(self, stream, view: View, kind: jax.Array, context: Context, cached):
-        """stream [B,S,D] -> ([B,S,D], the layer's cached keys and values or None)."""
+    def __call__(self, stream, view: View, kind: jax.Array, context: Context, earlier):
+        """stream [B,S,D] -> ([B,S,D], the layer's new keys and values or None)."""
         with jax.named_scope("attention"):
             x = self.attention_norm(stream)
-            y, cached = self.attention(x, view, kind, context.at("attention"), cached)
+            y, new = self.attention(x, view, kind, context.at("attention"), earlier)
             stream = self.attention_output(stream, x, y, context.at("attention_output"))
         with jax.named_scope("mlp"):
             x = self.mlp_norm(stream)
             y = self.mlp(x, context.at("mlp"))
             stream = self.mlp_output(stream, x, y, context.at("mlp_output"))
-        return sharding.constrain(stream, ("batch", "sequence", None)), cached
+        return sharding.constrain(stream, ("batch", "sequence", None)), new
 
 
 @jax.tree_util.register_dataclass
@@ -286,22 +257,24 @@ class Transformer(nnx.Module):
         positions: jax.Array,
         prefix: jax.Array | None = None,
         context: Context | None = None,
-        cache: Cache | None = None,
+        earlier: KeyValues | None = None,
         first: bool = True,
         shared: bool = True,
-    ) -> tuple[jax.Array, Cache | None]:
+        keep: bool = False,
+    ) -> tuple[jax.Array, KeyValues | None]:
         """The last hidden states, after the final norm.
 
         Args:
           tokens, segments, positions: [B,S] int32, see `research.batch.Batch`.
           prefix: [B,S] bool, tokens that their whole document attends to.
           context: adapters, dropout; None for plain evaluation.
-          cache: keys and values of earlier tokens; those of the S new ones are added.
+          earlier: keys and values of earlier tokens, in B rows or in one for all of them.
           first: whether these are a row's first tokens, so that attached prompts go in front.
           shared: whether some segment may be -1, which all documents of a row attend to.
+          keep: whether to return the keys and values of these tokens, attached prompts included.
 
         Returns:
-          ([B,S,D] in the compute type, the new cache or None).
+          ([B,S,D] in the compute type, what is kept or None).
         """
         config = self.config
         context = dataclasses.replace(context or Context(), shared=self.methods)
@@ -316,49 +289,46 @@ class Transformer(nnx.Module):
             positions = jnp.concatenate([prompt_positions, positions], axis=1)
             segments = jnp.concatenate([front, segments], axis=1)
             prefix = None if prefix is None else jnp.pad(prefix, ((0, 0), (prompts, 0)))
-        index = None
         mask = Mask(segments, positions, segments, positions, prefix, shared=shared or prompts > 0)
-        if cache is not None:
-            index = cache.index
-            cache = cache.append(segments, positions)
-            mask = Mask(segments, positions, cache.segments, cache.positions)
+        earlier_mask = None
+        if earlier is not None:
+            earlier_mask = Mask(segments, positions, earlier.segments, earlier.positions)
         angles = None
         if self.positions is None:
             angles = rotary.angles(positions, config)
         else:
-            if cache is None:  # with a cache, decoding checks the length
+            if not keep and earlier is None:  # decoding checks the length
                 config.check_length(x.shape[1])
             x = x + self.positions(positions, x.dtype)
-        view = View(mask, angles, index)
+        view = View(mask, earlier_mask, angles, keep)
         x = sharding.constrain(x, ("batch", "sequence", None))
-        caches = {}
+        new = {}
         for layers, block in tree.stacks(self.layers):
             name = tree.stack_key(layers.start, len(layers))
-            cached = None if cache is None else cache.layers[name]
-            x, caches[name] = self._run(block, layers, x, view, context, cached)
-        if cache is not None:
-            cache = dataclasses.replace(cache, layers=caches)
-        return self.final_norm(x)[:, prompts:], cache
+            layer_keys = None if earlier is None else earlier.layers[name]
+            x, new[name] = self._run(block, layers, x, view, context, layer_keys)
+        new_keys = KeyValues(new, segments, positions) if keep else None
+        return self.final_norm(x)[:, prompts:], new_keys
 
-    def _run(self, block, layers, x, view, context, cached):
+    def _run(self, block, layers, x, view, context, earlier):
         """Runs one stack: a scan, or a plain call for a stack of one."""
         config = self.config
 
         def body(x, inputs):
-            block, layer, kind, cached = inputs
+            block, layer, kind, earlier = inputs
             x = checkpoint_name(x, INPUT)
             if sharding.platform() == "tpu":
                 # without it XLA keeps a copy of all layers' weights in the compute type
                 block = jax.lax.optimization_barrier(block)
-            return block(x, view, kind, context.at(layer), cached)
+            return block(x, view, kind, context.at(layer), earlier)
 
         body = _remat(body, config.remat, prevent_cse=len(layers) == 1)
         kinds = jnp.asarray([config.window_kinds.index(config.window(i)) for i in layers])
-        inputs = block, jnp.arange(layers.start, layers.stop), kinds, cached
+        inputs = block, jnp.arange(layers.start, layers.stop), kinds, earlier
         if len(layers) > 1:
             return jax.lax.scan(body, x, inputs)
-        x, cached = body(x, jax.tree.map(lambda leaf: leaf[0], inputs))
-        return x, jax.tree.map(lambda leaf: leaf[None], cached)
+        x, new = body(x, jax.tree.map(lambda leaf: leaf[0], inputs))
+        return x, jax.tree.map(lambda leaf: leaf[None], new)
 
     def projection(self) -> Projection:
         """What turns hidden states into logits, without the rest of the model."""
@@ -369,13 +339,6 @@ class Transformer(nnx.Module):
         """hidden [B,S,D] -> [B,S,V] in float32."""
         return self.projection()(hidden, context)
 
-    def empty_cache(self, rows: int, length: int) -> Cache:
-        """A cache for B = `rows` and T = `length` slots, prompt tokens included."""
-        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        shape = (rows, length, config.kv_heads, config.head_dim)
-        layers = {
-            name: (jnp.zeros((len(tree.stack_range(name)), *shape), dtype),) * 2
-            for name in self.layers
-        }
-        zeros = jnp.zeros((rows, length), jnp.int32)
-        return Cache(layers, zeros, zeros, jnp.zeros((), jnp.int32))
+    def empty_cache(self, rows: int, slots: int, kind: str = "") -> Cache:
+        """A cache for B = `rows` and T = `slots`; `kind` is the compute type unless it is set."""
+        return cache.empty(self.config, self.layers, rows, slots, kind or self.config.compute_dtype)

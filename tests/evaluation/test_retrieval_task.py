@@ -63,9 +63,9 @@ def ask(world, the_task):
 def test_prompts_hold_the_passages_that_a_result_names(world, notes, monkeypatch):
     prompts, generate = [], decode.generate
 
-    def record(model, rows, *arguments):
-        prompts.extend(rows)
-        return generate(model, rows, *arguments)
+    def record(model, texts, *arguments, **settings):
+        prompts.extend(texts)
+        return generate(model, texts, *arguments, **settings)
 
     monkeypatch.setattr(decode, "generate", record)
     result = ask(world, task(notes))
@@ -124,6 +124,7 @@ def test_the_command_shows_passages_with_their_scores(cls, world, notes, tmp_pat
     content = schema.to_dict(Evaluation(tasks={"a": task(notes, cls=cls, **settings)}))
     config.write_text(f"def get_config():\n    return {content!r}\n")
     line = ["--config", str(config), "--query", "the west roof", "--run", str(world.base)]
+    capsys.readouterr()  # the world may have been made for this test
     retrieve.main(line)
     printed = capsys.readouterr().out
     assert printed.startswith(f"facts:train: 4 passages, {cls.kind}\n\nthe west roof\n  1. ")

@@ -17,7 +17,8 @@ DRAWS = 20_000
 @jax.jit
 def draw(logits, seed, temperature, top_k, top_p):
     keys = jax.random.split(jax.random.key(seed), len(logits))
-    return sample(logits, keys, temperature, top_k, top_p)
+    settings = (jnp.broadcast_to(each, len(logits)) for each in (temperature, top_k, top_p))
+    return sample(logits, keys, *settings)
 
 
 def frequencies(temperature=1.0, top_k=0, top_p=1.0):

@@ -12,7 +12,7 @@ from research import methods
 from research.data.config import DataConfig
 from research.data.sources import JsonlConfig
 from research.experiment import Experiment
-from research.generation import decode
+from research.generation import decoder
 from research.interop.fields import UnsupportedModelError
 from research.interop.peft import prompts
 from research.methods import IA3, LoRA, Prefix, Prompt, Several
@@ -75,12 +75,15 @@ def test_decoding_with_a_cache_says_what_the_whole_text_says(case, family):
     model, text = tiny.shaken(attached(case, family)), [3, 5, 7, 11, 2, 9, 40, 1, 33, 8]
     expected, prefill_length = tiny.log_probabilities(model, text), 3
     start = np.array([text[:prefill_length]], np.int32)
-    slots = len(text) + decode.prompt_length(model)
-    logits, cache = decode._prefill(model, start, np.array([prefill_length]), None, slots)
+    front = decoder.prompt_length(model)
+    cache = model.empty_cache(1, len(text) + front)
+    logits, new = decoder._prefill(model, start, np.array([prefill_length]), None, None, 0)
+    cache = cache.insert(np.array([0]), new, np.array([prefill_length + front]))
     for at in range(prefill_length, len(text)):  # past the window
         np.testing.assert_allclose(jax.nn.log_softmax(logits[0]), expected[at - 1], atol=1e-4)
-        token, position = np.array([text[at]]), np.array([at + decode.prompt_length(model)])
-        logits, cache = decode._advance(model, token, position, None, cache)
+        token, position = np.array([text[at]]), np.array([at + front])
+        logits, new = decoder._advance(model, token, position, None, cache.content)
+        cache = cache.append(new)
 
 
 @pairs(CASES, ["gemma"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from research.generation import decode
+from research.generation import decoder
 from research.models.sites import Context, Delta
 from tests.helpers import rounding, tiny
 
@@ -54,7 +54,7 @@ def test_prompt_and_prefix_work_with_the_cache():
         stack.attention.site["prefix"] = jax.vmap(
             lambda key: Prefix(key, 2, tiny.CONFIG.kv_heads, tiny.CONFIG.head_dim)
         )(keys)
-    assert decode.prompt_length(model) == 3
+    assert decoder.prompt_length(model) == 3
     batch = tiny.batch(rows=2, documents=1)
     batch = jax.tree.map(lambda x: x[:, :9], batch)
     expected = tiny.logits(model, batch)
@@ -63,9 +63,10 @@ def test_prompt_and_prefix_work_with_the_cache():
     for start, stop in ((0, 7), (7, 8), (8, 9)):
         part = jax.tree.map(lambda x, a=start, z=stop: x[:, a:z], batch)
         place = part.positions + (3 if start else 0)  # positions restart after the prompt
-        hidden, cache = model.hidden(
-            part.tokens, part.segments, place, None, None, cache, first=not start
+        hidden, new = model.hidden(
+            part.tokens, part.segments, place, None, None, cache.content, first=not start, keep=True
         )
+        cache = cache.append(new)
         outputs.append(model.logits(hidden))
     actual = np.concatenate(outputs, axis=1)
     rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS)

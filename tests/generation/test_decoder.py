@@ -1,0 +1,162 @@
+"""Rows that are refilled: what a request is answered depends on nothing but the request."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from research import sharding
+from research.generation import decoder
+from research.generation.decoder import Decoder, Request
+from research.generation.sampling import Sampling
+from research.methods import Bank, Prompt
+from research.models.cache import Vectors
+from research.sharding import MeshConfig
+from tests.helpers import tiny
+
+random = np.random.default_rng(0)
+WARM = Sampling(temperature=1.0, top_k=20, top_p=0.95, seed=3)
+
+
+def prompt(length):
+    return random.integers(1, tiny.CONFIG.vocabulary, length).tolist()
+
+
+REQUESTS = [
+    Request(prompt(length), new_tokens, sampling=sampling, number=number)
+    for number, (length, new_tokens, sampling) in enumerate(
+        [
+            (5, 9, WARM),
+            (30, 3, Sampling()),
+            (1, 1, WARM),
+            (90, 20, WARM),  # needs a larger cache than those before it
+            (12, 40, Sampling()),
+            (3, 30, dataclasses.replace(WARM, seed=4)),
+            (8, 30, WARM),
+        ]
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.shaken(tiny.model(), size=0.3)
+
+
+def answer(model, requests, rows, **settings):
+    """The tokens that each request is answered, in their order."""
+    answers = Decoder(model, rows, **settings)
+    tickets = [answers.add(request) for request in requests]
+    tokens = {ticket: [] for ticket in tickets}
+    while not answers.is_idle:
+        for ticket, token, _ in answers.step():
+            tokens[ticket].append(token)
+    return [tokens[ticket] for ticket in tickets]
+
+
+def test_a_refilled_row_answers_as_a_row_alone(model):
+    alone = [answer(model, [request], 1)[0] for request in REQUESTS]
+    assert [len(tokens) for tokens in alone] == [request.new_tokens for request in REQUESTS]
+    # the ring of slots is gone round several times
+    for rows in (1, 2, 4):
+        assert answer(model, REQUESTS, rows) == alone
+
+
+def test_programs_are_compiled_once_for_a_size_of_prompts_and_of_the_cache(model):
+    answer(model, [Request(prompt(20), 8)], 3)
+    programs = decoder._advance._cache_size(), decoder._prefill._cache_size()
+    answer(model, [Request(prompt(length), 8) for length in (1, 7, 19, 30)], 3)
+    more = decoder._advance._cache_size(), decoder._prefill._cache_size()
+    # four rows are filled three and one at a time: one size of prefill more
+    assert more[0] == programs[0] and more[1] <= programs[1] + 1
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_what_prompts_begin_with_is_computed_once(model, rows, monkeypatch):
+    beginning, widths, prefill = prompt(70), [], decoder._prefill
+    requests = [Request(beginning + prompt(n), 6, number=n) for n in (3, 1, 9, 20, 2)]
+    expected = [answer(model, [request], 1)[0] for request in requests]
+
+    def count(model, tokens, *rest):
+        widths.append(tokens.shape)
+        return prefill(model, tokens, *rest)
+
+    monkeypatch.setattr(decoder, "_prefill", count)
+    assert answer(model, requests, rows) == expected
+    # whole blocks of 32 tokens, once; then what is left of each prompt, none longer than 26
+    assert widths[0] == (1, 64) and {width for _, width in widths[1:]} == {32}
+
+
+def test_rows_of_a_bank_answer_as_each_adapter_alone():
+    method = Bank(of=Prompt(length=3), names=("a", "b"))
+    model = tiny.shaken(tiny.attached(method), size=0.5)
+    beginning = prompt(40)
+    requests = [
+        Request(beginning + prompt(5), 6, number=number, adapter=adapter)
+        for number, adapter in enumerate([0, 1, None, 1, 0, None, 0])
+    ]
+    alone = [answer(model, [request], 1, is_bank=True)[0] for request in requests]
+    assert answer(model, requests, 3, is_bank=True) == alone
+    others = [dataclasses.replace(request, adapter=None) for request in requests]
+    base = [answer(model, [request], 1, is_bank=True)[0] for request in others]
+    assert [a == b for a, b in zip(alone, base, strict=True)] == [
+        request.adapter is None for request in requests
+    ]
+
+
+def test_devices_share_the_rows_and_the_heads(model):
+    expected = answer(model, REQUESTS, 4)
+    with sharding.mesh_context(MeshConfig(fsdp=2, tensor=2).make(), sharding.RULES):
+        assert answer(model, REQUESTS, 4) == expected
+
+
+def test_a_cancelled_request_frees_its_row(model):
+    requests = [dataclasses.replace(REQUESTS[0], new_tokens=50), *REQUESTS[1:3]]
+    answers = Decoder(model, 1)
+    first, second, third = map(answers.add, requests)
+    assert [token.ticket for token in answers.step()] == [first]
+    answers.cancel(third)  # it waits
+    answers.cancel(first)
+    events = []
+    while not answers.is_idle:
+        events += answers.step()
+    assert {token.ticket for token in events} == {second} and events[-1].is_last
+    assert [token.token for token in events] == answer(model, requests[1:2], 1)[0]
+
+
+def test_vectors_in_a_byte_a_number_are_off_by_half_a_step():
+    x = np.random.default_rng(1).normal(size=(2, 3, 4, 5, 8)).astype(np.float32)
+    vectors = Vectors(x).astype("int8")
+    assert vectors.numbers.dtype == np.int8 and vectors.scale.shape == x.shape[:-1]
+    step = np.abs(x).max(axis=-1, keepdims=True) / 127
+    error = np.abs(np.asarray(vectors.numbers) * np.asarray(vectors.scale)[..., None] - x)
+    # half a step, and the rounding of the quotient
+    assert np.all(error <= step * (0.5 + 1e-4))
+    assert np.all(np.abs(vectors.numbers).max(axis=-1) == 127)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bfloat16", 0.02), ("int8", 0.04)])
+def test_a_smaller_cache_changes_logits_by_little(model, kind, most):
+    """A number is off by 1/256 of itself in bfloat16, by 1/254 of its vector's largest in int8;
+    over three layers that stays within a few hundredths of the logits' spread."""
+    text = np.asarray([prompt(24)], np.int32)
+    logits = {}
+    for name in ("float32", kind):
+        cache = model.empty_cache(1, 64, name)
+        _, new = decoder._prefill(model, text, np.array([24]), None, None, 0)
+        content = cache.insert(np.array([0]), new, np.array([24])).content
+        token, position = np.array([7], np.int32), np.array([24], np.int32)
+        logits[name], _ = decoder._advance(model, token, position, None, content)
+    error = np.abs(logits[kind] - logits["float32"]).max()
+    assert 0 < error < most * np.std(logits["float32"])
+
+
+def test_requests_that_cannot_be_answered_are_refused(model):
+    answers = Decoder(model, 1)
+    for request, message in [
+        (Request([], 3), "a prompt holds no token"),
+        (Request([1], 0), "new_tokens must be at least 1, not 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            answers.add(request)
+    assert answers.is_idle and answers.step() == []
