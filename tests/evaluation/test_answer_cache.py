@@ -10,7 +10,7 @@ import pytest
 
 from research.checkpoints import runs
 from research.config import schema
-from research.evaluation import report
+from research.evaluation import generation_task, report
 from research.evaluation.answer_cache import key_of
 from research.evaluation.generation_task import GenerationTask
 from research.evaluation.multiple_choice import MultipleChoice
@@ -106,13 +106,14 @@ def test_what_was_interrupted_goes_on_with_the_questions_that_are_missing(
 ):
     batch_sizes, generate = [], decode.generate
 
-    def interrupted(model, prompts, *rest):
+    def interrupted(model, prompts, *rest, **settings):
         batch_sizes.append(len(prompts))
         if len(batch_sizes) == 3:
             raise KeyboardInterrupt
-        return generate(model, prompts, *rest)
+        return generate(model, prompts, *rest, **settings)
 
     monkeypatch.setattr(decode, "generate", interrupted)
+    monkeypatch.setattr(generation_task, "BATCHES", 1)
     with pytest.raises(KeyboardInterrupt):
         ask(place, tmp_path / "a", words(place))
     result = ask(place, tmp_path / "a", words(place))
@@ -156,7 +157,9 @@ def test_a_file_that_was_changed_is_no_answer(place, tmp_path):
 @pytest.mark.heavy
 def test_a_killed_evaluation_ends_in_the_result_of_one_that_was_not(place, tmp_path, monkeypatch):
     config = tmp_path / "config.py"
-    evaluation = Evaluation(tasks={"a": words(place, batch_size=1, max_tokens=64)})
+    # several answers to a question are kept when it has them all
+    drawn = {"samples": 2, "sampling": decode.Sampling(temperature=1.0), "max_tokens": 64}
+    evaluation = Evaluation(tasks={"a": words(place, **drawn)})
     config.write_text(f"def get_config():\n    return {schema.to_dict(evaluation)!r}\n")
 
     def start(cache, out):
