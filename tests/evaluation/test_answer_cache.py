@@ -158,8 +158,8 @@ def test_a_file_that_was_changed_is_no_answer(place, tmp_path):
 def test_a_killed_evaluation_ends_in_the_result_of_one_that_was_not(place, tmp_path, monkeypatch):
     config = tmp_path / "config.py"
     # several answers to a question are kept when it has them all
-    drawn = {"samples": 2, "sampling": decode.Sampling(temperature=1.0), "max_tokens": 64}
-    evaluation = Evaluation(tasks={"a": words(place, **drawn)})
+    sampling = {"samples": 2, "sampling": decode.Sampling(temperature=1.0), "max_tokens": 64}
+    evaluation = Evaluation(tasks={"a": words(place, **sampling)})
     config.write_text(f"def get_config():\n    return {schema.to_dict(evaluation)!r}\n")
 
     def start(cache, out):
