@@ -38,7 +38,7 @@ def prepare(settings: Mapping[str, Any]):
         )
         model = peft.get_peft_model(model, lora)
     if settings.get("weights"):
-        _load(model, np.load(settings["weights"]))
+        load(model, np.load(settings["weights"]))
     if shape.remat == "full":
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if settings["method"] == "lora":
@@ -86,7 +86,7 @@ def peak_memory() -> int:
     return int(match[1]) * 1024 if match else 0
 
 
-def _load(model: torch.nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+def load(model: torch.nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     """Every parameter from Graft's, by its name without what PEFT wraps around it."""
     parameters = dict(model.named_parameters())
     plain = {}

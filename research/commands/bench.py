@@ -9,6 +9,8 @@
     graft bench data                      reading batches, tokenising, index, near duplicates
     graft bench overhead                  start, data, host work and checkpoints of a run
     graft bench study                     a sweep in one process beside as many commands
+    graft bench generate                  answers beside transformers' generate
+    graft bench generate --topology v5e v6e --shape llama_1b     the bytes of a token, on chips
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
 are taken within a round, because machines drift. The peer needs `tools/setup interop`.
@@ -21,6 +23,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> None:
     from research.benchmarks import (
         data,
+        generate,
         harness,
         interop,
         methods,
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "overhead": overhead,
         "study": study,
         "interop": interop,
+        "generate": generate,
     }
     parser = argparse.ArgumentParser(
         prog="graft bench",
