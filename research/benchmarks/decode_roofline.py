@@ -1,7 +1,8 @@
 """The step of one token compiled for chips that need not be there: its bytes beside the least.
 
 A step must read every weight that it multiplies by, and the keys and values of each row, once; with
-few rows nothing else takes as long. The TPU compiler says how many bytes the program moves.
+few rows nothing else takes as long. The TPU compiler says how many bytes the program's operations
+read and write: what is copied into a chip's fast memory first counts there and again.
 """
 
 from __future__ import annotations

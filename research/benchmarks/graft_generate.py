@@ -52,7 +52,8 @@ def prepare(settings: Mapping[str, Any]):
     with sharding.mesh_context(mesh, rules):
         model = jax.jit(lambda key: Transformer(key, model_config(settings)))(jax.random.key(0))
         if settings.get("weights"):
-            np.savez(settings["weights"], **transformers_weights(model))
+            wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
+            np.savez(settings["weights"], **transformers_weights(wide))
 
     def run() -> float:
         start = time.perf_counter()

@@ -28,6 +28,7 @@ def prepare(settings: Mapping[str, Any]):
     config = transformers.LlamaConfig(**transformers_config(SHAPES[settings["shape"]]))
     with torch.device(device):
         model = transformers.LlamaForCausalLM(config).to(getattr(torch, settings["dtype"])).eval()
+    model.generation_config.eos_token_id = None  # answers have one length
     torch_step.load(model, np.load(settings["weights"]))
     tokens = torch.tensor(prompts(settings), device=device)
     answers: list[list[int]] = []
@@ -39,7 +40,7 @@ def prepare(settings: Mapping[str, Any]):
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=settings["new_tokens"],
-                min_new_tokens=settings["new_tokens"],
+                eos_token_id=None,
                 do_sample=False,
                 pad_token_id=0,
             )

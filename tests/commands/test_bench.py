@@ -76,3 +76,29 @@ def test_graft_and_transformers_with_peft_take_the_same_steps(tmp_path):
         ratio = results[f"{method}.ratio"]
         assert results[f"{method}.ratio.low"] <= ratio <= results[f"{method}.ratio.high"]
         assert results[f"{method}.bfloat16.peer.peak_memory_bytes"] > 0
+
+
+@pytest.mark.heavy
+def test_graft_and_transformers_give_the_same_answers_before_they_are_timed(tmp_path):
+    pytest.importorskip("transformers")
+    tokens = ("--rows", "3", "--prompt-tokens", "8", "--new-tokens", "6")
+    text, results = bench(tmp_path, *tokens, verb="generate")
+    assert "100% of the tokens are the same on both sides" in text
+    for dtype in ("float32", "bfloat16"):
+        low, high = (results[f"{dtype}.3.ratio.{end}"] for end in ("low", "high"))
+        assert 0 < low <= results[f"{dtype}.3.ratio"] <= high
+        assert 0 < results[f"{dtype}.3.share_of_memory_rate"] < 1
+
+
+@pytest.mark.heavy
+def test_a_token_is_compiled_for_chips_that_are_not_there(tmp_path):
+    pytest.importorskip("libtpu")
+    tokens = ("--rows", "4", "--prompt-tokens", "60", "--new-tokens", "4", "--dtypes", "bfloat16")
+    _, results = bench(tmp_path, *tokens, "--topology", "v5e", "v6e", verb="generate")
+    # 2 layers of 4 rows with keys and values of 2 heads of 8 for 64 tokens, and all weights
+    weights = 64 * 32 + 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)
+    keys = 2 * 4 * 2 * 2 * 8 * 64
+    norms = 4 * (2 * 2 * 32 + 32)  # in float32
+    for name in ("v5e", "v6e"):
+        assert results[f"{name}.bfloat16.4.least_bytes"] == 2 * (weights + keys) + norms
+        assert 0 < results[f"{name}.bfloat16.4.share"] < 1
