@@ -48,12 +48,14 @@ def prepare(settings: Mapping[str, Any]):
       settings: shape, dtype, rows, prompt_tokens, new_tokens; weights, a file to write them to.
     """
     mesh, rules = sharding.MeshConfig().make(jax.devices()[:1]), sharding.RULES
-    texts, answers = prompts(settings), []
+    texts = prompts(settings)
+    answers: list[list[int]] = []
     with sharding.mesh_context(mesh, rules):
         model = jax.jit(lambda key: Transformer(key, model_config(settings)))(jax.random.key(0))
         if settings.get("weights"):
             wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
-            np.savez(settings["weights"], **transformers_weights(wide))
+            weights: dict[str, Any] = transformers_weights(wide)
+            np.savez(settings["weights"], **weights)
 
     def run() -> float:
         start = time.perf_counter()
