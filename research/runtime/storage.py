@@ -142,11 +142,13 @@ _AWAY = re.compile(
     r"retry attempts failed|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|, (408|429|5\d\d)$|"
     r"^(Client\w*|ServerDisconnected|Connection\w*|Proxy|Transport|\w*Timeout)Error"
 )
+# a file was made by another between our look and our write
+_TAKEN = re.compile(r"ALREADY_EXISTS|conditionNotMet|, 412$")
 
 
 def describe_storage_error(error: BaseException, path: str | os.PathLike[str] = "") -> str | None:
-    """The message for a bucket that refuses or does not answer, and what to do; None for other
-    errors."""
+    """The message for a bucket that refuses or does not answer, or in which another writes, and
+    what to do; None for other errors."""
     bucket = "/".join(os.fspath(path).split("/")[:3]) or "the bucket"
     cause: BaseException | None = error
     while cause is not None:
@@ -161,6 +163,11 @@ def describe_storage_error(error: BaseException, path: str | os.PathLike[str] = 
             return (
                 f"{_line(cause)}. {bucket} does not answer, and was asked again for a while: "
                 "start the same command again when it does"
+            )
+        if _TAKEN.search(text):
+            return (
+                f"{_line(cause)}. Another run writes there at the same time, and nothing locks a "
+                "folder of a bucket: let one of the two end, and give each a --workdir of its own"
             )
         cause = cause.__cause__ or cause.__context__
     return None

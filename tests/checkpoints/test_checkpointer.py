@@ -22,6 +22,7 @@ from research.checkpoints.checkpointer import (
     library_versions,
     open_checkpoint,
 )
+from research.runtime import storage
 from research.runtime.files import LinkError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -339,3 +340,17 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
         Checkpointer(tmp_path, keep_last=0)
     with pytest.raises(ValueError, match="best_metric"):
         Checkpointer(tmp_path, keep_best=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError('ALREADY_EXISTS: Error writing "step/zarr.json" in OCDBT database at gs://b/5'),
+        OSError("At least one of the conditions did not hold, 412"),
+    ],
+)
+def test_another_run_in_a_folder_of_a_bucket_is_told(error):
+    """In the words of the libraries; a full disk, as was said before, has nothing to do with it."""
+    message = storage.describe_storage_error(error, "gs://b/run/checkpoints")
+    assert message is not None and "Another run writes there" in message
+    assert storage.describe_storage_error(ValueError("INVALID_ARGUMENT"), "gs://b/run") is None
