@@ -50,9 +50,7 @@ def measure(arguments: argparse.Namespace) -> harness.Results:
     return results
 
 
-def _compile(
-    settings: Mapping[str, Any], tokens: int, topology: Topology
-) -> dict[str, float]:
+def _compile(settings: Mapping[str, Any], tokens: int, topology: Topology) -> dict[str, float]:
     """Bytes and seconds of a step, by shapes and by the compiler."""
     mesh, rules = sharding.MeshConfig().make(topology.devices[:1]), sharding.RULES
     # the compiler counts the body of a scan once

@@ -143,7 +143,7 @@ _AWAY = re.compile(
     r"^(Client\w*|ServerDisconnected|Connection\w*|Proxy|Transport|\w*Timeout)Error"
 )
 # a file was made by another between our look and our write
-_TAKEN = re.compile(r"ALREADY_EXISTS|conditionNotMet|, 412$")
+_IN_USE = re.compile(r"ALREADY_EXISTS|conditionNotMet|, 412$")
 
 
 def describe_storage_error(error: BaseException, path: str | os.PathLike[str] = "") -> str | None:
@@ -164,7 +164,7 @@ def describe_storage_error(error: BaseException, path: str | os.PathLike[str] = 
                 f"{_line(cause)}. {bucket} does not answer, and was asked again for a while: "
                 "start the same command again when it does"
             )
-        if _TAKEN.search(text):
+        if _IN_USE.search(text):
             return (
                 f"{_line(cause)}. Another run writes there at the same time, and nothing locks a "
                 "folder of a bucket: let one of the two end, and give each a --workdir of its own"

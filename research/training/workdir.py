@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,6 +29,8 @@ CHECKPOINTS, MODEL, CONFIG, LOCK = "checkpoints", "model", "config.json", ".lock
 # all that a run writes in its folder
 OWN_NAMES = (CHECKPOINTS, MODEL, CONFIG, LOCK, METRICS, SUMMARY, TENSORBOARD, runs.TOKENIZER)
 _FOLDERS = (CHECKPOINTS, MODEL, TENSORBOARD)
+# a bucket's folder -> what its lock says while it is this process's
+_claims: dict[str, str] = {}
 
 
 @contextlib.contextmanager
@@ -55,8 +59,9 @@ def guard_workdir(workdir: Path) -> Iterator[None]:
 def claim_workdir(workdir: Path) -> None:
     """Locks the folder for this process, and removes there what a kill left of a save.
 
-    Process 0 does it for all. The lock is held until this process trains there again, or ends;
-    there are none in a bucket.
+    Process 0 does it for all. The lock is held until this process trains there again, or ends. In a
+    bucket nothing can be locked: there the newest start has the folder, and `check_claim` ends the
+    one before it.
 
     Raises:
       ValueError: another process is training there, or a file stands where a folder belongs.
@@ -76,6 +81,9 @@ def claim_workdir(workdir: Path) -> None:
             "--workdir"
         )
         locks.lock_until_exit(Path(workdir) / LOCK, busy)
+    else:
+        _claims[str(workdir)] = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4()}\n"
+        files.atomic_write(storage.absolute(workdir) / LOCK, _claims[str(workdir)])
     for name in (CHECKPOINTS, MODEL):
         remove_leftovers(storage.absolute(workdir) / name)
 
@@ -86,9 +94,13 @@ def check_claim(workdir: Path) -> None:
     It is cheap, and comes before whatever changes the folder while a run trains.
 
     Raises:
-      LockLostError: the lock, or the whole folder, was moved, removed or replaced.
+      LockLostError: the lock, or the whole folder, was moved, removed or replaced; in a bucket,
+        another run was started there.
     """
-    if jax.process_index() != 0 or storage.is_remote(workdir):
+    if jax.process_index() != 0:
+        return
+    if storage.is_remote(workdir):
+        _check_newest(workdir)
         return
     try:
         locks.check_held(Path(workdir) / LOCK)
@@ -98,6 +110,25 @@ def check_claim(workdir: Path) -> None:
             "this one ends at once and writes nothing more; what was saved stays as it is, and the "
             "same command goes on from there"
         ) from None
+
+
+def _check_newest(workdir: Path) -> None:
+    """Whether no other run was started in a bucket's folder since this process claimed it."""
+    claim = _claims.get(str(workdir))
+    if claim is None:
+        return
+    lock = storage.absolute(workdir) / LOCK
+    try:
+        with storage.storage_errors(workdir):
+            holder = lock.read_text() if lock.exists() else "no one: the file was removed"
+    except FileNotFoundError:
+        holder = "no one: the file was removed"
+    if holder != claim:
+        raise locks.LockLostError(
+            f"{lock} is of {holder.strip()}: another run was started in {workdir} while this one "
+            "trains there, so this one ends and writes nothing more. Give each run a --workdir of "
+            "its own"
+        )
 
 
 def own_files(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, bytes]:

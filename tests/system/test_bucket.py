@@ -27,10 +27,11 @@ from research.config import schema
 from research.experiment import CheckpointConfig
 from research.interop import exporting, huggingface
 from research.methods import LoRA
-from research.runtime import storage
+from research.runtime import locks, storage
 from research.runtime.distributed import EXIT_RESTART
 from research.runtime.storage import absolute
 from research.text.tokenizer import load
+from research.training import workdir
 from research.training.loop import train
 from research.training.metrics import read_metrics
 from tests.helpers import rounding, tiny_run
@@ -228,6 +229,23 @@ def test_what_a_bucket_refuses_is_said_in_one_line_with_the_bucket_and_what_is_m
         assert "roles/storage.objectUser" in line or status != 403, line
         assert "step 1/" not in output or "save" in expected, output
         assert "missing, cut short" not in line and "disk space" not in line, line
+
+
+def test_the_newest_start_has_a_buckets_folder(remote):
+    folder = absolute("gs://made/claims/run")
+
+    def start_another(step, *_):
+        if step == 6:
+            (folder / workdir.LOCK).write_text("another 7 id\n")
+
+    with pytest.raises(locks.LockLostError, match="another 7 id: another run was started in gs://"):
+        train(remote(12), "gs://made/claims/run", on_step=start_another)
+    assert is_saved(folder, 5) and not is_saved(folder, 10)
+    workdir.claim_workdir(folder)
+    workdir.check_claim(folder)
+    (folder / workdir.LOCK).unlink()
+    with pytest.raises(locks.LockLostError, match="no one: the file was removed"):
+        workdir.check_claim(folder)
 
 
 def test_storage_that_is_busy_for_a_moment_is_waited_for(remote, faults, tmp_path):
