@@ -12,6 +12,9 @@ by answer. `--against` compares with another run, or with such a file, question 
     graft evaluate --config configs/quickstart/evaluate.py \\
         --run runs/quickstart/lora --against runs/quickstart/full
 
+`--page FILE` writes one HTML page: metrics in their parts, answers to read, costs, and with
+`--against` the questions on which the two differ.
+
 Answers in words are scored as the config's `tasks` say: docs/guides/evaluate.md.
 lm-evaluation-harness's tasks, of its own and in a folder (tools/setup evaluate):
 
@@ -48,18 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.checkpoints import runs
     from research.commands.tasks import task_config
     from research.evaluation import tasks
+    from research.evaluation.breakdown import break_down
     from research.evaluation.comparison import compare, other_settings
-    from research.runtime import distributed, environment, files, storage
+    from research.runtime import distributed, environment, files
     from research.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     with distributed.abort_on_error(), cli.clear_errors():
         is_main_process = distributed.initialize() if arguments.distributed else True
-        if arguments.out:
-            if storage.is_folder(arguments.out):
-                raise ValueError(f"--out {arguments.out} is a folder; name a file")
-            if is_main_process:
-                storage.check_writable(storage.absolute(arguments.out).parent)
+        _check_places(arguments, is_main_process)
         evaluation = tasks.Evaluation()
         if config := arguments.config or (arguments.task and task_config(arguments.task)):
             evaluation = cli.load(tasks.Evaluation, config, arguments.overrides)
@@ -84,11 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             ask_other = _open_other(arguments.against, lambda run: evaluate(run, only_questions))
         results = evaluate(run, evaluation, arguments.adapter)
         report |= results.to_dict()
+        for name, result in results.tasks.items():
+            report["tasks"][name]["breakdown"] = break_down(result).to_dict()
         if is_main_process:  # what follows may fail
             if arguments.out:
                 files.write_json(arguments.out, report)
             _show_results(report, results.tasks)
         differences, otherwise = [], []
+        other_results: Mapping[str, TaskResult] = {}
         if ask_other is not None:
             other_results = ask_other()
             differences = compare(results.tasks, other_results)
@@ -103,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _show_differences(arguments.against, differences, otherwise)
         if arguments.out:
             files.write_json(arguments.out, report)
+    if arguments.page:
+        _write_page(arguments, report, results.tasks, (other_results, differences, otherwise))
+        show(f"page: {arguments.page}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -116,6 +122,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
     parser.add_argument(
+        "--page", type=cli.on_disk, metavar="FILE", help="write the results as one HTML page"
+    )
+    parser.add_argument(
         "--fresh", action="store_true", help="ask again what an earlier run was answered"
     )
     lm_eval_flags.add(parser)
@@ -123,6 +132,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = cli.parse(parser, argv)
     lm_eval_flags.check(parser, arguments)
     return arguments
+
+
+def _check_places(arguments: argparse.Namespace, is_main_process: bool) -> None:
+    """Refuses places that cannot be written, before anything is asked."""
+    from research.runtime import storage
+
+    for flag, path in (("--out", arguments.out), ("--page", arguments.page)):
+        if path and storage.is_folder(path):
+            raise ValueError(f"{flag} {path} is a folder; name a file")
+        if path and is_main_process:
+            storage.check_writable(storage.absolute(path).parent)
 
 
 def _open_other(
@@ -143,12 +163,37 @@ def _open_other(
     return lambda: evaluate(other).tasks
 
 
+def _write_page(
+    arguments: argparse.Namespace,
+    report: Mapping[str, Any],
+    tasks: Mapping[str, TaskResult],
+    comparison: tuple[Mapping[str, TaskResult], Sequence[MetricDifference], Sequence[str]],
+) -> None:
+    from research.evaluation import page
+
+    others, differences, otherwise = comparison
+    names = ("run", "fingerprint", "adapter")
+    page.write(
+        arguments.page,
+        f"{arguments.task or arguments.lm_eval or arguments.config}, asked of {arguments.run}",
+        tasks,
+        bits_per_byte=report.get("bits_per_byte"),
+        text_costs=report.get("text_costs"),
+        against=(str(arguments.against), others, differences) if arguments.against else None,
+        otherwise=otherwise,
+        warnings=report.get("training_overlap", ()),
+        provenance={name: report[name] for name in names if name in report},
+    )
+
+
 def _show_results(report: Mapping[str, Any], tasks: Mapping[str, TaskResult]) -> None:
     for task, result in tasks.items():
         _show_result(task, result)
     _show_aggregates(report.get("lm_eval", {}), tasks)
     for name, bits in report.get("bits_per_byte", {}).items():
         show(f"{name}: {bits:.3f} bits per byte")
+    for line in report.get("training_overlap", ()):
+        show(f"warning: {line}")
 
 
 def _show_differences(
@@ -187,6 +232,8 @@ def _describe(cost: Cost) -> str:
 
 def _show_result(task: str, result: TaskResult) -> None:
     """A line a metric, and what was cut or could not be read."""
+    from research.evaluation.breakdown import never_given
+
     for name, estimate in result.metrics.items():
         show(f"{task}, {name}: {estimate:.1%} % of {estimate.n}")
     counts = {
@@ -197,6 +244,8 @@ def _show_result(task: str, result: TaskResult) -> None:
     }
     counts |= result.unscored
     notes = [f"{count} {what}" for what, count in counts.items() if count]
+    if labels := never_given(result.answers):
+        notes.append(f"never answered: {', '.join(labels)}")
     tokens = (
         f"{result.prompt_tokens:,} + {result.new_tokens:,} tokens, " if result.new_tokens else ""
     )

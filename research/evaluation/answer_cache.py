@@ -32,7 +32,7 @@ from research.sharding import MeshConfig
 # What loads a model, asks it and scores its answers.
 _CODE = ("research.evaluation.report",)
 # What is asked: the questions themselves stand for it.
-_OF_QUESTIONS = ("source", "split", "max_questions", "group")
+_OF_QUESTIONS = ("source", "split", "max_questions", "group", "breakdown")
 _ABOUT = "about.json"
 
 

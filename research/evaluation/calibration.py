@@ -36,9 +36,7 @@ def calibrate(confidences: np.ndarray, right: np.ndarray, bins: int = BINS) -> C
     confidences, right = np.asarray(confidences, float), np.asarray(right, float)
     if not len(confidences) or not ((confidences >= 0) & (confidences <= 1)).all():
         raise ValueError("calibration needs probabilities from 0 to 1, one at least")
-    # a bin has its upper edge, as in the paper
-    numbers = np.clip(np.ceil(confidences * bins) - 1, 0, bins - 1).astype(int)
-    sums = np.bincount(numbers, confidences - right, minlength=bins)
+    sums = np.bincount(bin_numbers(confidences, bins), confidences - right, minlength=bins)
     # of equally sure ones the earlier: the same half each time
     surest = np.argsort(-confidences, kind="stable")[: (len(right) + 1) // 2]
     return Calibration(
@@ -46,6 +44,11 @@ def calibrate(confidences: np.ndarray, right: np.ndarray, bins: int = BINS) -> C
         brier=float(np.mean((confidences - right) ** 2)),
         surest_half=float(right[surest].mean()),
     )
+
+
+def bin_numbers(confidences: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """[N] the bin of each confidence; a bin has its upper edge, as in the paper."""
+    return np.clip(np.ceil(confidences * bins) - 1, 0, bins - 1).astype(int)
 
 
 def confidence(scores: np.ndarray) -> float:

@@ -53,6 +53,7 @@ class GenerationTask(QuestionTask):
     # k of `pass@K/METRIC`, at most so many as there are samples
     pass_at: tuple[Positive, ...] = ()
     group: str | None = "cluster"
+    breakdown: tuple[str, ...] = ()
     retrieval: AnyRetrieval | None = None
     kind: Literal["generation"] = "generation"
 

@@ -60,6 +60,7 @@ class MultipleChoice(QuestionTask):
     # questions that are scored at a time
     batch_size: Positive = 16
     group: str | None = "cluster"
+    breakdown: tuple[str, ...] = ()
     retrieval: AnyRetrieval | None = None
     kind: Literal["multiple_choice"] = "multiple_choice"
 
@@ -193,6 +194,7 @@ class MultipleChoice(QuestionTask):
                     prompt_tokens=len(prompt.ids),
                     confidence=confidence(values),
                     reference=options[right],
+                    places=[int(np.argmax(values)), right],
                     passages=prompt.passages,
                 )
             yield Part(

@@ -17,7 +17,7 @@ from research.batch import Batch
 from research.config.schema import to_dict
 from research.data.sources import SourceConfig
 from research.evaluation.passages import Prompt, add_passages, write_prompt
-from research.evaluation.questions import Question, read_groups, read_questions
+from research.evaluation.questions import Question, read_fields, read_groups, read_questions
 from research.evaluation.results import Part, TaskResult, join_parts
 from research.generation.responders import Responder
 from research.losses.cross_entropy import TokenLosses
@@ -29,7 +29,7 @@ from research.training.cost import ForwardFlops, forward_flops
 from research.training.heldout_loss import Score
 
 # of a task's config: which questions, and how many at a time
-_NO_SETTINGS = ("source", "split", "max_questions", "group", "batch_size")
+_NO_SETTINGS = ("source", "split", "max_questions", "group", "breakdown", "batch_size")
 
 
 def settings_of(task: Any) -> dict[str, Any]:
@@ -86,6 +86,8 @@ class QuestionTask:
     # Field of records, where they have it: those that share it (near duplicates, questions on one
     # passage) are not independent, and intervals are the wider for it.
     group: str | None
+    # Fields of records by whose values results are broken down, beside the length of prompts.
+    breakdown: tuple[str, ...]
     # What is put into each prompt, such as dict(kind="bm25", ...); None: nothing is retrieved.
     retrieval: RetrievalConfig | None
     # Whether several processes may ask together, each the same.
@@ -148,10 +150,11 @@ class QuestionTask:
         Raises:
           ValueError: a record that asks nothing, lacks a right answer or a group; names the row.
         """
-        reads = self.reads if self.group is None else {*self.reads, self.group}
-        reads = reads if self.retrieval is None else {*reads, *self.retrieval.reads}
+        reads = {*self.reads, *self.breakdown, *([] if self.group is None else [self.group])}
+        reads |= set() if self.retrieval is None else self.retrieval.reads
         questions = read_questions(self.source, self.split, reads, self.max_questions)
         read_groups(questions, self.group)
+        read_fields(questions, self.breakdown)
         self.check(questions)
         return questions
 
@@ -221,8 +224,9 @@ class QuestionTask:
     def result(self, questions: Sequence[Question], parts: Sequence[Part]) -> TaskResult:
         """What the answers to all questions come to."""
         result = join_parts(parts, len(questions))
-        pairs = zip(result.answers, self.groups(questions), strict=True)
-        answers = [dataclasses.replace(answer, group=group) for answer, group in pairs]
+        fields = read_fields(questions, self.breakdown)
+        rows = zip(result.answers, self.groups(questions), fields, strict=True)
+        answers = [dataclasses.replace(a, group=group, fields=each) for a, group, each in rows]
         return dataclasses.replace(result, answers=answers, settings=self.settings)
 
     def groups(self, questions: Sequence[Question]) -> list[str | None]:

@@ -80,7 +80,7 @@ def read_questions(
     data = open_source(source, split)
     if len(data) < 2:
         raise ValueError(f"{data.name} has {len(data)} questions: nothing can be said of so few")
-    return [_read(data[row], row, data.name) for row in draw_rows(len(data), max_questions)]
+    return [question_of(data[row], row, data.name) for row in draw_rows(len(data), max_questions)]
 
 
 def draw_rows(count: int, max_rows: int | None) -> list[int]:
@@ -113,7 +113,31 @@ def read_groups(questions: Sequence[Question], field: str | None) -> np.ndarray 
     return groups
 
 
-def _read(record: Mapping[str, Any], row: int, name: str) -> Question:
+def read_fields(questions: Sequence[Question], names: Sequence[str]) -> list[dict[str, str]]:
+    """[N] the values of some fields of every record, as text.
+
+    Raises:
+      ValueError: a record lacks one, or it is no single value; names the row.
+    """
+    rows = []
+    for question in questions:
+        values = {name: question.record.get(name) for name in names}
+        for name, value in values.items():
+            if not isinstance(value, str | int | float):
+                raise ValueError(
+                    f"row {question.row}: results are broken down by {name!r}, which is no text or "
+                    f"number there, but {value!r:.60}; fields: {', '.join(sorted(question.record))}"
+                )
+        rows.append({name: str(value) for name, value in values.items()})
+    return rows
+
+
+def question_of(record: Mapping[str, Any], row: int, name: str) -> Question:
+    """What a record asks.
+
+    Raises:
+      ValueError: it asks nothing, or its last answer is no text; names the row.
+    """
     messages = record.get("messages")
     arguments = (record.get("tools") or (), record.get("template_arguments"))
     if isinstance(messages, list):

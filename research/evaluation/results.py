@@ -38,6 +38,10 @@ class Answer:
     confidence: float | None = None
     # the right answer, where there is one
     reference: str | None = None
+    # number of the answer and of the right one among the options; None: there were none
+    places: Sequence[int] | None = None
+    # field -> its value in the record, by which results are broken down
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # ids of the passages in its prompt, best first; None: nothing is retrieved for it
     passages: Sequence[str] | None = None
     # where it is of several samples: their texts, the scores of each, and its tokens
