@@ -64,7 +64,8 @@ def evaluator(
     from research.evaluation.report import evaluate_run
 
     if not arguments.lm_eval:
-        return functools.partial(evaluate_run, cache=default_cache(), is_fresh=arguments.fresh)
+        settings = {"cache": default_cache(), "is_fresh": arguments.fresh}
+        return functools.partial(evaluate_run, **settings, looks_for_training=True)
     if evaluation.text or evaluation.choice or evaluation.tasks:
         raise ValueError("--lm-eval takes of a config its `mesh` alone: evaluate its tasks apart")
     tasks = HarnessTasks(

@@ -19,12 +19,16 @@ from research.checkpoints.runs import Run
 from research.evaluation import tasks
 from research.evaluation.answer_cache import AnswerCache, key_of, open_cache
 from research.evaluation.question_task import LoadedModel
-from research.evaluation.questions import Question
+from research.evaluation.questions import Question, question_of
 from research.evaluation.results import Cost, Part, TaskResult, answer_count
+from research.evaluation.training_overlap import read_training_questions
 from research.generation.responders import Responder
 from research.reports.statistics import Estimate, proportion_interval
 from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import Score, make_losses, make_score
+
+# what results are broken down by, where questions stand in what the run was tuned on
+IN_TRAINING = "in training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Report:
     results: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)
     # source -> what its bits per byte cost, by name
     text_costs: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    # what is known of questions that the run was tuned on, a line a task
+    training_overlap: Sequence[str] = ()
 
     @property
     def tasks(self) -> dict[str, TaskResult]:
@@ -58,6 +64,8 @@ class Report:
         if self.bits_per_byte is not None:
             content["bits_per_byte"] = self.bits_per_byte
             content["text_costs"] = self.text_costs
+        if self.training_overlap:
+            content["training_overlap"] = list(self.training_overlap)
         if self.answers is not None and self.quality is not None:
             content["quality"] = dataclasses.asdict(self.quality)
             content["truncated"] = self.answers.truncated
@@ -72,6 +80,7 @@ def evaluate_run(
     adapter: str | None = None,
     cache: Path | None = None,
     is_fresh: bool = False,
+    looks_for_training: bool = False,
 ) -> Report:
     """Scores a model on the tasks of an evaluation.
 
@@ -80,6 +89,7 @@ def evaluate_run(
       cache: folder in which answers to `tasks` are kept as they are made, and looked up first; one
         process alone does so. None: all are asked.
       is_fresh: whether those that are there are asked again.
+      looks_for_training: whether questions are looked for in what the run was tuned on.
 
     Raises:
       ValueError: no task, a bank without a name, or answers in words from several processes.
@@ -104,13 +114,44 @@ def evaluate_run(
         with loaded_model(run, adapter, evaluation.mesh) as model:
             report = ask(model, dataclasses.replace(questions, evaluation=rest), caches, earlier)
     results |= report.results
-    return dataclasses.replace(
+    report = dataclasses.replace(
         report,
         results={
             name: dataclasses.replace(results[name], earlier=answer_count(earlier.get(name, ())))
             for name in evaluation.tasks
         },
     )
+    return _with_overlap(report, questions, run) if looks_for_training else report
+
+
+def _with_overlap(report: Report, questions: EvaluationQuestions, run: Run) -> Report:
+    """The report with what is known of questions that the run was tuned on."""
+    training = read_training_questions(run)
+    by_task: dict[str, Sequence[Question]] = dict(questions.tasks)
+    if (choice := questions.choice) is not None:
+        by_task["choice"] = [question_of(row, n, "choice") for n, row in enumerate(choice.rows)]
+    lines, results = [], dict(report.results)
+    for name, each in by_task.items():
+        is_trained, examples = training.find(each)
+        if not is_trained.any():
+            continue
+        lines.append(
+            f"{name}: {is_trained.sum():,} of {len(each):,} questions stand in what the run was "
+            f"tuned on ({examples})"
+        )
+        if name in results:
+            answers = [
+                dataclasses.replace(answer, fields={**answer.fields, IN_TRAINING: word})
+                for answer, word in zip(
+                    results[name].answers, np.where(is_trained, "yes", "no").tolist(), strict=True
+                )
+            ]
+            results[name] = dataclasses.replace(results[name], answers=answers)
+    lines += [
+        f"whether questions stand in {each} is not known: it cannot be read here"
+        for each in training.unread
+    ]
+    return dataclasses.replace(report, results=results, training_overlap=lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,10 +209,12 @@ def read_choice(task: ChoiceTask, tokenizer: Tokenizer) -> ChoiceQuestions:
     """The questions of a choice task.
 
     Raises:
-      ValueError: an expected answer that the training split never has.
+      ValueError: no question, or an expected answer that the training split never has.
     """
     train_data, split_data = open_source(task.source, "train"), open_source(task.source, task.split)
     labels = _labels(task.source)
+    if not len(split_data):
+        raise ValueError(f"{split_data.name} has 0 questions: there is nothing to ask")
     row_numbers = question_rows(task, len(split_data))
     for row_number in row_numbers:
         text_of(split_data, row_number, "prompt"), text_of(split_data, row_number, "completion")
