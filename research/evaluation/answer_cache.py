@@ -59,7 +59,7 @@ def key_of(
     return {
         "model": _model_key(run) | {"adapter": adapter},
         "task": {name: value for name, value in settings.items() if name not in _OF_QUESTIONS},
-        "task_key": task.key,
+        "task_key": [task.key, task.machine_key],
         "questions": _digest([_question_key(question) for question in questions]),
         "code": code_hash(_CODE),
         "versions": library_versions(),

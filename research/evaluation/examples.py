@@ -87,6 +87,8 @@ def _card(answer: Answer) -> dict[str, Any]:
     parts.append(("answer", _bounded(answer.answer) or "(empty)"))
     if answer.unreadable:
         parts.append(("unreadable", _bounded(answer.unreadable)))
+    if answer.remark:
+        parts.append(("remark", _bounded(answer.remark)))
     if answer.passages is not None:
         parts.append(("passages", _bounded("\n".join(map(str, answer.passages))) or "(none)"))
     return {"about": _about(answer), "question": _bounded(answer.question), "parts": parts}

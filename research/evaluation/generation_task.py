@@ -80,6 +80,10 @@ class GenerationTask(QuestionTask):
         return [scorer.key for scorer in self.scorers]
 
     @property
+    def machine_key(self) -> Any:
+        return [scorer.machine_key for scorer in self.scorers]
+
+    @property
     def reads(self) -> frozenset[str]:
         """Fields of records that its scorers read."""
         return frozenset().union(*(scorer.reads for scorer in self.scorers))

@@ -113,6 +113,11 @@ class QuestionTask:
         """What its numbers depend on that its config does not say, as JSON."""
         return None
 
+    @property
+    def machine_key(self) -> Any:
+        """What of this machine its numbers depend on, as JSON."""
+        return None
+
     def check(self, questions: Sequence[Question]) -> None:
         """Raises ValueError, with its row, for a record whose answers could not be scored."""
 

@@ -121,7 +121,7 @@ def test_what_was_interrupted_goes_on_with_the_questions_that_are_missing(
     assert content(result) == content(ask(place, tmp_path / "b", words(place)))
 
 
-def test_other_questions_models_rules_and_sampling_are_asked(place, tmp_path):
+def test_other_questions_models_rules_and_sampling_are_asked(place, tmp_path, monkeypatch):
     run = runs.open_run(place.base)
     other = tiny_run.adapter(place.base, LoRA(rank=2), tmp_path / "lora")
 
@@ -141,6 +141,9 @@ def test_other_questions_models_rules_and_sampling_are_asked(place, tmp_path):
         key(run, dataclasses.replace(task, sampling=decode.Sampling(temperature=1.0))),
         key(run, task, data=1, fsdp=8),
     ]
+    with monkeypatch.context() as patched:
+        patched.setattr(ExactMatch, "machine_key", "another verifier")
+        keys.append(key(run, task))
     assert len(set(keys)) == len(keys)
     assert key(runs.open_run(place.base), words(place)) == keys[0]
 

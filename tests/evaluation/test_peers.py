@@ -1,5 +1,6 @@
 """Our scores against the packages that the field compares with. Needs `tools/setup evaluate`."""
 
+import importlib.metadata
 import math
 
 import numpy as np
@@ -121,6 +122,10 @@ def no_sentence_splitter(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
     nltk.data.clear_cache()
     ifeval._is_checkable.cache_clear()
+
+
+def test_where_no_splitter_is_answers_are_not_those_of_a_machine_with_one():
+    assert IfEval().machine_key == [importlib.metadata.version("if-verifiable"), False]
 
 
 def record(names):

@@ -66,6 +66,11 @@ class Scorer:
         None where it is nothing."""
         return answer.strip()
 
+    @property
+    def machine_key(self) -> Any:
+        """What of this machine its scores depend on, as JSON: what is installed beside Graft."""
+        return None
+
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         """Scores an answer to a record's question.
 

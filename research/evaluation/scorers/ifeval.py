@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,6 +15,11 @@ from research.runtime import unique_json
 
 # in place of an answer, to find out which verifiers run here
 _PROBE = "One sentence. Another ONE."
+# an instruction that counts sentences, and settings of it
+_NEEDS_SPLITTER = (
+    "length_constraints:number_sentences",
+    '{"num_sentences": 1, "relation": "at least"}',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +44,12 @@ class IfEval(Scorer):
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"instruction_id_list", "kwargs"})
+
+    @property
+    def machine_key(self) -> Any:
+        """The verifiers' version, and whether those that need a sentence splitter run."""
+        version = importlib.metadata.version("if-verifiable")
+        return [version, _is_checkable(*_NEEDS_SPLITTER)]
 
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         names, settings = _read_instructions(record)
