@@ -119,7 +119,8 @@ def by_length(answers: Sequence[Answer]) -> list[Slice]:
     bins = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
     if len(bins) < 2:
         return []
-    names = [f"{lengths[rows].min():,} to {lengths[rows].max():,}" for rows in bins]
+    ends = [(int(lengths[rows].min()), int(lengths[rows].max())) for rows in bins]
+    names = [f"{low:,} to {high:,}" if low < high else f"{low:,}" for low, high in ends]
     return [
         _slice(name, [answers[i] for i in rows.tolist()])
         for name, rows in zip(names, bins, strict=True)

@@ -103,7 +103,8 @@ def _pair_card(other_name: str, answer: Answer, other: Answer) -> dict[str, Any]
 
 def _about(answer: Answer) -> str:
     """Tokens and scores in a line."""
-    tokens = f"{answer.prompt_tokens:,} + {answer.new_tokens:,} tokens"
+    new_tokens = f" + {answer.new_tokens:,}" if answer.new_tokens else ""
+    tokens = f"{answer.prompt_tokens:,}{new_tokens} tokens"
     scores = [f"{name} {value:.3g}" for name, value in list(answer.scores.items())[:4]]
     sure = [] if answer.confidence is None else [f"sure {answer.confidence:.2f}"]
     return ", ".join([tokens, *scores, *sure, *(["cut"] if answer.is_cut else [])])

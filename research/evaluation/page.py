@@ -288,9 +288,9 @@ def _costs(results: Mapping[str, TaskResult]) -> Markup:
     ]
     columns = [
         Column("task", "task"),
-        Column("prompt", "of prompts", "tokens", group="tokens"),
-        Column("new", "of answers", "tokens", group="tokens"),
-        Column("read", "to choose", "tokens", group="tokens"),
+        Column("prompt", "of prompts", group="tokens"),
+        Column("new", "of answers", group="tokens"),
+        Column("read", "to choose", group="tokens"),
         Column("seconds", "time", "s", format=".1f"),
         Column("flops", "FLOP", format="si"),
         Column("weights", "weights", "bytes", format="si", group="memory"),
