@@ -91,7 +91,7 @@ class _QuestionHashes:
     def __init__(self) -> None:
         self._hashes: list[list[int]] = []
         self.types = {"hash": np.dtype(np.uint64)}
-        self.key = {"question_hashes": 1}
+        self.key = {"training_question_hashes": 1}
 
     def add(self, example: Mapping[str, Any], where: str) -> int:
         """Takes one row."""
