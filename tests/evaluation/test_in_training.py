@@ -170,3 +170,48 @@ def test_a_run_that_has_nothing_to_measure_or_nobody_who_asks_is_refused(world, 
     with pytest.raises(ValueError, match="tasks.words: it was trained to fill in masked tokens"):
         masked = dataclasses.replace(masked, evaluation={"tasks": tasks})
         train(masked, tmp_path / "run", session=Session(open_tasks))
+
+
+SLOW = """
+import pathlib, time
+
+
+def score(answer, record):
+    folder = pathlib.Path({folder!r})
+    (folder / "asked").open("a").write("x")
+    while (folder / "hold").exists() and (folder / "asked").stat().st_size > {count}:
+        time.sleep(0.01)
+    return sum(answer.encode()) / 1000
+"""
+
+
+@pytest.mark.heavy
+def test_a_run_killed_in_the_middle_of_its_questions_ends_as_if_it_was_not(world, tmp_path):
+    scorer = tmp_path / "slow.py"
+    words = evaluation(world)["tasks"]["words"] | {"max_questions": 3}
+    words |= {"scorers": [{"kind": "python", "path": f"{scorer}:score"}]}
+    saving = CheckpointConfig(keep_last=1, keep_best=True, best_metric="words/score")
+    experiment = world.tuning(
+        3, evaluation={"tasks": {"words": words}}, evaluate_every=1, checkpoint=saving
+    )
+    # every answer is scored twice at the door, for its check and its metrics; three are then
+    # answered after step 1, and step 2 stops at its second
+    scorer.write_text(SLOW.format(folder=str(tmp_path), count=6 + 3 + 1))
+    (tmp_path / "hold").touch()
+    run, marks = tmp_path / "run", tmp_path / "asked"
+    process = tiny_run.start(experiment, tmp_path, run)
+    tiny_run.wait_for(process, lambda: marks.exists() and marks.stat().st_size > 10)
+    process.kill()
+    process.communicate()
+    assert list(lines(run)) == [1]
+    (tmp_path / "hold").unlink()
+    best = [
+        train(experiment, folder, session=Session(open_tasks)).best
+        for folder in (run, tmp_path / "whole")
+    ]
+    assert best[0] == best[1] and tiny_run.content(run) == tiny_run.content(tmp_path / "whole")
+    plain = [lines(folder) for folder in (run, tmp_path / "whole")]
+    for rows in plain:
+        for row in rows.values():
+            del row["words/seconds"]
+    assert plain[0] == plain[1]
