@@ -111,7 +111,12 @@ class GenerationTask(QuestionTask):
         return [text for field in sorted(fields) for text in references(record, field)]
 
     def measures(self, record: Mapping[str, Any]) -> Iterable[str]:
-        return _join(scorer.score("", record).values for scorer in self.scorers)
+        names = list(_join(scorer.score("", record).values for scorer in self.scorers))
+        if self.samples == 1:
+            return names
+        names_of_all = [f"agreement/{scorer.label}" for scorer in self.scorers]
+        names_of_all += [f"majority/{name}" for name in names]
+        return names + names_of_all + [f"pass@{k}/{name}" for k in self.pass_at for name in names]
 
     def check_model(self, responder: Responder, questions: Sequence[Question]) -> None:
         find_stops(responder.run, [responder])

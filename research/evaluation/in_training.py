@@ -8,7 +8,6 @@ is attached to it, as often as the run says. Nothing of it touches what is train
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,7 +69,7 @@ class TasksInTraining:
 
     def __call__(self, model: Transformer) -> dict[str, float]:
         report = ask(model_to_ask(model, self.rows, self.responder), self.questions)
-        return dict.fromkeys(self.metrics, math.nan) | metrics_of(report)
+        return metrics_of(report)
 
 
 def evaluation_of(experiment: Experiment) -> Evaluation | None:

@@ -31,7 +31,7 @@ class Evaluator(Protocol):
     def __call__(self, model: Transformer) -> Mapping[str, float]:
         """Measures the model as it lies on the run's mesh, in whose context it is called.
 
-        Gives `metrics` and, beside them, their intervals and what they cost.
+        Gives of `metrics` what can be said and, beside them, their intervals and what they cost.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
@@ -127,6 +128,9 @@ class RunFollower(Follower):
                 metrics |= evaluate_heldout(model, program.batch_sharding, run.heldout)
             if run.evaluator is not None:
                 metrics |= run.evaluator(model)
+            config = program.experiment.checkpoint
+            if config.keep_best:  # one that nothing could be said of is not ranked
+                metrics.setdefault(config.best_metric, math.nan)
             self._monitor.push_evaluation(step, metrics)
 
     def _is_measured(self, step: int) -> bool:

@@ -41,9 +41,11 @@ def evaluation(world, **changes):
         reference="completion",
         batch_size=8,
     )
+    drawn = dict(samples=8, sampling=dict(temperature=1.0), pass_at=[1, 2], max_questions=2)
+    drawn |= dict(scorers=[dict(kind="exact_match")])
     prose = dict(kind="jsonl", name="prose", path=str(world.folder / "prose-{split}.jsonl"))
     content = dict(
-        tasks=dict(words=words, options=options),
+        tasks=dict(words=words, options=options, drawn=words | drawn),
         choice=dict(
             source=source,
             objective=dict(template="Q: {prompt}\nA: "),
@@ -75,11 +77,12 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def counting_compilations(events, counts):
-    """Opens tasks that add to `counts` how much each evaluation compiles."""
+def counting_compilations(events, counts, names):
+    """Opens tasks that add to `counts` how much each evaluation compiles, and `names` of metrics."""
 
     def open_counting(program, data):
         tasks = open_tasks(program, data)
+        names.extend(tasks.metrics)
 
         def measure(model):
             before = len(events)
@@ -104,10 +107,10 @@ class CountingTasks:
 
 @pytest.mark.heavy
 def test_a_run_is_asked_its_tasks_and_trains_the_same_bits(world, tmp_path, compilations):
-    content, counts = evaluation(world), []
+    content, counts, names = evaluation(world), [], []
     plain = world.tuning(3, method=LoRA(rank=2), evaluate_split="heldout")
     experiment = dataclasses.replace(plain, evaluation=content, evaluate_every=1)
-    session = Session(counting_compilations(compilations, counts))
+    session = Session(counting_compilations(compilations, counts, names))
     train(experiment, tmp_path / "asked", session=session)
     train(plain, tmp_path / "plain")
     assert tiny_run.content(tmp_path / "asked") == tiny_run.content(tmp_path / "plain")
@@ -120,6 +123,9 @@ def test_a_run_is_asked_its_tasks_and_trains_the_same_bits(world, tmp_path, comp
         assert name.endswith("/seconds") or measured[3][name] == value, name
     heldout = {"heldout_loss", "heldout_bits_per_byte"}
     assert set(expected) | heldout == set(measured[3])
+    beside = ("_low", "_high", "/seconds")
+    assert set(names) == {name for name in expected if not name.endswith(beside)}
+    assert "drawn/pass@2/exact_match" in names
     assert len({row["bits_per_byte/prose"] for row in measured.values()}) == 3
     summary = json.loads((tmp_path / "asked" / "summary.json").read_text())
     assert summary["options/right_high"] == measured[3]["options/right_high"]
