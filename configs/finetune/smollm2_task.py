@@ -34,8 +34,8 @@ def get_config(task: str = "house_style") -> ConfigDict:
     config.data = dict(
         sources=[module.source()],
         objective=dict(kind="chat"),
-        sequence_length=384,
-        batch_size=8,
+        sequence_length=512,  # the longest sentence of finance has 465 tokens
+        batch_size=6,
     )
     config.checks = dict(splits=("validation", "test"))
     config.evaluation = module.get_config()

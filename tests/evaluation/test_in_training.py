@@ -78,7 +78,7 @@ def compilations():
 
 
 def counting_compilations(events, counts, names):
-    """Opens tasks that add to `counts` how much each evaluation compiles, and `names` of metrics."""
+    """Opens tasks that add to `counts` what each evaluation compiles, to `names` their metrics."""
 
     def open_counting(program, data):
         tasks = open_tasks(program, data)
