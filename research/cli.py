@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "research.commands.evaluate",
     "tasks": "research.commands.tasks",
     "generate": "research.commands.generate",
+    "serve": "research.commands.serve",
     "retrieve": "research.commands.retrieve",
     "tokenizer": "research.commands.train_tokenizer",
     "convert": "research.commands.convert",
@@ -37,7 +38,7 @@ COMMANDS = {
     "bench": "research.commands.bench",
 }
 # commands that need more than .venv: the environment on top of it (`tools/setup LAYER`)
-LAYERS = {"prepare": "prepare", "preflight": "preflight"}
+LAYERS = {"prepare": "prepare", "preflight": "preflight", "serve": "serve"}
 # set by argcomplete: the shell asks how its line, $COMP_LINE, could go on
 COMPLETING = "_ARGCOMPLETE"
 

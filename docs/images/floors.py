@@ -11,7 +11,7 @@ FLOORS = (
     ("each command", ("commands", "train")),
     ("many runs, and speed", ("studies", "benchmarks")),
     ("in, out and onto chips", ("interop", "preflight", "launch")),
-    ("use of a trained model", ("adapters", "evaluation", "generation", "retrieval")),
+    ("use of a trained model", ("adapters", "evaluation", "generation", "retrieval", "serving")),
     ("work on a whole run", ("training", "inspection", "preparation")),
     ("what stays on disk", ("checkpoints",)),
     ("one step, one run", ("step", "experiment")),

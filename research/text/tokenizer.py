@@ -183,18 +183,11 @@ class Tokenizer:
 
     def stream(self, ids: Iterable[int], *, special: bool = False) -> Iterator[str]:
         """Yields text as ids arrive, never half a character; the parts join to `decode(ids)`."""
-        state = decoders.DecodeStream(skip_special_tokens=not special)
-        ids_so_far: list[int] = []
-        sent_characters = 0
+        text = TextStream(self, special=special)
         for token in ids:
-            ids_so_far.append(int(token))
-            part = state.step(self._plain, ids_so_far[-1])
-            if part:
-                sent_characters += len(part)
+            if part := text.add(token):
                 yield part
-        # What is left is an unfinished character: shown as U+FFFD, as `decode` does.
-        rest = self.decode(ids_so_far, special=special)[sent_characters:]
-        if rest:
+        if rest := text.finish():
             yield rest
 
     def fingerprint(self) -> str:
@@ -220,6 +213,27 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the `tokenizers` JSON to `path`, whole or not at all."""
         files.atomic_write(path, self.to_json())
+
+
+class TextStream:
+    """The text of tokens that come one by one; the parts join to `Tokenizer.decode` of them."""
+
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False):
+        self._tokenizer, self._special = tokenizer, special
+        self._state = decoders.DecodeStream(skip_special_tokens=not special)
+        self._ids: list[int] = []
+        self._characters = 0
+
+    def add(self, id: int) -> str:
+        """What a token adds to the text: nothing while it ends within a character."""
+        self._ids.append(int(id))
+        part = self._state.step(self._tokenizer._plain, self._ids[-1]) or ""
+        self._characters += len(part)
+        return part
+
+    def finish(self) -> str:
+        """What is left: an unfinished character, shown as U+FFFD, as `decode` does."""
+        return self._tokenizer.decode(self._ids, special=self._special)[self._characters :]
 
 
 def load(

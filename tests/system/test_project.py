@@ -50,7 +50,7 @@ def test_every_direct_dependency_is_locked_in_its_lock() -> None:
 def test_locks_are_hashed_and_hold_no_address_and_no_torch() -> None:
     assert [lock.stem for lock in LOCKS] == [
         *("buckets", "build", "cpu", "cuda", "evaluate", "interop", "preflight", "prepare"),
-        *("services", "tpu"),
+        *("serve", "services", "tpu"),
     ]
     for lock in LOCKS:
         text = re.sub(r" \\\n", " ", lock.read_text())

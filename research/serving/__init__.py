@@ -1,0 +1,1 @@
+"""Serving: the OpenAI chat completions protocol, for evaluation and demos, on the decoder."""
