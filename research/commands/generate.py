@@ -9,13 +9,13 @@ A run that was tuned on prompts and completions wraps each prompt in the templat
 with; one that was tuned on conversations, and an imported model, in their chat template, in which a
 conversation goes on; `--raw` leaves templates out. `--tools` and `--template-argument` give a chat
 template what its conversations had in training; those that a run was tuned with are its defaults.
+`--schema`, `--regex`, `--choices` and `--grammar` say what an answer must be, whatever the model.
 Text appears as it is made; several prompts are answered in one batch and printed in order.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,10 +26,7 @@ from research.config import cli
 from research.runtime import terminal
 
 if TYPE_CHECKING:
-    from research.checkpoints.runs import Run
-    from research.generation.responders import Responder
-    from research.generation.sampling import Sampling
-    from research.text.conversation import Conversation
+    from research.generation.constraints import ConstraintConfig
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among this share")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    constraint = parser.add_mutually_exclusive_group()
+    constraint.add_argument("--schema", metavar="FILE", help="answers are JSON of this JSON Schema")
+    constraint.add_argument("--regex", help="answers match this regular expression")
+    constraint.add_argument("--choices", metavar="A,B", help="answers are one of these")
+    constraint.add_argument("--grammar", metavar="FILE", help="answers are of this Lark grammar")
     arguments = cli.complete(parser).parse_args(argv)
     if arguments.tokens < 1:
         parser.error("--tokens must be at least 1")
@@ -79,124 +81,65 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    from research import methods, sharding
-    from research.adapters import banks, catalog
+    from research.adapters import catalog
     from research.checkpoints import runs
-    from research.generation.responders import find_responders, find_stops
     from research.generation.sampling import Sampling
+    from research.generation.session import AnswerSettings, open_session
     from research.runtime.compilation_cache import enable_compilation_cache
 
+    settings = AnswerSettings(
+        tokens=arguments.tokens,
+        sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed),
+        constraint=read_constraint(arguments),
+        raw=arguments.raw,
+        tools=read_tools(arguments.tools) if arguments.tools else [],
+        template_arguments=read_template_arguments(arguments.template_argument),
+    )
     enable_compilation_cache()
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     run = runs.open_run(arguments.run, arguments.base)
     adapters = catalog.open_named(arguments.adapter, arguments.run)
-    responders = find_responders(run, adapters, arguments.switch_off)
-    stops = find_stops(run, responders)
-    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
-    with sharding.mesh_context(mesh, rules):
-        if adapters:
-            model = banks.load_bank(adapters, mesh, rules)
-        else:
-            model = runs.load_model(run, mesh, rules)
-        is_bank = responders[0].number is not None
-        for name in [] if is_bank else arguments.switch_off:
-            model = methods.switch_off(model, name)
-        session = _Session(
-            model=model,
-            run=run,
-            responders=responders,
-            stops=stops,
-            sampling=sampling,
-            tokens=arguments.tokens,
-            raw=arguments.raw,
-            tools=read_tools(arguments.tools) if arguments.tools else [],
-            template_arguments=read_template_arguments(arguments.template_argument),
-        )
-        if is_bank:
+    with open_session(run, settings, adapters, arguments.switch_off) as session:
+        responders = session.responders
+        if responders[0].number is not None:
             for batch in [arguments.prompt] if arguments.prompt else ([p] for p in _read_prompts()):
                 texts = session.answers(batch)
                 for _ in batch:
                     for responder in responders:
                         terminal.show_answer(f"{responder.name}: {next(texts)}")
+                for _ in texts:  # what is to be said after the last one
+                    pass
         elif len(arguments.prompt) > 1:
             for text in session.answers(arguments.prompt):
                 terminal.show_answer(text)
         else:
             for prompt in arguments.prompt or _read_prompts():
-                session.print_answer(prompt)
+                for text in session.continue_conversation(prompt):
+                    terminal.show_answer(text, end="")
+                print(flush=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Session:
-    """A loaded model that answers, and the conversation with it."""
+def read_constraint(arguments: argparse.Namespace) -> ConstraintConfig | None:
+    """What answers must be; ValueError where a file or setting says no such thing."""
+    from research.config.schema import build
+    from research.generation.constraints import AnyConstraint
+    from research.runtime import unique_json
 
-    model: Any
-    run: Run
-    responders: list[Responder]
-    stops: tuple[int, ...]
-    sampling: Sampling
-    tokens: int
-    raw: bool
-    # what a chat template reads beside messages
-    tools: list[Any] = dataclasses.field(default_factory=list)
-    template_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-    # the messages so far
-    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
-
-    def _conversation(self, prompt: str, before: Sequence[dict[str, str]] = ()) -> Conversation:
-        from research.text.conversation import from_messages
-
-        messages = [*before, {"role": "user", "content": prompt}]
-        return from_messages(messages, self.tools, self.template_arguments)
-
-    def print_answer(self, prompt: str) -> None:
-        """Prints an answer as it is made; the next prompt continues the conversation, if the
-        model has a chat template."""
-        from research.generation import decode
-
-        tokenizer = self.run.tokenizer
-        conversation = self._conversation(prompt, self.messages)
-        prompt_ids = [self.responders[0].prompt_ids(conversation, self.raw)]
-        columns = decode.stream(
-            self.model, prompt_ids, self.tokens, tokenizer.end_id, self.sampling, stops=self.stops
-        )
-        ends = {tokenizer.end_id, *self.stops}
-        new_tokens = (int(column[0]) for column in columns)
-        answer = ""
-        for text in tokenizer.stream(token for token in new_tokens if token not in ends):
-            answer += text
-            terminal.show_answer(text, end="")
-        print(flush=True)
-        if self.responders[0].reads_conversations and not self.raw:
-            self.messages.append({"role": "user", "content": prompt})
-            self.messages.append({"role": "assistant", "content": answer})
-
-    def answers(self, prompts: Sequence[str]) -> Iterator[str]:
-        """Answers of every responder to every prompt, in one batch."""
-        import numpy as np
-
-        from research.generation import decode
-
-        tokenizer = self.run.tokenizer
-        prompt_ids = [
-            responder.prompt_ids(self._conversation(prompt), self.raw)
-            for prompt in prompts
-            for responder in self.responders
-        ]
-        adapter_numbers = [
-            responder.number for responder in self.responders if responder.number is not None
-        ]
-        row_adapters = np.tile(adapter_numbers, len(prompts)) if adapter_numbers else None
-        completions = decode.generate(
-            self.model,
-            prompt_ids,
-            self.tokens,
-            tokenizer.end_id,
-            self.sampling,
-            row_adapters,
-            stops=self.stops,
-        )
-        yield from map(tokenizer.decode, completions)
+    if arguments.schema is not None:
+        text = Path(arguments.schema).read_text(encoding="utf-8")
+        try:
+            content = {"kind": "json_schema", "schema": unique_json.parse(text)}
+        except ValueError as error:
+            raise ValueError(f"{arguments.schema}: no JSON: {error}") from None
+        return build(AnyConstraint, content, arguments.schema)
+    if arguments.grammar is not None:
+        text = Path(arguments.grammar).read_text(encoding="utf-8")
+        return build(AnyConstraint, {"kind": "lark", "grammar": text}, arguments.grammar)
+    if arguments.regex is not None:
+        return build(AnyConstraint, {"kind": "regex", "pattern": arguments.regex}, "--regex")
+    if arguments.choices is not None:
+        choices = arguments.choices.split(",")
+        return build(AnyConstraint, {"kind": "choice", "choices": choices}, "--choices")
+    return None
 
 
 def read_tools(path: str) -> list[Any]:
