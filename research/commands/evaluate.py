@@ -253,6 +253,9 @@ def _show_result(task: str, result: TaskResult) -> None:
         tokens = f"{result.tokens_read:,} tokens, "
     cost = f"{tokens}{result.seconds:.1f} s{_describe(result.cost)}"
     show(f"  {'; '.join([cost, *notes])}")
+    for step in result.steps:
+        tokens = f"{step.prompt_tokens:,} + {step.new_tokens:,} tokens, " if step.answers else ""
+        show(f"  {step.step}: {step.answers} answers, {tokens}{step.seconds:.1f} s")
     if result.earlier:
         count = "" if result.earlier == len(result.answers) else f"{result.earlier} answers "
         show(f"  {count}from an earlier run, --fresh asks again")

@@ -24,7 +24,7 @@ from research.config.schema import to_dict
 from research.data.sources.files import cache_errors, cache_folder, shared_cache
 from research.evaluation.question_task import QuestionTask
 from research.evaluation.questions import Question
-from research.evaluation.results import Answer, Cost, Part
+from research.evaluation.results import Answer, Cost, Part, StepUsage
 from research.runtime import files
 from research.runtime.code_hash import code_hash
 from research.sharding import MeshConfig
@@ -140,7 +140,8 @@ class AnswerCache:
             )
         content = json.loads(text)
         answers = {int(number): Answer(**each) for number, each in content.pop("answers").items()}
-        return Part(answers, cost=Cost(**content.pop("cost")), **content)
+        steps = tuple(StepUsage(**step) for step in content.pop("steps"))
+        return Part(answers, cost=Cost(**content.pop("cost")), steps=steps, **content)
 
 
 def open_cache(

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
-
-import numpy as np
 
 from research.batch import longest_first
 from research.config.schema import Positive
 from research.data.sources import AnySourceConfig
 from research.evaluation.passages import Prompt
-from research.evaluation.question_task import LoadedModel, QuestionTask
+from research.evaluation.question_task import LoadedModel
 from research.evaluation.questions import Question
 from research.evaluation.results import Answer, Cost, Part, TaskResult
 from research.evaluation.samples import add_pass_at, join_samples, question_seed
-from research.evaluation.scorers import AnyScorer
+from research.evaluation.scorers import AnyScorer, Scorer
 from research.evaluation.scorers.base import references
-from research.generation import decode
-from research.generation.responders import Responder, find_stops
+from research.evaluation.thoughts import opens_thoughts, without_thoughts
+from research.evaluation.workflows import AnyStep
+from research.evaluation.workflows.check import Check
+from research.evaluation.workflows.run import check_workflow, run_workflow
+from research.evaluation.writing import AnsweredTask, Text, Writer, check_constraints
+from research.generation.constraints import AnyConstraint
+from research.generation.responders import Responder
 from research.generation.sampling import Sampling
 from research.objectives import ObjectiveConfig
 from research.retrieval import AnyRetrieval
@@ -33,7 +38,7 @@ BATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerationTask(QuestionTask):
+class GenerationTask(AnsweredTask):
     """Questions that are answered in words."""
 
     source: AnySourceConfig
@@ -55,6 +60,10 @@ class GenerationTask(QuestionTask):
     group: str | None = "cluster"
     breakdown: tuple[str, ...] = ()
     retrieval: AnyRetrieval | None = None
+    # what every answer must be, whatever the model; None: anything
+    constraint: AnyConstraint | None = None
+    # the steps in which a question is answered, the first a draft; none: it is asked once
+    workflow: tuple[AnyStep, ...] = ()
     kind: Literal["generation"] = "generation"
 
     def __post_init__(self) -> None:
@@ -73,11 +82,20 @@ class GenerationTask(QuestionTask):
             raise ValueError(
                 f"pass@{max(self.pass_at)} needs as many `samples`, and there are {self.samples}"
             )
+        if self.workflow:
+            check_workflow(self.workflow, self.sampling)
+            if self.samples > 1:
+                raise ValueError("with a workflow, set `samples` in its vote and not in the task")
 
     @property
     def key(self) -> Any:
         """What its scorers depend on, as JSON."""
-        return [scorer.key for scorer in self.scorers]
+        return [scorer.key for scorer in (*self.scorers, *self._step_scorers)]
+
+    @property
+    def _step_scorers(self) -> list[Scorer]:
+        """The scorers of its workflow."""
+        return [scorer for step in self.workflow for scorer in step.scorer_configs]
 
     @property
     def machine_key(self) -> Any:
@@ -86,11 +104,12 @@ class GenerationTask(QuestionTask):
     @property
     def reads(self) -> frozenset[str]:
         """Fields of records that its scorers read."""
-        return frozenset().union(*(scorer.reads for scorer in self.scorers))
+        return frozenset().union(*(each.reads for each in (*self.scorers, *self._step_scorers)))
 
     @property
     def layer(self) -> str:
-        return next((scorer.layer for scorer in self.scorers if scorer.layer), "")
+        scorers = (*self.scorers, *self._step_scorers)
+        return next((scorer.layer for scorer in scorers if scorer.layer), "")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -98,7 +117,7 @@ class GenerationTask(QuestionTask):
 
     def check(self, questions: Sequence[Question]) -> None:
         for question in questions:
-            for scorer in self.scorers:
+            for scorer in (*self.scorers, *self._step_scorers):
                 try:
                     scorer.score("", question.record)
                 except ValueError as error:
@@ -112,27 +131,38 @@ class GenerationTask(QuestionTask):
 
     def measures(self, record: Mapping[str, Any]) -> Iterable[str]:
         names = list(_join(scorer.score("", record).values for scorer in self.scorers))
+        if self._has_check:  # a workflow is of one sample
+            return [*names, "passes"]
         if self.samples == 1:
             return names
         names_of_all = [f"agreement/{scorer.label}" for scorer in self.scorers]
         names_of_all += [f"majority/{name}" for name in names]
         return names + names_of_all + [f"pass@{k}/{name}" for k in self.pass_at for name in names]
 
+    @property
+    def _has_check(self) -> bool:
+        return any(isinstance(step, Check) for step in self.workflow)
+
     def check_model(self, responder: Responder, questions: Sequence[Question]) -> None:
-        find_stops(responder.run, [responder])
+        check_constraints(self, responder)
         prompts = [self.write(responder, question).ids for question in questions]
         responder.run.model.check_length(max(map(len, prompts)) + self.max_tokens)
 
     def answer_in_parts(
         self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]
     ) -> Iterator[Part]:
+        check_constraints(self, model.responder)
+        writer = Writer(model, self)
+        if self.workflow:
+            yield from self._answer_in_steps(model, writer, questions, finished)
+            return
         prompts = [self.write(model.responder, question) for question in questions]
         ids = [prompt.ids for prompt in prompts]
         if self.samples > 1:
             rows = [question.row for question in questions]
-            parts = _sample(model, self, ids, rows, finished)
+            parts = _sample(writer, self, ids, rows, finished)
         else:
-            parts = _generate(model, self, ids, finished)
+            parts = _generate(writer, self, ids, finished)
         tokenizer = model.responder.run.tokenizer
         for texts in parts:
             answers = {
@@ -141,6 +171,42 @@ class GenerationTask(QuestionTask):
             }
             truncated = sum(prompts[number].is_cut for number in answers)
             yield Part(answers, truncated, cost=self._cost(model, prompts, answers.values()))
+
+    def _answer_in_steps(
+        self,
+        model: LoadedModel,
+        writer: Writer,
+        questions: Sequence[Question],
+        finished: Collection[int],
+    ) -> Iterator[Part]:
+        """As `answer_in_parts`, by the workflow."""
+        write = functools.partial(writer.say, questions)
+        for start in range(0, len(questions), BATCHES * self.batch_size):
+            numbers = range(start, min(start + BATCHES * self.batch_size, len(questions)))
+            if all(number in finished for number in numbers):
+                continue
+            records = {number: questions[number].record for number in numbers}
+            outcome = run_workflow(self.workflow, records, write)
+            answers, sayings = {}, [*itertools.chain(*outcome.sayings.values())]
+            for number, candidate in outcome.answers.items():
+                own = outcome.sayings[number]
+                answer = self._score(questions[number], own[0].prompt, candidate.plain_text, 0)
+                if self._has_check:
+                    scores = {**answer.scores, "passes": float(candidate.passes)}
+                    answer = dataclasses.replace(answer, scores=scores)
+                answers[number] = dataclasses.replace(
+                    answer,
+                    answer=candidate.text,
+                    is_cut=candidate.is_cut,
+                    prompt_tokens=sum(len(each.prompt.ids) for each in own),
+                    new_tokens=sum(each.new_tokens for each in own),
+                )
+            counts = [(len(each.prompt.ids), each.new_tokens) for each in sayings]
+            flops = sum(model.flops.answer(prompt, new + 1) for prompt, new in counts)
+            longest = max(prompt + new for prompt, new in counts) + 1
+            cost = Cost(flops, model.weight_bytes, model.cache_bytes(self.batch_size, longest))
+            cut = sum(any(each.prompt.is_cut for each in outcome.sayings[n]) for n in numbers)
+            yield Part(answers, cut, cost=cost, steps=outcome.usage)
 
     def _cost(
         self, model: LoadedModel, prompts: Sequence[Prompt], answers: Iterable[Answer]
@@ -169,15 +235,15 @@ class GenerationTask(QuestionTask):
         tokenizer: Tokenizer,
         question: Question,
         prompt: Prompt,
-        texts: Sequence[tuple[str, int]],
+        texts: Sequence[Text],
     ) -> Answer:
         """Scores what is said to a question, in one text or several."""
-        are_open = _opens_thoughts(tokenizer, prompt.ids)
+        are_open = opens_thoughts(tokenizer, prompt.ids)
         answers, plain_texts = [], []
-        for text, new_tokens in texts:
+        for text, new_tokens, is_cut in texts:
             plain_texts.append(without_thoughts(text, are_open))
             answer = self._score(question, prompt, plain_texts[-1], new_tokens)
-            answers.append(dataclasses.replace(answer, answer=text))
+            answers.append(dataclasses.replace(answer, answer=text, is_cut=is_cut))
         if self.samples == 1:
             return answers[0]
         return join_samples(
@@ -195,7 +261,6 @@ class GenerationTask(QuestionTask):
             weights=_join(each.weights for each in scores),
             unscored=_join(each.unscored for each in scores),
             unreadable="; ".join(filter(None, (each.unreadable for each in scores))),
-            is_cut=new_tokens == self.max_tokens,
             prompt_tokens=len(prompt.ids),
             new_tokens=new_tokens,
             reference=_as_text(question.record.get(fields[0])) if fields else None,
@@ -208,51 +273,34 @@ def _as_text(reference: Any) -> str:
     return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
 
 
-def _opens_thoughts(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> bool:
-    """Whether a prompt ends where the model is to think."""
-    return tokenizer.decode(prompt_ids[-8:], special=True).rstrip().endswith("<think>")
-
-
-def without_thoughts(text: str, are_open: bool = False) -> str:
-    """What an answer says after its thoughts; nothing where they do not end.
-
-    Args:
-      are_open: whether the prompt began them.
-    """
-    _, end, rest = text.rpartition("</think>")
-    if end:
-        return rest
-    return "" if are_open or text.lstrip().startswith("<think>") else text
-
-
 def _join(mappings: Iterable[Mapping[str, T]]) -> dict[str, T]:
     return {name: value for mapping in mappings for name, value in mapping.items()}
 
 
 def _generate(
-    model: LoadedModel,
+    writer: Writer,
     task: GenerationTask,
     prompts: Sequence[list[int]],
     finished: Collection[int],
-) -> Iterator[dict[int, list[tuple[str, int]]]]:
-    """Text and number of tokens of the answers to some prompts at a time, by their numbers.
+) -> Iterator[dict[int, list[Text]]]:
+    """The answers to some prompts at a time, by their numbers.
 
     Args:
       finished: numbers of prompts that have answers; parts are the same whatever they are.
     """
     for numbers in longest_first([*map(len, prompts)], BATCHES * task.batch_size):
         if not all(number in finished for number in numbers):
-            texts = _write(model, task, [prompts[number] for number in numbers], task.sampling)
+            texts = writer.write([prompts[number] for number in numbers], task.sampling)
             yield {number: [text] for number, text in zip(numbers, texts, strict=True)}
 
 
 def _sample(
-    model: LoadedModel,
+    writer: Writer,
     task: GenerationTask,
     prompts: Sequence[list[int]],
     rows: Sequence[int],
     finished: Collection[int],
-) -> Iterator[dict[int, list[tuple[str, int]]]]:
+) -> Iterator[dict[int, list[Text]]]:
     """Several answers to each prompt, as `_generate` gives one.
 
     Those of a prompt are written together: a draw depends on the question, by its row in the split,
@@ -262,29 +310,4 @@ def _sample(
         if number not in finished:
             seed = question_seed(task.sampling.seed, row)
             sampling = dataclasses.replace(task.sampling, seed=seed)
-            yield {number: _write(model, task, [prompt] * task.samples, sampling)}
-
-
-def _write(
-    model: LoadedModel, task: GenerationTask, prompts: Sequence[list[int]], sampling: Sampling
-) -> list[tuple[str, int]]:
-    """Text and number of tokens of the answer to each prompt."""
-    responder: Responder = model.responder
-    tokenizer = responder.run.tokenizer
-    stops = find_stops(responder.run, [responder])
-    if task.objective is not None:
-        stops += task.objective.stop_ids(tokenizer)
-    adapters = None
-    if responder.number is not None:
-        adapters = np.full(len(prompts), responder.number, np.int32)
-    texts = decode.generate(
-        model.model,
-        prompts,
-        task.max_tokens,
-        tokenizer.end_id,
-        sampling,
-        adapters,
-        stops,
-        rows=task.rows,
-    )
-    return [(tokenizer.decode(ids), len(ids)) for ids in texts]
+            yield {number: writer.write([prompt] * task.samples, sampling)}

@@ -23,7 +23,7 @@ from research.generation.responders import Responder
 from research.losses.cross_entropy import TokenLosses
 from research.objectives import ObjectiveConfig
 from research.retrieval import RetrievalConfig
-from research.text.conversation import Conversation
+from research.text.conversation import Conversation, from_messages
 from research.text.tokenizer import Tokenizer
 from research.training.cost import ForwardFlops, forward_flops
 from research.training.heldout_loss import Score
@@ -239,8 +239,15 @@ class QuestionTask:
         groups: np.ndarray | None = read_groups(questions, self.group)
         return [None] * len(questions) if groups is None else groups.tolist()
 
-    def write(self, responder: Responder, question: Question) -> Prompt:
-        """A question as a model reads it, with what was retrieved for it."""
+    def write(
+        self, responder: Responder, question: Question, turns: Sequence[tuple[str, str]] = ()
+    ) -> Prompt:
+        """A question as a model reads it, with what was retrieved for it.
+
+        Args:
+          turns: what the model has said since, and what it was told then; where it reads the last
+            text alone, they stand in it, a line each.
+        """
         reads = responder.reads_conversations
         if self.objective is not None:
             reads = self.objective.reads_conversations
@@ -252,6 +259,7 @@ class QuestionTask:
             )
 
         def write(conversation: Conversation) -> tuple[list[int], bool]:
+            conversation = add_turns(conversation, turns, reads)
             if self.objective is None:
                 return responder.prompt(conversation)
             tokenizer = responder.run.tokenizer
@@ -261,3 +269,31 @@ class QuestionTask:
             return write_prompt(question, write)
         except ValueError as error:
             raise ValueError(f"row {question.row}: {error}") from None
+
+
+def add_turns(
+    conversation: Conversation, turns: Sequence[tuple[str, str]], reads: bool
+) -> Conversation:
+    """A conversation that goes on from its last message.
+
+    Args:
+      turns: an answer and a reply to it, each.
+      reads: whether it is read as messages; otherwise it is one text, which gets longer.
+    """
+    if not turns:
+        return conversation
+    if reads:
+        more = [
+            message
+            for answer, reply in turns
+            for message in (
+                {"role": "assistant", "content": answer},
+                {"role": "user", "content": reply},
+            )
+        ]
+        messages = [*conversation.messages, *more]
+    else:
+        lines = [line for turn in turns for line in turn]
+        text = "\n".join([str(conversation.messages[-1]["content"]), *lines]) + "\n"
+        messages = [{"role": "user", "content": text}]
+    return from_messages(messages, conversation.tools, conversation.template_arguments)

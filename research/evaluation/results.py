@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,30 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class StepUsage:
+    """What a step of a workflow cost."""
+
+    # its kind
+    step: str
+    # how often the model was asked
+    answers: int
+    prompt_tokens: int
+    new_tokens: int
+    # wall clock, compilation included
+    seconds: float
+
+    def __add__(self, other: StepUsage) -> StepUsage:
+        """Of both, which are of the same step."""
+        return StepUsage(
+            self.step,
+            self.answers + other.answers,
+            self.prompt_tokens + other.prompt_tokens,
+            self.new_tokens + other.new_tokens,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
     """Answers that were finished together: what is kept where an evaluation is killed."""
 
@@ -86,6 +111,8 @@ class Part:
     # wall clock, compilation included
     seconds: float = 0.0
     cost: Cost = Cost()
+    # of each step of a workflow
+    steps: Sequence[StepUsage] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +129,8 @@ class TaskResult:
     # how it was asked and scored, as JSON
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cost: Cost = Cost()
+    # of each step of a workflow
+    steps: Sequence[StepUsage] = ()
     # answers that were there from an earlier run of the program
     earlier: int = dataclasses.field(default=0, compare=False)
 
@@ -166,6 +195,7 @@ class TaskResult:
             "calibration": None if calibration is None else dataclasses.asdict(calibration),
             "seconds": self.seconds,
             "cost": dataclasses.asdict(self.cost),
+            "steps": [dataclasses.asdict(step) for step in self.steps],
             "settings": self.settings,
             **{name: getattr(self, name) for name in counts},
             "answers": [dataclasses.asdict(answer) for answer in self.answers],
@@ -195,6 +225,10 @@ def join_parts(parts: Iterable[Part], count: int) -> TaskResult:
         seconds=sum(part.seconds for part in parts),
         tokens_read=sum(part.tokens_read for part in parts),
         cost=sum((part.cost for part in by_number), Cost()),
+        steps=tuple(
+            functools.reduce(operator.add, same)
+            for same in zip(*(part.steps for part in by_number), strict=True)
+        ),
     )
 
 
@@ -208,7 +242,8 @@ def read_result(content: Mapping[str, Any]) -> TaskResult:
     tokens_read = content.get("tokens_read", 0)
     counts = (content["truncated"], content["seconds"], tokens_read)
     cost = Cost(**content.get("cost", {}))  # older files have none
-    return TaskResult(answers, *counts, content["settings"], cost)
+    steps = tuple(StepUsage(**step) for step in content.get("steps", ()))
+    return TaskResult(answers, *counts, content["settings"], cost, steps)
 
 
 def groups_of(answers: Sequence[Answer]) -> np.ndarray | None:

@@ -51,9 +51,10 @@ class JsonSchema(Scorer):
         except ValueError as error:
             return Scores(values, f"no JSON: {error}")
         values[self.label] = 1.0
+        remark = ""
         if self.schema is not None:
-            is_valid = _validator(json.dumps(self.schema)).is_valid(content)
-            values[f"{self.label}/valid"] = float(is_valid)
+            remark = _find_error(_validator(json.dumps(self.schema)), content)
+            values[f"{self.label}/valid"] = float(not remark)
         if self.reference is not None:
             leaves = _leaves(content)
             paths = leaves.keys() | fields.keys()
@@ -62,7 +63,7 @@ class JsonSchema(Scorer):
             values[f"{self.label}/exact"] = float(len(equal) == len(paths))
             values[f"{self.label}/fields"] = len(equal) / len(paths)
             values |= {f"{self.label}/field/{path}": 1.0 for path in equal if path}
-        return Scores(values)
+        return Scores(values, remark=remark)
 
     def reading(self, answer: str) -> str | None:
         try:
@@ -78,6 +79,17 @@ class JsonSchema(Scorer):
 
     def _same(self, first: Any, second: Any) -> bool:
         return _key(first, self.ordered) == _key(second, self.ordered)
+
+
+def _find_error(validator: Any, content: Any) -> str:
+    """What is wrong with a value, and where; empty: it is of the schema."""
+    from jsonschema.exceptions import best_match
+
+    error = best_match(validator.iter_errors(content))
+    if error is None:
+        return ""
+    place = ".".join(map(str, error.absolute_path))
+    return f"{place}: {error.message}" if place else error.message
 
 
 def _read_reference(record: Mapping[str, Any], field: str) -> Any:
