@@ -53,8 +53,8 @@ def test_only_answers_that_fail_are_asked_again_and_told_why():
     )
     check = dict(kind="check", scorer=dict(kind="json", schema=YEAR), retries=3)
     outcome = run_workflow(steps(dict(kind="draft"), check), {0: {}, 1: {}}, model)
-    asked = [[call[:2] for call in calls] for calls in model.calls]
-    assert asked == [[(0, 0), (1, 0)], [(1, 0)], [(1, 0)]]
+    pairs = [[call[:2] for call in calls] for calls in model.calls]
+    assert pairs == [[(0, 0), (1, 0)], [(1, 0)], [(1, 0)]]
     first, second = model.calls[2][0][2]
     assert first[0] == "about 1889" and "no JSON" in first[1]
     assert second[0] == '{"year": "1889"}' and "year: '1889' is not of type 'integer'" in second[1]
