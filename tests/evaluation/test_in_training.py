@@ -41,11 +41,11 @@ def evaluation(world, **changes):
         reference="completion",
         batch_size=8,
     )
-    drawn = dict(samples=8, sampling=dict(temperature=1.0), pass_at=[1, 2], max_questions=2)
-    drawn |= dict(scorers=[dict(kind="exact_match")])
+    samples = dict(samples=8, sampling=dict(temperature=1.0), pass_at=[1, 2], max_questions=2)
+    samples |= dict(scorers=[dict(kind="exact_match")])
     prose = dict(kind="jsonl", name="prose", path=str(world.folder / "prose-{split}.jsonl"))
     content = dict(
-        tasks=dict(words=words, options=options, drawn=words | drawn),
+        tasks=dict(words=words, options=options, samples=words | samples),
         choice=dict(
             source=source,
             objective=dict(template="Q: {prompt}\nA: "),
@@ -125,7 +125,7 @@ def test_a_run_is_asked_its_tasks_and_trains_the_same_bits(world, tmp_path, comp
     assert set(expected) | heldout == set(measured[3])
     beside = ("_low", "_high", "/seconds")
     assert set(names) == {name for name in expected if not name.endswith(beside)}
-    assert "drawn/pass@2/exact_match" in names
+    assert "samples/pass@2/exact_match" in names
     assert len({row["bits_per_byte/prose"] for row in measured.values()}) == 3
     summary = json.loads((tmp_path / "asked" / "summary.json").read_text())
     assert summary["options/right_high"] == measured[3]["options/right_high"]
