@@ -1,12 +1,19 @@
 """Requests that are taken, and those that are refused with the field that is wrong."""
 
 import json
+import types
 
 import pytest
 
+from research.data.config import DataConfig
+from research.data.sources import TfdsConfig
+from research.generation.responders import Responder
+from research.objectives import Chat
 from research.serving.errors import RequestError
+from research.serving.models import Models, ServedModel
 from research.serving.protocol import parse_request
 from tests.serving import served
+from tests.text import templates
 
 MESSAGES = [{"role": "user", "content": "red"}]
 
@@ -116,3 +123,32 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(fields, status, part
     with pytest.raises(RequestError) as error:
         served.models().choices(chat)
     assert error.value.status == status and part in error.value.message
+
+
+def test_tools_and_calls_are_written_by_the_chat_template():
+    tokenizer = templates.tokenizer()
+    data = DataConfig((TfdsConfig("a"),), 512, 4, Chat(template=templates.THINKING))
+    experiment = types.SimpleNamespace(data=data)
+    run = types.SimpleNamespace(experiment=experiment, tokenizer=tokenizer, sidecar_files={})
+    model = ServedModel("base", Responder(run), frozenset({tokenizer.end_id}), 512)
+    models = Models({"base": model}, None, False, 20)
+    call = {"name": "weather", "arguments": '{"city": "Bern"}'}
+    messages = [
+        {"role": "user", "content": "words"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": call}]},
+        {"role": "tool", "content": "some", "tool_call_id": "1"},
+    ]
+
+    def prompt(**fields):
+        ((choice,), _) = models.choices(parse(messages=messages, **fields))
+        return tokenizer.decode(choice.request.prompt, special=True)
+
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    text = prompt(tools=tools)
+    assert text.startswith("<|im_start|>system\nTools: ") and '"name": "weather"' in text
+    assert '<call>weather{"city": "Bern"}</call>' in text and "<result>some</result>" in text
+    assert "Tools" not in prompt(tools=tools, tool_choice="none")
+    thoughtless = prompt(tools=tools, chat_template_kwargs={"enable_thinking": False})
+    assert thoughtless == f"{text}<think>\n\n</think>\n\n"
+    with pytest.raises(RequestError, match="never reads 'mood'"):
+        prompt(chat_template_kwargs={"mood": "glad"})
