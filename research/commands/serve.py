@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}")
     if arguments.window is not None and arguments.window < 2:
         parser.error("--window must be at least 2")
+    if not 0 <= arguments.port < 2**16:
+        parser.error("--port must lie in [0, 65535]")
     with cli.clear_errors():
         _serve(arguments)
 

@@ -12,6 +12,7 @@ import urllib.request
 import jsonschema
 import pytest
 
+from research.commands import serve
 from research.generation import decode
 from research.generation.decoder import Decoder
 from research.generation.sampling import Sampling
@@ -245,6 +246,23 @@ def test_a_full_queue_and_a_wrong_key_are_refused(monkeypatch):
     address.engine.close()
     thread.join(60)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--host", "0.0.0.0"], "add --expose"),
+        (["--api-key", "GRAFT_NO_SUCH_KEY"], "no such environment variable"),
+        (["--port", "TAKEN"], "--port takes another"),
+        (["--port", "0"], "no checkpoint in"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(options, part, tmp_path):
+    with running.open_socket("127.0.0.1", 0) as listener:
+        port = str(listener.getsockname()[1])
+        line = ["--run", str(tmp_path / "none"), *(o.replace("TAKEN", port) for o in options)]
+        with pytest.raises(SystemExit, match=part):
+            serve.main(line)
 
 
 @pytest.mark.heavy

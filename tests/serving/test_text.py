@@ -6,12 +6,21 @@ from research.serving.text import AnswerText
 from tests.serving import served
 
 
+class Pieces:
+    """Tokens that are texts."""
+
+    def add(self, piece):
+        return piece
+
+    def finish(self):
+        return ""
+
+
 def show(pieces, stops):
     """The parts that are shown of an answer whose tokens are these pieces of text."""
     answer = AnswerText(served.tokenizer(), stops)
-    parts = []
+    answer._stream, parts = Pieces(), []
     for piece in pieces:
-        answer._stream = type("Piece", (), {"add": lambda _, part: part, "finish": lambda _: ""})()
         parts.append(answer.add(piece))
         if answer.is_stopped:
             break
