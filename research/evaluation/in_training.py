@@ -18,7 +18,6 @@ from research.config import schema
 from research.data.pipeline import Pipeline
 from research.data.sources import open_source
 from research.evaluation import tasks
-from research.evaluation.question_overlap import check_questions
 from research.evaluation.report import (
     EvaluationQuestions,
     Report,
@@ -27,6 +26,7 @@ from research.evaluation.report import (
     read_evaluation,
 )
 from research.evaluation.tasks import Evaluation
+from research.evaluation.training_overlap import check_questions
 from research.experiment import Experiment
 from research.generation.responders import Responder
 from research.models.transformer import Transformer
@@ -167,7 +167,7 @@ def _question_rows(
     rows_by_task: dict[str, Sequence[tuple[int, Mapping[str, Any]]]] = {}
     for name, of_task in questions.tasks.items():
         rows_by_task[f"{_WHERE}.tasks.{name}"] = [
-            (each.row, {"messages": each.conversation.messages}) for each in of_task
+            (each.row, {"messages": list(each.conversation.messages)}) for each in of_task
         ]
     if (choice := questions.choice) is not None:
         rows_by_task[f"{_WHERE}.choice"] = [*zip(choice.row_numbers, choice.rows, strict=True)]

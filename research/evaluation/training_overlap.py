@@ -1,8 +1,8 @@
-"""Questions of a test that stand in what a model was tuned on.
+"""Questions of a test that stand in what a model was tuned on, or is about to be.
 
 They are equal if their messages are, but for case, white space and compatible forms of characters
-(NFKC), whatever was answered. Only examples are looked through, prompts and conversations: plain
-text is the business of `graft prepare`.
+(NFKC), whatever was answered. Of a run that was trained only examples are looked through, prompts
+and conversations: plain text is the business of `graft prepare`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from research.checkpoints.runs import Run
+from research.data.examples import open_texts
 from research.data.overlap import find_shared
+from research.data.pipeline import Pipeline
 from research.data.run_checks import name_pairs
 from research.data.sources import Source, SourceConfig, open_source
 from research.data.token_cache import default_cache, encode
@@ -77,33 +79,81 @@ def hash_question(conversation: Conversation) -> int:
     return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "little")
 
 
+def hash_record(record: Mapping[str, Any]) -> int:
+    """64 bits of what a record asks, or of its text; 0 where there is neither."""
+    try:
+        return hash_question(question_of(record, 0, "").conversation)
+    except ValueError:  # no question, or its last answer is no text, and it is not asked again
+        text = record.get("text")
+    if not isinstance(text, str) or not text.strip():
+        return 0
+    digest = hashlib.blake2b(normalize(text).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
 def _hash_source(config: SourceConfig) -> np.ndarray | None:
     """[N] the hash of every row's question; None where its rows ask nothing."""
     source: Source = open_source(config)
     if not len(source) or not ({"prompt", "messages"} & source[0].keys()):
         return None
-    return np.asarray(encode(source, _QuestionHashes(), default_cache())["hash"].values)
+    return np.asarray(encode(source, QuestionHashes(), default_cache())["hash"].values)
 
 
-class _QuestionHashes:
-    """An `Encoder`: a hash of each row's question, 0 where it asks nothing."""
+class QuestionHashes:
+    """An `Encoder`: `hash_record` of each row."""
+
+    types: Mapping[str, np.dtype] = {"hash": np.dtype(np.uint64)}
+    key: Mapping[str, int] = {"training_question_hashes": 2}
 
     def __init__(self) -> None:
         self._hashes: list[list[int]] = []
-        self.types = {"hash": np.dtype(np.uint64)}
-        self.key = {"training_question_hashes": 1}
 
     def add(self, example: Mapping[str, Any], where: str) -> int:
         """Takes one row."""
-        try:
-            question = question_of(example, 0, where)
-        except ValueError:  # its last answer is no text: what it asks is not asked again
-            self._hashes.append([0])
-            return 1
-        self._hashes.append([hash_question(question.conversation)])
-        return 1 + len(question.text)
+        self._hashes.append([hash_record(example)])
+        return sum(len(str(value)) for value in example.values())
 
     def take(self) -> dict[str, Encoded]:
         """The hashes of what was added."""
         hashes, self._hashes = self._hashes, []
         return {"hash": Encoded(hashes, [0] * len(hashes))}
+
+
+def check_questions(
+    rows_by_task: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]],
+    data: Pipeline,
+    max_share: float,
+) -> None:
+    """Refuses tasks of which more than a share is trained on.
+
+    Args:
+      rows_by_task: task -> (row, record) of each of its questions or texts.
+      data: what is trained on; read and hashed once, and kept in the cache.
+      max_share: 1 looks for none.
+
+    Raises:
+      ValueError: naming the task and the rows.
+    """
+    if max_share == 1:
+        return
+    sources, cache = data.config.sources, default_cache()
+    tables = [
+        encode(open_texts(source, source.split, data.tokenizer), QuestionHashes(), cache)
+        for source in sources
+    ]
+    hashes = {
+        f"{source.name}:{source.split}": np.asarray(table["hash"].values)
+        for source, table in zip(sources, tables, strict=True)
+    }
+    for task, rows in rows_by_task.items():
+        asked_hashes = np.asarray([hash_record(record) for _, record in rows], np.uint64)
+        pairs = find_shared(asked_hashes, list(hashes.values()))
+        if len(pairs) <= max_share * len(rows):
+            continue
+        numbers = np.asarray([row for row, _ in rows])
+        of_split = dataclasses.replace(pairs, rows=numbers[pairs.rows])
+        raise ValueError(
+            f"{task}: {len(pairs):,} of {len(rows):,} questions are trained on too: "
+            f"{name_pairs(of_split, list(hashes))}. Ask others, or remove them from the training "
+            f"data; checks.overlap allows a share of them, now {max_share:.2%}."
+        )
