@@ -40,6 +40,7 @@ QUICK = ("prompt",)
 HEAVY = [pytest.param(name, marks=pytest.mark.heavy) for name in BANKS if name not in QUICK]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", [*QUICK, *HEAVY])
 def test_each_row_of_a_bank_is_its_adapter_alone_and_a_row_of_none_is_the_base(
     world, name, tmp_path

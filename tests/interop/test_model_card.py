@@ -3,12 +3,15 @@
 import dataclasses
 import shutil
 
+import pytest
+
 from research.checkpoints import runs
 from research.interop import model_card
 from research.methods import LoRA
 from research.training.loop import train
 
 
+@pytest.mark.heavy
 def test_a_tunes_card_has_base_data_method_cost_and_use(world, tmp_path):
     train(world.tuning(3, method=LoRA(rank=2)), tmp_path / "tuned")
     evaluation = {

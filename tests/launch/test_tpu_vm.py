@@ -165,6 +165,7 @@ def test_what_goes_wrong_is_said_and_nothing_is_left_that_costs(stand_ins, rule,
     assert verbs(stand_ins)[-1] == "delete" and starts(stand_ins) == 0
 
 
+@pytest.mark.heavy
 def test_a_slice_that_is_kept_or_cannot_be_deleted_is_said_to_cost(stand_ins, capfd):
     ends = r"costs while .*: gcloud compute tpus queued-resources delete run-1 --force --project=p"
     with_gcloud(stand_ins, [0], (["tools/setup"], FULL), (["delete"], BUSY))

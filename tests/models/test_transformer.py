@@ -111,13 +111,14 @@ def test_cached_decoding_equals_the_full_forward_pass(windows):
     cache = model.empty_cache(b, s + 3)
     step = jax.jit(
         lambda model, part, cache: model.hidden(
-            part.tokens, part.segments, part.positions, None, None, cache
+            part.tokens, part.segments, part.positions, None, None, cache.content, keep=True
         )
     )
     outputs = []
     for start, stop in ((0, 6), *((i, i + 1) for i in range(6, s))):
         part = jax.tree.map(lambda x, a=start, z=stop: x[:, a:z], batch)
-        hidden, cache = step(model, part, cache)
+        hidden, new = step(model, part, cache)
+        cache = cache.append(new)
         outputs.append(model.logits(hidden))
     actual = np.concatenate(outputs, axis=1)
     rounding.assert_close(actual, expected, roundings=tiny.ROUNDINGS)

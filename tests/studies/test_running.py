@@ -130,6 +130,7 @@ def test_trials_that_train_together_have_the_rows_of_single_ones(
         assert ("together   3 trials, map" in log) == (row["form"] != "wide")
 
 
+@pytest.mark.heavy
 def test_models_are_evaluated_and_what_they_forgot_counts_from_their_base(
     config, world, tmp_path, capsys
 ):
@@ -231,6 +232,7 @@ def test_a_signal_that_comes_after_the_last_step_of_a_trial_ends_the_study(
     assert not list((tmp_path / "study").glob("trials/*/run/.lock"))
 
 
+@pytest.mark.heavy
 def test_results_of_older_code_count_where_the_study_says_so(
     config, trained, tmp_path, capsys, monkeypatch
 ):

@@ -43,6 +43,7 @@ def steps_of(folder):
     return Checkpointer(folder / "checkpoints").all_steps()
 
 
+@pytest.mark.heavy
 def test_the_best_checkpoint_is_the_first_of_the_best_also_after_a_kill(world, tmp_path):
     questions, here = {"evaluation": {"tasks": {}}, "evaluate_every": 1}, tmp_path / "run"
     experiment = world.experiment(4, checkpoint=BEST, **questions)

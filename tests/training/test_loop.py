@@ -270,6 +270,7 @@ def test_every_objective_is_trained_somewhere():
     }  # the base and its tunes
 
 
+@pytest.mark.heavy
 def test_conversations_are_learnt_and_their_template_follows_the_model(world, tmp_path):
     turns = [
         [{"role": "user", "content": "roof"}, {"role": "assistant", "content": colour}]
