@@ -137,15 +137,21 @@ def expression(rng: random.Random, depth: int = 0) -> str:
     "count", [30, pytest.param(500, marks=pytest.mark.heavy)], ids=["30", "500"]
 )
 def test_answers_match_their_random_expressions(tokenizer, count):
-    rng = np.random.default_rng(0)
+    rng, refused = np.random.default_rng(0), 0
     for seed in range(count):
         pattern = expression(random.Random(seed))
-        grammar = RegexConstraint(pattern).compile(tokenizer)
+        try:
+            grammar = RegexConstraint(pattern).compile(tokenizer)
+        except ValueError as error:  # an end that only one way of hundreds leads to
+            assert "no answer that ends was found" in str(error)
+            refused += 1
+            continue
         least = grammar.shortest()
         for budget in (least, least + 7, least + 50):
             text, row = random_answer(grammar, budget, rng, tokenizer)
             assert row.is_complete, (seed, budget, pattern, text)
             assert re.fullmatch(pattern, text), (seed, budget, pattern, text)
+    assert refused <= count // 100
 
 
 @pytest.mark.parametrize(

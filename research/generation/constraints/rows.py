@@ -78,8 +78,9 @@ class CompiledGrammar:
             text = completion.complete(self.matcher, vocabulary, _MAX_BYTES)
             if text is None:
                 raise ValueError(
-                    "grammar: it allows nothing that ends, or nothing of at most "
-                    f"{_MAX_BYTES} bytes was found"
+                    "grammar: no answer that ends was found: it allows none of at most "
+                    f"{_MAX_BYTES:,} bytes, or what must end it may be repeated in front of it too "
+                    "(such as '([^a-z])*é'): leave that out of what repeats"
                 )
             self.shortest_ids = self.encode(text)
         growth = max(16, len(self.shortest_ids)) if growth is None else growth
