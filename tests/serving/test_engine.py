@@ -70,7 +70,7 @@ def slow(monkeypatch, seconds=0.02):
 
 
 def test_a_cancelled_job_frees_its_rows(monkeypatch):
-    taken_rows = slow(monkeypatch)
+    taken_rows = slow(monkeypatch, seconds=0.1)
     with served.running(rows=2) as engine:
         first, parts = ask(engine, served.request("red", max_tokens=40, n=2, seed=1))
         parts.get(timeout=60)
@@ -85,7 +85,7 @@ def test_a_cancelled_job_frees_its_rows(monkeypatch):
 
 
 def test_more_than_may_wait_are_refused(monkeypatch):
-    slow(monkeypatch)
+    slow(monkeypatch, seconds=0.1)
     with served.running(rows=1, max_waiting=2) as engine:
         jobs = [ask(engine, served.request("red", max_tokens=40, seed=1))[0] for _ in range(3)]
         with pytest.raises(RequestError, match="ask again later") as error:

@@ -233,7 +233,7 @@ def test_200_requests_at_once_on_a_slow_model_are_each_answered_as_alone(server,
 
 
 def test_a_full_queue_and_a_wrong_key_are_refused(monkeypatch):
-    slow(monkeypatch)
+    slow(monkeypatch, seconds=0.1)
     address, thread = start(rows=1, max_waiting=1, api_key="right")
     with pytest.raises(openai.AuthenticationError):
         address.ask()
