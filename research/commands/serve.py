@@ -119,7 +119,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             tokens=arguments.tokens,
             window=arguments.window,
         )
-        engine = Engine(models.model, arguments.rows, models.is_bank, arguments.max_waiting)
+        engine = Engine(models.model, arguments.rows, arguments.max_waiting)
         hosts = app.LOCAL_HOSTS if is_local else None
         _announce(arguments, listener.getsockname()[1], list(models.by_name), is_local, api_key)
         running.run(

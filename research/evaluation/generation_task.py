@@ -17,14 +17,14 @@ from research.evaluation.passages import Prompt
 from research.evaluation.question_task import LoadedModel
 from research.evaluation.questions import Question
 from research.evaluation.results import Answer, Cost, Part, TaskResult
-from research.evaluation.samples import add_pass_at, join_samples, question_seed
+from research.evaluation.samples import add_pass_at, join_samples
 from research.evaluation.scorers import AnyScorer, Scorer
 from research.evaluation.scorers.base import references
 from research.evaluation.thoughts import opens_thoughts, without_thoughts
 from research.evaluation.workflows import AnyStep
 from research.evaluation.workflows.check import Check
 from research.evaluation.workflows.run import check_workflow, run_workflow
-from research.evaluation.writing import AnsweredTask, Text, Writer, check_constraints
+from research.evaluation.writing import AnsweredTask, Draw, Text, Writer, check_constraints
 from research.generation.constraints import AnyConstraint
 from research.generation.responders import Responder
 from research.generation.sampling import Sampling
@@ -157,18 +157,20 @@ class GenerationTask(AnsweredTask):
             yield from self._answer_in_steps(model, writer, questions, finished)
             return
         prompts = [self.write(model.responder, question) for question in questions]
-        ids = [prompt.ids for prompt in prompts]
-        if self.samples > 1:
-            rows = [question.row for question in questions]
-            parts = _sample(writer, self, ids, rows, finished)
-        else:
-            parts = _generate(writer, self, ids, finished)
         tokenizer = model.responder.run.tokenizer
-        for texts in parts:
-            answers = {
-                number: self._judge(tokenizer, questions[number], prompts[number], samples)
-                for number, samples in texts.items()
-            }
+        size = max(1, BATCHES * self.batch_size // self.samples)
+        for numbers in longest_first([len(prompt.ids) for prompt in prompts], size):
+            if all(number in finished for number in numbers):
+                continue
+            asked_numbers = [number for number in numbers for _ in range(self.samples)]
+            texts = writer.write(
+                [prompts[number].ids for number in asked_numbers],
+                [Draw(questions[n].row, k) for n in numbers for k in range(self.samples)],
+            )
+            answers = {}
+            for place, number in enumerate(numbers):
+                own = texts[place * self.samples : (place + 1) * self.samples]
+                answers[number] = self._judge(tokenizer, questions[number], prompts[number], own)
             truncated = sum(prompts[number].is_cut for number in answers)
             yield Part(answers, truncated, cost=self._cost(model, prompts, answers.values()))
 
@@ -219,12 +221,7 @@ class GenerationTask(AnsweredTask):
             for count in answer.sample_tokens or [answer.new_tokens]
         )
         longest = max(len(prompt.ids) for prompt in prompts) + self.max_tokens
-        return Cost(flops, model.weight_bytes, model.cache_bytes(self.rows, longest))
-
-    @property
-    def rows(self) -> int:
-        """Answers that are written at a time; always so many, so that few programs serve all."""
-        return self.batch_size if self.samples == 1 else min(self.samples, self.batch_size)
+        return Cost(flops, model.weight_bytes, model.cache_bytes(self.batch_size, longest))
 
     def result(self, questions: Sequence[Question], parts: Sequence[Part]) -> TaskResult:
         result = super().result(questions, parts)
@@ -275,39 +272,3 @@ def _as_text(reference: Any) -> str:
 
 def _join(mappings: Iterable[Mapping[str, T]]) -> dict[str, T]:
     return {name: value for mapping in mappings for name, value in mapping.items()}
-
-
-def _generate(
-    writer: Writer,
-    task: GenerationTask,
-    prompts: Sequence[list[int]],
-    finished: Collection[int],
-) -> Iterator[dict[int, list[Text]]]:
-    """The answers to some prompts at a time, by their numbers.
-
-    Args:
-      finished: numbers of prompts that have answers; parts are the same whatever they are.
-    """
-    for numbers in longest_first([*map(len, prompts)], BATCHES * task.batch_size):
-        if not all(number in finished for number in numbers):
-            texts = writer.write([prompts[number] for number in numbers], task.sampling)
-            yield {number: [text] for number, text in zip(numbers, texts, strict=True)}
-
-
-def _sample(
-    writer: Writer,
-    task: GenerationTask,
-    prompts: Sequence[list[int]],
-    rows: Sequence[int],
-    finished: Collection[int],
-) -> Iterator[dict[int, list[Text]]]:
-    """Several answers to each prompt, as `_generate` gives one.
-
-    Those of a prompt are written together: a draw depends on the question, by its row in the split,
-    and on the number of the sample, and not on what else is asked.
-    """
-    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        if number not in finished:
-            seed = question_seed(task.sampling.seed, row)
-            sampling = dataclasses.replace(task.sampling, seed=seed)
-            yield {number: writer.write([prompt] * task.samples, sampling)}

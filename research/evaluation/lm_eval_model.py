@@ -21,8 +21,9 @@ from tqdm import tqdm
 from research.batch import SHARED, Batch, bucket_length, longest_first
 from research.evaluation.question_task import LoadedModel
 from research.evaluation.scoring import choice_row
-from research.generation import decoder
-from research.generation.decoder import Decoder, Request
+from research.generation import decode
+from research.generation.decode import Completion
+from research.generation.decoder import Request, prompt_length
 from research.generation.responders import find_stops
 from research.generation.sampling import Sampling
 from research.text.conversation import from_messages
@@ -67,7 +68,7 @@ class HarnessModel(TemplateLM):
         self._stop_ids = find_stops(self._run, [self._responder])
         devices = jax.device_count()
         self.batch_size = -(-batch_size // devices) * devices
-        self.max_length = self._run.context_length - decoder.prompt_length(loaded.model)
+        self.max_length = self._run.context_length - prompt_length(loaded.model)
         # a chat prompt as text -> its tokens, and whether it was cut
         self._prompts: dict[str, tuple[list[int], bool]] = {}
         # (task, number of its document) -> what it cost
@@ -266,33 +267,27 @@ class HarnessModel(TemplateLM):
 
     def _write(
         self, prompts: list[list[int]], settings: _Settings, progress: tqdm
-    ) -> list[tuple[list[int], bool]]:
+    ) -> list[Completion]:
         """New tokens of each answer up to its stop string, and whether it was cut before one."""
-        adapter = self._responder.number
         ends = {self.tokenizer.end_id, *self._stop_ids, *self._named_stops(settings.until)}
-        answers = Decoder(self._loaded.model, self.batch_size, is_bank=adapter is not None)
-        places = {}
-        for place in sorted(range(len(prompts)), key=lambda place: -len(prompts[place])):
-            request = Request(
-                prompt=prompts[place],
+        requests = [
+            Request(
+                prompt=prompt,
                 new_tokens=settings.new_tokens,
                 ends=frozenset(ends),
                 sampling=settings.sampling,
-                number=place,  # a question asked twice gets two answers where they are drawn
-                adapter=adapter,
+                number=number,  # a question asked twice gets two answers where they are drawn
+                adapter=self._responder.number,
             )
-            places[answers.add(request)] = place
-        rows: list[list[int]] = [[] for _ in prompts]
-        is_cut = [True] * len(prompts)
-        while not answers.is_idle:
-            for ticket, token, is_last in answers.step():
-                place = places[ticket]
-                rows[place] += [] if token in ends else [token]
-                if token in ends or self._has_stop(rows[place], settings.until):
-                    is_cut[place], is_last = False, True
-                    answers.cancel(ticket)
-                progress.update(is_last)
-        return list(zip(rows, is_cut, strict=True))
+            for number, prompt in enumerate(prompts)
+        ]
+        return decode.complete(
+            self._loaded.model,
+            requests,
+            self.batch_size,
+            is_over=lambda ids: self._has_stop(ids, settings.until),
+            on_end=progress.update,
+        )
 
     def _has_stop(self, ids: list[int], until: Sequence[str]) -> bool:
         """Whether one of the strings stands at the end of a text, within its last token."""

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
 from research.evaluation.samples import question_seed
@@ -16,7 +14,7 @@ from research.evaluation.workflows.base import Candidate, Step
 from research.evaluation.workflows.run import Saying
 from research.generation import decode
 from research.generation.constraints import CompiledGrammar, Constraint, ConstraintConfig
-from research.generation.decoder import Decoder, Request
+from research.generation.decoder import Request
 from research.generation.responders import Responder, find_stops
 from research.generation.sampling import Sampling
 
@@ -33,11 +31,6 @@ class AnsweredTask(QuestionTask):
     constraint: ConstraintConfig | None
     workflow: Sequence[Step]
 
-    @property
-    def rows(self) -> int:
-        """Answers that are written at a time."""
-        raise NotImplementedError
-
 
 class Text(NamedTuple):
     """What a model says."""
@@ -46,6 +39,15 @@ class Text(NamedTuple):
     new_tokens: int
     # whether it was stopped before its end
     is_cut: bool
+
+
+class Draw(NamedTuple):
+    """What an answer's draws depend on, and nothing else: not what is asked beside it."""
+
+    # of the question in its split
+    row: int
+    # of the answer among those to the question
+    number: int
 
 
 class Writer:
@@ -58,26 +60,36 @@ class Writer:
         self._adapter = model.responder.number
         self._grammars: list[tuple[ConstraintConfig, CompiledGrammar]] = []
 
-    def write(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Text]:
-        """The answer to each prompt."""
-        task = self._task
-        adapters = None
-        if self._adapter is not None:
-            adapters = np.full(len(prompts), self._adapter, np.int32)
-        constraints = [self._start(task.constraint, task.max_tokens) for _ in prompts]
-        answers = decode.generate(
-            self._model.model,
-            prompts,
-            task.max_tokens,
-            self._tokenizer.end_id,
-            sampling,
-            adapters,
-            self._stops,
-            constraints=constraints,
-            rows=task.rows,
-        )
-        pairs = zip(answers, constraints, strict=True)
-        return [self._read(ids, task.max_tokens, constraint) for ids, constraint in pairs]
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        draws: Sequence[Draw],
+        constraint: ConstraintConfig | None = None,
+        max_tokens: int | None = None,
+    ) -> list[Text]:
+        """The answer to each prompt, with draws of its own.
+
+        Args:
+          constraint, max_tokens: None: those of the task.
+        """
+        task, ends = self._task, frozenset({self._tokenizer.end_id, *self._stops})
+        constraint, limit = constraint or task.constraint, max_tokens or task.max_tokens
+        requests = [
+            Request(
+                prompt=prompt,
+                new_tokens=limit,
+                ends=ends,
+                sampling=dataclasses.replace(
+                    task.sampling, seed=question_seed(task.sampling.seed, draw.row)
+                ),
+                number=draw.number,
+                adapter=self._adapter,
+                constraint=self._start(constraint, limit),
+            )
+            for prompt, draw in zip(prompts, draws, strict=True)
+        ]
+        answers = decode.complete(self._model.model, requests, task.batch_size)
+        return [Text(self._tokenizer.decode(ids), len(ids), is_cut) for ids, is_cut in answers]
 
     def say(
         self,
@@ -86,49 +98,20 @@ class Writer:
         constraint: ConstraintConfig | None = None,
         max_tokens: int | None = None,
     ) -> list[Saying]:
-        """What the model says in each candidate of a workflow.
-
-        A draw depends on the question, by its row in the split, on the candidate's number, and on
-        how often it was asked; not on what else is.
-
-        Args:
-          constraint, max_tokens: None: those of the task.
-        """
-        task, ends = self._task, frozenset({self._tokenizer.end_id, *self._stops})
-        constraint, limit = constraint or task.constraint, max_tokens or task.max_tokens
-        decoder = Decoder(self._model.model, task.batch_size, self._adapter is not None)
-        prompts, rows, tickets = [], [], {}
+        """What the model says in each candidate of a workflow; a draw depends on how often it was
+        asked, too."""
+        prompts, draws = [], []
         for candidate in candidates:
             question = questions[candidate.question]
-            prompts.append(task.write(self._model.responder, question, candidate.turns))
-            rows.append(self._start(constraint, limit))
-        for number in sorted(range(len(prompts)), key=lambda each: -len(prompts[each].ids)):
-            candidate = candidates[number]
-            seed = question_seed(task.sampling.seed, questions[candidate.question].row)
-            request = Request(
-                prompt=prompts[number].ids,
-                new_tokens=limit,
-                ends=ends,
-                sampling=dataclasses.replace(task.sampling, seed=seed),
-                number=candidate.sample * _MAX_ATTEMPTS + candidate.attempts,
-                adapter=self._adapter,
-                constraint=rows[number],
-            )
-            tickets[decoder.add(request)] = number
-        answers: list[list[int]] = [[] for _ in prompts]
-        while not decoder.is_idle:
-            for ticket, token, _ in decoder.step():
-                answers[tickets[ticket]] += [] if token in ends else [token]
+            prompts.append(self._task.write(self._model.responder, question, candidate.turns))
+            number = candidate.sample * _MAX_ATTEMPTS + candidate.attempts
+            draws.append(Draw(question.row, number))
+        texts = self.write([prompt.ids for prompt in prompts], draws, constraint, max_tokens)
         sayings = []
-        for prompt, ids, row in zip(prompts, answers, rows, strict=True):
-            text, count, is_cut = self._read(ids, limit, row)
+        for prompt, (text, count, is_cut) in zip(prompts, texts, strict=True):
             plain_text = without_thoughts(text, opens_thoughts(self._tokenizer, prompt.ids))
             sayings.append(Saying(text, plain_text, prompt, count, is_cut))
         return sayings
-
-    def _read(self, ids: Sequence[int], limit: int, constraint: Constraint | None) -> Text:
-        is_cut = len(ids) == limit if constraint is None else not constraint.is_complete
-        return Text(self._tokenizer.decode(ids), len(ids), is_cut)
 
     def _start(self, constraint: ConstraintConfig | None, limit: int) -> Constraint | None:
         if constraint is None:

@@ -1,18 +1,67 @@
-"""Answers to lists of prompts, all at once or as many at a time as a decoder has rows."""
+"""Answers to lists of requests, as many at a time as a decoder has rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from research.generation.decoder import Decoder, Request
 from research.generation.sampling import GREEDY, Sampling
-from research.methods import bank
 
 if TYPE_CHECKING:
     from research.generation.constraints import Constraint
+
+
+class Completion(NamedTuple):
+    """What a request is answered."""
+
+    # without the one that ended it
+    tokens: list[int]
+    # whether it was stopped before its end
+    is_cut: bool
+
+
+def complete(
+    model: Any,
+    requests: Sequence[Request],
+    rows: int,
+    is_over: Callable[[list[int]], bool] | None = None,
+    on_end: Callable[[], object] | None = None,
+) -> list[Completion]:
+    """Answers every request; those of about one length come together.
+
+    Args:
+      rows: requests that are answered at a time.
+      is_over: tells by the tokens so far, after each, whether an answer ends there.
+      on_end: is called whenever an answer has ended.
+
+    Raises:
+      ValueError: as `Decoder.add`.
+    """
+    decoder = Decoder(model, rows)
+    # the longest first: rows of about one length need the fewest slots
+    order = sorted(range(len(requests)), key=lambda number: -len(requests[number].prompt))
+    numbers = {decoder.add(requests[number]): number for number in order}
+    answers: list[list[int]] = [[] for _ in requests]
+    is_cut = [False] * len(requests)
+    while not decoder.is_idle:
+        for ticket, token, ending in decoder.step():
+            number = numbers[ticket]
+            request, answer = requests[number], answers[number]
+            if token not in request.ends:
+                answer.append(token)
+            has_ended = ending == "end" or (is_over is not None and is_over(answer))
+            if not has_ended and ending is None:
+                continue
+            decoder.cancel(ticket)
+            is_cut[number] = not has_ended
+            if request.constraint is not None:
+                is_cut[number] = not request.constraint.is_complete
+            if on_end is not None:
+                on_end()
+    return [Completion(*pair) for pair in zip(answers, is_cut, strict=True)]
 
 
 def stream(
@@ -40,10 +89,10 @@ def stream(
       ValueError: for an empty prompt, a text longer than the model's learned positions, or an
         adapter that its bank has not.
     """
-    decoder, tickets = _start(
-        model, prompts, new_tokens, {end_id, *stops}, sampling, adapter, constraints, None
-    )
-    rows = {ticket: row for row, ticket in enumerate(tickets)}
+    ends = frozenset({end_id, *stops})
+    decoder = Decoder(model, len(prompts))
+    requests = _requests(prompts, new_tokens, ends, sampling, adapter, constraints)
+    rows = {decoder.add(request): row for row, request in enumerate(requests)}
     while not decoder.is_idle:
         column = np.full(len(prompts), end_id, np.int32)
         for ticket, token, _ in decoder.step():
@@ -60,60 +109,33 @@ def generate(
     adapter: np.ndarray | None = None,
     stops: Sequence[int] = (),
     constraints: Sequence[Constraint | None] | None = None,
-    rows: int | None = None,
-    on_end: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of every prompt, without the token that ended it; see `stream`.
-
-    Args:
-      rows: prompts that are answered at a time; None: all.
-      on_end: is called with the number of a prompt and its new tokens when it has ended.
-    """
-    ends = {end_id, *stops}
-    decoder, tickets = _start(
-        model, prompts, new_tokens, ends, sampling, adapter, constraints, rows
-    )
-    numbers = {ticket: number for number, ticket in enumerate(tickets)}
-    answers: list[list[int]] = [[] for _ in prompts]
-    while not decoder.is_idle:
-        for ticket, token, is_last in decoder.step():
-            number = numbers[ticket]
-            if token not in ends:
-                answers[number].append(token)
-            if is_last and on_end is not None:
-                on_end(number, answers[number])
-    return answers
+    """The new tokens of every prompt, without the token that ended it; see `stream`."""
+    ends = frozenset({end_id, *stops})
+    requests = _requests(prompts, new_tokens, ends, sampling, adapter, constraints)
+    return [answer.tokens for answer in complete(model, requests, len(prompts))]
 
 
-def _start(
-    model: Any,
+def _requests(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
-    ends: set[int],
+    ends: frozenset[int],
     sampling: Sampling,
     adapter: np.ndarray | None,
     constraints: Sequence[Constraint | None] | None,
-    rows: int | None,
-) -> tuple[Decoder, list[int]]:
-    """A decoder with a request for each prompt, and their tickets."""
+) -> list[Request]:
+    """A request for each prompt."""
     if not prompts:
         raise ValueError("a prompt holds no token; give at least the begin token")
-    if adapter is not None:
-        bank.check_numbers(model, adapter)
-    decoder = Decoder(model, rows or len(prompts), is_bank=adapter is not None)
-    requests = {
-        number: Request(
+    return [
+        Request(
             prompt=prompt,
             new_tokens=new_tokens,
-            ends=frozenset(ends),
+            ends=ends,
             sampling=sampling,
             number=number,
             adapter=None if adapter is None else int(adapter[number]),
             constraint=None if constraints is None else constraints[number],
         )
         for number, prompt in enumerate(prompts)
-    }
-    # rows of about one length together need the fewest slots
-    order = sorted(requests, key=lambda number: -len(prompts[number]))
-    tickets = {number: decoder.add(requests[number]) for number in order}
-    return decoder, [tickets[number] for number in range(len(prompts))]
+    ]

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import os.path
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import numpy as np
 from research import sharding
 from research.batch import NO_ADAPTER, bucket_length
 from research.generation.sampling import GREEDY, Sampling, sample
+from research.methods import bank
 from research.models.cache import Cache, KeyValues
 from research.models.sites import Context
 
@@ -45,7 +46,7 @@ class Request:
     sampling: Sampling = GREEDY
     # its draws depend on this number, on the token's and on the seed, alone
     number: int = 0
-    # of a bank's adapters; None: the model is no bank, or none of its adapters
+    # of a bank's adapters, or `NO_ADAPTER`; None: the model is no bank
     adapter: int | None = None
     # what may be said; None: anything
     constraint: Constraint | None = None
@@ -56,8 +57,9 @@ class Token(NamedTuple):
 
     ticket: int
     token: int
-    # whether nothing follows: it is one of the request's ends, or as many tokens as it may have
-    is_last: bool
+    # why nothing follows: it is one of the request's ends or its constraint lets nothing follow,
+    # or there are as many tokens as it may have; None: more follow
+    ending: Literal["end", "length"] | None
 
 
 @dataclasses.dataclass
@@ -87,16 +89,16 @@ class Decoder:
     It runs inside `sharding.mesh_context`; rows are shared by the devices of the batch's axes.
     """
 
-    def __init__(self, model: Any, rows: int, is_bank: bool = False, cache: str = ""):
+    def __init__(self, model: Any, rows: int, cache: str = ""):
         """
         Args:
           model: a `Transformer`.
           rows: requests that are answered at a time; rounded up to what the devices divide.
-          is_bank: whether requests may choose one of the model's adapters.
           cache: how keys and values are stored (`CacheKind`); the compute type unless it is set.
         """
         shards = sharding.shard_count("batch") if sharding.has_rules() else 1
-        self._model, self._is_bank, self._kind = model, is_bank, cache
+        self._model, self._kind = model, cache
+        self._adapter_count = bank.adapter_count(model)
         self._rows: list[_Row | None] = [None] * (-(-rows // shards) * shards)
         self._shards = shards
         self._waiting: collections.deque[tuple[int, Request]] = collections.deque()
@@ -110,12 +112,14 @@ class Decoder:
         """Takes a request; returns its ticket.
 
         Raises:
-          ValueError: an empty prompt, or a text longer than the model's learned positions.
+          ValueError: an empty prompt, a text longer than the model's learned positions, or an
+            adapter that the model has not.
         """
         if not request.prompt:
             raise ValueError("a prompt holds no token; give at least the begin token")
         if request.new_tokens < 1:
             raise ValueError(f"new_tokens must be at least 1, not {request.new_tokens}")
+        self._check_adapter(request.adapter)
         self._model.config.check_length(self._length(request))
         self._tickets += 1
         self._waiting.append((self._tickets, request))
@@ -150,23 +154,39 @@ class Decoder:
         for number, row in active:
             token, request = int(values[number]), row.request
             row.count, row.position = row.count + 1, row.position + 1
-            is_last = token in request.ends or row.count == request.new_tokens
+            has_ended = token in request.ends
             if request.constraint is not None:
                 request.constraint.advance(token)
-                is_last |= request.constraint.is_finished
-            result.append(Token(row.ticket, token, is_last))
-            if is_last:
+                has_ended |= request.constraint.is_finished
+            ending: Literal["end", "length"] | None = "end" if has_ended else None
+            if ending is None and row.count == request.new_tokens:
+                ending = "length"
+            result.append(Token(row.ticket, token, ending))
+            if ending is not None:
                 self._rows[number] = None
         return result
+
+    def _check_adapter(self, adapter: int | None) -> None:
+        if adapter is None and self._adapter_count:
+            raise ValueError(
+                f"the model is a bank of {self._adapter_count} adapters: say which a request uses, "
+                "-1 is none"
+            )
+        if adapter is not None and not NO_ADAPTER <= adapter < self._adapter_count:
+            raise ValueError(
+                f"adapters [{adapter}]: the bank holds {self._adapter_count}, counted from 0; "
+                "-1 is none"
+            )
 
     def _length(self, request: Request) -> int:
         """Slots that a request needs."""
         return self._front + len(request.prompt) + request.new_tokens
 
     def _adapters(self, rows: Sequence[_Row | None]) -> np.ndarray | None:
-        if not self._is_bank:
+        if not self._adapter_count:
             return None
-        return np.asarray([_adapter(row.request) if row else NO_ADAPTER for row in rows], np.int32)
+        numbers = [row.request.adapter if row else NO_ADAPTER for row in rows]
+        return np.asarray(numbers, np.int32)
 
     def _draw(self) -> jax.Array:
         """[B] int32, the next token of each row."""
@@ -201,7 +221,7 @@ class Decoder:
         self._make_room([self._length(row.request) for row in (*self._rows, *new) if row])
         groups = collections.defaultdict(list)
         for number, row in zip(free, new, strict=False):
-            groups[_adapter(row.request)].append((number, row))
+            groups[row.request.adapter].append((number, row))
         together: list[tuple[int, _Row]] = []
         for adapter, members in groups.items():
             if beginning := self._find_beginning(adapter, [row for _, row in members]):
@@ -222,10 +242,10 @@ class Decoder:
         elif slots > self._cache.content.slots:
             self._cache = _resize(self._cache, slots)
 
-    def _find_beginning(self, adapter: int, rows: Sequence[_Row]) -> _Beginning | None:
+    def _find_beginning(self, adapter: int | None, rows: Sequence[_Row]) -> _Beginning | None:
         """What all of these prompts, and those that wait for the same adapter, begin with."""
         prompts = [list(row.request.prompt) for row in rows]
-        waiting = [request for _, request in self._waiting if _adapter(request) == adapter]
+        waiting = [request for _, request in self._waiting if request.adapter == adapter]
         everyone = prompts + [list(request.prompt) for request in waiting]
         shortest = min(map(len, everyone)) - 1  # a prompt's last token is computed with it
         common = list(os.path.commonprefix(everyone)[:shortest]) if len(everyone) > 1 else []
@@ -236,7 +256,7 @@ class Decoder:
         if not size:
             return None
         tokens = np.asarray([common[:size]], np.int32)
-        adapters = np.asarray([adapter], np.int32) if self._is_bank else None
+        adapters = None if adapter is None else np.asarray([adapter], np.int32)
         _, keys = _prefill(self._model, tokens, np.asarray([size]), adapters, None, 0)
         self._beginnings[adapter] = _Beginning(common[:size], keys)
         return self._beginnings[adapter]
@@ -280,10 +300,6 @@ class Decoder:
         for place, (number, row) in enumerate(members):
             row.position = int(start + front[place] + lengths[place])
             self._rows[number] = row
-
-
-def _adapter(request: Request) -> int:
-    return NO_ADAPTER if request.adapter is None else request.adapter
 
 
 def prompt_length(model: Any) -> int:

@@ -1,6 +1,6 @@
 """The loop of one thread that owns the decoder; requests come to it through a queue.
 
-engine = Engine(model, rows=8, is_bank=True, max_waiting=512)
+engine = Engine(model, rows=8, max_waiting=512)
 engine.submit(choices, deliver)     # from any thread
 engine.run()                        # in the thread that owns JAX, until `close`
 """
@@ -83,15 +83,14 @@ class Engine:
     What goes wrong in the decoder ends the jobs that it had; the next one gets a new decoder.
     """
 
-    def __init__(self, model: Any, rows: int, is_bank: bool = False, max_waiting: int = 512):
+    def __init__(self, model: Any, rows: int, max_waiting: int = 512):
         """
         Args:
           rows: answers that are written at a time.
-          is_bank: whether requests may choose one of the model's adapters.
           max_waiting: answers that wait for a row at most; more are refused.
         """
         self.rows, self.max_waiting = rows, max_waiting
-        self._model, self._is_bank = model, is_bank
+        self._model = model
         # jobs that came, and None where there is something else to look at
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -162,7 +161,7 @@ class Engine:
         self._fail("the server ended before the answer did", 503)
 
     def _new_decoder(self) -> Decoder:
-        return Decoder(self._model, self.rows, self._is_bank)
+        return Decoder(self._model, self.rows)
 
     def _take(self, decoder: Decoder, wait: bool) -> None:
         """Gives the decoder what has come; waits for something if there is nothing to do."""
@@ -217,15 +216,13 @@ class Engine:
         answer.count += 1
         is_end = token.token in request.ends
         text = "" if is_end else answer.text.add(token.token)
-        is_over = token.is_last or answer.text.is_stopped
+        is_over = token.ending is not None or answer.text.is_stopped
         if not is_over and not text:
             return
         reason: Literal["stop", "length"] | None = None
         if is_over:
             text += answer.text.finish()
-            is_finished = constraint is not None and constraint.is_finished
-            has_stopped = is_end or is_finished or answer.text.is_stopped
-            reason = "stop" if has_stopped else "length"
+            reason = "stop" if token.ending == "end" or answer.text.is_stopped else "length"
             if constraint is not None and not answer.text.is_stopped and not constraint.is_complete:
                 self._end(decoder, answer.job)
                 message = "the answer came to where nothing that the schema allows may follow"
@@ -233,8 +230,7 @@ class Engine:
                 return
             del self._answers[token.ticket]
             self._close_answers(answer.job, 1)
-            if not token.is_last:
-                decoder.cancel(token.ticket)
+            decoder.cancel(token.ticket)
         answer.job.deliver(Part(answer.index, text, answer.count, reason))
 
     def _fail(self, message: str, status: int) -> None:

@@ -47,12 +47,11 @@ class Models:
     Attributes:
       by_name: the first is the base, or the only one.
       model: the `Transformer` that all of them are.
-      is_bank: whether requests choose one of its adapters.
     """
 
-    def __init__(self, by_name: Mapping[str, ServedModel], model: Any, is_bank: bool, tokens: int):
+    def __init__(self, by_name: Mapping[str, ServedModel], model: Any, tokens: int):
         """`tokens`: of an answer at most, where a request does not say."""
-        self.by_name, self.model, self.is_bank = dict(by_name), model, is_bank
+        self.by_name, self.model = dict(by_name), model
         self._tokens = tokens
         self._grammars: collections.OrderedDict[tuple[str, str], CompiledGrammar] = (
             collections.OrderedDict()
@@ -195,4 +194,4 @@ def load_models(
     served = {
         n: dataclasses.replace(each, window=each.window - front) for n, each in served.items()
     }
-    return Models(served, model, bool(bank_names), tokens)
+    return Models(served, model, tokens)

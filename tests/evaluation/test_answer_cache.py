@@ -104,15 +104,15 @@ def test_what_answers_cost_is_counted_by_hand(place):
 def test_what_was_interrupted_goes_on_with_the_questions_that_are_missing(
     place, tmp_path, monkeypatch
 ):
-    batch_sizes, generate = [], decode.generate
+    batch_sizes, complete = [], decode.complete
 
-    def interrupted(model, prompts, *rest, **settings):
-        batch_sizes.append(len(prompts))
+    def interrupted(model, requests, rows):
+        batch_sizes.append(len(requests))
         if len(batch_sizes) == 3:
             raise KeyboardInterrupt
-        return generate(model, prompts, *rest, **settings)
+        return complete(model, requests, rows)
 
-    monkeypatch.setattr(decode, "generate", interrupted)
+    monkeypatch.setattr(decode, "complete", interrupted)
     monkeypatch.setattr(generation_task, "BATCHES", 1)
     with pytest.raises(KeyboardInterrupt):
         ask(place, tmp_path / "a", words(place))
@@ -160,9 +160,10 @@ def test_a_file_that_was_changed_is_no_answer(place, tmp_path):
 @pytest.mark.heavy
 def test_a_killed_evaluation_ends_in_the_result_of_one_that_was_not(place, tmp_path, monkeypatch):
     config = tmp_path / "config.py"
-    # several answers to a question are kept when it has them all
-    sampling = {"samples": 2, "sampling": decode.Sampling(temperature=1.0), "max_tokens": 64}
-    evaluation = Evaluation(tasks={"a": words(place, **sampling)})
+    # each question is a part of its own: as many answers as a part holds
+    samples = {"samples": generation_task.BATCHES, "batch_size": 1, "max_tokens": 64}
+    task = words(place, sampling=decode.Sampling(temperature=1.0), **samples)
+    evaluation = Evaluation(tasks={"a": task})
     config.write_text(f"def get_config():\n    return {schema.to_dict(evaluation)!r}\n")
 
     def start(cache, out):

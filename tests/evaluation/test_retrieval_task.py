@@ -61,13 +61,13 @@ def ask(world, the_task):
 
 
 def test_prompts_hold_the_passages_that_a_result_names(world, notes, monkeypatch):
-    prompts, generate = [], decode.generate
+    prompts, complete = [], decode.complete
 
-    def record(model, texts, *arguments, **settings):
-        prompts.extend(texts)
-        return generate(model, texts, *arguments, **settings)
+    def record(model, requests, rows):
+        prompts.extend(request.prompt for request in requests)
+        return complete(model, requests, rows)
 
-    monkeypatch.setattr(decode, "generate", record)
+    monkeypatch.setattr(decode, "complete", record)
     result = ask(world, task(notes))
     tokenizer = runs.open_run(world.base).tokenizer
     texts = {tokenizer.decode(ids) for ids in prompts}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from research import sharding
+from research.batch import NO_ADAPTER
 from research.generation import decoder
 from research.generation.decoder import Decoder, Request
 from research.generation.sampling import Sampling
@@ -93,14 +94,14 @@ def test_rows_of_a_bank_answer_as_each_adapter_alone():
     beginning = prompt(40)
     requests = [
         Request(beginning + prompt(5), 6, number=number, adapter=adapter)
-        for number, adapter in enumerate([0, 1, None, 1, 0, None, 0])
+        for number, adapter in enumerate([0, 1, NO_ADAPTER, 1, 0, NO_ADAPTER, 0])
     ]
-    alone = [answer(model, [request], 1, is_bank=True)[0] for request in requests]
-    assert answer(model, requests, 3, is_bank=True) == alone
-    others = [dataclasses.replace(request, adapter=None) for request in requests]
-    base = [answer(model, [request], 1, is_bank=True)[0] for request in others]
+    alone = [answer(model, [request], 1)[0] for request in requests]
+    assert answer(model, requests, 3) == alone
+    others = [dataclasses.replace(request, adapter=NO_ADAPTER) for request in requests]
+    base = [answer(model, [request], 1)[0] for request in others]
     assert [a == b for a, b in zip(alone, base, strict=True)] == [
-        request.adapter is None for request in requests
+        request.adapter == NO_ADAPTER for request in requests
     ]
 
 
@@ -120,7 +121,7 @@ def test_a_cancelled_request_frees_its_row(model):
     events = []
     while not answers.is_idle:
         events += answers.step()
-    assert {token.ticket for token in events} == {second} and events[-1].is_last
+    assert {token.ticket for token in events} == {second} and events[-1].ending == "length"
     assert [token.token for token in events] == answer(model, requests[1:2], 1)[0]
 
 
@@ -156,6 +157,7 @@ def test_requests_that_cannot_be_answered_are_refused(model):
     for request, message in [
         (Request([], 3), "a prompt holds no token"),
         (Request([1], 0), "new_tokens must be at least 1, not 0"),
+        (Request([1], 3, adapter=0), "adapters \\[0\\]: the bank holds 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             answers.add(request)

@@ -41,7 +41,7 @@ def models():
         name: ServedModel(name, Responder(run, name, number), ends, 128)
         for name, number in NAMES.items()
     }
-    return Models(served, model(), True, tokens=12)
+    return Models(served, model(), tokens=12)
 
 
 def request(text, name="base", **fields):
@@ -52,24 +52,22 @@ def request(text, name="base", **fields):
 def alone(chat):
     """Text and reason of the first choice, from a decoder that has nothing else to do."""
     choice = models().choices(chat)[0][0]
-    decoder, text, answer = Decoder(model(), 1, is_bank=True), "", None
+    decoder, text, answer = Decoder(model(), 1), "", None
     answer = AnswerText(choice.tokenizer, choice.stops)
     decoder.add(choice.request)
     while not decoder.is_idle:
         (token,) = decoder.step()
-        is_end = token.token in choice.request.ends
-        text += "" if is_end else answer.add(token.token)
+        text += "" if token.token in choice.request.ends else answer.add(token.token)
         if answer.is_stopped:
             return text, "stop"
     text += answer.finish()
-    is_finished = choice.request.constraint and choice.request.constraint.is_finished
-    return text, "stop" if is_end or is_finished else "length"
+    return text, "stop" if token.ending == "end" else "length"
 
 
 @contextlib.contextmanager
 def running(rows=4, max_waiting=512):
     """An engine that runs in a thread."""
-    engine = Engine(model(), rows, is_bank=True, max_waiting=max_waiting)
+    engine = Engine(model(), rows, max_waiting=max_waiting)
     thread = threading.Thread(target=engine.run, daemon=True)
     thread.start()
     try:

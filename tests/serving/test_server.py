@@ -51,7 +51,7 @@ class Address:
 
 def start(rows=4, max_waiting=512, **settings):
     """A server that runs in a thread of this process, and the thread."""
-    engine = Engine(served.model(), rows, is_bank=True, max_waiting=max_waiting)
+    engine = Engine(served.model(), rows, max_waiting=max_waiting)
     listener = running.open_socket("127.0.0.1", 0)
     application = app.make_app(engine, served.models(), **settings)
     arguments = (engine, application, listener, 5)
