@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from research.commands import model_flags
 from research.config import cli
 from research.runtime import terminal
 
@@ -35,15 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--base", help="where a tuned run's base is, if it moved")
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=RUN",
-        help="an adapter of --run, which is then its base; several answer side by side",
-    )
+    model_flags.add(parser, "answer")
     parser.add_argument(
         "--switch-off",
         action="append",

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from research.commands import model_flags
 from research.config import cli
 from research.runtime import terminal
 
@@ -31,15 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--base", help="where a tuned run's base is, if it moved")
-    parser.add_argument(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=RUN",
-        help="an adapter of --run, which is then its base; several are served side by side",
-    )
+    model_flags.add(parser, "are served")
     parser.add_argument(
         "--name", default="base", help="what requests call --run itself (default base)"
     )

@@ -131,7 +131,7 @@ def test_tools_and_calls_are_written_by_the_chat_template():
     experiment = types.SimpleNamespace(data=data)
     run = types.SimpleNamespace(experiment=experiment, tokenizer=tokenizer, sidecar_files={})
     model = ServedModel("base", Responder(run), frozenset({tokenizer.end_id}), 512)
-    models = Models({"base": model}, None, False, 20)
+    models = Models({"base": model}, None, 20)
     call = {"name": "weather", "arguments": '{"city": "Bern"}'}
     messages = [
         {"role": "user", "content": "words"},
