@@ -64,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         module.add_arguments(command)
     arguments = cli.complete(parser).parse_args(argv)
-    try:
-        results = verbs[arguments.verb].main(arguments)
-    except RuntimeError as error:
-        raise SystemExit(f"graft bench: {error}") from None
+    with cli.clear_errors():
+        try:
+            results = verbs[arguments.verb].main(arguments)
+        except (RuntimeError, ModuleNotFoundError) as error:
+            raise SystemExit(f"graft bench: {error}") from None
     harness.write_json(arguments.json, results)
     if any(name.endswith(".error") for name in results):
         raise SystemExit(1)

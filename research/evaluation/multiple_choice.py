@@ -120,7 +120,9 @@ class MultipleChoice(QuestionTask):
             readings = {kind: n for kind, n in readings.items() if kind == self.reference_kind}
         numbers = {number for number in readings.values() if 0 <= number < len(options)}
         if not numbers:
-            kinds = self.reference_kind or "text, label, letter or number from 0"
+            kinds: str = self.reference_kind or "text, label, letter or number from 0"
+            if self.reference_kind == "label" and not names:
+                kinds = "label, of which they have none (text?)"
             raise ValueError(
                 f"its {self.reference!r} is none of its {len(options)} options, by {kinds}, but "
                 f"{value!r:.60}"

@@ -180,9 +180,12 @@ def read_evaluation(evaluation: tasks.Evaluation, tokenizer: Tokenizer) -> Evalu
             "answers in words, and retrieval, are of one process: leave --distributed out, or of "
             f"`tasks`: {', '.join(alone)}"
         )
-    questions = {name: task.read() for name, task in evaluation.tasks.items()}
+    questions = {}
     for name, task in evaluation.tasks.items():
-        questions[name] = task.retrieve(questions[name], tokenizer)
+        try:
+            questions[name] = task.retrieve(task.read(), tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     choice = None
     if evaluation.choice is not None:
         choice = tasks.read_choice(evaluation.choice, tokenizer)

@@ -175,11 +175,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     If the block raises, it is removed and `path` stays as it was.
     """
-    with _locked_partial(path, Path.touch) as partial:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+    try:
+        with _locked_partial(path, Path.touch) as partial:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a full disk the system does not say which
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from research.benchmarks import decode_roofline
 from research.benchmarks.harness import Spread, rate, ratio
+from research.commands import bench as bench_command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--shape", "tiny", "--rounds", "1", "--seconds", "0.05")
@@ -102,3 +104,9 @@ def test_a_token_is_compiled_for_chips_that_are_not_there(tmp_path):
     for name in ("v5e", "v6e"):
         assert results[f"{name}.bfloat16.4.least_bytes"] == 2 * (weights + keys) + norms
         assert 0 < results[f"{name}.bfloat16.4.share"] < 1
+
+
+def test_chips_that_nobody_makes_are_refused_in_a_line(monkeypatch):
+    monkeypatch.setattr(decode_roofline, "prepare_environment", lambda: None)  # of its process
+    with pytest.raises(SystemExit, match="error: topology 'v99:2x2': give a version"):
+        bench_command.main(["generate", "--topology", "v99"])

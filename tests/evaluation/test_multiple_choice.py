@@ -163,6 +163,14 @@ def test_records_without_options_or_a_right_one_are_refused_by_row(tmp_path, rec
         MultipleChoice(source, split="train").read()
 
 
+def test_a_record_that_cannot_be_asked_is_told_with_its_task(place, tmp_path):
+    source = write(tmp_path / "a.jsonl", records(2))
+    task = MultipleChoice(source, split="train", reference_kind="label")
+    message = "colours: row 0: .* by label, of which they have none"
+    with pytest.raises(ValueError, match=message):
+        evaluate_run(runs.open_run(place.base), Evaluation(tasks={"colours": task}))
+
+
 def test_settings_that_exclude_each_other_are_refused():
     source = JsonlConfig("a", "a")
     with pytest.raises(ValueError, match="set one of the two"):

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -36,6 +37,15 @@ def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
         partial.write_text("torn")
         raise ZeroDivisionError
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    path = tmp_path / "file.txt"
+    message = f"No space left on device: '{path}'"
+    with pytest.raises(OSError, match=message), files.atomic_path(path) as partial:
+        partial.write_text("torn")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
