@@ -23,23 +23,28 @@ _SEED = 0
 
 
 def failures(result: TaskResult) -> list[Markup]:
-    """Wrong, cut and unreadable answers."""
+    """Unreadable, cut and wrong answers; one that is several of these stands under the first."""
     answers, metric = result.answers, next(iter(result.metrics), None)
-    parts = []
+    numbers = range(len(answers))
+    kinds = [
+        ("Nothing could be read", [n for n in numbers if answers[n].unreadable], len(answers)),
+        ("Cut at their longest", [n for n in numbers if answers[n].is_cut], len(answers)),
+    ]
     if metric is not None:
-        having = [answer for answer in answers if metric in answer.scores]
-        scores = np.asarray([answer.scores[metric] for answer in having])
-        if np.isin(scores, (0, 1)).all():
-            title, worst = f"Wrong by {metric}", [a for a in having if a.scores[metric] == 0]
-        else:
-            edge = float(np.quantile(scores, 0.25, method="lower"))
-            worst = [answer for answer in having if answer.scores[metric] <= edge]
-            title = f"The lowest quarter by {metric}, up to {edge:.3g}"
-        parts += _cards(title, worst, len(having), _card)
-    cut = [answer for answer in answers if answer.is_cut]
-    parts += _cards("Cut at their longest", cut, len(answers), _card)
-    unreadable = [answer for answer in answers if answer.unreadable]
-    parts += _cards("Nothing could be read", unreadable, len(answers), _card)
+        having = [number for number in numbers if metric in answers[number].scores]
+        scores = np.asarray([answers[number].scores[metric] for number in having])
+        is_share = np.isin(scores, (0, 1)).all()
+        edge = 0.0 if is_share else float(np.quantile(scores, 0.25, method="lower"))
+        title = f"The lowest quarter by {metric}, up to {edge:.3g}"
+        worst = [having[place] for place in np.flatnonzero(scores <= edge).tolist()]
+        kinds.append((f"Wrong by {metric}" if is_share else title, worst, len(having)))
+    parts: list[Markup] = []
+    above: set[int] = set()
+    for title, members, total in kinds:
+        rest = [number for number in members if number not in above]
+        cards = [answers[number] for number in rest]
+        parts += _cards(title, cards, total, _card, len(members) - len(rest))
+        above |= set(members)
     return parts
 
 
@@ -65,17 +70,27 @@ def differing(name: str, result: TaskResult, other_name: str, other: TaskResult)
 
 
 def _cards(
-    title: str, members: Sequence[Any], total: int, card: Callable[[Any], dict[str, Any]]
+    title: str,
+    members: Sequence[Any],
+    total: int,
+    card: Callable[[Any], dict[str, Any]],
+    above: int = 0,
 ) -> list[Markup]:
-    """Some of the members, drawn by a fixed seed, in their order; nothing where there are none."""
-    if not members:
+    """Some of the members, drawn by a fixed seed, in their order; nothing where there are none.
+
+    Args:
+      above: how many more there are, which stand further up.
+    """
+    if not (members or above):
         return []
     rows = range(len(members))
     if len(members) > _MAX_CARDS:
         order = np.random.default_rng(_SEED).permutation(len(members))
         rows = sorted(order[:_MAX_CARDS].tolist())  # type: ignore[assignment]
-    caption = f"{len(members):,} of {total:,}"
-    caption += f"; {len(rows)} of them, drawn at random." if len(rows) < len(members) else "."
+    caption = f"{len(members) + above:,} of {total:,}"
+    caption += f", {above:,} of which stand above" if above else ""
+    whose = "the others" if above else "them"
+    caption += f"; {len(rows)} of {whose}, drawn at random." if len(rows) < len(members) else "."
     cards = [card(members[row]) for row in rows]
     return [render("evaluation/answers.html", title=title, caption=caption, answers=cards)]
 

@@ -74,11 +74,14 @@ def test_failures_are_counted_and_some_of_them_shown():
     cards = "".join(examples.failures(result([0] * 40 + [1] * 60, "text")))
     headings = re.findall(r"<h3>(.*?)</h3>\n<p class=caption>(.*?)</p>", cards)
     assert headings == [
-        ("Wrong by right", "40 of 100; 8 of them, drawn at random."),
-        ("Cut at their longest", "1 of 100."),
         ("Nothing could be read", "1 of 100."),
+        ("Cut at their longest", "1 of 100."),
+        ("Wrong by right", "40 of 100, 2 of which stand above; 8 of the others, drawn at random."),
     ]
     assert cards.count("<article>") == 8 + 1 + 1
+    all_above = examples.failures(result([0, 1, 1], "text"))
+    (one,) = [card for card in all_above if "Wrong by" in card]
+    assert "1 of 3." in one and one.count("<article>") == 1
     long = dataclasses.replace(result([0, 1]).answers[0], answer="a" * 5000)
     (card,) = examples.failures(TaskResult([long, long], 0, 1.0))[:1]
     assert "a… (5,000 characters)" in card and "a" * 4001 not in card
