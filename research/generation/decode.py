@@ -55,7 +55,8 @@ def complete(
             has_ended = ending == "end" or (is_over is not None and is_over(answer))
             if not has_ended and ending is None:
                 continue
-            decoder.cancel(ticket)
+            if ending is None:
+                decoder.cancel(ticket)
             is_cut[number] = not has_ended
             if request.constraint is not None:
                 is_cut[number] = not request.constraint.is_complete

@@ -77,7 +77,7 @@ class _Beginning(NamedTuple):
     tokens: list[int]
     keys: KeyValues
 
-    def begins(self, prompts: Sequence[list[int]]) -> bool:
+    def begins(self, prompts: Sequence[Sequence[int]]) -> bool:
         """Whether each prompt goes on from it."""
         size = len(self.tokens)
         return all(len(prompt) > size and prompt[:size] == self.tokens for prompt in prompts)
@@ -122,6 +122,8 @@ class Decoder:
         self._check_adapter(request.adapter)
         self._model.config.check_length(self._length(request))
         self._tickets += 1
+        # as a list, so that prompts can be compared
+        request = dataclasses.replace(request, prompt=list(request.prompt))
         self._waiting.append((self._tickets, request))
         return self._tickets
 
@@ -244,9 +246,9 @@ class Decoder:
 
     def _find_beginning(self, adapter: int | None, rows: Sequence[_Row]) -> _Beginning | None:
         """What all of these prompts, and those that wait for the same adapter, begin with."""
-        prompts = [list(row.request.prompt) for row in rows]
-        waiting = [request for _, request in self._waiting if request.adapter == adapter]
-        everyone = prompts + [list(request.prompt) for request in waiting]
+        prompts = [row.request.prompt for row in rows]
+        waiting = [each.prompt for _, each in self._waiting if each.adapter == adapter]
+        everyone = prompts + waiting
         shortest = min(map(len, everyone)) - 1  # a prompt's last token is computed with it
         common = list(os.path.commonprefix(everyone)[:shortest]) if len(everyone) > 1 else []
         size = len(common) // BEGINNING * BEGINNING

@@ -230,7 +230,8 @@ class Engine:
                 return
             del self._answers[token.ticket]
             self._close_answers(answer.job, 1)
-            decoder.cancel(token.ticket)
+            if token.ending is None:
+                decoder.cancel(token.ticket)
         answer.job.deliver(Part(answer.index, text, answer.count, reason))
 
     def _fail(self, message: str, status: int) -> None:
