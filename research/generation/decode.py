@@ -130,7 +130,7 @@ def _requests(
         raise ValueError("a prompt holds no token; give at least the begin token")
     return [
         Request(
-            prompt=prompt,
+            prompt=list(prompt),
             new_tokens=new_tokens,
             ends=ends,
             sampling=sampling,

@@ -38,7 +38,7 @@ class Request:
     """A prompt to go on from."""
 
     # token ids, begin token included
-    prompt: Sequence[int]
+    prompt: list[int]
     # most tokens to add
     new_tokens: int
     # tokens that end it
@@ -77,7 +77,7 @@ class _Beginning(NamedTuple):
     tokens: list[int]
     keys: KeyValues
 
-    def begins(self, prompts: Sequence[Sequence[int]]) -> bool:
+    def begins(self, prompts: Sequence[list[int]]) -> bool:
         """Whether each prompt goes on from it."""
         size = len(self.tokens)
         return all(len(prompt) > size and prompt[:size] == self.tokens for prompt in prompts)
@@ -122,8 +122,6 @@ class Decoder:
         self._check_adapter(request.adapter)
         self._model.config.check_length(self._length(request))
         self._tickets += 1
-        # as a list, so that prompts can be compared
-        request = dataclasses.replace(request, prompt=list(request.prompt))
         self._waiting.append((self._tickets, request))
         return self._tickets
 
@@ -192,7 +190,7 @@ class Decoder:
 
     def _draw(self) -> jax.Array:
         """[B] int32, the next token of each row."""
-        rows, none = self._rows, Request((0,), 1)
+        rows, none = self._rows, Request([0], 1)
         requests = [row.request if row else none for row in rows]
         settings = [request.sampling for request in requests]
         numbers = (
