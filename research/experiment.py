@@ -20,6 +20,7 @@ from research.data.run_checks import CheckConfig
 from research.losses.sequence_chunks import LossConfig
 from research.methods import METHODS, Full
 from research.models.config import ComputeConfig, ModelConfig
+from research.optim.adamw import AdamW
 from research.optim.optimizers import OptimizerConfig
 from research.optim.schedules import ScheduleConfig
 from research.sharding import MeshConfig
@@ -67,7 +68,7 @@ class Experiment:
     # what is attached to the model and which parameters train
     method: MethodConfig = Full()
     # how gradients become updates
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = AdamW()
     # the course of the learning rate
     schedule: ScheduleConfig = ScheduleConfig()
     # the loss

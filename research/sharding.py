@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -168,8 +169,9 @@ def state_shardings(
       shapes: abstract leaves by name, `model/NAME`, `optimizer/NAME/...`, `step`.
       parameters: the model's shardings by NAME.
 
-    A leaf of the optimizer with its parameter's shape has the parameter's sharding; factors and
-    counts are small and replicated.
+    A leaf of the optimizer with as many axes as its parameter is sharded as that along each axis of
+    the same length: moments, and those of low rank. Counts and other factors are small and
+    replicated.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     result = {name: replicated for name in shapes}
@@ -179,9 +181,22 @@ def state_shardings(
         while owner and owner not in parameters:
             owner = owner.rpartition("/")[0]
         is_of_parameter = name.startswith("optimizer/") and owner
-        if is_of_parameter and shape.shape == shapes[f"model/{owner}"].shape:
-            result[name] = parameters[owner]
+        if is_of_parameter:
+            result[name] = _along(parameters[owner], shapes[f"model/{owner}"].shape, shape.shape)
     return result
+
+
+def _along(
+    parameter: NamedSharding, parameter_shape: tuple[int, ...], shape: tuple[int, ...]
+) -> NamedSharding:
+    """A parameter's sharding for an array, along the axes that the two have in common."""
+    if shape == parameter_shape:
+        return parameter
+    if len(shape) != len(parameter_shape):
+        return NamedSharding(parameter.mesh, PartitionSpec())
+    axes = itertools.zip_longest(parameter.spec, parameter_shape, shape)
+    spec = [entry if length == full else None for entry, full, length in axes]
+    return NamedSharding(parameter.mesh, PartitionSpec(*spec))
 
 
 def host_shardings(

@@ -20,7 +20,8 @@ from research.batch import Array, Batch
 from research.losses.sequence_chunks import LossConfig, TokenLosses, summed_losses, token_losses
 from research.models.sites import Context
 from research.optim import optimizers, schedules
-from research.optim.optimizers import OptimizerConfig
+from research.optim.adamw import AdamW
+from research.optim.base import Optimizer
 from research.optim.schedules import Schedule
 
 Metrics = dict[str, jax.Array]
@@ -73,7 +74,7 @@ class StepConfig:
 
     # names of the trainable leaves, see `methods.trainable`
     trainable: tuple[str, ...]
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: Optimizer = AdamW()
     schedule: schedules.Kind = "cosine"
     loss: LossConfig = LossConfig()
     # number of micro-batches in a step
@@ -87,7 +88,7 @@ def init_state(model: Any, step_config: StepConfig) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trainable))
 
 
-def _make_optimizer(model: Any, step_config: StepConfig) -> optax.GradientTransformation:
+def _make_optimizer(model: Any, step_config: StepConfig) -> optax.GradientTransformationExtraArgs:
     return optimizers.make_optimizer(step_config.optimizer, tree.parameter_axes(model))
 
 
@@ -172,7 +173,9 @@ def train_step(
 
     with jax.named_scope("optimizer"):
         optimizer = _make_optimizer(state.model, step_config)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trainable)
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, trainable, step=state.step
+        )
     is_finite &= jnp.isfinite(optax.tree.norm(updates))
     learning_rate = schedules.learning_rate(step_config.schedule, hyper.schedule, state.step)
 

@@ -30,6 +30,6 @@ def get_config() -> ConfigDict:
     config.method = dict(kind="lora", rank=16, alpha=32.0)
     config.data = dict(sources.license_tuning(batch_size=1), sequence_length=1024)
     config.checks = dict(splits=("validation", "test"), other_template=True)
-    config.optimizer = dict(name="adamw")
+    config.optimizer = dict(kind="adamw")
     config.schedule = dict(learning_rate=3e-4, kind="cosine", warmup=20, final_share=0.0)
     return config

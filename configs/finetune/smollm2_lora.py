@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     # refuses to train on a notice that is asked for; these prompts differ from the base's own chat
     # template on purpose
     config.checks = dict(splits=("validation", "test"), other_template=True)
-    config.optimizer = dict(name="adamw")
+    config.optimizer = dict(kind="adamw")
     # best held-out loss of 1e-3 and 2e-3 (0.129, 0.147 nats a token; bfloat16, one seed)
     config.schedule = dict(learning_rate=1e-3, kind="cosine", warmup=10, final_share=0.0)
     config.log_every = 5

@@ -29,7 +29,7 @@ def get_config(accelerator: str | None = None) -> ConfigDict:
         sequence_length=4096,
         batch_size=256,
     )
-    config.optimizer = dict(name="adamw")
+    config.optimizer = dict(kind="adamw")
     config.weight_decay = 0.1
     config.schedule = dict(learning_rate=3e-4, kind="cosine", warmup=2000, final_share=0.1)
     config.loss = dict(vocabulary_chunks=16)

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.checks = dict(splits=("heldout",))
 
     # Muon for the matrices of layers, Adam for the rest
-    config.optimizer = dict(name="muon")
+    config.optimizer = dict(kind="muon")
     config.schedule = dict(
         kind="wsd", learning_rate=8e-3, warmup=20, final_share=0.0, decay_share=0.4
     )

@@ -29,7 +29,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data = sources.license_tuning(batch_size=16)
     # refuses to train on a notice that evaluate.py asks for
     config.checks = dict(splits=("validation", "test"))
-    config.optimizer = dict(name="adamw")
+    config.optimizer = dict(kind="adamw")
     config.schedule = dict(kind="cosine", warmup=10, final_share=0.0)
 
     # best validation accuracy of the rates tried, at 240 steps and one seed: 1, 2, 4e-3 for full

@@ -34,7 +34,7 @@ from research.methods.bottleneck import PFEIFFER
 from research.methods.loha import LoHa
 from research.models.config import ModelConfig
 from research.models.quantization import PRESETS
-from research.optim.optimizers import OptimizerConfig
+from research.optim.optimizers import OPTIMIZERS
 from research.optim.schedules import ScheduleConfig
 from research.runtime import memory
 from research.runtime.memory import peak_memory_bytes
@@ -104,7 +104,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
         model=ModelConfig(**model | storage | settings.get("model", {})),
         tokenizer="none",
         method=METHODS[settings["method"]],
-        optimizer=OptimizerConfig(settings.get("optimizer", "adamw")),
+        optimizer=OPTIMIZERS[settings.get("optimizer", "adamw")](),
         loss=LossConfig(chunk=settings.get("chunk", LossConfig.chunk)),
         schedule=ScheduleConfig(learning_rate=RATE, kind="constant"),
         weight_decay=DECAY,

@@ -21,9 +21,9 @@ import jax
 
 from research.benchmarks import graft_step, harness
 from research.benchmarks.shapes import SHAPES
+from research.optim.optimizers import OPTIMIZERS
 
 # `jax.named_scope`s of the step and of the model
-OPTIMIZERS = ("adamw", "lion", "adafactor", "muon")
 SCOPES = ("attention", "mlp", "loss", "optimizer", "apply")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\S+) .*op_name=\"([^\"]*)\"")
 

@@ -78,6 +78,12 @@ _OF_KINDS: Mapping[str, tuple[Any, tuple[str, ...], str]] = {
     "transforms": ([], _KINDS[:-1], _TOKENS),
     "kinds": ([], _KINDS[-1:], "only what was prepared has them."),
 }
+# constants that all optimizers had, when they shared one class -> the kinds that use them
+_OF_OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
+    "b1": ("adamw", "lion", "muon"),
+    "b2": ("adamw", "lion", "muon"),
+    "epsilon": ("adamw", "muon"),
+}
 # logical axes in `sharding_rules`
 RENAMED_AXES = {"key_heads": "kv_heads"}
 
@@ -99,6 +105,8 @@ def upgrade(mapping: Any, name: str) -> Any:
     for parents in _SOURCES.get(name, ()):
         for holder in _find(mapping, parents):
             _drop_other_kinds(holder)
+    if name == "Experiment" and isinstance(mapping, dict) and "optimizer" in mapping:
+        mapping["optimizer"] = _optimizer(mapping["optimizer"])
     rules = mapping.get("sharding_rules") if isinstance(mapping, dict) else None
     for rule in rules if isinstance(rules, list) else ():
         if isinstance(rule, list) and rule and isinstance(rule[0], str):
@@ -121,6 +129,21 @@ def _join_objective(data: dict[str, Any]) -> None:
             f"data.objective_settings.{key} is data.objective.{key} now: the settings of an "
             "objective stand beside its kind."
         )
+
+
+def _optimizer(optimizer: Any) -> Any:
+    """A mapping with a `kind`, where there was a `name`, beside constants that it may not have; a
+    kind alone stands for its defaults."""
+    if isinstance(optimizer, str):
+        return {"kind": optimizer}
+    if not isinstance(optimizer, dict) or ("kind" in optimizer and "name" not in optimizer):
+        return optimizer
+    kind = optimizer.get("name", "adamw")
+    constants = {key: value for key, value in optimizer.items() if key not in ("kind", "name")}
+    for key, kinds in _OF_OPTIMIZERS.items():
+        if kind not in kinds:
+            constants.pop(key, None)
+    return {"kind": kind, **constants}
 
 
 def _drop_other_kinds(source: dict[str, Any]) -> None:

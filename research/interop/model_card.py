@@ -75,7 +75,7 @@ def _training(run: Run, summary: Mapping[str, Any]) -> list[str]:
     data, schedule = experiment.data, experiment.schedule
     lines = [
         f"- {run.checkpoint.step:,} of {experiment.steps:,} steps of {data.batch_size} x "
-        f"{data.sequence_length} tokens, {experiment.optimizer.name}, rate "
+        f"{data.sequence_length} tokens, {experiment.optimizer.kind}, rate "
         f"{schedule.learning_rate:g} ({schedule.kind}), seed {experiment.seed}",
     ]
     if summary:

@@ -10,16 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from research.methods.low_rank import LowRank, low_rank_product
+from research.models.factorizations import svd
 from research.models.products import matmul, matmul_transposed, outer
 from research.models.sites import Context, Weight, Work, chain
-
-
-@jax.custom_batching.sequential_vmap
-def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Layer after layer: several at once wait for each other for ever on a CPU of two cores, where
-    what is read is quantised (jax 0.10.2)."""
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
-    return left, values, right
 
 
 class Principal(LowRank):
@@ -30,7 +23,7 @@ class Principal(LowRank):
 
     def __init__(self, key, weight: Weight, axes, rank: int, scale: jax.Array):
         super().__init__(key, weight, axes, rank, scale)
-        left, values, right = _svd(weight.kernel.astype(jnp.float32))
+        left, values, right = svd(weight.kernel.astype(jnp.float32))
         root = jnp.sqrt(values[:rank] / self.scale[...])
         a, b = left[:, :rank] * root, root[:, None] * right[:rank]
         self.a, self.first_a = (nnx.Param(a, axes=(axes[0], "rank")) for _ in range(2))

@@ -16,7 +16,7 @@ from research.losses.sequence_chunks import LossConfig
 from research.methods import LoRA
 from research.methods.pissa import Principal
 from research.models.sites import Context, Weight
-from research.optim.optimizers import OptimizerConfig
+from research.optim.adamw import AdamW
 from research.sharding import MeshConfig
 from tests.helpers import rounding, tiny
 from tests.methods.cases import BANKS, BESIDE, BIASED, CASES, GAP, GROWTH, SHAPE
@@ -134,7 +134,7 @@ def short_run(case, mesh=None, order=range(8)):
     mesh = (mesh or MeshConfig(data=1)).make(devices if mesh else devices[:1])
     names = methods.trainable(model, method)
     # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-    plan = stepping.StepConfig(names, OptimizerConfig(epsilon=1e-2))
+    plan = stepping.StepConfig(names, AdamW(epsilon=1e-2))
     # no decay: it moves what no gradient reaches
     hyper, rules, losses = tiny.hyper(names, dropout=0.1, weight_decay=0.0), sharding.RULES, []
     batch = tiny.batch()
@@ -242,9 +242,7 @@ def test_what_is_attached_lies_where_the_weights_lie_that_it_acts_on(case):
                 count += part is not None
     assert count or not CASES[case].merges  # something was compared
     names = methods.trainable(model, method_of(case))
-    state = functools.partial(
-        stepping.init_state, step_config=stepping.StepConfig(names, OptimizerConfig())
-    )
+    state = functools.partial(stepping.init_state, step_config=stepping.StepConfig(names, AdamW()))
     state = tree.flatten(jax.eval_shape(state, model))
     moments = sharding.state_shardings(state, shardings, mesh)
     for name in names:

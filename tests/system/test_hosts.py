@@ -23,7 +23,7 @@ from research.config import cli, schema
 from research.evaluation.in_training import open_tasks
 from research.experiment import CheckpointConfig
 from research.methods import LoRA
-from research.optim.optimizers import OptimizerConfig
+from research.optim.adamw import AdamW
 from research.runtime import distributed
 from research.sharding import MeshConfig
 from research.training.loop import train
@@ -43,7 +43,7 @@ def experiment(world, **changes):
         "evaluate_every": 6,
         "evaluation": questions(world),
         # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-        "optimizer": OptimizerConfig(epsilon=1e-2),
+        "optimizer": AdamW(epsilon=1e-2),
     }
     settings |= changes
     return world.experiment(settings.pop("steps", STEPS), **settings)

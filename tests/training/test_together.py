@@ -18,7 +18,7 @@ import pytest
 from research import sharding
 from research.checkpoints import runs
 from research.methods import Full, LoRA, Prompt
-from research.optim.optimizers import OptimizerConfig
+from research.optim.adamw import AdamW
 from research.optim.schedules import ScheduleConfig
 from research.training import choice
 from research.training.group import Member, train_together
@@ -45,7 +45,7 @@ def trial(world, number, **changes):
     settings = {
         "data": dataclasses.replace(world.questions(), seed=number),
         "schedule": ScheduleConfig(RATE / (number + 1), "cosine", warmup=number % 2),
-        "optimizer": OptimizerConfig(epsilon=EPSILON),
+        "optimizer": AdamW(epsilon=EPSILON),
         "seed": number,
         "weight_decay": number / 100,
         "dropout": 0.1 + number / 100,
