@@ -25,6 +25,7 @@ COMMANDS = {
     "study": "research.commands.study",
     "evaluate": "research.commands.evaluate",
     "tasks": "research.commands.tasks",
+    "decide": "research.commands.decide",
     "generate": "research.commands.generate",
     "serve": "research.commands.serve",
     "retrieve": "research.commands.retrieve",

@@ -9,6 +9,7 @@ from pathlib import Path
 FLOORS = (
     ("what you type", ("cli",)),
     ("each command", ("commands", "train")),
+    ("which way to take", ("decisions",)),
     ("many runs, and speed", ("studies", "benchmarks")),
     ("in, out and onto chips", ("interop", "preflight", "launch")),
     ("use of a trained model", ("adapters", "evaluation", "generation", "retrieval", "serving")),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def evaluate_run(
     cache: Path | None = None,
     is_fresh: bool = False,
     looks_for_training: bool = False,
+    load: Callable[[], contextlib.AbstractContextManager[LoadedModel]] | None = None,
 ) -> Report:
     """Scores a model on the tasks of an evaluation.
 
@@ -90,6 +92,8 @@ def evaluate_run(
         process alone does so. None: all are asked.
       is_fresh: whether those that are there are asked again.
       looks_for_training: whether questions are looked for in what the run was tuned on.
+      load: context with the model, where it is in memory already; None: it is loaded, unless the
+        cache has all answers.
 
     Raises:
       ValueError: no task, a bank without a name, or answers in words from several processes.
@@ -111,7 +115,8 @@ def evaluate_run(
     report = Report(None, None)
     if remaining or evaluation.text is not None or evaluation.choice is not None:
         rest = dataclasses.replace(evaluation, tasks=remaining)
-        with loaded_model(run, adapter, evaluation.mesh) as model:
+        load = load or functools.partial(loaded_model, run, adapter, evaluation.mesh)
+        with load() as model:
             report = ask(model, dataclasses.replace(questions, evaluation=rest), caches, earlier)
     results |= report.results
     report = dataclasses.replace(

@@ -212,7 +212,7 @@ def read_choice(task: ChoiceTask, tokenizer: Tokenizer) -> ChoiceQuestions:
       ValueError: no question, or an expected answer that the training split never has.
     """
     train_data, split_data = open_source(task.source, "train"), open_source(task.source, task.split)
-    labels = _labels(task.source)
+    labels = read_labels(task.source)
     if not len(split_data):
         raise ValueError(f"{split_data.name} has 0 questions: there is nothing to ask")
     row_numbers = question_rows(task, len(split_data))
@@ -282,7 +282,7 @@ def answer_choice(score: Score, questions: ChoiceQuestions) -> Answers:
     )
 
 
-def _labels(source: SourceConfig) -> list[str]:
+def read_labels(source: SourceConfig) -> list[str]:
     """The answers of the whole training split, of which worked examples may be a sample."""
     if isinstance(source, RecordsConfig):
         source = dataclasses.replace(source, max_records=None, training_transforms=())

@@ -1,0 +1,239 @@
+"""Says which way to take: prompt, retrieve, constrain or a classifier; measured, then advised.
+
+    graft decide --task law --base runs/smollm2
+    graft decide --task finance --base runs/smollm2 --target 0.9 --budget-hours 2
+    graft decide --config mine.py --base runs/a --base runs/b --price-per-hour 1.2
+
+A ladder of ways is climbed, cheapest first, until the target is met or the budget is spent:
+zero-shot, other instructions, worked examples, retrieved examples or passages, constraints; with
+baselines beside them. All ways answer the same rows; those that lose are dropped on the way. The
+test rows are asked once, at the end, for the advised way and its runner-up.
+
+Writes FOLDER/decision.json and FOLDER/decision.html. Answers are kept as they are made, so the same
+line goes on after a kill, and asks nothing twice. `--dry-run` reads the rows and says what will be
+tried and what it takes. docs/guides/decide.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from research.config import cli
+from research.runtime.terminal import show
+
+if TYPE_CHECKING:
+    from research.decisions.decision import Decision, Settings
+    from research.decisions.problem import Problem
+    from research.decisions.ways import Base
+    from research.retrieval import RetrievalConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parse(argv)
+
+    from research.checkpoints import runs
+    from research.commands.tasks import task_config
+    from research.decisions import page
+    from research.decisions.decision import decide
+    from research.decisions.problem import open_problem
+    from research.decisions.rows import Sizes
+    from research.evaluation.tasks import Evaluation
+    from research.runtime import environment, files, storage
+    from research.runtime.compilation_cache import enable_compilation_cache
+
+    enable_compilation_cache()
+    with cli.clear_errors():
+        config = arguments.config or task_config(arguments.task)
+        evaluation = cli.load(Evaluation, config, arguments.overrides)
+        for task in evaluation.tasks.values():
+            environment.reexec_in_layer(task.layer)
+        name = arguments.part or arguments.task or Path(config.partition(":")[0]).stem
+        name = name.replace(":", "_")
+        folder = arguments.folder or Path("runs/decide") / name
+        storage.check_writable(storage.absolute(folder))
+        bases = _open_bases(arguments.base)
+        problem = open_problem(
+            name,
+            evaluation,
+            folder / "rows",
+            runs.open_run(bases[0].path).tokenizer,
+            part=arguments.part,
+            metric=arguments.metric,
+            sizes=Sizes(arguments.labels, arguments.validation_rows, arguments.test_rows),
+            prompt_tokens=arguments.prompt_tokens,
+        )
+        settings = _settings(arguments)
+        _show_problem(problem)
+        if arguments.dry_run:
+            _show_plan(problem, bases, settings)
+            return
+        decision = decide(problem, bases, settings, say=show)
+        files.write_json(folder / "decision.json", decision.to_dict())
+        page.write(folder / "decision.html", decision)
+        _show_decision(decision, folder)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.program_parser("decide", __doc__, config_required=False)
+    parser.add_argument("--task", metavar="NAME", help="what is asked: see graft tasks")
+    parser.add_argument("--part", metavar="NAME", help="which of the config's several tasks")
+    parser.add_argument("--metric", metavar="NAME", help="which of the task's metrics decides")
+    parser.add_argument(
+        "--base", action="append", required=True, metavar="DIR", help="a model; several are tried"
+    )
+    parser.add_argument(
+        "--folder", type=cli.on_disk, metavar="DIR", help="default runs/decide/NAME"
+    )
+    parser.add_argument("--target", type=_share, metavar="X", help="stop where a way has it: 0.9")
+    parser.add_argument(
+        "--budget-hours", type=_positive, default=1.0, metavar="H", help="default 1"
+    )
+    parser.add_argument(
+        "--requests", type=_positive, default=1000.0, metavar="N", help="a day; default 1000"
+    )
+    parser.add_argument(
+        "--days", type=_positive, default=90.0, metavar="N", help="of such days; default 90"
+    )
+    parser.add_argument("--price-per-hour", type=_positive, metavar="X", help="of this machine")
+    parser.add_argument(
+        "--labels-cost", type=_positive, metavar="X", help="of a label, in the same money"
+    )
+    parser.add_argument("--templates", metavar="FILE", help="JSONL of `name`, `question`, ...")
+    parser.add_argument("--documents", metavar="DIR", help="a folder of texts to look things up in")
+    parser.add_argument(
+        "--labels", type=_count, default=1000, metavar="N", help="most rows to learn from"
+    )
+    parser.add_argument(
+        "--validation-rows", type=_count, default=150, metavar="N", help="to choose by"
+    )
+    parser.add_argument("--test-rows", type=_count, default=300, metavar="N", help="asked once")
+    parser.add_argument(
+        "--prompt-tokens", type=_count, default=512, metavar="N", help="longer questions are cut"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, ask nothing")
+    arguments = cli.parse(parser, argv)
+    if bool(arguments.task) == bool(arguments.config):
+        parser.error("say what is asked: --task NAME, or --config FILE")
+    if arguments.labels_cost and not arguments.price_per_hour:
+        parser.error("--labels-cost is in the money of --price-per-hour: give that too")
+    return arguments
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number, not {text}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"a share such as 0.9, not {text}")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text}")
+    return number
+
+
+def _open_bases(paths: Sequence[str]) -> list[Base]:
+    """The models, each by a name of its own.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: two of them are the same, or a bank of adapters.
+    """
+    from research.checkpoints import runs
+    from research.decisions.ways import Base
+    from research.generation.responders import Responder
+
+    bases = []
+    for path in paths:
+        run = runs.open_run(path)
+        if run.method.bank_names:
+            raise ValueError(f"--base {path}: it is a bank of adapters; name one of them")
+        short = Path(path).name
+        name = path if short in {Path(p).name for p in paths if p != path} else short
+        bases.append(Base(name, path, Responder(run).reads_conversations))
+    if len({base.path for base in bases}) < len(bases):
+        raise ValueError("--base names one run twice")
+    return bases
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from research.decisions.costs import Prices
+    from research.decisions.decision import Settings
+    from research.decisions.rules import Volume
+    from research.decisions.templates import read_templates
+
+    price = arguments.price_per_hour
+    return Settings(
+        target=arguments.target,
+        budget_hours=arguments.budget_hours,
+        prices=Prices(price, arguments.labels_cost or 0.0, "money") if price else Prices(),
+        volume=Volume(arguments.requests, arguments.days),
+        templates=read_templates(arguments.templates) if arguments.templates else (),
+        passages=_passages(arguments.documents) if arguments.documents else None,
+    )
+
+
+def _passages(path: str) -> RetrievalConfig:
+    from research.data.sources import TextConfig
+    from research.retrieval.bm25 import Bm25
+
+    return Bm25(TextConfig("documents", path), contamination="leave_out")
+
+
+def _show_problem(problem: Problem) -> None:
+    rows = problem.rows
+    show(
+        f"{problem.name}: decided by {problem.metric}; {len(rows.train):,} labels to learn from, "
+        f"{len(rows.validation):,} rows to choose by, {len(rows.test):,} to test"
+    )
+    for note in rows.notes:
+        show(f"  {note}")
+
+
+def _show_plan(problem: Problem, bases: Sequence[Base], settings: Settings) -> None:
+    from research.decisions.plan import plan_lines
+    from research.decisions.rungs import PROMPTS
+    from research.decisions.rungs.base import Place
+    from research.decisions.templates import default_templates
+    from research.reports.tables import Column, text_table
+
+    templates = settings.templates or default_templates(problem.template, problem.labels)
+    place = Place(problem, bases, templates, None, settings.passages)
+    lines = plan_lines(problem, PROMPTS, place)
+    columns = [
+        Column("rung", "rung"),
+        Column("way", "way"),
+        Column("tokens", "tokens of a prompt", format=".0f"),
+        Column("flops", "FLOPs of all rows", format="si"),
+        Column("seconds", "time, a guess", "s", format=".0f"),
+    ]
+    show(text_table(lines, [c for c in columns if any(c.key in line for line in lines)]))
+    seconds = sum(line.get("seconds", 0.0) for line in lines)
+    show(
+        f"at most {seconds / 3600:.2f} hours of {settings.budget_hours:g}: screening drops ways on "
+        "the way"
+    )
+
+
+def _show_decision(decision: Decision, folder: Path) -> None:
+    from research.decisions import page
+
+    advice = decision.advice
+    show(f"\n{page.finding(decision)}")
+    for reason in advice.reasons:
+        show(f"  {reason}")
+    show(f"  {page.sureness(advice, len(decision.measured(advice.way).scores))}")
+    for line in page.changes(advice, decision.settings.volume.days):
+        show(f"  {line}")
+    show(f"page: {folder / 'decision.html'}")

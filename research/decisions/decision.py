@@ -1,0 +1,189 @@
+"""A decision: the climb, the advice, and one look at the test rows of what is advised."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.decisions import baselines
+from research.decisions.asking import Asker
+from research.decisions.costs import BuildCost, Prices, RequestCost
+from research.decisions.ladder import Budget, Ladder, Measured
+from research.decisions.problem import Problem
+from research.decisions.rules import Advice, Volume
+from research.decisions.rungs import PROMPTS, Rung
+from research.decisions.rungs.base import Place
+from research.decisions.screening import difference
+from research.decisions.templates import PromptTemplate, default_templates
+from research.decisions.ways import Base, Way
+from research.evaluation.results import TaskResult, estimate
+from research.reports.statistics import Estimate
+from research.retrieval import RetrievalConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a decision is made by, beside the problem."""
+
+    # stop where a way has it; None: climb all rungs
+    target: float | None = None
+    budget_hours: float = 1.0
+    prices: Prices = Prices()
+    volume: Volume = Volume()
+    # in place of the default ones; empty: those
+    templates: tuple[PromptTemplate, ...] = ()
+    passages: RetrievalConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TestResult:
+    """A way on the test rows, which were asked once."""
+
+    name: str
+    quality: Estimate
+    scores: np.ndarray  # [N]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What was measured, and what follows from it."""
+
+    problem: Problem
+    settings: Settings
+    table: tuple[Measured, ...]
+    # rung -> why it was left out
+    left_out: Mapping[str, str]
+    advice: Advice
+    # the advised way and the runner-up; empty: there are no test rows
+    tests: tuple[TestResult, ...]
+    # the first of them less the second
+    test_lead: Estimate | None
+    # of the budget, by what was recorded
+    used_seconds: float
+
+    def measured(self, name: str) -> Measured:
+        """What is known of a way."""
+        return next(each for each in self.table if each.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        advice = dataclasses.asdict(self.advice)
+        return {
+            "task": self.problem.name,
+            "metric": self.problem.metric,
+            "rows": {
+                "labels": len(self.problem.rows.train),
+                "validation": len(self.problem.rows.validation),
+                "test": len(self.problem.rows.test),
+                "texts": len(self.problem.rows.texts),
+            },
+            "notes": list(self.problem.rows.notes),
+            "target": self.settings.target,
+            "budget_hours": self.settings.budget_hours,
+            "used_hours": self.used_seconds / 3600,
+            "prices": dataclasses.asdict(self.settings.prices),
+            "volume": dataclasses.asdict(self.settings.volume),
+            "advice": advice,
+            "ways": [_way_dict(each) for each in self.table],
+            "left_out": dict(self.left_out),
+            "test": [
+                {"way": each.name, "quality": dataclasses.asdict(each.quality)}
+                for each in self.tests
+            ],
+            "test_lead": None if self.test_lead is None else dataclasses.asdict(self.test_lead),
+        }
+
+
+def decide(
+    problem: Problem,
+    bases: Sequence[Base],
+    settings: Settings,
+    *,
+    cache: Path | None = None,
+    say: Callable[[str], None] = print,
+    rungs: Sequence[Rung] = PROMPTS,
+) -> Decision:
+    """Measures ways to answer a problem's questions, and advises one.
+
+    Args:
+      bases: the models that may be asked.
+      cache: of answers; None: the default one.
+      say: takes a line for each way that was measured.
+
+    Raises:
+      ValueError: no way could be asked.
+    """
+    asker = Asker(problem, cache)
+    ladder = Ladder(
+        problem=problem,
+        ask=asker.ask,
+        budget=Budget(settings.budget_hours * 3600),
+        check=asker.check,
+        say=say,
+        target=settings.target,
+    )
+    templates = settings.templates or default_templates(problem.template, problem.labels)
+    place = Place(problem, bases, templates, None, settings.passages)
+    try:
+        for each in baselines.measure_baselines(problem):
+            ladder.add(each)
+            say(f"{each.name}: {each.quality:.1%} % of {len(each.scores)}")
+        ladder.climb(rungs, place)
+        advice = ladder.advise(settings.prices, settings.volume)
+        names = [name for name in (advice.way, advice.runner_up) if name is not None]
+        tests = []
+        for name in names if problem.rows.test else ():
+            result, seconds = _test(problem, ladder.table[name], asker)
+            ladder.budget.spending += seconds
+            tests.append(result)
+            say(f"test, {name}: {result.quality:.1%} % of {result.quality.n}")
+    finally:
+        asker.close()
+    lead = None
+    if len(tests) == 2:
+        groups = [str(record["cluster"]) for record in problem.rows.test]
+        own_groups = groups if len(set(groups)) < len(groups) else None
+        lead = difference(tests[0].scores, tests[1].scores, own_groups)
+    return Decision(
+        problem=problem,
+        settings=settings,
+        table=tuple(ladder.table.values()),
+        left_out=ladder.left_out,
+        advice=advice,
+        tests=tuple(tests),
+        test_lead=lead,
+        used_seconds=ladder.budget.spending,
+    )
+
+
+def _test(problem: Problem, measured: Measured, asker: Asker) -> tuple[TestResult, float]:
+    """(a way on the test rows, the seconds that it took)."""
+    if measured.way is None:
+        kind = next(k for k, name in baselines.NAMES.items() if name == measured.name)
+        own = baselines.measure_baseline(problem, kind, measured.name, ("test",))
+        assert own.quality is not None
+        return TestResult(measured.name, own.quality, own.scores), 0.0
+    way: Way = measured.way
+    result: TaskResult = asker.ask(way, "test")
+    scores = np.asarray([answer.scores.get(problem.metric, 0.0) for answer in result.answers])
+    quality = estimate(result.answers, problem.metric)
+    return TestResult(measured.name, quality, scores), result.seconds
+
+
+def _way_dict(each: Measured) -> dict[str, Any]:
+    request: RequestCost = each.request
+    build: BuildCost = each.build
+    return {
+        "name": each.name,
+        "rung": each.rung,
+        "quality": None if each.quality is None else dataclasses.asdict(each.quality),
+        "scores": each.scores.tolist(),
+        "request": dataclasses.asdict(request),
+        "build": dataclasses.asdict(build),
+        "reason": each.reason,
+        "base": None if each.way is None else each.way.base.path,
+    }

@@ -1,0 +1,206 @@
+"""The climb: rung by rung, cheapest first, until the target is met or the budget is spent.
+
+What is tried next depends on the answers so far and on what they took, as it was recorded, and not
+on the clock: a climb that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from research.decisions import rules
+from research.decisions.asking import join_results
+from research.decisions.costs import BuildCost, Prices, RequestCost, seconds_at, speed_of
+from research.decisions.problem import Problem
+from research.decisions.rungs import LeftOut, Rung
+from research.decisions.rungs.base import Place
+from research.decisions.screening import screen
+from research.decisions.ways import Way
+from research.evaluation.results import TaskResult, estimate
+from research.reports.statistics import Estimate
+
+# (way, split) -> its answers. Raises ValueError: they cannot be asked.
+Ask = Callable[[Way, str], TaskResult]
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What is known of a way."""
+
+    name: str
+    rung: str
+    # on the rows that it was asked; None: it was asked none
+    quality: Estimate | None
+    # [n] the metric of each of these rows, in their order
+    scores: np.ndarray
+    request: RequestCost
+    build: BuildCost
+    # why it is not among the ways that can be advised; empty: it is
+    reason: str = ""
+    # what a model answers with; None: it is a baseline
+    way: Way | None = None
+    result: TaskResult | None = None
+
+
+@dataclasses.dataclass
+class Budget:
+    """Seconds that may be spent, and are, by what was recorded of every answer and training."""
+
+    seconds: float
+    spending: float = 0.0
+    # for the last test
+    reserve: float = 0.0
+
+    def has(self, seconds: float = 0.0) -> bool:
+        """Whether so many more are left."""
+        return self.spending + seconds + self.reserve <= self.seconds
+
+
+@dataclasses.dataclass
+class Ladder:
+    """A climb of one problem."""
+
+    problem: Problem
+    ask: Ask
+    budget: Budget
+    # raises ValueError where a way's model cannot be asked
+    check: Callable[[Way, Sequence[str]], None]
+    say: Say
+    target: float | None = None
+    # name -> what is known of it, in the order in which ways were tried
+    table: dict[str, Measured] = dataclasses.field(default_factory=dict)
+    # rung -> why it was left out
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    # why the climb ended before its last rung; empty: it did not
+    stop: str = ""
+
+    def climb(self, rungs: Sequence[Rung], place: Place) -> Place:
+        """Tries the rungs in their order; gives the place that is reached."""
+        for rung in rungs:
+            if self.stop:
+                self.left_out[rung.name] = self.stop
+                continue
+            try:
+                ways = rung.ways(place)
+            except LeftOut as reason:
+                self.left_out[rung.name] = str(reason)
+                self.say(f"{rung.name}: left out: {reason}")
+                continue
+            self._try(ways)
+            best = self.best_way()
+            place = dataclasses.replace(place, best=None if best is None else best.way)
+            self._look_for_stop()
+        return place
+
+    def add(self, measured: Measured) -> None:
+        """A way that was measured elsewhere, such as a baseline."""
+        self.table[measured.name] = measured
+        self._look_for_stop()
+
+    def finished(self) -> list[Measured]:
+        """The ways that were asked all rows."""
+        return [each for each in self.table.values() if not each.reason]
+
+    def best_way(self) -> Measured | None:
+        """The best of the ways to ask a model."""
+        models = [each for each in self.finished() if each.way is not None]
+        return max(models, key=lambda each: float(each.scores.mean()), default=None)
+
+    def groups(self, rows: int | None = None) -> list[str] | None:
+        """The group of each of the first rows; None where each is its own."""
+        records = [r for screen in self.problem.screens for r in self.problem.records(screen)]
+        names = [str(record["cluster"]) for record in records][:rows]
+        return names if len(set(names)) < len(names) else None
+
+    def lines(self) -> list[rules.Line]:
+        """What the advice is made of."""
+        speed = speed_of(each.request for each in self.finished() if each.way is not None)
+        return [
+            rules.Line(each.name, each.scores, each.build, seconds_at(each.request, speed))
+            for each in self.finished()
+        ]
+
+    def advise(self, prices: Prices, volume: rules.Volume) -> rules.Advice:
+        """The advice by what is known now."""
+        return rules.advise(self.lines(), prices, volume, self.target, self.groups())
+
+    def _try(self, ways: Sequence[Way]) -> None:
+        """Asks the ways of a rung, screened against all that were asked before."""
+        able: dict[str, Way] = {}
+        for way in ways:
+            try:
+                self.check(way, self.problem.screens)
+                able[way.name] = way
+            except ValueError as error:
+                self._keep(way, [], f"it cannot be asked: {error}")
+        results: dict[str, list[TaskResult]] = {name: [] for name in able}
+
+        def ask(name: str, part: int) -> np.ndarray | None:
+            own = results[name]
+            rows = len(self.problem.records(self.problem.screens[part]))
+            if not self.budget.has(_row_seconds(own or self._all_results()) * rows):
+                return None
+            own.append(self.ask(able[name], self.problem.screens[part]))
+            self.budget.spending += own[-1].seconds
+            return self._scores(own)
+
+        rivals = {e.name: e.scores for e in self.finished() if e.way is not None}
+        outcomes = screen([*able], len(self.problem.screens), ask, lambda n: self.groups(n), rivals)
+        for outcome in outcomes:
+            self._keep(able[outcome.name], results[outcome.name], outcome.reason)
+        self._reserve()
+
+    def _keep(self, way: Way, results: Sequence[TaskResult], reason: str) -> None:
+        build = BuildCost(labels=way.labels)
+        if not results:
+            none = np.zeros(0)
+            self.table[way.name] = Measured(
+                way.name, way.rung, None, none, RequestCost(), build, reason, way
+            )
+            self.say(f"{way.name}: {reason}")
+            return
+        result = join_results(results)
+        quality = estimate(result.answers, self.problem.metric)
+        self.table[way.name] = Measured(
+            name=way.name,
+            rung=way.rung,
+            quality=quality,
+            scores=self._scores(results),
+            request=RequestCost.of(result),
+            build=build,
+            reason=reason,
+            way=way,
+            result=result,
+        )
+        self.say(f"{way.name}: {quality:.1%} % of {quality.n}" + (f"; {reason}" if reason else ""))
+
+    def _scores(self, results: Sequence[TaskResult]) -> np.ndarray:
+        metric = self.problem.metric
+        return np.asarray([a.scores.get(metric, 0.0) for r in results for a in r.answers])
+
+    def _all_results(self) -> list[TaskResult]:
+        return [each.result for each in self.table.values() if each.result is not None]
+
+    def _reserve(self) -> None:
+        """Keeps time for the test: both ways that are asked are as slow as the slowest so far."""
+        seconds = [each.request.seconds for each in self.finished() if each.way is not None]
+        self.budget.reserve = 2 * max(seconds, default=0.0) * len(self.problem.rows.test)
+
+    def _look_for_stop(self) -> None:
+        if self.target is not None:
+            for each in self.finished():
+                if each.quality is not None and each.quality.value >= self.target:
+                    self.stop = f"the target is met by {each.name}"
+                    return
+        if not self.budget.has():
+            self.stop = "the budget is spent"
+
+
+def _row_seconds(results: Sequence[TaskResult]) -> float:
+    """Seconds of a row, by what rows took; 0 where none was asked."""
+    rows = sum(len(result.answers) for result in results)
+    return sum(result.seconds for result in results) / rows if rows else 0.0

@@ -1,0 +1,191 @@
+"""A decision's page: the advice first, then what it was made of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from research.decisions.costs import seconds_at, speed_of
+from research.decisions.decision import Decision
+from research.decisions.ladder import Measured
+from research.decisions.rules import Advice
+from research.evaluation.examples import failures
+from research.reports import page
+from research.reports.markup import render
+from research.reports.plots import Point, scatter_plot
+from research.reports.tables import Column, table
+
+# Seconds under which a request costs nothing that a figure could show.
+_LEAST_SECONDS = 1e-6
+
+
+def write(path: str | os.PathLike[str], decision: Decision) -> Path:
+    """Writes the page, whole or not at all."""
+    rows = decision.problem.rows
+    sections = [
+        _advice(decision),
+        page.section("Quality against cost", _frontier(decision)),
+        page.section("Every way", _table(decision)),
+    ]
+    if lines := _dropped(decision):
+        sections.append(page.section("What was not asked to the end", _list(lines)))
+    if rows.notes:
+        sections.append(page.section("The rows", _list([f"{note}." for note in rows.notes])))
+    advised = decision.measured(decision.advice.way)
+    if advised.result is not None:
+        sections.append(page.section("What it gets wrong", *failures(advised.result)))
+    settings = {key: decision.to_dict()[key] for key in ("prices", "volume", "target")}
+    return page.write(
+        path,
+        f"{decision.problem.name}: which way to take",
+        *sections,
+        finding=finding(decision),
+        provenance={"metric": decision.problem.metric, "settings": settings},
+        stylesheet="evaluation/style.css",
+    )
+
+
+def finding(decision: Decision) -> str:
+    """The advice in a sentence."""
+    advice = decision.advice
+    quality = decision.measured(advice.way).quality
+    text = f"Take {advice.way}: {quality:.1%} % {decision.problem.metric}"
+    if decision.tests:
+        test = decision.tests[0].quality
+        text += (
+            f" on the rows it was chosen by, {test:.1%} % on {test.n} that nothing was chosen by"
+        )
+    return f"{text}."
+
+
+def changes(advice: Advice, unit_days: float) -> list[str]:
+    """What would change the advice, a sentence each."""
+    lines = []
+    for each in advice.crossings[:3]:
+        side = "more" if each.is_above else "fewer"
+        lines.append(
+            f"{each.way} is as good, and the cheaper one with {side} than {_count(each.a_day)} "
+            f"requests a day over {unit_days:g} days"
+        )
+    return lines
+
+
+def sureness(advice: Advice, count: int) -> str:
+    """How sure the advice is, in a sentence."""
+    points = 100 * advice.regret
+    share = f"in {advice.sureness:.0%} of resamples of the {count} rows no way is better"
+    if points < 0.05:
+        return f"{share}, and with 95% confidence none is better by a tenth of a point"
+    return f"{share}; with 95% confidence the best of all is at most {points:.1f} points better"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _advice(decision: Decision) -> Markup:
+    advice = decision.advice
+    volume = decision.settings.volume
+    lines = [f"{reason}." for reason in advice.reasons]
+    lines.append(f"{sureness(advice, len(decision.measured(advice.way).scores))}.")
+    if advice.runner_up is not None and advice.lead is not None:
+        lead = advice.lead.scaled(100)
+        lines.append(f"Against the runner-up, {advice.runner_up}: {lead:+.1f} points.")
+    if decision.test_lead is not None:
+        lead = decision.test_lead.scaled(100)
+        lines.append(f"On the test rows, which were asked once: {lead:+.1f} points.")
+    lines += [f"{line}." for line in changes(advice, volume.days)]
+    return page.section("The advice", _list(lines))
+
+
+def _list(lines: list[str]) -> Markup:
+    return render("decisions/list.html", lines=[line[0].upper() + line[1:] for line in lines])
+
+
+def _frontier(decision: Decision) -> Markup:
+    """Quality against the cost of a request; the frontier is what nothing beats in both."""
+    speed = _speed(decision)
+    finished = [each for each in decision.table if not each.reason and each.quality is not None]
+    costs = {e.name: max(seconds_at(e.request, speed), _LEAST_SECONDS) for e in finished}
+    on_frontier = {
+        each.name
+        for each in finished
+        if not any(
+            other.scores.mean() >= each.scores.mean()
+            and costs[other.name] <= costs[each.name]
+            and (other.scores.mean(), -costs[other.name]) != (each.scores.mean(), -costs[each.name])
+            for other in finished
+        )
+    }
+    points = [
+        Point(each.name, costs[each.name], each.quality.scaled(100), _kind(each, on_frontier))
+        for each in finished
+        if each.quality is not None
+    ]
+    return scatter_plot(
+        points,
+        "seconds of a request",
+        f"{decision.problem.metric} (%)",
+        "On the frontier nothing is better and cheaper. Seconds are FLOPs at this machine's speed.",
+    )
+
+
+def _kind(each: Measured, on_frontier: set[str]) -> str:
+    return "on the frontier" if each.name in on_frontier else "behind it"
+
+
+def _speed(decision: Decision) -> float | None:
+    return speed_of(e.request for e in decision.table if e.way is not None and not e.reason)
+
+
+def _table(decision: Decision) -> Markup:
+    speed, advice = _speed(decision), decision.advice
+    rows = [_row(each, speed, advice) for each in decision.table if each.quality is not None]
+    unit = decision.settings.prices.unit
+    columns = [
+        Column("name", "way"),
+        Column("quality", decision.problem.metric, "%", 100, ".1f"),
+        Column("n", "rows"),
+        Column("labels", "labels", group="to build"),
+        Column("build", "time", "s", format=".3g", group="to build"),
+        Column("parameters", "trained", format="si", group="to build"),
+        Column("artifact", "artifact", "bytes", format="si", group="to build"),
+        Column("tokens", "tokens", format=".0f", group="a request"),
+        Column("seconds", "time", "s", format=".3g", group="a request"),
+        Column("flops", "FLOP", format="si", group="a request"),
+        Column("memory", "memory", "bytes", format="si", group="a request"),
+        Column("total", "all requests", unit, format=".3g"),
+    ]
+    volume = decision.settings.volume
+    caption = (
+        f"Intervals of 95%. The last column is building and {volume.a_day:,.0f} requests a day "
+        f"over {volume.days:g} days; a request is its FLOPs at the machine's speed."
+    )
+    return table(rows, columns, caption, by="rung")
+
+
+def _row(each: Measured, speed: float | None, advice: Advice) -> dict[str, Any]:
+    request, build = each.request, each.build
+    return {
+        "rung": each.rung,
+        "name": f"{each.name} ← advised" if each.name == advice.way else each.name,
+        "quality": each.quality,
+        "n": len(each.scores),
+        "labels": build.labels,
+        "build": build.seconds or None,
+        "parameters": build.trainable_parameters or None,
+        "artifact": build.artifact_bytes or None,
+        "tokens": request.tokens or None,
+        "seconds": seconds_at(request, speed),
+        "flops": request.flops or None,
+        "memory": request.memory_bytes or None,
+        "total": advice.totals.get(each.name),
+    }
+
+
+def _dropped(decision: Decision) -> list[str]:
+    lines = [f"{each.name}: {each.reason}." for each in decision.table if each.reason]
+    return lines + [f"{rung}: left out: {why}." for rung, why in decision.left_out.items()]

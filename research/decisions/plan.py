@@ -1,0 +1,70 @@
+"""What a climb will take, from shapes: nothing is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from research import methods
+from research.checkpoints import runs
+from research.decisions.problem import Problem
+from research.decisions.rungs import LeftOut, Rung
+from research.decisions.rungs.base import Place
+from research.decisions.ways import Way
+from research.evaluation.generation_task import GenerationTask
+from research.evaluation.multiple_choice import MultipleChoice
+from research.generation.responders import Responder
+from research.runtime.accelerators import peak_flops_per_second
+from research.training.cost import ForwardFlops, forward_flops
+
+# Of the machine's peak, what answers reach: a guess, which a first run replaces.
+_ASSUMED_SHARE = 0.3
+# Questions whose prompts are written to see how long they are.
+_LOOK = 16
+
+
+def plan_lines(problem: Problem, rungs: tuple[Rung, ...], place: Place) -> list[dict[str, Any]]:
+    """A line for each way that would be tried, with tokens, FLOPs and seconds of all its rows.
+
+    Rungs above the first build on the best way so far; here on the first one.
+    """
+    lines: list[dict[str, Any]] = []
+    peak = peak_flops_per_second()
+    for rung in rungs:
+        try:
+            ways = rung.ways(place)
+        except LeftOut as reason:
+            lines.append({"rung": rung.name, "way": f"left out: {reason}"})
+            continue
+        for way in ways:
+            tokens, flops = _row_cost(problem, way)
+            total = flops * len(problem.rows.validation)
+            line = {"rung": rung.name, "way": way.name, "tokens": tokens, "flops": total}
+            lines.append(line | ({"seconds": total / peak / _ASSUMED_SHARE} if peak else {}))
+        if place.best is None and ways:
+            place = dataclasses.replace(place, best=ways[0])
+    return lines
+
+
+def _row_cost(problem: Problem, way: Way) -> tuple[float, float]:
+    """Mean tokens of a prompt, and FLOPs of a row, by the first rows; answers as long as may be."""
+    run = runs.open_run(way.base.path)
+    task = way.task(problem, problem.screens[0])
+    questions = task.retrieve(task.read(), run.tokenizer)[:_LOOK]
+    responder = Responder(run)
+    lengths = [len(task.write(responder, question).ids) for question in questions]
+    abstract = methods.abstract(run.model, run.method, methods.single_layers(run.model))
+    of_model = forward_flops(run.model, abstract)
+    options = zip(lengths, questions, strict=True)
+    flops = [_answer_flops(of_model, task, run, n, q.record) for n, q in options]
+    return float(np.mean(lengths)), float(np.mean(flops))
+
+
+def _answer_flops(of_model: ForwardFlops, task: Any, run: Any, length: int, record: Any) -> float:
+    if isinstance(task, MultipleChoice):
+        texts, _ = task.read_options(record)
+        return of_model.options(length, [max(1, len(run.tokenizer.encode(t))) for t in texts])
+    assert isinstance(task, GenerationTask)
+    return of_model.answer(length, task.max_tokens)

@@ -1,0 +1,52 @@
+"""Ways to answer a problem's questions: a model, and what it is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from research.decisions.problem import Problem
+from research.decisions.templates import PromptTemplate, Shot
+from research.evaluation.multiple_choice import MultipleChoice
+from research.evaluation.question_task import QuestionTask
+from research.generation.constraints import ConstraintConfig
+from research.retrieval import RetrievalConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A model that is asked or tuned."""
+
+    # as tables call it, and its run's folder
+    name: str
+    path: str
+    # whether it reads messages; else one text, in which an answer goes on from the question
+    is_chat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to answer: which model is asked, and how."""
+
+    # as tables call it; no two ways of a decision have one name
+    name: str
+    # the rung of the ladder that it stands on
+    rung: str
+    base: Base
+    template: PromptTemplate
+    shots: tuple[Shot, ...] = ()
+    retrieval: RetrievalConfig | None = None
+    constraint: ConstraintConfig | None = None
+    workflow: tuple[Any, ...] = ()
+    # labels that it reads or learns from, beside those that all ways are chosen by
+    labels: int = 0
+
+    def task(self, problem: Problem, split: str) -> QuestionTask:
+        """What it is asked on a split of the rows."""
+        settings: dict[str, Any] = {"retrieval": self.retrieval}
+        if isinstance(problem.task, MultipleChoice):
+            # a model of messages answers in one of its own
+            settings["delimiter"] = "" if self.base.is_chat else self.template.delimiter
+        else:
+            settings |= {"constraint": self.constraint, "workflow": self.workflow}
+        return problem.task_of(split, self.template.format(self.shots), **settings)
