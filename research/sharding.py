@@ -166,21 +166,22 @@ def state_shardings(
     """The sharding of every leaf of a train state.
 
     Args:
-      shapes: abstract leaves by name, `model/NAME`, `optimizer/NAME/...`, `step`.
+      shapes: abstract leaves by name, `model/NAME`, `optimizer/NAME/...`,
+        `memory/NAME/...`, `step`.
       parameters: the model's shardings by NAME.
 
-    A leaf of the optimizer with as many axes as its parameter is sharded as that along each axis of
-    the same length: moments, and those of low rank. Counts and other factors are small and
+    A leaf of optimizer or memory with as many axes as its parameter is sharded as that along each
+    axis of the same length: moments, and those of low rank. Counts and other factors are small and
     replicated.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     result = {name: replicated for name in shapes}
     result |= {f"model/{name}": parameters[name] for name in parameters}
     for name, shape in shapes.items():
-        owner = name.removeprefix("optimizer/")
+        owner = name.removeprefix("optimizer/").removeprefix("memory/")
         while owner and owner not in parameters:
             owner = owner.rpartition("/")[0]
-        is_of_parameter = name.startswith("optimizer/") and owner
+        is_of_parameter = name.startswith(("optimizer/", "memory/")) and owner
         if is_of_parameter:
             result[name] = _along(parameters[owner], shapes[f"model/{owner}"].shape, shape.shape)
     return result

@@ -18,6 +18,7 @@ import optax
 from research import tree
 from research.batch import Array, Batch
 from research.losses.sequence_chunks import LossConfig, TokenLosses, summed_losses, token_losses
+from research.methods.base import Method
 from research.models.sites import Context
 from research.optim import optimizers, schedules
 from research.optim.adamw import AdamW
@@ -36,11 +37,13 @@ class TrainState:
       step: [] int32, number of steps taken, skipped ones included.
       model: the model, a pytree of arrays.
       optimizer: Optax state of the trainable leaves only.
+      memory: what the method has beside weights (`Method.memory`), by name.
     """
 
     step: jax.Array
     model: Any
     optimizer: Any
+    memory: tree.Arrays = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -79,13 +82,21 @@ class StepConfig:
     loss: LossConfig = LossConfig()
     # number of micro-batches in a step
     accumulation_steps: int = 1
+    # the method, if the step asks it (`Method.has_hooks`), without the numbers in `array_fields`
+    method: Method | None = None
 
 
-def init_state(model: Any, step_config: StepConfig) -> TrainState:
-    """The state before the first step."""
+def init_state(model: Any, step_config: StepConfig, method: Method | None = None) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      method: that of the config with its numbers, if it has any.
+    """
     trainable, _ = tree.partition(model, step_config.trainable)
     optimizer = _make_optimizer(model, step_config)
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trainable))
+    method = method or step_config.method
+    memory = method.memory(trainable) if method and method.has_hooks else {}
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trainable), memory)
 
 
 def _make_optimizer(model: Any, step_config: StepConfig) -> optax.GradientTransformationExtraArgs:
@@ -143,7 +154,8 @@ def train_step(
 
     Returns:
       The new state and scalars: loss, nll and accuracy over trained tokens, trained_tokens (the
-      sum of weights), gradient_norm before clipping, learning_rate, skipped.
+      sum of weights), gradient_norm before clipping, learning_rate, skipped; of a method that adds
+      to the loss, penalty.
     """
     trainable, frozen = tree.partition(state.model, step_config.trainable)
 
@@ -165,11 +177,17 @@ def train_step(
     weight = jnp.sum(batch.weights)
     scale = 1 / jnp.maximum(weight, 1e-9)
     gradients = jax.tree.map(lambda x: x * scale, gradients)
+    method, penalty, memory = step_config.method, None, state.memory
+    if method is not None:
+        penalty, slopes = jax.value_and_grad(method.penalty)(trainable, memory)
+        gradients = jax.tree.map(jnp.add, gradients, slopes)
     norm = optax.tree.norm(gradients)
     if hyper.max_grad_norm is not None:
         clip_scale = jnp.minimum(1.0, hyper.max_grad_norm / jnp.maximum(norm, 1e-9))
         gradients = jax.tree.map(lambda x: x * clip_scale, gradients)
     is_finite = jnp.isfinite(losses.loss) & jnp.isfinite(norm) & (weight > 0)
+    if penalty is not None:
+        is_finite &= jnp.isfinite(penalty)
 
     with jax.named_scope("optimizer"):
         optimizer = _make_optimizer(state.model, step_config)
@@ -186,6 +204,9 @@ def train_step(
             name: keep_finite(_apply_update(name, old, updates[name], learning_rate, hyper), old)
             for name, old in trainable.items()
         }
+    if method is not None:
+        adjusted = method.adjust(new, gradients, memory, state.step)
+        new, memory = jax.tree.map(keep_finite, adjusted, (trainable, memory))
     optimizer_state = jax.tree.map(keep_finite, optimizer_state, state.optimizer)
     metrics = {
         "loss": losses.loss * scale,
@@ -196,8 +217,10 @@ def train_step(
         "learning_rate": learning_rate,
         "skipped": 1 - is_finite.astype(jnp.int32),
     }
+    if penalty is not None:
+        metrics |= {"loss": metrics["loss"] + penalty, "penalty": penalty}
     model = tree.merge(state.model, new, frozen)
-    return TrainState(state.step + 1, model, optimizer_state), metrics
+    return TrainState(state.step + 1, model, optimizer_state, memory), metrics
 
 
 def _accumulate(

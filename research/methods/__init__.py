@@ -18,6 +18,7 @@ from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
 from research.methods.full import Full
 from research.methods.ia3 import IA3
+from research.methods.l2_sp import L2SP
 from research.methods.loha import LoHa
 from research.methods.lora import LoRA
 from research.methods.merge import check_untied, merge, merge_sites, switch_off, unmerge_sites
@@ -39,6 +40,7 @@ __all__ = [
     "Delta",
     "DoRA",
     "Full",
+    "L2SP",
     "LoHa",
     "LoRA",
     "Method",

@@ -38,6 +38,8 @@ class Bank(Method):
             raise ValueError(f"method: `names` of a bank are different ones, not {self.names}")
         if not self.of.adapter or self.of.bank_names:
             raise ValueError(f"method: {self.of.kind} attaches nothing that a bank could hold")
+        if self.of.has_hooks:
+            raise ValueError(f"method: {self.of.kind} takes part in the step: it trains alone")
 
     @property
     def adapter(self) -> str:

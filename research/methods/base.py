@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from research.models.sites import Delta, Weight
 from research.models.transformer import Transformer
+from research.tree import Arrays
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ class Method:
 
     # its name in the registry and in configs
     kind: str
-    # fields that may be arrays where it is attached: runs that differ in them share a program
+    # fields that may be arrays in `attach` and `memory`: runs that differ in them share a program
     array_fields: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -47,6 +48,12 @@ class Method:
     @property
     def drops(self) -> bool:
         """Whether its deltas apply `Context.adapter_dropout`."""
+        return False
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether the train step asks it: `memory`, `penalty` and `adjust`. Else they are not
+        called, and the step is that of every other method."""
         return False
 
     @property
@@ -75,6 +82,34 @@ class Method:
           ValueError: the method does not fit the model.
         """
         return model
+
+    def memory(self, trainable: Arrays) -> Arrays:
+        """What it has beside weights before the first step, by name; it is saved and resumed.
+
+        `penalty` and `adjust` do not have the numbers in `array_fields`: they stand here. An array
+        of a parameter, with its stack axes, has the parameter's name in front of its own, and lies
+        as the parameter does.
+
+        Args:
+          trainable: the leaves that train, by name; those of other methods beside it too.
+        """
+        return {}
+
+    def penalty(self, trainable: Arrays, memory: Arrays) -> jax.Array:
+        """[] what is added to the mean loss of a step."""
+        return jnp.zeros(())
+
+    def adjust(
+        self, trainable: Arrays, gradients: Arrays, memory: Arrays, step: jax.Array
+    ) -> tuple[Arrays, Arrays]:
+        """Weights and memory after a step; a step that is not finite changes neither.
+
+        Args:
+          trainable: the leaves as the optimizer leaves them.
+          gradients: of the step, clipped.
+          step: [] int32, number of steps taken before this one.
+        """
+        return trainable, memory
 
     def weighted_sum(self, others: Sequence[Any], sides: Mapping[str, int]) -> Method:
         """The method that a weighted sum of this one's adapter and those of others is.

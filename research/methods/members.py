@@ -8,6 +8,7 @@ from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
 from research.methods.full import Full
 from research.methods.ia3 import IA3
+from research.methods.l2_sp import L2SP
 from research.methods.loha import LoHa
 from research.methods.lora import LoRA
 from research.methods.oft import OFT
@@ -28,6 +29,7 @@ MEMBERS: dict[str, type[Method]] = by_kind(
     VeRA,
     LoHa,
     OFT,
+    L2SP,
 )
 
 # the type of a field that holds one of them, told apart by its `kind`

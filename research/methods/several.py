@@ -7,10 +7,12 @@ import itertools
 from typing import TYPE_CHECKING, Literal
 
 import jax
+import jax.numpy as jnp
 
 from research.methods.base import Method
 from research.methods.members import Member
 from research.models.transformer import Transformer
+from research.tree import Arrays
 
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
@@ -54,6 +56,25 @@ class Several(Method):
 
     def bind(self, tokenizer: Tokenizer) -> Several:
         return dataclasses.replace(self, of=tuple(m.bind(tokenizer) for m in self.of))
+
+    @property
+    def has_hooks(self) -> bool:
+        return any(method.has_hooks for method in self.of)
+
+    def memory(self, trainable: Arrays) -> Arrays:
+        parts = [method.memory(trainable) for method in self.of]
+        return {name: leaf for part in parts for name, leaf in part.items()}
+
+    def penalty(self, trainable: Arrays, memory: Arrays) -> jax.Array:
+        penalties = [m.penalty(trainable, memory) for m in self.of if m.has_hooks]
+        return jnp.sum(jnp.stack(penalties))
+
+    def adjust(
+        self, trainable: Arrays, gradients: Arrays, memory: Arrays, step: jax.Array
+    ) -> tuple[Arrays, Arrays]:
+        for method in self.of:
+            trainable, memory = method.adjust(trainable, gradients, memory, step)
+        return trainable, memory
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         for number, method in enumerate(self.of):

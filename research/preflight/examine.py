@@ -197,7 +197,8 @@ def describe_workload(program: Program, topology: Topology) -> Workload:
 
 
 def resident_bytes(program: Program) -> dict[str, int]:
-    """Bytes of one device between two steps: of the base, of what is attached, of the optimizer."""
+    """Bytes of one device between two steps: of the base, of what is attached, of the
+    optimizer and what else a run keeps."""
     base_names = tree.flatten(program.base_shapes)
     sizes = dict.fromkeys(("weights", "adapters", "optimizer"), 0)
     for name, leaf in tree.flatten(program.state_shapes).items():

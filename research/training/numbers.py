@@ -11,6 +11,7 @@ import numpy as np
 
 from research import step as stepping
 from research.experiment import Experiment
+from research.methods.base import Method
 from research.optim.schedules import Schedule, ScheduleConfig
 
 
@@ -26,13 +27,12 @@ def without_numbers(experiment: Experiment) -> Experiment:
     is 0 or None stays so: it compiles less.
     """
 
-    method = experiment.method
     return dataclasses.replace(
         experiment,
         seed=0,
         steps=1,
         data=dataclasses.replace(experiment.data, seed=0),
-        method=dataclasses.replace(method, **dict.fromkeys(method.array_fields, 1.0)),
+        method=method_without_numbers(experiment.method),
         schedule=ScheduleConfig(1.0, experiment.schedule.kind),
         learning_rate_rules=(),
         weight_decay_rules=(),
@@ -41,6 +41,11 @@ def without_numbers(experiment: Experiment) -> Experiment:
         dropout=0.5 * bool(experiment.dropout),
         adapter_dropout=0.5 * bool(experiment.adapter_dropout),
     )
+
+
+def method_without_numbers(method: Method) -> Method:
+    """The method with every number that is taken as an array set to the same."""
+    return dataclasses.replace(method, **dict.fromkeys(method.array_fields, 1.0))  # type: ignore
 
 
 def make_hyper(

@@ -24,7 +24,7 @@ from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 from research.optim.schedules import Schedule, ScheduleConfig
 from research.training import cost
-from research.training.numbers import make_hyper, make_keys
+from research.training.numbers import make_hyper, make_keys, method_without_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +294,7 @@ def make_program(
         experiment.schedule.kind,
         experiment.loss,
         experiment.accumulation_steps,
+        method_without_numbers(method) if method.has_hooks else None,
     )
     hyper = make_hyper(experiment, row_key, trainable_names, tree.flatten(model_shapes))
     mesh = mesh or experiment.mesh.make(devices)

@@ -214,8 +214,9 @@ def _begin_function(program: Program) -> Callable[..., Arrays]:
         else:
             arrays = {n.removeprefix("model/"): x for n, x in {**base, **trainable}.items()}
             model = tree.unflatten(shapes, arrays)
-        model = dataclasses.replace(method, **numbers).attach(model, keys[1])
-        return split(tree.flatten(stepping.init_state(model, step_config)))[0]
+        numbered = dataclasses.replace(method, **numbers)
+        model = numbered.attach(model, keys[1])
+        return split(tree.flatten(stepping.init_state(model, step_config, numbered)))[0]
 
     own, _ = program.split(program.shardings)
     return jax.jit(begin, out_shardings=own, donate_argnums=1)

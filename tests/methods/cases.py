@@ -21,6 +21,7 @@ from research.methods import (
     VeRA,
 )
 from research.methods.bottleneck import PFEIFFER
+from research.methods.l2_sp import L2SP
 from research.methods.loha import LoHa
 from research.methods.lora import EVERY_LINEAR
 from research.methods.oft import OFT
@@ -135,6 +136,7 @@ BESIDE: dict[str, Case] = {
     "full": Case(Full(), 0, False, 2 * V * D + LAYERS * LAYER + D, 1e-2),
     "one-layer": Case(Partial((r"layers/1/.*", "final_norm/.*")), 0, False, LAYER + D, 1e-2),
     "biases": Case(Partial((".*/bias",)), 0, False, LAYERS * OUTPUTS),
+    "l2-sp": Case(L2SP(), 0, False, 2 * V * D + LAYERS * LAYER + D, 1e-2, studied=False),
     "lora-and-prompt": Case(
         Several(of=(LoRA(rank=4), Prompt(length=3))),
         start=None,

@@ -134,7 +134,8 @@ def short_run(case, mesh=None, order=range(8)):
     mesh = (mesh or MeshConfig(data=1)).make(devices if mesh else devices[:1])
     names = methods.trainable(model, method)
     # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-    plan = stepping.StepConfig(names, AdamW(epsilon=1e-2))
+    hooks = method if method.has_hooks else None
+    plan = stepping.StepConfig(names, AdamW(epsilon=1e-2), method=hooks)
     # no decay: it moves what no gradient reaches
     hyper, rules, losses = tiny.hyper(names, dropout=0.1, weight_decay=0.0), sharding.RULES, []
     batch = tiny.batch()

@@ -16,6 +16,7 @@ from research.checkpoints import runs
 from research.checkpoints.checkpointer import Checkpointer, CheckpointError, open_checkpoint
 from research.experiment import CheckpointConfig
 from research.methods import IA3, Bank, DoRA, LoRA, Partial, Prefix, Prompt, Several, VeRA
+from research.methods.l2_sp import L2SP
 from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed
 from research.sharding import MeshConfig
@@ -116,6 +117,7 @@ def test_sigterm_saves_the_step_it_stops_at_and_an_adapter_resumes_to_the_same_b
         VeRA(rank=4),
         Prefix(length=3, reparameterized=True, mlp_width=8),
         Partial((r"layers/1/.*",)),
+        L2SP(strength=0.1),
         Several(of=(DoRA(rank=2), IA3())),
         Bank(of=LoRA(rank=2, start="pissa"), names=("a", "b")),
     ],

@@ -22,7 +22,7 @@ from research.interop.family import family_for_model
 from research.interop.fields import UnsupportedModelError
 from research.interop.peft import config, joined, prompts, saved_weights, vllm
 from research.interop.peft.joined import PREFIX, TargetModules, target_modules
-from research.methods import LoHa, Method, Partial, Prefix, Prompt, Several, VeRA
+from research.methods import LoHa, Method, Prefix, Prompt, Several, VeRA
 from research.methods.oft import OFT
 from research.text import chat_template
 
@@ -144,13 +144,13 @@ def adapter_tensors(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def attaching_method(method: Method) -> Method:
-    """The one member of a method that PEFT has too; beside it may stand a `partial`.
+    """The one member of a method that PEFT has too; beside it may stand what trains the base.
 
     Raises:
       UnsupportedModelError: there is none, or there are several.
     """
     members = method.of if isinstance(method, Several) else (method,)
-    attaching = [member for member in members if not isinstance(member, Partial)]
+    attaching = [member for member in members if member.adapter]
     kinds = (*_LEAVES, *prompts.KINDS.values())
     if len(attaching) != 1 or attaching[0].kind not in kinds:
         raise UnsupportedModelError(
