@@ -19,8 +19,6 @@ In the folder: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpo
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 
 from research.config import cli
@@ -37,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from research.evaluation.in_training import open_tasks
     from research.experiment import Experiment
-    from research.runtime import distributed, locks, signals, terminal
+    from research.runtime import distributed, locks, signals
     from research.runtime.compilation_cache import enable_compilation_cache
     from research.training.loop import train
     from research.training.session import Session
@@ -50,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             session = Session(open_tasks)
             summary = train(experiment, arguments.workdir, arguments.dry_run, session=session)
-        except locks.LockLostError as error:  # at once: a save may be at work in the background
-            terminal.show(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+        except locks.LockLostError as error:  # a save may be at work in the background
+            distributed.end_at_once(f"error: {error}")
         if summary and not summary.finished:
             signals.set_ending("all is saved", distributed.EXIT_RESTART)
             raise SystemExit(distributed.EXIT_RESTART)

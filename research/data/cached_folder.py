@@ -58,7 +58,7 @@ def cached_folder(
                     not folder.is_dir()
                 ):  # otherwise another process was faster: its work is the same
                     raise
-        _check(folder, title)
+        _check(folder, title, content)
     return folder
 
 
@@ -77,11 +77,11 @@ def _write_about(folder: Path, about: Mapping[str, Any]) -> None:
     )
 
 
-def _check(folder: Path, title: str) -> None:
+def _check(folder: Path, title: str, content: Mapping[str, Any]) -> None:
     """Compares the files with their checksums; a folder of old, which has none, is given them.
 
     Raises:
-      ValueError: a file is not what was written.
+      ValueError: a file is not what was written, or the folder is that of other content.
       PermissionError: they are another user's.
     """
     try:
@@ -92,6 +92,9 @@ def _check(folder: Path, title: str) -> None:
         raise damaged(folder, title, f"{_ABOUT}: {error}") from error
     if changed_name:
         raise damaged(folder, title, f"{changed_name} is not what was written")
+    for name, value in json.loads(json.dumps(dict(content))).items():
+        if about.get(name, value) != value:  # it was copied or renamed: its checksums are right
+            raise damaged(folder, title, f"it is the folder of another {name}: {_ABOUT}")
     if expected is None:
         log.warning(
             "the files of the %s in %s are from before they had checksums: taken as they are now, "

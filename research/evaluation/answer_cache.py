@@ -128,12 +128,16 @@ class AnswerCache:
         path = self.folder / f"{min(part.answers):08}.json"
         with cache_errors(self.folder.parent):
             # the checksum comes first, in a line of its own
-            files.atomic_write(path, f"{zlib.crc32(text.encode())}\n{text}\n", is_shared=True)
+            files.atomic_write(path, f"{self._checksum(path, text)}\n{text}\n", is_shared=True)
+
+    def _checksum(self, path: Path, text: str) -> int:
+        """Of a file's text and of its place: it is not another model's or question's."""
+        return zlib.crc32(f"{self.folder.name}/{path.name}\n{text}".encode())
 
     def _read(self, path: Path) -> Part:
         checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
         text = text.removesuffix("\n")
-        if checksum != str(zlib.crc32(text.encode())):
+        if checksum != str(self._checksum(path, text)):
             raise ValueError(
                 f"answers of {self.task} from an earlier run are damaged ({path} is not what was "
                 "written): --fresh asks again"

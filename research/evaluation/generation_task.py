@@ -99,7 +99,7 @@ class GenerationTask(AnsweredTask):
 
     @property
     def machine_key(self) -> Any:
-        return [scorer.machine_key for scorer in self.scorers]
+        return [scorer.machine_key for scorer in (*self.scorers, *self._step_scorers)]
 
     @property
     def reads(self) -> frozenset[str]:

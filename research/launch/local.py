@@ -15,7 +15,6 @@ from research.launch.job import STOPPED, Job, Shell, StudyJob, outcome, should_r
 from research.runtime import children, signals
 
 INTERVAL = 0.1  # seconds between two looks at the processes
-HEARTBEAT_TIMEOUT = 120.0
 
 
 def add_flags(parser) -> None:
@@ -29,10 +28,10 @@ def add_flags(parser) -> None:
     parser.add_argument(
         "--heartbeat-timeout",
         type=float,
-        default=HEARTBEAT_TIMEOUT,
+        default=children.SILENCE_LIMIT,
         metavar="SECONDS",
         help="a process that gives no sign of life for so long is killed, and the run started "
-        f"again (default {HEARTBEAT_TIMEOUT:.0f}, 5 or more; 0: never)",
+        f"again (default {children.SILENCE_LIMIT:.0f}, 5 or more; 0: never)",
     )
 
 

@@ -8,6 +8,7 @@ numbers, and never text.
 
 import argparse
 import builtins
+import contextlib
 import logging
 import os
 import queue
@@ -15,6 +16,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,7 +87,7 @@ class Runner:
         Raises:
             ValueError: a worker met a record that it could not read; says which.
             OSError: a worker could not read or write a file; says why.
-            ChildProcessError: a worker process of this machine was killed.
+            ChildProcessError: a worker process of this machine was killed, or is stopped.
             RuntimeError: anything else that ended it.
         """
         import apache_beam
@@ -104,7 +106,7 @@ class Runner:
         build(pipeline)
         try:
             if self._own_workers:
-                state = _wait_with_workers(lambda: pipeline.run().wait_until_finish())
+                state = _run_with_workers(lambda: pipeline.run().wait_until_finish())
             else:
                 state = pipeline.run().wait_until_finish()
         except ChildProcessError:
@@ -140,11 +142,41 @@ class Runner:
         return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 
 
-def _wait_with_workers(run: Callable[[], Any]) -> Any:
-    """What `run` returns or raises, unless a worker process dies: Beam would wait for it for ever.
+def _run_with_workers(run: Callable[[], Any]) -> Any:
+    """`_wait_with_workers`, with a folder in which each worker that Beam starts gives signs of
+    life."""
+    with tempfile.TemporaryDirectory(prefix="graft-prepare-") as folder:
+        os.environ[children.HEARTBEAT] = folder
+        try:
+            return _wait_with_workers(run, _Signs(Path(folder)))
+        finally:
+            del os.environ[children.HEARTBEAT]
+
+
+class _Signs:
+    """Signs of life of all workers, in a folder: a file for each, named by its process."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._heartbeats: dict[str, children.Heartbeat] = {}
+
+    def check(self) -> None:
+        """Raises ChildProcessError if a worker gives none; for calls a second or less apart."""
+        for file in self._folder.iterdir():
+            heartbeat = self._heartbeats.setdefault(file.name, children.Heartbeat(file))
+            if (silence := heartbeat.look()) > children.SILENCE_LIMIT:
+                raise ChildProcessError(
+                    f"a worker process ({file.name}) gave no sign of life for {silence:.0f} s: it "
+                    "is stopped, or hangs; the same command goes on after the last finished stage"
+                )
+
+
+def _wait_with_workers(run: Callable[[], Any], signs: _Signs) -> Any:
+    """What `run` returns or raises, unless a worker process dies or is stopped: Beam would wait
+    for it for ever.
 
     Raises:
-        ChildProcessError: a worker died.
+        ChildProcessError: a worker died, or gives no sign of life.
     """
     ends: queue.Queue[tuple[str, Any]] = queue.Queue()
 
@@ -164,7 +196,11 @@ def _wait_with_workers(run: Callable[[], Any]) -> Any:
     hook_before, threading.excepthook = threading.excepthook, note_death
     try:
         threading.Thread(target=work, name="pipeline", daemon=True).start()
-        kind, value = ends.get()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                kind, value = ends.get(timeout=children.BEAT)
+                break
+            signs.check()
         while kind == "death":  # the error that ended the worker, or the pipeline's end, says more
             death = value
             try:

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import subprocess
 
-# variables of a child: its parent's id, and the file that it renews every BEAT seconds
+# variables of a child: its parent's id, and the file that it renews every BEAT seconds; of a folder
+# the file with its own id as the name
 PARENT, HEARTBEAT = "GRAFT_PARENT", "GRAFT_HEARTBEAT"
 BEAT = 1.0
+SILENCE_LIMIT = 120.0  # seconds without a sign of life after which a child hangs, or is stopped
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -59,6 +61,8 @@ def follow_parent() -> None:
 
 
 def _follow(parent: int, heartbeat: str | None) -> None:
+    if heartbeat and os.path.isdir(heartbeat):
+        heartbeat = os.path.join(heartbeat, str(os.getpid()))
     while os.getppid() == parent:
         if heartbeat:
             with contextlib.suppress(OSError):  # a full disk is no reason to end

@@ -11,12 +11,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from research.runtime import failure_notice, signals, terminal
+from research.runtime import failure_notice, lost_process, signals, terminal
 
 # seconds without a sign of life after which a process counts as gone, and the others end too
 HEARTBEAT_SECONDS = 20
@@ -33,6 +34,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 # an error in the main thread and another process's may come at once: the first ends the process
 _ending = threading.Lock()
+_watch = lost_process.Watch()
 
 
 def initialize() -> bool:
@@ -72,7 +74,8 @@ def initialize() -> bool:
             "with graft launch, Slurm or on a TPU pod, where JAX finds them out"
         ) from error
     is_main_process = jax.process_index() == 0
-    failure_notice.listen(_follow)
+    failure_notice.listen(_follow, _watch.look)
+    lost_process.answer_abort(_watch, _end_without)
     return is_main_process
 
 
@@ -127,11 +130,12 @@ def abort_on_error() -> Iterator[None]:
 
     The exit status says whether to start the run again: EXIT_RESTART when another process is gone,
     1 when one had an error of its own. JAX itself aborts a process that hears nothing from the
-    others for HEARTBEAT_SECONDS. At a normal end JAX waits for all.
+    others for HEARTBEAT_SECONDS: `lost_process`. At a normal end JAX waits for all.
     """
     try:
         yield
         failure_notice.stop_listening()
+        _watch.leave()
     except BaseException as error:
         is_status = isinstance(error, SystemExit) and isinstance(error.code, int | None)
         if not jax.distributed.is_initialized() or is_status:  # a status is all processes'
@@ -140,14 +144,35 @@ def abort_on_error() -> Iterator[None]:
         if message := _peer_lost_message(error):
             if notice := failure_notice.find_notice():
                 _follow(*notice)
-            _end(
-                f"error: another process is gone, or cannot be reached ({message}). Start all of "
-                "them again with the same command: the run goes on at its last checkpoint.",
-                EXIT_RESTART,
-            )
+            _end(_lost_message(_watch.silent, f" ({message})"), EXIT_RESTART)
         if not isinstance(error, SystemExit):
             terminal.show(traceback.format_exc(), end="", file=sys.stderr)
         _end(str(error.code if isinstance(error, SystemExit) else repr(error)), 1)
+
+
+def end_at_once(message: str, status: int = 1) -> NoReturn:
+    """Ends this process without waiting for any of its threads, and the others of its run with it.
+
+    The message is the last line of each.
+    """
+    if not jax.distributed.is_initialized():
+        terminal.show(message, file=sys.stderr, flush=True)
+        os._exit(status)
+    _end(message, status)
+
+
+def _lost_message(missing: tuple[int, ...], why: str = "") -> str:
+    return (
+        f"error: {lost_process.describe(missing)}{why}. Start all of them again with the same "
+        "command: the run goes on at its last checkpoint."
+    )
+
+
+def _end_without(missing: tuple[int, ...]) -> None:
+    """Ends this process in JAX's place: no lock is waited for, as JAX holds its own."""
+    message = f"{_process_name()}: {_lost_message(missing)}\n"
+    os.write(2, message.encode(errors="replace"))
+    os._exit(EXIT_RESTART)
 
 
 def _follow(message: str, status: int) -> None:
@@ -155,7 +180,7 @@ def _follow(message: str, status: int) -> None:
     _end(message, status, is_own=False)
 
 
-def _end(message: str, status: int, is_own: bool = True) -> None:
+def _end(message: str, status: int, is_own: bool = True) -> NoReturn:
     """Ends this process at once, and the others with it."""
     with _ending:
         terminal.show(f"{_process_name()}: {message}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ process 0 is gone, which coordinates.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -54,14 +55,24 @@ def find_notice() -> tuple[str, int] | None:
     return None
 
 
-def listen(end: Callable[[str, int], object]) -> None:
+def listen(
+    end: Callable[[str, int], object], each_second: Callable[[], object] = lambda: None
+) -> None:
     """Calls `end` in a thread with what another process tells, until `stop_listening`.
+
+    Args:
+      each_second: is called there each second.
 
     Comes after the process has joined the others: JAX aborts one that reads the table before.
     """
 
     def look() -> None:
-        while not _is_over.wait(_INTERVAL):
+        looks = round(1 / _INTERVAL)
+        for number in itertools.count():
+            if _is_over.wait(_INTERVAL):
+                return
+            if number % looks == 0:
+                each_second()
             if notice := find_notice():
                 end(*notice)
                 return

@@ -142,6 +142,10 @@ class Claims:
         """Address -> who has the trial, or had it when it died."""
         return {address: holder for address, (_, holder, _) in self._look().items()}
 
+    def silent_holders(self) -> list[Holder]:
+        """Who has a trial and gave no sign of life for PATIENCE seconds, as this process saw."""
+        return [holder for _, holder, silence in self._look().values() if silence >= PATIENCE]
+
     @contextlib.contextmanager
     def take(self, address: str, trial: str) -> Iterator[Claim | None]:
         """Has the trial inside the block; None: another process has it.

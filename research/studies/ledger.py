@@ -69,7 +69,11 @@ class Ledger:
                 if _digest(content) != match[2]:
                     self.damaged.append(name)
                     continue
-                self._contents[name] = parquet.read_table(io.BytesIO(content)).to_pylist()[0]
+                row = parquet.read_table(io.BytesIO(content)).to_pylist()[0]
+                if row["address"] != match[1]:  # another trial's, renamed
+                    self.damaged.append(name)
+                    continue
+                self._contents[name] = row
             row = self._contents[name]
             if match[1] not in rows or _rank(row) < _rank(rows[match[1]]):
                 rows[match[1]] = row

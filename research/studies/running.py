@@ -35,7 +35,7 @@ from research.runtime import distributed, files, signals, storage
 from research.runtime.memory import peak_memory_bytes, release_memory
 from research.studies import measures, ways
 from research.studies.addresses import without_defaults
-from research.studies.claims import Claim, ClaimLostError, Claims
+from research.studies.claims import PATIENCE, Claim, ClaimLostError, Claims, Holder
 from research.studies.code import code_hash
 from research.studies.groups import Outcome, Together
 from research.studies.ledger import DIVERGED, FAILED, FINISHED, Ledger, Row
@@ -87,7 +87,7 @@ def run(
     session, count = Session(open_tasks), 0
     claims, groups = Claims(folder), Together(session, together)
     runner = _Runner(resolver, ledger, folder, claims, session, groups, keep_models, report)
-    stop = threading.Event()
+    stop, silent = threading.Event(), set[str]()
     with signals.listen(stop.set), StudyBar(resolver, ledger, claims) as bar:
         claims.on_beat = bar.beat
         while True:
@@ -101,8 +101,12 @@ def run(
                 count += new
                 if stop.is_set():  # it came when a trial had no step left
                     raise SystemExit(distributed.EXIT_RESTART)
-            else:
-                time.sleep(_WAIT_SECONDS)  # all of them are other processes'
+            else:  # all of them are other processes'
+                for holder in claims.silent_holders():
+                    if holder.place not in silent:
+                        report(_describe_silent(holder))
+                    silent.add(holder.place)
+                time.sleep(_WAIT_SECONDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +207,15 @@ class _Runner:
 
     def _folder_of(self, trial: Trial) -> epath.Path:
         return self.folder / "trials" / trial.address
+
+
+def _describe_silent(holder: Holder) -> str:
+    """What to do about a process that keeps its trial's lock and is stopped, or hangs."""
+    return (
+        f"{holder.trial}: {holder.place} has it and gave no sign of life for {PATIENCE:.0f} s: it "
+        "is stopped, or hangs. Let it go on (kill -CONT), or end it (kill -KILL): then its trial "
+        "goes on here"
+    )
 
 
 def _result(outcome: Summary | Exception) -> Summary:

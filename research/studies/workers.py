@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from research.runtime import children, memory, signals, storage
+from research.runtime import children, memory, signals, storage, terminal
 from research.runtime.programs import run_program
 from research.studies.ledger import Ledger
 
@@ -62,8 +63,9 @@ def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iter
     """Runs the block beside `count` - 1 other processes, which run `graft COMMAND`.
 
     `AUTO` takes as many as cores and memory hold. They end by themselves when the study is over,
-    and with this process whatever ends it. What they
-    print goes to `workers/N.log` in the folder; of one in a bucket, to a folder that is named.
+    and with this process whatever ends it; one that gives no sign of life is killed, and its trial
+    goes on in another. What they print goes to `workers/N.log` in the folder; of one in a bucket,
+    to a folder that is named.
 
     Raises:
       ValueError: more processes than cores, or a system that cannot share these out.
@@ -94,14 +96,23 @@ def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iter
                 stopping.append(process)
                 children.ask_to_end(process)
 
-    try:
+    def end() -> None:
+        stop()
+        for process in processes:
+            process.wait()
+
+    with contextlib.ExitStack() as stack:
+        beats = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="graft-study-")))
+        stack.callback(os.sched_setaffinity, 0, cores)
+        stack.enter_context(_killing_silent(processes, beats))
+        stack.callback(end)
         for number in range(1, count):
             os.sched_setaffinity(0, cores[number::count])  # a child begins with its parent's
             with (logs / f"{number}.log").open("ab") as log:
                 processes.append(
                     subprocess.Popen(
                         [sys.executable, "-m", "research.cli", *command],
-                        env=children.child_environment(),
+                        env=children.child_environment(heartbeat=beats / str(number)),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
@@ -112,8 +123,37 @@ def side_by_side(command: Sequence[str], count: int, folder: str | Path) -> Iter
             yield
         for process in processes:
             process.wait()
+
+
+@contextlib.contextmanager
+def _killing_silent(processes: Sequence[subprocess.Popen[bytes]], beats: Path) -> Iterator[None]:
+    """Kills processes that give no sign of life inside the block: they would keep their trials.
+
+    Args:
+      processes: those that run by now; the number of each, from 1, is its file's name in `beats`.
+    """
+    heartbeats: dict[int, children.Heartbeat] = {}
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(children.BEAT):
+            for number, process in enumerate(list(processes), start=1):
+                if number not in heartbeats:
+                    heartbeats[number] = children.Heartbeat(beats / str(number))
+                silence = heartbeats[number].look()
+                if silence > children.SILENCE_LIMIT and process.poll() is None:
+                    process.kill()
+                    line = (
+                        f"worker {number} (process {process.pid}) gave no sign of life for "
+                        f"{silence:.0f} s: killed; its trial goes on in another"
+                    )
+                    # standard output is a trial's log meanwhile
+                    terminal.show(line, file=sys.__stderr__, flush=True)
+
+    thread = threading.Thread(target=watch, name="workers", daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        os.sched_setaffinity(0, cores)
-        stop()
-        for process in processes:
-            process.wait()
+        is_over.set()
+        thread.join()

@@ -82,6 +82,7 @@ class MetricsWriter:
         self._open()
         self._board = TensorBoard(path.parent / TENSORBOARD, start_step)
         self._copier = Observer(f"the copy of metrics in {workdir}") if self._remote else None
+        self._is_refused = False  # by the bucket, since its last copy
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line.
@@ -210,8 +211,11 @@ class MetricsWriter:
                 if file.is_file():
                     copy = self._remote / file.relative_to(self._folder).as_posix()
                     copy.write_bytes(file.read_bytes())
+            self._is_refused = False
         except Exception as error:  # gcsfs, aiohttp and Google's libraries each have their own
-            log.warning("metrics were not copied to %s: %s", self._remote, error)
+            if not self._is_refused:  # once, until it is taken again
+                log.warning("metrics were not copied to %s: %s", self._remote, error)
+            self._is_refused = True
 
     def _abandon(self) -> None:
         """Writes nothing from here on, not even what waits."""

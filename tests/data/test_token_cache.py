@@ -92,6 +92,18 @@ def test_a_file_that_changes_while_it_is_read_leaves_nothing_behind(tmp_path, to
     assert len(tokenize(source, tokenizer, {"text": True}, cache)) == len(source)
 
 
+def test_a_folder_of_other_content_is_none_though_its_checksums_are_right(entry, tokenizer):
+    other = Texts()
+    other.fingerprint = "another source"
+    tokenize(other, tokenizer, {"text": True}, entry.parent)
+    (theirs,) = set(entry.parent.iterdir()) - {entry}
+    shutil.rmtree(entry)
+    theirs.rename(entry)
+    message = rf"texts is damaged \(it is the folder of another source: about\.json\).*{entry}"
+    with pytest.raises(ValueError, match=message):
+        read(entry, tokenizer)
+
+
 @pytest.mark.parametrize("content", [None, "", "[1]", '{"checksums": 3}'])
 def test_a_damaged_record_of_checksums_is_named(entry, tokenizer, content):
     (entry / "about.json").unlink()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -155,6 +156,21 @@ def test_a_file_that_was_changed_is_no_answer(place, tmp_path):
     with pytest.raises(ValueError, match=r"answers of a .*0\.json is not what .*--fresh asks"):
         ask(place, tmp_path, words(place))
     assert ask(place, tmp_path, words(place), is_fresh=True).earlier == 0
+
+
+@pytest.mark.parametrize("where", ["another task's", "another number"])
+def test_a_file_in_another_place_is_no_answer(place, tmp_path, where):
+    ask(place, tmp_path, words(place, batch_size=8))
+    (mine,) = (path.parent for path in tmp_path.glob("*/about.json"))
+    first = sorted(mine.glob("0*.json"))[0]
+    if where == "another number":
+        shutil.copy(first, mine / "00000099.json")
+    else:
+        ask(place, tmp_path, words(place, batch_size=8, max_tokens=2))
+        (theirs,) = {path.parent for path in tmp_path.glob("*/about.json")} - {mine}
+        shutil.copy(theirs / first.name, first)
+    with pytest.raises(ValueError, match=r"answers of a .* is not what was written.*--fresh asks"):
+        ask(place, tmp_path, words(place, batch_size=8))
 
 
 @pytest.mark.heavy

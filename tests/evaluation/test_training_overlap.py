@@ -11,7 +11,7 @@ from research.evaluation import breakdown
 from research.evaluation.report import evaluate_run
 from research.evaluation.results import Answer
 from research.evaluation.tasks import ChoiceTask, Evaluation, TextTask
-from research.evaluation.training_overlap import read_training_questions
+from research.evaluation.training_overlap import hash_questions, read_training_questions
 from tests.evaluation.test_answer_cache import ASK, options
 from tests.helpers.tiny_run import world
 
@@ -58,6 +58,26 @@ def test_questions_that_a_run_was_tuned_on_are_counted_and_apart(place, tmp_path
     # plain text asks nothing, and its own questions are nobody's
     training = read_training_questions(runs.open_run(place.base))
     assert not training.hashes and not training.find(task.read())[0].any()
+
+
+def test_every_answer_of_a_conversation_has_a_question():
+    """All of them are trained on, and a test may ask any."""
+
+    def talk(*contents):
+        roles = ("user", "assistant")
+        return [{"role": roles[n % 2], "content": each} for n, each in enumerate(contents)]
+
+    def asked(record):
+        return hash_questions(record)[-1]
+
+    trained = hash_questions({"messages": talk("red?", "yes", "blue?", "no")})
+    assert asked({"prompt": " RED? "}) == trained[0]
+    assert asked({"messages": talk("red?", "yes", "blue?")}) == trained[1]
+    assert asked({"prompt": "blue?"}) not in trained  # without what was said before
+    # an answer that calls a tool is an answer
+    call = [talk("red?")[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]
+    assert hash_questions({"messages": call}) == trained[:1]
+    assert hash_questions({"label": 1}) == []
 
 
 def test_training_data_that_is_gone_is_said(place, tmp_path):

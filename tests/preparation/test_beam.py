@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from research.preparation.runner import Runner
+from research.runtime import children
 from tests.helpers import tiny_run
 from tests.preparation import corpus
 
@@ -175,6 +176,29 @@ def test_a_full_disk_of_a_worker_is_one_line(workers):
     runner = Runner([f"--direct_num_workers={workers}"])
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
         runner.for_each(["/dev/full"], _fill)
+
+
+def _stop(path):
+    """Stops one of the workers that this reaches, as Ctrl-Z or a frozen container would."""
+    with contextlib.suppress(FileExistsError):
+        Path(path).touch(exist_ok=False)
+        time.sleep(2)  # its first signs of life
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_worker_that_is_stopped_ends_the_program_with_that_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "SILENCE_LIMIT", 4.0)
+    runner = Runner(["--direct_num_workers=2"])
+    with pytest.raises(
+        ChildProcessError, match=r"a worker process \(\d+\) gave no sign of life for"
+    ):
+        runner.for_each([str(tmp_path / "stopped")], _stop)
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):  # they would end with this process
+            command = status.with_name("cmdline").read_bytes()
+            is_ours = f"PPid:\t{os.getpid()}\n" in status.read_text()
+            if is_ours and b"research.preparation.worker" in command:
+                os.kill(int(status.parent.name), signal.SIGKILL)
 
 
 def test_options_that_beam_does_not_know_are_refused():

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from research.runtime import storage
-from research.studies import claims
+from research.studies import claims, running
 from research.studies.claims import Claim, ClaimLostError, Claims, Holder
 from research.studies.share import Share
 
@@ -69,6 +69,21 @@ def test_a_sign_of_life_begins_the_patience_anew(folder, monkeypatch):
     assert ours._claim(ADDRESS, "") is None
     now[0] += claims.PATIENCE
     assert ours._claim(ADDRESS, "").number == 1
+
+
+def test_a_process_that_keeps_its_trial_and_is_silent_is_named(folder, monkeypatch):
+    """One of this machine that is stopped holds its lock: nobody takes the trial over."""
+    now = [0.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    stopped, ours = claim_elsewhere(folder), Claims(folder)
+    assert ours.silent_holders() == []
+    now[0] += claims.PATIENCE
+    (holder,) = ours.silent_holders()
+    text = running._describe_silent(holder)
+    assert text.startswith("s: a seed=0: process 7 on elsewhere has it and gave no sign of life")
+    assert "kill -CONT" in text and "kill -KILL" in text
+    stopped.renew()
+    assert ours.silent_holders() == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"trial"'])

@@ -55,6 +55,14 @@ def test_a_damaged_row_is_found_and_does_not_count(tmp_path, damage):
     assert ledger.read()[ADDRESSES[0]]["loss"] == 3.0 and not ledger.damaged
 
 
+def test_a_row_under_another_trials_name_does_not_count(tmp_path):
+    Ledger(tmp_path).write(row(0))
+    (file,) = (tmp_path / "rows").iterdir()
+    renamed = file.rename(file.with_name(file.name.replace(ADDRESSES[0], ADDRESSES[1])))
+    ledger = Ledger(tmp_path)
+    assert not ledger.read() and ledger.damaged == [renamed.name]
+
+
 def test_two_ledgers_merge_by_copying_and_foreign_files_are_left_alone(tmp_path):
     one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
     one.write(row(0))

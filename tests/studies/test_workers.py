@@ -1,8 +1,15 @@
 """--workers auto: as many processes as cores and memory hold, by what a trial was seen to take."""
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+
 import pytest
 
 from research.commands import study
+from research.runtime import children
 from research.runtime.memory import GIB
 from research.studies import workers
 from research.studies.ledger import Ledger
@@ -44,3 +51,25 @@ def test_where_nothing_has_run_the_first_trial_is_measured_alone(tmp_path, monke
     assert workers.fitting_count(["study", "run", "x"], tmp_path) == 3
     assert lines == [["study", "run", "x", "--trials", "1"]]
     assert study._worker_count("auto") == workers.AUTO and study._worker_count("3") == 3
+
+
+def test_a_worker_that_is_stopped_is_killed_and_named(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(children, "SILENCE_LIMIT", 1.5)
+    monkeypatch.setattr(children, "BEAT", 0.3)
+    program = "import time; from research.runtime import children; children.BEAT = 0.1\n"
+    program += "children.follow_parent(); time.sleep(60)"
+    processes = []
+    with workers._killing_silent(processes, tmp_path):
+        for number in (1, 2):
+            environment = children.child_environment(heartbeat=tmp_path / str(number))
+            processes.append(subprocess.Popen([sys.executable, "-c", program], env=environment))
+        while len(list(tmp_path.iterdir())) < 2:
+            threading.Event().wait(0.05)
+        os.kill(processes[1].pid, signal.SIGSTOP)
+        assert processes[1].wait(timeout=60) == -signal.SIGKILL
+        assert processes[0].poll() is None
+        while not (printed := capfd.readouterr().err):
+            threading.Event().wait(0.05)
+    processes[0].kill()
+    processes[0].wait()
+    assert f"worker 2 (process {processes[1].pid}) gave no sign of life for " in printed

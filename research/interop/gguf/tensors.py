@@ -89,7 +89,7 @@ def open_parts(path: Path) -> tuple[dict[str, Any], GGUFTensors]:
     count = metadata.get("split.count", 0)
     if type(count) is not int:
         raise UnsupportedModelError(f"{path}: split.count is {count!r:.60}, no number of files")
-    if not count:
+    if count in (0, 1) and not metadata.get("split.no"):
         return metadata, GGUFTensors(tensors)
     paths = _paths(path, count, metadata.get("split.no"))
     metadata, tensors, total = {}, [], None
@@ -103,11 +103,12 @@ def open_parts(path: Path) -> tuple[dict[str, Any], GGUFTensors]:
             )
         if number == 0:
             metadata, total = keys, keys.get("split.tensors.count")
-        architecture = metadata.get("general.architecture")
-        if keys.get("split.tensors.count") != total or (
-            keys.get("general.architecture", architecture) != architecture
-        ):
-            raise UnsupportedModelError(f"{part} is of another model than {paths[0].name}")
+        own = [key for key in keys if not key.startswith(("GGUF.", "split."))]
+        other = next((key for key in own if key not in metadata or keys[key] != metadata[key]), "")
+        if other or keys.get("split.tensors.count") != total:
+            raise UnsupportedModelError(
+                f"{part} is of another model than {paths[0].name}: {other or 'split.tensors.count'}"
+            )
         tensors += part_tensors
     names = [tensor.name for tensor in tensors]
     twice = next((name for name, n in collections.Counter(names).items() if n > 1), None)

@@ -108,6 +108,22 @@ def test_a_model_in_several_files_is_read_from_any_of_them(tmp_path):
             )
 
 
+def _add_key(source, target, name, value):
+    """Copies the last of three parts as the second, with a key more."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    writer.kv_data[0].clear()  # a part says nothing of the architecture
+    for key in ("split.no", "split.count"):
+        writer.add_uint16(key, int(reader.fields[key].contents()) - (key == "split.no"))
+    writer.add_int32("split.tensors.count", reader.fields["split.tensors.count"].contents())
+    writer.add_float32(name, value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def test_missing_and_mixed_files_are_named(tmp_path):
     parts = split(tmp_path / "x.gguf")
     match = r"holds GGUF files: give .*x-00001-of-00003.gguf or another of 3"
@@ -126,6 +142,8 @@ def test_missing_and_mixed_files_are_named(tmp_path):
     refuses(r"one of 3 files of a model; x-00002-of-00003.gguf is not beside it", parts[2])
     parts[1].write_bytes(others[1].read_bytes())
     refuses(r"x-00002-of-00003.gguf is of another model than x-00001-of-00003.gguf")
+    _add_key(parts[2], parts[1], "llama.rope.freq_base", 5e5)  # which the first has not
+    refuses(r"x-00002-of-00003.gguf is of another model .*: llama.rope.freq_base")
     parts[1].write_bytes(parts[2].read_bytes())
     refuses(r"is part 2 \(from 0\) of 3 by its keys split.no and split.count, not 1 of 3")
     parts[1].write_bytes(content)
