@@ -17,7 +17,7 @@ from research.data.sources.base import RecordsConfig
 from research.data.sources.formats import OF_OBJECTIVES
 from research.data.sources.formats.unread import METADATA
 from research.retrieval.prompts import PromptPassages
-from research.text.conversation import Conversation, from_messages
+from research.text.conversation import WEIGHT, Conversation, from_messages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,13 @@ def _right_answer(message: Mapping[str, Any], row: int, name: str) -> str:
     """What an assistant's message says.
 
     Raises:
-      ValueError: it says nothing, or calls tools, which no scorer compares.
+      ValueError: it says nothing, calls tools, which no scorer compares, or is not to be learnt.
     """
+    if message.get(WEIGHT, 1) == 0:
+        raise ValueError(
+            f"{name}, row {row}: the last answer has weight 0, so that it is none to compare with: "
+            "drop such records with a transform"
+        )
     if message.get("tool_calls"):
         raise ValueError(
             f"{name}, row {row}: the last answer calls tools, which no scorer reads: drop such "

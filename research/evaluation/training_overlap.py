@@ -159,8 +159,10 @@ def check_questions(
     names = [f"{source.name}:{source.split}" for source in sources]
     for task, rows in rows_by_task.items():
         # of a conversation the last is asked
-        asked = [(hash_questions(record) or [0])[-1] for _, record in rows]
-        pairs = _find_asked(np.asarray(asked, np.uint64), [table["hash"] for table in tables])
+        asked_hashes = [(hash_questions(record) or [0])[-1] for _, record in rows]
+        pairs = _find_asked(
+            np.asarray(asked_hashes, np.uint64), [table["hash"] for table in tables]
+        )
         if len(pairs) <= max_share * len(rows):
             continue
         numbers = np.asarray([row for row, _ in rows])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from research.data.sources.base import RecordsConfig
 from research.data.sources.formats import OF_OBJECTIVES
 from research.data.sources.formats.unread import METADATA
 from research.data.sources.records import Records
+from research.text.conversation import WEIGHT
 from research.text.tokenizer import Tokenizer
 
 # Part of every key: raise it when the files or their meaning change.
@@ -32,6 +33,8 @@ SCHEMA = 1
 # Characters of records that are cut in one call; bounds memory, and is enough to use every core.
 _BLOCK = 2**21
 _TABLE = "passages.arrow"
+# What is read of a message, and who says it.
+_OF_MESSAGE = ("role", "content", "name", WEIGHT)
 _COLUMNS = pyarrow.schema(
     [
         ("id", pyarrow.large_string()),
@@ -290,10 +293,32 @@ def _read(records: Records, row: int, id_field: str | None) -> dict[str, Any]:
     return {"document": document, "row": row, "text": text, "completion": completion}
 
 
+def _check_plain(messages: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Refuses what no passage would say of a conversation.
+
+    Raises:
+      ValueError: a message with more than a text, such as calls of tools, or a last answer of
+        weight 0.
+    """
+    for number, message in enumerate(messages):
+        more = [name for name in message if name not in _OF_MESSAGE and message[name]]
+        if more:
+            raise ValueError(
+                f"{where}: messages[{number}] has {more[0]!r}, which a passage would not say: "
+                "leave such records out, or write it into the content, with a transform"
+            )
+    if messages[-1].get(WEIGHT, 1) == 0:
+        raise ValueError(
+            f"{where}: the last answer has weight 0, and would be shown as one to follow: leave "
+            "such records out with a transform"
+        )
+
+
 def _texts(record: Mapping[str, Any], where: str) -> tuple[str, str | None]:
     """What is searched of a record, and its completion if it is an example."""
     messages = record.get("messages")
     if isinstance(messages, list):
+        _check_plain(messages, where)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         last = answers[-1]
         before = [message["content"] for message in messages[:last] if message["content"]]

@@ -14,6 +14,7 @@ import pydantic
 from pydantic import Field
 
 from research.config.suggestions import suggestion
+from research.runtime import unique_json
 from research.serving.errors import RequestError
 
 # Fields that say nothing about the answer: who asks, and how it is kept or billed.
@@ -161,8 +162,8 @@ def parse_request(body: bytes) -> ChatRequest:
       RequestError: it is none; says which field is wrong.
     """
     try:
-        fields = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        fields = unique_json.parse(body, strict=True)
+    except ValueError as error:
         raise RequestError(f"the body is no JSON: {error}") from None
     if not isinstance(fields, dict):
         raise RequestError("the body must be a JSON object with `model` and `messages`")
@@ -173,10 +174,6 @@ def parse_request(body: bytes) -> ChatRequest:
         raise _field_error(error.errors(), fields) from None
     _check(request)
     return request
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:

@@ -162,9 +162,13 @@ def test_the_right_answer_is_what_the_last_message_says(tmp_path):
         conversations.append(question.conversation)
     assert conversations[0] == conversations[1]
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
-    for content, message in ((None, "calls tools"), ("so:", "calls tools")):
-        calling = answer | {"content": content, "tool_calls": [call]}
-        records = [{"messages": [user, answer]}, {"messages": [user, calling]}]
+    others = [
+        ({"content": None, "tool_calls": [call]}, "calls tools"),
+        ({"content": "so:", "tool_calls": [call]}, "calls tools"),
+        ({"train": False}, "has weight 0, so that it is none to compare with"),
+    ]
+    for changes, message in others:
+        records = [{"messages": [user, answer]}, {"messages": [user, answer | changes]}]
         with pytest.raises(ValueError, match=f"row 1: the last answer {message}"):
             questions.read_questions(write(tmp_path / "a.jsonl", records), "train", [])
 

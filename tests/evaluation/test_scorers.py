@@ -53,6 +53,8 @@ def test_what_counts_in_an_exact_match_is_set():
         for answer in ["The Cat", " the  cat\n", "cat.", "a 'Cat'", "dog", ""]:
             assert value(scorer, answer, "The Cat") == (answer in answers), (comparison, answer)
     assert value(ExactMatch(), "b", ["a", "B"]) == 1
+    # answers are scored without their thoughts, and so is what is right
+    assert value(ExactMatch(), "b", "<think>a or b?</think>\n\nB") == 1
 
 
 def test_an_answer_is_found_by_its_pattern_and_missed_aloud():

@@ -67,13 +67,13 @@ def test_every_answer_of_a_conversation_has_a_question():
         roles = ("user", "assistant")
         return [{"role": roles[n % 2], "content": each} for n, each in enumerate(contents)]
 
-    def asked(record):
+    def question_hash(record):
         return hash_questions(record)[-1]
 
     trained = hash_questions({"messages": talk("red?", "yes", "blue?", "no")})
-    assert asked({"prompt": " RED? "}) == trained[0]
-    assert asked({"messages": talk("red?", "yes", "blue?")}) == trained[1]
-    assert asked({"prompt": "blue?"}) not in trained  # without what was said before
+    assert question_hash({"prompt": " RED? "}) == trained[0]
+    assert question_hash({"messages": talk("red?", "yes", "blue?")}) == trained[1]
+    assert question_hash({"prompt": "blue?"}) not in trained  # without what was said before
     # an answer that calls a tool is an answer
     call = [talk("red?")[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]
     assert hash_questions({"messages": call}) == trained[:1]

@@ -356,6 +356,15 @@ def test_settings_that_fit_nothing_are_refused(source, tokenizer, tmp_path):
     other = write_jsonl(tmp_path / "c.jsonl", [{"body": "red"}])
     with pytest.raises(ValueError, match="neither 'text' nor 'prompt' .*only .'body'"):
         ask(source=other)
+    user, call = {"role": "user", "content": "red"}, {"function": {"name": "f", "arguments": {}}}
+    for answer, match in (
+        ({"content": None, "tool_calls": [{"type": "function"} | call]}, r"\[1\] has 'tool_calls'"),
+        ({"content": "a", "reasoning_content": "b"}, r"\[1\] has 'reasoning_content'"),
+        ({"content": "a", "train": False}, "the last answer has weight 0"),
+    ):
+        talk = {"messages": [user, {"role": "assistant"} | answer]}
+        with pytest.raises(ValueError, match=f"row 0: .*{match}"):
+            ask(source=write_jsonl(tmp_path / "e.jsonl", [talk]))
     bare = write_jsonl(tmp_path / "d.jsonl", [{"text": "?!"}])
     with pytest.raises(ValueError, match="no passage has a word"):
         ask(source=bare)

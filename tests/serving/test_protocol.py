@@ -72,7 +72,10 @@ def test_a_wrong_field_is_named(fields, param, part):
     assert set(error.value.body["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"n": NaN}', b"\xff", b"[" * 10**5])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'{"n": NaN}', b'{"seed": 1, "seed": 2}', b"\xff", b"[" * 10**5],
+)
 def test_a_body_that_is_no_object_is_refused(body):
     with pytest.raises(RequestError, match="body") as error:
         parse_request(body)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.config.schema import to_dict
+from research.evaluation.thoughts import without_thoughts
 
 # Articles that the answers of SQuAD are compared without (Rajpurkar 2016, arXiv:1606.05250).
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -89,7 +90,8 @@ def check_pattern(pattern: str, setting: str) -> re.Pattern[str]:
 
 
 def references(record: Mapping[str, Any], field: str) -> list[str]:
-    """The right answers that a record gives: a text, a number, or a list of them.
+    """The right answers that a record gives: a text, a number, or a list of them; without thoughts,
+    as answers are scored.
 
     Raises:
         ValueError: there are none.
@@ -101,7 +103,7 @@ def references(record: Mapping[str, Any], field: str) -> list[str]:
             f"its {field!r} is no right answer (a text, or a list of texts), but "
             f"{value!r:.60}; fields: {', '.join(sorted(record))}"
         )
-    return [v if isinstance(v, str) else str(v) for v in values]
+    return [without_thoughts(v) if isinstance(v, str) else str(v) for v in values]
 
 
 def as_in_squad(text: str) -> str:
