@@ -20,6 +20,11 @@ SHARED = -1
 # Of `Batch.adapter`: a row that uses no adapter.
 NO_ADAPTER = -1
 
+# Values of `Batch.roles`: what the targets are of. 0 is nothing of these.
+GOOD = 1  # an answer that is to become likelier
+BAD = 2  # one that is to become less likely
+MISMATCHED = 3  # an answer to another prompt: only its likelihood is read
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Batch:
     positions: Array  # [B,S] int32: 0, 1, 2 .. along every document (fast attention relies on it).
     prefix: Array | None = None  # [B,S] bool: region with bidirectional attention.
     adapter: Array | None = None  # [B] int32: which attached adapter a row uses.
+    # Of preferences: an example is two documents that follow each other, numbered from an odd one.
+    roles: Array | None = None  # [B,S] int32: GOOD and so on, of the answers' targets.
+    reference: Array | None = None  # [B,S] float32: log-probability of each target by the base.
     # Whether some segment may be -1; static, because fast attention has no such segment.
     shared: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
 

@@ -17,7 +17,7 @@ from research.config.schema import (
 )
 from research.data.config import DataConfig
 from research.data.run_checks import CheckConfig
-from research.losses.sequence_chunks import LossConfig
+from research.losses import LOSSES, CrossEntropy, LossConfig
 from research.methods import METHODS, Full
 from research.models.config import ComputeConfig, ModelConfig
 from research.optim.adamw import AdamW
@@ -72,7 +72,7 @@ class Experiment:
     # the course of the learning rate
     schedule: ScheduleConfig = ScheduleConfig()
     # the loss
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = CrossEntropy()
     # decoupled weight decay
     weight_decay: NonNegative = 0.0
     # ordered (pattern over parameters, factor): the first match multiplies the decay
@@ -118,6 +118,19 @@ class Experiment:
     def __post_init__(self):
         if self.init_from is None and (self.model is None or self.tokenizer is None):
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
+        loss, objective = self.loss, self.data.objective
+        if loss.example_kind != objective.example_kind:
+            kinds = [k for k, v in LOSSES.items() if v.example_kind == objective.example_kind]
+            raise ValueError(
+                f"loss {loss.kind} is of {loss.example_kind}, and data.objective {objective.kind} "
+                f"gives {objective.example_kind}: set loss.kind to {' or '.join(kinds)}, or change "
+                "the objective"
+            )
+        if loss.needs_reference and self.init_from is None:
+            raise ValueError(
+                f"loss {loss.kind} needs a reference, the model that the run starts from: give "
+                "`init_from`"
+            )
         best_metric = self.checkpoint.best_metric
         is_heldout = best_metric.startswith("heldout_") and self.evaluate_split is None
         if self.checkpoint.keep_best and is_heldout:

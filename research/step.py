@@ -17,7 +17,9 @@ import optax
 
 from research import tree
 from research.batch import Array, Batch
-from research.losses.sequence_chunks import LossConfig, TokenLosses, summed_losses, token_losses
+from research.losses import CrossEntropy, Loss
+from research.losses.sequence_chunks import TokenLosses, token_losses
+from research.losses.weighted import LossSums, loss_sums
 from research.methods.base import Method
 from research.models.sites import Context
 from research.optim import optimizers, schedules
@@ -59,6 +61,7 @@ class Hyper:
       weight_decay: [] decoupled weight decay.
       max_grad_norm: [] largest global norm of the gradient; None never clips.
       dropout, adapter_dropout: [] see `Context`; None compiles no dropout at all.
+      loss: the numbers of the loss, see `Loss.numbers`.
     """
 
     key: jax.Array
@@ -69,6 +72,7 @@ class Hyper:
     max_grad_norm: Array | None = None
     dropout: Array | None = None
     adapter_dropout: Array | None = None
+    loss: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,8 @@ class StepConfig:
     trainable: tuple[str, ...]
     optimizer: Optimizer = AdamW()
     schedule: schedules.Kind = "cosine"
-    loss: LossConfig = LossConfig()
+    # without its numbers, which `Hyper` has
+    loss: Loss = CrossEntropy()
     # number of micro-batches in a step
     accumulation_steps: int = 1
     # the method, if the step asks it (`Method.has_hooks`), without the numbers in `array_fields`
@@ -132,7 +137,7 @@ def row_context(batch: Batch, hyper: Hyper, step: jax.Array, rows: jax.Array) ->
     return Context(batch.adapter, keys, hyper.dropout, hyper.adapter_dropout)
 
 
-def forward(model: Any, batch: Batch, context: Context | None, config: LossConfig) -> TokenLosses:
+def forward(model: Any, batch: Batch, context: Context | None, config: CrossEntropy) -> TokenLosses:
     """Losses [B,S] of a batch."""
     hidden = last_hidden(model, batch, context)
     return token_losses(model, hidden, batch.targets, context, config)
@@ -147,35 +152,35 @@ def last_hidden(model: Any, batch: Batch, context: Context | None) -> jax.Array:
 def train_step(
     state: TrainState, batch: Batch, hyper: Hyper, step_config: StepConfig
 ) -> tuple[TrainState, Metrics]:
-    """One step: gradients of the weighted mean loss over the whole batch, clipped, applied.
+    """One step: gradients of the mean loss over the whole batch, clipped, applied.
 
     A loss, gradient or update that is not finite leaves model and optimizer as they were; the step
     advances and `skipped` is 1. An all-masked batch has loss 0 and is skipped too.
 
     Returns:
       The new state and scalars: loss, nll and accuracy over trained tokens, trained_tokens (the
-      sum of weights), gradient_norm before clipping, learning_rate, skipped; of a method that adds
-      to the loss, penalty.
+      sum of weights), gradient_norm before clipping, learning_rate, skipped; what the loss reports;
+      of a method that adds to the loss, penalty.
     """
     trainable, frozen = tree.partition(state.model, step_config.trainable)
+    loss = step_config.loss.with_numbers(hyper.loss)
+    # cross-entropy weighs without them: its program is the one that it was before other losses
+    counts = loss.count(batch) if loss.reads_nll else None
 
-    def loss_sums(trainable, batch, rows):
+    def weighted_sum(trainable, batch, rows):
         model = tree.merge(state.model, trainable, frozen)
         context = row_context(batch, hyper, state.step, rows)
         hidden = last_hidden(model, batch, context)
         with jax.named_scope("loss"):
-            losses = summed_losses(
-                model, hidden, batch.targets, batch.weights, context, step_config.loss
-            )
-        return losses.loss, losses
+            return loss_sums(loss, model, hidden, batch, context, counts)
 
-    # gradients and losses are sums; both are divided once, by the weights of the whole batch
-    gradient_function = jax.grad(loss_sums, has_aux=True)
-    gradients, losses = _accumulate(
+    # gradients and losses are sums; both are divided once, by the counts of the whole batch
+    gradient_function = jax.grad(weighted_sum, has_aux=True)
+    gradients, sums = _accumulate(
         gradient_function, trainable, batch, step_config.accumulation_steps
     )
-    weight = jnp.sum(batch.weights)
-    scale = 1 / jnp.maximum(weight, 1e-9)
+    counts = counts or loss.count(batch)
+    scale = 1 / jnp.maximum(counts.divisor, 1e-9)
     gradients = jax.tree.map(lambda x: x * scale, gradients)
     method, penalty, memory = step_config.method, None, state.memory
     if method is not None:
@@ -185,7 +190,7 @@ def train_step(
     if hyper.max_grad_norm is not None:
         clip_scale = jnp.minimum(1.0, hyper.max_grad_norm / jnp.maximum(norm, 1e-9))
         gradients = jax.tree.map(lambda x: x * clip_scale, gradients)
-    is_finite = jnp.isfinite(losses.loss) & jnp.isfinite(norm) & (weight > 0)
+    is_finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (counts.divisor > 0)
     if penalty is not None:
         is_finite &= jnp.isfinite(penalty)
 
@@ -208,14 +213,17 @@ def train_step(
         adjusted = method.adjust(new, gradients, memory, state.step)
         new, memory = jax.tree.map(keep_finite, adjusted, (trainable, memory))
     optimizer_state = jax.tree.map(keep_finite, optimizer_state, state.optimizer)
+    is_of_tokens = counts.tokens is counts.divisor
+    token_scale = scale if is_of_tokens else 1 / jnp.maximum(counts.tokens, 1e-9)
     metrics = {
-        "loss": losses.loss * scale,
-        "nll": losses.nll * scale,
-        "accuracy": losses.correct * scale,
-        "trained_tokens": weight,
+        "loss": sums.loss * scale,
+        "nll": sums.nll * token_scale,
+        "accuracy": sums.correct * token_scale,
+        "trained_tokens": counts.tokens,
         "gradient_norm": norm,
         "learning_rate": learning_rate,
         "skipped": 1 - is_finite.astype(jnp.int32),
+        **{name: value * scale for name, value in sums.metrics.items()},
     }
     if penalty is not None:
         metrics |= {"loss": metrics["loss"] + penalty, "penalty": penalty}
@@ -224,11 +232,11 @@ def train_step(
 
 
 def _accumulate(
-    gradient_function: Callable[..., tuple[tree.Arrays, TokenLosses]],
+    gradient_function: Callable[..., tuple[tree.Arrays, LossSums]],
     trainable: tree.Arrays,
     batch: Batch,
     steps: int,
-) -> tuple[tree.Arrays, TokenLosses]:
+) -> tuple[tree.Arrays, LossSums]:
     """Sums of gradients and losses over `steps` micro-batches."""
     rows = jnp.arange(batch.tokens.shape[0])
     if steps == 1:
@@ -263,4 +271,4 @@ def _apply_update(
 
 def eval_step(model: Any, batch: Batch) -> TokenLosses:
     """Per-token negative log-likelihood and correctness [B,S], without dropout."""
-    return forward(model, batch, Context(batch.adapter), LossConfig())
+    return forward(model, batch, Context(batch.adapter), CrossEntropy())

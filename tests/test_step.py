@@ -129,7 +129,7 @@ def test_clipping_bounds_what_is_applied_and_reports_the_norm_before():
     model = tiny.model()
 
     def loss(model):
-        losses = stepping.forward(model, batch, None, stepping.LossConfig())
+        losses = stepping.forward(model, batch, None, stepping.CrossEntropy())
         return jnp.sum(losses.loss * batch.weights) / jnp.sum(batch.weights)
 
     expected = optax.tree.norm(jax.jit(jax.grad(loss))(model))

@@ -16,7 +16,7 @@ from research.benchmarks.shapes import DECAY, RATE, SHAPES, Shape
 from research.data.config import DataConfig
 from research.data.sources import JsonlConfig
 from research.experiment import Experiment, MethodConfig
-from research.losses.sequence_chunks import LossConfig
+from research.losses.cross_entropy import CrossEntropy
 from research.methods import (
     IA3,
     Bank,
@@ -105,7 +105,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
         tokenizer="none",
         method=METHODS[settings["method"]],
         optimizer=OPTIMIZERS[settings.get("optimizer", "adamw")](),
-        loss=LossConfig(chunk=settings.get("chunk", LossConfig.chunk)),
+        loss=CrossEntropy(chunk=settings.get("chunk", CrossEntropy.chunk)),
         schedule=ScheduleConfig(learning_rate=RATE, kind="constant"),
         weight_decay=DECAY,
     )

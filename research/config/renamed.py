@@ -102,6 +102,9 @@ def upgrade(mapping: Any, name: str) -> Any:
                 holder[new] = holder.pop(old)
     for holder in _find(mapping, _DATA.get(name, ["?"])):
         _join_objective(holder)
+    if name == "Experiment":
+        for loss in _find(mapping, ["loss"]):
+            loss.setdefault("kind", "cross_entropy")  # for a time there was no other
     for parents in _SOURCES.get(name, ()):
         for holder in _find(mapping, parents):
             _drop_other_kinds(holder)

@@ -44,8 +44,7 @@ def cached_folder(
         ValueError: the folder is damaged.
         OSError: the cache's disk is full, or the cache is another user's.
     """
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-    folder = Path(cache) / key
+    folder = _path(cache, content)
     with shared_cache(Path(cache)):
         if not folder.is_dir():
             try:
@@ -60,6 +59,16 @@ def cached_folder(
                     raise
         _check(folder, title, content)
     return folder
+
+
+def has_folder(cache: str | os.PathLike[str], content: Mapping[str, Any]) -> bool:
+    """Whether the folder of what `content` describes is there."""
+    return _path(cache, content).is_dir()
+
+
+def _path(cache: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return Path(cache) / key
 
 
 def damaged(folder: Path, title: str, why: str) -> ValueError:

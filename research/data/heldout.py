@@ -44,7 +44,7 @@ class HeldOut:
         if not matching:
             names = [s.name for s in config.sources]
             raise ValueError(f"There is no source {source!r}, only {names}.")
-        examples, _ = ExampleReader.of(tokenizer, cache).read(config, matching[0], split)
+        examples, origin = ExampleReader.of(tokenizer, cache).read(config, matching[0], split)
         is_read = np.ones(len(examples), bool)
         if max_tokens is not None:
             order = np.random.default_rng(config.source_seed(source)).permutation(len(examples))
@@ -53,6 +53,8 @@ class HeldOut:
             is_read[order] = fits
         lengths = np.where(is_read, examples.lengths, 0)
         self.name = examples.name
+        # identifies the content of the whole split
+        self.fingerprint = origin.fingerprint
         # which rows of the split are read
         self.source_rows = np.unique(examples.row_of(np.flatnonzero(is_read)))
         self.documents = len(self.source_rows)
@@ -77,6 +79,8 @@ class HeldOut:
             raise IndexError(f"batch {index} of {len(self)}")
         size = self._config.batch_size
         fields: dict[str, Any] = empty_rows(size, self._config.sequence_length, self._pad_id)
+        if self.rows.reference is not None:
+            fields["reference"] = np.zeros(fields["tokens"].shape, np.float32)
         rows = list(range(index * size, min((index + 1) * size, len(self.rows))))
         if rows:
             self.rows.write(fields, list(range(len(rows))), rows)

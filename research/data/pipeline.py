@@ -67,6 +67,7 @@ class Pipeline:
         cache: str | os.PathLike[str] | ExampleReader,
         model_vocabulary: int | None = None,
         adapters: Sequence[str] = (),
+        has_reference: bool = False,
     ):
         """Reads, tokenizes and plans all sources.
 
@@ -78,6 +79,7 @@ class Pipeline:
           model_vocabulary: V of the model, to check the tokenizer against.
           adapters: names of a bank's adapters; every source then says which its rows use, and
             `Batch.adapter` counts them.
+          has_reference: whether batches have `reference`: zeros, until all rows are given theirs.
 
         Raises:
             ValueError: anything that `data.checks` finds.
@@ -90,6 +92,7 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.reader = ExampleReader.of(tokenizer, cache)
         self._adapters = _number_adapters(config, adapters)
+        self._has_reference = has_reference
         self.rows: dict[str, PackedRows] = {}
         self.origins: dict[str, Origin] = {}
         # for each source: (how many rows it gave before) -> row
@@ -124,6 +127,8 @@ class Pipeline:
         )
         if self._adapters:
             fields["adapter"] = np.zeros(len(origins), np.int32)
+        if self._has_reference:
+            fields["reference"] = np.zeros(fields["tokens"].shape, np.float32)
         for name in dict(origins):
             places = [place for place, (source, _) in enumerate(origins) if source == name]
             self.rows[name].write(fields, places, [origins[place][1] for place in places])
@@ -147,6 +152,8 @@ class Pipeline:
         """
         import grain.python as grain
 
+        if self._has_reference and any(part.reference is None for part in self.rows.values()):
+            raise ValueError("batches have a reference, and rows were not given theirs")
         source = _Batches(self, rows)
         options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
         batches = iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))

@@ -171,12 +171,13 @@ def _segments(batch: Batch, row: int, rows: PackedRows, packed_row: int) -> Iter
         if not field.metadata.get("static") and (array := getattr(batch, field.name)) is not None
     }
     numbers, first = fields["segments"], int(rows.plan.offsets[packed_row])
+    documents = 1 if batch.roles is None else 2  # of an example
     for segment in np.unique(numbers[numbers != PADDING]).tolist():
         places = np.flatnonzero(numbers == segment)
         inputs, targets = fields["tokens"][places], fields["targets"][places]
         in_place = not np.array_equal(inputs[1:], targets[:-1])
-        # Segments count the pieces of a row from 1.
-        piece = first + segment - 1
+        # Segments count the documents of a row from 1.
+        piece = first + (segment - 1) // documents
         yield Segment(
             number=segment,
             source=rows.examples.name,

@@ -1,1 +1,17 @@
-"""Cross-entropy over large vocabularies, in chunks of the sequence or of the vocabulary."""
+"""Losses, one file each, and cross-entropy over large vocabularies in chunks."""
+
+from typing import Any
+
+from research.config.schema import by_kind, one_of
+from research.losses.base import Loss
+from research.losses.cross_entropy import CrossEntropy
+from research.losses.dpo import DPO
+from research.losses.ipo import IPO
+from research.losses.kto import KTO
+from research.losses.orpo import ORPO
+from research.losses.simpo import SimPO
+
+LOSSES: dict[str, type[Loss]] = by_kind(CrossEntropy, DPO, IPO, KTO, ORPO, SimPO)
+
+# One of them, told apart by its `kind`.
+LossConfig: Any = one_of(LOSSES.values())

@@ -7,17 +7,22 @@ The logits come in chunks of the sequence (`research.losses.sequence_chunks`) or
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from research.batch import Batch
 from research.config.schema import BelowOne, Count, NonNegative, Positive
+from research.losses.base import Counts, Loss
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """Label smoothing and z-loss, and the sizes of chunks."""
+class CrossEntropy(Loss):
+    """Cross-entropy of every token with its batch's weight; the only loss in one pass of the head.
+
+    Its numbers are constants of the program, as 0 compiles less.
+    """
 
     # share of the target's probability spread evenly over the vocabulary (Szegedy 2015)
     label_smoothing: BelowOne = 0.0
@@ -27,6 +32,12 @@ class LossConfig:
     chunk: Positive = 128
     # number of chunks of the vocabulary instead, for large heads that devices share; 0: none
     vocabulary_chunks: Count = 0
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+    def count(self, batch: Batch) -> Counts:
+        """Both sums are that of the weights."""
+        tokens = jnp.sum(batch.weights)
+        return Counts(tokens, tokens)
 
 
 class TokenLosses(NamedTuple):
@@ -42,7 +53,7 @@ def losses(
     log_z: jax.Array,
     target_logit: jax.Array,
     mean: jax.Array | float,
-    config: LossConfig,
+    config: CrossEntropy,
 ) -> TokenLosses:
     """Losses [B,S] from each token's largest logit, log of the sum of exponentials, logit of the
     target, and mean logit (used with label smoothing only)."""
@@ -55,7 +66,7 @@ def losses(
 
 
 def logits_grad(
-    probs: jax.Array, log_z: jax.Array, is_target: jax.Array, vocabulary: int, config: LossConfig
+    probs: jax.Array, log_z: jax.Array, is_target: jax.Array, vocabulary: int, config: CrossEntropy
 ) -> jax.Array:
     """The gradient of `loss` with respect to each logit [B,S,C].
 

@@ -19,24 +19,29 @@ import jax.numpy as jnp
 from research import sharding
 from research.batch import Array
 from research.losses import cross_entropy, vocabulary_chunks
-from research.losses.cross_entropy import LossConfig, TokenLosses
+from research.losses.cross_entropy import CrossEntropy, TokenLosses
 from research.models.sites import Context
 
 
 def token_losses(
-    model: Any, hidden: jax.Array, targets: Array, context: Context | None, config: LossConfig
+    model: Any, hidden: jax.Array, targets: Array, context: Context | None, config: CrossEntropy
 ) -> TokenLosses:
     """Losses [B,S] of hidden states [B,S,D] against targets [B,S].
 
-    For evaluation: its gradient is right, but keeps all logits.
+    For evaluation, and for losses that read them: its gradient is right, but keeps all logits.
     """
+    if config.vocabulary_chunks:
+        return vocabulary_chunks.token_losses(hidden, *_whole_head(model), targets, config)
     project = model.projection()
+    is_random = context is not None and context.keys is not None
 
     def body(_, chunk):
-        hidden, targets = chunk
-        return None, _losses(project(hidden, context), targets, config)[0]
+        hidden, targets, *columns = chunk
+        here = _with_columns(context, *columns) if columns else context
+        return None, _losses(project(hidden, here), targets, config)[0]
 
-    return _scan_chunks(body, None, (hidden, targets), config.chunk)[1]
+    arrays = (hidden, targets, *([_columns(targets)] if is_random else []))
+    return _scan_chunks(body, None, arrays, config.chunk)[1]
 
 
 def summed_losses(
@@ -45,7 +50,7 @@ def summed_losses(
     targets: Array,
     weights: Array,
     context: Context | None,
-    config: LossConfig,
+    config: CrossEntropy,
 ) -> TokenLosses:
     """Sums of weights [B,S] times losses. Only `loss` has a gradient, for hidden and model.
 
@@ -53,14 +58,19 @@ def summed_losses(
       ValueError: chunks of the vocabulary that do not fit the head.
     """
     if config.vocabulary_chunks:
-        head = model.head
-        if head.site:
-            raise ValueError("loss.vocabulary_chunks: the head has a delta, which needs it whole")
-        kernel = model.embedding.kernel[...].T if head.kernel is None else head.kernel[...]
-        return vocabulary_chunks.summed_losses(hidden, kernel, head.cap, targets, weights, config)
+        head = _whole_head(model)
+        return vocabulary_chunks.summed_losses(hidden, *head, targets, weights, config)
     leaves, structure = jax.tree.flatten(model.projection())
     sums = _weighted_sums((config, structure), leaves, hidden, (targets, weights, context))
     return TokenLosses(sums.loss, *map(jax.lax.stop_gradient, sums[1:]))
+
+
+def _whole_head(model: Any) -> tuple[jax.Array, float]:
+    """The head's kernel [D,V] and its soft cap, for chunks of the vocabulary."""
+    head = model.head
+    if head.site:
+        raise ValueError("loss.vocabulary_chunks: the head has a delta, which needs it whole")
+    return model.embedding.kernel[...].T if head.kernel is None else head.kernel[...], head.cap
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -132,7 +142,9 @@ def _with_columns(context: Context | None, columns: jax.Array) -> Context | None
     return context and dataclasses.replace(context, columns=columns)
 
 
-def _losses(logits: jax.Array, targets: Array, config: LossConfig) -> tuple[TokenLosses, jax.Array]:
+def _losses(
+    logits: jax.Array, targets: Array, config: CrossEntropy
+) -> tuple[TokenLosses, jax.Array]:
     """Losses [B,C] of logits [B,C,V], and the gradient of `loss` with respect to the logits."""
     max_logit = jnp.max(logits, axis=-1)
     exp_logits = jnp.exp(logits - max_logit[..., None])

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from research import sharding
 from research.batch import Array
 from research.losses import cross_entropy
-from research.losses.cross_entropy import LossConfig, TokenLosses
+from research.losses.cross_entropy import CrossEntropy, TokenLosses
 from research.models.attention import soft_cap
 from research.models.products import matmul, outer
 
@@ -30,7 +30,7 @@ def summed_losses(
     cap: float,
     targets: Array,
     weights: Array,
-    config: LossConfig,
+    config: CrossEntropy,
 ) -> TokenLosses:
     """Sums of weights [B,S] times losses.
 
@@ -44,6 +44,14 @@ def summed_losses(
     """
     sums = _weighted_sums((config, cap), hidden, kernel, (targets, weights))
     return TokenLosses(sums.loss, *map(jax.lax.stop_gradient, sums[1:]))
+
+
+def token_losses(
+    hidden: jax.Array, kernel: jax.Array, cap: float, targets: Array, config: CrossEntropy
+) -> TokenLosses:
+    """Losses [B,S], without a gradient; arguments and errors are those of `summed_losses`."""
+    chunks = _split(kernel, config.vocabulary_chunks)
+    return _losses_and_log_z((config, cap), hidden, chunks, targets)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -97,6 +105,12 @@ _weighted_sums.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _sums_and_log_z(static: Any, hidden: jax.Array, chunks: Any, targets: Array, weights: Array):
     """The weighted sums of losses, and log Z [B,S], in one pass over the chunks."""
+    losses, log_z = _losses_and_log_z(static, hidden, chunks, targets)
+    return jax.tree.map(lambda x: jnp.sum(x * weights), losses), log_z
+
+
+def _losses_and_log_z(static: Any, hidden: jax.Array, chunks: Any, targets: Array):
+    """Losses and log Z, [B,S] each."""
     config, cap = static
 
     def body(carry, inputs):
@@ -116,8 +130,7 @@ def _sums_and_log_z(static: Any, hidden: jax.Array, chunks: Any, targets: Array,
     (max_logit, total, target_logit, logit_sum), _ = jax.lax.scan(body, init, chunks)
     log_z = max_logit + jnp.log(total)
     mean = logit_sum / chunks[0].size
-    losses = cross_entropy.losses(max_logit, log_z, target_logit, mean, config)
-    return jax.tree.map(lambda x: jnp.sum(x * weights), losses), log_z
+    return cross_entropy.losses(max_logit, log_z, target_logit, mean, config), log_z
 
 
 def _flat_rows(x: jax.Array) -> jax.Array:

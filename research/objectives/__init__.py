@@ -7,7 +7,9 @@ from research.objectives.base import Objective
 from research.objectives.causal import Causal
 from research.objectives.chat import Chat
 from research.objectives.fill_in_the_middle import FillInTheMiddle
+from research.objectives.labelled_answers import LabelledAnswers
 from research.objectives.masked import Masked
+from research.objectives.preference import Preference
 from research.objectives.prefix_lm import PrefixLM
 from research.objectives.span_corruption import SpanCorruption
 from research.objectives.supervised import Supervised
@@ -22,6 +24,8 @@ OBJECTIVES: dict[str, type[Objective]] = by_kind(
     UL2,
     Chat,
     Supervised,
+    Preference,
+    LabelledAnswers,
 )
 
 # One of them, told apart by its `kind`.

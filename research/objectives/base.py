@@ -22,12 +22,19 @@ class Piece:
     targets: np.ndarray  # [n] int32, what place i says: mostly what follows `tokens[i]`
     weights: np.ndarray  # [n] float32, 0 = not trained on
     prefix: np.ndarray | None = None  # [n] bool, sees both ways
+    # [n] int32 of an example of several documents: the number of each from 0, and `Batch.roles`
+    documents: np.ndarray | None = None
+    roles: np.ndarray | None = None
 
     def between(self, start: int, stop: int) -> "Piece":
         """Its places start .. stop - 1."""
         here = slice(start, stop)
-        prefix = None if self.prefix is None else self.prefix[here]
-        return Piece(self.tokens[here], self.targets[here], self.weights[here], prefix)
+
+        def cut(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[here]
+
+        optional = (cut(values) for values in (self.prefix, self.documents, self.roles))
+        return Piece(self.tokens[here], self.targets[here], self.weights[here], *optional)
 
 
 def name_rows(rows: np.ndarray, most: int = 5) -> str:
@@ -39,18 +46,23 @@ def name_rows(rows: np.ndarray, most: int = 5) -> str:
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
-    """Pieces one after the other; a prefix that only some have is False in the others."""
-    prefix = None
-    if any(piece.prefix is not None for piece in pieces):
-        none = [np.zeros(len(piece.tokens), bool) for piece in pieces]
-        prefix = np.concatenate(
-            [n if p.prefix is None else p.prefix for p, n in zip(pieces, none, strict=True)]
-        )
+    """Pieces one after the other; a prefix (roles) that only some have is False (0) in others."""
+
+    def join(name: str, kind: type) -> np.ndarray | None:
+        values = [getattr(piece, name) for piece in pieces]
+        if all(value is None for value in values):
+            return None
+        sizes = [len(piece.tokens) for piece in pieces]
+        filled = [np.zeros(n, kind) if v is None else v for v, n in zip(values, sizes, strict=True)]
+        return np.concatenate(filled)
+
     return Piece(
         np.concatenate([piece.tokens for piece in pieces]),
         np.concatenate([piece.targets for piece in pieces]),
         np.concatenate([piece.weights for piece in pieces]),
-        prefix,
+        join("prefix", bool),
+        join("documents", np.int32),
+        join("roles", np.int32),
     )
 
 
@@ -136,6 +148,8 @@ class Objective:
     reads_conversations: ClassVar[bool] = False
     # Whether a model trained on it can write text.
     generates: ClassVar[bool] = True
+    # What an example is to a loss (`Loss.example_kind`): a text, or answers to be compared.
+    example_kind: ClassVar[str] = "texts"
 
     @property
     def bidirectional(self) -> bool:

@@ -29,9 +29,10 @@ def explain_missing(record: Mapping[str, Any], field: str = "prompt") -> str:
     if "chosen" in record and "rejected" in record:
         field = "messages" if isinstance(record["chosen"], list) else "completion"
         return (
-            "It looks like a preference (chosen, rejected), which no objective learns from: to "
-            f'train on the chosen answers alone, set the source\'s fields={{"{field}": "chosen"}}'
-            ' and unused_fields=("rejected",).'
+            "It looks like a preference (chosen, rejected): learn from it with "
+            'data.objective.kind="preference" and a loss such as loss.kind="dpo"; to train on the '
+            f'chosen answers alone, set the source\'s fields={{"{field}": "chosen"}} and '
+            'unused_fields=("rejected",).'
         )
     for name in ("messages", *_LISTS):
         if isinstance(record.get(name), str) and record[name].lstrip().startswith("["):

@@ -125,7 +125,8 @@ class RunFollower(Follower):
         ):
             model, metrics = program.model(own, self._frozen), dict[str, float]()
             if run.heldout:
-                metrics |= evaluate_heldout(model, program.batch_sharding, run.heldout)
+                rows, loss = program.batch_sharding, program.experiment.loss
+                metrics |= evaluate_heldout(model, rows, run.heldout, loss)
             if run.evaluator is not None:
                 metrics |= run.evaluator(model)
             config = program.experiment.checkpoint

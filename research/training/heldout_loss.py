@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from research import sharding
 from research.batch import Batch
 from research.data.heldout import HeldOut
 from research.data.pipeline import Pipeline
+from research.losses.base import Counts, Loss, Weighing
 from research.losses.cross_entropy import TokenLosses
 from research.step import eval_step
 
@@ -89,7 +92,28 @@ def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:
 
 
 def evaluate_heldout(
-    model: Any, rows: jax.sharding.NamedSharding, parts: Sequence[HeldOut]
+    model: Any,
+    rows: jax.sharding.NamedSharding,
+    parts: Sequence[HeldOut],
+    loss: Loss | None = None,
 ) -> dict[str, float]:
-    """`heldout_loss` of a model, with batches that lie on `rows`."""
-    return heldout_loss(make_score(model, rows), parts)
+    """`heldout_loss` of a model, with batches that lie on `rows`.
+
+    Of a loss that reads likelihoods its own value and metrics, over all examples.
+    """
+    score = make_score(model, rows)
+    if loss is None or not loss.reads_nll:
+        return heldout_loss(score, parts)
+    batches = [batch for part in parts for batch in part.batches()]
+    counts = [loss.count(batch) for batch in batches]
+    total = jax.tree.map(lambda *each: sum(each), *counts)
+    sums: collections.Counter[str] = collections.Counter()
+    for batch in batches:
+        _, value, metrics = _weigh(loss.without_numbers(), loss.numbers, score(batch), batch, total)
+        sums.update({name: float(each) for name, each in {"loss": value, **metrics}.items()})
+    return {f"heldout_{name}": each / float(total.divisor) for name, each in sums.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _weigh(loss: Loss, numbers: Any, nll: Any, batch: Batch, counts: Counts) -> Weighing:
+    return loss.with_numbers(numbers).weigh(nll, batch, counts)

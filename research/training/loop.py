@@ -75,6 +75,7 @@ def _train(
 
         # --- state ---
         with timing("state"):
+            session.attach_references(program, data, run.heldout)
             own, frozen = session.make_state(program, checkpointer.at(step) if step else None)
             hyper = jax.block_until_ready(program.place_hyper())
 

@@ -130,7 +130,9 @@ class StepMonitor:
             self._end_times.append(time.perf_counter() - self._paused)
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.last["skipped"] else 0
             self.skipped += int(self.last["skipped"])
-            self._progress.update(step, self.last["loss"], self._tokens_per_step)
+            self._progress.update(
+                step, self.last["loss"], self._tokens_per_step, self._describe_preferences()
+            )
             if is_due(step, self._log_every, self._steps) or self._skipped_in_a_row:
                 with self._timing("logging"):
                     self.writer.write(step, self.last)
@@ -140,6 +142,12 @@ class StepMonitor:
                     "and gradient, or no trained token: lower schedule.learning_rate, or look at "
                     "the data"
                 )
+
+    def _describe_preferences(self) -> str:
+        """What the progress bar says of a step beside its loss."""
+        names = ("preference_accuracy", "reward_margin")
+        parts = [f"{n.replace('_', ' ')} {self.last[n]:.3g}" for n in names if n in self.last]
+        return ", ".join(parts)
 
     def __enter__(self) -> StepMonitor:
         return self

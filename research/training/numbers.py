@@ -33,6 +33,7 @@ def without_numbers(experiment: Experiment) -> Experiment:
         steps=1,
         data=dataclasses.replace(experiment.data, seed=0),
         method=method_without_numbers(experiment.method),
+        loss=experiment.loss.without_numbers(),
         schedule=ScheduleConfig(1.0, experiment.schedule.kind),
         learning_rate_rules=(),
         weight_decay_rules=(),
@@ -72,4 +73,5 @@ def make_hyper(
         max_grad_norm=number(experiment.max_grad_norm),
         dropout=number(experiment.dropout or None),
         adapter_dropout=number(experiment.adapter_dropout or None),
+        loss=experiment.loss.numbers,
     )

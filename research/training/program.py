@@ -116,7 +116,14 @@ class Program:
             positions=tokens,
             prefix=abstract(shape, np.bool_) if data.objective.bidirectional else None,
             adapter=abstract(shape[:1], np.int32) if bank else None,
+            roles=tokens if data.objective.example_kind != "texts" else None,
+            reference=abstract(shape, np.float32) if self.needs_reference else None,
         )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether batches have the base's log-probabilities."""
+        return self.experiment.loss.needs_reference
 
     @functools.cached_property
     def local_rows(self) -> np.ndarray:
@@ -292,7 +299,7 @@ def make_program(
         trainable_names,
         experiment.optimizer,
         experiment.schedule.kind,
-        experiment.loss,
+        experiment.loss.without_numbers(),
         experiment.accumulation_steps,
         method_without_numbers(method) if method.has_hooks else None,
     )

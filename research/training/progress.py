@@ -75,13 +75,14 @@ class Progress:
         if self._enabled and self._stream.isatty():
             self._push(lambda: self._open_bar(start_step))
 
-    def update(self, step: int, loss: float, tokens: int) -> None:
+    def update(self, step: int, loss: float, tokens: int, beside: str = "") -> None:
         """Reports that `step` steps are done, the last of them with `loss`.
 
         Args:
             step: steps done since the run's start.
-            loss: mean loss per trained token.
+            loss: mean loss of a trained token, or of an example.
             tokens: tokens read since the last update.
+            beside: what else is shown of the step.
         """
         self._tokens += tokens
         self.step = step
@@ -95,7 +96,7 @@ class Progress:
         if step < self.total_steps and time.monotonic() - self._printed < interval:
             return
         self._printed = time.monotonic()
-        text = self._describe(loss)
+        text = self._describe(loss, beside)
         if is_bar:
             self._push(lambda: self._draw(step, text))
         else:
@@ -167,8 +168,8 @@ class Progress:
         first, last = self._marks[0], self._marks[-1]
         return (last[column] - first[column]) / max(last[0] - first[0], 1e-9)
 
-    def _describe(self, loss: float) -> str:
-        parts = [f"loss {loss:.4f}", *([self.note] if self.note else [])]
+    def _describe(self, loss: float, beside: str) -> str:
+        parts = [f"loss {loss:.4f}", *filter(None, (beside, self.note))]
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
         if self.flops_utilisation is not None:

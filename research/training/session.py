@@ -34,6 +34,7 @@ from research.training.evaluators import Evaluator, OpenEvaluator
 from research.training.heldout_loss import open_heldout
 from research.training.numbers import make_keys, without_numbers
 from research.training.program import Program, make_program
+from research.training.reference import attach_references
 from research.training.together import MappedProgram
 from research.tree import Arrays
 
@@ -92,10 +93,14 @@ class Session:
         vocabulary, bank = program.model_config.vocabulary, experiment.method.bank_names
         split, limit = experiment.evaluate_split, experiment.evaluate_tokens
         reader = self.once("reader", tokenizer, lambda: ExampleReader(tokenizer, cache))
-        whole = (tokenizer, _text(experiment.data), vocabulary, bank)
+        needs_reference = program.needs_reference
+        whole: tuple[Hashable, ...] = (tokenizer, _text(experiment.data), vocabulary, bank)
+        if needs_reference:  # rows have the numbers of one base, made on one mesh
+            base = program.base.fingerprint if program.base else None
+            whole += (base, _text(program.model_config), tuple(program.mesh.shape.items()))
 
         def open_all() -> tuple[Pipeline, list[HeldOut]]:
-            data = Pipeline(experiment.data, tokenizer, reader, vocabulary, bank)
+            data = Pipeline(experiment.data, tokenizer, reader, vocabulary, bank, needs_reference)
             any_seed = _text(dataclasses.replace(experiment.data, seed=0))
             key = (tokenizer, any_seed, _text(experiment.checks), split)
             self.once(
@@ -106,6 +111,22 @@ class Session:
             return data, open_heldout(data, split, limit)
 
         return self.once("data", (*whole, _text(experiment.checks), split, limit), open_all)
+
+    def attach_references(
+        self, program: Program, data: Pipeline, heldout: Sequence[HeldOut]
+    ) -> None:
+        """Gives the data what its loss reads of the base, as `reference.attach_references`; inside
+        the program's mesh."""
+        if not program.needs_reference:
+            return
+
+        def make_base() -> Transformer:
+            frozen = self._frozen_base(program)
+            arrays = {**frozen, **self._restore_base(program, is_frozen=False)}
+            arrays = {name.removeprefix("model/"): array for name, array in arrays.items()}
+            return tree.unflatten(program.base_shapes, arrays)
+
+        attach_references(program, data, heldout, make_base)
 
     def open_evaluator(self, program: Program, data: Pipeline) -> Evaluator | None:
         """What asks the run's tasks, read once for runs that differ in numbers alone; None: it has

@@ -39,6 +39,8 @@ GENTLE = {
     "supervised": {"answer_tokens": 1},
     "ul2": {"denoisers": (Denoiser("[S]"),)},
 }
+# objectives whose examples are two documents each
+ANSWERS = ("preference", "labelled_answers")
 SCRIPT = "<script>alert('&')</script>"
 
 
@@ -46,8 +48,14 @@ def _pipeline(folder, objective, texts, length=48, **settings):
     rows = [{"text": text} for text in texts]
     if objective in ("supervised", "chat"):
         rows = [{"prompt": text[:20], "completion": text[20:] or "a"} for text in texts]
+    if objective in ANSWERS:
+        pairs = [(text[:20] or "b", text[20:].strip() or "a") for text in texts]
+        rows = [{"prompt": a, "completion": b, "label": i % 2} for i, (a, b) in enumerate(pairs)]
+    if objective == "preference":
+        rows = [{"prompt": a, "chosen": b, "rejected": f"{b} b"} for a, b in pairs]
     (folder / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = JsonlConfig("made", str(folder / "made.jsonl"))
+    form = {"labelled_answers": "labelled answers"}.get(objective)
+    source = JsonlConfig("made", str(folder / "made.jsonl"), format=form)
     config = DataConfig((source,), length, 4, OBJECTIVES[objective](**settings))
     with checks.collected():
         return Pipeline(config, cases.tokenizer(), folder / "cache")
@@ -79,8 +87,8 @@ def _rebuilt(row, pad):
 @settings(max_examples=8)
 def test_what_is_shown_is_what_the_batch_holds(tmp_path_factory, objective, texts):
     folder = tmp_path_factory.mktemp("shown")
-    fitting = {"over_long": 0.99} if objective in ("supervised", "chat") else {}
-    texts = ["some words", *texts]
+    fitting = {"over_long": 0.99} if objective in ("supervised", "chat", *ANSWERS) else {}
+    texts = ["some words", "are", *texts]
     pipeline, tokenizer = _pipeline(folder, objective, texts, **fitting), cases.tokenizer()
     for step in (0, 3):
         batch, rows = pipeline.batch(step), read_rows(pipeline, step)

@@ -10,7 +10,7 @@ import pytest
 
 from research import sharding
 from research.losses import sequence_chunks
-from research.losses.sequence_chunks import LossConfig
+from research.losses.cross_entropy import CrossEntropy
 from tests.helpers import rounding, tiny
 
 SETTINGS = {"label_smoothing": 0.1, "z_loss": 0.01}
@@ -35,8 +35,8 @@ def test_chunks_of_the_vocabulary_give_the_sums_and_gradients_of_chunks_of_colum
 ):
     model, batch = tiny.model(tiny.config(**shape)), tiny.batch()
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16, 32)), jnp.float32)
-    expected = losses_and_gradients(model, hidden, batch, LossConfig(**settings, chunk=5))
-    config = LossConfig(**settings, vocabulary_chunks=4)
+    expected = losses_and_gradients(model, hidden, batch, CrossEntropy(**settings, chunk=5))
+    config = CrossEntropy(**settings, vocabulary_chunks=4)
     if mesh is None:
         actual = losses_and_gradients(model, hidden, batch, config)
     else:
@@ -63,5 +63,5 @@ def test_a_vocabulary_that_does_not_divide_is_refused():
             batch.targets,
             batch.weights,
             None,
-            LossConfig(vocabulary_chunks=5),
+            CrossEntropy(vocabulary_chunks=5),
         )

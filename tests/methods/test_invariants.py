@@ -12,7 +12,7 @@ import pytest
 from research import methods, sharding, tree
 from research import step as stepping
 from research.losses import sequence_chunks
-from research.losses.sequence_chunks import LossConfig
+from research.losses.cross_entropy import CrossEntropy
 from research.methods import LoRA
 from research.methods.pissa import Principal
 from research.models.sites import Context, Weight
@@ -208,7 +208,7 @@ def gradients(case, remat):
     batch = tiny.batch()
 
     def loss(trainable):
-        losses = stepping.forward(tree.merge(model, trainable, frozen), batch, None, LossConfig())
+        losses = stepping.forward(tree.merge(model, trainable, frozen), batch, None, CrossEntropy())
         return (losses.nll * batch.weights).sum()
 
     return jax.jit(jax.grad(loss))(trainable)
@@ -299,7 +299,7 @@ def test_what_a_delta_of_the_head_drops_does_not_depend_on_chunks(mesh):
     @functools.partial(jax.jit, static_argnums=0)
     def total(chunk, rate):
         context = Context(keys=keys, adapter_dropout=rate)
-        arguments = batch.targets, batch.weights, context, LossConfig(chunk=chunk)
+        arguments = batch.targets, batch.weights, context, CrossEntropy(chunk=chunk)
         return sequence_chunks.summed_losses(model, hidden, *arguments).loss
 
     one_chunk = total(16, np.float32(0.5))

@@ -11,7 +11,8 @@ import pytest
 from research import tree
 from research.batch import SHARED, Batch
 from research.generation import decode
-from research.losses.sequence_chunks import LossConfig, summed_losses, token_losses
+from research.losses.cross_entropy import CrossEntropy
+from research.losses.sequence_chunks import summed_losses, token_losses
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 from research.training import cost
@@ -131,7 +132,7 @@ def test_the_loss_in_chunks_equals_the_plain_one(chunk, extras):
 
     def in_chunks(model):
         hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
-        config = LossConfig(chunk=chunk, **extras)
+        config = CrossEntropy(chunk=chunk, **extras)
         losses = token_losses(model, hidden, batch.targets, None, config)
         sums = summed_losses(model, hidden, batch.targets, batch.weights, None, config)
         same = jax.tree.map(lambda x, y: jnp.abs(jnp.sum(x * batch.weights) - y), losses, sums)
@@ -161,7 +162,7 @@ def test_whole_logits_never_exist():
 
     def loss(model):
         hidden, _ = model.hidden(batch.tokens, batch.segments, batch.positions)
-        config = LossConfig(chunk=16)
+        config = CrossEntropy(chunk=16)
         return summed_losses(model, hidden, batch.targets, batch.weights, None, config).loss
 
     abstract = jax.eval_shape(lambda key: Transformer(key, shape), KEY)

@@ -267,6 +267,8 @@ def test_every_objective_is_trained_somewhere():
         "supervised",
         "chat",
         *SETTINGS,
+        "preference",  # test_preference_runs
+        "labelled_answers",
     }  # the base and its tunes
 
 

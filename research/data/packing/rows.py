@@ -4,6 +4,7 @@ import numpy as np
 
 from research.data.packing.planning import PackingPlan
 from research.objectives.base import Examples
+from research.text.token_table import Ragged
 
 
 class PackedRows:
@@ -12,6 +13,8 @@ class PackedRows:
     def __init__(self, examples: Examples, plan: PackingPlan, pad_id: int):
         self.examples = examples
         self.plan = plan
+        # log-probability of each target of each example by a reference model, [N] of [length]
+        self.reference: Ragged | None = None
         self._pad_id = pad_id
 
     def __len__(self) -> int:
@@ -23,7 +26,8 @@ class PackedRows:
         return {field: values[0] for field, values in row.items()}
 
     def write(self, into: dict[str, np.ndarray], places: list[int], rows: list[int]) -> None:
-        """Writes rows into the places of a batch; adds the field `prefix` if they have one.
+        """Writes rows into the places of a batch; adds the fields `prefix` and `roles` if they
+        have them.
 
         Args:
           into: fields [n, S], as `empty_rows` makes them.
@@ -45,13 +49,42 @@ class PackedRows:
             "segments": np.repeat(numbers - np.repeat(first, counts) + 1, sizes),
             "positions": np.arange(sizes.sum()) - np.repeat(ends - sizes, sizes),
         }
-        if piece.prefix is not None:
-            into.setdefault("prefix", np.zeros(into["tokens"].shape, bool))
-            fields["prefix"] = piece.prefix
-        edges = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])].tolist()
+        bounds = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])]
+        if piece.documents is not None:
+            fields |= _number_documents(piece.documents, ends - sizes, bounds)
+        if self.reference is not None and "reference" in into:
+            pairs = zip(plan.examples[numbers].tolist(), starts, starts + sizes, strict=True)
+            fields["reference"] = np.concatenate([self.reference[i][a:b] for i, a, b in pairs])
+        for field, kind in (("prefix", bool), ("roles", np.int32)):
+            if (values := getattr(piece, field)) is not None:
+                fields[field] = values
+                into.setdefault(field, np.zeros(into["tokens"].shape, kind))
+        edges = bounds.tolist()
         for field, values in fields.items():
             for place, start, stop in zip(places, edges, edges[1:], strict=False):
                 into[field][place, : stop - start] = values[start:stop]
+
+
+def _number_documents(
+    documents: np.ndarray, starts: np.ndarray, bounds: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Segments and positions of tokens of examples that are several documents each.
+
+    Args:
+      documents: [n] the number of each token's document in its example.
+      starts: where examples start.
+      bounds: where rows do, and the end.
+    """
+    begins = np.zeros(len(documents), bool)
+    begins[starts] = True
+    begins[1:] |= documents[1:] != documents[:-1]
+    counts = np.cumsum(begins)
+    before = np.concatenate([[0], counts])[bounds[:-1]]
+    first = np.flatnonzero(begins)
+    return {
+        "segments": counts - np.repeat(before, np.diff(bounds)),
+        "positions": np.arange(len(documents)) - first[counts - 1],
+    }
 
 
 def empty_rows(count: int, length: int, pad_id: int) -> dict[str, np.ndarray]:

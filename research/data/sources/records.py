@@ -303,6 +303,8 @@ class Records:
         if form.reads and (self._config.format or self._config.unused_fields):
             hidden = formats.OF_OBJECTIVES - form.reads
             example = {k: v for k, v in example.items() if k not in hidden}
+        if form.replaces:
+            example = {k: v for k, v in example.items() if k not in form.reads}
         return {**example, **converted}
 
     def _read(self, index: int) -> dict[str, Any] | None:

@@ -39,8 +39,18 @@ RECORDS = {
     "squad": (SQUAD, {"prompt": "Roses are red.\n\nWhat is red?", "completion": "Roses"}),
     "classification": ({"text": "good", "label": "yes"}, {"prompt": "good", "completion": "yes"}),
     "text": ({"text": "a", "label": 0.5}, {}),
+    "preference": (
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ),
+    "labelled answers": (
+        {"prompt": "a", "completion": "b", "label": False},
+        {"prompt": "a", "rejected": "b"},
+    ),
     "other": ({"question": "a"}, {}),
 }
+# a record of it may be meant as one of another: the config names it
+UNTOLD = {"labelled answers": {"format": "labelled answers"}}
 
 
 def _open(tmp_path, records, **settings):
@@ -56,9 +66,9 @@ def test_every_format_has_a_record_here():
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_format_is_told_and_read(tmp_path, name):
     record, added = RECORDS[name]
-    source = _open(tmp_path, [record, record])
+    source = _open(tmp_path, [record, record], **UNTOLD.get(name, {}))
     assert source.format == name
-    assert source[1] == record | added
+    assert source[1] == (added if formats.FORMATS[name].replaces else record | added)
 
 
 def test_a_question_without_an_answer_has_an_empty_completion(tmp_path):
@@ -168,7 +178,7 @@ BROKEN = [
         "a part of the content has 'train', which is not supported: weights are of whole",
     ),
     ({"messages": TALK, "label": False}, "'label' .leave records with bad answers out"),
-    ({"messages": TALK, "rejected_response": "x"}, "no objective learns from preferences"),
+    ({"messages": TALK, "rejected_response": "x"}, "'rejected_response' .learn from it"),
     ({"messages": TALK, "images": ["x.png"]}, "'images' .it is no text"),
     ({"messages": TALK, "weight": 0.5}, "'weight' .give messages a weight"),
     (
@@ -210,8 +220,8 @@ def test_a_late_record_of_another_shape_names_its_line_and_may_be_left_out(tmp_p
     for field in formats.FORMATS[name].needs:
         records = [record] * 70 + [{k: v for k, v in record.items() if k != field} | {"z": "y"}]
         with pytest.raises(ValueError, match=rf"a\.jsonl:71: there is no field '{field}', only"):
-            list(_open(tmp_path, records))
-        source = _open(tmp_path, records, bad_lines=0.1)
+            list(_open(tmp_path, records, **UNTOLD.get(name, {})))
+        source = _open(tmp_path, records, **UNTOLD.get(name, {}), bad_lines=0.1)
         assert (len(source), source.bad_lines) == (70, 1)
 
 

@@ -3,7 +3,8 @@
 A format adds to a record `prompt` and `completion`, or `messages`: a conversation as a list of
 `{"role": ..., "content": ...}` with the roles of `base.ROLES`, and what else a message
 says; a conversation may bring `tools` and `template_arguments`. The first format in `FORMATS`
-that a record looks like is its format; a new one is one file and one line there.
+that a record looks like is its format; a new one is one file and one line there. Preferences are
+`chosen` and `rejected` with a `prompt`, or conversations of both.
 """
 
 from research.data.sources.formats.base import ROLES, Format, Record
@@ -11,6 +12,7 @@ from research.data.sources.formats.classification import CLASSIFICATION
 from research.data.sources.formats.conversations import MESSAGE_PAIR, MESSAGES, SHAREGPT
 from research.data.sources.formats.pairs import ALPACA, PAIR
 from research.data.sources.formats.plain import OTHER, TEXT
+from research.data.sources.formats.preferences import LABELLED_ANSWERS, PREFERENCE
 from research.data.sources.formats.squad import SQUAD
 from research.data.sources.formats.unread import (
     UnusedFields,
@@ -34,7 +36,9 @@ __all__ = [
 # Raise it when other records are refused than before: tokens that were made of them are old.
 RULES = 4
 # Fields that objectives read of examples.
-OF_OBJECTIVES = frozenset("text prompt completion messages tools template_arguments".split())
+OF_OBJECTIVES = frozenset(
+    "text prompt completion messages tools template_arguments chosen rejected".split()
+)
 
 FORMATS: dict[str, Format] = {
     "messages": MESSAGES,
@@ -45,6 +49,8 @@ FORMATS: dict[str, Format] = {
     "squad": SQUAD,
     "classification": CLASSIFICATION,
     "text": TEXT,
+    "preference": PREFERENCE,
+    "labelled answers": LABELLED_ANSWERS,
     "other": OTHER,
 }
 

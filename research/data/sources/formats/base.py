@@ -31,6 +31,8 @@ class Format:
     # Whether others pass that do not say how a record is trained on: the scores, categories and
     # counts of those who filtered a corpus were never meant for a model.
     takes_any: bool = False
+    # Whether what it reads is left under no other name than those that it adds.
+    replaces: bool = False
 
     def read(self, record: Record, label_words: Sequence[str]) -> dict[str, Any]:
         """The fields that the format adds to a record.

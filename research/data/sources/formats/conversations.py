@@ -39,7 +39,7 @@ _UNREAD = {
 _PART_REASON = "weights are of whole messages, and templates read the text alone"
 _ARGUMENTS = ("template_arguments", "chat_template_kwargs")
 # What a record may have beside its messages.
-_BESIDE = {"system", "tools", "documents", *_ARGUMENTS}
+BESIDE = {"system", "tools", "documents", *_ARGUMENTS}
 
 
 def _has_messages(record: Record) -> bool:
@@ -47,7 +47,7 @@ def _has_messages(record: Record) -> bool:
 
 
 def _read_messages(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
-    messages = [*_system(record), *_list_turns(record["messages"], "messages")]
+    messages = [*_system(record), *list_turns(record["messages"], "messages")]
     return _read_record(record, _conversation(messages, "messages"))
 
 
@@ -56,7 +56,7 @@ def _has_conversations(record: Record) -> bool:
 
 
 def _read_sharegpt(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
-    turns = [*_system(record), *_list_turns(record["conversations"], "conversations")]
+    turns = [*_system(record), *list_turns(record["conversations"], "conversations")]
     return _read_record(record, _conversation(turns, "conversations"))
 
 
@@ -65,13 +65,28 @@ def _has_message_pair(record: Record) -> bool:
 
 
 def _read_message_pair(record: Record, label_words: Sequence[str]) -> dict[str, Any]:
-    """One conversation in which the assistant's messages of the prompt have weight 0."""
-    prompt = [
+    """One conversation of both fields."""
+    prompt, completion = (list_turns(record[name], name) for name in ("prompt", "completion"))
+    return read_pair_of_messages(record, prompt, completion, "prompt and completion")
+
+
+def read_pair_of_messages(
+    record: Record, prompt: Sequence[Any], completion: Sequence[Any], field: str
+) -> dict[str, Any]:
+    """One conversation in which the assistant's messages of the prompt have weight 0.
+
+    Args:
+      record: what may have a system's message, tools and template arguments beside them.
+      prompt: messages that are read.
+      completion: messages that are trained on.
+      field: names them in errors.
+    """
+    before = [
         _without_weight(turn, f"prompt[{number}]") if isinstance(turn, Mapping) else turn
-        for number, turn in enumerate(_list_turns(record["prompt"], "prompt"))
+        for number, turn in enumerate(prompt)
     ]
-    turns = [*_system(record), *prompt, *_list_turns(record["completion"], "completion")]
-    return _read_record(record, _conversation(turns, "prompt and completion"))
+    turns = [*_system(record), *before, *completion]
+    return _read_record(record, _conversation(turns, field))
 
 
 def _without_weight(turn: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -90,7 +105,7 @@ def _system(record: Record) -> list[dict[str, Any]]:
     return [{"role": "system", "content": record["system"]}] if record.get("system") else []
 
 
-def _list_turns(turns: Any, field: str) -> list[Any]:
+def list_turns(turns: Any, field: str) -> list[Any]:
     if isinstance(turns, Mapping) and isinstance(turns.get("role", turns.get("from")), str):
         turns = [turns]
     if isinstance(turns, Mapping):  # TFDS gives a list of dicts as a dict of lists.
@@ -246,16 +261,16 @@ def _read_reasoning(extra: Mapping[str, Any], role: str, where: str) -> dict[str
     return dict.fromkeys((*REASONING[:2], name), text)
 
 
-MESSAGES = Format(_has_messages, _read_messages, frozenset({"messages", *_BESIDE}), ("messages",))
+MESSAGES = Format(_has_messages, _read_messages, frozenset({"messages", *BESIDE}), ("messages",))
 SHAREGPT = Format(
     _has_conversations,
     _read_sharegpt,
-    frozenset({"conversations", *_BESIDE}),
+    frozenset({"conversations", *BESIDE}),
     ("conversations",),
 )
 MESSAGE_PAIR = Format(
     _has_message_pair,
     _read_message_pair,
-    frozenset({"prompt", "completion", *_BESIDE}),
+    frozenset({"prompt", "completion", *BESIDE}),
     ("prompt", "completion"),
 )

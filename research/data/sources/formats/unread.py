@@ -67,12 +67,12 @@ def _hints() -> dict[str, str]:
         "documents template_arguments chat_template_kwargs": "write messages beside it",
         "images videos audios": "it is no text",
         "tool_choice parallel_tool_calls response_format": "no template reads it",
-        "rejected rejected_response": "no objective learns from preferences",
+        "rejected rejected_response": 'learn from it: format="preference"',
         "chat_template": "set the objective's `template`",
         "continue_final_message": "an answer is trained on to its end",
         "train_on_inputs": "no objective trains on questions",
         "mask_history": 'set the objective\'s turns="last"',
-        "label": "leave records with bad answers out",
+        "label": 'leave records with bad answers out, or set format="labelled answers"',
         "text": 'set format="text" if it is what is trained on',
     }
     flat = {name: hint for names, hint in hints.items() for name in names.split()}

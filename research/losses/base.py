@@ -1,0 +1,83 @@
+"""What a loss is: how much each token's negative log-likelihood weighs in the gradient of a step.
+
+The gradient of any function f of the negative log-likelihoods [B,S] of a batch is that of
+sum(w * nll) with w = df/dnll held fixed. So a loss only weighs, and the step differentiates one
+weighted sum whatever the loss is. A new loss is one file and one line in `research.losses.LOSSES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self, cast
+
+import jax
+import numpy as np
+
+from research.batch import Array, Batch
+
+
+class Counts(NamedTuple):
+    """Sums over a whole batch, over all devices and micro-batches; [] each."""
+
+    # what the loss is divided by, once
+    divisor: jax.Array
+    # trained tokens, each with its weight: what `nll` and `accuracy` are divided by
+    tokens: jax.Array
+    # of these, the ones of answers that are to become likelier
+    good_tokens: jax.Array | None = None
+
+
+class Weighing(NamedTuple):
+    """What a loss makes of (micro-)batches; sums, but for the weights."""
+
+    weights: jax.Array  # [B,S] float32: the derivative of `value` by each token's nll
+    value: jax.Array  # [] the loss, before its division
+    metrics: Mapping[str, jax.Array]  # [] each, divided as the loss is
+
+
+class Loss:
+    """A loss; each is a frozen dataclass with a `kind: Literal[...]` of its own.
+
+    One that `reads_nll` has `count` and `weigh`, and pays a second pass of the head: the first
+    gives the likelihoods, the second the gradient of their weighted sum.
+    """
+
+    # its name in the registry and in configs
+    kind: str
+    # columns of the sequence whose logits are in memory at one time
+    chunk: int
+    # number of chunks of the vocabulary instead; 0: none
+    vocabulary_chunks: int
+
+    # fields that a step takes as arrays: runs that differ in them share a program
+    array_fields: ClassVar[tuple[str, ...]] = ()
+    # what examples must be (`Objective.example_kind`)
+    example_kind: ClassVar[str] = "texts"
+    # whether its weights depend on the likelihoods
+    reads_nll: ClassVar[bool] = False
+    # whether it reads `Batch.reference`
+    needs_reference: ClassVar[bool] = False
+
+    def count(self, batch: Batch) -> Counts:
+        """The sums of a whole batch."""
+        raise NotImplementedError
+
+    def weigh(self, nll: jax.Array, batch: Batch, counts: Counts) -> Weighing:
+        """Weights of tokens, from their negative log-likelihoods nll [B,S] in nats."""
+        raise NotImplementedError
+
+    @property
+    def numbers(self) -> dict[str, Array]:
+        """The fields that a step takes as arrays, [] each."""
+        return {name: np.asarray(getattr(self, name), np.float32) for name in self.array_fields}
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> Self:
+        """The same with other numbers, which may be traced."""
+        if not numbers:
+            return self
+        return cast(Self, dataclasses.replace(cast(Any, self), **numbers))
+
+    def without_numbers(self) -> Self:
+        """The same for all that differ in numbers alone."""
+        return self.with_numbers(dict.fromkeys(self.array_fields, 1.0))
