@@ -63,8 +63,11 @@ class Experiment:
     compute: ComputeConfig = ComputeConfig()
     # a tokenizer file, or a run with a tokenizer; None: that of `init_from`
     tokenizer: str | None = None
-    # a run's folder (or one of its checkpoints) with the first weights; None: random
+    # a run's folder (or one of its checkpoints) with the first weights; None: random. Of a tuned
+    # run the adapters go on, on the same base, where `method` attaches them in the same way
     init_from: str | None = None
+    # whether the state of that checkpoint's optimizer goes on too, for what trains there and here
+    keep_optimizer: bool = False
     # what is attached to the model and which parameters train
     method: MethodConfig = Full()
     # how gradients become updates
@@ -118,6 +121,8 @@ class Experiment:
     def __post_init__(self):
         if self.init_from is None and (self.model is None or self.tokenizer is None):
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
+        if self.init_from is None and self.keep_optimizer:
+            raise ValueError("keep_optimizer: there is no `init_from` whose optimizer could go on")
         loss, objective = self.loss, self.data.objective
         if loss.example_kind != objective.example_kind:
             kinds = [k for k, v in LOSSES.items() if v.example_kind == objective.example_kind]

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from research.config.schema import Positive
+from research.config.schema import Count, Positive
 from research.data.mixture import MixtureConfig
 from research.data.sources import AnySourceConfig
 from research.objectives import Causal, ObjectiveConfig
@@ -29,6 +29,8 @@ class DataConfig:
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     # Decides packing and order.
     seed: int = 0
+    # The batch that the run's first step reads: where an earlier run on the same data ended.
+    first_batch: Count = 0
 
     def __post_init__(self) -> None:
         if not self.sources:

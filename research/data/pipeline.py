@@ -113,7 +113,7 @@ class Pipeline:
         """Global batch `step`, or those rows of it that a host feeds.
 
         Args:
-          step: from 0; there is no last one, sources repeat in a new order.
+          step: of the run, from 0; there is no last one, sources repeat in a new order.
           rows: R row numbers of the global batch; None: all B.
 
         Returns:
@@ -139,7 +139,8 @@ class Pipeline:
     def rows_of(self, step: int, rows: Rows | None = None) -> list[tuple[str, int]]:
         """Where the (given) rows of a global batch are from: a source's name and row."""
         names = [source.name for source in self.config.sources]
-        start, every = step * self.config.batch_size, range(self.config.batch_size)
+        start = (self.config.first_batch + step) * self.config.batch_size
+        every = range(self.config.batch_size)
         picks = [self.mixture[start + every[row]] for row in (every if rows is None else rows)]
         return [(names[source], int(self._orders[source][number])) for source, number in picks]
 
@@ -170,9 +171,16 @@ class Pipeline:
 
     def tokens(self, steps: int) -> float:
         """Places that hold a token in the first `steps` batches, on average over orders."""
-        counts = self.mixture.counts(steps * self.config.batch_size)
+        counts = self._counts(steps)
         full = (rows.plan.fill for rows in self.rows.values())
         return self.config.sequence_length * sum(n * f for n, f in zip(counts, full, strict=True))
+
+    def _counts(self, steps: int) -> list[int]:
+        """Rows of each source in the first `steps` batches of the run."""
+        first = self.config.first_batch * self.config.batch_size
+        until = self.mixture.counts(first + steps * self.config.batch_size)
+        before = self.mixture.counts(first)
+        return [count - earlier for count, earlier in zip(until, before, strict=True)]
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -193,7 +201,7 @@ class Pipeline:
         Raises:
             ValueError: the sources' capped epochs are fewer than `steps` need.
         """
-        counts = self.mixture.counts(steps * self.config.batch_size)
+        counts = self._counts(steps)
         result = {}
         for source, count in zip(self.config.sources, counts, strict=True):
             rows = self.rows[source.name]

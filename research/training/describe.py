@@ -67,6 +67,8 @@ def describe_run(program: Program, reading: ReadingPlan, first_step: int) -> str
     steps, mesh_axes = program.experiment.steps, program.mesh.shape
     trainable, total = program.trainable_parameters, program.parameters
     start = f"step {first_step}" if first_step else program.experiment.init_from
+    if program.start is not None and not first_step:
+        start = f"{start}, whose {program.start.method.kind} goes on"
     flops, stacks = program.flops_per_token, program.stacks
     layers = ", ".join(stacks) if len(stacks) < 8 else f"{len(stacks)} of them"
     schedule = program.experiment.schedule

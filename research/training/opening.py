@@ -76,7 +76,7 @@ def open_training(
 
     # --- where the run stands: resume > init from > scratch ---
     checkpointer = saving.make_checkpointer(folder, experiment.checkpoint)
-    start = resume.find_start(checkpointer, experiment, data, folder, claim)
+    start = resume.find_start(checkpointer, program, data, folder, claim)
     if start.summary:
         step, steps = start.step, experiment.steps
         count = f"{step} of {steps} steps" if step == steps else f"{step} steps, {steps} asked for"

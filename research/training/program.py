@@ -23,7 +23,7 @@ from research.experiment import Experiment
 from research.models.config import ModelConfig
 from research.models.transformer import Transformer
 from research.optim.schedules import Schedule, ScheduleConfig
-from research.training import cost
+from research.training import continuation, cost
 from research.training.numbers import make_hyper, make_keys, method_without_numbers
 
 
@@ -34,6 +34,8 @@ class Program:
     experiment: Experiment
     model_config: ModelConfig
     base: Run | None
+    # the run on that base whose adapters this one goes on with; None: it attaches its own
+    start: Run | None
     mesh: Any  # jax.sharding.Mesh; of a plan that is only looked at, an AbstractMesh
     stacks: tuple[str, ...]
     # abstract models: the base alone, with the method attached, and the whole train state
@@ -53,6 +55,11 @@ class Program:
         """Names of the state's leaves that are this run's own, and so are saved."""
         frozen_names = {f"model/{name}" for name in self.frozen_base}
         return [name for name in self.shardings if name not in frozen_names]
+
+    @property
+    def initial(self) -> Run | None:
+        """What `init_from` opens: adapters on a base, or a whole model; None: random weights."""
+        return self.start or self.base
 
     @property
     def origin(self) -> dict[str, str] | None:
@@ -268,9 +275,10 @@ def make_program(
     devices: Sequence[jax.Device] | None = None,
     mesh: sharding.AnyMesh | None = None,
 ) -> Program:
-    """Derives everything from the experiment and the base that it starts from.
+    """Derives everything from the experiment and the run that it starts from.
 
     Args:
+      base: what `init_from` opens: a whole model, or adapters on one, see `continuation`.
       devices: what to arrange in the mesh, if not this machine's; they need not exist.
       mesh: in their place, for a plan that is only looked at.
 
@@ -279,6 +287,9 @@ def make_program(
       UnevenBatch: of these, a number of rows that does not divide over the devices.
     """
     method = experiment.method
+    base, start_run = continuation.split_start(base)
+    if start_run is not None:
+        continuation.check_method(start_run, method)
     if experiment.adapter_dropout and not method.drops:
         raise ValueError(
             f"adapter_dropout: nothing that {method.kind} attaches drops units; set it 0"
@@ -290,8 +301,7 @@ def make_program(
     base_shapes = jax.eval_shape(lambda key: Transformer(key, model_config, stacks), start_key)
     if base is not None:
         names = tree.unstack_shapes(tree.flatten(base_shapes))
-        what = f"parameters of {base.path} (init_from takes whole models, not adapters)"
-        tree.check_names(names, base.checksums(), what)
+        tree.check_names(names, base.checksums(), f"parameters of {base.path}")
     model_shapes = jax.eval_shape(method.attach, base_shapes, attach_key)
     trainable_names = methods.trainable(model_shapes, method)
     methods.check_full_precision(model_shapes, trainable_names)
@@ -310,10 +320,14 @@ def make_program(
         functools.partial(stepping.init_state, step_config=step_config), model_shapes
     )
     frozen_names = set(tree.flatten(base_shapes)) - set(trainable_names)
+    own_shapes = {n: x for n, x in tree.flatten(model_shapes).items() if n not in frozen_names}
+    if start_run is not None:
+        continuation.check_parameters(start_run, tree.unstack_shapes(own_shapes))
     return Program(
         experiment=experiment,
         model_config=model_config,
         base=base,
+        start=start_run,
         mesh=mesh,
         stacks=stacks,
         base_shapes=base_shapes,

@@ -36,12 +36,12 @@ _FILE = "log_probs.npy"
 
 
 def attach_references(
-    program: Program, data: Pipeline, heldout: Sequence[HeldOut], make_base: Callable[[], Any]
+    program: Program, data: Pipeline, heldout: Sequence[HeldOut], make_initial: Callable[[], Any]
 ) -> None:
-    """Gives the rows of all sources `reference`: from the cache, or from the base.
+    """Gives the rows of all sources `reference`: from the cache, or from the model at the start.
 
     Args:
-      make_base: makes the base's model on the devices; called at most once.
+      make_initial: makes the model at the start on the devices; called at most once.
 
     Raises:
       ValueError: a folder of the cache is damaged.
@@ -49,7 +49,7 @@ def attach_references(
 
     @functools.cache
     def score() -> Score:
-        return make_score(make_base(), program.batch_sharding)
+        return make_score(make_initial(), program.batch_sharding)
 
     parts = [(data.rows[name], origin.fingerprint) for name, origin in data.origins.items()]
     parts += [(part.rows, part.fingerprint) for part in heldout]
@@ -68,10 +68,10 @@ def _reference(
     score: Callable[[], Score],
 ) -> np.ndarray:
     """[T] float32 of all tokens of a source's examples, one after the other."""
-    examples, config = rows.examples, data.config
+    examples, config, initial = rows.examples, data.config, program.initial
     content = {
         "reference": _SCHEMA,
-        "base": program.base.fingerprint if program.base else None,
+        "base": initial.fingerprint if initial else None,
         "model": schema.to_dict(program.model_config),
         "source": fingerprint,
         "examples": hashlib.sha256(examples.lengths.tobytes()).hexdigest(),
@@ -89,7 +89,7 @@ def _reference(
     values = np.zeros(0, np.float32)
     if is_missing:
         if jax.process_index() == 0:
-            show(f"reference  of {examples.name}, by {program.base.path if program.base else ''}")
+            show(f"reference  of {examples.name}, by {initial.path if initial else ''}")
         values = score_examples(rows, data, score())
 
     def write(partial: Path) -> None:

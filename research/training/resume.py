@@ -26,6 +26,7 @@ from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed, files, storage
 from research.training.metric_steps import Progressions, describe_difference
 from research.training.metrics import METRICS, read_metrics
+from research.training.program import Program
 from research.training.summary import SUMMARY, Summary
 from research.training.workdir import CHECKPOINTS, MODEL, claim_workdir
 
@@ -77,7 +78,7 @@ class Start:
 
 def find_start(
     checkpointer: Checkpointer,
-    experiment: Experiment,
+    program: Program,
     data: Pipeline,
     workdir: Path,
     claim: bool,
@@ -92,12 +93,12 @@ def find_start(
       ValueError: another process is training there, or the folder holds another run, a run on
         other data, or one whose learning rates would bend; a line of its metrics is broken.
     """
-    start = _find_start(checkpointer, experiment, data, workdir)
+    start = _find_start(checkpointer, program, data, workdir)
     if claim and start.summary is None:
         claim_workdir(workdir)
-        start = _find_start(checkpointer, experiment, data, workdir)
+        start = _find_start(checkpointer, program, data, workdir)
     if start.summary is None:
-        check_steps(experiment, data, workdir, start.step)
+        check_steps(program.experiment, data, workdir, start.step)
     check_metrics(start, workdir)
     if start.note and jax.process_index() == 0:
         log.warning("%s", start.note)
@@ -105,16 +106,18 @@ def find_start(
 
 
 def _find_start(
-    checkpointer: Checkpointer, experiment: Experiment, data: Pipeline, workdir: Path
+    checkpointer: Checkpointer, program: Program, data: Pipeline, workdir: Path
 ) -> Start:
+    experiment, base = program.experiment, program.base
     step = checkpointer.latest_step() or 0
     if not step and not (step := _finished_step(experiment, workdir)):
         return Start(0, 0.0, experiment.schedule)
     folder = CHECKPOINTS if checkpointer.latest_step() else MODEL
     place = workdir / folder / str(step)
     _check_own(experiment, data, place, workdir, is_needed=True)
-    saved = runs.open_run(place, experiment.init_from)
+    saved = runs.open_run(place, str(base.path) if base else None)
     metadata = saved.checkpoint.metadata()
+    _check_adapters(program.start, metadata.get("start"), workdir)
     assert saved.experiment is not None  # as was checked
     with saved.checkpoint.errors_in("metadata.json"):
         seconds = float(metadata["seconds"])
@@ -129,6 +132,15 @@ def _find_start(
         )
     metrics_steps = metadata.get("metrics_steps", metadata.get("metrics_lines"))
     return Start(step, seconds, schedule, metrics_steps, summary, note)
+
+
+def _check_adapters(now: Run | None, then: Mapping[str, str] | None, workdir: Path) -> None:
+    """Raises ValueError for a run that began with other adapters than those of `init_from` now."""
+    if (now and now.fingerprint) != (then and then["fingerprint"]):
+        raise ValueError(
+            f"{workdir} was started from other adapters ({then['path'] if then else 'none'}) than "
+            "those of `init_from`: put the config back, or choose another --workdir"
+        )
 
 
 def _finished_summary(workdir: Path, step: int) -> tuple[Summary | None, str]:

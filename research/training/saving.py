@@ -49,7 +49,8 @@ class RunSaver:
         self._workdir = workdir
         self._checkpointer, self._writer, self._timing = checkpointer, writer, timing
         self._metadata = run_metadata(program, data)
-        sidecar_files = (program.base.sidecar_files if program.base else {}) | data.sidecar_files
+        initial = program.initial
+        sidecar_files = (initial.sidecar_files if initial else {}) | data.sidecar_files
         self._own_files = own_files(program.experiment, data.tokenizer)
         tokenizer_file = {runs.TOKENIZER: data.tokenizer.to_json().encode()}
         self._files: dict[str, bytes | Path] = {**sidecar_files, **tokenizer_file}
@@ -102,11 +103,12 @@ class RunSaver:
 
 def run_metadata(program: Program, data: Pipeline) -> dict[str, Any]:
     """The JSON record with which a checkpoint is understood: see `runs.open_run`."""
-    base, tokenizer = program.base, data.tokenizer
+    base, start, tokenizer = program.base, program.start, data.tokenizer
     return {
         "experiment": schema.to_dict(program.experiment),
         "model": schema.to_dict(program.model_config),
         "base": program.origin,
+        "start": start and {"path": str(start.path), "fingerprint": start.fingerprint},
         "data": data.fingerprints,
         "tokenizer": tokenizer.fingerprint(),
         "roles": tokenizer.roles,

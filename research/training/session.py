@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from research import methods, tree
 from research import step as stepping
-from research import tree
 from research.batch import Batch
 from research.checkpoints import runs, stacking
 from research.checkpoints.checkpoint import Checkpoint
@@ -30,6 +30,7 @@ from research.data.pipeline import Pipeline
 from research.experiment import CheckpointConfig, Experiment
 from research.models.transformer import Transformer
 from research.text.tokenizer import Tokenizer
+from research.training import continuation
 from research.training.evaluators import Evaluator, OpenEvaluator
 from research.training.heldout_loss import open_heldout
 from research.training.numbers import make_keys, without_numbers
@@ -96,7 +97,7 @@ class Session:
         needs_reference = program.needs_reference
         whole: tuple[Hashable, ...] = (tokenizer, _text(experiment.data), vocabulary, bank)
         if needs_reference:  # rows have the numbers of one base, made on one mesh
-            base = program.base.fingerprint if program.base else None
+            base = program.initial.fingerprint if program.initial else None
             whole += (base, _text(program.model_config), tuple(program.mesh.shape.items()))
 
         def open_all() -> tuple[Pipeline, list[HeldOut]]:
@@ -115,18 +116,22 @@ class Session:
     def attach_references(
         self, program: Program, data: Pipeline, heldout: Sequence[HeldOut]
     ) -> None:
-        """Gives the data what its loss reads of the base, as `reference.attach_references`; inside
+        """Gives the data what its loss reads of the model at its start, as `reference.attach_references`; inside
         the program's mesh."""
         if not program.needs_reference:
             return
 
-        def make_base() -> Transformer:
+        def make_initial() -> Transformer:
+            if (start := program.start) is not None:
+                rules = program.experiment.sharding_rules
+                shapes = methods.abstract(program.model_config, start.method)
+                return stacking.restore_model(shapes, start.restore, program.mesh, rules)
             frozen = self._frozen_base(program)
             arrays = {**frozen, **self._restore_base(program, is_frozen=False)}
             arrays = {name.removeprefix("model/"): array for name, array in arrays.items()}
             return tree.unflatten(program.base_shapes, arrays)
 
-        attach_references(program, data, heldout, make_base)
+        attach_references(program, data, heldout, make_initial)
 
     def open_evaluator(self, program: Program, data: Pipeline) -> Evaluator | None:
         """What asks the run's tasks, read once for runs that differ in numbers alone; None: it has
@@ -182,7 +187,20 @@ class Session:
         )
         begin = self.once("start", key, lambda: _begin_function(program))
         own = begin(base, trainable, make_keys(program.experiment.seed), numbers)
-        return own, base
+        return own | self._earlier_state(program), base
+
+    def _earlier_state(self, program: Program) -> Arrays:
+        """Of the run at which it starts: what was attached there, and its optimizer's state where
+        the experiment keeps it."""
+        shapes, shardings = program.state_leaves, program.shardings
+        arrays: Arrays = {}
+        if program.start is not None:
+            arrays |= continuation.restore(program.start, "model/", shapes, shardings)
+        if program.experiment.keep_optimizer and program.initial is not None:
+            arrays |= continuation.restore(
+                program.initial, continuation.OPTIMIZER, shapes, shardings
+            )
+        return arrays
 
     def resumed_state(self, program: Program, saved: Checkpoint) -> Halves:
         """The state as a checkpoint of the run has it; what it leaves to the base from there."""

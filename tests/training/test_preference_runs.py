@@ -94,6 +94,18 @@ def test_every_loss_trains_and_is_measured(world, folder, tmp_path, loss, method
     assert {"heldout_loss", "heldout_preference_accuracy"} <= set(lines[-1])
 
 
+def test_the_reference_of_a_run_that_goes_on_with_an_adapter_is_that_adapter(
+    world, folder, tmp_path
+):
+    lora = LoRA(rank=2)
+    train(world.tuning(3, method=lora), tmp_path / "supervised")
+    start = str(tmp_path / "supervised")
+    train(tuning(world, folder, 1, method=lora, init_from=start), tmp_path / "run")
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    # the policy is its reference: see the bound of the whole run above
+    np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-4)
+
+
 def test_the_reference_is_what_the_switched_off_adapter_says(world, folder, tmp_path):
     session = Session()
     run = open_training(tuning(world, folder, 1, method=LoRA(rank=2)), tmp_path, session)
