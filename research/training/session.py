@@ -116,8 +116,8 @@ class Session:
     def attach_references(
         self, program: Program, data: Pipeline, heldout: Sequence[HeldOut]
     ) -> None:
-        """Gives the data what its loss reads of the model at its start, as `reference.attach_references`; inside
-        the program's mesh."""
+        """Gives the data what its loss reads of the model at its start, as
+        `reference.attach_references`; inside the program's mesh."""
         if not program.needs_reference:
             return
 
