@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.commands import lm_eval_flags
+from research.commands import lm_eval_flags, model_flags
 from research.config import cli, schema
 from research.runtime.terminal import show
 
@@ -43,28 +43,23 @@ if TYPE_CHECKING:
     from research.evaluation.lm_eval_tasks import HarnessReport
     from research.evaluation.report import Report
     from research.evaluation.results import Cost, TaskResult
+    from research.evaluation.tasks import Evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
 
     from research.checkpoints import runs
-    from research.commands.tasks import task_config
-    from research.evaluation import tasks
     from research.evaluation.breakdown import break_down
     from research.evaluation.comparison import compare, other_settings
-    from research.runtime import distributed, environment, files
+    from research.runtime import distributed, files
     from research.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     with distributed.abort_on_error(), cli.clear_errors():
         is_main_process = distributed.initialize() if arguments.distributed else True
         _check_places(arguments, is_main_process)
-        evaluation = tasks.Evaluation()
-        if config := arguments.config or (arguments.task and task_config(arguments.task)):
-            evaluation = cli.load(tasks.Evaluation, config, arguments.overrides)
-            for task in evaluation.tasks.values():
-                environment.reexec_in_layer(task.layer)
+        evaluation = _read_evaluation(arguments)
         evaluate = lm_eval_flags.evaluator(evaluation, arguments)
         if arguments.against and not (arguments.lm_eval or evaluation.choice or evaluation.tasks):
             raise ValueError(
@@ -124,6 +119,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--page", type=cli.on_disk, metavar="FILE", help="write the results as one HTML page"
     )
+    model_flags.add_cache(parser)
     parser.add_argument(
         "--fresh", action="store_true", help="ask again what an earlier run was answered"
     )
@@ -132,6 +128,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = cli.parse(parser, argv)
     lm_eval_flags.check(parser, arguments)
     return arguments
+
+
+def _read_evaluation(arguments: argparse.Namespace) -> Evaluation:
+    """What a config or a task asks, as the flags say; in the environment that its scorers need."""
+    from research.commands.tasks import task_config
+    from research.evaluation import tasks
+    from research.runtime import environment
+
+    evaluation = tasks.Evaluation()
+    if config := arguments.config or (arguments.task and task_config(arguments.task)):
+        evaluation = cli.load(tasks.Evaluation, config, arguments.overrides)
+        for task in evaluation.tasks.values():
+            environment.reexec_in_layer(task.layer)
+    if arguments.cache_dtype:
+        evaluation = dataclasses.replace(evaluation, cache_dtype=arguments.cache_dtype)
+    return evaluation
 
 
 def _check_places(arguments: argparse.Namespace, is_main_process: bool) -> None:

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="NAME",
         help="an attached adapter, or one of several that stand side by side",
     )
+    model_flags.add_cache(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--raw", action="store_true", help="no template, only the prompt's text")
     parser.add_argument(
@@ -84,6 +85,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         tokens=arguments.tokens,
         sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed),
         constraint=read_constraint(arguments),
+        cache_dtype=arguments.cache_dtype,
         raw=arguments.raw,
         tools=read_tools(arguments.tools) if arguments.tools else [],
         template_arguments=read_template_arguments(arguments.template_argument),

@@ -67,7 +67,10 @@ def evaluator(
         settings = {"cache": default_cache(), "is_fresh": arguments.fresh}
         return functools.partial(evaluate_run, **settings, looks_for_training=True)
     if evaluation.text or evaluation.choice or evaluation.tasks:
-        raise ValueError("--lm-eval takes of a config its `mesh` alone: evaluate its tasks apart")
+        raise ValueError(
+            "--lm-eval takes of a config its `mesh` and `cache_dtype` alone: evaluate its tasks "
+            "apart"
+        )
     tasks = HarnessTasks(
         names=tuple(filter(None, map(str.strip, arguments.lm_eval.split(",")))),
         folder=arguments.lm_eval_tasks,
@@ -79,6 +82,7 @@ def evaluator(
     loaded_tasks = open_tasks(tasks)
 
     def evaluate(run: Run, evaluation: Evaluation, adapter: str | None = None) -> HarnessReport:
-        return evaluate_tasks(run, tasks, loaded_tasks, adapter, evaluation.mesh)
+        settings = (evaluation.mesh, evaluation.cache_dtype)
+        return evaluate_tasks(run, tasks, loaded_tasks, adapter, *settings)
 
     return evaluate

@@ -1,4 +1,4 @@
-"""Flags of the commands that a run answers through, by itself or as the base of adapters."""
+"""Flags of the commands that a run answers through: what it is, and how it is held."""
 
 from __future__ import annotations
 
@@ -19,4 +19,13 @@ def add(parser: argparse.ArgumentParser, together: str) -> None:
         default=[],
         metavar="NAME=RUN",
         help=f"an adapter of --run, which is then its base; several {together} side by side",
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Gives a parser `--cache-dtype`."""
+    parser.add_argument(
+        "--cache-dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="how keys and values of answers are stored (default: the type that is computed in)",
     )

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model_flags.add(parser, "are served")
+    model_flags.add_cache(parser)
     parser.add_argument(
         "--name", default="base", help="what requests call --run itself (default base)"
     )
@@ -112,7 +113,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             tokens=arguments.tokens,
             window=arguments.window,
         )
-        engine = Engine(models.model, arguments.rows, arguments.max_waiting)
+        engine = Engine(models.model, arguments.rows, arguments.max_waiting, arguments.cache_dtype)
         hosts = app.LOCAL_HOSTS if is_local else None
         _announce(arguments, listener.getsockname()[1], list(models.by_name), is_local, api_key)
         running.run(

@@ -25,9 +25,9 @@ from research.data.sources.files import cache_errors, cache_folder, shared_cache
 from research.evaluation.question_task import QuestionTask
 from research.evaluation.questions import Question
 from research.evaluation.results import Answer, Cost, Part, StepUsage
+from research.evaluation.tasks import Evaluation
 from research.runtime import files
 from research.runtime.code_hash import code_hash
-from research.sharding import MeshConfig
 
 # What loads a model, asks it and scores its answers.
 _CODE = ("research.evaluation.report",)
@@ -44,7 +44,7 @@ def default_cache() -> Path:
 def key_of(
     run: Run,
     adapter: str | None,
-    mesh: MeshConfig,
+    evaluation: Evaluation,
     task: QuestionTask,
     questions: Sequence[Question],
 ) -> dict[str, Any]:
@@ -52,10 +52,11 @@ def key_of(
 
     Args:
       adapter: of a bank: which one answers.
-      mesh: how devices are arranged, on which roundings depend.
+      evaluation: of the task; it says how devices are arranged and keys and values stored, on
+        which roundings depend.
       questions: those of the task, with what was retrieved for them.
     """
-    settings = to_dict(task)
+    settings, mesh = to_dict(task), to_dict(evaluation.mesh)
     return {
         "model": _model_key(run) | {"adapter": adapter},
         "task": {name: value for name, value in settings.items() if name not in _OF_QUESTIONS},
@@ -63,7 +64,8 @@ def key_of(
         "questions": _digest([_question_key(question) for question in questions]),
         "code": code_hash(_CODE),
         "versions": library_versions(),
-        "devices": {"kinds": sorted(d.device_kind for d in jax.devices()), "mesh": to_dict(mesh)},
+        "devices": {"kinds": sorted(d.device_kind for d in jax.devices()), "mesh": mesh},
+        "cache_dtype": evaluation.cache_dtype,
     }
 
 

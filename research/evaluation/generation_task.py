@@ -65,6 +65,7 @@ class GenerationTask(AnsweredTask):
     # the steps in which a question is answered, the first a draft; none: it is asked once
     workflow: tuple[AnyStep, ...] = ()
     kind: Literal["generation"] = "generation"
+    is_written = True
 
     def __post_init__(self) -> None:
         if not self.scorers:

@@ -68,7 +68,8 @@ class TasksInTraining:
         return "; ".join(parts)
 
     def __call__(self, model: Transformer) -> dict[str, float]:
-        report = ask(model_to_ask(model, self.rows, self.responder), self.questions)
+        dtype = self.questions.evaluation.cache_dtype
+        report = ask(model_to_ask(model, self.rows, self.responder, dtype), self.questions)
         return metrics_of(report)
 
 

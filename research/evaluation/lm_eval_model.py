@@ -287,6 +287,7 @@ class HarnessModel(TemplateLM):
             self.batch_size,
             is_over=lambda ids: self._has_stop(ids, settings.until),
             on_end=progress.update,
+            cache_dtype=self._loaded.cache_dtype,
         )
 
     def _has_stop(self, ids: list[int], until: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ from research.config.suggestions import suggestion
 from research.evaluation.questions import digest
 from research.evaluation.report import loaded_model
 from research.evaluation.results import Answer, TaskResult
+from research.models.cache import CacheKind
 from research.sharding import MeshConfig
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def evaluate_tasks(
     loaded_tasks: Mapping[str, list[Any]],
     adapter: str | None = None,
     mesh: MeshConfig | None = None,
+    cache_dtype: CacheKind | None = None,
 ) -> HarnessReport:
     """Asks a run every question of some tasks.
 
@@ -126,6 +128,7 @@ def evaluate_tasks(
       loaded_tasks: as `open_tasks` gives them.
       adapter: of a bank: which adapter all rows use.
       mesh: how all devices are arranged; None: each has the whole model.
+      cache_dtype: how keys and values of written answers are stored; None: in the compute type.
 
     Raises:
       ValueError: what a task asks for and Graft has not, or several processes.
@@ -136,7 +139,7 @@ def evaluate_tasks(
         raise ValueError("lm-eval's tasks are asked by one process: leave --distributed out")
     results: dict[str, TaskResult] = {}
     aggregates: dict[str, dict[str, float]] = {}
-    with loaded_model(run, adapter, mesh) as loaded:
+    with loaded_model(run, adapter, mesh, cache_dtype) as loaded:
         model = HarnessModel(loaded, tasks.batch_size)
         for objects in loaded_tasks.values():
             start = time.perf_counter()

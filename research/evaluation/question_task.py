@@ -21,6 +21,7 @@ from research.evaluation.questions import Question, read_fields, read_groups, re
 from research.evaluation.results import Part, TaskResult, join_parts
 from research.generation.responders import Responder
 from research.losses.cross_entropy import TokenLosses
+from research.models.cache import CacheKind
 from research.objectives import ObjectiveConfig
 from research.retrieval import RetrievalConfig
 from research.text.conversation import Conversation, from_messages
@@ -47,6 +48,8 @@ class LoadedModel:
     # batch -> its losses [B,S], on the devices
     losses: Callable[[Batch], TokenLosses]
     responder: Responder
+    # how keys and values of its answers are stored; None: in the compute type
+    cache_dtype: CacheKind | None = None
 
     @functools.cached_property
     def flops(self) -> ForwardFlops:
@@ -61,7 +64,9 @@ class LoadedModel:
     def cache_bytes(self, rows: int, tokens: int) -> int:
         """Bytes of the keys and values of so many rows, each of so many tokens."""
         slots = tokens + self.flops.in_front
-        cache = jax.eval_shape(lambda model: model.empty_cache(rows, slots), self.model)
+        cache = jax.eval_shape(
+            lambda model: model.empty_cache(rows, slots, self.cache_dtype), self.model
+        )
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
 
@@ -92,6 +97,8 @@ class QuestionTask:
     retrieval: RetrievalConfig | None
     # Whether several processes may ask together, each the same.
     is_distributed = False
+    # Whether the model writes its answers, token by token.
+    is_written = False
 
     @property
     def is_shared(self) -> bool:

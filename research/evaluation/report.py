@@ -24,6 +24,7 @@ from research.evaluation.questions import Question, question_of
 from research.evaluation.results import Cost, Part, TaskResult, answer_count
 from research.evaluation.training_overlap import read_training_questions
 from research.generation.responders import Responder
+from research.models.cache import CacheKind
 from research.reports.statistics import Estimate, proportion_interval
 from research.text.tokenizer import Tokenizer
 from research.training.heldout_loss import Score, make_losses, make_score
@@ -103,7 +104,7 @@ def evaluate_run(
     caches: dict[str, AnswerCache] = {}
     if cache is not None and jax.process_count() == 1:
         for name, task in evaluation.tasks.items():
-            key = key_of(run, adapter, evaluation.mesh, task, questions.tasks[name])
+            key = key_of(run, adapter, evaluation, task, questions.tasks[name])
             caches[name] = open_cache(cache, key, name, is_fresh)
     earlier = {name: answers.read() for name, answers in caches.items()}
     results = {
@@ -115,17 +116,18 @@ def evaluate_run(
     report = Report(None, None)
     if remaining or evaluation.text is not None or evaluation.choice is not None:
         rest = dataclasses.replace(evaluation, tasks=remaining)
-        load = load or functools.partial(loaded_model, run, adapter, evaluation.mesh)
+        settings = (evaluation.mesh, evaluation.cache_dtype)
+        load = load or functools.partial(loaded_model, run, adapter, *settings)
         with load() as model:
             report = ask(model, dataclasses.replace(questions, evaluation=rest), caches, earlier)
     results |= report.results
-    report = dataclasses.replace(
-        report,
-        results={
-            name: dataclasses.replace(results[name], earlier=answer_count(earlier.get(name, ())))
-            for name in evaluation.tasks
-        },
-    )
+    for name, task in evaluation.tasks.items():
+        settings = {**results[name].settings}
+        if task.is_written and evaluation.cache_dtype:
+            settings["cache_dtype"] = evaluation.cache_dtype
+        count = answer_count(earlier.get(name, ()))
+        results[name] = dataclasses.replace(results[name], settings=settings, earlier=count)
+    report = dataclasses.replace(report, results={name: results[name] for name in evaluation.tasks})
     return _with_overlap(report, questions, run) if looks_for_training else report
 
 
@@ -185,6 +187,11 @@ def read_evaluation(evaluation: tasks.Evaluation, tokenizer: Tokenizer) -> Evalu
             "answers in words, and retrieval, are of one process: leave --distributed out, or of "
             f"`tasks`: {', '.join(alone)}"
         )
+    if evaluation.cache_dtype and not any(task.is_written for task in evaluation.tasks.values()):
+        raise ValueError(
+            f"cache_dtype {evaluation.cache_dtype}: nothing that is asked is answered in words, so "
+            "that nothing is stored: leave it out"
+        )
     questions = {}
     for name, task in evaluation.tasks.items():
         try:
@@ -234,13 +241,17 @@ def ask(
 
 @contextlib.contextmanager
 def loaded_model(
-    run: Run, adapter: str | None = None, mesh: sharding.MeshConfig | None = None
+    run: Run,
+    adapter: str | None = None,
+    mesh: sharding.MeshConfig | None = None,
+    cache_dtype: CacheKind | None = None,
 ) -> Iterator[LoadedModel]:
     """Context with the model of a run, loaded onto all devices.
 
     Args:
       adapter: which of a bank's adapters all rows use.
       mesh: how all devices are arranged; None: each has the whole model.
+      cache_dtype: as of `LoadedModel`.
 
     Raises:
       ValueError: a bank without a name, or a name that there is not.
@@ -253,15 +264,22 @@ def loaded_model(
     with sharding.mesh_context(devices, rules):
         model = runs.load_model(run, devices, rules)
         batch_rows = sharding.batch_sharding(devices, rules)
-        yield model_to_ask(model, batch_rows, Responder(run, adapter or "", number))
+        responder = Responder(run, adapter or "", number)
+        yield model_to_ask(model, batch_rows, responder, cache_dtype)
 
 
-def model_to_ask(model: Any, rows: jax.sharding.NamedSharding, responder: Responder) -> LoadedModel:
+def model_to_ask(
+    model: Any,
+    rows: jax.sharding.NamedSharding,
+    responder: Responder,
+    cache_dtype: CacheKind | None = None,
+) -> LoadedModel:
     """A model in memory, to be asked in the context of its mesh.
 
     Args:
       rows: where batches lie.
       responder: the run that it is of; of a bank, which adapter all rows use.
+      cache_dtype: as of `LoadedModel`.
     """
     score, losses, number = make_score(model, rows), make_losses(model, rows), responder.number
 
@@ -276,6 +294,7 @@ def model_to_ask(model: Any, rows: jax.sharding.NamedSharding, responder: Respon
         lambda batch: score(with_adapter(batch)),
         lambda batch: losses(with_adapter(batch)),
         responder,
+        cache_dtype,
     )
 
 

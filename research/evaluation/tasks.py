@@ -24,6 +24,7 @@ from research.evaluation.multiple_choice import MultipleChoice
 from research.evaluation.question_task import QuestionTask, settings_of
 from research.evaluation.questions import digest, draw_rows
 from research.evaluation.results import Answer, Cost, TaskResult
+from research.models.cache import CacheKind
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from research.text.tokenizer import Tokenizer
@@ -82,6 +83,8 @@ class Evaluation:
     tasks: Mapping[Name, AnyTask] = dataclasses.field(default_factory=dict)
     # how devices are arranged: each holds the whole model unless mesh.fsdp or mesh.tensor shares it
     mesh: MeshConfig = MeshConfig()
+    # how keys and values of written answers are stored; None: in the type that is computed in
+    cache_dtype: CacheKind | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,8 @@ class Writer:
             )
             for prompt, draw in zip(prompts, draws, strict=True)
         ]
-        answers = decode.complete(self._model.model, requests, task.batch_size)
+        model, dtype = self._model.model, self._model.cache_dtype
+        answers = decode.complete(model, requests, task.batch_size, cache_dtype=dtype)
         return [Text(self._tokenizer.decode(ids), len(ids), is_cut) for ids, is_cut in answers]
 
     def say(

@@ -12,6 +12,7 @@ from research.generation.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from research.generation.constraints import Constraint
+    from research.models.cache import CacheKind
 
 
 class Completion(NamedTuple):
@@ -29,6 +30,7 @@ def complete(
     rows: int,
     is_over: Callable[[list[int]], bool] | None = None,
     on_end: Callable[[], object] | None = None,
+    cache_dtype: CacheKind | None = None,
 ) -> list[Completion]:
     """Answers every request; those of about one length come together.
 
@@ -36,11 +38,12 @@ def complete(
       rows: requests that are answered at a time.
       is_over: tells by the tokens so far, after each, whether an answer ends there.
       on_end: is called whenever an answer has ended.
+      cache_dtype: as of `Decoder`.
 
     Raises:
       ValueError: as `Decoder.add`.
     """
-    decoder = Decoder(model, rows)
+    decoder = Decoder(model, rows, cache_dtype)
     # the longest first: rows of about one length need the fewest slots
     order = sorted(range(len(requests)), key=lambda number: -len(requests[number].prompt))
     numbers = {decoder.add(requests[number]): number for number in order}
@@ -74,6 +77,7 @@ def stream(
     adapter: np.ndarray | None = None,
     stops: Sequence[int] = (),
     constraints: Sequence[Constraint | None] | None = None,
+    cache_dtype: CacheKind | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields the next token of every row, [B] int32, until all rows have ended.
 
@@ -85,13 +89,14 @@ def stream(
       adapter: [B] which adapter each row uses.
       stops: other tokens that finish a row, such as the end of a turn.
       constraints: what each row may say.
+      cache_dtype: as of `Decoder`.
 
     Raises:
       ValueError: for an empty prompt, a text longer than the model's learned positions, or an
         adapter that its bank has not.
     """
     ends = frozenset({end_id, *stops})
-    decoder = Decoder(model, len(prompts))
+    decoder = Decoder(model, len(prompts), cache_dtype)
     requests = _requests(prompts, new_tokens, ends, sampling, adapter, constraints)
     rows = {decoder.add(request): row for row, request in enumerate(requests)}
     while not decoder.is_idle:
@@ -110,11 +115,13 @@ def generate(
     adapter: np.ndarray | None = None,
     stops: Sequence[int] = (),
     constraints: Sequence[Constraint | None] | None = None,
+    cache_dtype: CacheKind | None = None,
 ) -> list[list[int]]:
     """The new tokens of every prompt, without the token that ended it; see `stream`."""
     ends = frozenset({end_id, *stops})
     requests = _requests(prompts, new_tokens, ends, sampling, adapter, constraints)
-    return [answer.tokens for answer in complete(model, requests, len(prompts))]
+    answers = complete(model, requests, len(prompts), cache_dtype=cache_dtype)
+    return [answer.tokens for answer in answers]
 
 
 def _requests(

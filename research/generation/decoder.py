@@ -23,7 +23,7 @@ from research import sharding
 from research.batch import NO_ADAPTER, bucket_length
 from research.generation.sampling import GREEDY, Sampling, sample
 from research.methods import bank
-from research.models.cache import Cache, KeyValues
+from research.models.cache import Cache, CacheKind, KeyValues
 from research.models.sites import Context
 
 if TYPE_CHECKING:
@@ -89,15 +89,15 @@ class Decoder:
     It runs inside `sharding.mesh_context`; rows are shared by the devices of the batch's axes.
     """
 
-    def __init__(self, model: Any, rows: int, cache: str = ""):
+    def __init__(self, model: Any, rows: int, cache_dtype: CacheKind | None = None):
         """
         Args:
           model: a `Transformer`.
           rows: requests that are answered at a time; rounded up to what the devices divide.
-          cache: how keys and values are stored (`CacheKind`); the compute type unless it is set.
+          cache_dtype: how keys and values are stored; None: in the compute type.
         """
         shards = sharding.shard_count("batch") if sharding.has_rules() else 1
-        self._model, self._kind = model, cache
+        self._model, self._cache_dtype = model, cache_dtype
         self._adapter_count = bank.adapter_count(model)
         self._rows: list[_Row | None] = [None] * (-(-rows // shards) * shards)
         self._shards = shards
@@ -236,7 +236,7 @@ class Decoder:
         slots = bucket_length(max(lengths))
         is_empty = not any(self._rows)
         if self._cache is None or (is_empty and 2 * slots <= self._cache.content.slots):
-            self._cache = _empty_cache(self._model, len(self._rows), slots, self._kind)
+            self._cache = _empty_cache(self._model, len(self._rows), slots, self._cache_dtype)
             vocabulary = self._model.config.vocabulary
             self._logits = jnp.zeros((len(self._rows), vocabulary), jnp.float32)
         elif slots > self._cache.content.slots:
@@ -367,7 +367,7 @@ def _append(cache: Cache, new: KeyValues) -> Cache:
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "slots", "kind"))
-def _empty_cache(model: Any, rows: int, slots: int, kind: str) -> Cache:
+def _empty_cache(model: Any, rows: int, slots: int, kind: CacheKind | None) -> Cache:
     return model.empty_cache(rows, slots, kind)
 
 

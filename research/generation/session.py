@@ -19,6 +19,7 @@ from research.generation import decode
 from research.generation.constraints import CompiledGrammar, Constraint, ConstraintConfig
 from research.generation.responders import Responder, find_responders, find_stops
 from research.generation.sampling import GREEDY, Sampling
+from research.models.cache import CacheKind
 from research.text.conversation import Conversation, from_messages
 
 
@@ -31,6 +32,8 @@ class AnswerSettings:
     sampling: Sampling = GREEDY
     # what every answer must be; None: anything
     constraint: ConstraintConfig | None = None
+    # how keys and values are stored; None: in the compute type
+    cache_dtype: CacheKind | None = None
     # no template, only the prompt's text
     raw: bool = False
     # what a chat template reads beside messages
@@ -85,6 +88,7 @@ class Session:
             row_adapters,
             stops=self.stops,
             constraints=constraints,
+            cache_dtype=self.settings.cache_dtype,
         )
         yield from map(tokenizer.decode, completions)
         _tell_incomplete(constraints)
@@ -103,6 +107,7 @@ class Session:
             self.settings.sampling,
             stops=self.stops,
             constraints=constraints,
+            cache_dtype=self.settings.cache_dtype,
         )
         ends = {tokenizer.end_id, *self.stops}
         new_tokens = (int(column[0]) for column in columns)

@@ -17,7 +17,7 @@ from research import sharding, tree
 from research.batch import PADDING
 from research.models.config import ModelConfig
 
-# how vectors are stored: in the type of activations, half as wide, or a byte a number
+# how vectors are stored: four bytes a number, two, or one and a scale for each vector
 CacheKind = Literal["float32", "bfloat16", "int8"]
 
 

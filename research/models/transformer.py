@@ -339,6 +339,6 @@ class Transformer(nnx.Module):
         """hidden [B,S,D] -> [B,S,V] in float32."""
         return self.projection()(hidden, context)
 
-    def empty_cache(self, rows: int, slots: int, kind: str = "") -> Cache:
-        """A cache for B = `rows` and T = `slots`; `kind` is the compute type unless it is set."""
+    def empty_cache(self, rows: int, slots: int, kind: str | None = None) -> Cache:
+        """A cache for B = `rows` and T = `slots`; `kind` None: that of the compute type."""
         return cache.empty(self.config, self.layers, rows, slots, kind or self.config.compute_dtype)

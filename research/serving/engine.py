@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from research.generation.decoder import Decoder, Request, Token
+from research.models.cache import CacheKind
 from research.serving.errors import RequestError
 from research.serving.text import AnswerText
 from research.text.tokenizer import Tokenizer
@@ -83,14 +84,21 @@ class Engine:
     What goes wrong in the decoder ends the jobs that it had; the next one gets a new decoder.
     """
 
-    def __init__(self, model: Any, rows: int, max_waiting: int = 512):
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        max_waiting: int = 512,
+        cache_dtype: CacheKind | None = None,
+    ):
         """
         Args:
           rows: answers that are written at a time.
           max_waiting: answers that wait for a row at most; more are refused.
+          cache_dtype: how keys and values are stored; None: in the compute type.
         """
         self.rows, self.max_waiting = rows, max_waiting
-        self._model = model
+        self._model, self._cache_dtype = model, cache_dtype
         # jobs that came, and None where there is something else to look at
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -161,7 +169,7 @@ class Engine:
         self._fail("the server ended before the answer did", 503)
 
     def _new_decoder(self) -> Decoder:
-        return Decoder(self._model, self.rows)
+        return Decoder(self._model, self.rows, self._cache_dtype)
 
     def _take(self, decoder: Decoder, wait: bool) -> None:
         """Gives the decoder what has come; waits for something if there is nothing to do."""

@@ -126,8 +126,9 @@ def test_other_questions_models_rules_and_sampling_are_asked(place, tmp_path, mo
     run = runs.open_run(place.base)
     other = tiny_run.adapter(place.base, LoRA(rank=2), tmp_path / "lora")
 
-    def key(the_run, task, **mesh):
-        parts = (the_run, None, MeshConfig(**mesh), task, task.read())
+    def key(the_run, task, cache_dtype=None, **mesh):
+        evaluation = Evaluation(mesh=MeshConfig(**mesh), cache_dtype=cache_dtype)
+        parts = (the_run, None, evaluation, task, task.read())
         return json.dumps(key_of(*parts), default=repr)
 
     task = words(place)
@@ -141,6 +142,7 @@ def test_other_questions_models_rules_and_sampling_are_asked(place, tmp_path, mo
         key(run, dataclasses.replace(task, scorers=(ExactMatch(comparison="exact"), TokenF1()))),
         key(run, dataclasses.replace(task, sampling=decode.Sampling(temperature=1.0))),
         key(run, task, data=1, fsdp=8),
+        key(run, task, cache_dtype="int8"),
     ]
     with monkeypatch.context() as patched:
         patched.setattr(ExactMatch, "machine_key", "another verifier")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from research.checkpoints import runs
-from research.commands import evaluate
+from research.commands import evaluate, generate
 from research.config import schema
 from research.data.sources import JsonlConfig
 from research.evaluation import comparison, questions, results
@@ -18,8 +18,8 @@ from research.evaluation.results import Answer, TaskResult
 from research.evaluation.scorers.exact_match import ExactMatch
 from research.evaluation.scorers.pattern import Pattern
 from research.evaluation.scorers.token_f1 import TokenF1
-from research.evaluation.tasks import ChoiceTask, Evaluation
-from research.generation import decode
+from research.evaluation.tasks import ChoiceTask, Evaluation, TextTask
+from research.generation import decode, decoder
 from research.objectives import Chat, Supervised
 from research.reports.statistics import paired_difference
 from research.text.conversation import from_messages
@@ -148,6 +148,40 @@ def test_a_model_that_reads_the_last_text_alone_is_not_asked_conversations(place
     # which reads them
     chat = dataclasses.replace(task, objective=Chat(ignored_fields=("name",)))
     assert len(evaluate_run(run, Evaluation(tasks={"t": chat})).tasks["t"].answers) == 2
+
+
+def test_keys_and_values_are_stored_as_the_commands_say(place, tmp_path, monkeypatch):
+    dtypes, empty = [], decoder._empty_cache
+
+    def note(model, rows, slots, kind):
+        dtypes.append(kind)
+        return empty(model, rows, slots, kind)
+
+    monkeypatch.setattr(decoder, "_empty_cache", note)
+    config, out = tmp_path / "config.py", tmp_path / "out.json"
+    line = ["--config", str(config), "--run", str(place.base), "--out", str(out)]
+
+    def ask(*flags, **asked):
+        content = schema.to_dict(Evaluation(**asked))
+        config.write_text(f"def get_config():\n    return {content!r}\n")
+        evaluate.main([*line, *flags])
+        return json.loads(out.read_text())["tasks"]["t"]
+
+    tasks = {"t": task(place, max_questions=2, max_tokens=2)}
+    wide = ask("--fresh", tasks=tasks)
+    narrow = ask("--cache-dtype", "int8", "--fresh", tasks=tasks)
+    assert "cache_dtype" not in wide["settings"] and narrow["settings"]["cache_dtype"] == "int8"
+    # of a token: its segment and position, and of 2 layers keys and values of 2 heads, each 8
+    # numbers of 4 bytes, or of one byte and a scale
+    ratio = (8 + 8 * (8 + 4)) / (8 + 8 * 4 * 8)
+    index = 4  # bytes
+    wide_bytes, narrow_bytes = (each["cost"]["cache_bytes"] - index for each in (wide, narrow))
+    assert narrow_bytes == round(ratio * wide_bytes)
+    generate.main(["--run", str(place.base), "--prompt", "red", "--cache-dtype", "int8"])
+    assert dtypes == [None, "int8", "int8"]
+    text = TextTask(place.data().sources)
+    with pytest.raises(SystemExit, match="cache_dtype int8: nothing that is asked is answered"):
+        ask("--cache-dtype", "int8", text=text)
 
 
 def test_the_right_answer_is_what_the_last_message_says(tmp_path):

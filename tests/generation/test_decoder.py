@@ -152,6 +152,13 @@ def test_a_smaller_cache_changes_logits_by_little(model, kind, most):
     assert 0 < error < most * np.std(logits["float32"])
 
 
+def test_answers_of_a_smaller_cache_are_those_of_its_own_steps(model):
+    """A decoder's rows, refilled, read what was stored: each answers as alone, in every type."""
+    for dtype in ("bfloat16", "int8"):
+        alone = [answer(model, [request], 1, cache_dtype=dtype)[0] for request in REQUESTS[:4]]
+        assert answer(model, REQUESTS[:4], 2, cache_dtype=dtype) == alone
+
+
 def test_requests_that_cannot_be_answered_are_refused(model):
     answers = Decoder(model, 1)
     for request, message in [

@@ -65,9 +65,9 @@ def alone(chat):
 
 
 @contextlib.contextmanager
-def running(rows=4, max_waiting=512):
+def running(rows=4, max_waiting=512, **settings):
     """An engine that runs in a thread."""
-    engine = Engine(model(), rows, max_waiting=max_waiting)
+    engine = Engine(model(), rows, max_waiting=max_waiting, **settings)
     thread = threading.Thread(target=engine.run, daemon=True)
     thread.start()
     try:
