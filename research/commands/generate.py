@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="an attached adapter, or one of several that stand side by side",
     )
     model_flags.add_cache(parser)
+    model_flags.add_mesh(parser)
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--raw", action="store_true", help="no template, only the prompt's text")
     parser.add_argument(
@@ -86,6 +87,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed),
         constraint=read_constraint(arguments),
         cache_dtype=arguments.cache_dtype,
+        mesh=model_flags.mesh_of(arguments),
         raw=arguments.raw,
         tools=read_tools(arguments.tools) if arguments.tools else [],
         template_arguments=read_template_arguments(arguments.template_argument),

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     model_flags.add(parser, "are served")
     model_flags.add_cache(parser)
+    model_flags.add_mesh(parser)
     parser.add_argument(
         "--name", default="base", help="what requests call --run itself (default base)"
     )
@@ -102,7 +103,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     # a port that is taken is said before a model is read
     listener = running.open_socket(arguments.host, arguments.port)
     enable_compilation_cache()
-    mesh = sharding.MeshConfig().make()
+    mesh = model_flags.mesh_of(arguments).make()
     with sharding.mesh_context(mesh, sharding.RULES):
         models = load_models(
             arguments.run,

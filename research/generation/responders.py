@@ -37,6 +37,14 @@ class Responder:
             return self.objective.reads_conversations
         return chat_template.find_template(self.run.sidecar_files) is not None
 
+    @property
+    def writer(self) -> Writer | None:
+        """What writes conversations as it reads them; None: it reads one text."""
+        if self.objective is not None:
+            return self.objective.writer(self.run.tokenizer)
+        template = chat_template.find_template(self.run.sidecar_files)
+        return None if template is None else Writer(template, self.run.tokenizer)
+
     def prompt_ids(self, conversation: Conversation, raw: bool = False) -> list[int]:
         """As `prompt`; says on the terminal that a prompt was cut."""
         ids, is_truncated = self.prompt(conversation, raw)
@@ -62,10 +70,9 @@ class Responder:
         if experiment is not None:
             length = experiment.data.sequence_length
             return experiment.data.objective.prompt_ids(tokenizer, conversation, length)
-        template = chat_template.find_template(self.run.sidecar_files)
-        if template is None:
+        if (writer := self.writer) is None:
             return bare_prompt(tokenizer, only_text(conversation)), False
-        return Writer(template, tokenizer).prompt_ids(conversation), False
+        return writer.prompt_ids(conversation), False
 
 
 def find_responders(

@@ -34,6 +34,8 @@ class AnswerSettings:
     constraint: ConstraintConfig | None = None
     # how keys and values are stored; None: in the compute type
     cache_dtype: CacheKind | None = None
+    # how all devices are arranged
+    mesh: sharding.MeshConfig = sharding.MeshConfig()
     # no template, only the prompt's text
     raw: bool = False
     # what a chat template reads beside messages
@@ -159,7 +161,7 @@ def open_session(
     adapters = adapters or {}
     responders = find_responders(run, adapters, switched_off)
     stops = find_stops(run, responders)
-    mesh, rules = sharding.MeshConfig().make(), sharding.RULES
+    mesh, rules = settings.mesh.make(), sharding.RULES
     with sharding.mesh_context(mesh, rules):
         if adapters:
             model = banks.load_bank(adapters, mesh, rules)

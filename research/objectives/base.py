@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from research.text.conversation import Conversation
+from research.text.conversation_writer import Writer
 from research.text.token_table import Encoder, TextEncoder, TokenTable, field_text
 from research.text.tokenizer import Tokenizer
 
@@ -209,6 +210,10 @@ class Objective:
               more than one message.
         """
         return bare_prompt(tokenizer, only_text(conversation)), False
+
+    def writer(self, tokenizer: Tokenizer) -> Writer | None:
+        """What writes conversations for the model of `tokenizer`; None: it reads one text."""
+        return None
 
     def stop_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Tokens besides end-of-text that end an answer."""

@@ -10,6 +10,53 @@ from typing import Any
 
 from research.serving.engine import Part
 from research.serving.protocol import ChatRequest
+from research.text.tool_calls import CallForm, CallReader, ToolCall
+
+# Characters of a call's id: some templates take no other number.
+_ID_LENGTH = 9
+
+
+@dataclasses.dataclass
+class _Choice:
+    """One of the answers, so far."""
+
+    # None: calls are not looked for
+    reader: CallReader | None
+    text: str = ""
+    calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    tokens: int = 0
+    reason: str | None = None
+
+    def add(self, part: Part) -> list[dict[str, Any]]:
+        """Takes a part; what a stream says of it: deltas of the message."""
+        pieces: list[str | ToolCall] = [part.text] if part.text else []
+        if self.reader is not None:
+            pieces = self.reader.add(part.text)
+            pieces += self.reader.finish() if part.finish_reason is not None else []
+        self.tokens, self.reason = part.tokens, part.finish_reason
+        if self.calls or any(isinstance(piece, ToolCall) for piece in pieces):
+            self.reason = "tool_calls" if self.reason == "stop" else self.reason
+        return [self._add(piece) for piece in pieces]
+
+    def _add(self, piece: str | ToolCall) -> dict[str, Any]:
+        if isinstance(piece, str):
+            self.text += piece
+            return {"content": piece}
+        call = {
+            "id": piece.id or secrets.token_hex(_ID_LENGTH)[:_ID_LENGTH],
+            "type": "function",
+            "function": {"name": piece.name, "arguments": piece.arguments},
+        }
+        self.calls.append(call)
+        return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The whole message."""
+        if not self.calls:
+            return {"role": "assistant", "content": self.text, "refusal": None}
+        message = {"role": "assistant", "content": self.text or None, "refusal": None}
+        return message | {"tool_calls": self.calls}
 
 
 @dataclasses.dataclass
@@ -19,29 +66,35 @@ class Completion:
     request: ChatRequest
     # of the prompt
     prompt_tokens: int
+    # how calls of tools stand in the answer; None: they are text
+    call_form: CallForm | None = None
     id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        count = self.request.n or 1
-        self._texts = [""] * count
-        self._tokens = [0] * count
-        self._reasons: list[str | None] = [None] * count
+        form, names = self.call_form, self.request.callable_tools
+        self._choices = [
+            _Choice(None if form is None else CallReader(form, names))
+            for _ in range(self.request.n or 1)
+        ]
 
     @property
     def is_whole(self) -> bool:
         """Whether every choice has ended."""
-        return None not in self._reasons
+        return all(choice.reason is not None for choice in self._choices)
 
-    def add(self, part: Part) -> None:
-        self._texts[part.choice] += part.text
-        self._tokens[part.choice] = part.tokens
-        self._reasons[part.choice] = part.finish_reason
+    def add(self, part: Part) -> list[dict[str, Any]]:
+        """Takes a part; the chunks of a stream that it gives."""
+        choice = self._choices[part.choice]
+        chunks = [self._chunk(part.choice, delta, None) for delta in choice.add(part)]
+        if choice.reason is not None:
+            chunks.append(self._chunk(part.choice, {}, choice.reason))
+        return chunks
 
     @property
     def usage(self) -> dict[str, int]:
         """Tokens of the prompt, once, and of all choices, those that ended them included."""
-        completion = sum(self._tokens)
+        completion = sum(choice.tokens for choice in self._choices)
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": completion,
@@ -54,25 +107,18 @@ class Completion:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": choice.message,
                 "logprobs": None,
-                "finish_reason": reason,
+                "finish_reason": choice.reason,
             }
-            for index, (text, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
+            for index, choice in enumerate(self._choices)
         ]
         return self._object("chat.completion", choices) | {"usage": self.usage}
 
     def opening(self) -> list[dict[str, Any]]:
         """The chunks before a stream's first text."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return [self._chunk(index, delta, None) for index in range(len(self._texts))]
-
-    def chunks(self, part: Part) -> list[dict[str, Any]]:
-        """The chunks of a stream that a part gives."""
-        chunks = [self._chunk(part.choice, {"content": part.text}, None)] if part.text else []
-        if part.finish_reason is not None:
-            chunks.append(self._chunk(part.choice, {}, part.finish_reason))
-        return chunks
+        return [self._chunk(index, delta, None) for index in range(len(self._choices))]
 
     def closing(self) -> list[dict[str, Any]]:
         """The chunks after a stream's last text."""

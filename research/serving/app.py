@@ -45,8 +45,8 @@ class Answering:
         with contextlib.suppress(RuntimeError):  # the server ended before the engine
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
 
-    async def parts(self) -> AsyncGenerator[Part, None]:
-        """The parts of all choices; who stops reading them cancels what is left.
+    async def chunks(self) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The chunks of all parts; who stops reading them cancels what is left.
 
         Raises:
           RequestError: the engine failed.
@@ -56,14 +56,13 @@ class Answering:
                 part = await self._parts.get()
                 if isinstance(part, RequestError):
                     raise part
-                self.completion.add(part)
-                yield part
+                yield self.completion.add(part)
         finally:
             self.job.cancel()
 
     async def whole(self) -> dict[str, Any]:
         """The answer's JSON, when all choices have ended."""
-        async with contextlib.aclosing(self.parts()) as parts:
+        async with contextlib.aclosing(self.chunks()) as parts:
             async for _ in parts:
                 pass
         return self.completion.body
@@ -73,9 +72,9 @@ class Answering:
         try:
             for chunk in self.completion.opening():
                 yield _event(chunk)
-            async with contextlib.aclosing(self.parts()) as parts:
-                async for part in parts:
-                    for chunk in self.completion.chunks(part):
+            async with contextlib.aclosing(self.chunks()) as parts:
+                async for chunks in parts:
+                    for chunk in chunks:
                         yield _event(chunk)
             for chunk in self.completion.closing():
                 yield _event(chunk)
@@ -120,7 +119,8 @@ class Server:
         choices, prompt_tokens = await loop.run_in_executor(
             self._preparation, self._models.choices, chat
         )
-        answering = Answering(self._engine, Completion(chat, prompt_tokens), choices)
+        completion = Completion(chat, prompt_tokens, self._models.call_form(chat))
+        answering = Answering(self._engine, completion, choices)
         if chat.stream:
             return _EventStream(answering)
         return JSONResponse(await _unless_disconnected(request, answering))
@@ -139,8 +139,12 @@ class Server:
         return JSONResponse(content, 503 if self._engine.is_closed else 200)
 
     def _card(self, name: str) -> dict[str, Any]:
+        model = self._models.by_name[name]
         card = {"id": name, "object": "model", "created": self._created, "owned_by": "graft"}
-        return card | {"max_model_len": self._models.by_name[name].window}
+        return card | {
+            "max_model_len": model.window,
+            "parses_tool_calls": model.call_form is not None,
+        }
 
     def _check_key(self, request: Request) -> None:
         if self._api_key is None:

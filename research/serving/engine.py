@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from research.generation.decoder import Decoder, Request, Token
@@ -32,6 +32,8 @@ class Choice:
     tokenizer: Tokenizer
     # texts that end it
     stops: tuple[str, ...] = ()
+    # special tokens that are part of its text -> their names
+    shown: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 class Part(NamedTuple):
@@ -186,7 +188,7 @@ class Engine:
             self._jobs[job] = len(job.choices)
             try:
                 for index, choice in enumerate(job.choices):
-                    text = AnswerText(choice.tokenizer, choice.stops)
+                    text = AnswerText(choice.tokenizer, choice.stops, choice.shown)
                     ticket = decoder.add(choice.request)
                     self._answers[ticket] = _Answer(job, index, text)
             except ValueError as error:

@@ -13,8 +13,9 @@ from research import sharding
 from research.adapters import banks, catalog
 from research.checkpoints import runs
 from research.config.suggestions import suggestion
-from research.generation.constraints import CompiledGrammar
+from research.generation.constraints import CompiledGrammar, ConstraintConfig
 from research.generation.constraints.json_schema import SchemaConstraint
+from research.generation.constraints.lark import LarkConstraint
 from research.generation.decoder import Request, prompt_length
 from research.generation.responders import Responder, find_responders, find_stops
 from research.generation.sampling import Sampling
@@ -22,6 +23,7 @@ from research.serving.engine import Choice
 from research.serving.errors import RequestError
 from research.serving.protocol import ChatRequest
 from research.text.conversation import from_messages
+from research.text.tool_calls import CallForm, find_call_form
 
 # Compiled schemas that are kept.
 MAX_GRAMMARS = 32
@@ -37,6 +39,15 @@ class ServedModel:
     ends: frozenset[int]
     # tokens of a prompt and its answer together, at most
     window: int
+    # how its template writes calls of tools; None: it takes none, or they stay text
+    call_form: CallForm | None = None
+
+    @property
+    def shown(self) -> dict[int, str]:
+        """Special tokens that calls are written with -> their names."""
+        tokens = self.responder.run.tokenizer.tokens()
+        names = self.call_form.special if self.call_form is not None else ()
+        return {tokens[name]: name for name in names}
 
 
 class Models:
@@ -53,7 +64,7 @@ class Models:
         """`tokens`: of an answer at most, where a request does not say."""
         self.by_name, self.model = dict(by_name), model
         self._tokens = tokens
-        self._grammars: collections.OrderedDict[tuple[str, str], CompiledGrammar] = (
+        self._grammars: collections.OrderedDict[tuple[str, ...], CompiledGrammar] = (
             collections.OrderedDict()
         )
 
@@ -85,7 +96,7 @@ class Models:
                 param="messages",
                 code="context_length_exceeded",
             )
-        grammar = self._grammar(served, request.schema_of_answer)
+        grammar = self._grammar(served, request)
         sampling = Sampling(
             temperature=1.0 if request.temperature is None else request.temperature,
             top_k=request.top_k or 0,
@@ -93,6 +104,7 @@ class Models:
             seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         )
         tokenizer = served.responder.run.tokenizer
+        shown = served.shown if self.call_form(request) is not None else {}
         choices = []
         for number in range(request.n or 1):
             try:
@@ -108,8 +120,14 @@ class Models:
                 adapter=served.responder.number,
                 constraint=constraint,
             )
-            choices.append(Choice(row, tokenizer, request.stops))
+            choices.append(Choice(row, tokenizer, request.stops, shown))
         return choices, len(prompt)
+
+    def call_form(self, request: ChatRequest) -> CallForm | None:
+        """How calls stand in the answers to a request; None: there are none, or they are text."""
+        if not request.callable_tools or request.schema_of_answer is not None:
+            return None
+        return self.find(request.model).call_form
 
     def _prompt(self, served: ServedModel, request: ChatRequest) -> list[int]:
         messages, tools = request.conversation
@@ -127,26 +145,43 @@ class Models:
             )
         return prompt
 
-    def _grammar(
-        self, served: ServedModel, schema: dict[str, Any] | None
-    ) -> CompiledGrammar | None:
-        if schema is None:
+    def _grammar(self, served: ServedModel, request: ChatRequest) -> CompiledGrammar | None:
+        """What the answers to a request must be; None: anything."""
+        schema = request.schema_of_answer
+        if request.must_call:
+            schemas, field = request.callable_tools, "tool_choice"
+            key = served.name, json.dumps(schemas), field
+        elif schema is not None:
+            field = "response_format"
+            key = served.name, json.dumps(schema), field
+        else:
             return None
         tokenizer = served.responder.run.tokenizer
         stops = sorted(served.ends - {tokenizer.end_id})
         try:
-            key = served.name, json.dumps(schema)
             if key not in self._grammars:
-                grammar = SchemaConstraint(schema).compile(
-                    tokenizer, stops, self.model.config.vocabulary
-                )
-                self._grammars[key] = grammar
+                constraint: ConstraintConfig
+                if schema is not None:
+                    constraint = SchemaConstraint(schema)
+                else:
+                    constraint = LarkConstraint(_call_form_of(served).grammar(schemas))
+                size = self.model.config.vocabulary
+                self._grammars[key] = constraint.compile(tokenizer, stops, size)
         except (ValueError, RecursionError) as error:
-            raise RequestError(f"response_format: {error}", param="response_format") from None
+            raise RequestError(f"{field}: {error}", param=field) from None
         if len(self._grammars) > MAX_GRAMMARS:
             self._grammars.popitem(last=False)
         self._grammars.move_to_end(key)
         return self._grammars[key]
+
+
+def _call_form_of(served: ServedModel) -> CallForm:
+    if served.call_form is None:
+        raise ValueError(
+            f"the template of {served.name} does not write calls as JSON, so an answer cannot be "
+            "made one: take auto"
+        )
+    return served.call_form
 
 
 def load_models(
@@ -185,7 +220,9 @@ def load_models(
     for model_name, responder in responders.items():
         ends = {responder.run.tokenizer.end_id, *find_stops(run, [responder])}
         limit = window or responder.run.context_length
-        served[model_name] = ServedModel(model_name, responder, frozenset(ends), limit)
+        writer, special = responder.writer, responder.run.tokenizer.special
+        form = None if writer is None else find_call_form(writer, special)
+        served[model_name] = ServedModel(model_name, responder, frozenset(ends), limit, form)
     if adapter_runs:
         model = banks.load_bank(adapter_runs, mesh, sharding.RULES)
     else:

@@ -91,6 +91,15 @@ class _Tool(_Strict):
     function: _Function
 
 
+class _FunctionName(_Strict):
+    name: str
+
+
+class _NamedTool(_Strict):
+    type: Literal["function"]
+    function: _FunctionName
+
+
 class _Schema(_Strict):
     name: str
     json_schema: dict[str, Any] = Field(alias="schema")
@@ -124,7 +133,7 @@ class ChatRequest(_Strict):
     stop: str | list[str] | None = None
     response_format: _ResponseFormat | None = None
     tools: list[_Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | _NamedTool | None = None
     # beyond the protocol, named as other servers name them
     top_k: int | None = Field(None, ge=0, lt=2**31)
     chat_template_kwargs: dict[str, Any] | None = None
@@ -146,6 +155,22 @@ class ChatRequest(_Strict):
         if form is None or form.type == "text":
             return None
         return form.json_schema.json_schema if form.json_schema else {"type": "object"}
+
+    @property
+    def callable_tools(self) -> dict[str, dict[str, Any] | None]:
+        """Functions that the answer may call -> JSON Schema of their arguments."""
+        if self.tool_choice == "none":
+            return {}
+        tools = {tool.function.name: tool.function.parameters for tool in self.tools or ()}
+        if isinstance(self.tool_choice, _NamedTool):
+            name = self.tool_choice.function.name
+            return {name: tools[name]}
+        return tools
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call, whatever the model."""
+        return self.tool_choice not in (None, "auto", "none")
 
     @property
     def conversation(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -243,8 +268,7 @@ def _check(request: ChatRequest) -> None:
         )
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options: only with stream=true", param="stream_options")
-    if request.tool_choice is not None and not request.tools:
-        raise RequestError("tool_choice: there are no tools", param="tool_choice")
+    _check_tools(request)
     for number, message in enumerate(request.messages):
         if message.content is None and not message.tool_calls:
             raise RequestError(
@@ -255,6 +279,27 @@ def _check(request: ChatRequest) -> None:
             "messages: the last one is the assistant's; an answer begins anew, after a message of "
             "another role",
             param="messages",
+        )
+
+
+def _check_tools(request: ChatRequest) -> None:
+    """RequestError for a choice of tools that cannot be kept."""
+    names = [tool.function.name for tool in request.tools or ()]
+    if len(set(names)) < len(names):
+        raise RequestError("tools: two functions have one name", param="tools")
+    if request.tool_choice is not None and not request.tools:
+        raise RequestError("tool_choice: there are no tools", param="tool_choice")
+    if isinstance(request.tool_choice, _NamedTool):
+        name = request.tool_choice.function.name
+        if name not in names:
+            raise RequestError(
+                f"tool_choice: no tool is called {name!r}{suggestion(name, names)}",
+                param="tool_choice",
+            )
+    if request.must_call and request.schema_of_answer is not None:
+        raise RequestError(
+            "tool_choice: with response_format the answer is no call; leave one of them out",
+            param="tool_choice",
         )
 
 

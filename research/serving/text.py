@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from research.text.tokenizer import TextStream, Tokenizer
 
@@ -14,8 +14,19 @@ class AnswerText:
     no part of it. So the answer does not depend on where its tokens begin and end.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        shown: Mapping[int, str] | None = None,
+    ):
+        """
+        Args:
+          stops: texts that end the answer.
+          shown: special tokens that are part of the text -> their names; others are none.
+        """
         self._stream, self._stops = TextStream(tokenizer), tuple(stops)
+        self._shown = shown or {}
         # what may yet turn out to begin a stop string
         self._held_back = ""
         # whether a stop string came: nothing follows
@@ -23,7 +34,7 @@ class AnswerText:
 
     def add(self, token: int) -> str:
         """What can be shown since the last token."""
-        return self._show(self._stream.add(token))
+        return self._show(self._stream.add(token) + self._shown.get(token, ""))
 
     def finish(self) -> str:
         """What is left when the last token has come."""

@@ -18,6 +18,7 @@ from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
 from research.text.conversation_writer import Writer
 from research.text.rendering import TRAINING_DAY
+from research.text.tool_calls import find_call_form
 from tests.text.faults import FAULTS, check
 from tests.text.templates import assistant, conversation, user
 
@@ -315,3 +316,21 @@ def test_names_of_special_tokens_are_the_text_that_transformers_makes_of_them(
         sanitize_control_tokens=True,
     )["input_ids"]
     assert Writer(template, ours).prompt_ids(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "expected"),
+    [
+        ("qwen3", None, ("<tool_call>\n", "\n</tool_call>", "arguments")),
+        ("qwen3", "trl/qwen2_5", ("<tool_call>\n", "\n</tool_call>", "arguments")),
+        ("llama3", "trl/llama3_1", ("", "", "parameters")),
+        ("smollm2", None, None),
+        ("gptoss", "trl/gptoss", None),  # Harmony's channels
+    ],
+)
+def test_how_real_templates_write_calls_is_told(tokenizers, model, name, expected):
+    ours, _ = tokenizers(model)
+    template = ours.chat_template if name is None else _template(name)
+    form = find_call_form(Writer(template, ours), ours.special)
+    assert form is None if expected is None else (form.begin, form.end, form.arguments) == expected
+    assert form is None or not (form.is_list or form.special)

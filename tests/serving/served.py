@@ -6,15 +6,20 @@ import threading
 import types
 
 from research.batch import NO_ADAPTER
+from research.data.config import DataConfig
+from research.data.sources import TfdsConfig
 from research.generation.decoder import Decoder
 from research.generation.responders import Responder
 from research.methods import Bank, LoRA
+from research.objectives import Chat
 from research.serving.engine import Engine
 from research.serving.models import Models, ServedModel
 from research.serving.protocol import ChatRequest
 from research.serving.text import AnswerText
 from research.text import tokenizer as tokenizers
+from research.text.tool_calls import find_call_form
 from tests.helpers import tiny, tiny_run
+from tests.text import test_tool_calls
 
 NAMES = {"base": NO_ADAPTER, "law": 0, "style": 1}
 
@@ -42,6 +47,19 @@ def models():
         for name, number in NAMES.items()
     }
     return Models(served, model(), tokens=12)
+
+
+@functools.cache
+def calling_models():
+    """The base, with a template that writes calls of tools as Qwen's."""
+    template = test_tool_calls.template(test_tool_calls.HERMES, tokenizers.END)
+    data = DataConfig((TfdsConfig("a"),), 512, 4, Chat(template=template))
+    experiment = types.SimpleNamespace(data=data)
+    run = types.SimpleNamespace(experiment=experiment, tokenizer=tokenizer(), sidecar_files={})
+    responder = Responder(run, "base", NO_ADAPTER)
+    form = find_call_form(responder.writer, tokenizer().special)
+    ends = frozenset({tokenizer().end_id})
+    return Models({"base": ServedModel("base", responder, ends, 1024, form)}, model(), tokens=12)
 
 
 def request(text, name="base", **fields):

@@ -16,6 +16,8 @@ from tests.serving import served
 from tests.text import templates
 
 MESSAGES = [{"role": "user", "content": "red"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+CHOICE = {"type": "function", "function": {"name": "ff"}}
 
 
 def parse(**fields):
@@ -56,6 +58,18 @@ def parse(**fields):
         ({"response_format": {"type": "json_schema"}}, "response_format", "schema"),
         ({"tool_choice": "auto"}, "tool_choice", "no tools"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice", "required"),
+        ({"tools": [TOOL, TOOL]}, "tools", "one name"),
+        ({"tools": [TOOL], "tool_choice": CHOICE}, "tool_choice", "did you mean f?"),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": "required",
+                "response_format": {"type": "json_object"},
+            },
+            "tool_choice",
+            "response_format",
+        ),
         ({"logprobs": True}, "logprobs", "does not have it"),
         ({"top_logprobs": 3}, "top_logprobs", "does not have it"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "does not have it"),

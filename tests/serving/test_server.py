@@ -49,11 +49,11 @@ class Address:
             return error.code, json.load(error)
 
 
-def start(rows=4, max_waiting=512, **settings):
+def start(rows=4, max_waiting=512, models=None, **settings):
     """A server that runs in a thread of this process, and the thread."""
     engine = Engine(served.model(), rows, max_waiting=max_waiting)
     listener = running.open_socket("127.0.0.1", 0)
-    application = app.make_app(engine, served.models(), **settings)
+    application = app.make_app(engine, models or served.models(), **settings)
     arguments = (engine, application, listener, 5)
     thread = threading.Thread(target=running.run, args=arguments, daemon=True)
     thread.start()
@@ -143,6 +143,69 @@ def test_an_answer_under_a_schema_is_always_of_it(server):
     form = {"type": "json_object"}
     text = server.ask(response_format=form, max_tokens=20, seed=1).choices[0].message.content
     assert isinstance(json.loads(text), dict)
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Bern"]}, "days": {"type": "integer"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+TIME = {"type": "function", "function": {"name": "time", "description": "now"}}
+
+
+def streamed_calls(chunks):
+    """Name, arguments and reason of a stream with one call, put together as clients do."""
+    name, arguments, reason = None, "", None
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        for call in choice.delta.tool_calls or []:
+            assert call.index == 0
+            name, arguments = call.function.name or name, arguments + call.function.arguments
+        reason = choice.finish_reason or reason
+    return name, arguments, reason
+
+
+def test_calls_that_the_model_writes_are_tool_calls_of_the_protocol():
+    """Random weights write calls where they must; what they write then is read as any is."""
+    address, thread = start(models=served.calling_models())
+    fields = {"tools": [WEATHER, TIME], "max_tokens": 120, "temperature": 1.0}
+    names = set()
+    for seed in range(4):
+        choice = address.ask(**fields, seed=seed, tool_choice="required").choices[0]
+        (call,) = choice.message.tool_calls
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        names.add(call.function.name)
+        arguments = json.loads(call.function.arguments)
+        if call.function.name == "weather":
+            jsonschema.validate(arguments, WEATHER["function"]["parameters"])
+        chunks = address.ask(**fields, seed=seed, tool_choice="required", stream=True)
+        assert streamed_calls(chunks) == (call.function.name, call.function.arguments, "tool_calls")
+    named = {"type": "function", "function": {"name": "weather"}}
+    choice = address.ask(**fields, seed=0, tool_choice=named).choices[0]
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "weather" and names <= {"weather", "time"}
+    # the client sends it back with what came of it
+    result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+    messages = [*RED, choice.message.model_dump(exclude_none=True), result]
+    plain = address.ask(messages=messages, tools=[WEATHER], max_tokens=3, temperature=0)
+    assert plain.choices[0].message.tool_calls is None and plain.choices[0].message.content
+    assert address.client.models.retrieve("base").parses_tool_calls is True
+    address.engine.close()
+    thread.join(60)
+
+
+def test_a_call_that_no_template_writes_cannot_be_asked_for(server):
+    with pytest.raises(openai.BadRequestError, match="there are tools"):
+        server.ask(tools=[TIME], tool_choice="required")
+    assert server.client.models.retrieve("base").parses_tool_calls is False
 
 
 def test_models_and_health_are_told(server):
@@ -255,6 +318,7 @@ def test_a_full_queue_and_a_wrong_key_are_refused(monkeypatch):
         (["--api-key", "GRAFT_NO_SUCH_KEY"], "no such environment variable"),
         (["--port", "TAKEN"], "--port takes another"),
         (["--port", "0"], "no checkpoint in"),
+        (["--port", "0", "--tensor", "3"], "tensor=3 does not fit 8 devices"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(options, part, tmp_path):
@@ -276,6 +340,7 @@ def test_adapters_of_a_served_run_answer_as_each_alone_and_sigterm_drains(world,
         for seed, name in enumerate(("law", "style"), 1)
     }
     options = [f"--adapter={name}={path}" for name, path in adapters.items()]
+    options += ["--fsdp=2", "--tensor=2"]  # the answers stay those of one device
     line = tiny_run.command("serve", "--run", world.base, *options, "--port=0", "--window=256")
     process = subprocess.Popen(line, cwd=tiny_run.ROOT, stderr=subprocess.PIPE, text=True)
     try:
