@@ -43,7 +43,7 @@ class ServedModel:
     call_form: CallForm | None = None
 
     @property
-    def shown(self) -> dict[int, str]:
+    def marker_tokens(self) -> dict[int, str]:
         """Special tokens that calls are written with -> their names."""
         tokens = self.responder.run.tokenizer.tokens()
         names = self.call_form.special if self.call_form is not None else ()
@@ -104,7 +104,7 @@ class Models:
             seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         )
         tokenizer = served.responder.run.tokenizer
-        shown = served.shown if self.call_form(request) is not None else {}
+        marker_tokens = served.marker_tokens if self.call_form(request) is not None else {}
         choices = []
         for number in range(request.n or 1):
             try:
@@ -120,7 +120,7 @@ class Models:
                 adapter=served.responder.number,
                 constraint=constraint,
             )
-            choices.append(Choice(row, tokenizer, request.stops, shown))
+            choices.append(Choice(row, tokenizer, request.stops, marker_tokens))
         return choices, len(prompt)
 
     def call_form(self, request: ChatRequest) -> CallForm | None:

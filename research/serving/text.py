@@ -18,15 +18,15 @@ class AnswerText:
         self,
         tokenizer: Tokenizer,
         stops: Sequence[str] = (),
-        shown: Mapping[int, str] | None = None,
+        marker_tokens: Mapping[int, str] | None = None,
     ):
         """
         Args:
           stops: texts that end the answer.
-          shown: special tokens that are part of the text -> their names; others are none.
+          marker_tokens: special tokens that are part of the text -> their names; others are none.
         """
         self._stream, self._stops = TextStream(tokenizer), tuple(stops)
-        self._shown = shown or {}
+        self._markers = marker_tokens or {}
         # what may yet turn out to begin a stop string
         self._held_back = ""
         # whether a stop string came: nothing follows
@@ -34,7 +34,7 @@ class AnswerText:
 
     def add(self, token: int) -> str:
         """What can be shown since the last token."""
-        return self._show(self._stream.add(token) + self._shown.get(token, ""))
+        return self._show(self._stream.add(token) + self._markers.get(token, ""))
 
     def finish(self) -> str:
         """What is left when the last token has come."""

@@ -104,9 +104,9 @@ def find_call_form(writer: Writer, special: Collection[str]) -> CallForm | None:
         parts = writer.write(conversation)[-1].parts
     except ValueError:
         return None
-    written = writer.unmark("".join(part.text for part in parts if part.weight))
+    answer = writer.unmark("".join(part.text for part in parts if part.weight))
     end = next(part.end for part in reversed(parts) if part.end)
-    return _read_form(written.rpartition(end)[0], special)
+    return _read_form(answer.rpartition(end)[0], special)
 
 
 def _read_form(text: str, special: Collection[str]) -> CallForm | None:
@@ -136,13 +136,13 @@ class CallReader:
         """`names`: of the functions that may be called."""
         self._form, self._names = form, names
         self._begin, self._end = form.begin.strip(), form.end.strip()
-        self._held = ""
+        self._pending = ""
         # the text that was given, and whether a call was
         self._text, self.has_calls = "", False
 
     def add(self, text: str) -> list[str | ToolCall]:
         """What is known since the last text."""
-        self._held += text
+        self._pending += text
         return self._read(is_over=False)
 
     def finish(self) -> list[str | ToolCall]:
@@ -154,32 +154,32 @@ class CallReader:
             return self._read_whole(is_over)
         pieces: list[str | ToolCall] = []
         while (place := self._find()) >= 0:
-            rest = self._held[place + len(self._begin) :]
+            rest = self._pending[place + len(self._begin) :]
             calls, length = self._read_calls(rest, is_over)
-            before = self._held[:place].rstrip()
+            before = self._pending[:place].rstrip()
             if length < 0:
                 pieces += self._show(before)
-                self._held = self._held[len(before) :]
+                self._pending = self._pending[len(before) :]
                 break
             if calls:
                 pieces += [*self._show(before), *calls]
-                self._held, self.has_calls = rest[length:], True
+                self._pending, self.has_calls = rest[length:], True
             else:  # it is none: text
-                pieces += self._show(self._held[: place + len(self._begin)])
-                self._held = rest
+                pieces += self._show(self._pending[: place + len(self._begin)])
+                self._pending = rest
         else:
-            held = 0 if is_over else self._may_begin()
-            shown = self._held[: len(self._held) - held]
+            kept_size = 0 if is_over else self._may_begin()
+            text = self._pending[: len(self._pending) - kept_size]
             if is_over and self.has_calls:
-                shown = shown.rstrip()
-            pieces += self._show(shown)
-            self._held = self._held[len(self._held) - held :]
+                text = text.rstrip()
+            pieces += self._show(text)
+            self._pending = self._pending[len(self._pending) - kept_size :]
         return pieces
 
     def _find(self) -> int:
         """Where a call may begin in what is held: not among thoughts."""
-        place = self._held.find(self._begin)
-        before = self._text + self._held[: max(place, 0)]
+        place = self._pending.find(self._begin)
+        before = self._text + self._pending[: max(place, 0)]
         return -1 if before.rfind("<think>") > before.rfind("</think>") else place
 
     def _read_calls(self, rest: str, is_over: bool) -> tuple[Sequence[ToolCall], int]:
@@ -199,17 +199,17 @@ class CallReader:
     def _read_whole(self, is_over: bool) -> list[str | ToolCall]:
         """Of a form in which a call is the whole answer."""
         opening = "[" if self._form.is_list else "{"
-        if not self._text and self._held.lstrip()[:1] in ("", opening):
+        if not self._text and self._pending.lstrip()[:1] in ("", opening):
             if not is_over:
                 return []
             try:
-                calls = self._form.read(json.loads(self._held), self._names)
+                calls = self._form.read(json.loads(self._pending), self._names)
             except (ValueError, RecursionError):
                 calls = []
             if calls:
-                self._held, self.has_calls = "", True
+                self._pending, self.has_calls = "", True
                 return [*calls]
-        text, self._held = self._held, ""
+        text, self._pending = self._pending, ""
         return [*self._show(text)]
 
     def _show(self, text: str) -> list[str]:
@@ -218,7 +218,7 @@ class CallReader:
 
     def _may_begin(self) -> int:
         """Characters at the end of what is held that may belong to a call's beginning."""
-        sizes = range(min(len(self._held), len(self._begin) - 1), 0, -1)
-        size = next((n for n in sizes if self._held.endswith(self._begin[:n])), 0)
-        before = self._held[: len(self._held) - size]
+        sizes = range(min(len(self._pending), len(self._begin) - 1), 0, -1)
+        size = next((n for n in sizes if self._pending.endswith(self._begin[:n])), 0)
+        before = self._pending[: len(self._pending) - size]
         return size + len(before) - len(before.rstrip())

@@ -188,8 +188,8 @@ def test_calls_that_the_model_writes_are_tool_calls_of_the_protocol():
             jsonschema.validate(arguments, WEATHER["function"]["parameters"])
         chunks = address.ask(**fields, seed=seed, tool_choice="required", stream=True)
         assert streamed_calls(chunks) == (call.function.name, call.function.arguments, "tool_calls")
-    named = {"type": "function", "function": {"name": "weather"}}
-    choice = address.ask(**fields, seed=0, tool_choice=named).choices[0]
+    one_tool = {"type": "function", "function": {"name": "weather"}}
+    choice = address.ask(**fields, seed=0, tool_choice=one_tool).choices[0]
     (call,) = choice.message.tool_calls
     assert call.function.name == "weather" and names <= {"weather", "time"}
     # the client sends it back with what came of it
