@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from research import sharding
 from research.benchmarks import graft_generate, harness
-from research.generation import decoder
+from research.generation import programs
 from research.models.transformer import Transformer
 from research.preflight.examine import prepare_environment
 from research.runtime.accelerators import Topology, get_topology
@@ -67,7 +67,7 @@ def _compile(settings: Mapping[str, Any], tokens: int, topology: Topology) -> di
         model = place(jax.eval_shape(lambda: Transformer(jax.random.key(0), config)))
         cache = place(jax.eval_shape(lambda model: model.empty_cache(rows, tokens), model))
         row = place(jax.ShapeDtypeStruct((rows,), jnp.int32))
-        program = decoder._advance.lower(model, row, row, None, cache.content).compile()
+        program = programs.advance.lower(model, row, row, None, cache.content).compile()
     analysis = program.cost_analysis() or {}
     program_bytes = float(analysis["bytes accessed"])
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model))

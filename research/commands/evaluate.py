@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     enable_compilation_cache()
     with distributed.abort_on_error(), cli.clear_errors():
+        # it may start this program again in another environment: before it joins others
+        evaluation = _read_evaluation(arguments)
         is_main_process = distributed.initialize() if arguments.distributed else True
         _check_places(arguments, is_main_process)
-        evaluation = _read_evaluation(arguments)
         evaluate = lm_eval_flags.evaluator(evaluation, arguments)
         if arguments.against and not (arguments.lm_eval or evaluation.choice or evaluation.tasks):
             raise ValueError(
@@ -250,7 +251,8 @@ def _show_result(task: str, result: TaskResult) -> None:
         show(f"{task}, {name}: {estimate:.1%} % of {estimate.n}")
     counts = {
         "questions cut to the window": result.truncated,
-        "answers cut at their longest": result.cut,
+        "answers cut at their longest": result.cut - result.failed,
+        "answers cut where their constraint failed": result.failed,
         "answers in which nothing could be read": result.unreadable,
         "prompts without a passage": result.without_passages,
     }

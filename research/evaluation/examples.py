@@ -100,6 +100,8 @@ def _card(answer: Answer) -> dict[str, Any]:
     if answer.reference is not None:
         parts.append(("right", _bounded(answer.reference)))
     parts.append(("answer", _bounded(answer.answer) or "(empty)"))
+    if answer.failure:
+        parts.append(("its constraint failed", _bounded(answer.failure)))
     if answer.unreadable:
         parts.append(("unreadable", _bounded(answer.unreadable)))
     if answer.remark:

@@ -108,6 +108,11 @@ class GenerationTask(AnsweredTask):
         return frozenset().union(*(each.reads for each in (*self.scorers, *self._step_scorers)))
 
     @property
+    def is_shared(self) -> bool:
+        """As `QuestionTask`; what is asked next must not depend on a process either."""
+        return super().is_shared and not any(each.runs_code for each in self._step_scorers)
+
+    @property
     def layer(self) -> str:
         scorers = (*self.scorers, *self._step_scorers)
         return next((scorer.layer for scorer in scorers if scorer.layer), "")
@@ -201,6 +206,7 @@ class GenerationTask(AnsweredTask):
                     answer,
                     answer=candidate.text,
                     is_cut=candidate.is_cut,
+                    failure=candidate.failure,
                     prompt_tokens=sum(len(each.prompt.ids) for each in own),
                     new_tokens=sum(each.new_tokens for each in own),
                 )
@@ -238,10 +244,10 @@ class GenerationTask(AnsweredTask):
         """Scores what is said to a question, in one text or several."""
         are_open = opens_thoughts(tokenizer, prompt.ids)
         answers, plain_texts = [], []
-        for text, new_tokens, is_cut in texts:
+        for text, new_tokens, is_cut, failure in texts:
             plain_texts.append(without_thoughts(text, are_open))
             answer = self._score(question, prompt, plain_texts[-1], new_tokens)
-            answers.append(dataclasses.replace(answer, answer=text, is_cut=is_cut))
+            answers.append(dataclasses.replace(answer, answer=text, is_cut=is_cut, failure=failure))
         if self.samples == 1:
             return answers[0]
         return join_samples(

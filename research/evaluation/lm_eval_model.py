@@ -257,7 +257,7 @@ class HarnessModel(TemplateLM):
         with progress:
             for settings, numbers in groups.items():
                 texts = self._write([prompts[number] for number in numbers], settings, progress)
-                for number, (ids, is_cut) in zip(numbers, texts, strict=True):
+                for number, (ids, is_cut, _) in zip(numbers, texts, strict=True):
                     usage = self._usage(requests[number])
                     usage.new_tokens += len(ids)
                     usage.is_cut |= is_cut

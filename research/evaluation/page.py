@@ -181,7 +181,8 @@ def _task(name: str, result: TaskResult) -> Markup:
     breakdown = break_down(result)
     counts = {
         "questions cut to the window": result.truncated,
-        "answers cut at their longest": result.cut,
+        "answers cut at their longest": result.cut - result.failed,
+        "answers cut where their constraint failed": result.failed,
         "answers in which nothing could be read": result.unreadable,
         "prompts without a passage": result.without_passages,
         **result.unscored,

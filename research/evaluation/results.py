@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from research.evaluation.calibration import Calibration, calibrate
-from research.reports.statistics import Estimate, mean_interval, proportion_interval
+from research.reports.statistics import Estimate, mean_interval, proportion_interval, share_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Answer:
     remark: str = ""
     # whether it was stopped before its end
     is_cut: bool = False
+    # why its constraint failed, which stopped it; empty: it did not
+    failure: str = ""
     prompt_tokens: int = 0
     new_tokens: int = 0
     # the probability that the model gives it among its options; None: it had none
@@ -157,6 +159,11 @@ class TaskResult:
         return sum(answer.is_cut for answer in self.answers)
 
     @property
+    def failed(self) -> int:
+        """Answers that their constraint failed in."""
+        return sum(bool(answer.failure) for answer in self.answers)
+
+    @property
     def unreadable(self) -> int:
         """Answers in which nothing could be read."""
         return sum(bool(answer.unreadable) for answer in self.answers)
@@ -185,7 +192,7 @@ class TaskResult:
     def to_dict(self) -> dict[str, Any]:
         """As JSON, the answers one by one."""
         counts = (
-            *("truncated", "cut", "unreadable", "unscored", "without_passages"),
+            *("truncated", "cut", "failed", "unreadable", "unscored", "without_passages"),
             *("prompt_tokens", "new_tokens", "tokens_read"),
         )
         metrics = {name: dataclasses.asdict(value) for name, value in self.metrics.items()}
@@ -270,4 +277,6 @@ def estimate(answers: Sequence[Answer], name: str) -> Estimate:
     values, groups = metric_values(answers, name)
     if np.isin(values, (0, 1)).all():
         return proportion_interval(values, groups=groups)
+    if values.min() >= 0 and values.max() <= 1:
+        return share_interval(values, groups=groups)
     return mean_interval(values, groups=groups)

@@ -71,11 +71,13 @@ def join_samples(samples: Sequence[Answer], readings: Mapping[str, Sequence[str 
     weights = {name: first.weights[name] for name in first.weights if name in values}
     more = {f"majority/{name}": count for name, count in weights.items()}
     unreadable = [answer.unreadable for answer in samples if answer.unreadable]
+    failures = [answer.failure for answer in samples if answer.failure]
     return dataclasses.replace(
         first,
         scores=values,
         weights=weights | more,
         is_cut=any(answer.is_cut for answer in samples),
+        failure=f"{len(failures)} of {len(samples)}: {failures[0]}" if failures else "",
         unreadable=f"{len(unreadable)} of {len(samples)}: {unreadable[0]}" if unreadable else "",
         new_tokens=sum(answer.new_tokens for answer in samples),
         samples=[answer.answer for answer in samples],

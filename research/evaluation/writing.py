@@ -39,6 +39,8 @@ class Text(NamedTuple):
     new_tokens: int
     # whether it was stopped before its end
     is_cut: bool
+    # why its constraint failed, which stopped it; empty: it did not
+    failure: str = ""
 
 
 class Draw(NamedTuple):
@@ -90,7 +92,10 @@ class Writer:
         ]
         model, dtype = self._model.model, self._model.cache_dtype
         answers = decode.complete(model, requests, task.batch_size, cache_dtype=dtype)
-        return [Text(self._tokenizer.decode(ids), len(ids), is_cut) for ids, is_cut in answers]
+        return [
+            Text(self._tokenizer.decode(each.tokens), len(each.tokens), each.is_cut, each.failure)
+            for each in answers
+        ]
 
     def say(
         self,
@@ -109,9 +114,9 @@ class Writer:
             draws.append(Draw(question.row, number))
         texts = self.write([prompt.ids for prompt in prompts], draws, constraint, max_tokens)
         sayings = []
-        for prompt, (text, count, is_cut) in zip(prompts, texts, strict=True):
+        for prompt, (text, count, is_cut, failure) in zip(prompts, texts, strict=True):
             plain_text = without_thoughts(text, opens_thoughts(self._tokenizer, prompt.ids))
-            sayings.append(Saying(text, plain_text, prompt, count, is_cut))
+            sayings.append(Saying(text, plain_text, prompt, count, is_cut, failure))
         return sayings
 
     def _start(self, constraint: ConstraintConfig | None, limit: int) -> Constraint | None:

@@ -22,6 +22,8 @@ class Completion(NamedTuple):
     tokens: list[int]
     # whether it was stopped before its end
     is_cut: bool
+    # why its constraint failed, which stopped it; empty: it did not
+    failure: str = ""
 
 
 def complete(
@@ -48,24 +50,27 @@ def complete(
     order = sorted(range(len(requests)), key=lambda number: -len(requests[number].prompt))
     numbers = {decoder.add(requests[number]): number for number in order}
     answers: list[list[int]] = [[] for _ in requests]
-    is_cut = [False] * len(requests)
+    completions: list[Completion | None] = [None] * len(requests)
     while not decoder.is_idle:
-        for ticket, token, ending in decoder.step():
+        for ticket, token, ending, failure in decoder.step():
             number = numbers[ticket]
             request, answer = requests[number], answers[number]
-            if token not in request.ends:
+            if token not in request.ends and ending != "failure":
                 answer.append(token)
-            has_ended = ending == "end" or (is_over is not None and is_over(answer))
+            has_ended = ending == "end" or (
+                ending != "failure" and is_over is not None and is_over(answer)
+            )
             if not has_ended and ending is None:
                 continue
             if ending is None:
                 decoder.cancel(ticket)
-            is_cut[number] = not has_ended
-            if request.constraint is not None:
-                is_cut[number] = not request.constraint.is_complete
+            is_cut = not has_ended
+            if request.constraint is not None and not failure:
+                is_cut = not request.constraint.is_complete
+            completions[number] = Completion(answer, is_cut, failure)
             if on_end is not None:
                 on_end()
-    return [Completion(*pair) for pair in zip(answers, is_cut, strict=True)]
+    return [completion for completion in completions if completion is not None]
 
 
 def stream(
@@ -78,6 +83,7 @@ def stream(
     stops: Sequence[int] = (),
     constraints: Sequence[Constraint | None] | None = None,
     cache_dtype: CacheKind | None = None,
+    on_failure: Callable[[int, str], object] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields the next token of every row, [B] int32, until all rows have ended.
 
@@ -90,6 +96,7 @@ def stream(
       stops: other tokens that finish a row, such as the end of a turn.
       constraints: what each row may say.
       cache_dtype: as of `Decoder`.
+      on_failure: is given a row whose constraint failed, which ends it, and why.
 
     Raises:
       ValueError: for an empty prompt, a text longer than the model's learned positions, or an
@@ -101,8 +108,11 @@ def stream(
     rows = {decoder.add(request): row for row, request in enumerate(requests)}
     while not decoder.is_idle:
         column = np.full(len(prompts), end_id, np.int32)
-        for ticket, token, _ in decoder.step():
-            column[rows[ticket]] = token
+        for ticket, token, ending, failure in decoder.step():
+            if ending != "failure":
+                column[rows[ticket]] = token
+            elif on_failure is not None:
+                on_failure(rows[ticket], failure)
         yield column
 
 
@@ -116,11 +126,15 @@ def generate(
     stops: Sequence[int] = (),
     constraints: Sequence[Constraint | None] | None = None,
     cache_dtype: CacheKind | None = None,
+    on_failure: Callable[[int, str], object] | None = None,
 ) -> list[list[int]]:
     """The new tokens of every prompt, without the token that ended it; see `stream`."""
     ends = frozenset({end_id, *stops})
     requests = _requests(prompts, new_tokens, ends, sampling, adapter, constraints)
     answers = complete(model, requests, len(prompts), cache_dtype=cache_dtype)
+    for row, answer in enumerate(answers):
+        if answer.failure and on_failure is not None:
+            on_failure(row, answer.failure)
     return [answer.tokens for answer in answers]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import os.path
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,7 +20,8 @@ import numpy as np
 
 from research import sharding
 from research.batch import NO_ADAPTER, bucket_length
-from research.generation.sampling import GREEDY, Sampling, sample
+from research.generation import programs
+from research.generation.sampling import GREEDY, Sampling
 from research.methods import bank
 from research.models.cache import Cache, CacheKind, KeyValues
 from research.models.sites import Context
@@ -58,8 +58,11 @@ class Token(NamedTuple):
     ticket: int
     token: int
     # why nothing follows: it is one of the request's ends or its constraint lets nothing follow,
-    # or there are as many tokens as it may have; None: more follow
-    ending: Literal["end", "length"] | None
+    # there are as many tokens as it may have, or its constraint failed, and then it is no part of
+    # the answer; None: more follow
+    ending: Literal["end", "length", "failure"] | None
+    # why its constraint failed
+    failure: str = ""
 
 
 @dataclasses.dataclass
@@ -71,6 +74,40 @@ class _Row:
     # tokens so far, and the position of the next one
     count: int
     position: int
+    # why its constraint failed: the row ends, and no other
+    failure: str = ""
+
+    def mask(self) -> np.ndarray | None:
+        """What its constraint lets come next; None: anything."""
+        constraint = self.request.constraint
+        if constraint is None:
+            return None
+        try:
+            return constraint.mask()
+        except Exception as error:  # whatever a grammar's library raises
+            self.failure = _describe(error)
+            return None
+
+    def take(self, token: int) -> Token:
+        """Takes the next token."""
+        request, constraint = self.request, self.request.constraint
+        self.count, self.position = self.count + 1, self.position + 1
+        has_ended = token in request.ends
+        if constraint is not None and not self.failure:
+            try:
+                constraint.advance(token)
+                has_ended |= constraint.is_finished
+            except Exception as error:
+                self.failure = _describe(error)
+        if self.failure:
+            return Token(self.ticket, token, "failure", self.failure)
+        if has_ended:
+            return Token(self.ticket, token, "end")
+        return Token(self.ticket, token, "length" if self.count == request.new_tokens else None)
+
+
+def _describe(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 class _Beginning(NamedTuple):
@@ -146,23 +183,14 @@ class Decoder:
         if self._cache is not None and not is_last_step:
             # computed while the host looks at the tokens
             positions = np.asarray([row.position if row else 0 for row in self._rows], np.int32)
-            self._logits, new = _advance(
+            self._logits, new = programs.advance(
                 self._model, tokens, positions, self._adapters(self._rows), self._cache.content
             )
-            self._cache = _append(self._cache, new)
+            self._cache = programs.append(self._cache, new)
         values, result = np.asarray(tokens), []
         for number, row in active:
-            token, request = int(values[number]), row.request
-            row.count, row.position = row.count + 1, row.position + 1
-            has_ended = token in request.ends
-            if request.constraint is not None:
-                request.constraint.advance(token)
-                has_ended |= request.constraint.is_finished
-            ending: Literal["end", "length"] | None = "end" if has_ended else None
-            if ending is None and row.count == request.new_tokens:
-                ending = "length"
-            result.append(Token(row.ticket, token, ending))
-            if ending is not None:
+            result.append(row.take(int(values[number])))
+            if result[-1].ending is not None:
                 self._rows[number] = None
         return result
 
@@ -204,12 +232,12 @@ class Decoder:
         masks = None
         if any(request.constraint for request in requests):
             masks = np.full((len(rows), -(-self._logits.shape[1] // 32)), 0xFFFFFFFF, np.uint32)
-            for row, request in enumerate(requests):
-                if request.constraint is not None:
-                    mask = request.constraint.mask()
-                    masks[row] = 0
-                    masks[row, : len(mask)] = mask
-        return _draw(self._logits, masks, *numbers)
+            for number, row in enumerate(rows):
+                mask = None if row is None else row.mask()
+                if mask is not None:
+                    masks[number] = 0
+                    masks[number, : len(mask)] = mask
+        return programs.draw(self._logits, masks, *numbers)
 
     def _fill(self) -> None:
         """Gives free rows to waiting requests, and computes their prompts."""
@@ -236,11 +264,10 @@ class Decoder:
         slots = bucket_length(max(lengths))
         is_empty = not any(self._rows)
         if self._cache is None or (is_empty and 2 * slots <= self._cache.content.slots):
-            self._cache = _empty_cache(self._model, len(self._rows), slots, self._cache_dtype)
-            vocabulary = self._model.config.vocabulary
-            self._logits = jnp.zeros((len(self._rows), vocabulary), jnp.float32)
+            count, dtype = len(self._rows), self._cache_dtype
+            self._cache, self._logits = programs.empty_cache(self._model, count, slots, dtype)
         elif slots > self._cache.content.slots:
-            self._cache = _resize(self._cache, slots)
+            self._cache = programs.resize(self._cache, slots)
 
     def _find_beginning(self, adapter: int | None, rows: Sequence[_Row]) -> _Beginning | None:
         """What all of these prompts, and those that wait for the same adapter, begin with."""
@@ -257,7 +284,7 @@ class Decoder:
             return None
         tokens = np.asarray([common[:size]], np.int32)
         adapters = None if adapter is None else np.asarray([adapter], np.int32)
-        _, keys = _prefill(self._model, tokens, np.asarray([size]), adapters, None, 0)
+        _, keys = programs.prefill(self._model, tokens, np.asarray([size]), adapters, None, 0)
         self._beginnings[adapter] = _Beginning(common[:size], keys)
         return self._beginnings[adapter]
 
@@ -284,11 +311,11 @@ class Decoder:
             front = np.where(adapters >= 0, self._front, 0)
         earlier = None if beginning is None else beginning.keys
         first = start + front if beginning else np.zeros(count, np.int32)
-        logits, new = _prefill(
+        logits, new = programs.prefill(
             self._model, tokens, lengths, adapters, earlier, first.astype(np.int32)
         )
         slots = lengths + (self._front + start)
-        self._cache, self._logits = _insert(
+        self._cache, self._logits = programs.insert(
             self._cache,
             self._logits,
             np.asarray(numbers, np.int32),
@@ -310,88 +337,3 @@ def prompt_length(model: Any) -> int:
         return model.embedding(tokens, jnp.float32, Context(adapter=adapter))
 
     return jax.eval_shape(embed, model, one, row).shape[1] - 1
-
-
-@jax.jit
-def _prefill(
-    model: Any, tokens, lengths, adapter, earlier: KeyValues | None, first
-) -> tuple[jax.Array, KeyValues]:
-    """Prompts [b,S] with their lengths [b] -> logits [b,V] after the last token, and their keys.
-
-    Args:
-      earlier: of what all prompts begin with; `first` [b] is then the position of what follows.
-    """
-    b, s = tokens.shape
-    steps = jnp.broadcast_to(jnp.arange(s), (b, s))
-    segments = (steps < lengths[:, None]).astype(jnp.int32)
-    positions = steps + jnp.broadcast_to(first, (b,))[:, None]
-    context, is_first = Context(adapter=adapter), earlier is None
-    activations, new = model.hidden(
-        tokens, segments, positions, None, context, earlier, is_first, shared=False, keep=True
-    )
-    last = jnp.take_along_axis(activations, lengths[:, None, None] - 1, axis=1)
-    return model.logits(last, context)[:, 0], new
-
-
-@functools.partial(jax.jit, donate_argnames=("cache", "logits"))
-def _insert(cache: Cache, logits, rows, new: KeyValues, counts, earlier, new_logits):
-    """The cache and logits [B,V] with those of prompts in some rows."""
-    logits = logits.at[rows].set(new_logits, mode="drop")
-    return cache.insert(rows, new, counts, earlier), logits
-
-
-@jax.jit
-def _advance(
-    model: Any, token, position, adapter, earlier: KeyValues
-) -> tuple[jax.Array, KeyValues]:
-    """One token [B] at its position [B] -> logits [B,V] for the next one, and its keys."""
-    context = Context(adapter=adapter)
-    activations, new = model.hidden(
-        token[:, None],
-        jnp.ones_like(token)[:, None],
-        position[:, None],
-        None,
-        context,
-        earlier,
-        first=False,
-        shared=False,
-        keep=True,
-    )
-    return model.logits(activations, context)[:, 0], new
-
-
-@functools.partial(jax.jit, donate_argnames=("cache",))
-def _append(cache: Cache, new: KeyValues) -> Cache:
-    """A program of its own: in one with what reads the cache, XLA copies it before it writes."""
-    return cache.append(new)
-
-
-@functools.partial(jax.jit, static_argnames=("rows", "slots", "kind"))
-def _empty_cache(model: Any, rows: int, slots: int, kind: CacheKind | None) -> Cache:
-    return model.empty_cache(rows, slots, kind)
-
-
-@functools.partial(jax.jit, static_argnames=("slots",))
-def _resize(cache: Cache, slots: int) -> Cache:
-    return cache.resize(slots)
-
-
-@jax.jit
-def _draw(logits, masks, seeds, steps, numbers, temperature, top_k, top_p) -> jax.Array:
-    """Next tokens [B] of logits [B,V].
-
-    Args:
-      masks: [B,V/32] uint32, a bit for each token that may be drawn; None: all may.
-      seeds, steps, numbers: [B] what a row's key is made of.
-    """
-    if masks is not None:
-        bits = masks[:, :, None] >> jnp.arange(32, dtype=jnp.uint32) & 1
-        may_be = bits.reshape(len(logits), -1)[:, : logits.shape[1]] == 1
-        logits = jnp.where(may_be, logits, -jnp.inf)
-
-    def key(seed: jax.Array, step: jax.Array, number: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
-
-    keys = jax.vmap(key)(seeds, steps, numbers)
-    tokens = sample(logits, keys, temperature, top_k, top_p)
-    return sharding.constrain(tokens, (None,))  # every process looks at them

@@ -80,7 +80,7 @@ class Session:
         ]
         row_adapters = np.tile(adapter_numbers, len(prompts)) if adapter_numbers else None
         constraints = self._start(len(prompt_ids))
-        tokenizer = self.run.tokenizer
+        tokenizer, failures = self.run.tokenizer, dict[int, str]()
         completions = decode.generate(
             self.model,
             prompt_ids,
@@ -91,9 +91,10 @@ class Session:
             stops=self.stops,
             constraints=constraints,
             cache_dtype=self.settings.cache_dtype,
+            on_failure=failures.__setitem__,
         )
         yield from map(tokenizer.decode, completions)
-        _tell_incomplete(constraints)
+        _tell_incomplete(constraints, failures)
 
     def continue_conversation(self, prompt: str) -> Iterator[str]:
         """The parts of an answer as they are made; the next prompt goes on from it, where the
@@ -101,6 +102,7 @@ class Session:
         tokenizer = self.run.tokenizer
         conversation = self._conversation(prompt, self.messages)
         responder, constraints = self.responders[0], self._start(1)
+        failures = dict[int, str]()
         columns = decode.stream(
             self.model,
             [responder.prompt_ids(conversation, self.settings.raw)],
@@ -110,6 +112,7 @@ class Session:
             stops=self.stops,
             constraints=constraints,
             cache_dtype=self.settings.cache_dtype,
+            on_failure=failures.__setitem__,
         )
         ends = {tokenizer.end_id, *self.stops}
         new_tokens = (int(column[0]) for column in columns)
@@ -117,7 +120,7 @@ class Session:
         for text in tokenizer.stream(token for token in new_tokens if token not in ends):
             answer += text
             yield text
-        _tell_incomplete(constraints)
+        _tell_incomplete(constraints, failures)
         if responder.reads_conversations and not self.settings.raw:
             self.messages.append({"role": "user", "content": prompt})
             self.messages.append({"role": "assistant", "content": answer})
@@ -133,9 +136,19 @@ class Session:
         return [self._grammar.start(self.settings.tokens) for _ in range(rows)]
 
 
-def _tell_incomplete(constraints: Sequence[Constraint] | None) -> None:
-    """Says on the terminal that answers are not what their constraint says."""
-    rows = [number for number, each in enumerate(constraints or ()) if not each.is_complete]
+def _tell_incomplete(constraints: Sequence[Constraint] | None, failures: Mapping[int, str]) -> None:
+    """Says on the terminal that answers are not what their constraint says.
+
+    Args:
+      failures: row -> why its constraint failed.
+    """
+    for row, failure in sorted(failures.items()):
+        print(f"(answer {row + 1} ends where its constraint failed: {failure})", file=sys.stderr)
+    rows = [
+        number
+        for number, each in enumerate(constraints or ())
+        if number not in failures and not each.is_complete
+    ]
     if rows:
         numbers = ", ".join(str(row + 1) for row in rows)
         print(f"(cut before it was whole: answer {numbers})", file=sys.stderr)

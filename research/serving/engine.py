@@ -33,7 +33,7 @@ class Choice:
     # texts that end it
     stops: tuple[str, ...] = ()
     # special tokens that are part of its text -> their names
-    shown: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    marker_tokens: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 class Part(NamedTuple):
@@ -188,7 +188,7 @@ class Engine:
             self._jobs[job] = len(job.choices)
             try:
                 for index, choice in enumerate(job.choices):
-                    text = AnswerText(choice.tokenizer, choice.stops, choice.shown)
+                    text = AnswerText(choice.tokenizer, choice.stops, choice.marker_tokens)
                     ticket = decoder.add(choice.request)
                     self._answers[ticket] = _Answer(job, index, text)
             except ValueError as error:
@@ -221,6 +221,11 @@ class Engine:
         """Delivers what a token adds to its answer."""
         answer = self._answers.get(token.ticket)
         if answer is None:  # its job ended at another of this step's tokens
+            return
+        if token.ending == "failure":
+            self._end(decoder, answer.job)
+            message = f"the answer ends where its constraint failed: {token.failure}"
+            answer.job.deliver(RequestError(message, 500))
             return
         request, constraint = answer.request, answer.request.constraint
         answer.count += 1

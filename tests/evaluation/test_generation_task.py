@@ -19,7 +19,7 @@ from research.evaluation.scorers.exact_match import ExactMatch
 from research.evaluation.scorers.pattern import Pattern
 from research.evaluation.scorers.token_f1 import TokenF1
 from research.evaluation.tasks import ChoiceTask, Evaluation, TextTask
-from research.generation import decode, decoder
+from research.generation import decode, programs
 from research.objectives import Chat, Supervised
 from research.reports.statistics import paired_difference
 from research.text.conversation import from_messages
@@ -151,18 +151,18 @@ def test_a_model_that_reads_the_last_text_alone_is_not_asked_conversations(place
 
 
 def test_keys_and_values_are_stored_as_the_commands_say(place, tmp_path, monkeypatch):
-    dtypes, empty = [], decoder._empty_cache
+    dtypes, empty = [], programs.empty_cache
 
     def note(model, rows, slots, kind):
         dtypes.append(kind)
         return empty(model, rows, slots, kind)
 
-    monkeypatch.setattr(decoder, "_empty_cache", note)
+    monkeypatch.setattr(programs, "empty_cache", note)
     config, out = tmp_path / "config.py", tmp_path / "out.json"
     line = ["--config", str(config), "--run", str(place.base), "--out", str(out)]
 
-    def ask(*flags, **asked):
-        content = schema.to_dict(Evaluation(**asked))
+    def ask(*flags, **parts):
+        content = schema.to_dict(Evaluation(**parts))
         config.write_text(f"def get_config():\n    return {content!r}\n")
         evaluate.main([*line, *flags])
         return json.loads(out.read_text())["tasks"]["t"]

@@ -7,7 +7,7 @@ import pytest
 
 from research import sharding
 from research.batch import NO_ADAPTER
-from research.generation import decoder
+from research.generation import decode, programs
 from research.generation.decoder import Decoder, Request
 from research.generation.sampling import Sampling
 from research.methods import Bank, Prompt
@@ -50,7 +50,7 @@ def answer(model, requests, rows, **settings):
     tickets = [answers.add(request) for request in requests]
     tokens = {ticket: [] for ticket in tickets}
     while not answers.is_idle:
-        for ticket, token, _ in answers.step():
+        for ticket, token, *_ in answers.step():
             tokens[ticket].append(token)
     return [tokens[ticket] for ticket in tickets]
 
@@ -65,16 +65,16 @@ def test_a_refilled_row_answers_as_a_row_alone(model):
 
 def test_programs_are_compiled_once_for_a_size_of_prompts_and_of_the_cache(model):
     answer(model, [Request(prompt(20), 8)], 3)
-    programs = decoder._advance._cache_size(), decoder._prefill._cache_size()
+    before = programs.advance._cache_size(), programs.prefill._cache_size()
     answer(model, [Request(prompt(length), 8) for length in (1, 7, 19, 30)], 3)
-    more = decoder._advance._cache_size(), decoder._prefill._cache_size()
+    more = programs.advance._cache_size(), programs.prefill._cache_size()
     # four rows are filled three and one at a time: one size of prefill more
-    assert more[0] == programs[0] and more[1] <= programs[1] + 1
+    assert more[0] == before[0] and more[1] <= before[1] + 1
 
 
 @pytest.mark.parametrize("rows", [2, 5])
 def test_what_prompts_begin_with_is_computed_once(model, rows, monkeypatch):
-    beginning, widths, prefill = prompt(70), [], decoder._prefill
+    beginning, widths, prefill = prompt(70), [], programs.prefill
     requests = [Request(beginning + prompt(n), 6, number=n) for n in (3, 1, 9, 20, 2)]
     expected = [answer(model, [request], 1)[0] for request in requests]
 
@@ -82,7 +82,7 @@ def test_what_prompts_begin_with_is_computed_once(model, rows, monkeypatch):
         widths.append(tokens.shape)
         return prefill(model, tokens, *rest)
 
-    monkeypatch.setattr(decoder, "_prefill", count)
+    monkeypatch.setattr(programs, "prefill", count)
     assert answer(model, requests, rows) == expected
     # whole blocks of 32 tokens, once; then what is left of each prompt, none longer than 26
     assert widths[0] == (1, 64) and {width for _, width in widths[1:]} == {32}
@@ -144,10 +144,10 @@ def test_a_smaller_cache_changes_logits_by_little(model, kind, most):
     logits = {}
     for name in ("float32", kind):
         cache = model.empty_cache(1, 64, name)
-        _, new = decoder._prefill(model, text, np.array([24]), None, None, 0)
+        _, new = programs.prefill(model, text, np.array([24]), None, None, 0)
         content = cache.insert(np.array([0]), new, np.array([24])).content
         token, position = np.array([7], np.int32), np.array([24], np.int32)
-        logits[name], _ = decoder._advance(model, token, position, None, content)
+        logits[name], _ = programs.advance(model, token, position, None, content)
     error = np.abs(logits[kind] - logits["float32"]).max()
     assert 0 < error < most * np.std(logits["float32"])
 
@@ -169,3 +169,39 @@ def test_requests_that_cannot_be_answered_are_refused(model):
         with pytest.raises(ValueError, match=message):
             answers.add(request)
     assert answers.is_idle and answers.step() == []
+
+
+class Failing:
+    """Lets anything come, and fails at its third token, where it is looked up or taken."""
+
+    is_finished = is_complete = False
+
+    def __init__(self, where):
+        self._where, self._count = where, 0
+
+    def mask(self):
+        if self._where == "mask" and self._count == 2:
+            raise ValueError("no mask")
+        return np.full(2, 0xFFFFFFFF, np.uint32)
+
+    def advance(self, token):
+        self._count += 1
+        if self._where == "advance" and self._count == 3:
+            raise RuntimeError("no way")
+
+
+@pytest.mark.parametrize(("where", "why"), [("mask", "no mask"), ("advance", "no way")])
+def test_a_constraint_that_fails_ends_its_row_alone(model, where, why):
+    requests = [dataclasses.replace(each, new_tokens=8) for each in REQUESTS[:3]]
+    expected = decode.complete(model, requests, 3)
+    failing = dataclasses.replace(requests[1], constraint=Failing(where))
+    answers = decode.complete(model, [requests[0], failing, requests[2]], 3)
+    assert answers[::2] == expected[::2]
+    # greedy, so that what came before is as without a constraint
+    assert answers[1] == (expected[1].tokens[:2], True, why)
+    failures = {}
+    constraints = [None, Failing(where), None]
+    prompts = [request.prompt for request in requests]
+    settings = {"constraints": constraints, "on_failure": failures.__setitem__}
+    texts = decode.generate(model, prompts, 8, -1, **settings)
+    assert failures == {1: why} and [len(text) for text in texts] == [8, 2, 8]

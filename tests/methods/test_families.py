@@ -12,7 +12,7 @@ from research import methods
 from research.data.config import DataConfig
 from research.data.sources import JsonlConfig
 from research.experiment import Experiment
-from research.generation import decoder
+from research.generation import decoder, programs
 from research.interop.fields import UnsupportedModelError
 from research.interop.peft import prompts
 from research.methods import IA3, LoRA, Prefix, Prompt, Several
@@ -77,12 +77,12 @@ def test_decoding_with_a_cache_says_what_the_whole_text_says(case, family):
     start = np.array([text[:prefill_length]], np.int32)
     front = decoder.prompt_length(model)
     cache = model.empty_cache(1, len(text) + front)
-    logits, new = decoder._prefill(model, start, np.array([prefill_length]), None, None, 0)
+    logits, new = programs.prefill(model, start, np.array([prefill_length]), None, None, 0)
     cache = cache.insert(np.array([0]), new, np.array([prefill_length + front]))
     for at in range(prefill_length, len(text)):  # past the window
         np.testing.assert_allclose(jax.nn.log_softmax(logits[0]), expected[at - 1], atol=1e-4)
         token, position = np.array([text[at]]), np.array([at + front])
-        logits, new = decoder._advance(model, token, position, None, cache.content)
+        logits, new = programs.advance(model, token, position, None, cache.content)
         cache = cache.append(new)
 
 

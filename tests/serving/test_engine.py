@@ -128,3 +128,27 @@ def test_a_closed_engine_ends_what_waits_and_takes_no_more(monkeypatch):
         assert error.value.status == 503
     with pytest.raises(RequestError, match="ending"):
         ask(engine, served.request("red"))
+
+
+def test_a_constraint_that_fails_ends_its_request_alone(monkeypatch):
+    from research.generation.constraints.rows import GrammarConstraint
+
+    chats = requests(8)
+    expected = [served.alone(chat) for chat in chats]
+    advance, failing = GrammarConstraint.advance, []
+
+    def fail_once(row, token):
+        if not failing:
+            failing.append(row)
+        if row is failing[0]:
+            raise ValueError("a limit")
+        advance(row, token)
+
+    monkeypatch.setattr(GrammarConstraint, "advance", fail_once)
+    with served.running(rows=4) as engine:
+        waiting = [ask(engine, chat)[1] for chat in chats]
+        # the fourth is the first with a schema
+        with pytest.raises(RequestError, match="constraint failed: a limit"):
+            answer(waiting.pop(3))
+        assert [answer(parts) for parts in waiting] == expected[:3] + expected[4:]
+        assert engine.open_answers == 0

@@ -27,6 +27,8 @@ class Candidate:
     attempts: int = 0
     # whether what it said last was stopped before its end
     is_cut: bool = False
+    # why a constraint failed in what it said last; empty: none did
+    failure: str = ""
     # whether it passes the last check
     passes: bool = True
 

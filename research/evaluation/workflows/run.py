@@ -28,6 +28,8 @@ class Saying:
     new_tokens: int
     # whether it was stopped before its end
     is_cut: bool
+    # why its constraint failed, which stopped it; empty: it did not
+    failure: str = ""
 
 
 # Candidates, a constraint and the most tokens of an answer (None: the task's) -> what is said.
@@ -119,5 +121,6 @@ def _add(candidate: Candidate, saying: Saying) -> Candidate:
         text=saying.text,
         plain_text=saying.plain_text,
         is_cut=saying.is_cut,
+        failure=saying.failure,
         attempts=candidate.attempts + 1,
     )

@@ -20,10 +20,17 @@ _PACE = 8
 
 
 class Constraint(Protocol):
-    """What may come next in one row; `advance` moves it."""
+    """What may come next in one row; `advance` moves it.
+
+    What one of its calls raises ends its row, and no other: the answer is cut there.
+    """
 
     def mask(self) -> np.ndarray:
-        """[ceil(V/32)] uint32: bit t % 32 of word t // 32 is set where token t may come next."""
+        """[ceil(V/32)] uint32: bit t % 32 of word t // 32 is set where token t may come next.
+
+        Raises:
+          ValueError: nothing may, and what there is is no whole answer.
+        """
         ...
 
     def advance(self, token: int) -> None:
@@ -138,7 +145,7 @@ class GrammarConstraint:
     def __init__(self, grammar: CompiledGrammar, budget: int):
         self._grammar, self._vocabulary = grammar, grammar.vocabulary
         self._matcher = grammar.matcher.deep_copy()
-        self._is_first, self._is_ended, self._is_stuck = True, False, False
+        self._is_first, self._is_ended = True, False
         # tokens that it may still have, its end included
         self._remaining = budget
         # the tokens to its end, where it is led to it
@@ -170,10 +177,12 @@ class GrammarConstraint:
             mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
             mask = mask[: len(vocabulary.text_mask)]
             mask = mask & (vocabulary.text_mask | vocabulary.end_mask)
-            self._is_stuck = self._matcher.is_error() or not mask.any()
-            if self._is_stuck:  # at a limit of llguidance: it ends, and is not complete
-                mask = vocabulary.end_mask
-            elif self._is_first and vocabulary.strips_space:
+            if self._matcher.is_error() or not mask.any():
+                why = first_line(self._matcher)
+                if why in ("", "NoExtensionBias"):  # it knows texts that no token begins
+                    why = "the tokenizer has no token for what may"
+                raise ValueError(f"nothing that the constraint allows can follow: {why}")
+            if self._is_first and vocabulary.strips_space:
                 mask = self._with_space(mask)
         return np.pad(mask, (0, self._grammar.words - len(mask)))
 
@@ -188,7 +197,7 @@ class GrammarConstraint:
 
     def advance(self, token: int) -> None:
         if token in self._vocabulary.ends:
-            if not (self.is_complete or self._is_stuck):
+            if not self.is_complete:
                 raise ValueError(f"token {token} ends an answer that is not whole")
             self._is_ended = True
             return

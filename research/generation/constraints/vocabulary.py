@@ -18,7 +18,7 @@ _SPACE, _BYTE = "\u2581", re.compile(r"<0x([0-9A-F]{2})>")
 # Bytes that no UTF-8 text has.
 _NO_TEXT = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 # Bytes of which many texts are made, and those within characters; others a vocabulary may lack
-# (SmolLM2's lacks \x04), and a row that nothing else is left for ends and is not complete.
+# (SmolLM2's lacks \x04), and a row that nothing else is left for fails.
 _NEEDED = (ord("\n"), *range(0x20, 0x7F), *range(0x80, 0xC0))
 _WORDS = np.dtype("<u4")
 
