@@ -3,7 +3,8 @@
 Both sides have the same weights and prompts and take the likeliest token; in float32 their first
 tokens must be the same before anything is timed. `--topology` compiles the step of one token for
 chips that need not be there, and says how long the bytes that it must read take them, and how many
-bytes the program moves.
+bytes the program moves. `--schema`, with a run whose tokenizer it is asked in, measures what a
+constraint adds to a step, beside answers without it in the same process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a turn at least")
     parser.add_argument("--no-peer", action="store_true", help="Graft alone: needs no torch")
+    parser.add_argument("--run", metavar="DIR", help="with --schema: the run that answers")
+    parser.add_argument(
+        "--schema",
+        metavar="FILE",
+        help="only measure what its answers of this schema add to a step",
+    )
     parser.add_argument(
         "--topology",
         nargs="+",
@@ -48,6 +55,12 @@ def main(arguments: argparse.Namespace) -> harness.Results:
         from research.benchmarks import decode_roofline
 
         return decode_roofline.measure(arguments)
+    if arguments.schema or arguments.run:
+        from research.benchmarks import constraint_overhead
+
+        if not (arguments.schema and arguments.run):
+            raise ValueError("--schema FILE and --run DIR go together")
+        return constraint_overhead.measure(arguments)
     absent = [name for name in ("torch", "transformers") if not find_spec(name)]
     if absent and not arguments.no_peer:
         raise SystemExit(f"{absent[0]} is not there: run tools/setup interop, or give --no-peer")

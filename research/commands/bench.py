@@ -10,6 +10,8 @@
     graft bench overhead                  start, data, host work and checkpoints of a run
     graft bench study                     a sweep in one process beside as many commands
     graft bench generate                  answers beside transformers' generate
+    graft bench generate --run DIR --schema FILE     what a constraint adds to a step
+    graft bench score                     choosing among answers beside transformers
     graft bench generate --topology v5e v6e --shape llama_1b     the bytes of a token, on chips
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         overhead,
         profile,
         remat,
+        score,
         step,
         study,
     )
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "study": study,
         "interop": interop,
         "generate": generate,
+        "score": score,
     }
     parser = argparse.ArgumentParser(
         prog="graft bench",

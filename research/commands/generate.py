@@ -119,15 +119,10 @@ def read_constraint(arguments: argparse.Namespace) -> ConstraintConfig | None:
     """What answers must be; ValueError where a file or setting says no such thing."""
     from research.config.schema import build
     from research.generation.constraints import AnyConstraint
-    from research.runtime import unique_json
+    from research.generation.constraints.json_schema import read_schema
 
     if arguments.schema is not None:
-        text = Path(arguments.schema).read_text(encoding="utf-8")
-        try:
-            content = {"kind": "json_schema", "schema": unique_json.parse(text)}
-        except ValueError as error:
-            raise ValueError(f"{arguments.schema}: no JSON: {error}") from None
-        return build(AnyConstraint, content, arguments.schema)
+        return read_schema(arguments.schema)
     if arguments.grammar is not None:
         text = Path(arguments.grammar).read_text(encoding="utf-8")
         return build(AnyConstraint, {"kind": "lark", "grammar": text}, arguments.grammar)

@@ -110,3 +110,22 @@ def test_chips_that_nobody_makes_are_refused_in_a_line(monkeypatch):
     monkeypatch.setattr(decode_roofline, "prepare_environment", lambda: None)  # of its process
     with pytest.raises(SystemExit, match="error: topology 'v99:2x2': give a version"):
         bench_command.main(["generate", "--topology", "v99"])
+
+
+@pytest.mark.heavy
+def test_graft_and_transformers_score_the_same_before_they_are_timed(tmp_path):
+    pytest.importorskip("transformers")
+    sizes = ("--questions", "5", "--question-tokens", "7", "--answers", "3", "--rows", "2")
+    text, results = bench(tmp_path, *sizes, verb="score")
+    assert "100% of the choices are the same" in text
+    assert 0 < results["ratio.low"] <= results["ratio"] <= results["ratio.high"]
+
+
+@pytest.mark.heavy
+def test_what_a_constraint_adds_to_a_step_is_measured(world, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"type": "integer"}, "minItems": 3}')
+    options = ("--run", str(world.base), "--schema", str(schema), "--rows", "4")
+    text, results = bench(tmp_path, *options, "--prompt-tokens", "5", verb="generate")
+    assert "4 rows: " in text and results["4.constraint.host_seconds"] > 0
+    assert results["4.plain.seconds"] > 0 and results["4.constraint.host_share"] > 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from llguidance import LLMatcher
 
+from research.config.schema import build
 from research.generation.constraints.base import ConstraintConfig, check_grammar
 from research.generation.constraints.schema_sizes import SchemaSizes
+from research.runtime import unique_json
 
 # Between the parts of a JSON text: a line's end and spaces, so many that objects can be indented.
 _WHITE_SPACE = r"\n {0,16}| {1,16}"
@@ -51,3 +54,17 @@ class SchemaConstraint(ConstraintConfig):
 
     def growth(self, count: Callable[[str], int]) -> int:
         return SchemaSizes(self.schema, count).growth()
+
+
+def read_schema(path: str) -> SchemaConstraint:
+    """The constraint of a file that holds a JSON Schema.
+
+    Raises:
+      FileNotFoundError, ValueError: it does not; says where.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        content = {"schema": unique_json.parse(text)}
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from None
+    return build(SchemaConstraint, content, path)

@@ -1,0 +1,50 @@
+"""A contender: Graft's scoring of answers, a question and all its answers in one row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from research import sharding
+from research.benchmarks.graft_generate import model_config
+from research.benchmarks.graft_step import transformers_weights
+from research.benchmarks.score import texts
+from research.evaluation import scoring
+from research.models.transformer import Transformer
+from research.runtime.memory import peak_memory_bytes
+from research.training.heldout_loss import make_score
+
+# what the harness asks for
+peak_memory = peak_memory_bytes
+
+
+def prepare(settings: Mapping[str, Any]):
+    """A contender, see `research.benchmarks.harness`.
+
+    Args:
+      settings: as of `research.benchmarks.score`; weights, a file to write them to.
+    """
+    mesh, rules = sharding.MeshConfig().make(jax.devices()[:1]), sharding.RULES
+    questions, answers = (part.tolist() for part in texts(dict(settings)))
+    scores: list[list[float]] = []
+    with sharding.mesh_context(mesh, rules):
+        model = jax.jit(lambda key: Transformer(key, model_config(settings)))(jax.random.key(0))
+        if settings.get("weights"):
+            wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
+            weights: dict[str, Any] = transformers_weights(wide)
+            np.savez(settings["weights"], **weights)
+        score = make_score(model, sharding.batch_sharding(mesh, rules))
+
+    def run() -> float:
+        start = time.perf_counter()
+        with sharding.mesh_context(mesh, rules):
+            choice = scoring.choose(score, questions, answers, settings["rows"])
+        scores[:] = choice.scores.tolist()
+        return time.perf_counter() - start
+
+    run()
+    return {"scores": list(scores), "jax": jax.__version__}, run
