@@ -79,6 +79,8 @@ def task(name: str, wrong: float = 0.0) -> dict[str, Any]:
 
 
 def get_config(name: str = "licences") -> ConfigDict:
+    if name not in TASKS:
+        raise ValueError(f"labels.py:{name}: there are {', '.join(TASKS)}")
     config = tune.get_config("full")
     config.steps = 120
     config.data = dict(

@@ -23,6 +23,8 @@ INSTRUCTION = (
 
 
 def get_config(model: str = "") -> ConfigDict:
+    if model not in ("", "base"):
+        raise ValueError(f"code.py:{model}: there is base")
     config = ConfigDict()
     config.tasks = dict(
         code=dict(

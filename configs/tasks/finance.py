@@ -42,6 +42,8 @@ def source() -> dict[str, Any]:
 
 
 def get_config(way: str = "") -> ConfigDict:
+    if way not in WAYS:
+        raise ValueError(f"finance.py:{way}: there are {', '.join(filter(None, WAYS))}")
     config = ConfigDict()
     config.tasks = dict(
         finance=dict(

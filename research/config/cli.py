@@ -12,6 +12,7 @@ This module imports no JAX, so that a program answers `--help` and a misspelt fl
 import argparse
 import ast
 import contextlib
+import inspect
 import json
 import os
 import sys
@@ -179,5 +180,7 @@ def _call_get_config(file: str) -> Any:
     module = load_file(name)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{name}: defines no get_config()")
+    if argument and not inspect.signature(module.get_config).parameters:
+        raise ValueError(f"{file}: {path.name} has no variants: leave :{argument} out")
     with errors_with_line(name):
         return module.get_config(argument) if argument else module.get_config()

@@ -30,6 +30,7 @@ from research.evaluation.training_overlap import check_questions
 from research.experiment import Experiment
 from research.generation.responders import Responder
 from research.models.transformer import Transformer
+from research.runtime import distributed
 from research.runtime.storage import absolute
 from research.sharding import MeshConfig
 from research.training.program import Program
@@ -70,7 +71,7 @@ class TasksInTraining:
     def __call__(self, model: Transformer) -> dict[str, float]:
         dtype = self.questions.evaluation.cache_dtype
         report = ask(model_to_ask(model, self.rows, self.responder, dtype), self.questions)
-        return metrics_of(report)
+        return distributed.share_numbers(metrics_of(report))
 
 
 def evaluation_of(experiment: Experiment) -> Evaluation | None:

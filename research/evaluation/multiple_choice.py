@@ -64,8 +64,6 @@ class MultipleChoice(QuestionTask):
     retrieval: AnyRetrieval | None = None
     kind: Literal["multiple_choice"] = "multiple_choice"
 
-    is_distributed = True
-
     def __post_init__(self) -> None:
         if self.labels and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"labels: two different ones at least, not {self.labels}")

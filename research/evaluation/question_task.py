@@ -95,15 +95,13 @@ class QuestionTask:
     breakdown: tuple[str, ...]
     # What is put into each prompt, such as dict(kind="bm25", ...); None: nothing is retrieved.
     retrieval: RetrievalConfig | None
-    # Whether several processes may ask together, each the same.
-    is_distributed = False
     # Whether the model writes its answers, token by token.
     is_written = False
 
     @property
     def is_shared(self) -> bool:
-        """Whether several processes may ask together: indexes are opened by one."""
-        return self.is_distributed and self.retrieval is None
+        """Whether several processes may ask together, each the same: indexes are opened by one."""
+        return self.retrieval is None
 
     @property
     def reads(self) -> frozenset[str]:

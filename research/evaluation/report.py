@@ -97,7 +97,7 @@ def evaluate_run(
         cache has all answers.
 
     Raises:
-      ValueError: no task, a bank without a name, or answers in words from several processes.
+      ValueError: no task, a bank without a name, or what one process alone can ask.
     """
     _check_adapter(run, adapter)
     questions = read_evaluation(evaluation, run.tokenizer)
@@ -176,16 +176,16 @@ def read_evaluation(evaluation: tasks.Evaluation, tokenizer: Tokenizer) -> Evalu
     """Reads what an evaluation asks, before any model is asked.
 
     Raises:
-      ValueError: nothing is asked, answers in words from several processes, or questions that
-        cannot be asked or scored.
+      ValueError: nothing is asked, what one process alone can ask is asked by several, or
+        questions that cannot be asked or scored.
     """
     if evaluation.text is None and evaluation.choice is None and not evaluation.tasks:
         raise ValueError("the config has neither `text`, `choice` nor `tasks`: nothing to measure")
     alone = [name for name, task in evaluation.tasks.items() if not task.is_shared]
     if alone and jax.process_count() > 1:
         raise ValueError(
-            "answers in words, and retrieval, are of one process: leave --distributed out, or of "
-            f"`tasks`: {', '.join(alone)}"
+            "retrieval, and checks of a workflow that run code, are of one process: leave "
+            f"--distributed out, or of `tasks`: {', '.join(alone)}"
         )
     if evaluation.cache_dtype and not any(task.is_written for task in evaluation.tasks.values()):
         raise ValueError(

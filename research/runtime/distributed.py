@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 import jax
@@ -98,6 +98,19 @@ def check_equal_across_processes(**facts: str) -> None:
                 f"{name} of process {others} is not that of process 0 "
                 f"(of process {jax.process_index()}: {text[:200]})"
             )
+
+
+def share_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The main process's numbers, in every process: what follows from them is then the same.
+
+    Args:
+      numbers: of the same names in all.
+    """
+    if jax.process_count() == 1:
+        return dict(numbers)
+    bits = np.asarray([*numbers.values()], np.float64).view(np.uint32)
+    values = np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)
+    return dict(zip(numbers, values.tolist(), strict=True))
 
 
 @contextlib.contextmanager

@@ -58,6 +58,13 @@ def questions(world):
     return {"text": text, "tasks": {"options": options}}
 
 
+def words(world):
+    """A task that is answered in words."""
+    source = schema.to_dict(world.questions())["sources"][0]
+    task = {"kind": "generation", "source": source, "split": "heldout", "max_tokens": 5}
+    return task | {"scorers": [{"kind": "exact_match"}], "batch_size": 8}
+
+
 def start(count, config, workdir):
     """So many processes that share 8 devices; `config` is one experiment, or one for each."""
     configs = config if isinstance(config, list) else [config] * count
@@ -146,10 +153,9 @@ def test_two_processes_train_as_one(pair, alone):
 
 
 @pytest.mark.heavy
-def test_answers_in_words_are_refused_where_several_processes_train(world, tmp_path):
-    words = {"scorers": [{"kind": "exact_match"}], "batch_size": 8}
-    task = questions(world)["tasks"]["options"]
-    task = {name: task[name] for name in ("source", "split")} | {"kind": "generation"} | words
+def test_retrieval_is_refused_where_several_processes_train(world, tmp_path):
+    task = words(world)
+    task |= {"retrieval": {"kind": "bm25", "source": task["source"]}}
     config = experiment(world, evaluation={"tasks": {"words": task}})
     processes = start(2, config, tmp_path / "run")
     outputs = [process.communicate(timeout=240)[0] for process in processes]
@@ -386,14 +392,19 @@ def test_two_processes_measure_what_one_does(world, alone, tmp_path):
     data = schema.to_dict(world.data())
     text = {"sources": data["sources"], "sequence_length": 32, "batch_size": 8}
     file = tmp_path / "evaluate.py"
-    config = {"text": text, "mesh": {"data": 2, "fsdp": 4}}
+    config = {"text": text, "tasks": {"words": words(world)}, "mesh": {"data": 2, "fsdp": 4}}
     file.write_text(f"def get_config():\n    return {config!r}\n")
     flags = ["--config", str(file), "--run", str(alone), "--out"]
     evaluate.main([*flags, str(tmp_path / "alone.json")])
     out = tmp_path / "pair.json"
     outputs = finish(together([tiny_run.command("evaluate", *flags, out)] * 2))
     assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
-    expected = json.loads((tmp_path / "alone.json").read_text())["bits_per_byte"]
-    actual = json.loads(out.read_text())["bits_per_byte"]
+    whole, shared = (json.loads(path.read_text()) for path in (tmp_path / "alone.json", out))
+    answers = [
+        [(each["answer"], each["scores"]) for each in report["tasks"]["words"]["answers"]]
+        for report in (whole, shared)
+    ]
+    assert answers[0] == answers[1] and len({answer for answer, _ in answers[0]}) > 1
+    expected, actual = whole["bits_per_byte"], shared["bits_per_byte"]
     assert actual.keys() == expected.keys() == {"prose"}
     rounding.assert_close(actual["prose"], expected["prose"], roundings=tiny_run.ROUNDINGS)

@@ -67,6 +67,9 @@ class Scorer:
         None where it is nothing."""
         return answer.strip()
 
+    # Whether it runs a program, which may come to another end in another process.
+    runs_code = False
+
     @property
     def machine_key(self) -> Any:
         """What of this machine its scores depend on, as JSON: what is installed beside Graft."""

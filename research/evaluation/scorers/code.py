@@ -46,6 +46,7 @@ class Code(Scorer):
     processes: Positive = 4
     name: str = ""
     kind: Literal["code"] = "code"
+    runs_code = True
 
     @property
     def reads(self) -> frozenset[str]:

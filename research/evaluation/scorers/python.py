@@ -24,6 +24,7 @@ class Python(Scorer):
     fields: tuple[str, ...] = ("completion",)
     name: str = ""
     kind: Literal["python"] = "python"
+    runs_code = True
 
     def __post_init__(self) -> None:
         split_function(self.path, "path")
