@@ -128,6 +128,31 @@ def mean_interval(
     return Estimate(mean, mean - reach, mean + reach, len(numbers))
 
 
+def share_interval(
+    values: ArrayLike, confidence: float = 0.95, groups: ArrayLike | None = None
+) -> Estimate:
+    """The mean of shares [N], each between 0 and 1, with an interval that lies there too.
+
+    Wilson's, for as many rows of 0 and 1 as would give the mean the error that it has, with
+    Student's quantile (Korn and Graubard 1998, Survey Methodology 24:193); where nothing varies,
+    for as many as there are rows or clusters.
+
+    Raises:
+      ValueError: fewer than two values or clusters, or a value outside of [0, 1].
+    """
+    numbers = _finite(values, "values")
+    if numbers.min() < 0 or numbers.max() > 1:
+        raise ValueError("shares must lie in [0, 1]")
+    mean, error, degrees = cluster_mean(numbers, groups)
+    rows = mean * (1 - mean) / error**2 if error > 0 else degrees + 1
+    quantile = float(stats.t.ppf((1 + confidence) / 2, degrees))
+    weight = quantile**2 / rows
+    middle = (mean + weight / 2) / (1 + weight)
+    reach = math.sqrt(weight * (mean * (1 - mean) + weight / 4)) / (1 + weight)
+    low, high = max(0.0, min(mean, middle - reach)), min(1.0, max(mean, middle + reach))
+    return Estimate(mean, low, high, len(numbers))
+
+
 def ratio_interval(
     numerators: ArrayLike,
     denominators: ArrayLike,

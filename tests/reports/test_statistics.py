@@ -9,6 +9,7 @@ from research.reports.statistics import (
     paired_difference,
     proportion_interval,
     ratio_interval,
+    share_interval,
 )
 
 # Bentur et al. 2009, airway hyper-responsiveness before and after transplantation: the worked
@@ -50,6 +51,40 @@ def test_t_interval_matches_closed_form():
     reach = 2.7764451 * np.sqrt(2.5 / 5)
     # the quantile in a table has eight digits
     np.testing.assert_allclose((estimate.low, estimate.high), (3 - reach, 3 + reach), rtol=1e-7)
+
+
+def test_an_interval_of_shares_is_wilsons_of_as_many_rows_as_have_its_error():
+    rng = np.random.default_rng(0)
+    flags = rng.random(40) < 0.8
+    ours, wilson = share_interval(flags), proportion_interval(flags)
+    # 0 and 1 vary as themselves; Student's quantile of 39 degrees makes it a little wider
+    assert ours.value == wilson.value
+    assert wilson.high - wilson.low < ours.high - ours.low < 1.05 * (wilson.high - wilson.low)
+    for values in ([1.0, 1.0, 0.8], [0.0, 0.2, 0.0], [0.5, 0.5], [0.25, 0.75] * 30):
+        each = share_interval(values)
+        assert 0 <= each.low < each.value < each.high <= 1
+    assert mean_interval([1.0, 1.0, 0.8]).high > 1
+    # far from the bounds and with many rows it is Student's
+    values = rng.uniform(0.3, 0.7, 400)
+    student, ours = mean_interval(values), share_interval(values)
+    assert ours.low == pytest.approx(student.low, abs=1e-3)
+    assert ours.high == pytest.approx(student.high, abs=1e-3)
+    # clusters: rows that are there twice say nothing more
+    twice = share_interval(np.repeat(values[:30], 2), groups=np.repeat(np.arange(30), 2))
+    once = share_interval(values[:30])
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
+
+
+def test_an_interval_of_shares_covers_at_its_nominal_rate():
+    """Means of three samples each, of 12 questions that are mostly right."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        means = rng.binomial(3, 0.9, size=12) / 3
+        each = share_interval(means)
+        covered += each.low <= 0.9 <= each.high
+    # 95% of 400, less twice its error of 1.1%
+    assert covered >= 0.928 * 400
 
 
 def test_wilson_and_paired_intervals_cover_at_their_nominal_rate():

@@ -12,6 +12,7 @@ from research.reports.statistics import (
     paired_difference,
     proportion_interval,
     repeats_needed,
+    share_interval,
 )
 from research.studies.verdicts import mean_differs, mean_within
 
@@ -99,3 +100,13 @@ def test_the_error_of_a_mean_over_clusters():
     fit = OLS(values, np.ones(100)).fit(cov_type="cluster", cov_kwds={"groups": groups})
     mean, error, _ = cluster_mean(values, groups)
     assert (mean, error) == same((fit.params[0], fit.bse[0]))
+
+
+@pytest.mark.parametrize("numbers", [[0.5, 1.0, 1.0, 0.9], list(RNG.beta(5, 1, size=30))], ids=len)
+def test_an_interval_of_shares_is_wilsons_of_the_effective_rows(numbers):
+    mean, error = np.mean(numbers), stats.sem(numbers)
+    ours = share_interval(numbers)
+    # Wilson's with another quantile is that of another number of rows
+    ratio = stats.norm.ppf(0.975) / stats.t.ppf(0.975, len(numbers) - 1)
+    rows = mean * (1 - mean) / error**2 * ratio**2
+    assert (ours.low, ours.high) == same(proportion_confint(mean * rows, rows, method="wilson"))
