@@ -122,7 +122,7 @@ def _requests(
 ) -> list[tuple[Request, list[float]]]:
     """Prompts of random tokens of the tokenizer, and where each counts the host's seconds."""
     random, pairs = np.random.default_rng(0), []
-    for number in range(4 * rows):
+    for number in range(2 * rows):
         prompt = random.choice(run.tokenizer.text_ids, arguments.prompt_tokens).tolist()
         seconds: list[float] = []
         constraint = None

@@ -116,8 +116,8 @@ def evaluate_run(
     report = Report(None, None)
     if remaining or evaluation.text is not None or evaluation.choice is not None:
         rest = dataclasses.replace(evaluation, tasks=remaining)
-        settings = (evaluation.mesh, evaluation.cache_dtype)
-        load = load or functools.partial(loaded_model, run, adapter, *settings)
+        mesh, dtype = evaluation.mesh, evaluation.cache_dtype
+        load = load or functools.partial(loaded_model, run, adapter, mesh, dtype)
         with load() as model:
             report = ask(model, dataclasses.replace(questions, evaluation=rest), caches, earlier)
     results |= report.results

@@ -13,7 +13,7 @@ from research.config import cli as configs
 from research.evaluation.in_training import evaluation_of
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
-from research.runtime import environment
+from research.runtime import distributed, environment
 
 NAMES = sorted(tasks.find_tasks())
 
@@ -35,6 +35,28 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
         with pytest.raises(SystemExit):
             cli.main(["evaluate", "--run", "a", *flags])
         assert "say what is asked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("law:x", "law.py has no variants: leave :x out"),
+        ("finance:x", "finance.py:x: there are constrained, retry"),
+        ("code:x", "code.py:x: there is base"),
+    ],
+)
+def test_an_unknown_variant_is_refused_with_those_that_there_are(task, message):
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["evaluate", "--task", task, "--run", "a"])
+
+
+def test_a_tasks_environment_is_entered_before_other_processes_are_joined(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(environment, "reexec_in_layer", calls.append)
+    monkeypatch.setattr(distributed, "initialize", lambda: calls.append("joined") or True)
+    with pytest.raises(SystemExit, match="no checkpoint"):
+        cli.main(["evaluate", "--task", "ifeval", "--run", str(tmp_path), "--distributed"])
+    assert calls == ["evaluate", "joined"]
 
 
 def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tmp_path):

@@ -169,3 +169,5 @@ def test_tools_and_calls_are_written_by_the_chat_template():
     assert thoughtless == f"{text}<think>\n\n</think>\n\n"
     with pytest.raises(RequestError, match="never reads 'mood'"):
         prompt(chat_template_kwargs={"mood": "glad"})
+    with pytest.raises(RequestError, match="does not write calls as JSON"):
+        prompt(tools=tools, tool_choice="required")
