@@ -41,7 +41,7 @@ class Responder:
     def writer(self) -> Writer | None:
         """What writes conversations as it reads them; None: it reads one text."""
         if self.objective is not None:
-            return self.objective.writer(self.run.tokenizer)
+            return self.objective.conversation_writer(self.run.tokenizer)
         template = chat_template.find_template(self.run.sidecar_files)
         return None if template is None else Writer(template, self.run.tokenizer)
 

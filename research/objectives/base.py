@@ -211,7 +211,7 @@ class Objective:
         """
         return bare_prompt(tokenizer, only_text(conversation)), False
 
-    def writer(self, tokenizer: Tokenizer) -> Writer | None:
+    def conversation_writer(self, tokenizer: Tokenizer) -> Writer | None:
         """What writes conversations for the model of `tokenizer`; None: it reads one text."""
         return None
 

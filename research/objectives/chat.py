@@ -76,6 +76,9 @@ class Chat(Objective):
             template, tokenizer, self.template_arguments, self.reasoning, self.ignored_fields
         )
 
+    def conversation_writer(self, tokenizer: Tokenizer) -> Writer:
+        return self.writer(tokenizer)
+
     def encoder(self, tokenizer: Tokenizer, window: int) -> "Conversations":
         """Turns examples into tokens, and says which of them are trained on."""
         return Conversations(self, tokenizer, window)

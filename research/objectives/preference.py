@@ -12,6 +12,7 @@ from research.objectives.base import Examples, Objective, Piece, joined, name_ro
 from research.objectives.chat import Chat
 from research.objectives.supervised import Supervised
 from research.text.conversation import Conversation
+from research.text.conversation_writer import Writer
 from research.text.token_table import Encoded, Encoder, TokenTable
 from research.text.tokenizer import Tokenizer
 
@@ -61,6 +62,9 @@ class AnswersObjective(Objective):
         sides = [side for side in SIDES if side in example]
         records = [read_answer(example, side, self.of, where) for side in sides]
         return [text for record in records for text in self.of.texts(record, where)]
+
+    def conversation_writer(self, tokenizer: Tokenizer) -> Writer | None:
+        return self.of.conversation_writer(tokenizer)
 
     def prompt_ids(
         self, tokenizer: Tokenizer, conversation: Conversation, window: int

@@ -95,7 +95,7 @@ def find_call_form(writer: Writer, special: Collection[str]) -> CallForm | None:
     function = {"name": _NAME, "description": "f", "parameters": {}}
     call = {"name": _NAME, "arguments": _ARGUMENTS}
     calls = [{"id": "call00001", "type": "function", "function": call}]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": "", "tool_calls": calls},
     ]
