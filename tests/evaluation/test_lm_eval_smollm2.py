@@ -83,6 +83,7 @@ def test_smollm2s_scores_are_those_of_transformers_example_by_example(tmp_path):
     assert len(ours) == len(theirs) == COUNT
     parted = 0
     for (scores, nats), (their_scores, their_nats) in zip(ours, theirs, strict=True):
+        # what float32 sums in two orders may come to
         np.testing.assert_allclose(nats, their_nats, rtol=0, atol=ERROR)
         # but for ties: answers whose likelihoods are the same within the error
         is_tie = np.ptp(their_nats) <= 2 * ERROR

@@ -35,6 +35,7 @@ def test_a_token_behind_a_cache_has_the_probability_that_the_whole_text_gives(ki
     logits, new = programs.prefill(model, prompt, np.array([start]), None, None, 0)
     cache = cache.insert(np.array([0]), new, np.array([start]))
     for at in range(start, len(text)):
+        # the same sums, in another order
         np.testing.assert_allclose(jax.nn.log_softmax(logits[0]), expected[at - 1], atol=ERROR)
         token, position = np.array([text[at]]), np.array([at])
         logits, new = programs.advance(model, token, position, None, cache.content)

@@ -67,7 +67,9 @@ def test_an_interval_of_shares_is_wilsons_of_as_many_rows_as_have_its_error():
     # far from the bounds and with many rows it is Student's
     values = rng.uniform(0.3, 0.7, 400)
     student, ours = mean_interval(values), share_interval(values)
+    # a tenth of the interval's reach of 0.011
     assert ours.low == pytest.approx(student.low, abs=1e-3)
+    # and so at the other end
     assert ours.high == pytest.approx(student.high, abs=1e-3)
     # clusters: rows that are there twice say nothing more
     twice = share_interval(np.repeat(values[:30], 2), groups=np.repeat(np.arange(30), 2))
