@@ -18,7 +18,6 @@ from jax.errors import JaxRuntimeError
 
 from research import sharding
 from research.checkpoints.checkpointer import CheckpointError, open_checkpoint
-from research.commands import evaluate
 from research.config import cli, schema
 from research.evaluation.in_training import open_tasks
 from research.experiment import CheckpointConfig
@@ -56,13 +55,6 @@ def questions(world):
     labels = {"labels": tiny_run.COLOURS, "reference": "completion", "batch_size": 8}
     options = {"kind": "multiple_choice", "source": sources[1], "split": "heldout", **labels}
     return {"text": text, "tasks": {"options": options}}
-
-
-def words(world):
-    """A task that is answered in words."""
-    source = schema.to_dict(world.questions())["sources"][0]
-    task = {"kind": "generation", "source": source, "split": "heldout", "max_tokens": 5}
-    return task | {"scorers": [{"kind": "exact_match"}], "batch_size": 8}
 
 
 def start(count, config, workdir):
@@ -150,17 +142,6 @@ def pair(world, tmp_path_factory):
 @pytest.mark.heavy
 def test_two_processes_train_as_one(pair, alone):
     assert_same_run(pair, alone)
-
-
-@pytest.mark.heavy
-def test_retrieval_is_refused_where_several_processes_train(world, tmp_path):
-    task = words(world)
-    task |= {"retrieval": {"kind": "bm25", "source": task["source"]}}
-    config = experiment(world, evaluation={"tasks": {"words": task}})
-    processes = start(2, config, tmp_path / "run")
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert all(process.returncode for process in processes)
-    assert any("leave --distributed out, or of `tasks`: words" in output for output in outputs)
 
 
 @pytest.mark.heavy
@@ -385,26 +366,3 @@ def test_a_host_feeds_the_rows_that_its_devices_hold(axes):
     for shard in array.addressable_shards:
         assert np.array_equal(shard.data, leaf[shard.index])
     assert jax.process_count() == 1
-
-
-@pytest.mark.heavy
-def test_two_processes_measure_what_one_does(world, alone, tmp_path):
-    data = schema.to_dict(world.data())
-    text = {"sources": data["sources"], "sequence_length": 32, "batch_size": 8}
-    file = tmp_path / "evaluate.py"
-    config = {"text": text, "tasks": {"words": words(world)}, "mesh": {"data": 2, "fsdp": 4}}
-    file.write_text(f"def get_config():\n    return {config!r}\n")
-    flags = ["--config", str(file), "--run", str(alone), "--out"]
-    evaluate.main([*flags, str(tmp_path / "alone.json")])
-    out = tmp_path / "pair.json"
-    outputs = finish(together([tiny_run.command("evaluate", *flags, out)] * 2))
-    assert "bits per byte" in outputs[0] and "bits per byte" not in outputs[1]
-    whole, shared = (json.loads(path.read_text()) for path in (tmp_path / "alone.json", out))
-    answers = [
-        [(each["answer"], each["scores"]) for each in report["tasks"]["words"]["answers"]]
-        for report in (whole, shared)
-    ]
-    assert answers[0] == answers[1] and len({answer for answer, _ in answers[0]}) > 1
-    expected, actual = whole["bits_per_byte"], shared["bits_per_byte"]
-    assert actual.keys() == expected.keys() == {"prose"}
-    rounding.assert_close(actual["prose"], expected["prose"], roundings=tiny_run.ROUNDINGS)
