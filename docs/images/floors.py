@@ -10,7 +10,7 @@ FLOORS = (
     ("what you type", ("cli",)),
     ("each command", ("commands", "train")),
     ("which way to take", ("decisions",)),
-    ("many runs, and speed", ("studies", "benchmarks")),
+    ("many runs, and speed", ("studies", "phases", "benchmarks")),
     ("in, out and onto chips", ("interop", "preflight", "launch")),
     ("use of a trained model", ("adapters", "evaluation", "generation", "retrieval", "serving")),
     ("work on a whole run", ("training", "inspection", "preparation")),

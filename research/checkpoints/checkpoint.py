@@ -24,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from research.checkpoints import fingerprint
 from research.checkpoints.fingerprint import Checksum
-from research.checkpoints.step_folders import MARKERS, is_committed, scan
+from research.checkpoints.step_folders import MARKERS, is_committed, last_phase, scan
 from research.runtime.files import check_no_link, remedy
 from research.runtime.storage import (
     absolute,
@@ -298,6 +298,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int | None = None) -> Ch
         if step is not None and str(step) != folder.name:
             raise FileNotFoundError(f"{folder} is one step's folder, but step {step} was asked for")
         return Checkpoint(folder)
+    folder = last_phase(folder)
     for name in ("checkpoints", "model"):  # a run that can resume, or only the finished weights
         if is_folder(folder / name):
             folder = folder / name

@@ -11,6 +11,25 @@ MARKERS = ("commit_success.txt", "_CHECKPOINT_METADATA")
 # all that a step's folder holds: Orbax writes a file of its own beside the markers
 STEP_NAMES = frozenset({"state", "files", "orbax.checkpoint", *MARKERS})
 
+# where a run in phases has the run of each, as NUMBER_NAME
+PHASES = "phases"
+
+
+def last_phase(folder: epath.Path) -> epath.Path:
+    """Of a run in phases, the folder of the last that has begun; else the folder itself."""
+    if not is_folder(folder / PHASES):
+        return folder
+    with storage_errors(folder):
+        phases = {
+            int(number): path
+            for path in (folder / PHASES).iterdir()
+            if (number := path.name.partition("_")[0]).isdecimal()
+        }
+    for number in sorted(phases, reverse=True):
+        if any(scan(phases[number] / name)[0] for name in ("checkpoints", "model")):
+            return phases[number]
+    return folder
+
 
 def scan(directory: epath.Path) -> tuple[list[int], list[int]]:
     """The steps in a checkpoints folder, ascending: (complete, incomplete)."""

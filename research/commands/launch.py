@@ -85,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if arguments.slices < 1 or arguments.restarts < 0:
             raise ValueError("--slices is 1 at least, --restarts 0")
-        from research.experiment import Experiment
+        from research.phases.phased import PhasedExperiment
 
         # read here, so that a misspelled key costs nothing
-        experiment = cli.load(Experiment, arguments.config, arguments.overrides)
+        experiment = cli.load(PhasedExperiment, arguments.config, arguments.overrides)
         target.check(job, arguments, experiment)
         if job.topology:
             google.find(job.topology)

@@ -14,6 +14,9 @@ and a signal to one of them stops all at the same step. They share the folder.
 What the config's `evaluation` asks (tasks of graft evaluate) is asked every `evaluate_every` steps;
 `checkpoint.keep_best` keeps the best step by `checkpoint.best_metric`, and RUN/best opens it.
 
+A config's `phases` are experiments in a row, such as supervised tuning and then preferences on the
+same adapter: each has its run in the folder's phases/N_NAME, and the next goes on from it.
+
 In the folder: config.json, tokenizer.json, metrics.jsonl, tensorboard/, checkpoints/, summary.json.
 """
 
@@ -34,20 +37,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(parser, argv)
 
     from research.evaluation.in_training import open_tasks
-    from research.experiment import Experiment
+    from research.phases.phased import PhasedExperiment
+    from research.phases.run import train_phases
     from research.runtime import distributed, locks, signals
     from research.runtime.compilation_cache import enable_compilation_cache
-    from research.training.loop import train
     from research.training.session import Session
 
     enable_compilation_cache()
     with distributed.abort_on_error(), cli.clear_errors():
         if arguments.distributed:
             distributed.initialize()
-        experiment = cli.load(Experiment, arguments.config, arguments.overrides)
+        experiment = cli.load(PhasedExperiment, arguments.config, arguments.overrides)
         try:
             session = Session(open_tasks)
-            summary = train(experiment, arguments.workdir, arguments.dry_run, session=session)
+            summary = train_phases(experiment, arguments.workdir, arguments.dry_run, session)
         except locks.LockLostError as error:  # a save may be at work in the background
             distributed.end_at_once(f"error: {error}")
         if summary and not summary.finished:

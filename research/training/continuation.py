@@ -31,24 +31,28 @@ def split_start(run: Run | None) -> tuple[Run | None, Run | None]:
     return run.base, run
 
 
-def check_method(start: Run, method: Method) -> None:
+def check_method(path: object, earlier: Method, method: Method) -> None:
     """Whether a method attaches what the run at which it starts has attached, in the same way.
+
+    Args:
+      path: where that run is.
+      earlier: its method.
 
     Raises:
       ValueError: it does not, or with other settings; the message names them.
     """
     here = _members(method)
-    for name, then in _members(start.method).items():
+    for name, then in _members(earlier).items():
         now = here.get(name)
         if now is None:
             raise ValueError(
-                f"init_from: {start.path} has {then.kind} adapters ({name!r}), which the method "
+                f"init_from: {path} has {then.kind} adapters ({name!r}), which the method "
                 f"{method.kind} does not go on with: attach them in `method` too, or merge them "
                 "into a base first (graft adapters merge)"
             )
         if now != then:
             raise ValueError(
-                f"init_from: the {then.kind} adapters of {start.path} were attached with "
+                f"init_from: the {then.kind} adapters of {path} were attached with "
                 f"{_differences(then, now)}; give `method` the same settings to go on with them"
             )
 

@@ -289,7 +289,7 @@ def make_program(
     method = experiment.method
     base, start_run = continuation.split_start(base)
     if start_run is not None:
-        continuation.check_method(start_run, method)
+        continuation.check_method(start_run.path, start_run.method, method)
     if experiment.adapter_dropout and not method.drops:
         raise ValueError(
             f"adapter_dropout: nothing that {method.kind} attaches drops units; set it 0"

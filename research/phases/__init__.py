@@ -1,0 +1,1 @@
+"""Runs in parts, one after the other on one model: supervised tuning and then preferences, say."""

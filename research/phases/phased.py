@@ -1,0 +1,93 @@
+"""A run in parts: supervised tuning and then preferences, say, each an experiment of its own.
+
+A phase is the experiment with some changes. It starts where the phase before it ended: with its
+model, or its adapters; with its optimizer's state where the phase keeps it; at the batch behind the
+last that was read, where it reads the same data; and with another seed, so that what is attached
+anew differs. Nothing else of a run knows of phases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from research.checkpoints.step_folders import PHASES
+from research.config import paths
+from research.config.schema import Name
+from research.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run."""
+
+    # its name, which its folder has too
+    name: Name
+    # path of a field of the experiment, such as `schedule.learning_rate` -> its value in this phase
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # start from a base into which the adapters of the phase before were merged (as ReLoRA does,
+    # arXiv:2307.05695); else they go on
+    merge: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasedExperiment(Experiment):
+    """An experiment, or the common part of several in a row."""
+
+    # the parts of the run, in order; none: it is one experiment
+    phases: tuple[Phase, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [phase.name for phase in self.phases]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"phases: {', '.join(twice)} is there twice; give each its own name")
+        if self.phases and self.phases[0].merge:
+            raise ValueError(f"phases[0].merge: no phase comes before {names[0]}")
+
+    @property
+    def common(self) -> Experiment:
+        """What all phases have in common, or the only experiment."""
+        fields = [field.name for field in dataclasses.fields(Experiment)]
+        return Experiment(**{name: getattr(self, name) for name in fields})
+
+    def folder(self, number: int) -> str:
+        """Where a phase has its run, in the whole run's folder."""
+        return f"{PHASES}/{number + 1}_{self.phases[number].name}"
+
+    def experiments(self, starts: list[str]) -> list[Experiment]:
+        """The experiment of each phase.
+
+        Args:
+          starts: what the second phase starts from, and each after it.
+
+        Raises:
+          ValueError: changes that do not fit the experiment; names the phase.
+        """
+        experiments: list[Experiment] = []
+        for number, phase in enumerate(self.phases):
+            changes = {paths.full_path(Experiment, key): x for key, x in phase.changes.items()}
+            if number:
+                start = {"init_from": starts[number - 1], "model": None, "tokenizer": None}
+                changes = start | {"seed": self.seed + number} | changes
+            try:
+                experiment = paths.replace(self.common, changes)
+            except ValueError as error:
+                raise ValueError(f"phases[{number}] ({phase.name}): {error}") from error
+            if "data.first_batch" not in changes:
+                experiment = _behind(experiment, experiments)
+            experiments.append(experiment)
+        return experiments
+
+
+def _behind(experiment: Experiment, earlier: list[Experiment]) -> Experiment:
+    """The experiment from the batch on that is behind the last that an earlier one read of the
+    same data."""
+    data = experiment.data
+    for before in reversed(earlier):
+        if dataclasses.replace(before.data, first_batch=data.first_batch) == data:
+            first_batch = before.data.first_batch + before.steps
+            data = dataclasses.replace(data, first_batch=first_batch)
+            return dataclasses.replace(experiment, data=data)
+    return experiment

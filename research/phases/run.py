@@ -1,0 +1,167 @@
+"""Runs the phases of a run one after the other; each is a run in a folder of its own.
+
+So each is checked, locked, saved and resumed as every run is: start the whole again, and finished
+phases are passed over and the one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.adapters import merging
+from research.checkpoints import runs
+from research.checkpoints.step_folders import PHASES
+from research.experiment import Experiment
+from research.phases.phased import PhasedExperiment
+from research.runtime import files, storage
+from research.training import continuation
+from research.training.loop import train
+from research.training.observers import show
+from research.training.session import Session
+from research.training.summary import SUMMARY, Summary
+from research.training.workdir import CHECKPOINTS, MODEL
+
+MERGED = "merged"
+# of a summary: what phases have in common, or what their numbers sum up to
+_SUMS = ("steps", "skipped", "seconds", "tokens", "examples", "flops")
+
+
+def train_phases(
+    phased: PhasedExperiment,
+    workdir: str | Path,
+    dry_run: bool = False,
+    session: Session | None = None,
+) -> Summary | None:
+    """Runs what is left of a run, to its end or to a signal; returns the last phase's summary.
+
+    All phases are checked before the first step: those whose start is not there yet as if they
+    began where the first does.
+
+    Raises:
+      ValueError: as `train`; the folder holds a run of another kind.
+    """
+    session = session or Session()
+    check_folder(workdir, bool(phased.phases))
+    if not phased.phases:
+        return train(phased.common, workdir, dry_run, session=session)
+    folders = [storage.absolute(workdir) / phased.folder(i) for i in range(len(phased.phases))]
+    starts = [_start(phased, number, folders) for number in range(1, len(folders))]
+    experiments = phased.experiments(starts)
+    for number in range(len(experiments)):
+        if dry_run or (number and not _is_finished(folders[number - 1])):
+            _check(phased, number, experiments, folders, session)
+    summaries: list[Summary] = []
+    for number, experiment in enumerate([] if dry_run else experiments):
+        _title(phased, number)
+        if phased.phases[number].merge:
+            _merge(folders[number - 1])
+        summary = train(experiment, folders[number], session=session)
+        assert summary is not None  # it was no dry run
+        summaries.append(summary)
+        if jax.process_index() == 0:
+            _write_summary(phased, summaries, storage.absolute(workdir))
+        if not summary.finished:
+            break
+    return summaries[-1] if summaries else None
+
+
+def check_folder(workdir: str | Path, is_phased: bool) -> None:
+    """Refuses a folder that holds a run of one experiment for one of phases, and the reverse.
+
+    Raises:
+      ValueError: it does.
+    """
+    folder = storage.absolute(workdir)
+    others = (CHECKPOINTS, MODEL) if is_phased else (PHASES,)
+    if any(storage.is_folder(folder / name) for name in others):
+        what = "of one experiment" if is_phased else "in phases"
+        raise ValueError(f"{workdir} holds a run {what}; choose another --workdir")
+
+
+def _start(phased: PhasedExperiment, number: int, folders: list[Path]) -> str:
+    """What a phase starts from: what the one before it leaves behind."""
+    before = folders[number - 1]
+    if phased.phases[number].merge:
+        return str(before / MERGED)
+    changes = phased.phases[number].changes
+    if not changes.get("keep_optimizer", phased.keep_optimizer):
+        return str(before)
+    steps = phased.phases[number - 1].changes.get("steps", phased.steps)
+    return str(before / CHECKPOINTS / str(steps))  # a finished model has no optimizer
+
+
+def _is_finished(folder: Path) -> bool:
+    return storage.is_file(folder / SUMMARY)
+
+
+def _check(
+    phased: PhasedExperiment,
+    number: int,
+    experiments: list[Experiment],
+    folders: list[Path],
+    session: Session,
+) -> None:
+    """Checks a phase before anything trains, as a dry run does."""
+    experiment, note = experiments[number], ""
+    try:
+        is_behind = number and "init_from" not in phased.phases[number].changes
+        if is_behind and not _is_finished(folders[number - 1]):
+            first, before = experiments[0], experiments[number - 1]
+            if not phased.phases[number].merge:
+                continuation.check_method(folders[number - 1], before.method, experiment.method)
+            if first.init_from is None and experiment.loss.needs_reference:
+                show(f"{_name(phased, number)}: what it starts from is not there yet; checked then")
+                return
+            stand_in: dict[str, Any] = {"init_from": first.init_from, "model": first.model}
+            stand_in |= {"tokenizer": first.tokenizer, "keep_optimizer": False}
+            experiment = dataclasses.replace(experiment, **stand_in)
+            note = ", checked as if it began where the first phase does"
+        show(f"{_name(phased, number)}{note}")
+        train(experiment, folders[number], dry_run=True, session=session)
+    except ValueError as error:
+        raise ValueError(f"{_name(phased, number)}: {error}") from error
+
+
+def _name(phased: PhasedExperiment, number: int) -> str:
+    return f"phase {number + 1} of {len(phased.phases)}, {phased.phases[number].name}"
+
+
+def _title(phased: PhasedExperiment, number: int) -> None:
+    if jax.process_index() == 0:
+        show(f"\n{_name(phased, number)}")
+
+
+def _merge(before: Path) -> None:
+    """The adapters of a finished phase merged into their base, once.
+
+    Raises:
+      ValueError: several processes would do it.
+    """
+    try:
+        runs.open_run(before / MERGED)
+        return
+    except FileNotFoundError:
+        pass
+    if jax.process_count() > 1:
+        raise ValueError(
+            "phases: merge works in one process; merge with graft adapters merge "
+            f"--from {before} --out {before / MERGED}, and start again"
+        )
+    show(f"merging    the adapters of {before}")
+    merging.merge(runs.open_run(before), before / MERGED)
+
+
+def _write_summary(phased: PhasedExperiment, summaries: list[Summary], workdir: Path) -> None:
+    """`summary.json` of the whole: the last phase's metrics, sums, and every phase."""
+    content: dict[str, Any] = dict(summaries[-1].metrics)
+    content |= {name: sum(getattr(each, name) for each in summaries) for name in _SUMS}
+    content["finished"] = len(summaries) == len(phased.phases) and summaries[-1].finished
+    content["phases"] = {
+        phase.name: summary.to_dict()
+        for phase, summary in zip(phased.phases, summaries, strict=False)
+    }
+    files.write_json(workdir / SUMMARY, content)
