@@ -82,6 +82,10 @@ def test_a_base_that_the_study_makes_is_known_by_how_it_is_made(world, tuning, t
     assert len({*addresses, address(tmp_path / "study", tuning)}) == 3
     tiny_run.config_file(tmp_path, world.experiment(29))
     assert made_address(line) not in addresses and bases
+    with pytest.raises(ValueError, match=r"not what the study makes \(steps differ\): graft train"):
+        make_bases(bases)  # whose trials would be those of another base
+    tiny_run.config_file(tmp_path, world.experiment(30, log_every=7))
+    make_bases(bases)
     assert missing_bases(bases | {str(tmp_path / "no"): "graft x"}) == ["graft x"]
     # one that was stopped is gone on with
     shutil.copytree(world.base, tmp_path / "stopped")
