@@ -64,7 +64,9 @@ def read_training_questions(run: Run) -> TrainingQuestions:
                 unread.append(f"{name} ({str(error):.120})")
                 continue
             if rows is not None:
-                hashes.setdefault(name, rows)
+                while name in hashes:  # a base's source of the same name
+                    name += "'"
+                hashes[name] = rows
         stage = stage.base
     return TrainingQuestions(hashes, unread)
 

@@ -179,6 +179,7 @@ class _Runner:
             except ClaimLostError:
                 self.report(f"{trial.label}: taken over by another process, as this one was silent")
                 continue
+            self.resolver.check_unchanged()  # its address says what it was trained on and asked
             self.ledger.write(row | columns)
             self.report(describe(trial, row, self.resolver.study.metric))
 

@@ -12,6 +12,8 @@ from research.config import cli, paths, schema
 from research.config.functions import digest_function
 from research.config.suggestions import suggestion
 from research.data.sources import SourceConfig, open_source
+from research.data.sources.files import File
+from research.data.sources.records import Records
 from research.evaluation.in_training import evaluation_of
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
@@ -91,6 +93,7 @@ class Resolver:
         )
         self._trials: dict[tuple[Any, ...], Trial] = {}
         self._fingerprints: dict[str, str] = {}
+        self._files: list[File] = []  # of the sources with these fingerprints
         self._recipes = {folder: recipe(line) for folder, line in study.bases.items()}
         self._starts: dict[tuple[str | None, str | None], Start] = {}
         self._flops: dict[str, float] = {}
@@ -214,6 +217,15 @@ class Resolver:
     def depends(self, trial: Trial) -> dict[str, Any]:
         """What the trial's numbers depend on beside the code, as its address has it."""
         return self._depends(trial.experiment, trial.way, trial.evaluation)
+
+    def check_unchanged(self) -> None:
+        """Looks whether files are as they were when the addresses were made of their content.
+
+        Raises:
+          FileError: one was changed, replaced or removed meanwhile.
+        """
+        for file in self._files:
+            file.check_unchanged()
 
     def accepted(self, trial: Trial) -> tuple[str, str]:
         """Inputs and address of the trial with the data that the study accepts in place of ours."""
@@ -348,8 +360,13 @@ class Resolver:
         for source, split in splits:
             key = json.dumps([schema.to_dict(source), split], sort_keys=True)
             if key not in self._fingerprints:
-                self._fingerprints[key] = open_source(source, split).fingerprint
-            marks[f"{source.name}:{split}"] = self._fingerprints[key]
+                content = open_source(source, split)
+                self._fingerprints[key] = content.fingerprint
+                self._files += content.files if isinstance(content, Records) else ()
+            name = f"{source.name}:{split}"
+            while marks.get(name, self._fingerprints[key]) != self._fingerprints[key]:
+                name += "'"  # of another source of this name: tasks have sources of their own
+            marks[name] = self._fingerprints[key]
         return marks
 
 

@@ -69,6 +69,33 @@ def test_another_base_or_text_is_another_trial(world, tuning, tmp_path):
     assert address(tmp_path, elsewhere) != address(tmp_path, tuning)
 
 
+def test_sources_of_one_name_are_all_in_the_address_and_may_not_change(world, tuning, tmp_path):
+    """Each task of an evaluation has a source of its own."""
+    tasks = {}
+    for number in (0, 1):
+        file = tmp_path / f"{number}-heldout.jsonl"
+        shutil.copy(world.folder / "questions-heldout.jsonl", file)
+        path = str(tmp_path / f"{number}-{{split}}.jsonl")
+        source = {"name": "asked", "kind": "jsonl", "path": path}
+        scorers = [{"kind": "exact_match"}]
+        task = {"kind": "generation", "source": source, "split": "heldout", "scorers": scorers}
+        tasks[str(number)] = task
+    (tmp_path / "ask.py").write_text(f"def get_config():\n    return dict(tasks={tasks!r})\n")
+    settings = {"evaluation": str(tmp_path / "ask.py")}
+    addresses = []
+    for number in (0, 1):
+        trials = resolver(tmp_path, tuning, **settings)
+        addresses.append(trials.trial(STAGE, trials.cells[0], None, 0).address)
+        trials.check_unchanged()
+        with (tmp_path / f"{number}-heldout.jsonl").open("a") as file:
+            file.write('{"prompt": "new", "completion": "red"}\n')
+        with pytest.raises(ValueError, match=f"{number}-heldout.jsonl was changed or replaced"):
+            trials.check_unchanged()
+    trials = resolver(tmp_path, tuning, **settings)
+    assert trials.trial(STAGE, trials.cells[0], None, 0).address not in addresses
+    assert len(set(addresses)) == 2
+
+
 def test_a_base_that_the_study_makes_is_known_by_how_it_is_made(world, tuning, tmp_path):
     line = f"graft train --config {tiny_run.config_file(tmp_path, world.experiment(30))}"
     bases = {str(world.base): line}

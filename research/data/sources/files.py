@@ -79,8 +79,8 @@ class File:
         """Raises FileError if the file is not as it was found; of one in a bucket nobody knows."""
         if self._state() != self.state:
             raise contents.FileError(
-                f"{self.name} was changed or replaced while it was read. Is it still being "
-                "written? Start again when it is whole"
+                f"{self.name} was changed or replaced while it was read, or between two looks at "
+                "it. Is it still being written? Start again when it is whole"
             )
 
     def _state(self) -> tuple[int, ...]:

@@ -248,8 +248,13 @@ class Records:
         Raises:
           FileError: one was changed, replaced or removed meanwhile.
         """
-        for file in self._files:
+        for file in self.files:
             file.check_unchanged()
+
+    @property
+    def files(self) -> Sequence[File]:
+        """The files that records are read from, as they were found."""
+        return self._files
 
     @property
     def note(self) -> str:
