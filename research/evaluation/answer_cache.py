@@ -61,7 +61,7 @@ def key_of(
         "model": _model_key(run) | {"adapter": adapter},
         "task": {name: value for name, value in settings.items() if name not in _OF_QUESTIONS},
         "task_key": [task.key, task.machine_key],
-        "questions": _digest([_question_key(question) for question in questions]),
+        "questions": digest_questions(questions),
         "code": code_hash(_CODE),
         "versions": library_versions(),
         "devices": {"kinds": sorted(d.device_kind for d in jax.devices()), "mesh": mesh},
@@ -87,6 +87,11 @@ def _model_key(run: Run) -> dict[str, Any]:
         "objective": None if data is None else to_dict(data.objective),
         "sequence_length": None if data is None else data.sequence_length,
     }
+
+
+def digest_questions(questions: Sequence[Question]) -> str:
+    """The same for the same questions with the same records and passages."""
+    return _digest([_question_key(question) for question in questions])
 
 
 def _question_key(question: Question) -> list[Any]:

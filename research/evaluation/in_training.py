@@ -8,6 +8,7 @@ is attached to it, as often as the run says. Nothing of it touches what is train
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from research.config import schema
 from research.data.pipeline import Pipeline
 from research.data.sources import open_source
 from research.evaluation import tasks
+from research.evaluation.answer_cache import digest_questions
+from research.evaluation.questions import digest
 from research.evaluation.report import (
     EvaluationQuestions,
     Report,
@@ -25,7 +28,7 @@ from research.evaluation.report import (
     model_to_ask,
     read_evaluation,
 )
-from research.evaluation.tasks import Evaluation
+from research.evaluation.tasks import Evaluation, TextTask
 from research.evaluation.training_overlap import check_questions
 from research.experiment import Experiment
 from research.generation.responders import Responder
@@ -57,6 +60,28 @@ class TasksInTraining:
     responder: Responder
     rows: Any  # the NamedSharding of batches
     metrics: tuple[str, ...]
+
+    @functools.cached_property
+    def keys(self) -> dict[str, str]:
+        """Task, or `bits_per_byte` -> what identifies all that it asks."""
+        evaluation, keys = self.questions.evaluation, {}
+        for name, questions in self.questions.tasks.items():
+            task = evaluation.tasks[name]
+            keys[name] = digest([task.settings, task.key, digest_questions(questions)])
+        for name, part, splits in (
+            ("choice", evaluation.choice, ("train", getattr(evaluation.choice, "split", ""))),
+            ("bits_per_byte", evaluation.text, (getattr(evaluation.text, "split", ""),)),
+        ):
+            if part is not None:
+                sources = part.sources if isinstance(part, TextTask) else (part.source,)
+                marks = [
+                    open_source(each, split).fingerprint for each in sources for split in splits
+                ]
+                settings = schema.to_dict(part)
+                for place in ("source", "sources"):  # their content stands for them
+                    settings.pop(place, None)
+                keys[name] = digest([settings, marks])
+        return keys
 
     def describe(self) -> str:
         """What is asked, and how many questions that are."""

@@ -60,12 +60,14 @@ def check_made(path: str, line: str) -> None:
     experiment = _experiment_of(line)
     if experiment is None or path.endswith(".json"):
         return
-    made = runs.open_run(path).experiment
-    then = {} if made is None else _without_places(schema.to_dict(made))
+    of_run = runs.open_run(path).experiment
+    then = {} if of_run is None else _without_places(schema.to_dict(of_run))
     now = _without_places(schema.to_dict(experiment))
     changed_names = [name for name in now if name not in _BESIDE and now[name] != then.get(name)]
     if changed_names:
-        what = "was imported, not trained" if made is None else f"{', '.join(changed_names)} differ"
+        what = (
+            "was imported, not trained" if of_run is None else f"{', '.join(changed_names)} differ"
+        )
         raise ValueError(
             f"the base {path} is not what the study makes ({what}): {line}\nMove it away and it is "
             "made anew, or give this one another folder in `bases`"

@@ -356,7 +356,7 @@ class Resolver:
 
     def _fingerprints_of(self, splits: Iterable[tuple[SourceConfig, str]]) -> dict[str, str]:
         """`source:split` -> fingerprint of its content."""
-        marks = {}
+        marks: dict[str, str] = {}
         for source, split in splits:
             key = json.dumps([schema.to_dict(source), split], sort_keys=True)
             if key not in self._fingerprints:

@@ -24,6 +24,11 @@ class Evaluator(Protocol):
         """Names of all that it measures, known before."""
         ...
 
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """Task, or `bits_per_byte` -> what identifies all that it asks."""
+        ...
+
     def describe(self) -> str:
         """What is asked, in a line for the run's user."""
         ...

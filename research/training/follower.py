@@ -83,7 +83,13 @@ class RunFollower(Follower):
             )
             checkpointer = stack.enter_context(run.checkpointer)
             self._saver = RunSaver(
-                program, run.data, folder, checkpointer, self._monitor.writer, timing
+                program,
+                run.data,
+                folder,
+                checkpointer,
+                self._monitor.writer,
+                timing,
+                run.measured_on,
             )
             self._stack = stack.pop_all()
 

@@ -15,6 +15,7 @@ from research.experiment import Experiment
 from research.runtime import storage
 from research.text.tokenizer import Tokenizer
 from research.training import resume, saving
+from research.training.best_metric import check_ranked, measured_on
 from research.training.describe import ReadingPlan, describe_run
 from research.training.evaluators import Evaluator, check_metrics
 from research.training.observers import show
@@ -30,6 +31,7 @@ class OpenedRun:
     Attributes:
       start: where it begins; with the summary of a run that is finished.
       heldout, evaluator: what it is measured on, and what asks it tasks; maybe nothing.
+      measured_on: identifies what its best checkpoint is chosen by; None: it keeps none.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class OpenedRun:
     reading: ReadingPlan
     checkpointer: Checkpointer
     start: Start
+    measured_on: str | None
 
     @property
     def tokens_per_step(self) -> float:
@@ -77,6 +80,9 @@ def open_training(
     # --- where the run stands: resume > init from > scratch ---
     checkpointer = saving.make_checkpointer(folder, experiment.checkpoint)
     start = resume.find_start(checkpointer, program, data, folder, claim)
+    key = measured_on(experiment, heldout, evaluator)
+    if start.step and not start.summary:
+        check_ranked(checkpointer, experiment, key, folder)
     if start.summary:
         step, steps = start.step, experiment.steps
         count = f"{step} of {steps} steps" if step == steps else f"{step} steps, {steps} asked for"
@@ -91,5 +97,5 @@ def open_training(
                 every = experiment.evaluate_every or experiment.steps
                 show(f"evaluate   every {every:,} steps: {evaluator.describe()}")
     return OpenedRun(
-        folder, program, tokenizer, data, heldout, evaluator, reading, checkpointer, start
+        folder, program, tokenizer, data, heldout, evaluator, reading, checkpointer, start, key
     )

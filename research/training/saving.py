@@ -12,6 +12,7 @@ from research.checkpoints.retention import better_end
 from research.config import schema
 from research.data.pipeline import Pipeline
 from research.experiment import CheckpointConfig
+from research.training.best_metric import MEASURED_ON
 from research.training.heldout_loss import EvaluationMetrics
 from research.training.metrics import MetricsWriter
 from research.training.program import Program
@@ -45,10 +46,14 @@ class RunSaver:
         checkpointer: Checkpointer,
         writer: MetricsWriter,
         timing: Timing,
+        measured_on: str | None = None,
     ):
+        """`measured_on`: what the best checkpoint is chosen by."""
         self._workdir = workdir
         self._checkpointer, self._writer, self._timing = checkpointer, writer, timing
         self._metadata = run_metadata(program, data)
+        if measured_on is not None:
+            self._metadata[MEASURED_ON] = measured_on
         initial = program.initial
         sidecar_files = (initial.sidecar_files if initial else {}) | data.sidecar_files
         self._own_files = own_files(program.experiment, data.tokenizer)

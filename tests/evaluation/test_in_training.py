@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ import pytest
 
 from research.checkpoints import runs
 from research.config import paths, schema
-from research.evaluation.in_training import metrics_of, open_tasks
-from research.evaluation.report import evaluate_run
+from research.evaluation.in_training import TasksInTraining, metrics_of, open_tasks
+from research.evaluation.report import evaluate_run, read_evaluation
 from research.evaluation.tasks import Evaluation
 from research.experiment import CheckpointConfig
 from research.methods import LoRA
 from research.objectives import Masked
+from research.text.tokenizer import load
 from research.training.loop import train
 from research.training.session import Session
 from tests.helpers import tiny_run
@@ -90,7 +92,7 @@ def counting_compilations(events, counts, names):
             counts.append(len(events) - before)
             return metrics
 
-        return CountingTasks(measure, tasks.metrics, tasks.describe)
+        return CountingTasks(measure, tasks.metrics, tasks.describe, tasks.keys)
 
     return open_counting
 
@@ -100,6 +102,7 @@ class CountingTasks:
     measure: Any
     metrics: Any
     describe: Any
+    keys: Any
 
     def __call__(self, model):
         return self.measure(model)
@@ -130,6 +133,26 @@ def test_a_run_is_asked_its_tasks_and_trains_the_same_bits(world, tmp_path, comp
     summary = json.loads((tmp_path / "asked" / "summary.json").read_text())
     assert summary["options/right_high"] == measured[3]["options/right_high"]
     assert summary["timing"]["evaluation"] > sum(row["words/seconds"] for row in measured.values())
+
+
+def test_a_task_is_known_by_its_questions_and_by_how_they_are_asked(world, tmp_path):
+    def keys(path=world.folder, **changes):
+        config = schema.build(Evaluation, evaluation(dataclasses.replace(world, folder=path)))
+        words = dataclasses.replace(config.tasks["words"], **changes)
+        config = dataclasses.replace(config, tasks=config.tasks | {"words": words})
+        questions = read_evaluation(config, load(world.folder / "tokenizer.json"))
+        return TasksInTraining(questions, None, None, ()).keys
+
+    shutil.copytree(world.folder, tmp_path / "copy")
+    same = keys()
+    assert keys(tmp_path / "copy") == same  # wherever they lie
+    assert set(same) == {"words", "options", "samples", "choice", "bits_per_byte"}
+    changed = keys(max_tokens=5)
+    assert changed.pop("words") != same["words"] and changed.items() <= same.items()
+    with (tmp_path / "copy" / "questions-heldout.jsonl").open("a") as file:
+        file.write('{"prompt": "roof 99 red", "completion": "red"}\n')
+    elsewhere = keys(tmp_path / "copy")
+    assert all(elsewhere[name] != same[name] for name in ("words", "options", "choice"))
 
 
 WORDS, OPTIONS = "tasks.words", "tasks.options"

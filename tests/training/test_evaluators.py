@@ -21,6 +21,7 @@ class Scripted:
     """An evaluator that gives scores by how often it was called, from a step on."""
 
     metrics = ("colours/right", "colours/nothing")
+    keys = {"colours": "of these questions"}  # noqa: RUF012
 
     def __init__(self, step, fails_at=None):
         self._step, self._fails_at = step, fails_at
@@ -71,3 +72,27 @@ def test_a_best_checkpoint_that_is_not_kept_or_not_measured_is_said(world, tmp_p
         saving = dataclasses.replace(BEST, best_metric="colours/rigth")
         experiment = world.experiment(1, evaluation={"tasks": {}}, checkpoint=saving)
         train(experiment, tmp_path / "other", session=scripted())
+
+
+@pytest.mark.heavy
+def test_a_best_checkpoint_is_not_chosen_among_values_of_different_things(world, tmp_path):
+    """What is evaluated may change where a run goes on."""
+
+    def go_on(steps, session=None, saving=BEST, **changes):
+        settings = {"evaluate_every": 1, "checkpoint": saving, "evaluate_split": "heldout"}
+        return train(
+            world.experiment(steps, **settings | changes), tmp_path / "run", session=session
+        )
+
+    by_loss = CheckpointConfig(keep_best=True)
+    go_on(2, saving=by_loss)
+    message = "run: heldout_loss of step . was measured on something else than now"
+    with pytest.raises(ValueError, match=message):
+        go_on(3, saving=by_loss, evaluate_tokens=8)
+    tasks = {"evaluation": {"tasks": {}}}
+    go_on(3, scripted(step=2), **tasks)  # another metric
+    others = Scripted(3)
+    others.keys = {"colours": "of others"}
+    with pytest.raises(ValueError, match="colours/right of step 3 was measured on something else"):
+        go_on(4, Session(lambda *_: others), **tasks)
+    go_on(4, saving=CheckpointConfig(), evaluate_tokens=8)

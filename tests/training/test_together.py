@@ -59,6 +59,7 @@ class Size:
     """An evaluator."""
 
     metrics = ("weights/size",)
+    keys = {"weights": "all"}  # noqa: RUF012
 
     def describe(self):
         return "weights"
