@@ -1,8 +1,8 @@
 """What a constraint adds to a step of the decoder, beside answers without it in one process.
 
-A row's mask is made on the host while the device computes the step before: what it costs is what
-is left over. Both are measured, the host's own time and how much longer a step takes, of steps in
-which every row had a request and none was filled.
+Two decoders take steps in turn, one of them under the constraint, and each is waited for, so that
+what the host does there adds to the step. Where nobody waits, masks are made while the device
+computes the step before. Only steps count in which every row had a request and none was filled.
 """
 
 from __future__ import annotations
@@ -74,9 +74,11 @@ def measure(arguments: argparse.Namespace) -> harness.Results:
         model = runs.load_model(run, mesh, rules)
         for rows in arguments.rows:
             pairs = [
-                (
-                    _run(model, _requests(arguments, run, rows, None), rows),
-                    _run(model, _requests(arguments, run, rows, grammar), rows),
+                _take_turns(
+                    model,
+                    _requests(arguments, run, rows, None),
+                    _requests(arguments, run, rows, grammar),
+                    rows,
                 )
                 for _ in range(arguments.rounds + 1)
             ][1:]  # the first one compiles
@@ -139,20 +141,37 @@ def _requests(
     return pairs
 
 
-def _run(model: Any, pairs: Sequence[tuple[Request, list[float]]], rows: int) -> _Steps:
-    """Answers all requests; times steps behind one in which all rows went on."""
-    decoder, steps = Decoder(model, rows), _Steps()
-    for request, _ in pairs:
-        decoder.add(request)
-    counters = [seconds for _, seconds in pairs]
-    is_full = False
-    while not decoder.is_idle:
-        for seconds in counters:
+def _take_turns(
+    model: Any,
+    plain_requests: Sequence[tuple[Request, list[float]]],
+    bound_requests: Sequence[tuple[Request, list[float]]],
+    rows: int,
+) -> tuple[_Steps, _Steps]:
+    """Answers requests without and with a constraint, a step of each in turn."""
+    sides = [_Side(model, plain_requests, rows), _Side(model, bound_requests, rows)]
+    while not any(side.decoder.is_idle for side in sides):
+        for side in sides:
+            side.step()
+    return sides[0].steps, sides[1].steps
+
+
+class _Side:
+    """A decoder with its requests; times steps behind one in which all rows went on."""
+
+    def __init__(self, model: Any, pairs: Sequence[tuple[Request, list[float]]], rows: int):
+        self.decoder, self.steps = Decoder(model, rows), _Steps()
+        self._rows, self._is_full = rows, False
+        self._counters = [seconds for _, seconds in pairs]
+        for request, _ in pairs:
+            self.decoder.add(request)
+
+    def step(self) -> None:
+        for seconds in self._counters:
             seconds.clear()
         start = time.perf_counter()
-        tokens = decoder.step()
-        if is_full:
-            steps.seconds.append(time.perf_counter() - start)
-            steps.in_constraints.append(sum(map(sum, counters)))
-        is_full = len(tokens) == rows and all(token.ending is None for token in tokens)
-    return steps
+        tokens = self.decoder.step()
+        self.decoder.block_until_ready()
+        if self._is_full:
+            self.steps.seconds.append(time.perf_counter() - start)
+            self.steps.in_constraints.append(sum(map(sum, self._counters)))
+        self._is_full = len(tokens) == self._rows and all(t.ending is None for t in tokens)

@@ -11,7 +11,7 @@ from research.decisions.ladder import Measured
 from research.decisions.metrics import score_text
 from research.decisions.problem import Problem
 from research.evaluation.baselines import BASELINES
-from research.reports.statistics import Estimate, mean_interval, proportion_interval
+from research.reports.statistics import score_interval
 
 RUNG = "baseline"
 NAMES: Mapping[str, str] = {
@@ -46,7 +46,7 @@ def measure_baseline(problem: Problem, kind: str, name: str, splits: tuple[str, 
     return Measured(
         name=name,
         rung=RUNG,
-        quality=_estimate(scores, np.asarray(names) if len(set(names)) < len(names) else None),
+        quality=score_interval(scores, np.asarray(names) if len(set(names)) < len(names) else None),
         scores=scores,
         request=RequestCost(
             seconds=cost["predict_seconds"] / len(rows), memory_bytes=cost["artifact_bytes"]
@@ -58,9 +58,3 @@ def measure_baseline(problem: Problem, kind: str, name: str, splits: tuple[str, 
             artifact_bytes=cost["artifact_bytes"],
         ),
     )
-
-
-def _estimate(scores: np.ndarray, groups: np.ndarray | None) -> Estimate:
-    if np.isin(scores, (0, 1)).all():
-        return proportion_interval(scores, groups=groups)
-    return mean_interval(scores, groups=groups)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from research.evaluation.calibration import Calibration, calibrate
-from research.reports.statistics import Estimate, mean_interval, proportion_interval, share_interval
+from research.reports.statistics import Estimate, score_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,8 +275,4 @@ def metric_values(answers: Sequence[Answer], name: str) -> tuple[np.ndarray, np.
 def estimate(answers: Sequence[Answer], name: str) -> Estimate:
     """The mean of a metric that all answers have: a share where it is 0 or 1."""
     values, groups = metric_values(answers, name)
-    if np.isin(values, (0, 1)).all():
-        return proportion_interval(values, groups=groups)
-    if values.min() >= 0 and values.max() <= 1:
-        return share_interval(values, groups=groups)
-    return mean_interval(values, groups=groups)
+    return score_interval(values, groups=groups)

@@ -172,6 +172,10 @@ class Decoder:
         """Whether every request has ended."""
         return not self._waiting and not any(self._rows)
 
+    def block_until_ready(self) -> None:
+        """Waits for what the device computes for the next step; for clocks alone."""
+        jax.block_until_ready(self._logits)
+
     def step(self) -> list[Token]:
         """The next token of every request that has a row."""
         self._fill()

@@ -133,9 +133,8 @@ def share_interval(
 ) -> Estimate:
     """The mean of shares [N], each between 0 and 1, with an interval that lies there too.
 
-    Wilson's, for as many rows of 0 and 1 as would give the mean the error that it has, with
-    Student's quantile (Korn and Graubard 1998, Survey Methodology 24:193); where nothing varies,
-    for as many as there are rows or clusters.
+    Wilson's for as many rows of 0 and 1 as have its error, with Student's quantile (Korn and
+    Graubard 1998, Survey Methodology 24:193); where nothing varies, for all rows or clusters.
 
     Raises:
       ValueError: fewer than two values or clusters, or a value outside of [0, 1].
@@ -145,12 +144,21 @@ def share_interval(
         raise ValueError("shares must lie in [0, 1]")
     mean, error, degrees = cluster_mean(numbers, groups)
     rows = mean * (1 - mean) / error**2 if error > 0 else degrees + 1
-    quantile = float(stats.t.ppf((1 + confidence) / 2, degrees))
-    weight = quantile**2 / rows
+    weight = float(stats.t.ppf((1 + confidence) / 2, degrees)) ** 2 / rows
     middle = (mean + weight / 2) / (1 + weight)
     reach = math.sqrt(weight * (mean * (1 - mean) + weight / 4)) / (1 + weight)
-    low, high = max(0.0, min(mean, middle - reach)), min(1.0, max(mean, middle + reach))
-    return Estimate(mean, low, high, len(numbers))
+    return Estimate(mean, max(0.0, middle - reach), min(1.0, middle + reach), len(numbers))
+
+
+def score_interval(values: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """The mean of scores [N] with the interval of their kind: `proportion_interval` of 0 and 1,
+    `share_interval` of what lies between, `mean_interval` of others, which say what they refuse."""
+    numbers = _finite(values, "values")
+    if np.isin(numbers, (0, 1)).all():
+        return proportion_interval(numbers, groups=groups)
+    if numbers.min() >= 0 and numbers.max() <= 1:
+        return share_interval(numbers, groups=groups)
+    return mean_interval(numbers, groups=groups)
 
 
 def ratio_interval(

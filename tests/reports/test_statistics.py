@@ -9,6 +9,7 @@ from research.reports.statistics import (
     paired_difference,
     proportion_interval,
     ratio_interval,
+    score_interval,
     share_interval,
 )
 
@@ -75,6 +76,19 @@ def test_an_interval_of_shares_is_wilsons_of_as_many_rows_as_have_its_error():
     twice = share_interval(np.repeat(values[:30], 2), groups=np.repeat(np.arange(30), 2))
     once = share_interval(values[:30])
     assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
+
+
+@pytest.mark.parametrize(
+    ("values", "interval"),
+    [
+        ([0, 1, 1], proportion_interval),
+        ([0.5, 1, 1], share_interval),
+        ([0.5, 1, 1.5], mean_interval),
+        ([-0.5, 1, 1], mean_interval),
+    ],
+)
+def test_scores_have_the_interval_of_their_kind(values, interval):
+    assert score_interval(values) == interval(values)
 
 
 def test_an_interval_of_shares_covers_at_its_nominal_rate():
