@@ -137,6 +137,11 @@ def evaluate_tasks(
 
     if jax.process_count() > 1:
         raise ValueError("lm-eval's tasks are asked by one process: leave --distributed out")
+    if cache_dtype and not _are_written(loaded_tasks):
+        raise ValueError(
+            f"cache_dtype {cache_dtype}: none of these tasks is answered in words, so that nothing "
+            "is stored: leave it out"
+        )
     results: dict[str, TaskResult] = {}
     aggregates: dict[str, dict[str, float]] = {}
     with loaded_model(run, adapter, mesh, cache_dtype) as loaded:
@@ -151,6 +156,15 @@ def evaluate_tasks(
                 result = _result(name, samples, aggregates[name], model.usage, seconds)
                 results[name] = dataclasses.replace(result, settings=tasks.settings)
     return HarnessReport(results, aggregates)
+
+
+def _are_written(loaded_tasks: Mapping[str, list[Any]]) -> bool:
+    """Whether any task is answered in words."""
+    from lm_eval.tasks import TaskManager
+
+    objects = [each for objects in loaded_tasks.values() for each in objects]
+    tasks = TaskManager(include_defaults=False).load(objects)["tasks"]
+    return any(task.OUTPUT_TYPE == "generate_until" for task in tasks.values())
 
 
 def _evaluate(model: HarnessModel, tasks: HarnessTasks, objects: Sequence[Any]) -> dict[str, Any]:

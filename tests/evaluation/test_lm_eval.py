@@ -206,6 +206,9 @@ def test_what_is_not_there_is_refused_by_name(place, folder):
     tasks, loaded = open_tasks(folder, "sampled", limit=2)
     with pytest.raises(ValueError, match="generation_kwargs have num_beams, which Graft has not"):
         lm_eval_tasks.evaluate_tasks(run, tasks, loaded)
+    tasks, loaded = open_tasks(folder, "choice", "last")
+    with pytest.raises(ValueError, match="cache_dtype int8: none of these tasks is ans"):
+        lm_eval_tasks.evaluate_tasks(run, tasks, loaded, cache_dtype="int8")
     with loaded_model(run) as loaded:
         model = HarnessModel(loaded, 8)
         model.max_length = 12
