@@ -84,6 +84,8 @@ _OF_OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
     "b2": ("adamw", "lion", "muon"),
     "epsilon": ("adamw", "muon"),
 }
+# the class that is built -> the class that it adds fields to
+_EXTENDED = {"PhasedExperiment": "Experiment"}
 # logical axes in `sharding_rules`
 RENAMED_AXES = {"key_heads": "kv_heads"}
 
@@ -95,6 +97,7 @@ def upgrade(mapping: Any, name: str) -> Any:
         mapping: what `schema.build` was given, as plain JSON types; changed in place.
         name: the class that it is of, a key of RENAMED.
     """
+    name = _EXTENDED.get(name, name)
     for path, new in RENAMED.get(name, {}).items():
         *parents, old = path.split(".")
         for holder in _find(mapping, parents):
@@ -168,7 +171,7 @@ def _drop_other_kinds(source: dict[str, Any]) -> None:
 def current_path(path: str, name: str) -> str:
     """The path of an override, such as `data.sources[0].max_epochs`, with old keys renamed."""
     keys = path.split(".")
-    for old_path, new in RENAMED.get(name, {}).items():
+    for old_path, new in RENAMED.get(_EXTENDED.get(name, name), {}).items():
         old_keys = [key for key in old_path.split(".") if key != "*"]
         if [key.partition("[")[0] for key in keys] == old_keys:
             return ".".join([*keys[:-1], new])

@@ -9,11 +9,12 @@ from configs import presets
 from research.config import cli
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
+from research.phases.phased import PhasedExperiment
 from research.preparation.config import PreparationConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 # what a command takes as its config
-CLASSES = {"train": Experiment, "evaluate": Evaluation, "prepare": PreparationConfig}
+CLASSES = {"train": PhasedExperiment, "evaluate": Evaluation, "prepare": PreparationConfig}
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*/*.py"))
 
 
@@ -42,7 +43,9 @@ def test_a_config_says_command_expected_numbers_and_hardware(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_config_builds(file: str) -> None:
-    assert cli.load(CLASSES[command(file)], str(ROOT / file))
+    config = cli.load(CLASSES[command(file)], str(ROOT / file))
+    if isinstance(config, PhasedExperiment) and config.phases:
+        assert config.experiments(["runs/before"] * len(config.phases))
 
 
 @pytest.mark.parametrize("accelerator", presets.PRESETS)
