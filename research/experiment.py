@@ -88,6 +88,9 @@ class Experiment:
     dropout: BelowOne = 0.0
     # probability of dropping inputs of attached deltas (LoRA dropout)
     adapter_dropout: BelowOne = 0.0
+    # NEFTune's alpha (arXiv:2310.05914): uniform noise on the embeddings of a document of L tokens,
+    # up to alpha / sqrt(L * width), in training alone; 0 compiles none
+    embedding_noise: NonNegative = 0.0
     # number of micro-batches in a step
     accumulation_steps: Positive = 1
     # seed of the weights and of dropout; the data has its own

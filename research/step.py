@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from research import tree
-from research.batch import Array, Batch
+from research.batch import SHARED, Array, Batch
 from research.losses import CrossEntropy, Loss
 from research.losses.sequence_chunks import TokenLosses, token_losses
 from research.losses.weighted import LossSums, loss_sums
@@ -62,6 +62,7 @@ class Hyper:
       max_grad_norm: [] largest global norm of the gradient; None never clips.
       dropout, adapter_dropout: [] see `Context`; None compiles no dropout at all.
       loss: the numbers of the loss, see `Loss.numbers`.
+      embedding_noise: [] NEFTune's alpha; None compiles none.
     """
 
     key: jax.Array
@@ -73,6 +74,7 @@ class Hyper:
     dropout: Array | None = None
     adapter_dropout: Array | None = None
     loss: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    embedding_noise: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +132,24 @@ def multipliers(
 def row_context(batch: Batch, hyper: Hyper, step: jax.Array, rows: jax.Array) -> Context:
     """The context of a training pass, with a key for each global row, so that mesh and accumulation
     do not change which units are dropped."""
-    keys = None
-    if hyper.dropout is not None or hyper.adapter_dropout is not None:
+    keys, noise = None, None
+    rates = (hyper.dropout, hyper.adapter_dropout, hyper.embedding_noise)
+    if any(rate is not None for rate in rates):
         key = jax.random.fold_in(hyper.key, step)
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-    return Context(batch.adapter, keys, hyper.dropout, hyper.adapter_dropout)
+    if hyper.embedding_noise is not None:
+        noise = hyper.embedding_noise * jax.lax.rsqrt(_document_lengths(batch.segments))
+    return Context(batch.adapter, keys, hyper.dropout, hyper.adapter_dropout, noise=noise)
+
+
+def _document_lengths(segments: Array) -> jax.Array:
+    """segments [B,S] -> [B,S] float32, the number of tokens in each one's document."""
+
+    def row(numbers: jax.Array) -> jax.Array:
+        slots = numbers - SHARED  # which is the lowest
+        return jnp.zeros(len(numbers) + 2).at[slots].add(1)[slots]
+
+    return jax.vmap(row)(jnp.asarray(segments))
 
 
 def forward(model: Any, batch: Batch, context: Context | None, config: CrossEntropy) -> TokenLosses:

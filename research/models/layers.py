@@ -86,8 +86,23 @@ class Embedding(nnx.Module):
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype, context: Context) -> jax.Array:
         """tokens [B,S] -> [B,S,D], or [B,P+S,D] with P prompt tokens attached."""
         table = self.kernel[...]
-        y = sites.apply(self.site, tokens, _look_up(table, tokens, dtype), Weight(table), context)
+        y = _add_noise(_look_up(table, tokens, dtype), context)
+        y = sites.apply(self.site, tokens, y, Weight(table), context)
         return y * jnp.asarray(self.scale, dtype) if self.scale != 1 else y
+
+
+def _add_noise(y: jax.Array, context: Context) -> jax.Array:
+    """y [B,S,D] with uniform noise of each row's key, up to noise / sqrt(D) (`Context.noise`)."""
+    if context.noise is None:
+        return y
+    if context.keys is None:
+        raise ValueError("noise on embeddings needs random keys: give `Context.keys`, one a row")
+
+    def uniform(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, y.shape[1:], y.dtype, -1, 1)
+
+    bound = (context.noise * y.shape[-1] ** -0.5).astype(y.dtype)
+    return y + bound[..., None] * jax.vmap(uniform)(context.keys)
 
 
 def _look_up(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:

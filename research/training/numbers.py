@@ -41,6 +41,7 @@ def without_numbers(experiment: Experiment) -> Experiment:
         max_grad_norm=None if experiment.max_grad_norm is None else 1.0,
         dropout=0.5 * bool(experiment.dropout),
         adapter_dropout=0.5 * bool(experiment.adapter_dropout),
+        embedding_noise=float(bool(experiment.embedding_noise)),
     )
 
 
@@ -74,4 +75,5 @@ def make_hyper(
         dropout=number(experiment.dropout or None),
         adapter_dropout=number(experiment.adapter_dropout or None),
         loss=experiment.loss.numbers,
+        embedding_noise=number(experiment.embedding_noise or None),
     )
