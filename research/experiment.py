@@ -91,6 +91,9 @@ class Experiment:
     # NEFTune's alpha (arXiv:2310.05914): uniform noise on the embeddings of a document of L tokens,
     # up to alpha / sqrt(L * width), in training alone; 0 compiles none
     embedding_noise: NonNegative = 0.0
+    # decay of a moving average of the weights that train, which is what is measured, saved as the
+    # model and exported; it rises to this as (1 + step) / (10 + step); None: the weights themselves
+    average_decay: BelowOne | None = None
     # number of micro-batches in a step
     accumulation_steps: Positive = 1
     # seed of the weights and of dropout; the data has its own

@@ -167,7 +167,7 @@ def state_shardings(
 
     Args:
       shapes: abstract leaves by name, `model/NAME`, `optimizer/NAME/...`,
-        `memory/NAME/...`, `step`.
+        `memory/NAME/...`, `average/NAME`, `step`.
       parameters: the model's shardings by NAME.
 
     A leaf of optimizer or memory with as many axes as its parameter is sharded as that along each
@@ -178,10 +178,10 @@ def state_shardings(
     result = {name: replicated for name in shapes}
     result |= {f"model/{name}": parameters[name] for name in parameters}
     for name, shape in shapes.items():
-        owner = name.removeprefix("optimizer/").removeprefix("memory/")
+        kind, _, owner = name.partition("/")
         while owner and owner not in parameters:
             owner = owner.rpartition("/")[0]
-        is_of_parameter = name.startswith(("optimizer/", "memory/")) and owner
+        is_of_parameter = kind in ("optimizer", "memory", "average") and owner
         if is_of_parameter:
             result[name] = _along(parameters[owner], shapes[f"model/{owner}"].shape, shape.shape)
     return result

@@ -40,12 +40,14 @@ class TrainState:
       model: the model, a pytree of arrays.
       optimizer: Optax state of the trainable leaves only.
       memory: what the method has beside weights (`Method.memory`), by name.
+      average: the moving average of the trainable leaves, by name; empty where none is asked for.
     """
 
     step: jax.Array
     model: Any
     optimizer: Any
     memory: tree.Arrays = dataclasses.field(default_factory=dict)
+    average: tree.Arrays = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -63,6 +65,7 @@ class Hyper:
       dropout, adapter_dropout: [] see `Context`; None compiles no dropout at all.
       loss: the numbers of the loss, see `Loss.numbers`.
       embedding_noise: [] NEFTune's alpha; None compiles none.
+      average_decay: [] of the moving average of weights; None compiles none.
     """
 
     key: jax.Array
@@ -75,6 +78,7 @@ class Hyper:
     adapter_dropout: Array | None = None
     loss: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     embedding_noise: Array | None = None
+    average_decay: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,8 @@ class StepConfig:
     loss: Loss = CrossEntropy()
     # number of micro-batches in a step
     accumulation_steps: int = 1
+    # whether the state has a moving average of the weights
+    averages: bool = False
     # the method, if the step asks it (`Method.has_hooks`), without the numbers in `array_fields`
     method: Method | None = None
 
@@ -103,7 +109,8 @@ def init_state(model: Any, step_config: StepConfig, method: Method | None = None
     optimizer = _make_optimizer(model, step_config)
     method = method or step_config.method
     memory = method.memory(trainable) if method and method.has_hooks else {}
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trainable), memory)
+    average = trainable if step_config.averages else {}
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trainable), memory, average)
 
 
 def _make_optimizer(model: Any, step_config: StepConfig) -> optax.GradientTransformationExtraArgs:
@@ -199,8 +206,7 @@ def train_step(
     gradients = jax.tree.map(lambda x: x * scale, gradients)
     method, penalty, memory = step_config.method, None, state.memory
     if method is not None:
-        penalty, slopes = jax.value_and_grad(method.penalty)(trainable, memory)
-        gradients = jax.tree.map(jnp.add, gradients, slopes)
+        gradients, penalty = _penalize(method, trainable, memory, gradients)
     norm = optax.tree.norm(gradients)
     if hyper.max_grad_norm is not None:
         clip_scale = jnp.minimum(1.0, hyper.max_grad_norm / jnp.maximum(norm, 1e-9))
@@ -242,8 +248,9 @@ def train_step(
     }
     if penalty is not None:
         metrics |= {"loss": metrics["loss"] + penalty, "penalty": penalty}
+    average = _move_average(state, new, hyper, keep_finite)
     model = tree.merge(state.model, new, frozen)
-    return TrainState(state.step + 1, model, optimizer_state, memory), metrics
+    return TrainState(state.step + 1, model, optimizer_state, memory, average), metrics
 
 
 def _accumulate(
@@ -282,6 +289,30 @@ def _apply_update(
     weight_decay = hyper.weight_decay * per_layer(hyper.weight_decay_multipliers[name])
     rate = learning_rate * per_layer(hyper.learning_rate_multipliers[name])
     return old - rate * (update + weight_decay * old)
+
+
+def _penalize(
+    method: Method, trainable: tree.Arrays, memory: tree.Arrays, gradients: tree.Arrays
+) -> tuple[tree.Arrays, jax.Array]:
+    """The gradients with those of a method's penalty, and the penalty."""
+    penalty, slopes = jax.value_and_grad(method.penalty)(trainable, memory)
+    return jax.tree.map(jnp.add, gradients, slopes), penalty
+
+
+def _move_average(
+    state: TrainState,
+    new: tree.Arrays,
+    hyper: Hyper,
+    keep_finite: Callable[..., Any],
+) -> tree.Arrays:
+    """The moving averages after a step; their decay rises, so that the start is soon forgotten."""
+    if hyper.average_decay is None:
+        return state.average
+    decay = jnp.minimum(hyper.average_decay, (1 + state.step) / (10 + state.step))
+    return {
+        name: keep_finite(new[name] + decay * (old - new[name]), old)
+        for name, old in state.average.items()
+    }
 
 
 def eval_step(model: Any, batch: Batch) -> TokenLosses:

@@ -129,7 +129,8 @@ class RunFollower(Follower):
             self._monitor.pause("evaluation"),
             sharding.mesh_context(program.mesh, program.experiment.sharding_rules),
         ):
-            model, metrics = program.model(own, self._frozen), dict[str, float]()
+            averaged, metrics = program.swap_average(own), dict[str, float]()
+            model = program.model(averaged, self._frozen)
             if run.heldout:
                 rows, loss = program.batch_sharding, program.experiment.loss
                 metrics |= evaluate_heldout(model, rows, run.heldout, loss)

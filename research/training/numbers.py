@@ -42,6 +42,7 @@ def without_numbers(experiment: Experiment) -> Experiment:
         dropout=0.5 * bool(experiment.dropout),
         adapter_dropout=0.5 * bool(experiment.adapter_dropout),
         embedding_noise=float(bool(experiment.embedding_noise)),
+        average_decay=None if experiment.average_decay is None else 0.5,
     )
 
 
@@ -76,4 +77,5 @@ def make_hyper(
         adapter_dropout=number(experiment.adapter_dropout or None),
         loss=experiment.loss.numbers,
         embedding_noise=number(experiment.embedding_noise or None),
+        average_decay=number(experiment.average_decay),
     )

@@ -222,6 +222,13 @@ class Program:
         """The model of a state."""
         return tree.unflatten(self.state_shapes, {**own, **base}).model
 
+    def swap_average(self, own: tree.Arrays) -> tree.Arrays:
+        """The same arrays with the average of the weights in the place of the weights, and the
+        other way round: what is measured and saved, and what goes on training."""
+        names = [name for name in self.step_config.trainable if f"average/{name}" in own]
+        swapped = {f"model/{name}": own[f"average/{name}"] for name in names}
+        return {**own, **swapped, **{f"average/{name}": own[f"model/{name}"] for name in names}}
+
     @functools.cached_property
     def signature(self) -> Hashable:
         """What its executables depend on, beside the rows of a batch: equal for programs that
@@ -311,6 +318,7 @@ def make_program(
         experiment.schedule.kind,
         experiment.loss.without_numbers(),
         experiment.accumulation_steps,
+        experiment.average_decay is not None,
         method_without_numbers(method) if method.has_hooks else None,
     )
     hyper = make_hyper(experiment, row_key, trainable_names, tree.flatten(model_shapes))

@@ -56,6 +56,7 @@ class RunSaver:
             self._metadata[MEASURED_ON] = measured_on
         initial = program.initial
         sidecar_files = (initial.sidecar_files if initial else {}) | data.sidecar_files
+        self._swap_average = program.swap_average
         self._own_files = own_files(program.experiment, data.tokenizer)
         tokenizer_file = {runs.TOKENIZER: data.tokenizer.to_json().encode()}
         self._files: dict[str, bytes | Path] = {**sidecar_files, **tokenizer_file}
@@ -63,11 +64,12 @@ class RunSaver:
     def save(self, step: int, own: Arrays, evaluation: EvaluationMetrics) -> None:
         """Starts saving a checkpoint: everything of the state that is this run's own."""
         with self._timing("checkpoint"):
-            self._write(self._checkpointer, step, own, evaluation)
+            self._write(self._checkpointer, step, self._swap_average(own), evaluation)
 
     def export(self, step: int, own: Arrays, evaluation: EvaluationMetrics) -> None:
         """Saves what others use, the weights without the optimizer, and waits for it."""
-        weights = {name: array for name, array in own.items() if name.startswith("model/")}
+        arrays = self._swap_average(own)
+        weights = {name: array for name, array in arrays.items() if name.startswith("model/")}
         with (
             self._timing("export"),
             Checkpointer(

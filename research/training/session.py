@@ -206,7 +206,7 @@ class Session:
         """The state as a checkpoint of the run has it; what it leaves to the base from there."""
         own, _ = program.split(program.state_leaves)
         arrays = stacking.restore_stacked(own, program.shardings, saved.restore)
-        return arrays, self._frozen_base(program)
+        return program.swap_average(arrays), self._frozen_base(program)
 
     def resident_bytes(self, program: Program) -> int:
         """Bytes of one device that arrays of the program's state take there already."""

@@ -41,7 +41,7 @@ def gradients_after(state, plan, batch, **hyper):
 
 
 def mean_loss(model, batch):
-    losses = stepping.forward(model, batch, None, stepping.LossConfig())
+    losses = stepping.forward(model, batch, None, stepping.CrossEntropy())
     return jnp.sum(losses.loss * batch.weights) / jnp.sum(batch.weights)
 
 
