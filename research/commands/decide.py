@@ -1,17 +1,18 @@
-"""Says which way to take: prompt, retrieve, constrain or a classifier; measured, then advised.
+"""Says which way to take for a task, from prompts to tuning: measured, then advised.
 
     graft decide --task law --base runs/smollm2
     graft decide --task finance --base runs/smollm2 --target 0.9 --budget-hours 2
     graft decide --config mine.py --base runs/a --base runs/b --price-per-hour 1.2
 
 A ladder of ways is climbed, cheapest first, until the target is met or the budget is spent:
-zero-shot, other instructions, worked examples, retrieved examples or passages, constraints; with
-baselines beside them. All ways answer the same rows; those that lose are dropped on the way. The
-test rows are asked once, at the end, for the advised way and its runner-up.
+zero-shot, other instructions, worked examples, retrieved examples or passages, constraints, and
+tuning (prompts, LoRA, adapters, everything) on growing numbers of labels; with baselines beside
+them. All ways answer the same rows; those that lose are dropped on the way. The test rows are asked
+once, at the end, for the advised way and its runner-up.
 
-Writes FOLDER/decision.json and FOLDER/decision.html. Answers are kept as they are made, so the same
-line goes on after a kill, and asks nothing twice. `--dry-run` reads the rows and says what will be
-tried and what it takes. docs/guides/decide.md
+Writes FOLDER/decision.json and FOLDER/decision.html. Answers and trials are kept as they are made,
+so the same line goes on after a kill: nothing is asked or trained twice. `--dry-run` reads the rows
+and says what will be tried and what it takes. docs/guides/decide.md
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation = cli.load(Evaluation, config, arguments.overrides)
         for task in evaluation.tasks.values():
             environment.reexec_in_layer(task.layer)
-        name = arguments.part or arguments.task or Path(config.partition(":")[0]).stem
+        asked_tasks = [*evaluation.tasks, *(["choice"] if evaluation.choice else [])]
+        name = arguments.part or arguments.task or next(iter(asked_tasks), "")
         name = name.replace(":", "_")
         folder = arguments.folder or Path("runs/decide") / name
         storage.check_writable(storage.absolute(folder))
@@ -68,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = _settings(arguments)
         _show_problem(problem)
         if arguments.dry_run:
-            _show_plan(problem, bases, settings)
+            _show_plan(problem, bases, settings, folder)
             return
-        decision = decide(problem, bases, settings, say=show)
+        decision = decide(problem, bases, settings, folder / "tuning", say=show)
         files.write_json(folder / "decision.json", decision.to_dict())
         page.write(folder / "decision.html", decision)
         _show_decision(decision, folder)
@@ -113,6 +115,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prompt-tokens", type=_count, default=512, metavar="N", help="longer questions are cut"
     )
+    parser.add_argument(
+        "--tune", type=_tunings, metavar="A,B", help="ways to tune, of all; `none` tunes nothing"
+    )
+    parser.add_argument(
+        "--tuning-steps", type=_count, default=60, metavar="N", help="of each trial; default 60"
+    )
+    parser.add_argument(
+        "--general-text", metavar="NAME", help="a built-in text: how much of it is forgotten"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, ask nothing")
     arguments = cli.parse(parser, argv)
     if bool(arguments.task) == bool(arguments.config):
@@ -143,6 +154,20 @@ def _count(text: str) -> int:
     return number
 
 
+def _tunings(text: str) -> list[str]:
+    from research.config.suggestions import suggestion
+    from research.decisions.rungs.tuned import TUNINGS
+
+    known = {tuning.name: tuning for tuning in TUNINGS}
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is none of {', '.join(known)}{suggestion(name, known)}"
+            )
+    return names
+
+
 def _open_bases(paths: Sequence[str]) -> list[Base]:
     """The models, each by a name of its own.
 
@@ -161,19 +186,29 @@ def _open_bases(paths: Sequence[str]) -> list[Base]:
             raise ValueError(f"--base {path}: it is a bank of adapters; name one of them")
         short = Path(path).name
         name = path if short in {Path(p).name for p in paths if p != path} else short
-        bases.append(Base(name, path, Responder(run).reads_conversations))
+        responder = Responder(run)
+        objective = responder.objective
+        has_template = responder.reads_conversations or bool(
+            objective is not None and objective.has_completions
+        )
+        bases.append(Base(name, path, has_template))
     if len({base.path for base in bases}) < len(bases):
         raise ValueError("--base names one run twice")
     return bases
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
+    import jax
+
     from research.decisions.costs import Prices
     from research.decisions.decision import Settings
     from research.decisions.rules import Volume
+    from research.decisions.rungs.tuned import TUNINGS
     from research.decisions.templates import read_templates
+    from research.decisions.tuning import TuningSettings
 
-    price = arguments.price_per_hour
+    price, text = arguments.price_per_hour, arguments.general_text
+    tunings = [t for t in TUNINGS if arguments.tune is None or t.name in arguments.tune]
     return Settings(
         target=arguments.target,
         budget_hours=arguments.budget_hours,
@@ -181,6 +216,13 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         volume=Volume(arguments.requests, arguments.days),
         templates=read_templates(arguments.templates) if arguments.templates else (),
         passages=_passages(arguments.documents) if arguments.documents else None,
+        tunings=tuple(tunings),
+        tuning=TuningSettings(
+            steps=arguments.tuning_steps,
+            general_text={"name": text} if text else None,
+            # layers one by one are the fastest on a CPU
+            changes={"compute": {"max_scan_layers": 1}} if jax.default_backend() == "cpu" else {},
+        ),
     )
 
 
@@ -201,16 +243,20 @@ def _show_problem(problem: Problem) -> None:
         show(f"  {note}")
 
 
-def _show_plan(problem: Problem, bases: Sequence[Base], settings: Settings) -> None:
+def _show_plan(problem: Problem, bases: Sequence[Base], settings: Settings, folder: Path) -> None:
     from research.decisions.plan import plan_lines
     from research.decisions.rungs import PROMPTS
     from research.decisions.rungs.base import Place
     from research.decisions.templates import default_templates
+    from research.decisions.tuning import FEWEST_LABELS, Tuner
     from research.reports.tables import Column, text_table
 
     templates = settings.templates or default_templates(problem.template, problem.labels)
     place = Place(problem, bases, templates, None, settings.passages)
-    lines = plan_lines(problem, PROMPTS, place)
+    tuner, tunings = None, settings.tunings
+    if len(problem.rows.train) >= FEWEST_LABELS and tunings:
+        tuner = Tuner(problem, bases[0], templates[0], folder / "tuning", settings.tuning)
+    lines = plan_lines(problem, PROMPTS, place, tuner, tunings)
     columns = [
         Column("rung", "rung"),
         Column("way", "way"),
@@ -235,5 +281,7 @@ def _show_decision(decision: Decision, folder: Path) -> None:
         show(f"  {reason}")
     show(f"  {page.sureness(advice, len(decision.measured(advice.way).scores))}")
     for line in page.changes(advice, decision.settings.volume.days):
+        show(f"  {line}")
+    for line in page.more_labels(decision):
         show(f"  {line}")
     show(f"page: {folder / 'decision.html'}")

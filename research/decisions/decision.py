@@ -12,14 +12,18 @@ import numpy as np
 from research.decisions import baselines
 from research.decisions.asking import Asker
 from research.decisions.costs import BuildCost, Prices, RequestCost
+from research.decisions.curves import LabelCurve
 from research.decisions.ladder import Budget, Ladder, Measured
 from research.decisions.problem import Problem
 from research.decisions.rules import Advice, Volume
-from research.decisions.rungs import PROMPTS, Rung
+from research.decisions.rungs import PROMPTS, Rung, constrained
 from research.decisions.rungs.base import Place
+from research.decisions.rungs.tuned import TUNINGS, Tuning
 from research.decisions.screening import difference
 from research.decisions.templates import PromptTemplate, default_templates
+from research.decisions.tuning import FEWEST_LABELS, Tuner, TuningSettings
 from research.decisions.ways import Base, Way
+from research.evaluation.generation_task import GenerationTask
 from research.evaluation.results import TaskResult, estimate
 from research.reports.statistics import Estimate
 from research.retrieval import RetrievalConfig
@@ -37,6 +41,9 @@ class Settings:
     # in place of the default ones; empty: those
     templates: tuple[PromptTemplate, ...] = ()
     passages: RetrievalConfig | None = None
+    # the ways to tune, in their order; empty: nothing is tuned
+    tunings: tuple[Tuning, ...] = TUNINGS
+    tuning: TuningSettings = TuningSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Decision:
     tests: tuple[TestResult, ...]
     # the first of them less the second
     test_lead: Estimate | None
+    # of each way to tune with several numbers of labels
+    curves: tuple[LabelCurve, ...]
     # of the budget, by what was recorded
     used_seconds: float
 
@@ -89,6 +98,7 @@ class Decision:
             "volume": dataclasses.asdict(self.settings.volume),
             "advice": advice,
             "ways": [_way_dict(each) for each in self.table],
+            "curves": [curve_dict(curve) for curve in self.curves],
             "left_out": dict(self.left_out),
             "test": [
                 {"way": each.name, "quality": dataclasses.asdict(each.quality)}
@@ -102,6 +112,7 @@ def decide(
     problem: Problem,
     bases: Sequence[Base],
     settings: Settings,
+    folder: Path,
     *,
     cache: Path | None = None,
     say: Callable[[str], None] = print,
@@ -111,6 +122,7 @@ def decide(
 
     Args:
       bases: the models that may be asked.
+      folder: of what is tuned.
       cache: of answers; None: the default one.
       say: takes a line for each way that was measured.
 
@@ -132,7 +144,9 @@ def decide(
         for each in baselines.measure_baselines(problem):
             ladder.add(each)
             say(f"{each.name}: {each.quality:.1%} % of {len(each.scores)}")
-        ladder.climb(rungs, place)
+        place = ladder.climb(rungs, place)
+        asker.close()  # for the memory that training takes
+        _tune(ladder, place, settings, folder)
         advice = ladder.advise(settings.prices, settings.volume)
         names = [name for name in (advice.way, advice.runner_up) if name is not None]
         tests = []
@@ -156,8 +170,28 @@ def decide(
         advice=advice,
         tests=tuple(tests),
         test_lead=lead,
+        curves=tuple(ladder.curves()),
         used_seconds=ladder.budget.spending,
     )
+
+
+def _tune(ladder: Ladder, place: Place, settings: Settings, folder: Path) -> None:
+    """Tunes the base that was best so far, and constrains what comes of it."""
+    names = [tuning.name for tuning in settings.tunings]
+    problem, stop = ladder.problem, ladder.stop
+    if len(problem.rows.train) < FEWEST_LABELS:
+        stop = f"{len(problem.rows.train)} labels are too few to learn from"
+    if stop:
+        ladder.left_out |= dict.fromkeys(names, stop)
+        return
+    base = place.bases[0] if place.best is None else place.best.base
+    tuner = Tuner(problem, base, place.templates[0], folder, settings.tuning)
+    ladder.tune(tuner, settings.tunings)
+    best = ladder.best_way()
+    is_tuned = best is not None and best.rung in names
+    if best is not None and is_tuned and isinstance(problem.task, GenerationTask):
+        rung = Rung("constraints on what was tuned", constrained.ways)
+        ladder.climb([rung], dataclasses.replace(place, best=best.way))
 
 
 def _test(problem: Problem, measured: Measured, asker: Asker) -> tuple[TestResult, float]:
@@ -174,6 +208,19 @@ def _test(problem: Problem, measured: Measured, asker: Asker) -> tuple[TestResul
     return TestResult(measured.name, quality, scores), result.seconds
 
 
+def curve_dict(curve: LabelCurve) -> dict[str, Any]:
+    """A curve as JSON, with what as many labels again would buy."""
+    more = curve.labels[-1]
+    return {
+        "way": curve.name,
+        "labels": list(curve.labels),
+        "means": list(curve.means),
+        "exponent": float(curve.slopes[0]),
+        "more_labels": more,
+        "gain": dataclasses.asdict(curve.gain(more)),
+    }
+
+
 def _way_dict(each: Measured) -> dict[str, Any]:
     request: RequestCost = each.request
     build: BuildCost = each.build
@@ -185,5 +232,6 @@ def _way_dict(each: Measured) -> dict[str, Any]:
         "request": dataclasses.asdict(request),
         "build": dataclasses.asdict(build),
         "reason": each.reason,
+        "forgetting": each.forgetting,
         "base": None if each.way is None else each.way.base.path,
     }

@@ -14,10 +14,13 @@ import numpy as np
 from research.decisions import rules
 from research.decisions.asking import join_results
 from research.decisions.costs import BuildCost, Prices, RequestCost, seconds_at, speed_of
+from research.decisions.curves import LabelCurve, fit_curve
 from research.decisions.problem import Problem
 from research.decisions.rungs import LeftOut, Rung
 from research.decisions.rungs.base import Place
+from research.decisions.rungs.tuned import Tuning
 from research.decisions.screening import screen
+from research.decisions.tuning import Tuned, Tuner
 from research.decisions.ways import Way
 from research.evaluation.results import TaskResult, estimate
 from research.reports.statistics import Estimate
@@ -44,6 +47,8 @@ class Measured:
     # what a model answers with; None: it is a baseline
     way: Way | None = None
     result: TaskResult | None = None
+    # bits per byte of general text more than its base; None: nothing was tuned, or not measured
+    forgetting: float | None = None
 
 
 @dataclasses.dataclass
@@ -58,6 +63,10 @@ class Budget:
     def has(self, seconds: float = 0.0) -> bool:
         """Whether so many more are left."""
         return self.spending + seconds + self.reserve <= self.seconds
+
+    def spend(self, seconds: float) -> None:
+        """Counts seconds that were recorded."""
+        self.spending += seconds
 
 
 @dataclasses.dataclass
@@ -95,6 +104,53 @@ class Ladder:
             place = dataclasses.replace(place, best=None if best is None else best.way)
             self._look_for_stop()
         return place
+
+    def tune(self, tuner: Tuner, tunings: Sequence[Tuning]) -> None:
+        """Tunes in one way after the other, with all labels and then with fewer of them.
+
+        A way that loses with all labels gets no curve.
+        """
+        for tuning in tunings:
+            if self.stop:
+                self.left_out[tuning.name] = self.stop
+                continue
+            try:
+                trials = tuner.tune(tuning, self.budget.has, self.budget.spend, self.say)
+                for number, tuned in enumerate(trials):
+                    self._ask_tuned(tuned, is_screened=number == 0)
+                    if self.table[tuned.way.name].reason:
+                        break  # no curve of what loses with all labels
+            except ValueError as error:
+                self.left_out[tuning.name] = str(error)
+                self.say(f"{tuning.name}: left out: {error}")
+            self._reserve()
+            self._look_for_stop()
+
+    def _ask_tuned(self, tuned: Tuned, is_screened: bool) -> None:
+        """Asks a tuned model; a point of a curve is asked all rows, whatever it loses to."""
+        name = tuned.way.name
+        if is_screened:
+            self._try([tuned.way])
+        else:
+            results = [self.ask(tuned.way, screen) for screen in self.problem.screens]
+            self.budget.spend(sum(result.seconds for result in results))
+            self._keep(tuned.way, results, "")
+        self.table[name] = dataclasses.replace(self.table[name], forgetting=tuned.forgetting)
+
+    def curves(self) -> list[LabelCurve]:
+        """Of each way to tune that was tried with several numbers of labels."""
+        by_rung: dict[str, list[Measured]] = {}
+        for each in self.finished():
+            if each.build.trainable_parameters and each.way is not None:
+                by_rung.setdefault(each.rung, []).append(each)
+        result = []
+        for rung, members in by_rung.items():
+            members.sort(key=lambda each: each.build.labels)
+            labels = [each.build.labels for each in members]
+            if len(set(labels)) == len(labels):
+                scores = np.stack([each.scores for each in members])
+                result.append(fit_curve(rung, labels, scores, self.groups()))
+        return [curve for curve in result if curve is not None]
 
     def add(self, measured: Measured) -> None:
         """A way that was measured elsewhere, such as a baseline."""
@@ -145,7 +201,7 @@ class Ladder:
             if not self.budget.has(_row_seconds(own or self._all_results()) * rows):
                 return None
             own.append(self.ask(able[name], self.problem.screens[part]))
-            self.budget.spending += own[-1].seconds
+            self.budget.spend(own[-1].seconds)
             return self._scores(own)
 
         rivals = {e.name: e.scores for e in self.finished() if e.way is not None}
@@ -155,11 +211,10 @@ class Ladder:
         self._reserve()
 
     def _keep(self, way: Way, results: Sequence[TaskResult], reason: str) -> None:
-        build = BuildCost(labels=way.labels)
         if not results:
             none = np.zeros(0)
             self.table[way.name] = Measured(
-                way.name, way.rung, None, none, RequestCost(), build, reason, way
+                way.name, way.rung, None, none, RequestCost(), way.build, reason, way
             )
             self.say(f"{way.name}: {reason}")
             return
@@ -171,7 +226,7 @@ class Ladder:
             quality=quality,
             scores=self._scores(results),
             request=RequestCost.of(result),
-            build=build,
+            build=way.build,
             reason=reason,
             way=way,
             result=result,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from numpy.typing import ArrayLike
 
 from research.decisions.costs import seconds_at, speed_of
 from research.decisions.decision import Decision
@@ -15,7 +16,7 @@ from research.decisions.rules import Advice
 from research.evaluation.examples import failures
 from research.reports import page
 from research.reports.markup import render
-from research.reports.plots import Point, scatter_plot
+from research.reports.plots import Point, line_plot, scatter_plot
 from research.reports.tables import Column, table
 
 # Seconds under which a request costs nothing that a figure could show.
@@ -30,6 +31,8 @@ def write(path: str | os.PathLike[str], decision: Decision) -> Path:
         page.section("Quality against cost", _frontier(decision)),
         page.section("Every way", _table(decision)),
     ]
+    if decision.curves:
+        sections.append(page.section("More labels", *_curves(decision)))
     if lines := _dropped(decision):
         sections.append(page.section("What was not asked to the end", _list(lines)))
     if rows.notes:
@@ -73,6 +76,17 @@ def changes(advice: Advice, unit_days: float) -> list[str]:
     return lines
 
 
+def more_labels(decision: Decision) -> list[str]:
+    """What as many labels again would buy, a sentence each."""
+    prices, lines = decision.settings.prices, []
+    for curve in decision.curves:
+        more = curve.labels[-1]
+        gain = curve.gain(more).scaled(100)
+        cost = f", for {more * prices.label:,.0f} {prices.unit}" if prices.label else ""
+        lines.append(f"{curve.name}: {more:,} more labels buy {gain:+.1f} points{cost}")
+    return lines
+
+
 def sureness(advice: Advice, count: int) -> str:
     """How sure the advice is, in a sentence."""
     points = 100 * advice.regret
@@ -98,11 +112,30 @@ def _advice(decision: Decision) -> Markup:
         lead = decision.test_lead.scaled(100)
         lines.append(f"On the test rows, which were asked once: {lead:+.1f} points.")
     lines += [f"{line}." for line in changes(advice, volume.days)]
+    lines += [f"{line}." for line in more_labels(decision)]
     return page.section("The advice", _list(lines))
 
 
 def _list(lines: list[str]) -> Markup:
     return render("decisions/list.html", lines=[line[0].upper() + line[1:] for line in lines])
+
+
+def _curves(decision: Decision) -> list[Markup | str]:
+    """The metric over labels: what was measured, and the law to twice as many."""
+    series: dict[str, tuple[ArrayLike, ArrayLike]] = {}
+    for curve in decision.curves:
+        places = [*curve.labels, 2 * curve.labels[-1]]
+        law = [100 * curve.predict(place).value for place in places]
+        series[curve.name] = (curve.labels, [100 * mean for mean in curve.means])
+        series[f"{curve.name}, law"] = (places, law)
+    plot = line_plot(
+        series,
+        "labels",
+        f"{decision.problem.metric} (%)",
+        "A power law of the share that is wrong, through what was measured with one seed.",
+        log_x=True,
+    )
+    return [plot, _list([f"{line}." for line in more_labels(decision)])]
 
 
 def _frontier(decision: Decision) -> Markup:
@@ -157,6 +190,7 @@ def _table(decision: Decision) -> Markup:
         Column("seconds", "time", "s", format=".3g", group="a request"),
         Column("flops", "FLOP", format="si", group="a request"),
         Column("memory", "memory", "bytes", format="si", group="a request"),
+        Column("forgetting", "forgets", "bits/byte", format="+.3f"),
         Column("total", "all requests", unit, format=".3g"),
     ]
     volume = decision.settings.volume
@@ -182,6 +216,7 @@ def _row(each: Measured, speed: float | None, advice: Advice) -> dict[str, Any]:
         "seconds": seconds_at(request, speed),
         "flops": request.flops or None,
         "memory": request.memory_bytes or None,
+        "forgetting": each.forgetting,
         "total": advice.totals.get(each.name),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from research.checkpoints import runs
 from research.decisions.problem import Problem
 from research.decisions.rungs import LeftOut, Rung
 from research.decisions.rungs.base import Place
+from research.decisions.rungs.tuned import Tuning
+from research.decisions.tuning import Tuner
 from research.decisions.ways import Way
 from research.evaluation.generation_task import GenerationTask
 from research.evaluation.multiple_choice import MultipleChoice
@@ -25,10 +28,17 @@ _ASSUMED_SHARE = 0.3
 _LOOK = 16
 
 
-def plan_lines(problem: Problem, rungs: tuple[Rung, ...], place: Place) -> list[dict[str, Any]]:
+def plan_lines(
+    problem: Problem,
+    rungs: Sequence[Rung],
+    place: Place,
+    tuner: Tuner | None = None,
+    tunings: Sequence[Tuning] = (),
+) -> list[dict[str, Any]]:
     """A line for each way that would be tried, with tokens, FLOPs and seconds of all its rows.
 
-    Rungs above the first build on the best way so far; here on the first one.
+    Rungs above the first build on the best way so far; here on the first one. Of tuning, FLOPs are
+    those of training.
     """
     lines: list[dict[str, Any]] = []
     peak = peak_flops_per_second()
@@ -45,6 +55,11 @@ def plan_lines(problem: Problem, rungs: tuple[Rung, ...], place: Place) -> list[
             lines.append(line | ({"seconds": total / peak / _ASSUMED_SHARE} if peak else {}))
         if place.best is None and ways:
             place = dataclasses.replace(place, best=ways[0])
+    for tuning in tunings if tuner else ():
+        assert tuner is not None
+        trials, flops = tuner.plan(tuning)
+        line = {"rung": tuning.name, "way": f"{trials} to {trials + 2} trials", "flops": flops}
+        lines.append(line | ({"seconds": flops / peak / _ASSUMED_SHARE} if peak else {}))
     return lines
 
 

@@ -17,7 +17,7 @@ from research.data.sources import JsonlConfig, SourceConfig, TfdsConfig, open_so
 from research.data.sources.base import FilesConfig
 from research.data.sources.transforms import Template
 from research.decisions.metrics import choose_metric
-from research.decisions.rows import Record, Rows, Sizes, split_rows, write_rows
+from research.decisions.rows import VALIDATION, Record, Rows, Sizes, split_rows, write_rows
 from research.decisions.templates import PLACE, PromptTemplate, Shot
 from research.evaluation.multiple_choice import LETTERS, MultipleChoice
 from research.evaluation.question_task import QuestionTask
@@ -101,10 +101,11 @@ class Problem:
         return dataclasses.replace(self.task, **changes | settings)  # type: ignore[type-var]
 
     def records(self, split: str) -> tuple[Record, ...]:
-        """The rows of a screen, or of `train` or `test`."""
+        """The rows of a screen, or of `train`, `validation` or `test`."""
         if split in self.screens:
             return self.rows.screens()[self.screens.index(split)]
-        return {"train": self.rows.train, "test": self.rows.test}[split]
+        whole = {"train": self.rows.train, VALIDATION: self.rows.validation}
+        return {**whole, "test": self.rows.test}[split]
 
 
 def open_problem(

@@ -20,6 +20,9 @@ from research.text.normalize import normalize
 
 Record = Mapping[str, Any]
 
+# The split of all validation rows: those of the screens, in their order.
+VALIDATION = "validation"
+
 # Under so many labelled rows none are held back.
 FEWEST = 30
 # Texts are near duplicates from this similarity on (Jaccard, of runs of five words).
@@ -95,12 +98,13 @@ def split_rows(splits: Mapping[str, Sequence[Record]], sizes: Sizes) -> Rows:
 
 
 def write_rows(folder: Path, rows: Rows) -> tuple[str, ...]:
-    """Writes `SPLIT.jsonl` into a folder: `train`, `test` and a split for each screen.
+    """Writes `SPLIT.jsonl` into a folder: `train`, `validation`, `test` and one for each screen.
 
     Returns the names of the screens, in order.
     """
     screens = {f"screen_{n}": rows for n, rows in enumerate(rows.screens(), start=1)}
-    for name, records in {"train": rows.train, "test": rows.test, **screens}.items():
+    whole = {"train": rows.train, VALIDATION: rows.validation, "test": rows.test}
+    for name, records in {**whole, **screens}.items():
         _write(folder / f"{name}.jsonl", records)
     _write(folder / "texts.jsonl", ({"text": text} for text in rows.texts))
     return tuple(screens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from research.decisions.costs import BuildCost
 from research.decisions.problem import Problem
 from research.decisions.templates import PromptTemplate, Shot
 from research.evaluation.multiple_choice import MultipleChoice
@@ -20,8 +21,9 @@ class Base:
     # as tables call it, and its run's folder
     name: str
     path: str
-    # whether it reads messages; else one text, in which an answer goes on from the question
-    is_chat: bool = False
+    # whether its own template stands between question and answer, as that of messages does; else
+    # it reads one text, in which an answer goes on from the question
+    has_template: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +40,14 @@ class Way:
     retrieval: RetrievalConfig | None = None
     constraint: ConstraintConfig | None = None
     workflow: tuple[Any, ...] = ()
-    # labels that it reads or learns from, beside those that all ways are chosen by
-    labels: int = 0
+    # what it takes before the first request, beside the rows that all ways are chosen by
+    build: BuildCost = BuildCost()
 
     def task(self, problem: Problem, split: str) -> QuestionTask:
         """What it is asked on a split of the rows."""
         settings: dict[str, Any] = {"retrieval": self.retrieval}
         if isinstance(problem.task, MultipleChoice):
-            # a model of messages answers in one of its own
-            settings["delimiter"] = "" if self.base.is_chat else self.template.delimiter
+            settings["delimiter"] = "" if self.base.has_template else self.template.delimiter
         else:
             settings |= {"constraint": self.constraint, "workflow": self.workflow}
         return problem.task_of(split, self.template.format(self.shots), **settings)

@@ -33,6 +33,7 @@ def test_what_was_measured_stands_on_the_page_and_in_the_file(tmp_path, world):
         problem,
         [BASE],
         Settings(target=0.9),
+        tmp_path / "tuning",
         cache=tmp_path / "answers",
         say=lines.append,
         rungs=rungs,
@@ -79,7 +80,7 @@ def test_a_decision_goes_from_rows_to_a_page_and_asks_nothing_twice(
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "out"
     line = ["--config", str(config), "--base", str(base), "--folder", str(folder)]
-    line += ["--validation-rows", "32", "--test-rows", "16"]
+    line += ["--validation-rows", "32", "--test-rows", "16", "--tune", "none"]
     decide.main([*line, "--dry-run"])
     printed = capsys.readouterr().out
     assert "labels first" in printed and "hours of 1: screening drops" in printed

@@ -38,7 +38,7 @@ def test_a_task_among_labels_is_asked_by_its_options_and_in_its_own_words(tmp_pa
     question = asked_task.read()[0]
     assert question.text.startswith("Q: roof ") and question.text.endswith("\nA:")
     assert asked_task.delimiter == " "
-    chat = dataclasses.replace(way, base=Base("b", "b", is_chat=True))
+    chat = dataclasses.replace(way, base=Base("b", "b", has_template=True))
     assert chat.task(problem, "screen_1").delimiter == ""
     counts = [len(problem.records(split)) for split in problem.screens]
     assert counts == [12, 12, 24] and len(problem.task_of("test").read()) == 32

@@ -7,11 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from research.decisions import rules
 from research.decisions.costs import BuildCost, Prices, RequestCost, seconds_at, speed_of
 from research.decisions.rules import Line, Volume, advise, total_cost
 from research.decisions.screening import is_under
 
 ROWS = 24
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_resamples():
+    """They say how sure an advice is, and are no part of it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rules, "RESAMPLES", 200)
+        yield
+
+
 PRICES = Prices(hour=2.0, label=0.1, unit="money")
 
 

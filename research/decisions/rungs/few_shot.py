@@ -39,7 +39,7 @@ def ways(place: Place) -> list[Way]:
             name=prefix + f"{count} examples" + (f", draw {seed + 1}" if seed else ""),
             rung=RUNG.name,
             shots=draw(examples, count, seed),
-            labels=count,
+            build=dataclasses.replace(best.build, labels=count),
         )
         for count, seed in CHOICES
         if count <= len(examples)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from research.decisions.costs import BuildCost
 from research.decisions.rungs.base import LeftOut, Place, Rung, prefix_of
 from research.decisions.ways import Way
 from research.retrieval.bm25 import Bm25
@@ -14,6 +15,8 @@ EXAMPLE_TOKENS = 128
 def ways(place: Place) -> list[Way]:
     best, problem = place.incumbent, place.problem
     result = []
+    size = sum(len(shot.prompt.encode()) + len(shot.completion) for shot in problem.examples)
+    build = BuildCost(labels=len(problem.examples), artifact_bytes=size)
     for count in COUNTS if problem.examples else ():
         nearest = Bm25(
             problem.example_source(),
@@ -25,7 +28,7 @@ def ways(place: Place) -> list[Way]:
         )
         name = f"{prefix_of(place)}{count} nearest examples"
         own = dataclasses.replace(best, name=name, rung=RUNG.name, shots=(), retrieval=nearest)
-        result.append(dataclasses.replace(own, labels=len(problem.examples)))
+        result.append(dataclasses.replace(own, build=build))
     if place.passages is not None:
         passages = dataclasses.replace(place.passages, query="question")
         name = f"{prefix_of(place)}passages"
