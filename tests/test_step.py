@@ -64,7 +64,11 @@ def assert_same_run(actual, expected, steps=2):
 
 @pytest.mark.parametrize(
     "mesh",
-    [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 2, 2, 2)],
+    [
+        (8, 1, 1),
+        (2, 2, 2),
+        *(pytest.param(m, marks=pytest.mark.heavy) for m in [(1, 8, 1), (1, 4, 2), (1, 2, 2, 2)]),
+    ],
     ids=lambda m: "x".join(map(str, m)),
 )
 def test_same_losses_and_weights_on_every_mesh(mesh):

@@ -37,7 +37,7 @@ class GaLore(Optimizer):
     """
 
     # rank R of the subspace
-    rank: Positive = 128
+    projection_rank: Positive = 128
     # steps between two choices of the subspace, each a singular value decomposition
     every: Positive = 200
     # the update is multiplied by it
@@ -55,17 +55,17 @@ class GaLore(Optimizer):
             return adam
 
         def init(weight: jax.Array) -> Any:
-            if self.rank >= min(weight.shape):
+            if self.projection_rank >= min(weight.shape):
                 return adam.init(weight)
-            basis = jnp.eye(weight.shape[0], self.rank)
+            basis = jnp.eye(weight.shape[0], self.projection_rank)
             if weight.shape[0] > weight.shape[1]:
-                basis = jnp.eye(self.rank, weight.shape[1])
+                basis = jnp.eye(self.projection_rank, weight.shape[1])
             return GaLoreState(basis, adam.init(_project(weight, basis)))
 
         def update(
             gradient: jax.Array, state: Any, weight: Any = None, *, step: jax.Array
         ) -> tuple[jax.Array, Any]:
-            if self.rank >= min(gradient.shape):
+            if self.projection_rank >= min(gradient.shape):
                 return adam.update(gradient, state)
             basis = jax.lax.cond(
                 step % self.every == 0, self._choose, lambda _, basis: basis, gradient, state.basis
@@ -80,7 +80,11 @@ class GaLore(Optimizer):
     def _choose(self, gradient: jax.Array, basis: jax.Array) -> jax.Array:
         """The leading singular vectors, of the shorter side."""
         left, _, right = svd(gradient)
-        return left[:, : self.rank] if basis.shape[0] == gradient.shape[0] else right[: self.rank]
+        return (
+            left[:, : self.projection_rank]
+            if basis.shape[0] == gradient.shape[0]
+            else right[: self.projection_rank]
+        )
 
 
 def _project(matrix: jax.Array, basis: jax.Array) -> jax.Array:

@@ -182,7 +182,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             partial.replace(path)
     except OSError as error:
-        if error.filename is None:  # of a full disk the system does not say which
+        if error.errno and error.filename is None:  # of a full disk the system does not say which
             error.filename = str(path)
         raise
 

@@ -90,6 +90,7 @@ def two_sources(world):
     return dataclasses.replace(data, sources=(first, second))
 
 
+@pytest.mark.heavy
 def test_rows_of_the_data_say_which_adapter_they_train_on_any_number_of_hosts(world):
     tokenizer = runs.open_run(world.base).tokenizer
     names = ("roofs", "prose")

@@ -65,6 +65,7 @@ def _everywhere():
     return sharding.MeshConfig().make(), sharding.RULES
 
 
+@pytest.mark.heavy
 def test_a_tuned_run_is_compared_with_its_base_by_the_command(place, tmp_path, capsys):
     train(place.tuning(40), tmp_path / "tuned")
     config = tmp_path / "config.py"

@@ -37,6 +37,7 @@ def test_a_tunes_card_has_base_data_method_cost_and_use(world, tmp_path):
     assert "---" not in text  # no licence is stated, so none is claimed
 
 
+@pytest.mark.heavy
 def test_no_name_sends_a_control_code_or_begins_a_line(world, tmp_path):
     name = "evil \x1b[31m`|*\n# Model"
     shutil.copytree(world.base, tmp_path / name)

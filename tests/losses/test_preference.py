@@ -134,6 +134,7 @@ def assert_same_run(actual, expected):
         rounding.assert_close(actual[1][name], leaf, roundings=count, scale=scale, err_msg=name)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("loss", [DPO(), ORPO()], ids=str)
 def test_micro_batches_change_no_loss_and_no_weight(loss):
     assert_same_run(run(loss, accumulation_steps=4), run(loss))

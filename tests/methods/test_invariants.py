@@ -55,7 +55,7 @@ def base_logits():
     return np.asarray(forward(tiny.model(SHAPE), tiny.batch()))
 
 
-@every_case
+@every_case_in_time
 def test_the_start_is_the_base_or_is_said_not_to_be(case):
     ours = np.asarray(forward(attached(case), tiny.batch()))
     start = CASES[case].start
@@ -68,7 +68,7 @@ def test_the_start_is_the_base_or_is_said_not_to_be(case):
         assert np.array_equal(*(tiny.plain_logits(m) for m in (attached(case), tiny.model(SHAPE))))
 
 
-@every_case
+@every_case_in_time
 def test_merged_equals_attached_where_it_can_be_merged_at_all(case):
     method, model = method_of(case), tiny.shaken(attached(case))
     if not CASES[case].merges:

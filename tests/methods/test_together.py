@@ -61,6 +61,7 @@ def test_a_row_without_an_adapter_is_the_bases():
         tiny.logits(model, tiny.batch())
 
 
+@pytest.mark.heavy
 def test_a_bank_trains_each_adapter_on_its_own_rows():
     method = Bank(of=LoRA(rank=2), names=("a", "b"))
     model = tiny.shaken(tiny.attached(method, SHAPE))

@@ -185,6 +185,7 @@ def test_rematerialization_changes_no_gradient(remat):
         rounding.assert_close(ours[name], theirs[name], roundings=count, err_msg=name)
 
 
+@pytest.mark.heavy
 def test_each_policy_of_rematerialization_keeps_less_than_the_one_before():
     shape = tiny.config(layers=8, width=64, mlp_width=192)
     tokens, segments, positions = jnp.zeros((3, 8, 64), jnp.int32)

@@ -60,7 +60,7 @@ def galore(gradients, bases, scale, b1, b2, epsilon):
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)], ids=["wide", "tall"])
 def test_galore_is_the_algorithm_of_its_paper(shape):
     # a large epsilon: without it Adam turns rounding of small gradients into whole steps
-    gradients, optimizer = gradients_of(shape), GaLore(rank=2, every=EVERY, epsilon=1e-2)
+    gradients, optimizer = gradients_of(shape), GaLore(projection_rank=2, every=EVERY, epsilon=1e-2)
     updates, states = updates_of(optimizer, gradients)
     for layer in range(2):
         wide, actual = gradients[:, layer].astype(np.float64), updates[:, layer]
@@ -80,7 +80,7 @@ def test_galore_is_the_algorithm_of_its_paper(shape):
 
 def test_galore_chooses_its_subspace_every_n_steps_and_pays_for_it_then_alone():
     gradients = gradients_of((6, 10))
-    optimizer = GaLore(rank=2, every=EVERY)
+    optimizer = GaLore(projection_rank=2, every=EVERY)
     _, states = updates_of(optimizer, gradients)
     bases = [state.basis for state in states]
     for step in range(1, STEPS):
@@ -113,12 +113,12 @@ def _is_jaxpr(node):
 def test_a_small_matrix_and_a_vector_are_not_projected():
     small = {LEAF: jnp.ones((2, 4, 3)), "final_norm/scale": jnp.ones(4)}
     axes = AXES | {"final_norm/scale": ("embed",)}
-    names = tree.flatten(make_optimizer(GaLore(rank=3), axes).init(small))
+    names = tree.flatten(make_optimizer(GaLore(projection_rank=3), axes).init(small))
     assert not any("basis" in name for name in names) and len(names) == 6
 
 
 def test_moments_of_low_rank_lie_as_their_parameters_do():
-    model, optimizer = tiny.abstract(Full()), GaLore(rank=8)
+    model, optimizer = tiny.abstract(Full()), GaLore(projection_rank=8)
     names = methods.trainable(model, Full())
     plan = stepping.StepConfig(names, optimizer)
     state = tree.flatten(jax.eval_shape(lambda m: stepping.init_state(m, plan), model))
@@ -171,7 +171,7 @@ def test_ademamix_is_adam_with_a_slow_moment_beside_the_fast_one():
         ({"name": "muon", "b1": 0.9, "b2": 0.95, "epsilon": 0.1}, Muon(epsilon=0.1)),
         ({"kind": "adamw", "b1": 0.9, "b2": 0.95, "epsilon": 1e-8, "name": "lion"}, Lion()),
         ("galore", GaLore()),
-        ({"kind": "galore", "rank": 4}, GaLore(rank=4)),
+        ({"kind": "galore", "projection_rank": 4}, GaLore(projection_rank=4)),
     ],
 )
 def test_an_optimizer_of_any_time_opens(before, now):
@@ -182,8 +182,9 @@ def test_an_optimizer_of_any_time_opens(before, now):
 
 
 def test_a_constant_of_another_optimizer_is_refused():
-    with pytest.raises(ValueError, match=r"config\.optimizer\.rank: its kind has no such key"):
-        schema.build(Experiment, _config() | {"optimizer": {"kind": "muon", "rank": 4}})
+    message = r"config\.optimizer\.projection_rank: its kind has no such key"
+    with pytest.raises(ValueError, match=message):
+        schema.build(Experiment, _config() | {"optimizer": {"kind": "muon", "projection_rank": 4}})
     with pytest.raises(ValueError, match=r"optimizer\.kind: there is no 'adam'; did you mean"):
         schema.build(Experiment, _config() | {"optimizer": {"kind": "adam"}})
 
@@ -194,7 +195,7 @@ def test_a_constant_of_another_optimizer_is_refused():
         ("optimizer.epsilon=0.1", AdamW(epsilon=0.1)),
         ("optimizer.name=lion", Lion()),
         ("optimizer=muon", Muon()),
-        ('optimizer={"kind": "galore", "rank": 4}', GaLore(rank=4)),
+        ('optimizer={"kind": "galore", "projection_rank": 4}', GaLore(projection_rank=4)),
     ],
 )
 def test_overrides_choose_an_optimizer_or_its_constants(tmp_path, override, now):

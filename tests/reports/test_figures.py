@@ -43,6 +43,7 @@ def draw():
     return [content for each in drawings for content in (each.png, each.svg.encode())]
 
 
+@pytest.mark.heavy
 def test_a_figure_is_the_same_bytes_in_another_process_with_other_settings(tmp_path):
     (tmp_path / "matplotlibrc").write_text("font.size: 30\nsavefig.dpi: 30\n")
     process = subprocess.run(

@@ -44,6 +44,7 @@ def requests(count):
     ]
 
 
+@pytest.mark.heavy
 def test_no_answer_is_lost_and_none_mixed():
     chats = requests(16)
     with served.running(rows=2) as engine:

@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
 from research.runtime import code_hash
 from research.studies import code
 from tests.helpers.tiny_run import ROOT
@@ -42,6 +44,7 @@ def test_it_covers_what_a_run_imports_and_no_report():
         ast.parse(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.heavy
 def test_another_process_with_another_hash_seed_finds_the_same():
     line = "from research.studies.code import code_hash; print(code_hash())"
     process = subprocess.run(

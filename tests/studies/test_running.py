@@ -163,6 +163,7 @@ def test_models_are_evaluated_and_what_they_forgot_counts_from_their_base(
     assert "base, not tuned" in text and "forgetting" in text
 
 
+@pytest.mark.heavy
 def test_failures_are_kept_shown_and_run_again_when_asked(
     config, trained, tmp_path, capsys, monkeypatch
 ):
@@ -213,6 +214,7 @@ def test_a_damaged_row_is_said_and_its_trial_runs_again(config, trained, tmp_pat
     }
 
 
+@pytest.mark.heavy
 def test_a_signal_that_comes_after_the_last_step_of_a_trial_ends_the_study(
     config, monkeypatch, tmp_path
 ):
@@ -252,6 +254,7 @@ def test_results_of_older_code_count_where_the_study_says_so(
     assert len(trained) == 2
 
 
+@pytest.mark.heavy
 def test_the_report_of_one_ledger_is_the_same_bytes(config, tmp_path):
     home = tmp_path / "experiments/tiny"
     home.mkdir(parents=True)
@@ -276,6 +279,7 @@ def test_the_report_of_one_ledger_is_the_same_bytes(config, tmp_path):
     assert "<h2>Which is lower</h2>" in (home / "report.html").read_text()
 
 
+@pytest.mark.heavy
 def test_sql_reaches_the_trials_and_no_files(config, tmp_path, capsys):
     desk = Desk(make_study(config), tmp_path / "study")
     desk.run()

@@ -96,6 +96,7 @@ def test_pretraining_and_full_tuning_and_two_rates_share_one_entry(
     assert cached() == first
 
 
+@pytest.mark.heavy
 def test_two_lora_scales_and_rates_share_one_entry_and_two_ranks_do_not(
     world, cached, compile_step
 ):

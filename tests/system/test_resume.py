@@ -60,6 +60,7 @@ def unfinished(whole, folder):
     return workdir
 
 
+@pytest.mark.heavy
 def test_a_run_killed_at_a_random_step_resumes_to_the_same_bits(world, tmp_path):
     workdir, kill_at = tmp_path / "run", random.SystemRandom().randint(2, 9)
     process = tiny_run.start(full(world, NO_LIMIT), tmp_path, workdir)
@@ -194,6 +195,7 @@ def test_a_torn_checkpoint_is_named_and_the_step_before_it_gives_the_same_bits(
     assert tiny_run.lines(workdir) == tiny_run.lines(whole)
 
 
+@pytest.mark.heavy
 @late_callbacks
 def test_a_full_disk_ends_the_run_and_the_step_before_it_restores(world, whole, tmp_path):
     workdir = tmp_path / "run"
@@ -227,7 +229,8 @@ def test_a_folder_of_another_experiment_is_refused(world, whole):
     assert before == (tiny_run.content(whole), (whole / "config.json").read_bytes())
 
 
-@pytest.mark.parametrize("on_resume", [pytest.param("hold", marks=pytest.mark.heavy), "decay"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("on_resume", ["hold", "decay"])
 def test_a_longer_run_says_how_its_rates_go_on_and_gives_the_bits_of_one_that_had_them(
     world, tmp_path, on_resume
 ):

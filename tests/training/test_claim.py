@@ -144,6 +144,7 @@ def test_a_step_that_is_a_link_or_another_runs_is_refused_before_training(
     assert (place / "notes.txt").exists()
 
 
+@pytest.mark.heavy
 def test_a_model_of_the_same_run_with_other_numbers_is_written_anew(run, caplog):
     folder, experiment = run
     train(experiment(6), folder)

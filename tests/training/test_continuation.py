@@ -54,6 +54,7 @@ def test_without_its_optimizer_only_the_adapters_go_on(world, tuned, tmp_path):
         np.testing.assert_array_equal(arrays[name], array, name)  # a rate too small for float32
 
 
+@pytest.mark.heavy
 def test_what_is_attached_beside_them_starts_afresh(world, tuned, tmp_path):
     both = Several(of=(TWO, IA3()))
     train(going_on(world, tuned / "two", method=both), tmp_path / "run")
@@ -87,6 +88,7 @@ def test_an_optimizer_that_is_not_there_is_named(world, tuned, tmp_path):
         world.experiment(2, keep_optimizer=True)
 
 
+@pytest.mark.heavy
 def test_a_run_that_goes_on_resumes_to_the_same_bits(world, tuned, tmp_path):
     every = CheckpointConfig(every=1)
     experiment = going_on(world, tuned / "two" / "checkpoints" / "2", checkpoint=every)
@@ -99,6 +101,7 @@ def test_a_run_that_goes_on_resumes_to_the_same_bits(world, tuned, tmp_path):
         np.testing.assert_array_equal(arrays[name], array, name)
 
 
+@pytest.mark.heavy
 def test_a_run_is_not_resumed_from_another_start(world, tuned, tmp_path):
     experiment = going_on(world, tuned / "two")
     train(dataclasses.replace(experiment, steps=1), tmp_path / "run")

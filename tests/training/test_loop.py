@@ -162,6 +162,7 @@ def test_the_plan_says_each_sources_format_and_the_lines_left_out():
         parameters=2,
         flops_per_token=6.0,
         stacks=("layers/0",),
+        start=None,
     )
     source = SourceStatistics(
         format="alpaca",
@@ -186,6 +187,7 @@ def test_the_plan_says_each_sources_format_and_the_lines_left_out():
     assert "torn: alpaca, 9 documents, 1,234 bad lines left out, 99 tokens, " in text
 
 
+@pytest.mark.heavy
 def test_a_tune_says_how_its_base_is_computed_and_a_run_lends_its_tokenizer(world, tmp_path):
     compute = ComputeConfig(max_scan_layers=1, remat="full", compute_dtype="bfloat16")
     start = world.tuning(1, compute=compute)

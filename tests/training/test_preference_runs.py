@@ -94,6 +94,7 @@ def test_every_loss_trains_and_is_measured(world, folder, tmp_path, loss, method
     assert {"heldout_loss", "heldout_preference_accuracy"} <= set(lines[-1])
 
 
+@pytest.mark.heavy
 def test_the_reference_of_a_run_that_goes_on_with_an_adapter_is_that_adapter(
     world, folder, tmp_path
 ):
