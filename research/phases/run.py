@@ -7,13 +7,16 @@ phases are passed over and the one that was stopped goes on.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from research.adapters import merging
+from research.adapters.certificate import MergeCertificate
 from research.checkpoints import runs
+from research.checkpoints.checkpointer import open_checkpoint
 from research.checkpoints.step_folders import PHASES
 from research.experiment import Experiment
 from research.phases.phased import PhasedExperiment
@@ -49,6 +52,7 @@ def train_phases(
     if not phased.phases:
         return train(phased.common, workdir, dry_run, session=session)
     folders = [storage.absolute(workdir) / phased.folder(i) for i in range(len(phased.phases))]
+    _check_known(storage.absolute(workdir) / PHASES, [folder.name for folder in folders])
     starts = [_start(phased, number, folders) for number in range(1, len(folders))]
     experiments = phased.experiments(starts)
     for number in range(len(experiments)):
@@ -59,6 +63,8 @@ def train_phases(
         _title(phased, number)
         if phased.phases[number].merge:
             _merge(folders[number - 1])
+        if number and "init_from" not in phased.phases[number].changes:
+            _check_began_there(experiment, folders[number])
         summary = train(experiment, folders[number], session=session)
         assert summary is not None  # it was no dry run
         summaries.append(summary)
@@ -80,6 +86,21 @@ def check_folder(workdir: str | Path, is_phased: bool) -> None:
     if any(storage.is_folder(folder / name) for name in others):
         what = "of one experiment" if is_phased else "in phases"
         raise ValueError(f"{workdir} holds a run {what}; choose another --workdir")
+
+
+def _check_known(folder: Path, names: Sequence[str]) -> None:
+    """Refuses a folder with phases of another plan: the run opens as the last that is there.
+
+    Raises:
+      ValueError: naming one.
+    """
+    numbered = [n for n in storage.names_in(folder) if n.partition("_")[0].isdecimal()]
+    others = sorted(set(numbered) - set(names))
+    if others:
+        raise ValueError(
+            f"{folder / others[0]} is no phase of the config, which has {', '.join(names)}: move "
+            "it away, or put the config back"
+        )
 
 
 def _start(phased: PhasedExperiment, number: int, folders: list[Path]) -> str:
@@ -135,15 +156,34 @@ def _title(phased: PhasedExperiment, number: int) -> None:
         show(f"\n{_name(phased, number)}")
 
 
+def _check_began_there(experiment: Experiment, folder: Path) -> None:
+    """Refuses to take a phase as it is that began where the one before it no longer ends.
+
+    Raises:
+      ValueError: it did.
+    """
+    try:
+        metadata = open_checkpoint(folder).metadata()
+    except FileNotFoundError:  # it has not begun
+        return
+    start = runs.open_run(experiment.init_from).fingerprint if experiment.init_from else None
+    if metadata.get("initial", start) != start:
+        raise ValueError(
+            f"{folder} began where the phase before it ended then, which has been trained on since "
+            "or anew: move it away, and it is trained from there"
+        )
+
+
 def _merge(before: Path) -> None:
-    """The adapters of a finished phase merged into their base, once.
+    """The adapters of a finished phase merged into their base, once for each end that it had.
 
     Raises:
       ValueError: several processes would do it.
     """
     try:
-        runs.open_run(before / MERGED)
-        return
+        certificate = MergeCertificate.of(runs.open_run(before / MERGED))
+        if certificate.adapter.fingerprint == runs.open_run(before).fingerprint:
+            return
     except FileNotFoundError:
         pass
     if jax.process_count() > 1:
@@ -152,6 +192,7 @@ def _merge(before: Path) -> None:
             f"--from {before} --out {before / MERGED}, and start again"
         )
     show(f"merging    the adapters of {before}")
+    files.remove(before / MERGED, before)  # of an end that it had before
     merging.merge(runs.open_run(before), before / MERGED)
 
 

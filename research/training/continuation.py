@@ -7,16 +7,22 @@ starts where that run ended, by name, and what this run attaches beside it start
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import NamedSharding
 
 from research import tree
 from research.checkpoints import stacking
 from research.checkpoints.runs import Run
+from research.experiment import Experiment
 from research.methods import Method, Several
 from research.tree import Arrays
+
+log = logging.getLogger(__name__)
 
 OPTIMIZER = "optimizer/"
 
@@ -72,6 +78,48 @@ def _differences(then: Method, now: Method) -> str:
         for field in dataclasses.fields(then)  # type: ignore[arg-type]  # every method is one
     )
     return ", ".join(f"{name} {a!r}, not {b!r}" for name, a, b in pairs if a != b)
+
+
+def check_adapters(now: Run | None, then: Mapping[str, str] | None, workdir: Path) -> None:
+    """Raises ValueError for a run that began with other adapters than those of `init_from` now."""
+    if (now and now.fingerprint) != (then and then["fingerprint"]):
+        raise ValueError(
+            f"{workdir} was started from other adapters ({then['path'] if then else 'none'}) than "
+            "those of `init_from`: put the config back, or choose another --workdir"
+        )
+
+
+def check_initial(
+    initial: Run | None,
+    experiment: Experiment,
+    then: Experiment,
+    metadata: Mapping[str, Any],
+    place: Path,
+) -> None:
+    """Says that a run which trains every weight began with another model than `init_from` is now:
+    it goes on with its own, and nothing of that is read.
+
+    Args:
+      initial: what `init_from` opens.
+      then: the experiment of its checkpoint at `place`, which has this `metadata`.
+
+    Raises:
+      ValueError: `init_from` names another one than it did, or the loss needs what it began with.
+    """
+    now = initial.fingerprint if initial else None
+    if metadata.get("initial", now) == now:
+        return
+    path = experiment.init_from
+    if path != then.init_from or experiment.loss.needs_reference:
+        raise ValueError(
+            f"{place} began with another model ({then.init_from}) than `init_from` names now "
+            f"({path}): put it back, or choose another --workdir"
+        )
+    if jax.process_index() == 0:
+        log.warning(
+            "%s is another model now than when the run began: the run goes on with its own weights",
+            path,
+        )
 
 
 def check_parameters(start: Run, own_names: Iterable[str]) -> None:

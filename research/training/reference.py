@@ -77,6 +77,8 @@ def _reference(
         "examples": hashlib.sha256(examples.lengths.tobytes()).hexdigest(),
         "objective": schema.to_dict(config.objective),
         "tokenizer": data.tokenizer.fingerprint(),
+        # a template of the same length writes other tokens
+        "template": [data.tokenizer.template_tokens, dict(examples.sidecar_files)],
         # sums of floats depend on the shapes that they are made in
         "rows": [config.sequence_length, config.batch_size, config.pack],
         "mesh": [jax.default_backend(), *map(list, program.mesh.shape.items())],

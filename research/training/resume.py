@@ -24,6 +24,7 @@ from research.experiment import Experiment
 from research.optim import extension
 from research.optim.schedules import ScheduleConfig
 from research.runtime import distributed, files, storage
+from research.training import continuation
 from research.training.metric_steps import Progressions, describe_difference
 from research.training.metrics import METRICS, read_metrics
 from research.training.program import Program
@@ -117,8 +118,9 @@ def _find_start(
     _check_own(experiment, data, place, workdir, is_needed=True)
     saved = runs.open_run(place, str(base.path) if base else None)
     metadata = saved.checkpoint.metadata()
-    _check_adapters(program.start, metadata.get("start"), workdir)
+    continuation.check_adapters(program.start, metadata.get("start"), workdir)
     assert saved.experiment is not None  # as was checked
+    continuation.check_initial(program.initial, experiment, saved.experiment, metadata, place)
     with saved.checkpoint.errors_in("metadata.json"):
         seconds = float(metadata["seconds"])
     schedule = find_schedule(experiment, saved.experiment, step, workdir)
@@ -132,15 +134,6 @@ def _find_start(
         )
     metrics_steps = metadata.get("metrics_steps", metadata.get("metrics_lines"))
     return Start(step, seconds, schedule, metrics_steps, summary, note)
-
-
-def _check_adapters(now: Run | None, then: Mapping[str, str] | None, workdir: Path) -> None:
-    """Raises ValueError for a run that began with other adapters than those of `init_from` now."""
-    if (now and now.fingerprint) != (then and then["fingerprint"]):
-        raise ValueError(
-            f"{workdir} was started from other adapters ({then['path'] if then else 'none'}) than "
-            "those of `init_from`: put the config back, or choose another --workdir"
-        )
 
 
 def _finished_summary(workdir: Path, step: int) -> tuple[Summary | None, str]:

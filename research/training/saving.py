@@ -115,6 +115,7 @@ def run_metadata(program: Program, data: Pipeline) -> dict[str, Any]:
         "experiment": schema.to_dict(program.experiment),
         "model": schema.to_dict(program.model_config),
         "base": program.origin,
+        "initial": program.initial.fingerprint if program.initial else None,
         "start": start and {"path": str(start.path), "fingerprint": start.fingerprint},
         "data": data.fingerprints,
         "tokenizer": tokenizer.fingerprint(),

@@ -1,6 +1,7 @@
 """Runs in phases: each goes on where the one before it ended, and they resume as one run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,6 +44,8 @@ def test_phases_with_one_optimizer_give_the_bits_of_one_run(world, tmp_path):
     assert content["loss"] == summary.metrics["loss"] == content["phases"]["second"]["loss"]
     again = train_phases(plan, tmp_path / "run")  # all of it is finished
     assert again.metrics["loss"] == summary.metrics["loss"]
+    with pytest.raises(ValueError, match="2_second is no phase of the config, which has 1_first:"):
+        train_phases(phased(world, Phase("first")), tmp_path / "run")  # it would open as the second
 
 
 def test_a_phase_that_merges_starts_from_the_adapters_in_its_base(world, tmp_path):
@@ -89,3 +92,20 @@ def test_the_command_takes_phases_and_a_dry_run_checks_them_all(world, tmp_path,
     assert "phase 1 of 2, a" in printed
     assert "phase 2 of 2, b, checked as if it began where the first phase does" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_phase_that_began_at_another_end_is_refused_and_what_is_merged_is_made_anew(
+    world, tmp_path
+):
+    """A phase is taken on after the one behind it was trained."""
+    end = Phase("again", {"steps": 1}, merge=True)
+    train_phases(phased(world, Phase("first"), end), tmp_path / "run")
+    merged = tmp_path / "run" / "phases" / "1_first" / "merged"
+    before = runs.open_run(merged).fingerprint
+    longer = phased(world, Phase("first", {"steps": 3}), end)
+    with pytest.raises(ValueError, match="2_again began where the phase before it ended then"):
+        train_phases(longer, tmp_path / "run")
+    assert runs.open_run(merged).fingerprint != before
+    shutil.rmtree(tmp_path / "run" / "phases" / "2_again")  # as it says
+    train_phases(longer, tmp_path / "run")
+    assert runs.open_run(tmp_path / "run").base.fingerprint == runs.open_run(merged).fingerprint

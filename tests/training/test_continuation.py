@@ -1,6 +1,8 @@
 """A run that starts at a tuned run goes on with its adapters, on the same base."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -108,3 +110,28 @@ def test_a_run_is_not_resumed_from_another_start(world, tuned, tmp_path):
     other = dataclasses.replace(experiment, init_from=str(tuned / "four"))
     with pytest.raises(ValueError, match="was started from other adapters"):
         train(other, tmp_path / "run")
+
+
+def begin_elsewhere(step):
+    """Lets a checkpoint say that its run began with another model."""
+    metadata = step / "files" / "metadata.json"
+    content = json.loads(metadata.read_text()) | {"initial": "0" * 64}
+    metadata.write_text(json.dumps(content))
+    (metadata.parent / "digests.json").unlink()
+
+
+def test_a_run_of_all_weights_says_that_its_start_is_another_model_now(world, tmp_path, caplog):
+    """It has its own weights, so that nothing of `init_from` is read again."""
+    experiment = world.tuning(1, method=Full())
+    train(experiment, tmp_path / "run")
+    moved = tmp_path / "moved"
+    shutil.copytree(world.base, moved)
+    longer = dataclasses.replace(experiment, steps=2)
+    train(dataclasses.replace(longer, init_from=str(moved)), tmp_path / "run")  # the same model
+    assert "another model" not in caplog.text
+    begin_elsewhere(tmp_path / "run" / "checkpoints" / "2")
+    train(dataclasses.replace(longer, steps=3, init_from=str(moved)), tmp_path / "run")
+    assert f"{moved} is another model now than when the run began" in caplog.text
+    begin_elsewhere(tmp_path / "run" / "checkpoints" / "3")
+    with pytest.raises(ValueError, match="began with another model .*moved.* names now .*base"):
+        train(dataclasses.replace(longer, steps=4), tmp_path / "run")
