@@ -15,6 +15,7 @@ from research.config.schema import (
     PositiveNumber,
     one_of,
 )
+from research.config.suggestions import suggestion
 from research.data.config import DataConfig
 from research.data.run_checks import CheckConfig
 from research.losses import LOSSES, CrossEntropy, LossConfig
@@ -114,6 +115,8 @@ class Experiment:
     evaluate_split: str | None = None
     # most tokens of each source that it is measured on, whole documents drawn by the data's seed
     evaluate_tokens: Positive | None = None
+    # names of the sources that have held-out splits, to be measured and checked; none: all of them
+    heldout_sources: tuple[str, ...] = ()
     # what the model is asked at each measurement, as a config of graft evaluate has it: `tasks`,
     # `choice`, `text` (`research.evaluation.tasks.Evaluation`)
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -129,8 +132,10 @@ class Experiment:
             raise ValueError("give `init_from`, or `model` and `tokenizer` to start at random")
         if self.init_from is None and self.keep_optimizer:
             raise ValueError("keep_optimizer: there is no `init_from` whose optimizer could go on")
-        loss, objective = self.loss, self.data.objective
-        if loss.example_kind != objective.example_kind:
+        loss = self.loss
+        for objective in self.data.all_objectives:
+            if loss.example_kind == objective.example_kind:
+                continue
             kinds = [k for k, v in LOSSES.items() if v.example_kind == objective.example_kind]
             raise ValueError(
                 f"loss {loss.kind} is of {loss.example_kind}, and data.objective {objective.kind} "
@@ -149,6 +154,12 @@ class Experiment:
                 f"checkpoint.keep_best by {best_metric} needs a held-out loss: give "
                 "`evaluate_split`, or another best_metric"
             )
+        names = [source.name for source in self.data.sources]
+        for name in self.heldout_sources:
+            if name not in names:
+                raise ValueError(
+                    f"heldout_sources: there is no source {name!r}{suggestion(name, names)}"
+                )
         if self.data.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} does not divide by accumulation_steps "

@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cli.clear_errors():
         storage.check_writable(storage.absolute(arguments.out).parent)
         data = cli.load(Experiment, arguments.config, arguments.overrides).data
-        sources = [open_source(source) for source in data.sources]
-        samples = (sample(source, data.objective, arguments.bytes) for source in sources)
+        sources = zip(map(open_source, data.sources), data.all_objectives, strict=True)
+        samples = (sample(source, objective, arguments.bytes) for source, objective in sources)
         trained = tokenizer.train(itertools.chain.from_iterable(samples), arguments.vocabulary)
         trained.save(arguments.out)
     show(f"{arguments.out}: {trained.vocabulary_size} tokens, {trained.fingerprint()[:16]}")

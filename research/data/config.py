@@ -3,13 +3,15 @@
 import collections
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 
 from research.config.schema import Count, Positive
+from research.config.suggestions import suggestion
 from research.data.mixture import MixtureConfig
 from research.data.sources import AnySourceConfig
-from research.objectives import Causal, ObjectiveConfig
+from research.objectives import Causal, Objective, ObjectiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,10 @@ class DataConfig:
     batch_size: Positive
     # What is learned from the sources, such as dict(kind="supervised", template="{prompt}\n").
     objective: ObjectiveConfig = dataclasses.field(default_factory=Causal)
+    # Source -> what is learned from it in place of `objective`, such as dict(books=dict(
+    # kind="causal")): text that is rehearsed beside what is taught. The model is asked, and its
+    # template checked, by `objective`.
+    objectives: Mapping[str, ObjectiveConfig] = dataclasses.field(default_factory=dict)
     # Whether a row may hold several documents; if not, each piece has a row of its own.
     pack: bool = True
     # How the sources' weights become shares of the rows, and when these change.
@@ -38,12 +44,26 @@ class DataConfig:
         names = collections.Counter(source.name for source in self.sources)
         if len(names) < len(self.sources):
             raise ValueError(f"The source {names.most_common(1)[0][0]!r} is listed twice.")
+        for name in self.objectives:
+            if name not in names:
+                raise ValueError(
+                    f"objectives: there is no source {name!r}{suggestion(name, names)}"
+                )
         for source in self.sources:
             if not source.weight > 0 or not np.isfinite(source.weight):
                 raise ValueError(
                     f"The weight of source {source.name!r} must be positive, not {source.weight}: "
                     "leave a source out to not read it."
                 )
+
+    def objective_of(self, source: str) -> Objective:
+        """What is learned from the source of this name."""
+        return self.objectives.get(source, self.objective)
+
+    @property
+    def all_objectives(self) -> list[Objective]:
+        """That of every source."""
+        return [self.objective_of(source.name) for source in self.sources]
 
     def source_seed(self, name: str) -> int:
         """32 bits for one source, so that another source in the list changes nothing in it.

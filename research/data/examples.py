@@ -86,12 +86,13 @@ class ExampleReader:
         return cache if isinstance(cache, ExampleReader) else cls(tokenizer, cache)
 
     def read(self, config: DataConfig, source: SourceConfig, split: str) -> tuple[Examples, Origin]:
-        """One split of one source, as the objective's examples.
+        """One split of one source, as its objective's examples.
 
         Raises:
           ValueError: anything that `data.checks` finds.
         """
-        content = [schema.to_dict(source), split, schema.to_dict(config.objective)]
+        objective = config.objective_of(source.name)
+        content = [schema.to_dict(source), split, schema.to_dict(objective)]
         key = json.dumps([*content, config.sequence_length], sort_keys=True)
         if key not in self._examples:
             self._examples[key] = self._read_now(config, source, split)
@@ -100,7 +101,8 @@ class ExampleReader:
     def _read_now(
         self, config: DataConfig, source: SourceConfig, split: str
     ) -> tuple[Examples, Origin]:
-        objective, tokenizer, length = config.objective, self._tokenizer, config.sequence_length
+        objective, tokenizer = config.objective_of(source.name), self._tokenizer
+        length = config.sequence_length
         split_source = open_source(source, split)
         checks.check_not_empty(split_source.name, len(split_source))
         if isinstance(split_source, Prepared):

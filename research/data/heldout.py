@@ -52,7 +52,8 @@ class HeldOut:
             fits[0] = True
             is_read[order] = fits
         lengths = np.where(is_read, examples.lengths, 0)
-        self.name = examples.name
+        self.name, self.source = examples.name, source
+        self.has_own_objective = bool(config.objectives)
         # identifies the content of the whole split
         self.fingerprint = origin.fingerprint
         # which rows of the split are read

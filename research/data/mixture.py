@@ -8,6 +8,7 @@ sources that are used up, cut a run into stretches of constant shares.
 import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class Phase:
 class MixtureConfig:
     """How the sources' weights become shares of the rows."""
 
+    # What weights are shares of. A row of text has tens of times the trained tokens of a row of
+    # answers, and every trained token counts alike in the loss.
+    share_of: Literal["rows", "trained_tokens"] = "rows"
     # A source's weight is multiplied by (its rows)^(1 / temperature): 1 reads all sources equally
     # often, more reads small ones more often ("mT5", Xue et al. 2021, calls 1 / temperature
     # alpha). None: weights are the shares.
@@ -91,6 +95,7 @@ class Mixture:
         sources: Sequence[SourceConfig],
         sizes: Sequence[int],
         batch_size: int,
+        trained: Sequence[float] = (),
     ):
         """Works out all stretches.
 
@@ -99,6 +104,7 @@ class Mixture:
           sources: their names, weights and caps.
           sizes: rows of each source, read once.
           batch_size: rows of a step.
+          trained: tokens of a row that are trained on, on average, of each source.
 
         Raises:
           ValueError: a phase names no source, or has no weight for any.
@@ -115,6 +121,8 @@ class Mixture:
         scale = np.ones(len(sizes))
         if config.temperature is not None:  # of the largest source 1, so that nothing overflows
             scale = np.exp(np.log(np.array(sizes) / max(sizes)) / config.temperature)
+        if config.share_of == "trained_tokens":
+            scale /= np.array(trained)
         phases = [(0, dict(weights))]
         for phase in config.schedule:
             for name in phase.weights:

@@ -105,7 +105,11 @@ class Pipeline:
             self.rows[source.name] = rows
             self._orders.append(grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat())
         sizes = [len(rows) for rows in self.rows.values()]
-        self.mixture = Mixture(config.mixture, config.sources, sizes, config.batch_size)
+        trained = [rows.examples.trained.sum() / len(rows) for rows in self.rows.values()]
+        self.mixture = Mixture(config.mixture, config.sources, sizes, config.batch_size, trained)
+        is_mixed = bool(config.objectives)
+        # rows of one objective may have a prefix where those of another have none
+        self._has_prefix = is_mixed and any(each.bidirectional for each in config.all_objectives)
         self.mixture.counts(config.batch_size)  # there is a whole batch
         checks.check_batch(self.batch(0), tokenizer.vocabulary_size, "the first batch")
 
@@ -127,6 +131,8 @@ class Pipeline:
         )
         if self._adapters:
             fields["adapter"] = np.zeros(len(origins), np.int32)
+        if self._has_prefix:
+            fields["prefix"] = np.zeros(fields["tokens"].shape, bool)
         if self._has_reference:
             fields["reference"] = np.zeros(fields["tokens"].shape, np.float32)
         for name in dict(origins):

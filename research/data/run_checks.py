@@ -14,6 +14,7 @@ from research.data import overlap
 from research.data.checks import refuse
 from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
+from research.data.sources import SourceConfig
 from research.objectives.base import Examples, Objective, name_rows
 from research.text.tokenizer import Tokenizer
 
@@ -38,7 +39,11 @@ class CheckConfig:
 
 
 def check_run(
-    data: Pipeline, config: CheckConfig, split: str | None, cache: str | os.PathLike[str]
+    data: Pipeline,
+    config: CheckConfig,
+    split: str | None,
+    cache: str | os.PathLike[str],
+    sources: Sequence[str] = (),
 ) -> None:
     """Whether a run may begin; its examples and its first batch have been checked before.
 
@@ -47,18 +52,19 @@ def check_run(
       config: what is tolerated.
       split: the one that the run is measured on.
       cache: folder for tokenized sources, which keeps the hashes of rows too.
+      sources: names of those that have held-out splits; none: all.
 
     Raises:
         ValueError: completions are empty, prompts are written unlike the model's chat template,
           or rows of a held-out split are trained on; names the rows.
     """
-    objective = data.config.objective
-    for rows in data.rows.values():
-        check_answers(rows.examples, objective, config.empty_answers)
+    for name, rows in data.rows.items():
+        check_answers(rows.examples, data.config.objective_of(name), config.empty_answers)
     if not config.other_template:
-        check_template(objective, data.tokenizer)
+        for objective in data.config.all_objectives:
+            check_template(objective, data.tokenizer)
     splits = held_out(split, config.splits)
-    check_overlap(data.config, data.tokenizer, splits, config.overlap, cache)
+    check_overlap(data.config, data.tokenizer, splits, config.overlap, cache, sources)
 
 
 def held_out(split: str | None, others: Sequence[str]) -> list[str]:
@@ -96,6 +102,7 @@ def check_overlap(
     splits: Sequence[str],
     max_share: float,
     cache: str | os.PathLike[str],
+    heldout_sources: Sequence[str] = (),
 ) -> None:
     """Refuses held-out splits of which more than the share that is allowed is trained on.
 
@@ -104,20 +111,24 @@ def check_overlap(
     """
     if not splits or max_share == 1:
         return
-    objective = config.objective
-    train_hashes = [
-        overlap.hash_rows(s, s.split, objective, tokenizer, cache) for s in config.sources
-    ]
+
+    def hash_rows(source: SourceConfig, split: str) -> np.ndarray:
+        objective = config.objective_of(source.name)
+        return overlap.hash_rows(source, split, objective, tokenizer, cache)
+
+    train_hashes = [hash_rows(source, source.split) for source in config.sources]
     names = [f"{source.name}:{source.split}" for source in config.sources]
     for split in splits:
         for source in config.sources:
+            if heldout_sources and source.name not in heldout_sources:
+                continue
             if split == source.split:
                 refuse(
                     f"Source {source.name!r}: its split {split!r} is held out and trained on; "
                     "checks.overlap=1 goes on with that."
                 )
                 continue
-            hashes = overlap.hash_rows(source, split, objective, tokenizer, cache)
+            hashes = hash_rows(source, split)
             pairs = overlap.find_shared(hashes, train_hashes)
             if len(pairs) > max_share * len(hashes):
                 refuse(

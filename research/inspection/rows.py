@@ -64,12 +64,13 @@ def open_data(experiment: Experiment, splits: Sequence[str] = ()) -> RunData:
     split, cache = experiment.evaluate_split, token_cache.default_cache()
     with checks.collected() as faults:
         pipeline = Pipeline(experiment.data, tokenizer, cache, shape.vocabulary, names)
-        run_checks.check_run(pipeline, config, split, cache)
+        sources = experiment.heldout_sources
+        run_checks.check_run(pipeline, config, split, cache, sources)
         heldout = {
             (source.name, name): pipeline.heldout(source.name, name)
             for name in run_checks.held_out(split, config.splits)
             for source in experiment.data.sources
-            if name != source.split
+            if name != source.split and (not sources or source.name in sources)
         }
     return RunData(experiment, tokenizer, pipeline, names, heldout, tuple(faults))
 

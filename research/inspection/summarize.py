@@ -123,17 +123,18 @@ class _Comparison:
 
     def __init__(self, data: RunData, near: bool):
         self._tokenizer, self._near = data.tokenizer, near
-        self._objective = data.pipeline.config.objective
+        self._config = data.pipeline.config
         self._cache = token_cache.default_cache()
         self._characters = _MAX_CHARACTERS // len(data.pipeline.config.sources)
 
     def read(self, source: SourceConfig, split: str, prompts: Prompts) -> _ComparedSplit:
         """The hashes and the sample of a split, beside its prompts."""
-        hashes = overlap.hash_rows(source, split, self._objective, self._tokenizer, self._cache)
+        objective = self._config.objective_of(source.name)
+        hashes = overlap.hash_rows(source, split, objective, self._tokenizer, self._cache)
         sample = None
         if self._near:
             texts = open_texts(source, split, self._tokenizer)
-            sample = _draw_sample(texts, self._objective, self._characters)
+            sample = _draw_sample(texts, objective, self._characters)
         return _ComparedSplit(f"{source.name}:{split}", hashes, sample, prompts)
 
 

@@ -75,20 +75,34 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     return nats / math.log(2) / text_bytes
 
 
-def open_heldout(data: Pipeline, split: str | None, max_tokens: int | None) -> list[HeldOut]:
-    """The split of every source of a pipeline, or a part of it; none for None."""
+def open_heldout(
+    data: Pipeline, split: str | None, max_tokens: int | None, sources: Sequence[str] = ()
+) -> list[HeldOut]:
+    """The split of every source of a pipeline (or of those of these names), or a part of it; none
+    for None."""
     if split is None:
         return []
-    return [data.heldout(source.name, split, max_tokens) for source in data.config.sources]
+    names = sources or [source.name for source in data.config.sources]
+    return [data.heldout(name, split, max_tokens) for name in names]
 
 
 def heldout_loss(score: Score, parts: Sequence[HeldOut]) -> dict[str, float]:
     """`heldout_loss` in nats a trained token, over all sources, and `heldout_bits_per_byte` where
-    the objective's nats are a code for text."""
-    nats = float(sum(row_nats(score, part.batches()).sum() for part in parts))
+    the objective's nats are a code for text. Where sources have objectives of their own, also both
+    of each source, as `heldout_loss/NAME`."""
+    nats = [float(row_nats(score, part.batches()).sum()) for part in parts]
+    metrics = _loss_and_bits(sum(nats), parts, "")
+    if any(part.has_own_objective for part in parts):
+        for part, own in zip(parts, nats, strict=True):
+            metrics |= _loss_and_bits(own, [part], f"/{part.source}")
+    return metrics
+
+
+def _loss_and_bits(nats: float, parts: Sequence[HeldOut], end: str) -> dict[str, float]:
+    """The metrics of some parts, with `end` behind their names."""
     tokens, size = (sum(getattr(part, what) for part in parts) for what in ("tokens", "bytes"))
-    bits = {"heldout_bits_per_byte": bits_per_byte(nats, size)} if size else {}
-    return {"heldout_loss": nats / tokens, **bits}
+    bits = {f"heldout_bits_per_byte{end}": bits_per_byte(nats, size)} if size else {}
+    return {f"heldout_loss{end}": nats / tokens, **bits}
 
 
 def evaluate_heldout(

@@ -115,13 +115,14 @@ class Program:
         abstract: Any = jax.ShapeDtypeStruct
         tokens = abstract(shape, np.int32)
         bank = self.experiment.method.bank_names
+        has_prefix = any(objective.bidirectional for objective in data.all_objectives)
         return Batch(
             tokens=tokens,
             targets=tokens,
             weights=abstract(shape, np.float32),
             segments=tokens,
             positions=tokens,
-            prefix=abstract(shape, np.bool_) if data.objective.bidirectional else None,
+            prefix=abstract(shape, np.bool_) if has_prefix else None,
             adapter=abstract(shape[:1], np.int32) if bank else None,
             roles=tokens if data.objective.example_kind != "texts" else None,
             reference=abstract(shape, np.float32) if self.needs_reference else None,

@@ -1,7 +1,7 @@
 """Log-probabilities of answers by the model that a run starts from, made once.
 
 They are kept in the cache, under everything that they depend on: a batch stays a function of
-config, seed and step, whatever was trained since. An adapter's run, switched off, would give the
+config, seed and step, whatever was trained since. An adapter that is switched off would give the
 same numbers, in a pass more of every step.
 """
 
@@ -51,11 +51,11 @@ def attach_references(
     def score() -> Score:
         return make_score(make_initial(), program.batch_sharding)
 
-    parts = [(data.rows[name], origin.fingerprint) for name, origin in data.origins.items()]
-    parts += [(part.rows, part.fingerprint) for part in heldout]
-    for rows, fingerprint in parts:
+    parts = [(name, data.rows[name], each.fingerprint) for name, each in data.origins.items()]
+    parts += [(part.source, part.rows, part.fingerprint) for part in heldout]
+    for source, rows, fingerprint in parts:
         if rows.reference is None:
-            values = _reference(program, data, rows, fingerprint, score)
+            values = _reference(program, data, source, rows, fingerprint, score)
             offsets = np.concatenate([[0], np.cumsum(rows.examples.lengths)])
             rows.reference = Ragged(values, offsets)
 
@@ -63,6 +63,7 @@ def attach_references(
 def _reference(
     program: Program,
     data: Pipeline,
+    source: str,
     rows: PackedRows,
     fingerprint: str,
     score: Callable[[], Score],
@@ -75,7 +76,7 @@ def _reference(
         "model": schema.to_dict(program.model_config),
         "source": fingerprint,
         "examples": hashlib.sha256(examples.lengths.tobytes()).hexdigest(),
-        "objective": schema.to_dict(config.objective),
+        "objective": schema.to_dict(config.objective_of(source)),
         "tokenizer": data.tokenizer.fingerprint(),
         # a template of the same length writes other tokens
         "template": [data.tokenizer.template_tokens, dict(examples.sidecar_files)],
@@ -125,7 +126,7 @@ def score_examples(rows: PackedRows, data: Pipeline, score: Score) -> np.ndarray
                 values[here] = -nll[row - first, at : at + length]
                 at += length
     if not np.isfinite(values).all():
-        raise ValueError("the base's likelihoods are not finite: its weights are broken")
+        raise ValueError("the reference's likelihoods are not finite: its weights are broken")
     return values
 
 

@@ -93,6 +93,7 @@ class Session:
         experiment, cache = program.experiment, token_cache.default_cache()
         vocabulary, bank = program.model_config.vocabulary, experiment.method.bank_names
         split, limit = experiment.evaluate_split, experiment.evaluate_tokens
+        sources = experiment.heldout_sources
         reader = self.once("reader", tokenizer, lambda: ExampleReader(tokenizer, cache))
         needs_reference = program.needs_reference
         whole: tuple[Hashable, ...] = (tokenizer, _text(experiment.data), vocabulary, bank)
@@ -103,15 +104,17 @@ class Session:
         def open_all() -> tuple[Pipeline, list[HeldOut]]:
             data = Pipeline(experiment.data, tokenizer, reader, vocabulary, bank, needs_reference)
             any_seed = _text(dataclasses.replace(experiment.data, seed=0))
-            key = (tokenizer, any_seed, _text(experiment.checks), split)
+            key = (tokenizer, any_seed, _text(experiment.checks), split, sources)
             self.once(
                 "checks",
                 key,
-                lambda: run_checks.check_run(data, experiment.checks, split, cache),
+                lambda: run_checks.check_run(data, experiment.checks, split, cache, sources),
             )
-            return data, open_heldout(data, split, limit)
+            return data, open_heldout(data, split, limit, sources)
 
-        return self.once("data", (*whole, _text(experiment.checks), split, limit), open_all)
+        return self.once(
+            "data", (*whole, _text(experiment.checks), split, limit, sources), open_all
+        )
 
     def attach_references(
         self, program: Program, data: Pipeline, heldout: Sequence[HeldOut]

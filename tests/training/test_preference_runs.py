@@ -131,6 +131,17 @@ def test_the_reference_is_what_the_switched_off_adapter_says(world, folder, tmp_
     assert is_answer.sum() > 50 and np.all(batch.reference[is_answer] < 0)
 
 
+def test_preferences_go_on_with_a_tuned_adapter_which_is_their_reference(world, folder, tmp_path):
+    method = LoRA(rank=2)
+    train(world.tuning(4, method=method), tmp_path / "tuned")
+    start = {"method": method, "init_from": str(tmp_path / "tuned")}
+    train(tuning(world, folder, 1, **start), tmp_path / "run")
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    # as above: against the base alone it is another loss
+    np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-4)
+    assert abs(first["reward_margin"]) < 1e-4  # of rewards of 0, but for rounding
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
