@@ -69,6 +69,9 @@ class Experiment:
     init_from: str | None = None
     # whether the state of that checkpoint's optimizer goes on too, for what trains there and here
     keep_optimizer: bool = False
+    # what a method reads before the first step (ewc: other data than the run's; a lora with the
+    # start eva); None: the run's own
+    start_data: DataConfig | None = None
     # what is attached to the model and which parameters train
     method: MethodConfig = Full()
     # how gradients become updates
@@ -146,6 +149,16 @@ class Experiment:
             raise ValueError(
                 f"loss {loss.kind} needs a reference, the model that the run starts from: give "
                 "`init_from`"
+            )
+        method = self.method
+        if self.start_data is not None and not method.batches_to_start:
+            raise ValueError(
+                f"start_data: method {method.kind} reads no data before its first step"
+            )
+        if self.start_data is None and method.needs_start_data:
+            raise ValueError(
+                f"method {method.kind} needs `start_data`: other data, of which it keeps what the "
+                "model knows"
             )
         best_metric = self.checkpoint.best_metric
         is_heldout = best_metric.startswith("heldout_") and self.evaluate_split is None

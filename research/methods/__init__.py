@@ -16,6 +16,7 @@ from research.methods.bank import Bank
 from research.methods.base import Delta, Method
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
+from research.methods.ewc import EWC
 from research.methods.full import Full
 from research.methods.ia3 import IA3
 from research.methods.l2_sp import L2SP
@@ -32,6 +33,7 @@ from research.methods.vera import VeRA
 from research.models.sites import places
 
 __all__ = [
+    "EWC",
     "IA3",
     "METHODS",
     "PLACES",

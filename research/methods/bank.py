@@ -38,8 +38,10 @@ class Bank(Method):
             raise ValueError(f"method: `names` of a bank are different ones, not {self.names}")
         if not self.of.adapter or self.of.bank_names:
             raise ValueError(f"method: {self.of.kind} attaches nothing that a bank could hold")
-        if self.of.has_hooks:
-            raise ValueError(f"method: {self.of.kind} takes part in the step: it trains alone")
+        if self.of.has_hooks or self.of.batches_to_start:
+            raise ValueError(
+                f"method: {self.of.kind} takes part in the step or starts from data, alone"
+            )
 
     @property
     def adapter(self) -> str:

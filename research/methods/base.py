@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 
+from research.batch import Batch
 from research.models.sites import Delta, Weight
 from research.models.transformer import Transformer
 from research.tree import Arrays
@@ -15,7 +16,24 @@ from research.tree import Arrays
 if TYPE_CHECKING:
     from research.text.tokenizer import Tokenizer
 
-__all__ = ["Delta", "KernelChange", "Method"]
+__all__ = ["Delta", "Gradients", "KernelChange", "Method"]
+
+
+class Gradients(Protocol):
+    """What a start from data asks the model.
+
+    Args:
+      names: of the leaves that gradients are asked of.
+      by_row: give sums over rows of the squares of each row's gradients.
+
+    Returns:
+      By name, gradients of the sum of the batch's weighted losses; the context of the pass has
+      `counted`.
+    """
+
+    def __call__(
+        self, model: Transformer, names: tuple[str, ...], batch: Batch, by_row: bool = False
+    ) -> Arrays: ...
 
 
 class Method:
@@ -57,6 +75,16 @@ class Method:
         return False
 
     @property
+    def batches_to_start(self) -> int:
+        """How many batches `start_from_data` gets; 0: it starts without data."""
+        return 0
+
+    @property
+    def needs_start_data(self) -> bool:
+        """Whether these are of data that the run does not train on."""
+        return False
+
+    @property
     def stands_alone(self) -> bool:
         """Whether it goes with no other method on one base."""
         return False
@@ -82,6 +110,17 @@ class Method:
           ValueError: the method does not fit the model.
         """
         return model
+
+    def start_from_data(
+        self, model: Transformer, memory: Arrays, batches: Sequence[Batch], gradients: Gradients
+    ) -> tuple[Transformer, Arrays]:
+        """Model and memory before the first step, once what was attached has seen data.
+
+        Args:
+          model: with the method attached; its shapes stay.
+          batches: the first of `start_data`, or of the run itself.
+        """
+        return model, memory
 
     def memory(self, trainable: Arrays) -> Arrays:
         """What it has beside weights before the first step, by name; it is saved and resumed.

@@ -11,12 +11,14 @@ from typing import ClassVar, Literal
 import jax
 
 from research import tree
+from research.batch import Batch
 from research.config.schema import Name, Positive, PositiveNumber
 from research.methods.attach import WEIGHTED, attach_at
-from research.methods.base import Method
+from research.methods.base import Gradients, Method
 from research.methods.starts import STARTS, Start
 from research.models.sites import places
 from research.models.transformer import Transformer
+from research.tree import Arrays
 
 EVERY_LINEAR = r"layers/\d+/(attention|mlp)/\w+"
 
@@ -41,7 +43,10 @@ class LoRA(Method):
     # multiply by alpha / sqrt(rank) instead (rsLoRA, arXiv:2312.03732)
     rank_stabilized: bool = False
     # pissa: the weight's largest singular vectors, and less them (arXiv:2404.02948)
+    # eva: what the linears read, in the first `start_batches` batches (arXiv:2410.07170)
     start: Start = "zero"
+    # batches that a start from data reads
+    start_batches: Positive = 8
     # the adapter's name
     adapter: Name = "lora"
     kind: Literal["lora"] = "lora"
@@ -51,6 +56,16 @@ class LoRA(Method):
     @property
     def trains(self) -> tuple[tuple[str, bool], ...]:
         return ((rf"(.*/)?site/{re.escape(self.adapter)}/[ab]", True),)
+
+    @property
+    def batches_to_start(self) -> int:
+        return self.start_batches if STARTS[self.start].reads_data else 0
+
+    def start_from_data(
+        self, model: Transformer, memory: Arrays, batches: Sequence[Batch], gradients: Gradients
+    ) -> tuple[Transformer, Arrays]:
+        delta = STARTS[self.start]
+        return delta.start_from_data(model, self.adapter, batches, gradients), memory
 
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         self.check_rules(model, *WEIGHTED)

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from research.methods.base import KernelChange
+from research.batch import Batch
+from research.methods.base import Gradients, KernelChange
 from research.models.products import matmul
 from research.models.sites import Context, Weight
+from research.models.transformer import Transformer
 
 
 class LowRank(KernelChange):
@@ -22,6 +24,8 @@ class LowRank(KernelChange):
 
     # how many products a @ b it adds
     products: ClassVar[int] = 1
+    # whether its start is that of `start_from_data`
+    reads_data: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -44,6 +48,13 @@ class LowRank(KernelChange):
         self.b = nnx.Param(b, axes=("rank", axes[1]))
         # an array, so that runs with other scales share the program; it never trains
         self.scale = nnx.Param(jnp.asarray(scale, jnp.float32), axes=())
+
+    @classmethod
+    def start_from_data(
+        cls, model: Transformer, adapter: str, batches: Sequence[Batch], gradients: Gradients
+    ) -> Transformer:
+        """The model whose adapter starts as data says; see `Method.start_from_data`."""
+        return model
 
     def product(self, x: jax.Array, y: jax.Array, context: Context) -> jax.Array:
         """scale * (x @ a) @ b: x [B,S,I], or tokens [B,S], -> [B,S,O] in y's type."""

@@ -6,6 +6,7 @@ from research.config.schema import by_kind, one_of
 from research.methods.base import Method
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
+from research.methods.ewc import EWC
 from research.methods.full import Full
 from research.methods.ia3 import IA3
 from research.methods.l2_sp import L2SP
@@ -30,6 +31,7 @@ MEMBERS: dict[str, type[Method]] = by_kind(
     LoHa,
     OFT,
     L2SP,
+    EWC,
 )
 
 # the type of a field that holds one of them, told apart by its `kind`

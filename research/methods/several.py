@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 
-from research.methods.base import Method
+from research.batch import Batch
+from research.methods.base import Gradients, Method
 from research.methods.members import Member
 from research.models.transformer import Transformer
 from research.tree import Arrays
@@ -60,6 +62,22 @@ class Several(Method):
     @property
     def has_hooks(self) -> bool:
         return any(method.has_hooks for method in self.of)
+
+    @property
+    def batches_to_start(self) -> int:
+        return max(method.batches_to_start for method in self.of)
+
+    @property
+    def needs_start_data(self) -> bool:
+        return any(method.needs_start_data for method in self.of)
+
+    def start_from_data(
+        self, model: Transformer, memory: Arrays, batches: Sequence[Batch], gradients: Gradients
+    ) -> tuple[Transformer, Arrays]:
+        for method in self.of:
+            mine = batches[: method.batches_to_start]
+            model, memory = method.start_from_data(model, memory, mine, gradients)
+        return model, memory
 
     def memory(self, trainable: Arrays) -> Arrays:
         parts = [method.memory(trainable) for method in self.of]

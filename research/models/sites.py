@@ -52,6 +52,7 @@ class Context:
       columns: [B,C] int32, the columns of its row that a part holds, where a row is cut into parts
         (`research.losses.sequence_chunks`): so what is dropped does not depend on how it is cut.
       noise: [B,S] bound of uniform noise on a token's embedding, times the root of the width.
+      counted: [B,S] bool, the tokens of a row's text that are measured (`methods.eva`).
       shared: modules that a method shares between its sites, by method name.
     """
 
@@ -61,6 +62,7 @@ class Context:
     adapter_dropout: Array | None = None
     columns: Array | None = None
     noise: Array | None = None
+    counted: Array | None = None
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def at(self, place: str | jax.Array) -> Context:

@@ -146,7 +146,7 @@ def _make_states(runs: Sequence[OpenedRun], session: Session) -> tuple[list[Arra
         with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):
             session.attach_references(program, run.data, run.heldout)
             saved = run.checkpointer.at(step) if step else None
-            mine, frozen = session.make_state(program, saved)
+            mine, frozen = session.make_state(program, saved, run.data)
         own.append(mine)
     return own, frozen
 

@@ -76,7 +76,8 @@ def _train(
         # --- state ---
         with timing("state"):
             session.attach_references(program, data, run.heldout)
-            own, frozen = session.make_state(program, checkpointer.at(step) if step else None)
+            saved = checkpointer.at(step) if step else None
+            own, frozen = session.make_state(program, saved, data)
             hyper = jax.block_until_ready(program.place_hyper())
 
         # --- loop ---

@@ -74,6 +74,7 @@ def open_training(
     # --- data ---
     data, heldout = session.open_data(program, tokenizer)
     reading = ReadingPlan.of(data, experiment.steps)
+    session.open_start_data(program, data)  # what is wrong there is an error now
     evaluator = session.open_evaluator(program, data)
     check_metrics(experiment, heldout, evaluator)
 

@@ -30,7 +30,7 @@ from research.data.pipeline import Pipeline
 from research.experiment import CheckpointConfig, Experiment
 from research.models.transformer import Transformer
 from research.text.tokenizer import Tokenizer
-from research.training import continuation
+from research.training import continuation, starting
 from research.training.evaluators import Evaluator, OpenEvaluator
 from research.training.heldout_loss import open_heldout
 from research.training.numbers import make_keys, without_numbers
@@ -162,9 +162,39 @@ class Session:
         key = (program.signature, program.experiment.data.batch_size, structure, shapes)
         return self.once("step", key, lambda: program.compile(batch))
 
-    def make_state(self, program: Program, saved: Checkpoint | None) -> Halves:
-        """The state before the first step, or as a checkpoint of the run has it."""
-        return self.resumed_state(program, saved) if saved else self.fresh_state(program)
+    def open_start_data(self, program: Program, data: Pipeline) -> Pipeline | None:
+        """What the run's method reads before the first step; None: nothing.
+
+        Raises:
+          ValueError: anything that `data.checks` finds, or rows that the devices cannot share.
+        """
+        experiment = program.experiment
+        config = experiment.start_data
+        if not experiment.method.batches_to_start or config is None:
+            return data if experiment.method.batches_to_start else None
+        starting.check_rows(program, config.batch_size)
+        tokenizer, vocabulary = data.tokenizer, program.model_config.vocabulary
+        reader = self.once(
+            "reader", tokenizer, lambda: ExampleReader(tokenizer, token_cache.default_cache())
+        )
+        key = (tokenizer, _text(config), vocabulary)
+        return self.once("start_data", key, lambda: Pipeline(config, tokenizer, reader, vocabulary))
+
+    def make_state(
+        self, program: Program, saved: Checkpoint | None, data: Pipeline | None = None
+    ) -> Halves:
+        """The state before the first step, or as a checkpoint of the run has it.
+
+        Args:
+          data: what the run trains on; None: a start that sees data is made without.
+        """
+        if saved:
+            return self.resumed_state(program, saved)
+        own, base = self.fresh_state(program)
+        start_data = self.open_start_data(program, data) if data else None
+        if start_data is not None and program.start is None:  # what goes on has its start
+            own = starting.start_from_data(program, own, base, start_data)
+        return own, base
 
     def compile_mapped(self, mapped: MappedProgram, batch: Batch) -> Any:
         """As `mapped.compile`, once for groups of as many trials of one program."""
@@ -190,7 +220,9 @@ class Session:
         )
         begin = self.once("start", key, lambda: _begin_function(program))
         own = begin(base, trainable, make_keys(program.experiment.seed), numbers)
-        return own | self._earlier_state(program), base
+        if earlier := self._earlier_state(program):
+            own = starting.renew(program, own | earlier, base)
+        return own, base
 
     def _earlier_state(self, program: Program) -> Arrays:
         """Of the run at which it starts: what was attached there, and its optimizer's state where

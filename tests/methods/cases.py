@@ -7,6 +7,7 @@ its cases from here.
 import dataclasses
 
 from research.methods import (
+    EWC,
     IA3,
     Bank,
     Bottleneck,
@@ -137,6 +138,8 @@ BESIDE: dict[str, Case] = {
     "one-layer": Case(Partial((r"layers/1/.*", "final_norm/.*")), 0, False, LAYER + D, 1e-2),
     "biases": Case(Partial((".*/bias",)), 0, False, LAYERS * OUTPUTS),
     "l2-sp": Case(L2SP(), 0, False, 2 * V * D + LAYERS * LAYER + D, 1e-2, studied=False),
+    # its rate is that of l2-sp; tests/methods/test_starts.py gives it the data that it needs
+    "ewc": Case(EWC((".*norm/scale",)), 0, False, (2 * LAYERS + 1) * D, studied=False),
     "lora-and-prompt": Case(
         Several(of=(LoRA(rank=4), Prompt(length=3))),
         start=None,

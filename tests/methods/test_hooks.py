@@ -143,7 +143,7 @@ def test_what_takes_part_in_the_step_is_in_no_bank():
     class Hooked(LoRA):
         has_hooks = True
 
-    with pytest.raises(ValueError, match="lora takes part in the step: it trains alone"):
+    with pytest.raises(ValueError, match="lora takes part in the step or starts from data"):
         Bank(of=Hooked(rank=2), names=("a", "b"))
 
 
