@@ -2,6 +2,7 @@
 
     graft decide --task law --base runs/smollm2
     graft decide --task finance --base runs/smollm2 --target 0.9 --budget-hours 2
+    graft decide --task tickets.jsonl --base runs/smollm2
     graft decide --config mine.py --base runs/a --base runs/b --price-per-hour 1.2
 
 A ladder of ways is climbed, cheapest first, until the target is met or the budget is spent:
@@ -18,6 +19,7 @@ and says what will be tried and what it takes. docs/guides/decide.md
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,42 +29,35 @@ from research.runtime.terminal import show
 
 if TYPE_CHECKING:
     from research.decisions.decision import Decision, Settings
-    from research.decisions.problem import Problem
+    from research.decisions.problem import Problem, Reading
     from research.decisions.ways import Base
     from research.retrieval import RetrievalConfig
+    from research.text.tokenizer import Tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parse(argv)
 
     from research.checkpoints import runs
-    from research.commands.tasks import task_config
     from research.decisions import page
     from research.decisions.decision import decide
     from research.decisions.problem import open_problem
     from research.decisions.rows import Sizes
-    from research.evaluation.tasks import Evaluation
-    from research.runtime import environment, files, storage
+    from research.runtime import files, storage
     from research.runtime.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     with cli.clear_errors():
-        config = arguments.config or task_config(arguments.task)
-        evaluation = cli.load(Evaluation, config, arguments.overrides)
-        for task in evaluation.tasks.values():
-            environment.reexec_in_layer(task.layer)
-        asked_tasks = [*evaluation.tasks, *(["choice"] if evaluation.choice else [])]
-        name = arguments.part or arguments.task or next(iter(asked_tasks), "")
-        name = name.replace(":", "_")
+        bases = _open_bases(arguments.base)
+        tokenizer = runs.open_run(bases[0].path).tokenizer
+        name, reading = _read(arguments, tokenizer)
         folder = arguments.folder or Path("runs/decide") / name
         storage.check_writable(storage.absolute(folder))
-        bases = _open_bases(arguments.base)
         problem = open_problem(
             name,
-            evaluation,
+            reading,
             folder / "rows",
-            runs.open_run(bases[0].path).tokenizer,
-            part=arguments.part,
+            tokenizer,
             metric=arguments.metric,
             sizes=Sizes(arguments.labels, arguments.validation_rows, arguments.test_rows),
             prompt_tokens=arguments.prompt_tokens,
@@ -72,15 +67,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.dry_run:
             _show_plan(problem, bases, settings, folder)
             return
-        decision = decide(problem, bases, settings, folder / "tuning", say=show)
+        decision = decide(problem, bases, settings, folder, say=show)
         files.write_json(folder / "decision.json", decision.to_dict())
         page.write(folder / "decision.html", decision)
         _show_decision(decision, folder)
 
 
+def _read(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[str, Reading]:
+    """What is decided about: its name, and its task with rows."""
+    from research.commands.tasks import task_config
+    from research.decisions.detect import Fields, is_file_of_rows, read_file
+    from research.decisions.problem import read_task
+    from research.evaluation.tasks import Evaluation
+    from research.runtime import environment
+
+    if arguments.task and is_file_of_rows(arguments.task):
+        choices = tuple(arguments.choices.split(",")) if arguments.choices else ()
+        fields = Fields(arguments.question_field or "", arguments.answer_field or "", choices)
+        name = re.sub(r"\W+", "_", Path(arguments.task).stem).strip("_")
+        return name, read_file(arguments.task, tokenizer, fields)
+    evaluation = cli.load(
+        Evaluation, arguments.config or task_config(arguments.task), arguments.overrides
+    )
+    for task in evaluation.tasks.values():
+        environment.reexec_in_layer(task.layer)
+    names = [*evaluation.tasks, *(["choice"] if evaluation.choice else [])]
+    name = arguments.part or arguments.task or next(iter(names), "")
+    return name.replace(":", "_"), read_task(evaluation, arguments.part)
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.program_parser("decide", __doc__, config_required=False)
-    parser.add_argument("--task", metavar="NAME", help="what is asked: see graft tasks")
+    parser.add_argument(
+        "--task", metavar="NAME|FILE.jsonl", help="see graft tasks; or rows of your own, no config"
+    )
+    parser.add_argument("--question-field", metavar="NAME", help="of FILE: what asks")
+    parser.add_argument("--answer-field", metavar="NAME", help="of FILE: what answers")
+    parser.add_argument("--choices", metavar="A,B", help="of FILE: all answers that there are")
     parser.add_argument("--part", metavar="NAME", help="which of the config's several tasks")
     parser.add_argument("--metric", metavar="NAME", help="which of the task's metrics decides")
     parser.add_argument(
@@ -127,7 +150,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the plan, ask nothing")
     arguments = cli.parse(parser, argv)
     if bool(arguments.task) == bool(arguments.config):
-        parser.error("say what is asked: --task NAME, or --config FILE")
+        parser.error("say what is asked: --task NAME, --task FILE.jsonl, or --config FILE")
+    of_file = (arguments.question_field, arguments.answer_field, arguments.choices)
+    if any(of_file) and not (arguments.task or "").endswith(".jsonl"):
+        parser.error("--question-field, --answer-field and --choices are of --task FILE.jsonl")
     if arguments.labels_cost and not arguments.price_per_hour:
         parser.error("--labels-cost is in the money of --price-per-hour: give that too")
     return arguments
@@ -219,6 +245,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         tunings=tuple(tunings),
         tuning=TuningSettings(
             steps=arguments.tuning_steps,
+            pretraining_steps=arguments.tuning_steps,
             general_text={"name": text} if text else None,
             # layers one by one are the fastest on a CPU
             changes={"compute": {"max_scan_layers": 1}} if jax.default_backend() == "cpu" else {},
@@ -248,14 +275,14 @@ def _show_plan(problem: Problem, bases: Sequence[Base], settings: Settings, fold
     from research.decisions.rungs import PROMPTS
     from research.decisions.rungs.base import Place
     from research.decisions.templates import default_templates
-    from research.decisions.tuning import FEWEST_LABELS, Tuner
+    from research.decisions.tuning import FEWEST_LABELS, Start, Tuner
     from research.reports.tables import Column, text_table
 
     templates = settings.templates or default_templates(problem.template, problem.labels)
     place = Place(problem, bases, templates, None, settings.passages)
     tuner, tunings = None, settings.tunings
     if len(problem.rows.train) >= FEWEST_LABELS and tunings:
-        tuner = Tuner(problem, bases[0], templates[0], folder / "tuning", settings.tuning)
+        tuner = Tuner(problem, Start(bases[0]), templates[0], folder / "tuning", settings.tuning)
     lines = plan_lines(problem, PROMPTS, place, tuner, tunings)
     columns = [
         Column("rung", "rung"),

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from research.decisions import baselines
+from research.decisions import baselines, pretraining
 from research.decisions.asking import Asker
+from research.decisions.bases import BaseFacts, measure_bases
 from research.decisions.costs import BuildCost, Prices, RequestCost
 from research.decisions.curves import LabelCurve
 from research.decisions.ladder import Budget, Ladder, Measured
 from research.decisions.problem import Problem
 from research.decisions.rules import Advice, Volume
-from research.decisions.rungs import PROMPTS, Rung, constrained
+from research.decisions.rungs import PROMPTS, LeftOut, Rung, constrained
 from research.decisions.rungs.base import Place
 from research.decisions.rungs.tuned import TUNINGS, Tuning
 from research.decisions.screening import difference
 from research.decisions.templates import PromptTemplate, default_templates
-from research.decisions.tuning import FEWEST_LABELS, Tuner, TuningSettings
+from research.decisions.tuning import FEWEST_LABELS, Start, Tuner, TuningSettings
 from research.decisions.ways import Base, Way
 from research.evaluation.generation_task import GenerationTask
 from research.evaluation.results import TaskResult, estimate
@@ -69,6 +70,8 @@ class Decision:
     tests: tuple[TestResult, ...]
     # the first of them less the second
     test_lead: Estimate | None
+    # of the bases; empty: there is one alone
+    bases: tuple[BaseFacts, ...]
     # of each way to tune with several numbers of labels
     curves: tuple[LabelCurve, ...]
     # of the budget, by what was recorded
@@ -98,6 +101,7 @@ class Decision:
             "volume": dataclasses.asdict(self.settings.volume),
             "advice": advice,
             "ways": [_way_dict(each) for each in self.table],
+            "bases": [dataclasses.asdict(base) for base in self.bases],
             "curves": [curve_dict(curve) for curve in self.curves],
             "left_out": dict(self.left_out),
             "test": [
@@ -140,6 +144,9 @@ def decide(
     )
     templates = settings.templates or default_templates(problem.template, problem.labels)
     place = Place(problem, bases, templates, None, settings.passages)
+    facts = measure_bases(problem, bases, folder) if len(bases) > 1 else []
+    for fact in facts:
+        say(f"{fact.name}: {fact.bits_per_byte:.3f} bits per byte of the task's texts")
     try:
         for each in baselines.measure_baselines(problem):
             ladder.add(each)
@@ -171,27 +178,57 @@ def decide(
         tests=tuple(tests),
         test_lead=lead,
         curves=tuple(ladder.curves()),
+        bases=tuple(facts),
         used_seconds=ladder.budget.spending,
     )
 
 
 def _tune(ladder: Ladder, place: Place, settings: Settings, folder: Path) -> None:
     """Tunes the base that was best so far, and constrains what comes of it."""
-    names = [tuning.name for tuning in settings.tunings]
-    problem, stop = ladder.problem, ladder.stop
+    tunings, problem, stop = settings.tunings, ladder.problem, ladder.stop
+    names = [*(tuning.name for tuning in tunings), pretraining.NAME]
+    if not tunings:
+        ladder.left_out["tuning"] = "no way to tune is asked for"
+        return
     if len(problem.rows.train) < FEWEST_LABELS:
         stop = f"{len(problem.rows.train)} labels are too few to learn from"
     if stop:
         ladder.left_out |= dict.fromkeys(names, stop)
         return
     base = place.bases[0] if place.best is None else place.best.base
-    tuner = Tuner(problem, base, place.templates[0], folder, settings.tuning)
-    ladder.tune(tuner, settings.tunings)
+    template, start = place.templates[0], Start(base)
+    ladder.tune(Tuner(problem, start, template, folder / "tuning", settings.tuning), tunings)
+    _pretrain(ladder, base, template, settings, folder)
     best = ladder.best_way()
-    is_tuned = best is not None and best.rung in names
+    is_tuned = best is not None and best.build.trainable_parameters > 0
     if best is not None and is_tuned and isinstance(problem.task, GenerationTask):
         rung = Rung("constraints on what was tuned", constrained.ways)
         ladder.climb([rung], dataclasses.replace(place, best=best.way))
+
+
+def _pretrain(
+    ladder: Ladder, base: Base, template: PromptTemplate, settings: Settings, folder: Path
+) -> None:
+    """Has the base read the task's texts, and tunes it then in the way that was best without."""
+    members = [e for e in ladder.finished() if e.build.trainable_parameters and e.way is not None]
+    best = max(members, key=lambda each: float(each.scores.mean()), default=None)
+    reason = ladder.stop
+    if not reason and best is None:
+        reason = "no way to tune was level with the best, after which it would come"
+    if reason or best is None:
+        ladder.left_out[pretraining.NAME] = reason
+        return
+    try:
+        start = pretraining.pretrain(
+            ladder.problem, base, folder / "pretraining", settings.tuning, ladder.clock
+        )
+    except (LeftOut, ValueError) as error:
+        ladder.left_out[pretraining.NAME] = str(error)
+        ladder.say(f"{pretraining.NAME}: left out: {error}")
+        return
+    [tuning] = [each for each in settings.tunings if each.name == best.rung]
+    tuner = Tuner(ladder.problem, start, template, folder / "pretrained_tuning", settings.tuning)
+    ladder.tune(tuner, [tuning], start.prefix)
 
 
 def _test(problem: Problem, measured: Measured, asker: Asker) -> tuple[TestResult, float]:

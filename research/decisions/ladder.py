@@ -20,6 +20,7 @@ from research.decisions.rungs import LeftOut, Rung
 from research.decisions.rungs.base import Place
 from research.decisions.rungs.tuned import Tuning
 from research.decisions.screening import screen
+from research.decisions.trials import Clock
 from research.decisions.tuning import Tuned, Tuner
 from research.decisions.ways import Way
 from research.evaluation.results import TaskResult, estimate
@@ -105,26 +106,32 @@ class Ladder:
             self._look_for_stop()
         return place
 
-    def tune(self, tuner: Tuner, tunings: Sequence[Tuning]) -> None:
+    def tune(self, tuner: Tuner, tunings: Sequence[Tuning], prefix: str = "") -> None:
         """Tunes in one way after the other, with all labels and then with fewer of them.
 
         A way that loses with all labels gets no curve.
         """
         for tuning in tunings:
+            name = f"{prefix}{tuning.name}"
             if self.stop:
-                self.left_out[tuning.name] = self.stop
+                self.left_out[name] = self.stop
                 continue
             try:
-                trials = tuner.tune(tuning, self.budget.has, self.budget.spend, self.say)
+                trials = tuner.tune(tuning, self.clock)
                 for number, tuned in enumerate(trials):
                     self._ask_tuned(tuned, is_screened=number == 0)
                     if self.table[tuned.way.name].reason:
                         break  # no curve of what loses with all labels
             except ValueError as error:
-                self.left_out[tuning.name] = str(error)
-                self.say(f"{tuning.name}: left out: {error}")
+                self.left_out[name] = str(error)
+                self.say(f"{name}: left out: {error}")
             self._reserve()
             self._look_for_stop()
+
+    @property
+    def clock(self) -> Clock:
+        """The budget as trials count it."""
+        return Clock(self.budget.has, self.budget.spend, self.say)
 
     def _ask_tuned(self, tuned: Tuned, is_screened: bool) -> None:
         """Asks a tuned model; a point of a curve is asked all rows, whatever it loses to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def write(path: str | os.PathLike[str], decision: Decision) -> Path:
         page.section("Quality against cost", _frontier(decision)),
         page.section("Every way", _table(decision)),
     ]
+    if decision.bases:
+        sections.append(page.section("The bases", _bases(decision)))
     if decision.curves:
         sections.append(page.section("More labels", *_curves(decision)))
     if lines := _dropped(decision):
@@ -118,6 +121,18 @@ def _advice(decision: Decision) -> Markup:
 
 def _list(lines: list[str]) -> Markup:
     return render("decisions/list.html", lines=[line[0].upper() + line[1:] for line in lines])
+
+
+def _bases(decision: Decision) -> Markup:
+    columns = [
+        Column("name", "base"),
+        Column("parameters", "parameters", format="si"),
+        Column("licence", "licence"),
+        Column("bits_per_byte", "the task's texts", "bits/byte", format=".3f"),
+    ]
+    rows = [dataclasses.asdict(base) for base in decision.bases]
+    caption = "Texts without their answers. Which base goes on is decided by what it answers."
+    return table(rows, columns, caption)
 
 
 def _curves(decision: Decision) -> list[Markup | str]:

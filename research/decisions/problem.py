@@ -108,38 +108,61 @@ class Problem:
         return {**whole, "test": self.rows.test}[split]
 
 
-def open_problem(
-    name: str,
-    evaluation: Evaluation,
-    folder: Path,
-    tokenizer: Tokenizer,
-    *,
-    part: str | None = None,
-    metric: str | None = None,
-    sizes: Sizes | None = None,
-    prompt_tokens: int = 512,
-    example_tokens: int = 96,
-) -> Problem:
-    """Reads a task's rows, puts them on their sides and writes them into a folder.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a config or a file says before its rows are put on their sides."""
+
+    task: QuestionTask
+    # as the task itself writes a question
+    template: PromptTemplate
+    # `train`, `validation`, `test`: those that there are
+    splits: Mapping[str, Sequence[Record]]
+    # what was found, a sentence each
+    notes: tuple[str, ...] = ()
+
+
+def read_task(evaluation: Evaluation, part: str | None = None) -> Reading:
+    """A task of a config.
 
     Args:
-      name: what it is called.
-      evaluation: the config with the task.
-      folder: of the rows.
-      tokenizer: whose tokens prompts are measured in.
       part: which of several tasks; None: the only one.
-      metric: which decides; None: the first by `metrics`.
-      prompt_tokens: to which prompts are cut; `example_tokens`: those of worked examples.
 
     Raises:
       ValueError: no such task, or rows that nothing can be decided by; says which.
     """
     task, template = _choose_task(evaluation, part)
     splits = _read_splits(task)
-    task, splits = _with_plain_answers(task, splits)
-    rows = split_rows(splits, sizes or Sizes())
+    return Reading(*with_plain_answers(task, template, splits))
+
+
+def open_problem(
+    name: str,
+    reading: Reading,
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    metric: str | None = None,
+    sizes: Sizes | None = None,
+    prompt_tokens: int = 512,
+    example_tokens: int = 96,
+) -> Problem:
+    """Puts rows on their sides and writes them into a folder.
+
+    Args:
+      name: what it is called.
+      reading: the task and its rows.
+      folder: of the rows.
+      tokenizer: whose tokens prompts are measured in.
+      metric: which decides; None: the first by `metrics`.
+      prompt_tokens: to which prompts are cut; `example_tokens`: those of worked examples.
+
+    Raises:
+      ValueError: rows that nothing can be decided by.
+    """
+    task = reading.task
+    rows = split_rows(reading.splits, sizes or Sizes())
     rows, cut = _cut_rows(rows, tokenizer, prompt_tokens)
-    notes = list(rows.notes)
+    notes = [*reading.notes, *rows.notes]
     if cut:
         notes.append(f"{cut:,} questions are cut to their first {prompt_tokens:,} tokens")
     rows = dataclasses.replace(rows, notes=tuple(notes))
@@ -154,7 +177,7 @@ def open_problem(
         folder=folder,
         task=task,
         metric="",
-        template=template,
+        template=reading.template,
         screens=screens,
         rows=rows,
         examples=examples,
@@ -253,28 +276,26 @@ def _read_records(task: QuestionTask, split: str) -> list[Record]:
     return records
 
 
-def _with_plain_answers(
-    task: QuestionTask, splits: Mapping[str, Sequence[Record]]
-) -> tuple[QuestionTask, dict[str, list[Record]]]:
+def with_plain_answers(
+    task: QuestionTask, template: PromptTemplate, splits: Mapping[str, Sequence[Record]]
+) -> tuple[QuestionTask, PromptTemplate, dict[str, list[Record]]]:
     """Rows whose completion is what a model has to say, and the task that reads it there."""
     if not isinstance(task, MultipleChoice):
-        return task, {name: list(records) for name, records in splits.items()}
+        return task, template, {name: list(records) for name, records in splits.items()}
     result = {}
     for name, records in splits.items():
         result[name] = [_with_plain_answer(task, record) for record in records]
     if task.letters:
         task = dataclasses.replace(task, letters=False, options=_LETTERS, labels=())
     begins = any(a != b and b.startswith(a) for a in task.labels for b in task.labels)
-    return (
-        dataclasses.replace(
-            task,
-            reference="completion",
-            reference_kind="text",
-            with_end=task.with_end or begins,
-            unconditional=None,
-        ),
-        result,
+    task = dataclasses.replace(
+        task,
+        reference="completion",
+        reference_kind="text",
+        with_end=task.with_end or begins,
+        unconditional=None,
     )
+    return task, template, result
 
 
 def _with_plain_answer(task: MultipleChoice, record: Record) -> Record:

@@ -94,7 +94,9 @@ def split_rows(splits: Mapping[str, Sequence[Record]], sizes: Sizes) -> Rows:
             f"{len(train):,} of {len(sides['train']):,} rows of training are used with their "
             "labels; the others are texts without one"
         )
-    return Rows(train, validation, test, tuple(texts), tuple(notes))
+    held_out = {normalize(record["prompt"]) for record in (*validation, *test)}
+    others = tuple(text for text in texts if normalize(text) not in held_out)
+    return Rows(train, validation, test, others, tuple(notes))
 
 
 def write_rows(folder: Path, rows: Rows) -> tuple[str, ...]:

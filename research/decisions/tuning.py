@@ -9,8 +9,7 @@ other rates are never asked.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,12 @@ from research.decisions.problem import Problem
 from research.decisions.rows import VALIDATION
 from research.decisions.rungs.tuned import Tuning
 from research.decisions.templates import PromptTemplate
+from research.decisions.trials import Best, Clock, Trials, write_config
 from research.decisions.ways import Base, Way
 from research.generation.responders import Responder
-from research.runtime import files, storage
-from research.studies import running
 from research.studies.axes import axis
-from research.studies.ledger import FINISHED, Ledger, Row
-from research.studies.results import find_row, forgetting, lookup_in
-from research.studies.schedule import Progress, plan
 from research.studies.study import Form, Stage, Study, Sweep
-from research.studies.trials import Resolver, Trial
+from research.studies.trials import Resolver
 from research.text.conversation import from_messages
 
 LABELS = "data.sources[0].max_records"
@@ -54,6 +49,28 @@ class TuningSettings:
     general_text: Mapping[str, Any] | None = None
     # what else of the experiment is set, such as {"compute": {"max_scan_layers": 1}}
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # learning rates of domain pretraining, and its steps
+    pretraining_rates: tuple[float, ...] = (1e-4, 3e-4)
+    pretraining_steps: int = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where tuning starts."""
+
+    # the model that it is of: how questions are put to it
+    base: Base
+    # the run with the first weights; empty: the base's own
+    path: str = ""
+    # what names of ways begin with
+    prefix: str = ""
+    # what it took to make it from the base
+    seconds: float = 0.0
+    flops: float = 0.0
+
+    @property
+    def init_from(self) -> str:
+        return self.path or self.base.path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +78,17 @@ class Tuned:
     """A model that was tuned."""
 
     way: Way
-    labels: int
-    # of all that it took to train it: rates that were tried, and itself
-    seconds: float
-    # bits per byte of general text more than the base; None: not measured
+    # bits per byte of general text more than where it started; None: not measured
     forgetting: float | None
 
 
 class Tuner:
-    """Tunes one base on a problem's labels."""
+    """Tunes a model on a problem's labels."""
 
     def __init__(
         self,
         problem: Problem,
-        base: Base,
+        start: Start,
         template: PromptTemplate,
         folder: Path,
         settings: TuningSettings,
@@ -83,22 +97,18 @@ class Tuner:
 
         Args:
           template: how questions are written, for the tuned model too.
-          folder: of the study: trials, ledger, configs.
+          folder: of the studies: trials, ledger, configs.
 
         Raises:
           ValueError, FileNotFoundError: the config does not fit the base.
         """
-        self._problem, self._base, self._template = problem, base, template
-        self._folder, self._settings = folder, settings
-        self._ledger = Ledger(folder)
-        self._counted: set[str] = set()
-        self._config = _write_config(folder / "config.py", self._experiment())
+        self._problem, self._start, self._template = problem, start, template
+        self._settings, self._trials = settings, Trials(folder)
+        self._config = write_config(folder / "config.py", self._experiment())
         self._evaluation: str | None = None
         if settings.general_text is not None:
             text = {"sources": [dict(settings.general_text)], "max_tokens": GENERAL_TOKENS}
-            self._evaluation = _write_config(folder / "evaluation.py", {"text": text})
-        # seconds of the last trial of each way to tune
-        self._last_seconds: dict[str, float] = {}
+            self._evaluation = write_config(folder / "evaluation.py", {"text": text})
 
     def counts(self) -> tuple[int, ...]:
         """The numbers of labels of the curve, the most last."""
@@ -114,35 +124,24 @@ class Tuner:
         trials = len(tuning.rates) + len(counts) - 1
         return trials, trials * resolver.flops(study.stages[0], resolver.cells[0])
 
-    def tune(
-        self,
-        tuning: Tuning,
-        has_time: Callable[[float], bool],
-        spend: Callable[[float], None],
-        say: Callable[[str], None],
-    ) -> Iterator[Tuned]:
+    def tune(self, tuning: Tuning, clock: Clock) -> Iterator[Tuned]:
         """Tunes with all labels, and then with fewer of them; the consumer may stop after any.
-
-        Args:
-          has_time: whether so many seconds more are left.
-          spend: is given the seconds that each trial took, once.
-          say: takes a line for each trial.
 
         Raises:
           ValueError: no trial finished; says why.
         """
         counts = self.counts()
         study = self._study(tuning, counts[-1:], tuning.rates, growth=2)
-        best, seconds = self._run(tuning, study, has_time, spend, say)
-        yield self._tuned(tuning, best, counts[-1], seconds)
-        assert best.value is not None
+        best = self._trials.best(study, clock)
+        yield self._tuned(tuning, best, counts[-1], best.seconds)
+        assert best.trial.value is not None
         for count in reversed(counts[:-1]):
-            if not has_time(self._last_seconds[tuning.name]):
-                say(f"{tuning.name}: the budget ended its curve over labels")
+            if not clock.has_time(self._trials.longest_seconds):
+                clock.say(f"{tuning.name}: the budget ended its curve over labels")
                 return
-            study = self._study(tuning, (count,), (best.value,), growth=0)
-            trial, _ = self._run(tuning, study, has_time, spend, say)
-            yield self._tuned(tuning, trial, count, seconds)
+            study = self._study(tuning, (count,), (best.trial.value,), growth=0)
+            point = self._trials.best(study, clock)
+            yield self._tuned(tuning, point, count, best.seconds + point.seconds)
 
     def _study(
         self, tuning: Tuning, counts: Sequence[int], rates: Sequence[float], growth: int
@@ -160,95 +159,30 @@ class Tuner:
             metric="heldout_loss",
         )
 
-    def _run(
-        self,
-        tuning: Tuning,
-        study: Study,
-        has_time: Callable[[float], bool],
-        spend: Callable[[float], None],
-        say: Callable[[str], None],
-    ) -> tuple[Trial, float]:
-        """(the best trial of a study, seconds of all its trainings); ends early without time."""
-        resolver, growth = Resolver(study), study.sweep is not None and study.sweep.max_growth
-        folder = storage.absolute(self._folder)
-        while True:
-            rows = self._ledger.read()
-            progress = plan(resolver, lookup_in(resolver, rows))
-            for trial, row in _finished(resolver, rows, progress):
-                if trial.address not in self._counted:
-                    self._counted.add(trial.address)
-                    self._last_seconds[tuning.name] = _seconds(row)
-                    spend(_seconds(row))
-            if progress.missing and not has_time(max(self._last_seconds.values(), default=0.0)):
-                say(f"{tuning.name}: the budget ended the search for its learning rate")
-                return self._best(resolver, rows, progress)
-            if not progress.missing:
-                if any(c.at_edge for each in progress.choices.values() for c in each) and growth:
-                    say(f"{tuning.name}: the best learning rate lies at an edge of those tried")
-                return self._best(resolver, rows, progress)
-            running.run(
-                resolver,
-                self._ledger,
-                folder,
-                keep_models=True,
-                trials=1,
-                report=say,
-            )
-
-    def _best(
-        self, resolver: Resolver, rows: Mapping[str, Row], progress: Progress
-    ) -> tuple[Trial, float]:
-        pairs = [
-            (trial, row)
-            for trial, row in _finished(resolver, rows, progress)
-            if trial.value is not None and row["status"] == FINISHED
-        ]
-        if not pairs:
-            errors = [row["error"] for _, row in _finished(resolver, rows, progress)]
-            raise ValueError(errors[-1] if errors else "the budget was spent")
-        best, _ = min(pairs, key=lambda pair: (float(pair[1]["heldout_loss"]), pair[0].value))
-        self._forget_models([trial for trial, _ in pairs if trial is not best])
-        return best, sum(float(row["seconds"]) for _, row in pairs)
-
-    def _forget_models(self, trials: Sequence[Trial]) -> None:
-        """Removes the weights of trials that no way is made of: their rows stay."""
-        for trial in trials:
-            for name in ("checkpoints", "model"):
-                workdir = self._folder / "trials" / trial.address / "run"
-                files.remove(workdir / name, workdir)
-
-    def _tuned(self, tuning: Tuning, trial: Trial, labels: int, seconds: float) -> Tuned:
-        row = self._ledger.read()[trial.address]
-        path = str(self._folder / "trials" / trial.address / "run")
-        own = float(row["seconds"])
-        total = seconds if labels == self.counts()[-1] else seconds + own
-        name = f"{tuning.name}, {labels:,} labels"
-        way = Way(
-            name=name,
-            rung=tuning.name,
-            base=Base(name, path, has_template=True),
-            template=self._template,
-            build=BuildCost(
-                labels=labels,
-                seconds=total,
-                flops=float(row["flops"]),
-                trainable_parameters=int(row["trainable_parameters"]),
-                artifact_bytes=int(row["artifact_bytes"]),
-            ),
+    def _tuned(self, tuning: Tuning, best: Best, labels: int, seconds: float) -> Tuned:
+        start, row = self._start, best.row
+        name = f"{start.prefix}{tuning.name}, {labels:,} labels"
+        build = BuildCost(
+            labels=labels,
+            seconds=start.seconds + seconds,
+            flops=start.flops + float(row["flops"]),
+            trainable_parameters=int(row["trainable_parameters"]),
+            artifact_bytes=int(row["artifact_bytes"]),
         )
-        return Tuned(way, labels, total, row.get("forgetting"))
+        # its own template stands between question and answer
+        base = Base(name, self._trials.run_dir(best.trial), has_template=True)
+        way = Way(name, f"{start.prefix}{tuning.name}", base, self._template, build=build)
+        return Tuned(way, row.get("forgetting"))
 
     def _experiment(self) -> dict[str, Any]:
         """The config of a run, as JSON."""
-        template, is_chat = self._template, self._is_chat()
-        # the delimiter is part of the template where a model reads one text
+        template, steps = self._template, self._settings.steps
         objective: dict[str, Any] = {"kind": "chat"}
-        if not is_chat:
+        if not Responder(runs.open_run(self._start.base.path)).reads_conversations:
             objective = {"kind": "supervised", "template": f"{{prompt}}{template.delimiter}"}
-        steps = self._settings.steps
         experiment: dict[str, Any] = {
             "steps": steps,
-            "init_from": self._base.path,
+            "init_from": self._start.init_from,
             "data": {
                 "sources": [schema.to_dict(self._problem.source(template.format()))],
                 "objective": objective,
@@ -258,22 +192,17 @@ class Tuner:
             "optimizer": {"name": "adamw"},
             "schedule": {"learning_rate": 1e-3, "warmup": max(1, steps // 10)},
             "evaluate_split": VALIDATION,
-            # the rows share nothing, and the template is ours on purpose
+            # the template is ours on purpose
             "checks": {"other_template": True},
             "log_every": max(1, steps // 10),
         }
         return experiment | dict(self._settings.changes)
 
-    def _is_chat(self) -> bool:
-        return Responder(runs.open_run(self._base.path)).reads_conversations
-
     def _longest(self) -> int:
         """Tokens of a row that holds the longest example."""
-        run = runs.open_run(self._base.path)
+        run = runs.open_run(self._start.base.path)
         responder, tokenizer = Responder(run), run.tokenizer
-        text = self._template.format()
-        longest = 0
-        rows = self._problem.rows
+        text, rows, longest = self._template.format(), self._problem.rows, 0
         for record in (*rows.train, *rows.validation, *rows.test):
             message = {"role": "user", "content": text.format_map(record)}
             prompt, _ = responder.prompt(from_messages([message]))
@@ -281,25 +210,3 @@ class Tuner:
             # a template may end an answer with a token or two, and Supervised keeps 16 free for it
             longest = max(longest, len(prompt) + max(len(answer), 16) + 8)
         return -(-longest // _MULTIPLE) * _MULTIPLE
-
-
-def _finished(
-    resolver: Resolver, rows: Mapping[str, Row], progress: Progress
-) -> Iterator[tuple[Trial, dict[str, Any]]]:
-    """Trials that are over, with their rows."""
-    for trial in progress.trials:
-        row = find_row(resolver, rows, trial)
-        if row is not None:
-            yield trial, {**row, **forgetting(resolver, rows, row)}
-
-
-def _seconds(row: Mapping[str, Any]) -> float:
-    return float(row.get("seconds") or 0.0)
-
-
-def _write_config(path: Path, content: Mapping[str, Any]) -> str:
-    """Writes a config file that gives the content; its path."""
-    text = f"import json\n\n\ndef get_config():\n    return json.loads({json.dumps(content)!r})\n"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        files.atomic_write(path, text)
-    return str(path)

@@ -7,7 +7,7 @@ import pytest
 
 from research.data.sources import JsonlConfig
 from research.decisions.metrics import choose_metric, score_text
-from research.decisions.problem import open_problem
+from research.decisions.problem import open_problem, read_task
 from research.decisions.rungs import zero_shot
 from research.decisions.rungs.base import Place
 from research.decisions.templates import default_templates
@@ -30,7 +30,7 @@ def test_a_task_among_labels_is_asked_by_its_options_and_in_its_own_words(tmp_pa
     source = write_colours(tmp_path).source
     task = ChoiceTask(source, Supervised(template="Q: {prompt}\nA: "))
     evaluation = Evaluation(choice=task)
-    problem = open_problem("a", evaluation, tmp_path / "rows", tokenizer_of(world))
+    problem = open_problem("a", read_task(evaluation), tmp_path / "rows", tokenizer_of(world))
     assert problem.labels == ("blue", "green", "red", "white") and problem.metric == "right"
     place = Place(problem, (Base("b", "b"),), default_templates(problem.template, ()), None)
     [way] = zero_shot.ways(place)
@@ -71,15 +71,15 @@ def test_long_questions_are_cut_once_for_all_ways(tmp_path, world):
 
 
 def test_what_is_no_problem_is_refused_before_anything_is_asked(tmp_path, world):
-    task, words = write_colours(tmp_path), tokenizer_of(world)
+    task = write_colours(tmp_path)
     retrieving = dataclasses.replace(task, retrieval=Bm25(task.source))
     with pytest.raises(ValueError, match="a retrieves already"):
         open_colours(tmp_path, world, retrieving)
     both = Evaluation(tasks={"a": task, "b": task})
     with pytest.raises(ValueError, match="several tasks: say which, --part a or b"):
-        open_problem("x", both, tmp_path / "rows", words)
+        read_task(both)
     with pytest.raises(ValueError, match="--part aa: the config has a, b; did you mean a"):
-        open_problem("x", both, tmp_path / "rows", words, part="aa")
+        read_task(both, "aa")
     with pytest.raises(ValueError, match="--metric rihgt: the task has right.*did you mean right"):
         open_colours(tmp_path, world, metric="rihgt")
     wrong = dataclasses.replace(task, labels=("pink", "grey"))

@@ -5,12 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
+from research.checkpoints import runs
+from research.decisions import pretraining
 from research.decisions.asking import Asker
+from research.decisions.bases import measure_bases
 from research.decisions.costs import BuildCost
 from research.decisions.ladder import Budget, Ladder
+from research.decisions.rungs import LeftOut
 from research.decisions.rungs.tuned import TUNINGS, Tuning
 from research.decisions.templates import PromptTemplate
-from research.decisions.tuning import Tuned, Tuner, TuningSettings
+from research.decisions.trials import Clock
+from research.decisions.tuning import Start, Tuned, Tuner, TuningSettings
 from research.decisions.ways import Base, Way
 from research.studies import running
 from tests.decisions.worlds import BASE, Oracle, open_colours
@@ -30,14 +35,14 @@ class StandIn:
 
     counts: tuple[int, ...] = (12, 24, 48)
 
-    def tune(self, tuning, has_time, spend, say):
+    def tune(self, tuning, clock):
         for count in reversed(self.counts):
-            if not has_time(100):
+            if not clock.has_time(100):
                 raise ValueError("the budget was spent")
-            spend(100)
+            clock.spend(100)
             name = f"{tuning.name}, {count} labels"
             build = BuildCost(labels=count, seconds=100.0, trainable_parameters=5)
-            yield Tuned(Way(name, tuning.name, BASE, TEMPLATE, build=build), count, 100.0, 0.25)
+            yield Tuned(Way(name, tuning.name, BASE, TEMPLATE, build=build), 0.25)
 
 
 def tune(problem, shares, hours=10.0, before=None, target=None):
@@ -90,15 +95,17 @@ def test_a_rate_is_searched_once_and_its_best_model_answers_as_any_way(
     settings = TuningSettings(steps=2, changes=changes)
 
     def make():
-        return Tuner(problem, base, TEMPLATE, tmp_path / "tuning", settings)
+        return Tuner(problem, Start(base), TEMPLATE, tmp_path / "tuning", settings)
 
     spending, lines = [], []
-    models = list(make().tune(LORA, lambda seconds: True, spending.append, lines.append))
-    assert [tuned.labels for tuned in models] == [48, 24, 12]
+    models = list(make().tune(LORA, Clock(lambda seconds: True, spending.append, lines.append)))
+    assert [tuned.way.build.labels for tuned in models] == [48, 24, 12]
     # two rates, at most two that the search grew by, and two smaller numbers of labels
     assert len(set(trained_folders)) == len(trained_folders) == len(spending) <= 6
-    assert models[0].way.build.trainable_parameters > 0 and models[0].seconds > 0
-    assert models[1].seconds > models[0].seconds  # the search is part of its cost
+    assert models[0].way.build.trainable_parameters > 0 and models[0].way.build.seconds > 0
+    assert (
+        models[1].way.build.seconds > models[0].way.build.seconds
+    )  # the search is part of its cost
     folders = [p for p in (tmp_path / "tuning/trials").iterdir() if (p / "run/model").exists()]
     assert len(folders) == 3  # those of other rates are gone
     asker = Asker(problem, tmp_path / "answers")
@@ -109,6 +116,33 @@ def test_a_rate_is_searched_once_and_its_best_model_answers_as_any_way(
     # again: nothing is trained, and the same seconds are counted
     before = len(trained_folders)
     again_spending = []
-    again = list(make().tune(LORA, lambda seconds: True, again_spending.append, lines.append))
+    again = list(
+        make().tune(LORA, Clock(lambda seconds: True, again_spending.append, lines.append))
+    )
     assert len(trained_folders) == before and sorted(again_spending) == sorted(spending)
     assert [tuned.way for tuned in again] == [tuned.way for tuned in models]
+
+
+@pytest.mark.heavy
+def test_a_base_reads_texts_without_labels_and_is_tuned_from_there(
+    problem, world, tmp_path, monkeypatch
+):
+    base, spending = Base("tiny", str(world.base)), []
+    clock = Clock(lambda seconds: True, spending.append, lambda line: None)
+    settings = TuningSettings(steps=2, pretraining_steps=2, pretraining_rates=(1e-3,))
+    with pytest.raises(LeftOut, match="0 texts without a label are too few to read"):
+        pretraining.pretrain(problem, base, tmp_path / "no", settings, clock)
+    texts = tuple(f"roof {n} is red or green, nobody says which" for n in range(40))
+    rows = dataclasses.replace(problem.rows, texts=texts)
+    reading = dataclasses.replace(problem, rows=rows)
+    start = pretraining.pretrain(reading, base, tmp_path / "read", settings, clock)
+    assert start.prefix == "read its texts, " and start.seconds == sum(spending) > 0
+    tuner = Tuner(problem, start, TEMPLATE, tmp_path / "tuned", settings)
+    tuned = next(tuner.tune(Tuning("LoRA", LORA.method, (1e-3,)), clock))
+    assert tuned.way.name == "read its texts, LoRA, 48 labels"
+    assert tuned.way.build.seconds > start.seconds and tuned.way.build.flops > start.flops
+    run = runs.open_run(tuned.way.base.path)
+    assert str(run.base.path).startswith(start.path)
+    [first, again] = [measure_bases(problem, [base], tmp_path) for _ in range(2)]
+    assert first == again and first[0].bits_per_byte > 0 and first[0].licence == "not stated"
+    assert first[0].parameters == 9808

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from research.data.sources import JsonlConfig
-from research.decisions.problem import open_problem
+from research.decisions.problem import open_problem, read_task
 from research.decisions.rows import Sizes
 from research.decisions.ways import Base
 from research.evaluation.multiple_choice import MultipleChoice
@@ -38,7 +38,8 @@ def open_colours(folder: Path, world, task=None, **settings):
     task = task or write_colours(folder)
     own = {"sizes": Sizes(validation=48, test=32)} | settings
     words = tokenizer_of(world)
-    return open_problem("colours", Evaluation(tasks={"a": task}), folder / "rows", words, **own)
+    reading = read_task(Evaluation(tasks={"a": task}))
+    return open_problem("colours", reading, folder / "rows", words, **own)
 
 
 def tokenizer_of(world):
