@@ -18,7 +18,7 @@ pytestmark = pytest.mark.heavy
 
 COUNT = 40
 # Of an answer's log-likelihood, in nats: float32 sums over 30 layers, in two orders.
-ERROR = 5e-3
+ERROR = 1e-3
 TASK = """
 task: quartz
 dataset_path: json
