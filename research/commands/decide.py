@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from research.decisions.decision import Decision, Settings
     from research.decisions.problem import Problem, Reading
     from research.decisions.ways import Base
+    from research.evaluation.tasks import Evaluation
     from research.retrieval import RetrievalConfig
     from research.text.tokenizer import Tokenizer
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.checkpoints import runs
     from research.decisions import page
     from research.decisions.decision import decide
+    from research.decisions.plan import plan_text
     from research.decisions.problem import open_problem
     from research.decisions.rows import Sizes
     from research.runtime import files, storage
@@ -48,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     enable_compilation_cache()
     with cli.clear_errors():
+        evaluation = _load(arguments)
         bases = _open_bases(arguments.base)
         tokenizer = runs.open_run(bases[0].path).tokenizer
-        name, reading = _read(arguments, tokenizer)
+        name, reading = _read(arguments, evaluation, tokenizer)
         folder = arguments.folder or Path("runs/decide") / name
         storage.check_writable(storage.absolute(folder))
         problem = open_problem(
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = _settings(arguments)
         _show_problem(problem)
         if arguments.dry_run:
-            _show_plan(problem, bases, settings, folder)
+            show(plan_text(problem, bases, settings, folder))
             return
         decision = decide(problem, bases, settings, folder, say=show)
         files.write_json(folder / "decision.json", decision.to_dict())
@@ -73,24 +76,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         _show_decision(decision, folder)
 
 
-def _read(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[str, Reading]:
-    """What is decided about: its name, and its task with rows."""
+def _load(arguments: argparse.Namespace) -> Evaluation | None:
+    """The config of what is asked; None: it is a file of rows."""
     from research.commands.tasks import task_config
-    from research.decisions.detect import Fields, is_file_of_rows, read_file
-    from research.decisions.problem import read_task
+    from research.decisions.detect import is_file_of_rows
     from research.evaluation.tasks import Evaluation
     from research.runtime import environment
 
     if arguments.task and is_file_of_rows(arguments.task):
+        return None
+    config = arguments.config or task_config(arguments.task)
+    evaluation = cli.load(Evaluation, config, arguments.overrides)
+    for task in evaluation.tasks.values():
+        environment.reexec_in_layer(task.layer)
+    return evaluation
+
+
+def _read(
+    arguments: argparse.Namespace, evaluation: Evaluation | None, tokenizer: Tokenizer
+) -> tuple[str, Reading]:
+    """What is decided about: its name, and its task with rows."""
+    from research.decisions.detect import Fields, read_file
+    from research.decisions.problem import read_task
+
+    if evaluation is None:
         choices = tuple(arguments.choices.split(",")) if arguments.choices else ()
         fields = Fields(arguments.question_field or "", arguments.answer_field or "", choices)
         name = re.sub(r"\W+", "_", Path(arguments.task).stem).strip("_")
         return name, read_file(arguments.task, tokenizer, fields)
-    evaluation = cli.load(
-        Evaluation, arguments.config or task_config(arguments.task), arguments.overrides
-    )
-    for task in evaluation.tasks.values():
-        environment.reexec_in_layer(task.layer)
     names = [*evaluation.tasks, *(["choice"] if evaluation.choice else [])]
     name = arguments.part or arguments.task or next(iter(names), "")
     return name.replace(":", "_"), read_task(evaluation, arguments.part)
@@ -142,7 +155,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--tune", type=_tunings, metavar="A,B", help="ways to tune, of all; `none` tunes nothing"
     )
     parser.add_argument(
-        "--tuning-steps", type=_count, default=60, metavar="N", help="of each trial; default 60"
+        "--tuning-steps", type=_count, default=32, metavar="N", help="of each trial; default 32"
     )
     parser.add_argument(
         "--general-text", metavar="NAME", help="a built-in text: how much of it is forgotten"
@@ -201,23 +214,13 @@ def _open_bases(paths: Sequence[str]) -> list[Base]:
       FileNotFoundError: there is no such run.
       ValueError: two of them are the same, or a bank of adapters.
     """
-    from research.checkpoints import runs
-    from research.decisions.ways import Base
-    from research.generation.responders import Responder
+    from research.decisions.ways import open_base
 
     bases = []
     for path in paths:
-        run = runs.open_run(path)
-        if run.method.bank_names:
-            raise ValueError(f"--base {path}: it is a bank of adapters; name one of them")
         short = Path(path).name
         name = path if short in {Path(p).name for p in paths if p != path} else short
-        responder = Responder(run)
-        objective = responder.objective
-        has_template = responder.reads_conversations or bool(
-            objective is not None and objective.has_completions
-        )
-        bases.append(Base(name, path, has_template))
+        bases.append(open_base(path, name)[0])
     if len({base.path for base in bases}) < len(bases):
         raise ValueError("--base names one run twice")
     return bases
@@ -268,35 +271,6 @@ def _show_problem(problem: Problem) -> None:
     )
     for note in rows.notes:
         show(f"  {note}")
-
-
-def _show_plan(problem: Problem, bases: Sequence[Base], settings: Settings, folder: Path) -> None:
-    from research.decisions.plan import plan_lines
-    from research.decisions.rungs import PROMPTS
-    from research.decisions.rungs.base import Place
-    from research.decisions.templates import default_templates
-    from research.decisions.tuning import FEWEST_LABELS, Start, Tuner
-    from research.reports.tables import Column, text_table
-
-    templates = settings.templates or default_templates(problem.template, problem.labels)
-    place = Place(problem, bases, templates, None, settings.passages)
-    tuner, tunings = None, settings.tunings
-    if len(problem.rows.train) >= FEWEST_LABELS and tunings:
-        tuner = Tuner(problem, Start(bases[0]), templates[0], folder / "tuning", settings.tuning)
-    lines = plan_lines(problem, PROMPTS, place, tuner, tunings)
-    columns = [
-        Column("rung", "rung"),
-        Column("way", "way"),
-        Column("tokens", "tokens of a prompt", format=".0f"),
-        Column("flops", "FLOPs of all rows", format="si"),
-        Column("seconds", "time, a guess", "s", format=".0f"),
-    ]
-    show(text_table(lines, [c for c in columns if any(c.key in line for line in lines)]))
-    seconds = sum(line.get("seconds", 0.0) for line in lines)
-    show(
-        f"at most {seconds / 3600:.2f} hours of {settings.budget_hours:g}: screening drops ways on "
-        "the way"
-    )
 
 
 def _show_decision(decision: Decision, folder: Path) -> None:

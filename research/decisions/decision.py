@@ -45,6 +45,8 @@ class Settings:
     # the ways to tune, in their order; empty: nothing is tuned
     tunings: tuple[Tuning, ...] = TUNINGS
     tuning: TuningSettings = TuningSettings()
+    # every way is asked to the end, and the test rows too: to see whether an advice is right
+    is_exhaustive: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Decision:
     # rung -> why it was left out
     left_out: Mapping[str, str]
     advice: Advice
-    # the advised way and the runner-up; empty: there are no test rows
+    # the advised way and the runner-up first; empty: there are no test rows
     tests: tuple[TestResult, ...]
     # the first of them less the second
     test_lead: Estimate | None
@@ -105,7 +107,11 @@ class Decision:
             "curves": [curve_dict(curve) for curve in self.curves],
             "left_out": dict(self.left_out),
             "test": [
-                {"way": each.name, "quality": dataclasses.asdict(each.quality)}
+                {
+                    "way": each.name,
+                    "quality": dataclasses.asdict(each.quality),
+                    "scores": each.scores.tolist(),
+                }
                 for each in self.tests
             ],
             "test_lead": None if self.test_lead is None else dataclasses.asdict(self.test_lead),
@@ -141,6 +147,7 @@ def decide(
         check=asker.check,
         say=say,
         target=settings.target,
+        drops=not settings.is_exhaustive,
     )
     templates = settings.templates or default_templates(problem.template, problem.labels)
     place = Place(problem, bases, templates, None, settings.passages)
@@ -156,6 +163,8 @@ def decide(
         _tune(ladder, place, settings, folder)
         advice = ladder.advise(settings.prices, settings.volume)
         names = [name for name in (advice.way, advice.runner_up) if name is not None]
+        if settings.is_exhaustive:
+            names += [each.name for each in ladder.finished() if each.name not in names]
         tests = []
         for name in names if problem.rows.test else ():
             result, seconds = _test(problem, ladder.table[name], asker)
@@ -165,7 +174,7 @@ def decide(
     finally:
         asker.close()
     lead = None
-    if len(tests) == 2:
+    if len(tests) > 1:
         groups = [str(record["cluster"]) for record in problem.rows.test]
         own_groups = groups if len(set(groups)) < len(groups) else None
         lead = difference(tests[0].scores, tests[1].scores, own_groups)
@@ -220,7 +229,7 @@ def _pretrain(
         return
     try:
         start = pretraining.pretrain(
-            ladder.problem, base, folder / "pretraining", settings.tuning, ladder.clock
+            ladder.problem, base, folder / "pretraining", settings.tuning, ladder.clock(shares=2)
         )
     except (LeftOut, ValueError) as error:
         ladder.left_out[pretraining.NAME] = str(error)

@@ -81,6 +81,8 @@ class Ladder:
     check: Callable[[Way, Sequence[str]], None]
     say: Say
     target: float | None = None
+    # whether ways that lose are dropped on the way
+    drops: bool = True
     # name -> what is known of it, in the order in which ways were tried
     table: dict[str, Measured] = dataclasses.field(default_factory=dict)
     # rung -> why it was left out
@@ -109,17 +111,18 @@ class Ladder:
     def tune(self, tuner: Tuner, tunings: Sequence[Tuning], prefix: str = "") -> None:
         """Tunes in one way after the other, with all labels and then with fewer of them.
 
-        A way that loses with all labels gets no curve.
+        A way that loses with all labels gets no curve. None takes more than its share of what is
+        left, of which there is one for each way to come, and one for what follows.
         """
-        for tuning in tunings:
+        for number, tuning in enumerate(tunings):
             name = f"{prefix}{tuning.name}"
             if self.stop:
                 self.left_out[name] = self.stop
                 continue
             try:
-                trials = tuner.tune(tuning, self.clock)
-                for number, tuned in enumerate(trials):
-                    self._ask_tuned(tuned, is_screened=number == 0)
+                clock = self.clock(shares=len(tunings) - number + 1)
+                for place, tuned in enumerate(tuner.tune(tuning, clock)):
+                    self._ask_tuned(tuned, is_screened=place == 0)
                     if self.table[tuned.way.name].reason:
                         break  # no curve of what loses with all labels
             except ValueError as error:
@@ -128,10 +131,16 @@ class Ladder:
             self._reserve()
             self._look_for_stop()
 
-    @property
-    def clock(self) -> Clock:
-        """The budget as trials count it."""
-        return Clock(self.budget.has, self.budget.spend, self.say)
+    def clock(self, shares: int = 1) -> Clock:
+        """The budget as trials count it: one of so many shares of what is left."""
+        budget = self.budget
+        left = budget.seconds - budget.spending - budget.reserve
+        end = budget.spending + max(0.0, left) / shares
+
+        def has_time(seconds: float) -> bool:
+            return budget.spending + seconds <= end and budget.has(seconds)
+
+        return Clock(has_time, budget.spend, self.say)
 
     def _ask_tuned(self, tuned: Tuned, is_screened: bool) -> None:
         """Asks a tuned model; a point of a curve is asked all rows, whatever it loses to."""
@@ -212,7 +221,9 @@ class Ladder:
             return self._scores(own)
 
         rivals = {e.name: e.scores for e in self.finished() if e.way is not None}
-        outcomes = screen([*able], len(self.problem.screens), ask, lambda n: self.groups(n), rivals)
+        outcomes = screen(
+            [*able], len(self.problem.screens), ask, lambda n: self.groups(n), rivals, self.drops
+        )
         for outcome in outcomes:
             self._keep(able[outcome.name], results[outcome.name], outcome.reason)
         self._reserve()

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from research import methods
 from research.checkpoints import runs
+from research.decisions.decision import Settings
 from research.decisions.problem import Problem
-from research.decisions.rungs import LeftOut, Rung
+from research.decisions.rungs import PROMPTS, LeftOut, Rung
 from research.decisions.rungs.base import Place
 from research.decisions.rungs.tuned import Tuning
-from research.decisions.tuning import Tuner
-from research.decisions.ways import Way
+from research.decisions.templates import default_templates
+from research.decisions.tuning import FEWEST_LABELS, Start, Tuner
+from research.decisions.ways import Base, Way
 from research.evaluation.generation_task import GenerationTask
 from research.evaluation.multiple_choice import MultipleChoice
 from research.generation.responders import Responder
+from research.reports.tables import Column, text_table
 from research.runtime.accelerators import peak_flops_per_second
 from research.training.cost import ForwardFlops, forward_flops
 
@@ -61,6 +65,29 @@ def plan_lines(
         line = {"rung": tuning.name, "way": f"{trials} to {trials + 2} trials", "flops": flops}
         lines.append(line | ({"seconds": flops / peak / _ASSUMED_SHARE} if peak else {}))
     return lines
+
+
+def plan_text(problem: Problem, bases: Sequence[Base], settings: Settings, folder: Path) -> str:
+    """The plan as a table, and what it comes to."""
+    templates = settings.templates or default_templates(problem.template, problem.labels)
+    place = Place(problem, bases, templates, None, settings.passages)
+    tuner = None
+    if len(problem.rows.train) >= FEWEST_LABELS and settings.tunings:
+        tuner = Tuner(problem, Start(bases[0]), templates[0], folder / "tuning", settings.tuning)
+    lines = plan_lines(problem, PROMPTS, place, tuner, settings.tunings)
+    columns = [
+        Column("rung", "rung"),
+        Column("way", "way"),
+        Column("tokens", "tokens of a prompt", format=".0f"),
+        Column("flops", "FLOPs of all rows", format="si"),
+        Column("seconds", "time, a guess", "s", format=".0f"),
+    ]
+    table = text_table(lines, [c for c in columns if any(c.key in line for line in lines)])
+    hours = sum(line.get("seconds", 0.0) for line in lines) / 3600
+    return (
+        f"{table}\nat most {hours:.2f} hours of {settings.budget_hours:g}: screening drops ways on "
+        "the way"
+    )
 
 
 def _row_cost(problem: Problem, way: Way) -> tuple[float, float]:

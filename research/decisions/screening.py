@@ -50,6 +50,7 @@ def screen(
     ask: Callable[[str, int], Scores | None],
     groups: Callable[[int], Sequence[str] | None],
     rivals: Mapping[str, Scores] | None = None,
+    drops: bool = True,
 ) -> list[Outcome]:
     """Asks ways part by part.
 
@@ -60,6 +61,7 @@ def screen(
         budget is spent, or the way cannot be asked.
       groups: number of rows -> the group of each; None: they have none.
       rivals: ways that have all rows, which are not asked: those that lose to them go.
+      drops: whether ways go at all; else all are asked to the end.
 
     Returns:
       What became of each, in the order of `names`.
@@ -78,6 +80,8 @@ def screen(
                 scores[name] = answer
         if not alive or part == parts - 1:
             break
+        if not drops:
+            continue
         count = len(scores[alive[0]])
         own_groups = groups(count)
         table = {name: scores[name] for name in alive}

@@ -43,7 +43,7 @@ _MULTIPLE = 32
 class TuningSettings:
     """How long a model is tuned, and what else it is asked."""
 
-    steps: int = 60
+    steps: int = 32
     batch_size: int = 8
     # a source with a held-out split, of whose text it is measured how much is forgotten
     general_text: Mapping[str, Any] | None = None
@@ -51,7 +51,7 @@ class TuningSettings:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # learning rates of domain pretraining, and its steps
     pretraining_rates: tuple[float, ...] = (1e-4, 3e-4)
-    pretraining_steps: int = 60
+    pretraining_steps: int = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +131,9 @@ class Tuner:
           ValueError: no trial finished; says why.
         """
         counts = self.counts()
+        # the rate in the middle first: there may be no time for others
+        middle = tuning.rates[len(tuning.rates) // 2]
+        self._trials.best(self._study(tuning, counts[-1:], (middle,), growth=0), clock)
         study = self._study(tuning, counts[-1:], tuning.rates, growth=2)
         best = self._trials.best(study, clock)
         yield self._tuned(tuning, best, counts[-1], best.seconds)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from research.checkpoints import runs
 from research.decisions.costs import BuildCost
 from research.decisions.problem import Problem
 from research.decisions.templates import PromptTemplate, Shot
 from research.evaluation.multiple_choice import MultipleChoice
 from research.evaluation.question_task import QuestionTask
 from research.generation.constraints import ConstraintConfig
+from research.generation.responders import Responder
 from research.retrieval import RetrievalConfig
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +54,21 @@ class Way:
         else:
             settings |= {"constraint": self.constraint, "workflow": self.workflow}
         return problem.task_of(split, self.template.format(self.shots), **settings)
+
+
+def open_base(path: str, name: str) -> tuple[Base, Tokenizer]:
+    """A run as a base, and its tokenizer.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+      ValueError: it is a bank of adapters.
+    """
+    run = runs.open_run(path)
+    if run.method.bank_names:
+        raise ValueError(f"--base {path}: it is a bank of adapters; name a run of one")
+    responder = Responder(run)
+    objective = responder.objective
+    has_template = responder.reads_conversations or bool(
+        objective is not None and objective.has_completions
+    )
+    return Base(name, path, has_template), run.tokenizer

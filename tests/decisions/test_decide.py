@@ -56,9 +56,11 @@ def test_what_was_measured_stands_on_the_page_and_in_the_file(tmp_path, world):
 
 def test_wrong_flags_and_runs_are_named_before_anything_is_read(tmp_path, capsys):
     for line, error in {
-        "--base a": "say what is asked: --task NAME, or --config FILE",
+        "--base a": "say what is asked: --task NAME, --task FILE.jsonl, or --config FILE",
         "--task law --config b --base a": "say what is asked",
         "--task law --base a --labels-cost 1": "--labels-cost is in the money of --price-per-hour",
+        "--task law --base a --choices a,b": "and --choices are of --task FILE.jsonl",
+        "--task law --base a --tune lora": "'lora' is none of prompt tuning, LoRA",
         "--task law --base a --target 90": "a share such as 0.9, not 90",
         "--task law --base a --budget-hours 0": "a positive number, not 0",
         "--task law --base a --test-rows 0": "a number from 1 on, not 0",
