@@ -185,7 +185,26 @@ def open_problem(
     )
     asked_task = problem.task_of(screens[0])
     names = asked_task.metric_names(asked_task.read())
-    return dataclasses.replace(problem, metric=choose_metric(names, metric))
+    problem = dataclasses.replace(problem, metric=choose_metric(names, metric))
+    _check_metric(problem)
+    return problem
+
+
+def _check_metric(problem: Problem) -> None:
+    """Refuses a metric that some rows do not have: they would count as wrong in every way.
+
+    Raises:
+      ValueError: saying how many.
+    """
+    for split in (VALIDATION, *(["test"] if problem.rows.test else [])):
+        task = problem.task_of(split)
+        records = [question.record for question in task.read()]
+        count = sum(problem.metric not in {*task.measures(record)} for record in records)
+        if count:
+            raise ValueError(
+                f"--metric {problem.metric}: {count} of {len(records)} rows of {split} do not have "
+                "it, and would count as wrong whatever answers them: choose one that all have"
+            )
 
 
 def write_examples(folder: Path, examples: Sequence[Shot]) -> None:

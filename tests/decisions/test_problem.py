@@ -91,6 +91,21 @@ def test_what_is_no_problem_is_refused_before_anything_is_asked(tmp_path, world)
         open_colours(tmp_path, world, GenerationTask(task.source, (ExactMatch(),)))
 
 
+def test_a_metric_that_some_rows_lack_is_refused(tmp_path, world):
+    """A field of the reference is measured where it is there."""
+    records = [
+        {"prompt": f"roof {n}", "completion": json.dumps({"a": n} | ({"b": 1} if n % 4 else {}))}
+        for n in range(80)
+    ]
+    write_lines(tmp_path / "test.jsonl", records)
+    source = JsonlConfig("a", str(tmp_path / "{split}.jsonl"))
+    task = GenerationTask(source, (JsonSchema(),), group=None)
+    evaluation, place = Evaluation(tasks={"t": task}), (tmp_path / "rows", tokenizer_of(world))
+    assert open_problem("a", evaluation, *place, metric="json/field/a").metric == "json/field/a"
+    with pytest.raises(ValueError, match=r"field/b: \d+ of \d+ rows of validation do not have"):
+        open_problem("a", evaluation, *place, metric="json/field/b")
+
+
 def test_the_metric_that_decides_and_what_a_text_is_worth_by_it(tmp_path):
     assert choose_metric(["json", "json/exact", "json/fields", "json/valid"]) == "json/fields"
     assert choose_metric(["right", "right/bytes"]) == "right"
