@@ -231,6 +231,24 @@ def test_what_a_bucket_refuses_is_said_in_one_line_with_the_bucket_and_what_is_m
         assert "missing, cut short" not in line and "disk space" not in line, line
 
 
+def test_a_bucket_that_may_no_longer_be_written_ends_the_run_at_its_next_save(
+    remote, faults, tmp_path
+):
+    where, folder = "gs://made/denied", absolute("gs://made/denied")
+    process = tiny_run.start(remote(NO_LIMIT), tmp_path, where)
+    tiny_run.wait_for(process, lambda: is_saved(folder, 5), 200)
+    message = DENIED.format("storage.objects.create")
+    faults.answer("^(POST|PUT|PATCH|DELETE) ", 403, message=message)
+    code, output = finish(process)
+    line = output.strip().splitlines()[-1]
+    assert code == 1 and "Traceback" not in output, output
+    assert line.startswith("error: could not save step ") and "in gs://made/denied/" in line
+    assert "roles/storage.objectUser" in line and line.endswith("the steps before are as they were")
+    assert output.count("metrics were not copied to") == 1  # once, and not at each save
+    faults.clear()
+    assert open_checkpoint(where).step >= 5 and tiny_run.content(where)
+
+
 def test_the_newest_start_has_a_buckets_folder(remote):
     folder = absolute("gs://made/claims/run")
 
