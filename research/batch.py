@@ -45,9 +45,9 @@ class Batch:
     adapter: Array | None = None  # [B] int32: which attached adapter a row uses.
     # Of preferences: an example is two documents that follow each other, numbered from an odd one.
     roles: Array | None = None  # [B,S] int32: GOOD and so on, of the answers' targets.
-    reference: Array | None = (
-        None  # [B,S] float32: log-probability of each target by the first model.
-    )
+    # [B,S] float32: log-probability of each target by the model at the run's start
+    reference: Array | None = None
+    values: Array | None = None  # [B,S] float32: of rollouts, each target's advantage.
     # Whether some segment may be -1; static, because fast attention has no such segment.
     shared: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
 

@@ -58,7 +58,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 _DATA: Mapping[str, list[str]] = {"Experiment": ["data"], "DataConfig": []}
 # the class that is built -> where sources lie in it
 _SOURCES: Mapping[str, tuple[list[str], ...]] = {
-    "Experiment": (["data", "sources", "*"],),
+    "Experiment": (["data", "sources", "*"], ["phases", "*", "rollouts", "task", "source"]),
     "DataConfig": (["sources", "*"],),
     "Evaluation": (
         ["text", "sources", "*"],

@@ -147,7 +147,7 @@ def _look(
     faults = _Faults(alike=len(np.unique(examples.row_of(sample))) > 1)
     stops = examples.stops or (tokenizer.end_id,)
     # A tokenizer may pad with what ends a text.
-    pads = tokenizer.pad_id not in (*stops, tokenizer.end_id)
+    pads = tokenizer.pad_id not in (*stops, tokenizer.end_id) and not examples.are_sampled
     before = None
     for index in sample.tolist():
         length = int(examples.lengths[index])
@@ -155,7 +155,7 @@ def _look(
         if length > window:
             end = examples.piece(index, length - window, length)
         begin = first.tokens == tokenizer.begin_id
-        if np.any(begin[:-1] & begin[1:]):
+        if np.any(begin[:-1] & begin[1:]) and not examples.are_sampled:
             faults.doubled.append(index)
         trained_targets = end.targets[end.weights > 0]
         if pads and np.any(trained_targets == tokenizer.pad_id):

@@ -257,11 +257,11 @@ class HarnessModel(TemplateLM):
         with progress:
             for settings, numbers in groups.items():
                 texts = self._write([prompts[number] for number in numbers], settings, progress)
-                for number, (ids, is_cut, _) in zip(numbers, texts, strict=True):
+                for number, answer in zip(numbers, texts, strict=True):
                     usage = self._usage(requests[number])
-                    usage.new_tokens += len(ids)
-                    usage.is_cut |= is_cut
-                    text = self.tokenizer.decode(ids)
+                    usage.new_tokens += len(answer.tokens)
+                    usage.is_cut |= answer.is_cut
+                    text = self.tokenizer.decode(answer.tokens)
                     answers[number] = postprocess_generated_text(text, list(settings.until), None)
         return answers
 

@@ -14,6 +14,7 @@ from research.evaluation.workflows.base import Candidate, Step
 from research.evaluation.workflows.run import Saying
 from research.generation import decode
 from research.generation.constraints import CompiledGrammar, Constraint, ConstraintConfig
+from research.generation.decode import Completion
 from research.generation.decoder import Request
 from research.generation.responders import Responder, find_stops
 from research.generation.sampling import Sampling
@@ -69,6 +70,20 @@ class Writer:
         constraint: ConstraintConfig | None = None,
         max_tokens: int | None = None,
     ) -> list[Text]:
+        """As `complete`, as texts."""
+        answers = self.complete(prompts, draws, constraint, max_tokens)
+        return [
+            Text(self._tokenizer.decode(each.tokens), len(each.tokens), each.is_cut, each.failure)
+            for each in answers
+        ]
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        draws: Sequence[Draw],
+        constraint: ConstraintConfig | None = None,
+        max_tokens: int | None = None,
+    ) -> list[Completion]:
         """The answer to each prompt, with draws of its own.
 
         Args:
@@ -91,11 +106,7 @@ class Writer:
             for prompt, draw in zip(prompts, draws, strict=True)
         ]
         model, dtype = self._model.model, self._model.cache_dtype
-        answers = decode.complete(model, requests, task.batch_size, cache_dtype=dtype)
-        return [
-            Text(self._tokenizer.decode(each.tokens), len(each.tokens), each.is_cut, each.failure)
-            for each in answers
-        ]
+        return decode.complete(model, requests, task.batch_size, cache_dtype=dtype)
 
     def say(
         self,

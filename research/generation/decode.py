@@ -24,6 +24,8 @@ class Completion(NamedTuple):
     is_cut: bool
     # why its constraint failed, which stopped it; empty: it did not
     failure: str = ""
+    # the token that ended it, which `tokens` have not; None: none of the request's ends did
+    end: int | None = None
 
 
 def complete(
@@ -67,7 +69,8 @@ def complete(
             is_cut = not has_ended
             if request.constraint is not None and not failure:
                 is_cut = not request.constraint.is_complete
-            completions[number] = Completion(answer, is_cut, failure)
+            end = token if token in request.ends and not failure else None
+            completions[number] = Completion(answer, is_cut, failure, end)
             if on_end is not None:
                 on_end()
     return [completion for completion in completions if completion is not None]

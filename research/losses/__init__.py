@@ -6,12 +6,14 @@ from research.config.schema import by_kind, one_of
 from research.losses.base import Loss
 from research.losses.cross_entropy import CrossEntropy
 from research.losses.dpo import DPO
+from research.losses.grpo import GRPO
 from research.losses.ipo import IPO
 from research.losses.kto import KTO
 from research.losses.orpo import ORPO
+from research.losses.reinforce import Reinforce
 from research.losses.simpo import SimPO
 
-LOSSES: dict[str, type[Loss]] = by_kind(CrossEntropy, DPO, IPO, KTO, ORPO, SimPO)
+LOSSES: dict[str, type[Loss]] = by_kind(CrossEntropy, DPO, IPO, KTO, ORPO, SimPO, GRPO, Reinforce)
 
 # One of them, told apart by its `kind`.
 LossConfig: Any = one_of(LOSSES.values())

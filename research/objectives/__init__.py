@@ -11,6 +11,7 @@ from research.objectives.labelled_answers import LabelledAnswers
 from research.objectives.masked import Masked
 from research.objectives.preference import Preference
 from research.objectives.prefix_lm import PrefixLM
+from research.objectives.rollouts import Rollouts
 from research.objectives.span_corruption import SpanCorruption
 from research.objectives.supervised import Supervised
 from research.objectives.ul2 import UL2
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, type[Objective]] = by_kind(
     Supervised,
     Preference,
     LabelledAnswers,
+    Rollouts,
 )
 
 # One of them, told apart by its `kind`.

@@ -26,6 +26,8 @@ class Piece:
     # [n] int32 of an example of several documents: the number of each from 0, and `Batch.roles`
     documents: np.ndarray | None = None
     roles: np.ndarray | None = None
+    # [n] float32, `Batch.values`
+    values: np.ndarray | None = None
 
     def between(self, start: int, stop: int) -> "Piece":
         """Its places start .. stop - 1."""
@@ -34,7 +36,7 @@ class Piece:
         def cut(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[here]
 
-        optional = (cut(values) for values in (self.prefix, self.documents, self.roles))
+        optional = (cut(each) for each in (self.prefix, self.documents, self.roles, self.values))
         return Piece(self.tokens[here], self.targets[here], self.weights[here], *optional)
 
 
@@ -64,6 +66,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         join("prefix", bool),
         join("documents", np.int32),
         join("roles", np.int32),
+        join("values", np.float32),
     )
 
 
@@ -95,6 +98,8 @@ class Examples:
     ends: bool = True
     # Whether every example is one, with an end of its own, also where a row has several.
     complete: bool = False
+    # Whether a model drew the answers: any token may be in them, also padding.
+    are_sampled: bool = False
     # Tokens that end what is trained on, where that is not the tokenizer's end-of-text.
     stops: tuple[int, ...] = ()
     # What a run's plan says of how they were made.

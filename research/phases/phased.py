@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from research.checkpoints.step_folders import PHASES
 from research.config import paths
 from research.config.schema import Name
 from research.experiment import Experiment
+from research.phases.rollouts import RolloutConfig
+from research.training.workdir import CHECKPOINTS
+
+MERGED = "merged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Phase:
     name: Name
     # path of a field of the experiment, such as `schedule.learning_rate` -> its value in this phase
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # answers that its start gives, which its `data.sources` are then; None: they are those of the
+    # config
+    rollouts: RolloutConfig | None = None
     # start from a base into which the adapters of the phase before were merged (as ReLoRA does,
     # arXiv:2307.05695); else they go on
     merge: bool = False
@@ -56,11 +64,32 @@ class PhasedExperiment(Experiment):
         """Where a phase has its run, in the whole run's folder."""
         return f"{PHASES}/{number + 1}_{self.phases[number].name}"
 
-    def experiments(self, starts: list[str]) -> list[Experiment]:
+    def start(self, number: int, workdir: Path) -> str | None:
+        """What a phase starts from: what the one before it leaves behind.
+
+        Args:
+          workdir: the whole run's folder.
+        """
+        changes = self.phases[number].changes
+        if number == 0 or "init_from" in changes:
+            return changes.get("init_from", self.init_from)
+        before = workdir / self.folder(number - 1)
+        if self.phases[number].merge:
+            return str(before / MERGED)
+        if not changes.get("keep_optimizer", self.keep_optimizer):
+            return str(before)
+        steps = self.phases[number - 1].changes.get("steps", self.steps)
+        return str(before / CHECKPOINTS / str(steps))  # a finished model has no optimizer
+
+    def rollouts_file(self, number: int, workdir: Path) -> Path:
+        """Where a phase's rollouts are written."""
+        return workdir / "rollouts" / f"{number + 1}_{self.phases[number].name}.jsonl"
+
+    def experiments(self, workdir: Path) -> list[Experiment]:
         """The experiment of each phase.
 
         Args:
-          starts: what the second phase starts from, and each after it.
+          workdir: the whole run's folder.
 
         Raises:
           ValueError: changes that do not fit the experiment; names the phase.
@@ -69,13 +98,17 @@ class PhasedExperiment(Experiment):
         for number, phase in enumerate(self.phases):
             changes = {paths.full_path(Experiment, key): x for key, x in phase.changes.items()}
             if number:
-                start = {"init_from": starts[number - 1], "model": None, "tokenizer": None}
-                changes = start | {"seed": self.seed + number} | changes
+                start = {"model": None, "tokenizer": None, "seed": self.seed + number}
+                changes = start | changes | {"init_from": self.start(number, workdir)}
+            if phase.rollouts is not None:
+                path = str(self.rollouts_file(number, workdir))
+                source = {"name": "rollouts", "kind": "jsonl", "path": path, "format": "rollouts"}
+                changes |= {"data.sources": [source]}
             try:
                 experiment = paths.replace(self.common, changes)
             except ValueError as error:
                 raise ValueError(f"phases[{number}] ({phase.name}): {error}") from error
-            if "data.first_batch" not in changes:
+            if "data.first_batch" not in changes and phase.rollouts is None:
                 experiment = _behind(experiment, experiments)
             experiments.append(experiment)
         return experiments

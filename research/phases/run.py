@@ -19,7 +19,8 @@ from research.checkpoints import runs
 from research.checkpoints.checkpointer import open_checkpoint
 from research.checkpoints.step_folders import PHASES
 from research.experiment import Experiment
-from research.phases.phased import PhasedExperiment
+from research.phases.phased import MERGED, PhasedExperiment
+from research.phases.rollouts import EqualRewardsError, read_prompts, write_rollouts
 from research.runtime import files, storage
 from research.training import continuation
 from research.training.loop import train
@@ -28,7 +29,6 @@ from research.training.session import Session
 from research.training.summary import SUMMARY, Summary
 from research.training.workdir import CHECKPOINTS, MODEL
 
-MERGED = "merged"
 # of a summary: what phases have in common, or what their numbers sum up to
 _SUMS = ("steps", "skipped", "seconds", "tokens", "examples", "flops")
 
@@ -51,25 +51,37 @@ def train_phases(
     check_folder(workdir, bool(phased.phases))
     if not phased.phases:
         return train(phased.common, workdir, dry_run, session=session)
-    folders = [storage.absolute(workdir) / phased.folder(i) for i in range(len(phased.phases))]
-    _check_known(storage.absolute(workdir) / PHASES, [folder.name for folder in folders])
-    starts = [_start(phased, number, folders) for number in range(1, len(folders))]
-    experiments = phased.experiments(starts)
+    folder = storage.absolute(workdir)
+    folders = [folder / phased.folder(number) for number in range(len(phased.phases))]
+    _check_known(folder / PHASES, [each.name for each in folders])
+    experiments = phased.experiments(folder)
     for number in range(len(experiments)):
         if dry_run or (number and not _is_finished(folders[number - 1])):
             _check(phased, number, experiments, folders, session)
     summaries: list[Summary] = []
     for number, experiment in enumerate([] if dry_run else experiments):
         _title(phased, number)
-        if phased.phases[number].merge:
+        phase = phased.phases[number]
+        if phase.merge:
             _merge(folders[number - 1])
+        if phase.rollouts is not None:
+            path, start = phased.rollouts_file(number, folder), phased.start(number, folder)
+            if start is None:
+                raise ValueError(f"{_name(phased, number)}: rollouts need an `init_from` to answer")
+            try:
+                write_rollouts(phase.rollouts, start, path, number, experiment.mesh)
+            except EqualRewardsError as error:
+                if not summaries:
+                    raise
+                show(f"the run ends before {_name(phased, number)}: {error}")
+                break
         if number and "init_from" not in phased.phases[number].changes:
             _check_began_there(experiment, folders[number])
         summary = train(experiment, folders[number], session=session)
         assert summary is not None  # it was no dry run
         summaries.append(summary)
         if jax.process_index() == 0:
-            _write_summary(phased, summaries, storage.absolute(workdir))
+            _write_summary(phased, summaries, folder)
         if not summary.finished:
             break
     return summaries[-1] if summaries else None
@@ -103,18 +115,6 @@ def _check_known(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _start(phased: PhasedExperiment, number: int, folders: list[Path]) -> str:
-    """What a phase starts from: what the one before it leaves behind."""
-    before = folders[number - 1]
-    if phased.phases[number].merge:
-        return str(before / MERGED)
-    changes = phased.phases[number].changes
-    if not changes.get("keep_optimizer", phased.keep_optimizer):
-        return str(before)
-    steps = phased.phases[number - 1].changes.get("steps", phased.steps)
-    return str(before / CHECKPOINTS / str(steps))  # a finished model has no optimizer
-
-
 def _is_finished(folder: Path) -> bool:
     return storage.is_file(folder / SUMMARY)
 
@@ -128,8 +128,14 @@ def _check(
 ) -> None:
     """Checks a phase before anything trains, as a dry run does."""
     experiment, note = experiments[number], ""
+    is_behind = number and "init_from" not in phased.phases[number].changes
     try:
-        is_behind = number and "init_from" not in phased.phases[number].changes
+        if (rollouts := phased.phases[number].rollouts) is not None:
+            read_prompts(rollouts, number)
+            if is_behind and not phased.phases[number].merge:
+                before = experiments[number - 1].method
+                continuation.check_method(folders[number - 1], before, experiment.method)
+            return  # what it reads is not there yet
         if is_behind and not _is_finished(folders[number - 1]):
             first, before = experiments[0], experiments[number - 1]
             if not phased.phases[number].merge:

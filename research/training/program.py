@@ -113,19 +113,21 @@ class Program:
         data = self.experiment.data
         shape = (data.batch_size, data.sequence_length)
         abstract: Any = jax.ShapeDtypeStruct
-        tokens = abstract(shape, np.int32)
+        tokens, numbers = abstract(shape, np.int32), abstract(shape, np.float32)
+        kind = data.objective.example_kind
         bank = self.experiment.method.bank_names
         has_prefix = any(objective.bidirectional for objective in data.all_objectives)
         return Batch(
             tokens=tokens,
             targets=tokens,
-            weights=abstract(shape, np.float32),
+            weights=numbers,
             segments=tokens,
             positions=tokens,
             prefix=abstract(shape, np.bool_) if has_prefix else None,
             adapter=abstract(shape[:1], np.int32) if bank else None,
-            roles=tokens if data.objective.example_kind != "texts" else None,
-            reference=abstract(shape, np.float32) if self.needs_reference else None,
+            roles=tokens if kind in ("pairs", "labelled answers") else None,
+            reference=numbers if self.needs_reference else None,
+            values=numbers if kind == "rollouts" else None,
         )
 
     @property

@@ -136,5 +136,6 @@ def _batches(packed: PackedRows, size: int, pad_id: int) -> Iterator[tuple[int, 
         numbers = list(range(first, min(first + size, len(packed))))
         fields: dict[str, Any] = empty_rows(size, packed.plan.sequence_length, pad_id)
         packed.write(fields, list(range(len(numbers))), numbers)
-        fields.pop("roles", None)
+        for name in ("roles", "values"):
+            fields.pop(name, None)
         yield first, Batch(**fields)

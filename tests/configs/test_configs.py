@@ -45,7 +45,7 @@ def test_a_config_says_command_expected_numbers_and_hardware(file: str) -> None:
 def test_a_config_builds(file: str) -> None:
     config = cli.load(CLASSES[command(file)], str(ROOT / file))
     if isinstance(config, PhasedExperiment) and config.phases:
-        assert config.experiments(["runs/before"] * len(config.phases))
+        assert config.experiments(Path("runs/whole"))
 
 
 @pytest.mark.parametrize("accelerator", presets.PRESETS)

@@ -26,8 +26,8 @@ class PackedRows:
         return {field: values[0] for field, values in row.items()}
 
     def write(self, into: dict[str, np.ndarray], places: list[int], rows: list[int]) -> None:
-        """Writes rows into the places of a batch; adds the fields `prefix` and `roles` if they
-        have them.
+        """Writes rows into the places of a batch; adds the fields `prefix`, `roles` and `values`
+        if they have them.
 
         Args:
           into: fields [n, S], as `empty_rows` makes them.
@@ -55,7 +55,7 @@ class PackedRows:
         if self.reference is not None and "reference" in into:
             pairs = zip(plan.examples[numbers].tolist(), starts, starts + sizes, strict=True)
             fields["reference"] = np.concatenate([self.reference[i][a:b] for i, a, b in pairs])
-        for field, kind in (("prefix", bool), ("roles", np.int32)):
+        for field, kind in (("prefix", bool), ("roles", np.int32), ("values", np.float32)):
             if (values := getattr(piece, field)) is not None:
                 fields[field] = values
                 into.setdefault(field, np.zeros(into["tokens"].shape, kind))

@@ -13,6 +13,7 @@ from research.data.sources.formats.conversations import MESSAGE_PAIR, MESSAGES, 
 from research.data.sources.formats.pairs import ALPACA, PAIR
 from research.data.sources.formats.plain import OTHER, TEXT
 from research.data.sources.formats.preferences import LABELLED_ANSWERS, PREFERENCE
+from research.data.sources.formats.rollouts import ROLLOUTS
 from research.data.sources.formats.squad import SQUAD
 from research.data.sources.formats.unread import (
     UnusedFields,
@@ -51,6 +52,7 @@ FORMATS: dict[str, Format] = {
     "text": TEXT,
     "preference": PREFERENCE,
     "labelled answers": LABELLED_ANSWERS,
+    "rollouts": ROLLOUTS,
     "other": OTHER,
 }
 
