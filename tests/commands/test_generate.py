@@ -34,7 +34,7 @@ def chatting(monkeypatch):
     )
     calls = []
 
-    def stream(model, prompts, tokens, end_id, sampling, stops=(), constraints=None):
+    def stream(model, prompts, tokens, end_id, sampling, stops=(), **settings):
         calls.append((run.tokenizer.decode(prompts[0], special=True), stops))
         return iter(np.asarray([[token] for token in [*tokenizer.encode("yes"), tokenizer.end_id]]))
 

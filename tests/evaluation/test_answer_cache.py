@@ -107,11 +107,11 @@ def test_what_was_interrupted_goes_on_with_the_questions_that_are_missing(
 ):
     batch_sizes, complete = [], decode.complete
 
-    def interrupted(model, requests, rows):
+    def interrupted(model, requests, rows, **settings):
         batch_sizes.append(len(requests))
         if len(batch_sizes) == 3:
             raise KeyboardInterrupt
-        return complete(model, requests, rows)
+        return complete(model, requests, rows, **settings)
 
     monkeypatch.setattr(decode, "complete", interrupted)
     monkeypatch.setattr(generation_task, "BATCHES", 1)

@@ -221,7 +221,7 @@ def test_fields_that_scorers_read_are_not_lost(tmp_path):
 
 def test_bad_questions_are_refused_before_any_is_asked(place, tmp_path, monkeypatch):
     run = runs.open_run(place.base)
-    monkeypatch.setattr(decode, "complete", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr(decode, "complete", lambda *_, **__: pytest.fail("it was asked"))
 
     def ask(records, *scorers):
         source = write(tmp_path / "a.jsonl", records)

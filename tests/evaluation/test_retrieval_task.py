@@ -63,9 +63,9 @@ def ask(world, the_task):
 def test_prompts_hold_the_passages_that_a_result_names(world, notes, monkeypatch):
     prompts, complete = [], decode.complete
 
-    def record(model, requests, rows):
+    def record(model, requests, rows, **settings):
         prompts.extend(request.prompt for request in requests)
-        return complete(model, requests, rows)
+        return complete(model, requests, rows, **settings)
 
     monkeypatch.setattr(decode, "complete", record)
     result = ask(world, task(notes))
