@@ -4,6 +4,7 @@ A method is a frozen dataclass, a `Method` (base.py); what it puts into sites is
 one costs its file and a line in members.py.
 """
 
+from research.methods.adalora import AdaLoRA
 from research.methods.attach import (
     PLACES,
     WEIGHTED,
@@ -37,6 +38,7 @@ __all__ = [
     "IA3",
     "METHODS",
     "PLACES",
+    "AdaLoRA",
     "Bank",
     "Bottleneck",
     "Delta",

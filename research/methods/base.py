@@ -103,6 +103,13 @@ class Method:
         """The method with what it takes of the tokenizer, such as the tokens of a prompt's text."""
         return self
 
+    def check_steps(self, steps: int) -> None:
+        """Refuses a run of too few steps.
+
+        Raises:
+          ValueError: what it does would not be done by the run's end.
+        """
+
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         """A copy of the model with this method's parameters in its sites.
 

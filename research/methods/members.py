@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from research.config.schema import by_kind, one_of
+from research.methods.adalora import AdaLoRA
 from research.methods.base import Method
 from research.methods.bottleneck import Bottleneck
 from research.methods.dora import DoRA
@@ -22,6 +23,7 @@ MEMBERS: dict[str, type[Method]] = by_kind(
     Full,
     Partial,
     LoRA,
+    AdaLoRA,
     DoRA,
     IA3,
     Bottleneck,

@@ -94,6 +94,10 @@ class Several(Method):
             trainable, memory = method.adjust(trainable, gradients, memory, step)
         return trainable, memory
 
+    def check_steps(self, steps: int) -> None:
+        for method in self.of:
+            method.check_steps(steps)
+
     def attach(self, model: Transformer, key: jax.Array) -> Transformer:
         for number, method in enumerate(self.of):
             model = method.attach(model, jax.random.fold_in(key, number))

@@ -62,6 +62,7 @@ def make_hyper(
     def number(x: float | None) -> np.ndarray | None:
         return None if x is None else np.asarray(x, np.float32)
 
+    experiment.method.check_steps(experiment.steps)
     return stepping.Hyper(
         key=row_key,
         schedule=Schedule.make(experiment.schedule, experiment.steps),

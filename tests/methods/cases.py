@@ -21,6 +21,7 @@ from research.methods import (
     Several,
     VeRA,
 )
+from research.methods.adalora import AdaLoRA
 from research.methods.bottleneck import PFEIFFER
 from research.methods.l2_sp import L2SP
 from research.methods.loha import LoHa
@@ -103,6 +104,14 @@ CASES: dict[str, Case] = {
     "loha": Case(LoHa(rank=4), 0, True, 2 * LAYERS * 4 * SIDES, 3e-2),
     # blocks of 4 x 4, of which 6 entries train
     "oft": Case(OFT(block_size=4), 0, True, LAYERS * (6 * (D // 4) + F // 4) * 6, 0.1, False),
+    "adalora": Case(
+        AdaLoRA(15, prune_from=5, every=5, rank=4, target_rank=2, orthogonality=0.1),
+        start=0,
+        merges=True,
+        parameters=LAYERS * 4 * (SIDES + 7),
+        learning_rate=3e-2,
+        studied=False,
+    ),
     "prompt": Case(Prompt(length=3), None, False, 3 * D),
     "prompt-random": Case(Prompt(length=3, start="random"), None, False, 3 * D),
     "prompt-text": Case(
@@ -138,8 +147,7 @@ BESIDE: dict[str, Case] = {
     "one-layer": Case(Partial((r"layers/1/.*", "final_norm/.*")), 0, False, LAYER + D, 1e-2),
     "biases": Case(Partial((".*/bias",)), 0, False, LAYERS * OUTPUTS),
     "l2-sp": Case(L2SP(), 0, False, 2 * V * D + LAYERS * LAYER + D, 1e-2, studied=False),
-    # its rate is that of l2-sp; tests/methods/test_starts.py gives it the data that it needs
-    "ewc": Case(EWC((".*norm/scale",)), 0, False, (2 * LAYERS + 1) * D, studied=False),
+    "ewc": Case(EWC(strength=0.1), 0, False, 2 * V * D + LAYERS * LAYER + D, 1e-2, studied=False),
     "lora-and-prompt": Case(
         Several(of=(LoRA(rank=4), Prompt(length=3))),
         start=None,

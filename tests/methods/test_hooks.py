@@ -12,7 +12,7 @@ from research import step as stepping
 from research.data.config import DataConfig
 from research.data.sources import JsonlConfig
 from research.experiment import Experiment
-from research.methods import Bank, Full, LoRA, Method, Partial, Several
+from research.methods import AdaLoRA, Bank, Full, LoRA, Method, Partial, Several
 from research.methods.l2_sp import L2SP
 from research.optim.adamw import AdamW
 from research.training.program import make_program
@@ -93,7 +93,7 @@ def test_a_method_without_hooks_leaves_the_step_as_it_is():
             assert program.state_shapes.memory == {}
 
 
-@pytest.mark.parametrize("method", [L2SP()], ids=lambda method: method.kind)
+@pytest.mark.parametrize("method", [L2SP(), CASES["adalora"].method], ids=lambda m: m.kind)
 def test_runs_that_differ_in_a_hooks_numbers_share_a_program(method):
     numbers = dict.fromkeys(method.array_fields, 0.7)
     programs = [
@@ -150,4 +150,13 @@ def test_what_takes_part_in_the_step_is_in_no_bank():
 def experiment(method):
     data = DataConfig((JsonlConfig("none", "none"),), sequence_length=16, batch_size=8)
     shape = tiny.config(tie_embeddings=False)
-    return Experiment(steps=1, model=shape, tokenizer="none", data=data, method=method)
+    return Experiment(steps=20, model=shape, tokenizer="none", data=data, method=method)
+
+
+def test_an_adalora_that_would_not_end_at_its_rank_is_refused():
+    with pytest.raises(ValueError, match="prune_until 21 is over the run's 20 steps"):
+        make_program(experiment(AdaLoRA(21)), None)
+    with pytest.raises(ValueError, match="prune_from 9 is not before prune_until 9"):
+        AdaLoRA(9, prune_from=9)
+    with pytest.raises(ValueError, match="target_rank 4 is not less than rank 4: nothing"):
+        AdaLoRA(9, rank=4, target_rank=4)

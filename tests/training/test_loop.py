@@ -237,7 +237,9 @@ QUICK = ("full", "lora", "prompt-text")
 )
 def test_every_method_learns(world, tmp_path, case):
     method, rate = LEARNERS[case].method, LEARNERS[case].learning_rate
-    train(world.tuning(20, method=method, schedule=ScheduleConfig(rate, "constant")), tmp_path)
+    changes = dict(start_data=world.data()) if method.needs_start_data else {}
+    schedule = ScheduleConfig(rate, "constant")
+    train(world.tuning(20, method=method, schedule=schedule, **changes), tmp_path)
     losses = [json.loads(line)["loss"] for line in tiny_run.lines(tmp_path)]
     # a base of two thin layers leaves less to vectors in front of it
     share = 2 if method.kind in ("prompt", "prefix") else 3
