@@ -30,8 +30,8 @@ LIGHT = ("dora", "lora", "prompt")
 every_case_in_time = pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[] if c in LIGHT else [pytest.mark.heavy]) for c in CASES]
 )
-# where they start is all that is their own
-SAME_PROGRAM = ("prompt-random", "prompt-text", "prompt-labels")
+# of those that lie on devices in one way, one
+ON_A_MESH = (*LIGHT, "ia3", "vera", "oft", "prefix-mlp", "houlsby", "full", "l2-sp", *BANKS)
 and_beside = pytest.mark.parametrize(
     "case",
     [c if c in LIGHT else pytest.param(c, marks=pytest.mark.heavy) for c in [*CASES, *BESIDE]],
@@ -110,7 +110,7 @@ def test_only_what_is_named_or_attached_trains_and_all_of_it_does(case):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("case", [c for c in [*CASES, *BESIDE, *BANKS] if c not in SAME_PROGRAM])
+@pytest.mark.parametrize("case", ON_A_MESH)
 def test_neither_mesh_nor_order_of_devices_counts(case):
     losses, state = short_run(case)
     # tokens in front of a row do not divide over devices that share it

@@ -1,6 +1,7 @@
 """Methods that share a base: several in every row, or one of a bank a row."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -15,6 +16,10 @@ from research.optim import optimizers
 from tests.helpers import rounding, tiny
 from tests.methods.cases import CASES, GROWTH, SHAPE
 
+# matrices, vectors and tokens in turn
+IN_TURN = list(
+    zip(optimizers.OPTIMIZERS, itertools.cycle(["lora-ends", "ia3", "prefix-mlp"]), strict=False)
+)
 forward = jax.jit(tiny.logits)
 
 
@@ -78,8 +83,7 @@ def test_a_bank_trains_each_adapter_on_its_own_rows():
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("case", ["lora-ends", "ia3", "prefix-mlp"])
-@pytest.mark.parametrize("optimizer", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "case"), IN_TURN)
 def test_a_banks_adapters_are_optimised_as_each_alone(optimizer, case):
     method = CASES[case].method
     alone = [tiny.shaken(tiny.attached(method, SHAPE), seed=seed) for seed in (3, 4)]
