@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -130,12 +130,26 @@ def read_answers(
 def _sums(values: list[jax.Array], segments: Array) -> list[jax.Array]:
     """Sums [B,E,2] of values [B,S] over each document: those of example e are 2e + 1 and 2e + 2.
 
-    As sums of masked values, and not scattered, they are the same bits every time.
+    Running sums that begin anew with each document: nothing is scattered, so that they are the same
+    bits every time, and no sum of a document loses digits to those before it.
     """
     rows, length = segments.shape
     count = max(1, length // 2)
-    is_there = jnp.asarray(segments)[..., None] == 1 + jnp.arange(2 * count)
+    numbers = jnp.where(jnp.asarray(segments) > 0, segments, length + 1)  # padding comes last
+    begins = jnp.concatenate([jnp.ones((rows, 1), bool), numbers[:, 1:] != numbers[:, :-1]], axis=1)
+    running, _ = jax.lax.associative_scan(_add_unless_new, (values, begins), axis=1)
+    wanted_numbers = 1 + jnp.arange(2 * count)
+    ends = jax.vmap(lambda row: jnp.searchsorted(row, wanted_numbers, side="right"))(numbers)
+    last = jnp.maximum(ends - 1, 0)  # of each document, its last place
+    is_there = jnp.take_along_axis(numbers, last, axis=1) == wanted_numbers
     return [
-        jnp.sum(jnp.where(is_there, value[..., None], 0.0), axis=1).reshape(rows, count, 2)
-        for value in values
+        jnp.where(is_there, jnp.take_along_axis(each, last, axis=1), 0.0).reshape(rows, count, 2)
+        for each in running
     ]
+
+
+def _add_unless_new(left: Any, right: Any) -> Any:
+    """One running sum of two neighbours: that of the right alone, where a document begins in it."""
+    (sums, has_begun), (others, begins) = left, right
+    added = [jnp.where(begins, b, a + b) for a, b in zip(sums, others, strict=True)]
+    return added, has_begun | begins

@@ -41,6 +41,8 @@ _METRICS = (
     *(field.name for field in dataclasses.fields(Summary)),
     *"loss nll accuracy trained_tokens gradient_norm learning_rate heldout_loss".split(),
     *"heldout_bits_per_byte quality bits_per_byte forgetting artifact_bytes questions".split(),
+    *"reward_margin preference_accuracy".split(),
+    *"heldout_reward_margin heldout_preference_accuracy".split(),
 )
 
 

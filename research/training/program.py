@@ -72,9 +72,13 @@ class Program:
     def flops(self) -> cost.Flops:
         """What a token costs, in closed form."""
         length = self.experiment.data.sequence_length
-        return cost.flops_per_token(
+        flops = cost.flops_per_token(
             self.model_config, self.model_shapes, self.step_config.trainable, length
         )
+        if not self.step_config.loss.reads_nll:
+            return flops
+        head = cost.forward_flops(self.model_config, self.model_shapes).head
+        return dataclasses.replace(flops, forward=flops.forward + head)  # its pass more
 
     @property
     def flops_per_token(self) -> float:

@@ -98,6 +98,15 @@ def test_every_loss_names_its_examples_and_shares_a_program_with_other_numbers()
         assert loss.without_numbers().with_numbers(loss.numbers) == loss
 
 
+@pytest.mark.parametrize("loss", [DPO(), KTO()], ids=["dpo", "kto"])
+def test_a_loss_takes_memory_for_tokens_and_not_for_pairs_of_them(loss):
+    batch = answers.batch(kinds=("pairs",) if isinstance(loss, DPO) else KINDS, length=512)
+    nll = np.ones(batch.tokens.shape, np.float32)
+    program = jax.make_jaxpr(lambda nll: loss.weigh(nll, batch, loss.count(batch)))(nll)
+    sizes = [v.aval.size for eqn in program.eqns for v in eqn.outvars]
+    assert len(sizes) > 50 and max(sizes) <= 2 * batch.tokens.size
+
+
 @functools.cache
 def run(loss, mesh=None, accumulation_steps=1, remat="none"):
     """The metrics of two steps, and the last parameters."""
@@ -135,7 +144,9 @@ def assert_same_run(actual, expected):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("loss", [DPO(), ORPO()], ids=str)
+@pytest.mark.parametrize(
+    "loss", [DPO(), pytest.param(ORPO(), marks=pytest.mark.heavy)], ids=["dpo", "orpo"]
+)
 def test_micro_batches_change_no_loss_and_no_weight(loss):
     assert_same_run(run(loss, accumulation_steps=4), run(loss))
     (line, _), _ = run(loss)

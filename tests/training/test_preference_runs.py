@@ -107,6 +107,23 @@ def test_the_reference_of_a_run_that_goes_on_with_an_adapter_is_that_adapter(
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-4)
 
 
+def test_two_betas_share_a_program_which_counts_the_second_pass_of_the_head(world, folder):
+    session, tokenizer = Session(), str(world.folder / "tokenizer.json")
+    start = {"init_from": None, "model": tiny_run.MODEL, "tokenizer": tokenizer}
+
+    def program(loss):
+        return session.make_program(tuning(world, folder, 1, loss, **start), None)
+
+    one, other = program(ORPO(beta=0.1)), program(ORPO(beta=0.5))
+    assert one.signature == other.signature and one.hyper.loss != other.hyper.loss
+    assert float(other.hyper.loss["beta"]) == 0.5
+    texts = world.data(sequence_length=one.experiment.data.sequence_length)
+    plain = session.make_program(world.experiment(1, data=texts), None)
+    size = 2 * tiny_run.MODEL.width * tiny_run.MODEL.vocabulary
+    assert one.flops.forward - plain.flops.forward == size
+    assert one.flops.backward == plain.flops.backward
+
+
 def test_the_reference_is_what_the_switched_off_adapter_says(world, folder, tmp_path):
     session = Session()
     run = open_training(tuning(world, folder, 1, method=LoRA(rank=2)), tmp_path, session)
