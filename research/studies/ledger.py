@@ -9,6 +9,7 @@ folder into the other. A ledger may lie in a bucket. DuckDB reads all of it at o
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import io
 import json
@@ -41,7 +42,8 @@ class Ledger:
 
         Args:
           folder: `rows/` of it holds the rows.
-          committed: one Parquet file with rows of earlier runs, kept with the study.
+          committed: one Parquet file with rows of earlier runs, kept with the study; `read` raises
+            ValueError where it is damaged.
         """
         self._rows_folder: epath.Path = storage.absolute(folder) / "rows"
         self._committed = committed
@@ -78,7 +80,7 @@ class Ledger:
             if match[1] not in rows or _rank(row) < _rank(rows[match[1]]):
                 rows[match[1]] = row
         if self._committed is not None and self._committed.exists():
-            for row in parquet.read_table(self._committed).to_pylist():
+            for row in _read_committed(self._committed):
                 if row["address"] in self._removed:
                     continue
                 content = {name: value for name, value in row.items() if value is not None}
@@ -110,6 +112,25 @@ class Ledger:
 
     def _names(self) -> list[str]:
         return [name for name in storage.names_in(self._rows_folder) if name.endswith(".parquet")]
+
+
+def _read_committed(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ledger that was committed.
+
+    Raises:
+      ValueError: it is damaged, or has two rows of one trial.
+    """
+    try:
+        rows = parquet.read_table(path).to_pylist()
+        counts = collections.Counter(row["address"] for row in rows)
+    except (pyarrow.ArrowException, KeyError) as error:
+        raise ValueError(
+            f"{path} is no ledger of a study ({type(error).__name__}: {error}): restore it, or "
+            "remove it, and its trials run again"
+        ) from error
+    if twice := [address for address, count in counts.items() if count > 1]:
+        raise ValueError(f"{path} has two rows of the trial {twice[0]}: restore it")
+    return rows
 
 
 def to_parquet(rows: Iterable[Row]) -> bytes:

@@ -63,6 +63,18 @@ def test_a_row_under_another_trials_name_does_not_count(tmp_path):
     assert not ledger.read() and ledger.damaged == [renamed.name]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1", to_parquet([{"a": 1}]), to_parquet([row(0)] * 2)]
+)
+def test_a_committed_ledger_that_is_damaged_is_named(tmp_path, content):
+    file = tmp_path / "ledger.parquet"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"ledger\.parquet (is no ledger of a study|has two rows)"):
+        Ledger(tmp_path, file).read()
+    file.write_bytes(to_parquet([row(0), row(1)]))
+    assert len(Ledger(tmp_path, file).read()) == 2
+
+
 def test_two_ledgers_merge_by_copying_and_foreign_files_are_left_alone(tmp_path):
     one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
     one.write(row(0))
