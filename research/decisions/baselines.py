@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -35,11 +36,13 @@ def measure_baseline(problem: Problem, kind: str, name: str, splits: tuple[str, 
     """A baseline on some splits of the rows."""
     train = problem.rows.train
     rows = [record for split in splits for record in problem.records(split)]
-    predictions, cost = BASELINES[kind](
-        [record["prompt"] for record in train],
-        [record["completion"] for record in train],
-        [record["prompt"] for record in rows],
-    )
+    with warnings.catch_warnings():  # that there are as many answers as rows
+        warnings.simplefilter("ignore", UserWarning)
+        predictions, cost = BASELINES[kind](
+            [record["prompt"] for record in train],
+            [record["completion"] for record in train],
+            [record["prompt"] for record in rows],
+        )
     pairs = zip(rows, predictions, strict=True)
     scores = np.asarray([score_text(problem.task, r, text, problem.metric) for r, text in pairs])
     names = [record["cluster"] for record in rows]

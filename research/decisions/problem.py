@@ -119,6 +119,8 @@ class Reading:
     splits: Mapping[str, Sequence[Record]]
     # what was found, a sentence each
     notes: tuple[str, ...] = ()
+    # whether rows have right answers; else a program alone scores what is said
+    has_answers: bool = True
 
 
 def read_task(evaluation: Evaluation, part: str | None = None) -> Reading:
@@ -132,7 +134,9 @@ def read_task(evaluation: Evaluation, part: str | None = None) -> Reading:
     """
     task, template = _choose_task(evaluation, part)
     splits = _read_splits(task)
-    return Reading(*with_plain_answers(task, template, splits))
+    task, template, splits = with_plain_answers(task, template, splits)
+    has_answers = any(r["completion"] for records in splits.values() for r in records)
+    return Reading(task, template, splits, has_answers=has_answers)
 
 
 def open_problem(
@@ -160,7 +164,7 @@ def open_problem(
       ValueError: rows that nothing can be decided by.
     """
     task = reading.task
-    rows = split_rows(reading.splits, sizes or Sizes())
+    rows = split_rows(reading.splits, sizes or Sizes(), reading.has_answers)
     rows, cut = _cut_rows(rows, tokenizer, prompt_tokens)
     notes = [*reading.notes, *rows.notes]
     if cut:

@@ -61,22 +61,30 @@ class Rows:
         return [self.validation[a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def split_rows(splits: Mapping[str, Sequence[Record]], sizes: Sizes) -> Rows:
+def split_rows(
+    splits: Mapping[str, Sequence[Record]], sizes: Sizes, has_answers: bool = True
+) -> Rows:
     """Puts records on their sides; a pure function of them.
 
     Args:
       splits: those that there are of `train`, `validation` and `test`. A record without a label
         (`completion` is None) is a text to read; `cluster` says near duplicates where all have it.
+      has_answers: whether rows have right answers; else all are asked, and nothing is learnt from
+        them.
 
     Raises:
       ValueError: no rows with labels, or one answer for all.
     """
+    if not has_answers:
+        rows = [{**r, "completion": ""} for records in splits.values() for r in records]
+        splits = {"test": rows}
     texts = [r["prompt"] for records in splits.values() for r in records if r["completion"] is None]
     sides = {
         name: [record for record in splits.get(name, ()) if record["completion"] is not None]
         for name in _SPLITS
     }
-    _check(sides)
+    if has_answers:
+        _check(sides)
     notes: list[str] = []
     _add_clusters(sides, notes)
     _part_splits(sides, notes)

@@ -91,6 +91,12 @@ def test_a_task_for_evaluation_only_is_chosen_by_half_of_its_test():
     assert "ways that need labels are left out" in rows.notes[-1]
 
 
+def test_rows_that_a_program_scores_need_no_answers_and_nothing_is_learnt_from_them():
+    rows = split_rows({"test": [row(r["prompt"], None) for r in unlike(60)]}, SIZES, False)
+    assert (len(rows.train), len(rows.validation), len(rows.test)) == (0, 20, 30)
+    assert not rows.texts and {r["completion"] for r in rows.validation} == {""}
+
+
 def test_labels_beyond_the_most_that_are_used_become_texts():
     rows = split_rows({"train": unlike(100)}, Sizes(labels=10, validation=20, test=30))
     assert len(rows.train) == 10 and len(rows.texts) == 40
