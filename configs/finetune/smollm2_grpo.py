@@ -54,5 +54,6 @@ def get_config() -> ConfigDict:
     )
     config.schedule = dict(learning_rate=2e-4, kind="constant")
     config.checks = dict()
+    config.accumulation_steps = 4  # less memory
     config.log_every = 1
     return config
