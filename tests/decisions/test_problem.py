@@ -100,10 +100,11 @@ def test_a_metric_that_some_rows_lack_is_refused(tmp_path, world):
     write_lines(tmp_path / "test.jsonl", records)
     source = JsonlConfig("a", str(tmp_path / "{split}.jsonl"))
     task = GenerationTask(source, (JsonSchema(),), group=None)
-    evaluation, place = Evaluation(tasks={"t": task}), (tmp_path / "rows", tokenizer_of(world))
-    assert open_problem("a", evaluation, *place, metric="json/field/a").metric == "json/field/a"
+    reading = read_task(Evaluation(tasks={"t": task}))
+    place = (tmp_path / "rows", tokenizer_of(world))
+    assert open_problem("a", reading, *place, metric="json/field/a").metric == "json/field/a"
     with pytest.raises(ValueError, match=r"field/b: \d+ of \d+ rows of validation do not have"):
-        open_problem("a", evaluation, *place, metric="json/field/b")
+        open_problem("a", reading, *place, metric="json/field/b")
 
 
 def test_the_metric_that_decides_and_what_a_text_is_worth_by_it(tmp_path):
