@@ -64,7 +64,8 @@ def renew(program: Program, own: Arrays, base: Arrays) -> Arrays:
     def begin(own: Arrays, base: Arrays) -> Arrays:
         model = tree.unflatten(program.state_shapes, {**own, **base}).model
         fresh = tree.flatten(stepping.init_state(model, step_config, method))
-        return {n: x for n, x in fresh.items() if n.startswith(("memory/", "average/"))}
+        # copies: a step gives its arrays away, and no two of them may be one
+        return {n: jnp.copy(x) for n, x in fresh.items() if n.startswith(("memory/", "average/"))}
 
     names = jax.eval_shape(begin, own, base)
     places = {name: program.shardings[name] for name in names}
