@@ -198,7 +198,7 @@ def test_a_constraint_that_fails_ends_its_row_alone(model, where, why):
     answers = decode.complete(model, [requests[0], failing, requests[2]], 3)
     assert answers[::2] == expected[::2]
     # greedy, so that what came before is as without a constraint
-    assert answers[1] == (expected[1].tokens[:2], True, why)
+    assert answers[1][:3] == (expected[1].tokens[:2], True, why)
     failures = {}
     constraints = [None, Failing(where), None]
     prompts = [request.prompt for request in requests]

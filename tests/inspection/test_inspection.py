@@ -41,6 +41,7 @@ GENTLE = {
 }
 # objectives whose examples are two documents each
 ANSWERS = ("preference", "labelled_answers")
+WHOLE = ("supervised", "chat", *ANSWERS, "rollouts")
 SCRIPT = "<script>alert('&')</script>"
 
 
@@ -53,12 +54,26 @@ def _pipeline(folder, objective, texts, length=48, **settings):
         rows = [{"prompt": a, "completion": b, "label": i % 2} for i, (a, b) in enumerate(pairs)]
     if objective == "preference":
         rows = [{"prompt": a, "chosen": b, "rejected": f"{b} b"} for a, b in pairs]
+    if objective == "rollouts":
+        rows = [_rollout(text[:20], text[20:]) for text in texts]
     (folder / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    form = {"labelled_answers": "labelled answers"}.get(objective)
+    forms = {"labelled_answers": "labelled answers", "rollouts": "rollouts"}
+    form = forms.get(objective)
     source = JsonlConfig("made", str(folder / "made.jsonl"), format=form)
     config = DataConfig((source,), length, 4, OBJECTIVES[objective](**settings))
     with checks.collected():
         return Pipeline(config, cases.tokenizer(), folder / "cache")
+
+
+def _rollout(prompt, answer):
+    tokenizer = cases.tokenizer()
+    return {
+        "prompt": prompt,
+        "answer": answer,
+        "prompt_ids": [tokenizer.begin_id, *tokenizer.encode(prompt)],
+        "answer_ids": [*tokenizer.encode(answer), tokenizer.end_id],
+        "advantage": 0.5,
+    }
 
 
 def _rebuilt(row, pad):
@@ -87,7 +102,7 @@ def _rebuilt(row, pad):
 @settings(max_examples=8)
 def test_what_is_shown_is_what_the_batch_holds(tmp_path_factory, objective, texts):
     folder = tmp_path_factory.mktemp("shown")
-    fitting = {"over_long": 0.99} if objective in ("supervised", "chat", *ANSWERS) else {}
+    fitting = {"over_long": 0.99} if objective in WHOLE else {}
     texts = ["some words", "are", *texts]
     pipeline, tokenizer = _pipeline(folder, objective, texts, **fitting), cases.tokenizer()
     for step in (0, 3):

@@ -272,6 +272,7 @@ def test_every_objective_is_trained_somewhere():
         "chat",
         *SETTINGS,
         "preference",  # test_preference_runs
+        "rollouts",  # tests/phases
         "labelled_answers",
     }  # the base and its tunes
 
