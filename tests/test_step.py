@@ -146,7 +146,7 @@ def test_a_stacked_leaf_is_optimized_as_its_layers_are(name):
     """Also at 128 and over, where Adafactor factors."""
     config = optimizers.OPTIMIZERS[name]()
     if name == "galore":
-        config = dataclasses.replace(config, rank=8)
+        config = dataclasses.replace(config, projection_rank=8)
     random = np.random.default_rng(0)
     weights, gradients = jnp.asarray(random.normal(size=(2, 3, 130, 140)), jnp.float32)
     names = "layers/0-2/mlp/up/kernel", "layers/0-0/mlp/up/kernel"
