@@ -400,17 +400,3 @@ def test_a_source_of_bad_lines_alone_says_why(tmp_path):
         ValueError, match=r"none of 2 records can be read. The first:\n  .*a\.jsonl:1"
     ):
         len(_open(tmp_path, [{"text": 1}, {"text": 2}], format="text", bad_lines=1.0))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"answer_ids": []}, "'answer_ids' must be token ids, at least one"),
-        ({"prompt_ids": [1, -2]}, "'prompt_ids' must be token ids"),
-        ({"prompt_ids": [True]}, "'prompt_ids' must be token ids"),
-        ({"advantage": "high"}, "'advantage' must be a finite number"),
-    ],
-)
-def test_a_rollout_that_is_none_is_refused(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
-        _open(tmp_path, [ROLLOUT | change])[0]
