@@ -27,10 +27,7 @@ ROLLOUT = {"prompt": "a", "answer": "b", "prompt_ids": [1], "answer_ids": [2, 3]
 
 RECORDS = {
     "messages": ({"messages": TALK}, {"messages": TALK}),
-    "sharegpt": (
-        {"id": "x", "conversations": SHARE, "system": "Be brief."},
-        {"messages": TALK},
-    ),
+    "sharegpt": ({"id": "x", "conversations": SHARE, "system": "Be brief."}, {"messages": TALK}),
     "prompt+completion messages": (
         {"prompt": TALK[:2], "completion": TALK[2:]},
         {"messages": TALK},
