@@ -46,8 +46,7 @@ def measure_bases(problem: Problem, bases: Sequence[Base], folder: Path) -> list
     texts = list(problem.rows.texts) or [r["prompt"] for r in _rows(problem)]
     path = folder / "domain.jsonl"
     content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    if not path.exists() or path.read_text(encoding="utf-8") != content:
-        files.atomic_write(path, content)
+    files.write_if_other(path, content)
     digest, cache_file = hashlib.sha256(content.encode()).hexdigest()[:16], folder / "bases.json"
     known: dict[str, float] = {}
     if cache_file.exists():

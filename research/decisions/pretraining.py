@@ -88,6 +88,4 @@ def _write_texts(folder: Path, texts: Sequence[str]) -> None:
     for split, places in {"heldout": order[:count], "train": order[count:]}.items():
         lines = [json.dumps({"text": texts[place]}) for place in places.tolist()]
         content = "".join(f"{line}\n" for line in lines)
-        path = folder / f"texts-{split}.jsonl"
-        if not path.exists() or path.read_text(encoding="utf-8") != content:
-            files.atomic_write(path, content)
+        files.write_if_other(folder / f"texts-{split}.jsonl", content)

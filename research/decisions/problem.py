@@ -214,10 +214,7 @@ def _check_metric(problem: Problem) -> None:
 def write_examples(folder: Path, examples: Sequence[Shot]) -> None:
     """Writes `examples.jsonl`, in which labelled examples are searched."""
     lines = [json.dumps(dataclasses.asdict(e) | {"cluster": n}) for n, e in enumerate(examples)]
-    content = "".join(f"{line}\n" for line in lines)
-    path = folder / "examples.jsonl"
-    if not path.exists() or path.read_text(encoding="utf-8") != content:
-        files.atomic_write(path, content)
+    files.write_if_other(folder / "examples.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def _choose_task(evaluation: Evaluation, part: str | None) -> tuple[QuestionTask, PromptTemplate]:

@@ -122,9 +122,7 @@ def write_rows(folder: Path, rows: Rows) -> tuple[str, ...]:
 
 def _write(path: Path, records: Iterable[Record]) -> None:
     lines = [json.dumps(record, ensure_ascii=False, default=_as_json) for record in records]
-    content = "".join(f"{line}\n" for line in lines)
-    if not path.exists() or path.read_text(encoding="utf-8") != content:
-        files.atomic_write(path, content)
+    files.write_if_other(path, "".join(f"{line}\n" for line in lines))
 
 
 def _as_json(value: Any) -> Any:

@@ -108,8 +108,7 @@ class Trials:
 def write_config(path: Path, content: Mapping[str, Any]) -> str:
     """Writes a config file that gives the content; its path."""
     text = f"import json\n\n\ndef get_config():\n    return json.loads({json.dumps(content)!r})\n"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        files.atomic_write(path, text)
+    files.write_if_other(path, text)
     return str(path)
 
 

@@ -192,7 +192,6 @@ class Tuner:
                 "sequence_length": self._longest(),
                 "batch_size": self._settings.batch_size,
             },
-            "optimizer": {"name": "adamw"},
             "schedule": {"learning_rate": 1e-3, "warmup": max(1, steps // 10)},
             "evaluate_split": VALIDATION,
             # the template is ours on purpose

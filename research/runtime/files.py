@@ -146,6 +146,12 @@ def atomic_write(
             share(partial, partial.parent)
 
 
+def write_if_other(path: Path, text: str) -> None:
+    """Writes a text whole or not at all, unless the file says it already."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        atomic_write(path, text)
+
+
 def atomic_copy(file: Path, path: str | os.PathLike[str]) -> None:
     """Copies a file of a disk, of any size.
 
