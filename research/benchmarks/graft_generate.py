@@ -41,6 +41,16 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+def make_model(settings: Mapping[str, Any]) -> Transformer:
+    """The shape's model with random weights, which are written to the settings' file, if any."""
+    model = jax.jit(lambda key: Transformer(key, model_config(settings)))(jax.random.key(0))
+    if settings.get("weights"):
+        wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
+        weights: dict[str, Any] = transformers_weights(wide)
+        np.savez(settings["weights"], **weights)
+    return model
+
+
 def prepare(settings: Mapping[str, Any]):
     """A contender, see `research.benchmarks.harness`.
 
@@ -51,11 +61,7 @@ def prepare(settings: Mapping[str, Any]):
     texts = prompts(settings)
     answers: list[list[int]] = []
     with sharding.mesh_context(mesh, rules):
-        model = jax.jit(lambda key: Transformer(key, model_config(settings)))(jax.random.key(0))
-        if settings.get("weights"):
-            wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
-            weights: dict[str, Any] = transformers_weights(wide)
-            np.savez(settings["weights"], **weights)
+        model = make_model(settings)
 
     def run() -> float:
         start = time.perf_counter()

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from research import sharding
-from research.benchmarks.graft_generate import model_config
-from research.benchmarks.graft_step import transformers_weights
+from research.benchmarks.graft_generate import make_model
 from research.benchmarks.score import texts
 from research.evaluation import scoring
-from research.models.transformer import Transformer
 from research.runtime.memory import peak_memory_bytes
 from research.training.heldout_loss import make_score
 
@@ -29,14 +26,10 @@ def prepare(settings: Mapping[str, Any]):
       settings: as of `research.benchmarks.score`; weights, a file to write them to.
     """
     mesh, rules = sharding.MeshConfig().make(jax.devices()[:1]), sharding.RULES
-    questions, answers = (part.tolist() for part in texts(dict(settings)))
+    questions, answers = (part.tolist() for part in texts(settings))
     scores: list[list[float]] = []
     with sharding.mesh_context(mesh, rules):
-        model = jax.jit(lambda key: Transformer(key, model_config(settings)))(jax.random.key(0))
-        if settings.get("weights"):
-            wide = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
-            weights: dict[str, Any] = transformers_weights(wide)
-            np.savez(settings["weights"], **weights)
+        model = make_model(settings)
         score = make_score(model, sharding.batch_sharding(mesh, rules))
 
     def run() -> float:

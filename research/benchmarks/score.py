@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def main(arguments: argparse.Namespace) -> harness.Results:
     return results
 
 
-def texts(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def texts(settings: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Questions [N,S] and answers [C,A] of random tokens, the same for every side."""
     vocabulary = SHAPES[settings["shape"]].llama.vocabulary
     random = np.random.default_rng(0)

@@ -19,8 +19,8 @@ from research.benchmarks.shapes import SHAPES, transformers_config
 peak_memory = torch_step.peak_memory
 
 
-def prepare(settings: Mapping[str, Any]):
-    """A contender, see `research.benchmarks.harness` and `graft_generate.prepare`."""
+def load_model(settings: Mapping[str, Any]) -> Any:
+    """The shape's model with the weights that Graft wrote, on the GPU if there is one."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,9 +28,15 @@ def prepare(settings: Mapping[str, Any]):
     config = transformers.LlamaConfig(**transformers_config(SHAPES[settings["shape"]]))
     with torch.device(device):
         model = transformers.LlamaForCausalLM(config).to(getattr(torch, settings["dtype"])).eval()
-    model.generation_config.eos_token_id = None  # answers have one length
     torch_step.load(model, np.load(settings["weights"]))
-    tokens = torch.tensor(prompts(settings), device=device)
+    return model
+
+
+def prepare(settings: Mapping[str, Any]):
+    """A contender, see `research.benchmarks.harness` and `graft_generate.prepare`."""
+    model = load_model(settings)
+    model.generation_config.eos_token_id = None  # answers have one length
+    tokens = torch.tensor(prompts(settings), device=model.device)
     answers: list[list[int]] = []
 
     def run() -> float:

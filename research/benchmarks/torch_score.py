@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
 from research.benchmarks import torch_step
 from research.benchmarks.score import texts
-from research.benchmarks.shapes import SHAPES, transformers_config
+from research.benchmarks.torch_generate import load_model
 
 # what the harness asks for
 peak_memory = torch_step.peak_memory
@@ -21,15 +19,8 @@ peak_memory = torch_step.peak_memory
 
 def prepare(settings: Mapping[str, Any]):
     """A contender, see `research.benchmarks.harness` and `graft_score.prepare`."""
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
-    config = transformers.LlamaConfig(**transformers_config(SHAPES[settings["shape"]]))
-    with torch.device(device):
-        model = transformers.LlamaForCausalLM(config).to(getattr(torch, settings["dtype"])).eval()
-    torch_step.load(model, np.load(settings["weights"]))
-    questions, answers = (torch.tensor(part, device=device) for part in texts(dict(settings)))
+    model = load_model(settings)
+    questions, answers = (torch.tensor(part, device=model.device) for part in texts(settings))
     scores: list[list[float]] = []
 
     def run() -> float:
