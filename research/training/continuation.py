@@ -47,6 +47,12 @@ def check_method(path: object, earlier: Method, method: Method) -> None:
     Raises:
       ValueError: it does not, or with other settings; the message names them.
     """
+    if method.needs_start_data:
+        raise ValueError(
+            f"init_from: {path} has adapters that would go on, and the method {method.kind} reads "
+            "`start_data` for a start of its own: merge them into a base first (graft adapters "
+            "merge)"
+        )
     here = _members(method)
     for name, then in _members(earlier).items():
         now = here.get(name)

@@ -9,7 +9,7 @@ import pytest
 
 from research.checkpoints import runs
 from research.experiment import CheckpointConfig
-from research.methods import IA3, Full, LoRA, Prompt, Several
+from research.methods import EWC, IA3, Full, LoRA, Prompt, Several
 from research.training.loop import train
 from tests.helpers import tiny_run
 
@@ -80,6 +80,16 @@ def test_adapters_that_do_not_go_on_as_they_were_are_refused(
 ):
     with pytest.raises(ValueError, match=message):
         train(going_on(world, tuned / "two", method=method), tmp_path / "run", dry_run=True)
+
+
+def test_what_starts_from_other_data_does_not_begin_beside_adapters_that_go_on(
+    world, tuned, tmp_path
+):
+    """Its weights of what the model knows would be zero."""
+    both = Several(of=(TWO, EWC((".*norm/scale",))))
+    experiment = going_on(world, tuned / "two", method=both, start_data=world.data())
+    with pytest.raises(ValueError, match="reads `start_data` for a start of its own"):
+        train(experiment, tmp_path / "run", dry_run=True)
 
 
 def test_an_optimizer_that_is_not_there_is_named(world, tuned, tmp_path):
