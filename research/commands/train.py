@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from research.evaluation.in_training import open_tasks
     from research.phases.phased import PhasedExperiment
     from research.phases.run import train_phases
-    from research.runtime import distributed, locks, signals
+    from research.runtime import distributed, environment, locks, signals
     from research.runtime.compilation_cache import enable_compilation_cache
     from research.training.session import Session
 
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.distributed:
             distributed.initialize()
         experiment = cli.load(PhasedExperiment, arguments.config, arguments.overrides)
+        for rollouts in [phase.rollouts for phase in experiment.phases if phase.rollouts]:
+            environment.reexec_in_layer(rollouts.task.layer)
         try:
             session = Session(open_tasks)
             summary = train_phases(experiment, arguments.workdir, arguments.dry_run, session)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from research.config import paths
 from research.config.renamed import current_path
-from research.config.schema import Location, build, to_dict, types_at
+from research.config.schema import Location, build, fields_of, to_dict, types_at
 from research.config.suggestions import suggestion
 from research.config.user_code import errors_with_line, load_file
 from research.runtime.terminal import clean_log_lines, printable, show
@@ -44,7 +44,14 @@ def load(cls: type[T], file: str, overrides: Iterable[str] = ()) -> T:
         FileNotFoundError: there is no such file; names the nearest.
         ValueError: the file, or an override, does not fit `cls`; names the key.
     """
-    config = build(cls, _call_get_config(file))
+    content = _call_get_config(file)
+    is_phased = hasattr(content, "keys") and "phases" in content
+    if is_phased and "phases" not in fields_of(cls):
+        raise ValueError(
+            f"{file}: a run in phases, which this command does not read: graft train --dry-run "
+            "checks all of them; give a config with the changes of one"
+        )
+    config = build(cls, content)
     overrides = list(overrides)
     if not overrides:
         return config

@@ -87,6 +87,7 @@ def write_rollouts(
         "start": run.fingerprint,
         "phase": number,
         "rollouts": schema.to_dict(config),
+        "scorers": config.task.key,
     }
     about = storage.absolute(path.with_suffix(".json"))
     if storage.is_file(about):

@@ -8,7 +8,8 @@ import pytest
 
 from research.checkpoints import runs
 from research.commands import train as command
-from research.config import schema
+from research.config import cli, schema
+from research.experiment import Experiment
 from research.methods import LoRA
 from research.phases.phased import Phase, PhasedExperiment
 from research.phases.run import train_phases
@@ -109,3 +110,11 @@ def test_a_phase_that_began_at_another_end_is_refused_and_what_is_merged_is_made
     shutil.rmtree(tmp_path / "run" / "phases" / "2_again")  # as it says
     train_phases(longer, tmp_path / "run")
     assert runs.open_run(tmp_path / "run").base.fingerprint == runs.open_run(merged).fingerprint
+
+
+def test_a_command_that_plans_one_experiment_says_that_a_config_has_phases(world, tmp_path):
+    config = tmp_path / "config.py"
+    content = schema.to_dict(phased(world, Phase("a")))
+    config.write_text(f"def get_config():\n    return {content!r}\n")
+    with pytest.raises(ValueError, match="a run in phases, which this command does not read"):
+        cli.load(Experiment, str(config))
