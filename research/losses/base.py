@@ -56,6 +56,8 @@ class Loss:
     example_kind: ClassVar[str] = "texts"
     # whether its weights depend on the likelihoods
     reads_nll: ClassVar[bool] = False
+    # of its metrics, those that the progress bar shows
+    shown_metrics: ClassVar[tuple[str, ...]] = ()
     # whether it reads `Batch.reference`
     needs_reference: ClassVar[bool] = False
 

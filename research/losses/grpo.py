@@ -27,6 +27,7 @@ class GRPO(PolicyGradientLoss):
 
     array_fields: ClassVar[tuple[str, ...]] = ("clip", "clip_high")
     needs_reference: ClassVar[bool] = True
+    shown_metrics: ClassVar[tuple[str, ...]] = ("kl", "clipped_share")
 
     def values(
         self, nll: jax.Array, advantage: jax.Array, batch: Batch

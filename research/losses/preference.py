@@ -31,6 +31,7 @@ class PreferenceLoss(Loss):
     vocabulary_chunks: Count = 0
 
     reads_nll: ClassVar[bool] = True
+    shown_metrics: ClassVar[tuple[str, ...]] = ("preference_accuracy", "reward_margin")
 
     def count(self, batch: Batch) -> Counts:
         """The divisor is the number of examples."""

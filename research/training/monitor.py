@@ -78,6 +78,7 @@ class StepMonitor:
         self._max_skipped = min(experiment.max_skipped, experiment.steps)
         self._in_flight: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
         self._skipped_in_a_row = 0
+        self._shown_metrics = experiment.loss.shown_metrics
         self._end_times: list[float] = []
         self._paused = 0.0
         # what the progress bar shows of the last evaluation
@@ -131,7 +132,7 @@ class StepMonitor:
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.last["skipped"] else 0
             self.skipped += int(self.last["skipped"])
             self._progress.update(
-                step, self.last["loss"], self._tokens_per_step, self._describe_preferences()
+                step, self.last["loss"], self._tokens_per_step, self._describe_metrics()
             )
             if is_due(step, self._log_every, self._steps) or self._skipped_in_a_row:
                 with self._timing("logging"):
@@ -143,11 +144,9 @@ class StepMonitor:
                     "the data"
                 )
 
-    def _describe_preferences(self) -> str:
+    def _describe_metrics(self) -> str:
         """What the progress bar says of a step beside its loss."""
-        names = ("preference_accuracy", "reward_margin")
-        parts = [f"{n.replace('_', ' ')} {self.last[n]:.3g}" for n in names if n in self.last]
-        return ", ".join(parts)
+        return ", ".join(f"{n.replace('_', ' ')} {self.last[n]:.3g}" for n in self._shown_metrics)
 
     def __enter__(self) -> StepMonitor:
         return self

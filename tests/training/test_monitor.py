@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from research.losses import CrossEntropy
 from research.training import monitor
 from research.training.monitor import StepMonitor, is_due
 from research.training.summary import Summary
@@ -15,7 +16,11 @@ from research.training.timing import Timing, describe_seconds
 def open_monitor(folder, first_step=0, steps=6, log_every=2, max_skipped=3):
     saving = SimpleNamespace(best_metric="heldout_loss")
     experiment = SimpleNamespace(
-        steps=steps, log_every=log_every, max_skipped=max_skipped, checkpoint=saving
+        steps=steps,
+        log_every=log_every,
+        max_skipped=max_skipped,
+        checkpoint=saving,
+        loss=CrossEntropy(),
     )
     program = SimpleNamespace(experiment=experiment, flops_per_token=1.0)
     return StepMonitor(program, 8.0, folder, first_step, Timing(), peak_flops=None)
