@@ -197,10 +197,18 @@ def _end(message: str, status: int, is_own: bool = True) -> NoReturn:
     """Ends this process at once, and the others with it."""
     with _ending:
         terminal.show(f"{_process_name()}: {message}", file=sys.stderr, flush=True)
+        _print_no_more()
         if is_own:
             failure_notice.tell(message, status)
         failure_notice.leave()
         os._exit(status)
+
+
+def _print_no_more() -> None:
+    """The message stays the last line: threads of C++ still tell of their connections."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
 
 
 def _peer_lost_message(error: BaseException | None) -> str:
