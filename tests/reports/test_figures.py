@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from research.reports import figures
+from research.reports import canvas, figures
 from research.reports.figures import (
     Curve,
     Panel,
@@ -55,6 +55,18 @@ def test_a_figure_is_the_same_bytes_in_another_process_with_other_settings(tmp_p
         check=True,
     )
     assert process.stdout.split() == [hashlib.sha256(content).hexdigest() for content in draw()]
+
+
+def test_a_plot_is_the_same_bytes_whatever_the_last_bits_of_its_layout():
+    """They are the processor's."""
+
+    def draw_clipped(width):
+        figure, (axes,) = canvas.make_figure(3.0, ["loss"], False, False, "x", "y", width)
+        axes.plot([0, 1], [0, 1])
+        return canvas.to_page(figure, "a line", "")
+
+    plot = draw_clipped(7.0)
+    assert "clip-path" in plot and draw_clipped(math.nextafter(7.0, 8.0)) == plot
 
 
 def test_files_are_whole_and_white_and_their_labels_are_data():
