@@ -175,10 +175,10 @@ def to_page(figure: Any, description: str, caption: str) -> Markup:
     drawing = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
     # names of groups; nothing refers to them
     drawing = re.sub(r' id="[a-z]+[A-Za-z]*_\d+"', "", drawing)
-    drawing = _name_clips_by_shape(drawing)
     drawing = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", drawing)
     for color, variable in VARIABLES.items():
         drawing = drawing.replace(f": {color}", f": {variable}")
+    drawing = _name_shapes_as_written(drawing)
     width, height = (f"{72 * float(inches):g}" for inches in figure.get_size_inches())
     return render(
         "plot.html",
@@ -190,13 +190,15 @@ def to_page(figure: Any, description: str, caption: str) -> Markup:
     )
 
 
-def _name_clips_by_shape(drawing: str) -> str:
-    """Matplotlib names a clip by floats in full, whose last bits are the processor's; this by the
-    shape as it is written, so that the same plot is the same bytes on all."""
-    clips = re.findall(r'<clipPath id="(\w+)">\s*(.*?)\s*</clipPath>', drawing, re.DOTALL)
-    for name, shape in clips:
+def _name_shapes_as_written(drawing: str) -> str:
+    """Matplotlib names clips and marks by floats in full, whose last bits are the processor's;
+    this by what is written of them, so that the same plot is the same bytes on all."""
+    shapes = re.findall(
+        r'<(?:clipPath|path) id="([mp]\w{10})"(.*?)</(?:clipPath|defs)>', drawing, re.S
+    )
+    for name, shape in shapes:
         digest = hashlib.sha256(shape.encode()).hexdigest()
-        drawing = drawing.replace(name, f"p{digest[:10]}")
+        drawing = drawing.replace(name, f"{name[0]}{digest[:10]}")
     return drawing
 
 
