@@ -32,6 +32,8 @@ from research.text.tokenizer import Tokenizer
 QUESTIONS = "prompt question instruction input query text ticket message body content sentence"
 ANSWERS = "completion answer output response label target category class intent gold expected"
 OPTIONS = ("choices", "options", "endings")
+# Names of what stands beside a question and its answer.
+BESIDE = {"split", "id", "index", "cluster", "source", *OPTIONS}
 _SPLIT_NAMES = {
     "dev": "validation",
     "valid": "validation",
@@ -83,6 +85,10 @@ def read_file(path: str, tokenizer: Tokenizer, fields: Fields | None = None) -> 
         notes.append(f"{blank:,} rows have no answer: they are texts without a label")
     if not known:
         raise ValueError(f"{path}: no row has an answer in {answer!r}")
+    if len(known) > 1 and len(set(known)) == 1 and not fields.labels:
+        raise ValueError(
+            f"{path}: every row has the answer {known[0]!r}: there is nothing to decide"
+        )
     options = next((name for name in OPTIONS if all(name in record for record in rows)), None)
     task, kind = _choose_task(path, known, options, fields, tokenizer)
     notes.append(kind)
@@ -140,6 +146,7 @@ def _find_fields(records: Sequence[Mapping[str, Any]], fields: Fields) -> tuple[
         return "messages", "messages"
     question = fields.question or _first(QUESTIONS, common, fields.answer)
     answer = fields.answer or _first(ANSWERS, set(names), question)
+    question = question or _first(QUESTIONS, common, answer)
     if not question or not answer:
         what = "asks" if not question else "answers"
         flag = "--question-field" if not question else "--answer-field"
@@ -150,7 +157,10 @@ def _find_fields(records: Sequence[Mapping[str, Any]], fields: Fields) -> tuple[
 
 
 def _first(names: str, among: set[str], other: str) -> str:
-    return next((name for name in names.split() if name in among and name != other), "")
+    """The first of these names; where there is none, the only one that is left."""
+    left = among - BESIDE - {other}
+    first = next((name for name in names.split() if name in left), "")
+    return first or (min(left) if other and len(left) == 1 else "")
 
 
 def _plain(record: Mapping[str, Any], question: str, answer: str, path: str) -> dict[str, Any]:

@@ -23,8 +23,9 @@ def unlike(n):
 
 
 def test_few_answers_with_many_rows_are_labels_whatever_the_fields_are_called(tmp_path, world):
-    for question, answer in (("text", "label"), ("ticket", "team"), ("question", "answer")):
-        fields = Fields(answer="team") if answer == "team" else None
+    pairs = [("text", "label"), ("ticket", "team"), ("question", "answer"), ("complaint", "class")]
+    for question, answer in [*pairs, ("words", "ours")]:
+        fields = Fields(answer="ours") if answer == "ours" else None
         rows = [{question: unlike(n), answer: "ab"[n % 2], "id": n} for n in range(40)]
         reading = reading_of(tmp_path, world, rows, fields)
         assert reading.task.kind == "multiple_choice" and reading.task.labels == ("a", "b")
@@ -115,13 +116,18 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, world):
     row = {"prompt": "a", "completion": "b"}
     for records, fields, error in (
         ([{"a": "x", "b": "y"}], None, "which field asks is not known: rows have a, b; say it"),
-        ([{"prompt": "x", "b": "y"}], None, "which field answers is not known.*--answer-field"),
+        (
+            [{"prompt": "x", "b": "y", "c": "z"}],
+            None,
+            "which field answers is not known.*--answer-field",
+        ),
         (
             [row],
             Fields(answer="completoin"),
             "no row has a field 'completoin'; did you mean completion",
         ),
         ([{"prompt": "", "completion": "b"}], None, "a row's 'prompt' is no text, but ''"),
+        ([row] * 9, None, "every row has the answer 'b': there is nothing to decide"),
         ([{"prompt": "a", "completion": ""}], None, "no row has an answer in 'completion'"),
         ([row] * 9, Fields(labels=("c", "d")), "no answer is ever 'c', 'd'; answers are 'b'"),
         ([row, {**row, "completion": "c"}], Fields(labels=("b",)), "lacks the answers 'c'"),
