@@ -80,6 +80,18 @@ def flags(program: str) -> set[str]:
     return {*re.findall(f"{quote}(--[a-z][\\w-]*){quote}", text)}
 
 
+def test_figures_of_pretraining_beside_tuning_stand_in_the_studies_that_they_link_to() -> None:
+    page = ROOT / "docs" / "pretraining_vs_finetuning.md"
+    number = r"(?<![\w.])[-+]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]\d+)?"
+    for point in re.findall(r"^- .*?(?=^- |^$)", page.read_text(), re.MULTILINE | re.DOTALL):
+        links = re.findall(r"\]\(([^)#]*)[^)]*\)", point)
+        table = " ".join("".join((page.parent / link).read_text() for link in links).split())
+        text = " ".join(re.sub(r"\]\([^)]*\)", "]", point).split())
+        figures = re.findall(rf"{number} \[{number}, {number}\]", text)
+        assert [figure for figure in figures if figure not in table] == []
+        assert {*re.findall(number, text)} <= {*re.findall(number, table)}
+
+
 def test_every_page_is_reachable_from_the_index() -> None:
     index = ROOT / "docs" / "index.md"
     links = re.findall(r"\]\((?!https?:)([^)#]+)", index.read_text())
