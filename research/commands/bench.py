@@ -12,6 +12,7 @@
     graft bench generate                  answers beside transformers' generate
     graft bench generate --run DIR --schema FILE     what a constraint adds to a step
     graft bench score                     choosing among answers beside transformers
+    graft bench deploy --run DIR          a whole model a task beside one base with many adapters
     graft bench generate --topology v5e v6e --shape llama_1b     the bytes of a token, on chips
 
 `VERB --help` tells more. Figures are medians over rounds with the smallest and the largest; ratios
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> None:
     from research.benchmarks import (
         data,
+        deploy,
         generate,
         harness,
         interop,
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "interop": interop,
         "generate": generate,
         "score": score,
+        "deploy": deploy,
     }
     parser = argparse.ArgumentParser(
         prog="graft bench",

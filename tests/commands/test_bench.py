@@ -6,11 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from research.benchmarks import decode_roofline
+from research.benchmarks import decode_roofline, deployment_paths
 from research.benchmarks.harness import Spread, rate, ratio
+from research.checkpoints import runs
 from research.commands import bench as bench_command
+from research.methods import LoRA
+from tests.helpers import tiny_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = ("--shape", "tiny", "--rounds", "1", "--seconds", "0.05")
@@ -110,6 +115,49 @@ def test_chips_that_nobody_makes_are_refused_in_a_line(monkeypatch):
     monkeypatch.setattr(decode_roofline, "prepare_environment", lambda: None)  # of its process
     with pytest.raises(SystemExit, match="error: topology 'v99:2x2': give a version"):
         bench_command.main(["generate", "--topology", "v99"])
+
+
+@pytest.mark.heavy
+def test_ways_to_serve_many_tasks_answer_alike_and_are_sized_by_their_files(
+    world, tmp_path, capsys
+):
+    file = tmp_path / "results.json"
+    tuned = [str(tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / str(n), n)) for n in (1, 2)]
+    sizes = ("--tasks", "2", "--requests", "3", "--rows", "2", "--rounds", "1")
+    line = ["deploy", "--run", str(world.base), "--adapter", *tuned, *sizes, "--json", str(file)]
+    bench_command.main([*line, "--prompt-tokens", "5", "--new-tokens", "4"])
+    output, results = capsys.readouterr(), json.loads(file.read_text())
+    assert output.err.count("100% of the tokens are the same") == 3
+    assert "| adapter bank  |     2 |" in output.out
+    base, adapter, model = (results[f"{name}.bytes"] for name in ("base", "adapter", "model"))
+    assert results["whole_models.2.disk"] == 2 * model
+    assert results["adapter_bank.2.disk"] == base + 2 * adapter == results["adapter_swaps.2.disk"]
+    whole, swaps, bank = (results[f"{way}.2.memory"] for way in deployment_paths.PATHS)
+    one_adapter = swaps - whole / 2
+    assert one_adapter > 0 and bank == whole / 2 + 2 * one_adapter
+    assert results["adapter_bank.2.mixed_over_whole_models"] > 0
+
+
+def test_an_adapter_swap_leaves_the_model_that_loading_it_gives(world, tmp_path):
+    base, method = runs.open_run(world.base), LoRA(rank=2)
+    adapters = [
+        deployment_paths.write_adapter(base, method, tmp_path / "start"),
+        runs.open_run(tiny_run.adapter(world.base, method, tmp_path / "tuned")),
+    ]
+    server = deployment_paths.AdapterSwaps(adapters, [])
+    alone = [deployment_paths.AdapterSwaps([each], []).model(0) for each in adapters]
+    leaves = [jax.tree.leaves(model) for model in alone]
+    assert not all(map(np.array_equal, *leaves))
+    for task in (0, 1, 0):
+        assert all(map(np.array_equal, jax.tree.leaves(server.model(task)), leaves[task]))
+
+
+def test_more_tasks_than_requests_and_an_adapter_as_base_are_refused(world, tmp_path):
+    with pytest.raises(SystemExit, match="--requests 9 at least"):
+        bench_command.main(["deploy", "--run", "nowhere", "--tasks", "9", "--requests", "8"])
+    tuned = tiny_run.adapter(world.base, LoRA(rank=2), tmp_path / "tuned")
+    with pytest.raises(SystemExit, match="is an adapter: name its base"):
+        bench_command.main(["deploy", "--run", str(tuned)])
 
 
 @pytest.mark.heavy
