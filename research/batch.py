@@ -48,6 +48,10 @@ class Batch:
     # [B,S] float32: log-probability of each target by the model at the run's start
     reference: Array | None = None
     values: Array | None = None  # [B,S] float32: of rollouts, each target's advantage.
+    # Of a teacher: its likeliest tokens at each position, and their log-probabilities; the last is
+    # that of all other tokens together.
+    teacher_tokens: Array | None = None  # [B,S,K] int32
+    teacher_log_probs: Array | None = None  # [B,S,K+1] float32
     # Whether some segment may be -1; static, because fast attention has no such segment.
     shared: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
 

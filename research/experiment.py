@@ -150,6 +150,11 @@ class Experiment:
                 f"loss {loss.kind} needs a reference, the model that the run starts from: give "
                 "`init_from`"
             )
+        if loss.needs_teacher and loss.teacher is None:
+            raise ValueError(
+                f"loss {loss.kind} needs `loss.teacher`: the folder of a run, or of one of its "
+                "checkpoints"
+            )
         method = self.method
         if self.start_data is not None and not method.batches_to_start:
             raise ValueError(

@@ -18,8 +18,9 @@ import optax
 from research import tree
 from research.batch import SHARED, Array, Batch
 from research.losses import CrossEntropy, Loss
-from research.losses.sequence_chunks import TokenLosses, token_losses
-from research.losses.weighted import LossSums, loss_sums
+from research.losses.base import TokenLosses
+from research.losses.sequence_chunks import token_losses
+from research.losses.weighted import loss_sums
 from research.methods.base import Method
 from research.models.sites import Context
 from research.optim import optimizers, schedules
@@ -254,11 +255,11 @@ def train_step(
 
 
 def _accumulate(
-    gradient_function: Callable[..., tuple[tree.Arrays, LossSums]],
+    gradient_function: Callable[..., tuple[tree.Arrays, TokenLosses]],
     trainable: tree.Arrays,
     batch: Batch,
     steps: int,
-) -> tuple[tree.Arrays, LossSums]:
+) -> tuple[tree.Arrays, TokenLosses]:
     """Sums of gradients and losses over `steps` micro-batches."""
     rows = jnp.arange(batch.tokens.shape[0])
     if steps == 1:

@@ -79,9 +79,12 @@ class HeldOut:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of {len(self)}")
         size = self._config.batch_size
-        fields: dict[str, Any] = empty_rows(size, self._config.sequence_length, self._pad_id)
-        if self.rows.reference is not None:
-            fields["reference"] = np.zeros(fields["tokens"].shape, np.float32)
+        model_fields = {
+            n: (x.values.shape[1:], x.values.dtype) for n, x in self.rows.model_fields.items()
+        }
+        fields: dict[str, Any] = empty_rows(
+            size, self._config.sequence_length, self._pad_id, model_fields
+        )
         rows = list(range(index * size, min((index + 1) * size, len(self.rows))))
         if rows:
             self.rows.write(fields, list(range(len(rows))), rows)

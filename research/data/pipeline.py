@@ -7,7 +7,7 @@ restarted run reads what it would have read.
 import dataclasses
 import logging
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from research.data.config import DataConfig
 from research.data.examples import ExampleReader, Origin, pack_examples
 from research.data.heldout import HeldOut
 from research.data.mixture import Mixture
-from research.data.packing.rows import PackedRows, empty_rows
+from research.data.packing.rows import FieldShapes, PackedRows, empty_rows
 from research.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ class Pipeline:
         cache: str | os.PathLike[str] | ExampleReader,
         model_vocabulary: int | None = None,
         adapters: Sequence[str] = (),
-        has_reference: bool = False,
+        model_fields: FieldShapes | None = None,
+        fingerprints: Mapping[str, str] | None = None,
     ):
         """Reads, tokenizes and plans all sources.
 
@@ -79,7 +80,8 @@ class Pipeline:
           model_vocabulary: V of the model, to check the tokenizer against.
           adapters: names of a bank's adapters; every source then says which its rows use, and
             `Batch.adapter` counts them.
-          has_reference: whether batches have `reference`: zeros, until all rows are given theirs.
+          model_fields: fields of batches that a model gives: zeros, until all rows have theirs.
+          fingerprints: of what else its batches depend on, by what it is called.
 
         Raises:
             ValueError: anything that `data.checks` finds.
@@ -92,7 +94,8 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.reader = ExampleReader.of(tokenizer, cache)
         self._adapters = _number_adapters(config, adapters)
-        self._has_reference = has_reference
+        self._model_fields = dict(model_fields or {})
+        self._fingerprints = dict(fingerprints or {})
         self.rows: dict[str, PackedRows] = {}
         self.origins: dict[str, Origin] = {}
         # for each source: (how many rows it gave before) -> row
@@ -127,14 +130,15 @@ class Pipeline:
             raise ValueError(f"step must not be negative, not {step}.")
         origins = self.rows_of(step, rows)
         fields: dict[str, Any] = empty_rows(
-            len(origins), self.config.sequence_length, self.tokenizer.pad_id
+            len(origins),
+            self.config.sequence_length,
+            self.tokenizer.pad_id,
+            self._model_fields,
         )
         if self._adapters:
             fields["adapter"] = np.zeros(len(origins), np.int32)
         if self._has_prefix:
             fields["prefix"] = np.zeros(fields["tokens"].shape, bool)
-        if self._has_reference:
-            fields["reference"] = np.zeros(fields["tokens"].shape, np.float32)
         for name in dict(origins):
             places = [place for place, (source, _) in enumerate(origins) if source == name]
             self.rows[name].write(fields, places, [origins[place][1] for place in places])
@@ -159,8 +163,9 @@ class Pipeline:
         """
         import grain.python as grain
 
-        if self._has_reference and any(part.reference is None for part in self.rows.values()):
-            raise ValueError("batches have a reference, and rows were not given theirs")
+        for field in self._model_fields:
+            if any(field not in part.model_fields for part in self.rows.values()):
+                raise ValueError(f"batches have a {field}, and rows were not given theirs")
         source = _Batches(self, rows)
         options = grain.ReadOptions(num_threads=_AHEAD, prefetch_buffer_size=_AHEAD)
         batches = iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))
@@ -190,8 +195,9 @@ class Pipeline:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the content of each source."""
-        return {name: origin.fingerprint for name, origin in self.origins.items()}
+        """What identifies the content of each source, and of what else batches depend on."""
+        sources = {name: origin.fingerprint for name, origin in self.origins.items()}
+        return sources | self._fingerprints
 
     @property
     def sidecar_files(self) -> dict[str, bytes]:

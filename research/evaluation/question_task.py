@@ -20,7 +20,7 @@ from research.evaluation.passages import Prompt, add_passages, write_prompt
 from research.evaluation.questions import Question, read_fields, read_groups, read_questions
 from research.evaluation.results import Part, TaskResult, join_parts
 from research.generation.responders import Responder
-from research.losses.cross_entropy import TokenLosses
+from research.losses.base import TokenLosses
 from research.models.cache import CacheKind
 from research.objectives import ObjectiveConfig
 from research.retrieval import RetrievalConfig

@@ -146,6 +146,7 @@ def _paths(experiment: Experiment) -> dict[str, str | None]:
     return {
         "tokenizer": experiment.tokenizer,
         "init_from": experiment.init_from,
+        "loss.teacher": experiment.loss.teacher,
         **{
             f"data.sources[{number}].path": source.path
             and source.path.replace("{split}", source.split)

@@ -36,11 +36,21 @@ class Weighing(NamedTuple):
     metrics: Mapping[str, jax.Array]  # [] each, divided as the loss is
 
 
+class TokenLosses(NamedTuple):
+    """Losses of each token, [B,S] each, or their sums."""
+
+    loss: jax.Array  # the training loss
+    nll: jax.Array  # negative log-likelihood in nats
+    correct: jax.Array  # 1 where no token is likelier than the target, float32
+    metrics: Mapping[str, jax.Array] = {}  # of the loss
+
+
 class Loss:
     """A loss; each is a frozen dataclass with a `kind: Literal[...]` of its own.
 
     One that `reads_nll` has `count` and `weigh`, and pays a second pass of the head: the first
-    gives the likelihoods, the second the gradient of their weighted sum.
+    gives the likelihoods, the second the gradient of their weighted sum. One that `reads_logits`
+    has `token_losses`, of each token's logits alone, and is one pass as cross-entropy is.
     """
 
     # its name in the registry and in configs
@@ -56,10 +66,22 @@ class Loss:
     example_kind: ClassVar[str] = "texts"
     # whether its weights depend on the likelihoods
     reads_nll: ClassVar[bool] = False
+    # whether it is a mean over tokens, each of which has a loss of its own logits
+    reads_logits: ClassVar[bool] = False
+    # of one that does, its metrics
+    metric_names: ClassVar[tuple[str, ...]] = ()
     # of its metrics, those that the progress bar shows
     shown_metrics: ClassVar[tuple[str, ...]] = ()
     # whether it reads `Batch.reference`
     needs_reference: ClassVar[bool] = False
+    # whether it learns from a teacher, and the folder of that run
+    needs_teacher: ClassVar[bool] = False
+    teacher: str | None = None
+
+    @property
+    def model_fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Fields of `Batch` that a model gives before the first step: shape behind [B,S], type."""
+        return {"reference": ((), np.float32)} if self.needs_reference else {}
 
     def count(self, batch: Batch) -> Counts:
         """The sums of a whole batch."""
@@ -67,6 +89,14 @@ class Loss:
 
     def weigh(self, nll: jax.Array, batch: Batch, counts: Counts) -> Weighing:
         """Weights of tokens, from their negative log-likelihoods nll [B,S] in nats."""
+        raise NotImplementedError
+
+    def token_losses(self, logits: jax.Array, batch: Batch) -> TokenLosses:
+        """The loss of each token [B,C], to be differentiated by its logits [B,C,V].
+
+        Args:
+          batch: these columns of it, [B,C,...] each.
+        """
         raise NotImplementedError
 
     @property

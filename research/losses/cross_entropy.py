@@ -7,14 +7,14 @@ The logits come in chunks of the sequence (`research.losses.sequence_chunks`) or
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from research.batch import Batch
 from research.config.schema import BelowOne, Count, NonNegative, Positive
-from research.losses.base import Counts, Loss
+from research.losses.base import Counts, Loss, TokenLosses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +38,6 @@ class CrossEntropy(Loss):
         """Both sums are that of the weights."""
         tokens = jnp.sum(batch.weights)
         return Counts(tokens, tokens)
-
-
-class TokenLosses(NamedTuple):
-    """Losses of each token, [B,S] each, or their sums."""
-
-    loss: jax.Array  # the training loss
-    nll: jax.Array  # negative log-likelihood in nats
-    correct: jax.Array  # 1 where no token is likelier than the target, float32
 
 
 def losses(

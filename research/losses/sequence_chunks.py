@@ -1,4 +1,4 @@
-"""Cross-entropy in chunks of the sequence, so that the `[B,S,V]` logits never exist.
+"""Losses in chunks of the sequence, so that the `[B,S,V]` logits never exist.
 
 `token_losses` gives every token's loss, for evaluation. `summed_losses` gives their weighted sums,
 for training: it takes the gradient of each chunk while its logits are in memory, so that they are
@@ -19,50 +19,58 @@ import jax.numpy as jnp
 from research import sharding
 from research.batch import Array
 from research.losses import cross_entropy, vocabulary_chunks
-from research.losses.cross_entropy import CrossEntropy, TokenLosses
+from research.losses.base import Loss, TokenLosses
+from research.losses.cross_entropy import CrossEntropy
 from research.models.sites import Context
+
+# what a loss reads beside logits: of cross-entropy targets [B,S], of others a batch's columns
+Inputs = Any
 
 
 def token_losses(
-    model: Any, hidden: jax.Array, targets: Array, context: Context | None, config: CrossEntropy
+    model: Any, hidden: jax.Array, inputs: Inputs, context: Context | None, loss: Loss
 ) -> TokenLosses:
-    """Losses [B,S] of hidden states [B,S,D] against targets [B,S].
+    """Losses [B,S] of hidden states [B,S,D].
 
     For evaluation, and for losses that read them: its gradient is right, but keeps all logits.
     """
-    if config.vocabulary_chunks:
-        return vocabulary_chunks.token_losses(hidden, *_whole_head(model), targets, config)
+    if isinstance(loss, CrossEntropy) and loss.vocabulary_chunks:
+        return vocabulary_chunks.token_losses(hidden, *_whole_head(model), inputs, loss)
     project = model.projection()
     is_random = context is not None and context.keys is not None
 
     def body(_, chunk):
-        hidden, targets, *columns = chunk
+        hidden, inputs, *columns = chunk
         here = _with_columns(context, *columns) if columns else context
-        return None, _losses(project(hidden, here), targets, config)[0]
+        return None, _losses(project(hidden, here), inputs, loss)[0]
 
-    arrays = (hidden, targets, *([_columns(targets)] if is_random else []))
-    return _scan_chunks(body, None, arrays, config.chunk)[1]
+    arrays = (hidden, inputs, *([_columns(hidden)] if is_random else []))
+    return scan_chunks(body, None, arrays, loss.chunk)[1]
 
 
 def summed_losses(
     model: Any,
     hidden: jax.Array,
-    targets: Array,
+    inputs: Inputs,
     weights: Array,
     context: Context | None,
-    config: CrossEntropy,
+    loss: Loss,
 ) -> TokenLosses:
     """Sums of weights [B,S] times losses. Only `loss` has a gradient, for hidden and model.
 
     Raises:
       ValueError: chunks of the vocabulary that do not fit the head.
     """
-    if config.vocabulary_chunks:
+    if isinstance(loss, CrossEntropy) and loss.vocabulary_chunks:
         head = _whole_head(model)
-        return vocabulary_chunks.summed_losses(hidden, *head, targets, weights, config)
+        return vocabulary_chunks.summed_losses(hidden, *head, inputs, weights, loss)
     leaves, structure = jax.tree.flatten(model.projection())
-    sums = _weighted_sums((config, structure), leaves, hidden, (targets, weights, context))
-    return TokenLosses(sums.loss, *map(jax.lax.stop_gradient, sums[1:]))
+    # a static loss has no traced numbers
+    numbers = {name: getattr(loss, name) for name in loss.array_fields}
+    static = (loss.without_numbers(), structure)
+    sums = _weighted_sums(static, leaves, hidden, (inputs, weights, context, numbers))
+    stop = jax.lax.stop_gradient
+    return TokenLosses(sums.loss, stop(sums.nll), stop(sums.correct), stop(sums.metrics))
 
 
 def _whole_head(model: Any) -> tuple[jax.Array, float]:
@@ -75,32 +83,32 @@ def _whole_head(model: Any) -> tuple[jax.Array, float]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weighted_sums(static: Any, leaves: list[Any], hidden: jax.Array, rest: Any) -> TokenLosses:
-    """The sums; `static` is (config, tree structure of the projection), `rest` has no gradient."""
-    config, structure = static
-    project = jax.tree.unflatten(structure, leaves)
-    targets, weights, context = rest
+    """The sums; `static` is (loss, tree structure of the projection), `rest` has no gradient."""
+    project = jax.tree.unflatten(static[1], leaves)
+    inputs, weights, context, numbers = rest
+    loss = static[0].with_numbers(numbers)
 
     def body(total, chunk):
-        hidden, targets, weights, columns = chunk
+        hidden, inputs, weights, columns = chunk
         logits = project(hidden, _with_columns(context, columns))
-        losses = _losses(logits, targets, config)[0]
+        losses = _losses(logits, inputs, loss)[0]
         return jax.tree.map(lambda t, x: t + jnp.sum(x * weights), total, losses), None
 
-    zeros = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
-    arrays = (hidden, targets, weights, _columns(targets))
-    return _scan_chunks(body, zeros, arrays, config.chunk)[0]
+    arrays = (hidden, inputs, weights, _columns(hidden))
+    return scan_chunks(body, _zero_sums(loss), arrays, loss.chunk)[0]
 
 
 def _weighted_sums_forward(static: Any, leaves: list[Any], hidden: Any, rest: Any):
     """The sums, and the gradients of `loss` with respect to hidden and the trainable leaves."""
-    config, structure = static
+    structure = static[1]
     is_trainable = [leaf.perturbed for leaf in leaves]
     leaves, hidden, rest = jax.tree.map(lambda x: x.value, (leaves, hidden, rest))
-    targets, weights, context = rest
+    inputs, weights, context, numbers = rest
+    loss = static[0].with_numbers(numbers)
     trainable = [leaf for leaf, trains in zip(leaves, is_trainable, strict=True) if trains]
 
     def body(total, chunk):
-        hidden, targets, weights, columns = chunk
+        hidden, inputs, weights, columns = chunk
 
         def compute_logits(trainable, hidden):
             remaining = iter(trainable)
@@ -112,15 +120,14 @@ def _weighted_sums_forward(static: Any, leaves: list[Any], hidden: Any, rest: An
             return project(hidden, _with_columns(context, columns))
 
         logits, vjp = jax.vjp(compute_logits, trainable, hidden)
-        losses, logits_grad = _losses(logits, targets, config)
+        losses, logits_grad = _losses(logits, inputs, loss)
         leaves_grad, hidden_grad = vjp(logits_grad * weights[..., None])
         sums = jax.tree.map(lambda x: jnp.sum(x * weights), losses)
         return jax.tree.map(jnp.add, total, (sums, leaves_grad)), hidden_grad
 
-    sums = TokenLosses(*(jnp.zeros((), jnp.float32),) * 3)
-    zeros = (sums, jax.tree.map(jnp.zeros_like, trainable))
-    arrays = (hidden, targets, weights, _columns(targets))
-    (sums, leaves_grad), hidden_grad = _scan_chunks(body, zeros, arrays, config.chunk)
+    zeros = (_zero_sums(loss), jax.tree.map(jnp.zeros_like, trainable))
+    arrays = (hidden, inputs, weights, _columns(hidden))
+    (sums, leaves_grad), hidden_grad = scan_chunks(body, zeros, arrays, loss.chunk)
     remaining = iter(leaves_grad)
     gradients = [next(remaining) if trains else None for trains in is_trainable]
     return sums, (gradients, hidden_grad)
@@ -133,19 +140,36 @@ def _weighted_sums_backward(static: Any, gradients: Any, cotangents: TokenLosses
 _weighted_sums.defvjp(_weighted_sums_forward, _weighted_sums_backward, symbolic_zeros=True)
 
 
-def _columns(targets: Array) -> jax.Array:
+def _zero_sums(loss: Loss) -> TokenLosses:
+    zero = jnp.zeros((), jnp.float32)
+    return TokenLosses(zero, zero, zero, dict.fromkeys(loss.metric_names, zero))
+
+
+def _columns(hidden: jax.Array) -> jax.Array:
     """[B,S] the column of each token, for dropout in a delta of the head."""
-    return jax.lax.broadcasted_iota(jnp.int32, targets.shape, 1)
+    return jax.lax.broadcasted_iota(jnp.int32, hidden.shape[:2], 1)
 
 
 def _with_columns(context: Context | None, columns: jax.Array) -> Context | None:
     return context and dataclasses.replace(context, columns=columns)
 
 
-def _losses(
+def _losses(logits: jax.Array, inputs: Any, loss: Loss) -> tuple[TokenLosses, jax.Array]:
+    """Losses [B,C] of logits [B,C,V], and the gradient of `loss` with respect to the logits."""
+    if isinstance(loss, CrossEntropy):
+        return _cross_entropies(logits, inputs, loss)
+
+    def compute(logits: jax.Array) -> tuple[jax.Array, TokenLosses]:
+        losses = loss.token_losses(logits, inputs)
+        return losses.loss, losses
+
+    _, vjp, losses = jax.vjp(compute, logits, has_aux=True)
+    return losses, vjp(jnp.ones_like(losses.loss))[0]  # as no token reads another one's logits
+
+
+def _cross_entropies(
     logits: jax.Array, targets: Array, config: CrossEntropy
 ) -> tuple[TokenLosses, jax.Array]:
-    """Losses [B,C] of logits [B,C,V], and the gradient of `loss` with respect to the logits."""
     max_logit = jnp.max(logits, axis=-1)
     exp_logits = jnp.exp(logits - max_logit[..., None])
     if sharding.platform() == "cpu":  # else XLA fuses exp into the sum, which is slower there
@@ -162,7 +186,7 @@ def _losses(
     return losses, cross_entropy.logits_grad(probs, log_z, is_target, vocabulary, config)
 
 
-def _scan_chunks(
+def scan_chunks(
     body: Callable[[Any, Any], tuple[Any, Any]], init: Any, arrays: Any, chunk: int
 ) -> tuple[Any, Any]:
     """A scan over chunks of columns: arrays [B,S,...], padded to whole chunks -> outputs [B,S,...].

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from research import sharding
 from research.batch import Array
 from research.losses import cross_entropy
-from research.losses.cross_entropy import CrossEntropy, TokenLosses
+from research.losses.base import TokenLosses
+from research.losses.cross_entropy import CrossEntropy
 from research.models.attention import soft_cap
 from research.models.products import matmul, outer
 

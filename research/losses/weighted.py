@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from research.batch import Batch
-from research.losses.base import Counts, Loss
+from research.losses.base import Counts, Loss, TokenLosses
 from research.losses.cross_entropy import CrossEntropy
 from research.losses.sequence_chunks import summed_losses, token_losses
 from research.models.sites import Context
-
-
-class LossSums(NamedTuple):
-    """Sums over the tokens or examples of a (micro-)batch; [] each."""
-
-    loss: jax.Array
-    nll: jax.Array  # in nats, each token with its batch's weight
-    correct: jax.Array  # tokens that none is likelier than, with the same weights
-    metrics: Mapping[str, jax.Array]  # of the loss
 
 
 def loss_sums(
@@ -31,8 +22,9 @@ def loss_sums(
     batch: Batch,
     context: Context | None,
     counts: Counts | None,
-) -> tuple[jax.Array, LossSums]:
-    """A sum with the gradient of the loss, and the sums to report.
+) -> tuple[jax.Array, TokenLosses]:
+    """A sum with the gradient of the loss, and the sums to report: of the loss over tokens or
+    examples, of the rest over tokens, each with its batch's weight; [] each.
 
     Args:
       hidden: [B,S,D], ready for the head.
@@ -40,7 +32,11 @@ def loss_sums(
     """
     if isinstance(loss, CrossEntropy):
         sums = summed_losses(model, hidden, batch.targets, batch.weights, context, loss)
-        return sums.loss, LossSums(*sums, {})
+        return sums.loss, sums
+    if loss.reads_logits:
+        columns = dataclasses.replace(batch, adapter=None)  # what is left has columns
+        sums = summed_losses(model, hidden, columns, batch.weights, context, loss)
+        return sums.loss, sums
     assert counts is not None
     config = CrossEntropy(chunk=loss.chunk, vocabulary_chunks=loss.vocabulary_chunks)
     fixed_model, fixed_hidden = jax.lax.stop_gradient((model, hidden))
@@ -48,4 +44,4 @@ def loss_sums(
     weights, value, metrics = loss.weigh(tokens.nll, batch, counts)
     sums = summed_losses(model, hidden, batch.targets, weights, context, config)
     nll, correct = (jnp.sum(x * batch.weights) for x in (tokens.nll, tokens.correct))
-    return sums.loss, LossSums(value, nll, correct, metrics)
+    return sums.loss, TokenLosses(value, nll, correct, metrics)

@@ -80,7 +80,8 @@ def candidates(program: Program, topology: Topology) -> Iterator[list[str]]:
     if not shape.recomputes_layers:
         save.append("compute.remat=full")
         yield list(save)
-    if shape.vocabulary >= 2**15 and not experiment.loss.vocabulary_chunks:
+    loss = experiment.loss
+    if shape.vocabulary >= 2**15 and not loss.vocabulary_chunks and not loss.reads_logits:
         chunks = next((n for n in (16, 12, 8, 10) if shape.vocabulary % n == 0), 0)
         if chunks and not program.model_shapes.head.site:
             save.append(f"loss.vocabulary_chunks={chunks}")

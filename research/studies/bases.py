@@ -50,6 +50,14 @@ def _experiment_of(line: str) -> Experiment | None:
     return cli.load(Experiment, file, (o.removeprefix("--config.") for o in overrides))
 
 
+def teacher_of(experiment: Experiment, recipes: Mapping[str, str]) -> dict[str, str]:
+    """What a trial's address says of the teacher of its loss: how it is made, or its bits."""
+    path = experiment.loss.teacher
+    if path is None:
+        return {}
+    return {"teacher": recipes.get(path) or runs.open_run(path).fingerprint}
+
+
 def check_made(path: str, line: str) -> None:
     """Looks whether a base that is there was trained by the config of its command line, places of
     files aside.
@@ -80,7 +88,7 @@ def _without_places(content: Any, name: str = "") -> Any:
         return {key: _without_places(each, key) for key, each in content.items()}
     if isinstance(content, list | tuple):
         return [_without_places(each, name) for each in content]
-    is_place = isinstance(content, str) and name in ("path", "tokenizer")
+    is_place = isinstance(content, str) and name in ("path", "tokenizer", "teacher")
     return content.rpartition("/")[2] if is_place else content
 
 

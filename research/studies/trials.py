@@ -21,7 +21,7 @@ from research.retrieval.retrieve import content_key
 from research.studies import measures, ways
 from research.studies.addresses import digest, without_defaults
 from research.studies.axes import Variant, expand
-from research.studies.bases import recipe
+from research.studies.bases import recipe, teacher_of
 from research.studies.budgets import Start, abstract_program, solve, tokens_of
 from research.studies.cells import Cell
 from research.studies.code import code_hash
@@ -41,8 +41,8 @@ _METRICS = (
     *(field.name for field in dataclasses.fields(Summary)),
     *"loss nll accuracy trained_tokens gradient_norm learning_rate heldout_loss".split(),
     *"heldout_bits_per_byte quality bits_per_byte forgetting artifact_bytes questions".split(),
-    *"reward_margin preference_accuracy".split(),
-    *"heldout_reward_margin heldout_preference_accuracy".split(),
+    *"reward_margin preference_accuracy kl".split(),
+    *"heldout_reward_margin heldout_preference_accuracy heldout_kl".split(),
 )
 
 
@@ -303,9 +303,7 @@ class Resolver:
     def _depends(
         self, experiment: Experiment, way: str, evaluation: Evaluation | None
     ) -> dict[str, Any]:
-        config = without_defaults(experiment)
-        for name in _BESIDE:
-            config.pop(name, None)
+        config = {k: v for k, v in without_defaults(experiment).items() if k not in _BESIDE}
         start = self._open(experiment)
         splits = [(source, source.split) for source in experiment.data.sources]
         if experiment.evaluate_split:
@@ -317,6 +315,7 @@ class Resolver:
             "base": made_base or (start.base.fingerprint if start.base else None),
             "tokenizer": made_tokenizer or made_base or start.tokenizer_fingerprint,
             "data": self._fingerprints_of(splits),
+            **teacher_of(experiment, self._recipes),
         }
         if evaluation is not None:
             content["evaluation"] = without_defaults(evaluation)

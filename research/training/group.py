@@ -144,7 +144,7 @@ def _make_states(runs: Sequence[OpenedRun], session: Session) -> tuple[list[Arra
     for run in runs:
         program, step = run.program, run.start.step
         with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):
-            session.attach_references(program, run.data, run.heldout)
+            session.attach_model_fields(program, run.data, run.heldout)
             saved = run.checkpointer.at(step) if step else None
             mine, frozen = session.make_state(program, saved, run.data)
         own.append(mine)

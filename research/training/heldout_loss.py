@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +17,10 @@ from research import sharding
 from research.batch import Batch
 from research.data.heldout import HeldOut
 from research.data.pipeline import Pipeline
-from research.losses.base import Counts, Loss, Weighing
-from research.losses.cross_entropy import TokenLosses
-from research.step import eval_step
+from research.losses.base import Counts, Loss, TokenLosses, Weighing
+from research.losses.sequence_chunks import token_losses
+from research.models.sites import Context
+from research.step import eval_step, last_hidden
 
 # Batch -> negative log-likelihoods [B,S] in nats, on the host
 Score = Callable[[Batch], np.ndarray]
@@ -113,8 +115,11 @@ def evaluate_heldout(
 ) -> dict[str, float]:
     """`heldout_loss` of a model, with batches that lie on `rows`.
 
-    Of a loss that reads likelihoods its own value and metrics, over all examples.
+    Of a loss that reads likelihoods its own value and metrics, over all examples; of one that reads
+    logits its metrics beside the loss of the text.
     """
+    if loss is not None and loss.reads_logits:
+        return _loss_and_metrics(model, rows, parts, loss)
     score = make_score(model, rows)
     if loss is None or not loss.reads_nll:
         return heldout_loss(score, parts)
@@ -126,6 +131,34 @@ def evaluate_heldout(
         _, value, metrics = _weigh(loss.without_numbers(), loss.numbers, score(batch), batch, total)
         sums.update({name: float(each) for name, each in {"loss": value, **metrics}.items()})
     return {f"heldout_{name}": each / float(total.divisor) for name, each in sums.items()}
+
+
+def _loss_and_metrics(
+    model: Any, rows: jax.sharding.NamedSharding, parts: Sequence[HeldOut], loss: Loss
+) -> dict[str, float]:
+    """Of a loss that reads logits, see `evaluate_heldout`; in one pass."""
+    sums: dict[str, float] = collections.defaultdict(float)
+
+    def score(batch: Batch) -> np.ndarray:
+        size = batch.tokens.shape[0]
+        device_batch = sharding.place_rows(batch, rows, np.arange(size), size)
+        losses = _token_losses(loss.without_numbers(), loss.numbers, model, device_batch)
+        if not losses.nll.is_fully_addressable:
+            losses = multihost_utils.process_allgather(losses, tiled=True)
+        for name, values in losses.metrics.items():
+            sums[name] += float(np.sum(np.asarray(values) * batch.weights, dtype=np.float64))
+        return np.asarray(losses.nll)
+
+    metrics = heldout_loss(score, parts)
+    tokens = sum(part.tokens for part in parts)
+    return metrics | {f"heldout_{name}": each / tokens for name, each in sums.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _token_losses(loss: Loss, numbers: Any, model: Any, batch: Batch) -> TokenLosses:
+    context = Context(batch.adapter)
+    hidden, columns = last_hidden(model, batch, context), dataclasses.replace(batch, adapter=None)
+    return token_losses(model, hidden, columns, context, loss.with_numbers(numbers))
 
 
 @functools.partial(jax.jit, static_argnums=0)

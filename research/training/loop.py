@@ -75,7 +75,7 @@ def _train(
 
         # --- state ---
         with timing("state"):
-            session.attach_references(program, data, run.heldout)
+            session.attach_model_fields(program, data, run.heldout)
             saved = checkpointer.at(step) if step else None
             own, frozen = session.make_state(program, saved, data)
             hyper = jax.block_until_ready(program.place_hyper())

@@ -119,6 +119,7 @@ class Program:
         abstract: Any = jax.ShapeDtypeStruct
         tokens, numbers = abstract(shape, np.int32), abstract(shape, np.float32)
         kind = data.objective.example_kind
+        model_fields = self.experiment.loss.model_fields.items()
         bank = self.experiment.method.bank_names
         has_prefix = any(objective.bidirectional for objective in data.all_objectives)
         return Batch(
@@ -130,14 +131,9 @@ class Program:
             prefix=abstract(shape, np.bool_) if has_prefix else None,
             adapter=abstract(shape[:1], np.int32) if bank else None,
             roles=tokens if kind in ("pairs", "labelled answers") else None,
-            reference=numbers if self.needs_reference else None,
             values=numbers if kind == "rollouts" else None,
+            **{name: abstract((*shape, *rest), dtype) for name, (rest, dtype) in model_fields},
         )
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether batches have the base's log-probabilities."""
-        return self.experiment.loss.needs_reference
 
     @functools.cached_property
     def local_rows(self) -> np.ndarray:

@@ -33,9 +33,11 @@ from research.text.tokenizer import Tokenizer
 from research.training import continuation, starting
 from research.training.evaluators import Evaluator, OpenEvaluator
 from research.training.heldout_loss import open_heldout
+from research.training.model_fields import attach_fields
 from research.training.numbers import make_keys, without_numbers
 from research.training.program import Program, make_program
-from research.training.reference import attach_references
+from research.training.reference import reference_of
+from research.training.teacher import check_teacher, open_teacher, teacher_of
 from research.training.together import MappedProgram
 from research.tree import Arrays
 
@@ -44,7 +46,7 @@ Halves = tuple[Arrays, Arrays]  # of a state: the run's own leaves, and the base
 
 # how many of each kind stay: those of the trials that follow each other in a study
 _LIMITS = {"base": 4, "reader": 4, "data": 6, "checks": 64, "program": 8, "step": 8, "start": 8}
-_LIMITS |= {"mapped": 2, "choice": 64, "evaluator": 4}
+_LIMITS |= {"mapped": 2, "choice": 64, "evaluator": 4, "teacher": 4}
 
 
 class Session:
@@ -95,14 +97,19 @@ class Session:
         split, limit = experiment.evaluate_split, experiment.evaluate_tokens
         sources = experiment.heldout_sources
         reader = self.once("reader", tokenizer, lambda: ExampleReader(tokenizer, cache))
-        needs_reference = program.needs_reference
         whole: tuple[Hashable, ...] = (tokenizer, _text(experiment.data), vocabulary, bank)
-        if needs_reference:  # rows have the numbers of one base, made on one mesh
-            base = program.initial.fingerprint if program.initial else None
-            whole += (base, _text(program.model_config), tuple(program.mesh.shape.items()))
+        fields, fingerprints = experiment.loss.model_fields, dict[str, str]()
+        if (teacher := self.open_teacher(program, tokenizer)) is not None:
+            fingerprints["loss.teacher"] = teacher.fingerprint
+        if fields:  # rows have the numbers of one model, made on one mesh
+            base = teacher or program.initial
+            whole += (base.fingerprint if base else None, tuple(fields.items()))
+            whole += (_text(program.model_config), tuple(program.mesh.shape.items()))
 
         def open_all() -> tuple[Pipeline, list[HeldOut]]:
-            data = Pipeline(experiment.data, tokenizer, reader, vocabulary, bank, needs_reference)
+            data = Pipeline(
+                experiment.data, tokenizer, reader, vocabulary, bank, fields, fingerprints
+            )
             any_seed = _text(dataclasses.replace(experiment.data, seed=0))
             key = (tokenizer, any_seed, _text(experiment.checks), split, sources)
             self.once(
@@ -116,12 +123,28 @@ class Session:
             "data", (*whole, _text(experiment.checks), split, limit, sources), open_all
         )
 
-    def attach_references(
+    def open_teacher(self, program: Program, tokenizer: Tokenizer) -> Run | None:
+        """As `teacher.open_teacher`, once for all runs that it teaches; None: the loss has none.
+
+        Raises:
+          ValueError: it is no run, or one that cannot teach this one.
+        """
+        path = program.experiment.loss.teacher
+        if path is None:
+            return None
+        teacher = self.once("teacher", path, lambda: open_teacher(path))
+        check_teacher(program, teacher, tokenizer)
+        return teacher
+
+    def attach_model_fields(
         self, program: Program, data: Pipeline, heldout: Sequence[HeldOut]
     ) -> None:
-        """Gives the data what its loss reads of the model at its start, as
-        `reference.attach_references`; inside the program's mesh."""
-        if not program.needs_reference:
+        """Gives the data what its loss reads of the model at its start or of a teacher, as
+        `model_fields.attach_fields`; inside the program's mesh."""
+        if (teacher := self.open_teacher(program, data.tokenizer)) is not None:
+            attach_fields(program, data, heldout, teacher_of(program, teacher))
+            return
+        if not program.experiment.loss.needs_reference:
             return
 
         def make_initial() -> Transformer:
@@ -134,7 +157,7 @@ class Session:
             arrays = {name.removeprefix("model/"): array for name, array in arrays.items()}
             return tree.unflatten(program.base_shapes, arrays)
 
-        attach_references(program, data, heldout, make_initial)
+        attach_fields(program, data, heldout, reference_of(program, make_initial))
 
     def open_evaluator(self, program: Program, data: Pipeline) -> Evaluator | None:
         """What asks the run's tasks, read once for runs that differ in numbers alone; None: it has

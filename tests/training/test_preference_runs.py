@@ -131,7 +131,7 @@ def test_the_reference_is_what_the_switched_off_adapter_says(world, folder, tmp_
     with sharding.mesh_context(program.mesh, program.experiment.sharding_rules):
         with pytest.raises(ValueError, match="rows were not given theirs"):
             next(run.data.batches())
-        session.attach_references(program, run.data, run.heldout)
+        session.attach_model_fields(program, run.data, run.heldout)
         own, frozen = session.make_state(program, None)
         leaves = tree.flatten(program.model(own, frozen))
         random = np.random.default_rng(0)

@@ -1,10 +1,16 @@
 """Planned rows as arrays: the pieces of a row are read and written when a batch needs it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from research.data.packing.planning import PackingPlan
 from research.objectives.base import Examples
 from research.text.token_table import Ragged
+
+# of fields that a model gives: their shape behind [n, S], and their type
+FieldShapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
 class PackedRows:
@@ -13,8 +19,8 @@ class PackedRows:
     def __init__(self, examples: Examples, plan: PackingPlan, pad_id: int):
         self.examples = examples
         self.plan = plan
-        # log-probability of each target of each example by a reference model, [N] of [length]
-        self.reference: Ragged | None = None
+        # fields that a model gives (`Loss.model_fields`): of each example [length,...]
+        self.model_fields: dict[str, Ragged] = {}
         self._pad_id = pad_id
 
     def __len__(self) -> int:
@@ -30,7 +36,7 @@ class PackedRows:
         if they have them.
 
         Args:
-          into: fields [n, S], as `empty_rows` makes them.
+          into: fields [n, S] (or [n, S,...] of a model), as `empty_rows` makes them.
           places: below n.
           rows: the row for each of them.
         """
@@ -52,9 +58,10 @@ class PackedRows:
         bounds = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(counts)])]
         if piece.documents is not None:
             fields |= _number_documents(piece.documents, ends - sizes, bounds)
-        if self.reference is not None and "reference" in into:
+        for field in self.model_fields.keys() & into.keys():
+            values = self.model_fields[field]
             pairs = zip(plan.examples[numbers].tolist(), starts, starts + sizes, strict=True)
-            fields["reference"] = np.concatenate([self.reference[i][a:b] for i, a, b in pairs])
+            fields[field] = np.concatenate([values[i][a:b] for i, a, b in pairs])
         for field, kind in (("prefix", bool), ("roles", np.int32), ("values", np.float32)):
             if (values := getattr(piece, field)) is not None:
                 fields[field] = values
@@ -87,10 +94,14 @@ def _number_documents(
     }
 
 
-def empty_rows(count: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
+def empty_rows(
+    count: int, length: int, pad_id: int, model_fields: FieldShapes | None = None
+) -> dict[str, np.ndarray]:
     """[count, length] of padding: nothing in it is trained on."""
     shape = (count, length)
+    fields = (model_fields or {}).items()
     return {
+        **{name: np.zeros((*shape, *rest), kind) for name, (rest, kind) in fields},
         "tokens": np.full(shape, pad_id, np.int32),
         "targets": np.full(shape, pad_id, np.int32),
         "weights": np.zeros(shape, np.float32),
