@@ -6,6 +6,8 @@
     graft preflight --config FILE --topology all
     graft preflight --config FILE --topology v5e:1x1 --together 16
         as many trials that differ in numbers alone, mapped into one program on one frozen base
+    graft preflight --config configs/finetune/smollm2_sft_dpo.py --topology v5e:1x1
+        a config in phases: each of them, or --phase NAME alone
 
 It compiles the run's own train step with the real TPU compiler (`tools/setup preflight`), for
 devices that need not be there: so "fits" is what that compiler says. The text and the weights need
@@ -34,6 +36,8 @@ from research.runtime.programs import run_program
 from research.runtime.terminal import show
 
 if TYPE_CHECKING:
+    from research.experiment import Experiment
+    from research.phases.phased import PhasedExperiment
     from research.preflight.examine import Prices
     from research.preflight.report import Alternative
     from research.runtime.accelerators import Topology
@@ -61,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--together", type=_count, metavar="N", help="N trials mapped into one program"
     )
+    parser.add_argument("--phase", metavar="NAME", help="of a config in phases: this one alone")
     parser.add_argument("--prices", type=cli.on_disk, default=PRICES, metavar="FILE")
     parser.add_argument(
         "--tries", type=int, default=6, metavar="N", help="most compilations to find what fits"
@@ -90,7 +95,7 @@ def _examine(arguments: argparse.Namespace) -> bool:
         examine.prepare_environment(presets.flags(arguments.topology))
 
     from research.config import cli, schema
-    from research.experiment import Experiment
+    from research.phases.phased import PhasedExperiment
     from research.preflight.describe import describe
     from research.runtime import accelerators
 
@@ -99,28 +104,59 @@ def _examine(arguments: argparse.Namespace) -> bool:
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
     prices = schema.load_json(examine.Prices, arguments.prices)
+    phased = cli.load(PhasedExperiment, arguments.config, arguments.overrides)
+    phases = _find_phases(phased, arguments.phase)
+    with_rollouts = {phase.name for phase in phased.phases if phase.rollouts}
     if is_table:
-        cli.load(Experiment, arguments.config, arguments.overrides)  # a wrong key is said once
+        if len(phases) > 1:
+            raise ValueError(f"--topology all is for one phase: --phase {', '.join(phases)}")
         return _examine_all(arguments)
     topology = accelerators.get_topology(arguments.topology, arguments.slices)
-    overrides = list(arguments.overrides)
+    changes = []
     if arguments.sequences_per_chip:
-        overrides.append(f"data.batch_size={topology.rows(arguments.sequences_per_chip)}")
-    experiment = cli.load(Experiment, arguments.config, overrides)
+        changes = [f"data.batch_size={topology.rows(arguments.sequences_per_chip)}"]
     if arguments.together:
         from research.preflight.together import examine_together
 
-        group = examine_together(experiment, topology, arguments.together)
+        if len(phases) > 1:
+            raise ValueError(f"--together is for one phase: --phase {', '.join(phases)}")
+        (experiment,) = phases.values()
+        group = examine_together(cli.override(experiment, changes), topology, arguments.together)
         show(group.describe(), flush=True)
         _write(arguments, dataclasses.asdict(group) | {"fits": group.fits, "gain": group.gain})
         return group.fits
-    report = examine.examine(experiment, topology, prices)
-    show(describe(report), flush=True)
-    _write(arguments, report.to_json())
-    if not report.fits and arguments.tries > 0:
-        fitting = _search(arguments, overrides, topology, prices)
-        _write(arguments, dataclasses.replace(report, alternatives=fitting).to_json())
-    return report.fits
+    contents, fits = {}, True
+    for name, experiment in phases.items():
+        if name:
+            show(f"\nphase {name}", flush=True)
+        report = examine.examine(cli.override(experiment, changes), topology, prices)
+        show(describe(report), flush=True)
+        if name in with_rollouts:
+            show(f"{'':10} without its rollouts: answers that its start gives on the same chips")
+        if not report.fits and arguments.tries > 0:
+            fitting = _search(experiment, changes, topology, prices, arguments.tries)
+            report = dataclasses.replace(report, alternatives=fitting)
+        contents[name] = report.to_json()
+        fits &= report.fits
+        _write(arguments, contents if name else contents[name])
+    return fits
+
+
+def _find_phases(phased: PhasedExperiment, name: str | None) -> dict[str, Experiment]:
+    """The experiment, under "", or those of its phases by name: all, or the one of this name.
+
+    Raises:
+      ValueError: there is no such phase.
+    """
+    from research.config.suggestions import suggestion
+
+    phases = phased.planned()
+    if name is None:
+        return phases or {"": phased.common}
+    if name not in phases:
+        there = f"; there are {', '.join(phases)}" if phases else ": the config has no phases"
+        raise ValueError(f"--phase {name}: no such phase{suggestion(name, phases) or there}")
+    return {name: phases[name]}
 
 
 def _write(arguments: argparse.Namespace, content: Any) -> None:
@@ -153,6 +189,7 @@ def _examine_in_process(arguments: argparse.Namespace, topology: str) -> dict[st
     flags += ["--slices", str(arguments.slices), "--prices", str(arguments.prices)]
     if arguments.sequences_per_chip:
         flags += ["--sequences-per-chip", str(arguments.sequences_per_chip)]
+    flags += ["--phase", arguments.phase] if arguments.phase else []
     flags += [f"--config.{override}" for override in arguments.overrides]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
@@ -168,16 +205,18 @@ def _examine_in_process(arguments: argparse.Namespace, topology: str) -> dict[st
 
 
 def _search(
-    arguments: argparse.Namespace, overrides: list[str], topology: Topology, prices: Prices
+    experiment: Experiment, overrides: list[str], topology: Topology, prices: Prices, tries: int
 ) -> list[Alternative]:
     """Prints the nearest configs as they are compiled; those that fit."""
+    from research.config import cli
     from research.preflight import alternatives
+
+    def load(changes: Sequence[str]) -> Experiment:
+        return cli.override(experiment, [*overrides, *changes])
 
     show("\nlooking for the nearest configs that fit", flush=True)
     fitting = []
-    for alternative in alternatives.nearest(
-        arguments.config, overrides, topology, prices, arguments.tries
-    ):
+    for alternative in alternatives.nearest(load, topology, prices, tries):
         flags = " ".join(f"--config.{change}" for change in alternative.changes)
         peak, estimate = alternative.report.memory.peak_gib, alternative.report.estimate
         if alternative.report.fits:

@@ -51,8 +51,16 @@ def load(cls: type[T], file: str, overrides: Iterable[str] = ()) -> T:
             f"{file}: a run in phases, which this command does not read: graft train --dry-run "
             "checks all of them; give a config with the changes of one"
         )
-    config = build(cls, content)
-    overrides = list(overrides)
+    return override(build(cls, content), overrides)
+
+
+def override(config: T, overrides: Iterable[str]) -> T:
+    """A config with command-line overrides laid over it.
+
+    Raises:
+        ValueError: one does not fit; names the key.
+    """
+    cls, overrides = type(config), list(overrides)
     if not overrides:
         return config
     mapping = to_dict(config)

@@ -113,6 +113,15 @@ class PhasedExperiment(Experiment):
             experiments.append(experiment)
         return experiments
 
+    def planned(self) -> dict[str, Experiment]:
+        """Each phase by its name before there is a run: on the base that the first starts from,
+        whose shapes are those of all."""
+        common = {"model": self.model, "tokenizer": self.tokenizer, "init_from": self.init_from}
+        return {
+            phase.name: paths.replace(experiment, {} if "init_from" in phase.changes else common)
+            for phase, experiment in zip(self.phases, self.experiments(Path()), strict=True)
+        }
+
 
 def _behind(experiment: Experiment, earlier: list[Experiment]) -> Experiment:
     """The experiment from the batch on that is behind the last that an earlier one read of the

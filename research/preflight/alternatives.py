@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from research.config import cli
 from research.experiment import Experiment
 from research.preflight.examine import Prices, abstract_program, examine, resident_bytes
 from research.preflight.report import Alternative
@@ -13,8 +12,7 @@ from research.training.program import Program, UnevenBatchError
 
 
 def nearest(
-    file: str,
-    overrides: Sequence[str],
+    load: Callable[[Sequence[str]], Experiment],
     topology: Topology,
     prices: Prices | None = None,
     tries: int = 6,
@@ -22,13 +20,16 @@ def nearest(
 ) -> Iterator[Alternative]:
     """Configs like the one that does not fit, the least changes first, each compiled.
 
+    Args:
+      load: the config with such changes.
+
     Yields:
       Those that fit and those that do not; no more after `max_fitting` that fit, or `tries`.
     """
     limit, fitting = topology.accelerator.memory, 0
-    for changes in proposals(file, overrides, topology):
+    for changes in proposals(load, topology):
         try:
-            experiment = cli.load(Experiment, file, [*overrides, *changes])
+            experiment = load(changes)
             resident = resident_bytes(abstract_program(experiment, topology.devices))
         except ValueError:
             continue  # a mesh that the model's heads or the batch do not divide by
@@ -42,12 +43,13 @@ def nearest(
         yield Alternative(changes, report)
 
 
-def proposals(file: str, overrides: Sequence[str], topology: Topology) -> Iterator[list[str]]:
+def proposals(
+    load: Callable[[Sequence[str]], Experiment], topology: Topology
+) -> Iterator[list[str]]:
     """Changes, the least first; where the devices cannot share the rows, each makes that so."""
 
     def make_changed(changes: list[str]) -> Program:
-        experiment = cli.load(Experiment, file, [*overrides, *changes])
-        return abstract_program(experiment, topology.devices)
+        return abstract_program(load(changes), topology.devices)
 
     try:
         starts: list[tuple[list[str], Program]] = [([], make_changed([]))]

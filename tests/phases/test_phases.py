@@ -118,3 +118,12 @@ def test_a_command_that_plans_one_experiment_says_that_a_config_has_phases(world
     config.write_text(f"def get_config():\n    return {content!r}\n")
     with pytest.raises(ValueError, match="a run in phases, which this command does not read"):
         cli.load(Experiment, str(config))
+
+
+def test_phases_are_planned_on_the_base_of_the_first_before_there_is_a_run(world):
+    plan = phased(world, Phase("first"), Phase("second", {"steps": 5, "data.batch_size": 2}))
+    first, second = plan.planned().values()
+    assert first == plan.common and second.init_from == first.init_from == str(world.base)
+    assert (second.steps, second.data.batch_size) == (5, 2)
+    changed = cli.override(second, ["data.batch_size=6"])
+    assert (changed.steps, changed.data.batch_size) == (5, 6)

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("libtpu", reason="tools/setup preflight")
 from configs import presets  # noqa: E402
-from research.config import cli  # noqa: E402
+from research.config import cli, schema  # noqa: E402
 from research.experiment import Experiment  # noqa: E402
+from research.phases.phased import Phase, PhasedExperiment  # noqa: E402
 from research.preflight import examine, together  # noqa: E402
 from research.runtime import accelerators
 from tests.helpers import tiny_run  # noqa: E402
@@ -188,3 +189,20 @@ def test_a_sweep_is_planned_with_what_the_compiler_says_of_every_cell(world, tmp
     assert "the TPU compiler's memory" in output and "peak (GiB)" in output
     assert len([row for row in output.splitlines() if row.startswith("| sequence_length=")]) == 2
     assert "chip-hours" in output and "US dollars (prices of" in output
+
+
+def test_each_phase_is_examined_and_one_may_be_named(world, tmp_path):
+    phases = (
+        Phase("short", {"data.sequence_length": 128}),
+        Phase("long", {"data.sequence_length": 256}),
+    )
+    content = schema.to_dict(world.tuning(2)) | {"phases": list(map(schema.to_dict, phases))}
+    config = tiny_run.config_file(tmp_path, schema.build(PhasedExperiment, content))
+    line = ["preflight", "--config", config, "--topology", "v5e:1x1", "--json", tmp_path / "all"]
+    command = [sys.executable, "-W", "ignore", "-m", "research.cli", *map(str, line)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0 and "\nphase long\nfits" in process.stdout, process.stderr
+    reports = json.loads((tmp_path / "all").read_text())
+    assert [reports[name]["sequence_length"] for name in ("short", "long")] == [128, 256]
+    one = subprocess.run([*command, "--phase", "lon"], cwd=ROOT, capture_output=True, text=True)
+    assert one.returncode == 1 and "no such phase; did you mean long" in one.stderr
