@@ -205,13 +205,12 @@ def train_step(
     counts = counts or loss.count(batch)
     scale = 1 / jnp.maximum(counts.divisor, 1e-9)
     gradients = jax.tree.map(lambda x: x * scale, gradients)
-    method, penalty, memory = step_config.method, None, state.memory
+    method, penalty, memory, active = step_config.method, None, state.memory, {}
     if method is not None:
         gradients, penalty = _penalize(method, trainable, memory, gradients)
-    norm = optax.tree.norm(gradients)
-    if hyper.max_grad_norm is not None:
-        clip_scale = jnp.minimum(1.0, hyper.max_grad_norm / jnp.maximum(norm, 1e-9))
-        gradients = jax.tree.map(lambda x: x * clip_scale, gradients)
+        active = method.active(trainable, hyper.key, state.step)
+        gradients = _choose(active, gradients, jax.tree.map(jnp.zeros_like, gradients))
+    gradients, norm = _clip(gradients, hyper.max_grad_norm)
     is_finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (counts.divisor > 0)
     if penalty is not None:
         is_finite &= jnp.isfinite(penalty)
@@ -234,6 +233,8 @@ def train_step(
     if method is not None:
         adjusted = method.adjust(new, gradients, memory, state.step)
         new, memory = jax.tree.map(keep_finite, adjusted, (trainable, memory))
+        new = _choose(active, new, trainable)
+        optimizer_state = _choose(active, optimizer_state, state.optimizer)
     optimizer_state = jax.tree.map(keep_finite, optimizer_state, state.optimizer)
     is_of_tokens = counts.tokens is counts.divisor
     token_scale = scale if is_of_tokens else 1 / jnp.maximum(counts.tokens, 1e-9)
@@ -298,6 +299,33 @@ def _penalize(
     """The gradients with those of a method's penalty, and the penalty."""
     penalty, slopes = jax.value_and_grad(method.penalty)(trainable, memory)
     return jax.tree.map(jnp.add, gradients, slopes), penalty
+
+
+def _choose(active: tree.Arrays, new: tree.Arrays, old: tree.Arrays) -> tree.Arrays:
+    """By name, what is new of the layers that are active, else what is old.
+
+    Args:
+      active: bool, [] or for a stacked leaf [L]; whoever is not named is active.
+      new, old: a tree of arrays for each leaf, whose stack axis is in front.
+    """
+
+    def choose(mask: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
+
+    layers = {
+        name: jax.tree.map(functools.partial(choose, mask), new[name], old[name])
+        for name, mask in active.items()
+    }
+    return new | layers
+
+
+def _clip(gradients: tree.Arrays, max_norm: Array | None) -> tuple[tree.Arrays, jax.Array]:
+    """The gradients with a global norm of at most `max_norm`, and the norm that they had."""
+    norm = optax.tree.norm(gradients)
+    if max_norm is None:
+        return gradients, norm
+    scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-9))
+    return jax.tree.map(lambda x: x * scale, gradients), norm
 
 
 def _move_average(

@@ -114,6 +114,13 @@ def stack_range(key: str) -> range:
     return range(int(first), int(last) + 1)
 
 
+def layers_of(name: str) -> range:
+    """The layers of a stacked leaf, from its name."""
+    match = _STACKED.match(name)
+    assert match is not None, name
+    return stack_range(f"{match['first']}-{match['last']}")
+
+
 def stacks(layers: Mapping[str, Value]) -> list[tuple[range, Value]]:
     """The stacks of a model in the order of their layers."""
     return sorted(

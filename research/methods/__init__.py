@@ -21,6 +21,7 @@ from research.methods.ewc import EWC
 from research.methods.full import Full
 from research.methods.ia3 import IA3
 from research.methods.l2_sp import L2SP
+from research.methods.lisa import LISA
 from research.methods.loha import LoHa
 from research.methods.lora import LoRA
 from research.methods.merge import check_untied, merge, merge_sites, switch_off, unmerge_sites
@@ -45,6 +46,7 @@ __all__ = [
     "DoRA",
     "Full",
     "L2SP",
+    "LISA",
     "LoHa",
     "LoRA",
     "Method",

@@ -70,8 +70,8 @@ class Method:
 
     @property
     def has_hooks(self) -> bool:
-        """Whether the train step asks it: `memory`, `penalty` and `adjust`. Else they are not
-        called, and the step is that of every other method."""
+        """Whether the train step asks it: `memory`, `penalty`, `active` and `adjust`. Else they are
+        not called, and the step is that of every other method."""
         return False
 
     @property
@@ -144,6 +144,18 @@ class Method:
     def penalty(self, trainable: Arrays, memory: Arrays) -> jax.Array:
         """[] what is added to the mean loss of a step."""
         return jnp.zeros(())
+
+    def active(self, trainable: Arrays, key: jax.Array, step: jax.Array) -> Arrays:
+        """Which layers train in a step: bool by leaf, [] or for a stacked leaf [L].
+
+        Weights, moments and gradients (before their norm is taken) of others are left out of the
+        step, decay included. A leaf that is not named trains.
+
+        Args:
+          key: of the run's seed, the same in every step.
+          step: [] int32, number of steps taken before this one.
+        """
+        return {}
 
     def adjust(
         self, trainable: Arrays, gradients: Arrays, memory: Arrays, step: jax.Array

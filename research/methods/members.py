@@ -11,6 +11,7 @@ from research.methods.ewc import EWC
 from research.methods.full import Full
 from research.methods.ia3 import IA3
 from research.methods.l2_sp import L2SP
+from research.methods.lisa import LISA
 from research.methods.loha import LoHa
 from research.methods.lora import LoRA
 from research.methods.oft import OFT
@@ -34,6 +35,7 @@ MEMBERS: dict[str, type[Method]] = by_kind(
     OFT,
     L2SP,
     EWC,
+    LISA,
 )
 
 # the type of a field that holds one of them, told apart by its `kind`

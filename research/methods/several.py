@@ -87,6 +87,10 @@ class Several(Method):
         penalties = [m.penalty(trainable, memory) for m in self.of if m.has_hooks]
         return jnp.sum(jnp.stack(penalties))
 
+    def active(self, trainable: Arrays, key: jax.Array, step: jax.Array) -> Arrays:
+        parts = [method.active(trainable, key, step) for method in self.of]
+        return {name: mask for part in parts for name, mask in part.items()}
+
     def adjust(
         self, trainable: Arrays, gradients: Arrays, memory: Arrays, step: jax.Array
     ) -> tuple[Arrays, Arrays]:

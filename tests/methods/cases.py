@@ -9,6 +9,7 @@ import dataclasses
 from research.methods import (
     EWC,
     IA3,
+    LISA,
     Bank,
     Bottleneck,
     DoRA,
@@ -148,6 +149,14 @@ BESIDE: dict[str, Case] = {
     "biases": Case(Partial((".*/bias",)), 0, False, LAYERS * OUTPUTS),
     "l2-sp": Case(L2SP(), 0, False, 2 * V * D + LAYERS * LAYER + D, 1e-2, studied=False),
     "ewc": Case(EWC(strength=0.1), 0, False, 2 * V * D + LAYERS * LAYER + D, 1e-2, studied=False),
+    "lisa": Case(
+        LISA(active_layers=1, every=1),
+        start=0,
+        merges=False,
+        parameters=2 * V * D + LAYERS * LAYER + D,
+        learning_rate=1e-2,
+        studied=False,
+    ),
     "lora-and-prompt": Case(
         Several(of=(LoRA(rank=4), Prompt(length=3))),
         start=None,
