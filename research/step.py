@@ -207,9 +207,8 @@ def train_step(
     gradients = jax.tree.map(lambda x: x * scale, gradients)
     method, penalty, memory, active = step_config.method, None, state.memory, {}
     if method is not None:
-        gradients, penalty = _penalize(method, trainable, memory, gradients)
         active = method.active(trainable, hyper.key, state.step)
-        gradients = _choose(active, gradients, jax.tree.map(jnp.zeros_like, gradients))
+        gradients, penalty = _penalize(method, trainable, memory, gradients, active)
     gradients, norm = _clip(gradients, hyper.max_grad_norm)
     is_finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & (counts.divisor > 0)
     if penalty is not None:
@@ -294,11 +293,17 @@ def _apply_update(
 
 
 def _penalize(
-    method: Method, trainable: tree.Arrays, memory: tree.Arrays, gradients: tree.Arrays
+    method: Method,
+    trainable: tree.Arrays,
+    memory: tree.Arrays,
+    gradients: tree.Arrays,
+    active: tree.Arrays,
 ) -> tuple[tree.Arrays, jax.Array]:
-    """The gradients with those of a method's penalty, and the penalty."""
+    """The gradients with those of a method's penalty, zero where nothing is active, and the
+    penalty."""
     penalty, slopes = jax.value_and_grad(method.penalty)(trainable, memory)
-    return jax.tree.map(jnp.add, gradients, slopes), penalty
+    gradients = jax.tree.map(jnp.add, gradients, slopes)
+    return _choose(active, gradients, jax.tree.map(jnp.zeros_like, gradients)), penalty
 
 
 def _choose(active: tree.Arrays, new: tree.Arrays, old: tree.Arrays) -> tree.Arrays:
