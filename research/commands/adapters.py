@@ -4,6 +4,8 @@
     graft adapters merge --from runs/law --out runs/law_whole  a base with the adapter in it
     graft adapters unmerge --from runs/law_whole --adapter runs/law --out runs/base_again
     graft adapters add --from 0.7=runs/law --from 0.3=runs/style --out runs/both
+    graft adapters add --from 0.5=runs/full_1 --from 0.5=runs/full_2 --out runs/soup
+        whole models that started from one: their mean, a model like them
     graft adapters bank --from law=runs/law --from style=runs/style --out runs/bank
 
 An adapter is the folder of a run that was tuned on a base. Merging happens in float32, on the
@@ -52,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--adapter", required=True, metavar="RUN", help="the run that was merged"
     )
     sources = "WEIGHT=RUN, several times; one below zero as --from=-0.5=RUN"
-    add_verb("add", "the weighted sum of adapters", sources, several=True)
+    add_verb("add", "the weighted sum of adapters, or mean of whole models", sources, several=True)
     add_verb("bank", "adapters side by side", "NAME=RUN, several times", several=True)
     return parser
 
@@ -116,8 +118,8 @@ def unmerge(arguments: argparse.Namespace) -> None:
 
 
 def add(arguments: argparse.Namespace) -> None:
-    """Adds adapters up."""
-    from research.adapters import sums
+    """Adds adapters up, or whole models."""
+    from research.adapters import soups, sums
     from research.checkpoints import runs
 
     parts = []
@@ -132,7 +134,9 @@ def add(arguments: argparse.Namespace) -> None:
         if not separator or number != number or abs(number) == float("inf"):
             raise ValueError(f"--from {text}: write it as WEIGHT=RUN, such as 0.5=runs/law")
         parts.append((number, runs.open_run(path, arguments.base)))
-    terminal.show(f"written to {sums.add(parts, arguments.out)}")
+    are_whole = all(run.base is None for _, run in parts)
+    add_up = soups.add if are_whole else sums.add
+    terminal.show(f"written to {add_up(parts, arguments.out)}")
 
 
 def bank(arguments: argparse.Namespace) -> None:
