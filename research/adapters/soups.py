@@ -94,5 +94,5 @@ def _check_alike(first: Run, run: Run) -> None:
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:
     """The config without how it is computed."""
-    computed = {field.name for field in dataclasses.fields(ComputeConfig)}
-    return {name: value for name, value in schema.to_dict(model).items() if name not in computed}
+    own_names = {field.name for field in dataclasses.fields(ComputeConfig)}
+    return {name: value for name, value in schema.to_dict(model).items() if name not in own_names}

@@ -32,8 +32,8 @@ def test_a_soup_is_the_mean_of_its_models_and_the_start_is_one_of_them(world, pa
         np.testing.assert_array_equal(mean, np.float32(0.5) * a + np.float32(0.5) * b, name)
         differs += not np.array_equal(a, b)
     assert differs > 10  # the two did not learn the same
-    opened = [(weight, runs.open_run(path)) for weight, path in ((1, one), (1, two))]
-    soups.add([*opened, (-1, runs.open_run(world.base))], tmp_path / "sum")
+    pair_of_runs = [(weight, runs.open_run(path)) for weight, path in ((1, one), (1, two))]
+    soups.add([*pair_of_runs, (-1, runs.open_run(world.base))], tmp_path / "sum")
     for name, total in read_weights(tmp_path / "sum").items():
         a, b, start = (each[name] for each in weights[:3])
         np.testing.assert_array_equal(total, a + b - start, name)

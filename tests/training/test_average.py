@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import methods, tree
+from research import methods, sharding, tree
 from research import step as stepping
 from research.checkpoints import runs
 from research.checkpoints.checkpointer import open_checkpoint
@@ -107,3 +107,20 @@ def test_what_is_measured_saved_as_the_model_and_exported_is_the_average(world, 
     )
     lines = [json.loads(line) for line in tiny_run.lines(tmp_path)]
     assert any("heldout_loss" in line for line in lines)
+
+
+@pytest.mark.heavy
+def test_the_average_of_an_adapter_that_goes_on_starts_where_it_was(world, tmp_path):
+    lora = dict(method=LoRA(rank=2))
+    train(world.tuning(3, **lora), tmp_path / "first")
+    start = dict(init_from=str(tmp_path / "first"), average_decay=DECAY, **lora)
+    second = world.tuning(2, **start)
+    session = Session()
+    initial, _ = session.open_base_and_tokenizer(second)
+    program = session.make_program(second, initial)
+    with sharding.mesh_context(program.mesh, second.sharding_rules):
+        own, _ = session.fresh_state(program)
+    averages = {n.removeprefix("average/"): x for n, x in own.items() if n.startswith("average/")}
+    assert averages and all(np.array_equal(x, own[f"model/{n}"]) for n, x in averages.items())
+    assert any(np.abs(x).max() > 0 for n, x in averages.items() if n.endswith("/b"))
+    assert train(second, tmp_path / "second").finished
