@@ -267,7 +267,7 @@ def test_a_run_of_two_processes_that_loses_its_lock_ends_on_both_with_that_reaso
     run = tmp_path / "run"
     config = experiment(world, steps=NO_LIMIT, evaluation={})
     processes = start(2, config, run)
-    tiny_run.wait_for(processes[0], lambda: len(tiny_run.lines(run)) >= 6)
+    tiny_run.wait_for(processes[0], lambda: saved_steps(run))
     (run / ".lock").unlink()
     outputs = finish(processes, status=1)
     for output in outputs:
@@ -280,7 +280,7 @@ def test_a_run_of_two_processes_that_loses_its_lock_ends_on_both_with_that_reaso
 
 def saved_steps(run):
     """Folders of whole steps; what a save began is not one."""
-    return [path for path in (run / "checkpoints").iterdir() if path.name.isdecimal()]
+    return [path for path in (run / "checkpoints").glob("*") if path.name.isdecimal()]
 
 
 def saving(cause):

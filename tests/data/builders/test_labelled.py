@@ -132,6 +132,8 @@ def test_entries_are_what_the_first_sentence_says_that_it_is(lead, entry):
 
 def test_a_full_disk_is_named_with_the_settings_and_the_next_build_is_whole(monkeypatch, tmp_path):
     resource = pytest.importorskip("resource")
+    monkeypatch.setenv("GRAFT_DATA", str(tmp_path / "first"))
+    rows("graft_house_style", "test")  # what it is made of is downloaded then
     monkeypatch.setenv("GRAFT_DATA", str(tmp_path / "data"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
