@@ -118,16 +118,20 @@ def _check_newest(workdir: Path) -> None:
     if claim is None:
         return
     lock = storage.absolute(workdir) / LOCK
+    end = "so this one ends and writes nothing more"
     try:
         with storage.storage_errors(workdir):
-            holder = lock.read_text() if lock.exists() else "no one: the file was removed"
+            holder = lock.read_text() if lock.exists() else None
     except FileNotFoundError:
-        holder = "no one: the file was removed"
+        holder = None
+    if holder is None:
+        raise locks.LockLostError(
+            f"{lock} was removed, or its folder or bucket, while this run trains there: {end}"
+        )
     if holder != claim:
         raise locks.LockLostError(
             f"{lock} is of {holder.strip()}: another run was started in {workdir} while this one "
-            "trains there, so this one ends and writes nothing more. Give each run a --workdir of "
-            "its own"
+            f"trains there, {end}. Give each run a --workdir of its own"
         )
 
 
