@@ -285,4 +285,7 @@ def _show_decision(decision: Decision, folder: Path) -> None:
         show(f"  {line}")
     for line in page.more_labels(decision):
         show(f"  {line}")
+    for reason in dict.fromkeys(decision.left_out.values()):
+        names = [name for name, why in decision.left_out.items() if why == reason]
+        show(f"  not tried: {', '.join(names)}: {reason}")
     show(f"page: {folder / 'decision.html'}")

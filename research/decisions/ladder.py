@@ -269,8 +269,14 @@ class Ladder:
                 if each.quality is not None and each.quality.value >= self.target:
                     self.stop = f"the target is met by {each.name}"
                     return
-        if not self.budget.has():
-            self.stop = "the budget is spent"
+        budget = self.budget
+        if not budget.has():
+            seconds = (budget.seconds, budget.spending, budget.reserve)
+            minutes = [each / 60 for each in seconds]
+            self.stop = (
+                "the budget is spent: of {:.0f} minutes {:.0f} are gone, and {:.0f} are for the "
+                "test rows".format(*minutes)
+            )
 
 
 def _row_seconds(results: Sequence[TaskResult]) -> float:
