@@ -11,7 +11,9 @@ from research.decisions.costs import BuildCost, RequestCost
 from research.decisions.ladder import Measured
 from research.decisions.metrics import score_text
 from research.decisions.problem import Problem
+from research.decisions.rungs.base import LeftOut
 from research.evaluation.baselines import BASELINES
+from research.evaluation.multiple_choice import MultipleChoice
 from research.reports.statistics import score_interval
 
 RUNG = "baseline"
@@ -23,9 +25,16 @@ NAMES: Mapping[str, str] = {
 
 
 def measure_baselines(problem: Problem) -> Iterator[Measured]:
-    """Each baseline on the validation rows; one that fits no such answers is left out."""
+    """Each baseline on the validation rows; one that fits no such answers is left out.
+
+    Raises:
+      LeftOut: none does.
+    """
     train = problem.rows.train
     answers = {record["completion"] for record in train}
+    has_own_options = isinstance(problem.task, MultipleChoice) and not problem.labels
+    if has_own_options and 4 * len(answers) > len(train):  # letters are the same in all
+        raise LeftOut("each question has options of its own: answers to others are none of them")
     for kind, name in NAMES.items():
         if not train or (kind == "tfidf_linear" and not 2 <= len(answers) <= len(train) / 2):
             continue

@@ -155,9 +155,12 @@ def decide(
     for fact in facts:
         say(f"{fact.name}: {fact.bits_per_byte:.3f} bits per byte of the task's texts")
     try:
-        for each in baselines.measure_baselines(problem):
-            ladder.add(each)
-            say(f"{each.name}: {each.quality:.1%} % of {len(each.scores)}")
+        try:
+            for each in baselines.measure_baselines(problem):
+                ladder.add(each)
+                say(f"{each.name}: {each.quality:.1%} % of {len(each.scores)}")
+        except LeftOut as reason:
+            ladder.left_out["baselines"] = str(reason)
         place = ladder.climb(rungs, place)
         asker.close()  # for the memory that training takes
         _tune(ladder, place, settings, folder)

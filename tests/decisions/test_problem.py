@@ -6,10 +6,11 @@ import json
 import pytest
 
 from research.data.sources import JsonlConfig
+from research.decisions.baselines import measure_baselines
 from research.decisions.metrics import choose_metric, score_text
 from research.decisions.problem import open_problem, read_task
 from research.decisions.rungs import zero_shot
-from research.decisions.rungs.base import Place
+from research.decisions.rungs.base import LeftOut, Place
 from research.decisions.templates import default_templates
 from research.decisions.ways import Base
 from research.evaluation.generation_task import GenerationTask
@@ -59,6 +60,23 @@ def test_options_by_letters_become_letters_that_examples_can_show(tmp_path, worl
     assert question.record["completion"] == "AB"[int(number) % 2]
     assert not problem.examples  # for evaluation only
     assert "ways that need labels are left out" in " ".join(problem.rows.notes)
+
+
+def test_no_baseline_gives_other_questions_answers_where_each_has_options_of_its_own(
+    tmp_path, world
+):
+    for name in ("train", "validation", "test"):
+        records = [
+            {"prompt": f"{name} number {n}", "choices": [f"a{n}", f"b{n}"], "answer": n % 2}
+            for n in range(80)
+        ]
+        write_lines(tmp_path / f"{name}.jsonl", records)
+    source = JsonlConfig("a", str(tmp_path / "{split}.jsonl"))
+    texts = open_colours(tmp_path, world, MultipleChoice(source))
+    with pytest.raises(LeftOut, match="each question has options of its own"):
+        next(measure_baselines(texts))
+    letters = open_colours(tmp_path / "letters", world, MultipleChoice(source, letters=True))
+    assert [each.name for each in measure_baselines(letters)][0] == "majority"
 
 
 def test_long_questions_are_cut_once_for_all_ways(tmp_path, world):
