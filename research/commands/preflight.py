@@ -133,12 +133,12 @@ def _examine(arguments: argparse.Namespace) -> bool:
         show(describe(report), flush=True)
         if name in with_rollouts:
             show(f"{'':10} without its rollouts: answers that its start gives on the same chips")
+        contents[name], fits = report.to_json(), fits and report.fits
+        _write(arguments, contents if name else contents[name])
         if not report.fits and arguments.tries > 0:
             fitting = _search(experiment, changes, topology, prices, arguments.tries)
-            report = dataclasses.replace(report, alternatives=fitting)
-        contents[name] = report.to_json()
-        fits &= report.fits
-        _write(arguments, contents if name else contents[name])
+            contents[name] = dataclasses.replace(report, alternatives=fitting).to_json()
+            _write(arguments, contents if name else contents[name])
     return fits
 
 
