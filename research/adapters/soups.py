@@ -40,7 +40,7 @@ def add(parts: Sequence[tuple[float, Run]], out: str | os.PathLike[str]) -> Path
         )
     models = [run for _, run in parts]
     start, first = common_start(models), models[0]
-    for run in models[1:]:
+    for run in models:
         _check_alike(first, run)
     arrays: Arrays = {}
     for name in first.checkpoint.checksums("model/"):
@@ -72,23 +72,26 @@ def common_start(models: Sequence[Run]) -> str:
 
 
 def _check_alike(first: Run, run: Run) -> None:
-    """Raises ValueError where two models do not hold the same arrays, or read other tokens."""
+    """Raises ValueError where two models do not hold the same float32 arrays and tokens."""
     where = f"{run.path} and {first.path}"
     own, shared = run.tokenizer, first.tokenizer
     if own.fingerprint() != shared.fingerprint() or own.templates != shared.templates:
         raise ValueError(f"{where} have another tokenizer or chat template")
+    if run.model.storage:
+        kinds = ", ".join(run.model.storage_kinds)
+        raise ValueError(f"{run.path} is stored as {kinds}: a mean is of weights in float32")
     if _architecture(run.model) != _architecture(first.model):
         raise ValueError(f"{where} are models of different shapes")
-    kinds = [
+    parameters = [
         {
             name: (sums.shape, sums.dtype)
             for name, sums in each.checkpoint.checksums("model/").items()
         }
         for each in (run, first)
     ]
-    attached = sorted(name for names in kinds for name in names if tree.is_attached(name))
-    if attached or kinds[0] != kinds[1]:
-        odd = attached or sorted(kinds[0].items() ^ kinds[1].items())[0][:1]
+    attached = sorted(name for names in parameters for name in names if tree.is_attached(name))
+    if attached or parameters[0] != parameters[1]:
+        odd = attached or sorted(parameters[0].items() ^ parameters[1].items())[0][:1]
         raise ValueError(f"{where} do not hold the same parameters: {odd[0]}")
 
 
