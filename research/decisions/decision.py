@@ -155,12 +155,7 @@ def decide(
     for fact in facts:
         say(f"{fact.name}: {fact.bits_per_byte:.3f} bits per byte of the task's texts")
     try:
-        try:
-            for each in baselines.measure_baselines(problem):
-                ladder.add(each)
-                say(f"{each.name}: {each.quality:.1%} % of {len(each.scores)}")
-        except LeftOut as reason:
-            ladder.left_out["baselines"] = str(reason)
+        _add_baselines(ladder)
         place = ladder.climb(rungs, place)
         asker.close()  # for the memory that training takes
         _tune(ladder, place, settings, folder)
@@ -193,6 +188,16 @@ def decide(
         bases=tuple(facts),
         used_seconds=ladder.budget.spending,
     )
+
+
+def _add_baselines(ladder: Ladder) -> None:
+    """Measures what answers without a model."""
+    try:
+        for each in baselines.measure_baselines(ladder.problem):
+            ladder.add(each)
+            ladder.say(f"{each.name}: {each.quality:.1%} % of {len(each.scores)}")
+    except LeftOut as reason:
+        ladder.left_out["baselines"] = str(reason)
 
 
 def _tune(ladder: Ladder, place: Place, settings: Settings, folder: Path) -> None:
