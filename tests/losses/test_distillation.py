@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import methods, sharding, tree
+from research import methods, tree
 from research import step as stepping
 from research.batch import Batch
 from research.losses import CrossEntropy, Distillation
 from research.losses.distillation import top_tokens
 from research.losses.weighted import loss_sums
 from research.methods import Full, LoRA
-from research.optim.adamw import AdamW
-from research.sharding import MeshConfig
-from tests.helpers import rounding, tiny
+from tests.helpers import tiny
+from tests.helpers.two_steps import assert_same_run, run
 
 VOCABULARY = tiny.CONFIG.vocabulary
 train_step = jax.jit(stepping.train_step, static_argnames="step_config")
@@ -36,6 +35,10 @@ def taught_batch(top_k: int, rows: int = 8) -> Batch:
     return dataclasses.replace(
         batch, teacher_tokens=np.asarray(tokens), teacher_log_probs=np.asarray(log_probs)
     )
+
+
+def taught(loss):
+    return taught_batch(loss.top_k)
 
 
 def random_logits(shape=(2, 5), seed=0):
@@ -169,29 +172,6 @@ def test_chunks_of_one_pass_have_the_gradient_of_the_whole(top_k, method):
         assert size > 0 or tree.is_attached(name)
 
 
-@functools.cache
-def run(loss, mesh=(1,), accumulation_steps=1, remat="none"):
-    """The metrics of two steps, and the last parameters."""
-    rules = sharding.RULES
-    devices = MeshConfig(*mesh).make(jax.devices()[: np.prod(mesh)])
-    model = tiny.model(tiny.config(remat=remat))
-    names = tuple(tree.flatten(model))
-    # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-    optimizer = AdamW(epsilon=1e-2)
-    config = stepping.StepConfig(
-        names, optimizer, loss=loss.without_numbers(), accumulation_steps=accumulation_steps
-    )
-    hyper = dataclasses.replace(tiny.hyper(names, dropout=0.1), loss=loss.numbers)
-    batch = taught_batch(loss.top_k)
-    with sharding.mesh_context(devices, rules):
-        state, lines = stepping.init_state(model, config), []
-        batch = jax.device_put(batch, sharding.batch_sharding(devices, rules))
-        for _ in range(2):
-            state, metrics = train_step(state, batch, hyper, config)
-            lines.append({name: float(value) for name, value in metrics.items()})
-    return lines, {name: np.asarray(leaf) for name, leaf in tree.flatten(state.model).items()}
-
-
 @pytest.mark.heavy  # compiles five steps
 @pytest.mark.parametrize(
     "settings",
@@ -206,18 +186,7 @@ def run(loss, mesh=(1,), accumulation_steps=1, remat="none"):
 )
 def test_micro_batches_mesh_and_remat_change_no_loss_and_no_weight(settings):
     loss = Distillation(top_k=5, alpha=0.7, temperature=1.5)
-    actual, expected = run(loss, **settings), run(loss)
-    for mine, others in zip(actual[0], expected[0], strict=True):
-        assert mine.keys() == others.keys() and others["skipped"] == 0
-        for name, value in others.items():
-            scale = max(1.0, abs(value))
-            check = functools.partial(rounding.assert_close, err_msg=name)
-            check(mine[name], value, roundings=5 * tiny.ROUNDINGS, scale=scale)
-    scale = rounding.moved(2, learning_rate=1e-2, epsilon=1e-2)
-    for name, leaf in expected[1].items():
-        rounding.assert_close(
-            actual[1][name], leaf, roundings=5 * tiny.GRADIENT_ROUNDINGS, scale=scale, err_msg=name
-        )
+    assert_same_run(run(loss, taught, **settings), run(loss, taught))
 
 
 def test_a_student_comes_nearer_and_other_numbers_share_its_program():

@@ -1,23 +1,21 @@
 """Losses of preferences: TRL's formulas, and invariants of the step that they are trained with."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import methods, sharding, tree
+from research import methods, tree
 from research import step as stepping
 from research.batch import BAD, GOOD, MISMATCHED
 from research.losses import DPO, IPO, KTO, LOSSES, ORPO, CrossEntropy, SimPO
 from research.losses.sequence_chunks import summed_losses
 from research.losses.weighted import loss_sums
 from research.methods import Full, LoRA
-from research.optim.adamw import AdamW
-from research.sharding import MeshConfig
-from tests.helpers import answers, rounding, tiny
+from tests.helpers import answers, tiny
+from tests.helpers.two_steps import assert_same_run, run
 
 PAIRS = [DPO(beta=0.3), DPO(label_smoothing=0.2), IPO(beta=0.4), SimPO(), ORPO(beta=0.7)]
 LABELLED = [KTO(beta=0.5), KTO(good_weight=1.5, bad_weight=0.5)]
@@ -107,40 +105,8 @@ def test_a_loss_takes_memory_for_tokens_and_not_for_pairs_of_them(loss):
     assert len(sizes) > 50 and max(sizes) <= 2 * batch.tokens.size
 
 
-@functools.cache
-def run(loss, mesh=None, accumulation_steps=1, remat="none"):
-    """The metrics of two steps, and the last parameters."""
-    rules, sizes = sharding.RULES, mesh or (1,)
-    mesh = MeshConfig(*sizes).make(jax.devices()[: np.prod(sizes)])
-    model = tiny.model(tiny.config(remat=remat))
-    names = tuple(tree.flatten(model))
-    # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
-    optimizer = AdamW(epsilon=1e-2)
-    config = stepping.StepConfig(
-        names, optimizer, loss=loss.without_numbers(), accumulation_steps=accumulation_steps
-    )
-    hyper = dataclasses.replace(tiny.hyper(names, dropout=0.1), loss=loss.numbers)
-    with sharding.mesh_context(mesh, rules):
-        state, lines = stepping.init_state(model, config), []
-        rows = answers.SIZES * 4
-        batch = jax.device_put(batch_of(loss, rows=rows), sharding.batch_sharding(mesh, rules))
-        for _ in range(2):
-            state, metrics = train_step(state, batch, hyper, config)
-            lines.append({name: float(value) for name, value in metrics.items()})
-    return lines, {name: np.asarray(leaf) for name, leaf in tree.flatten(state.model).items()}
-
-
-def assert_same_run(actual, expected):
-    for mine, others in zip(actual[0], expected[0], strict=True):
-        assert mine.keys() == others.keys()
-        for name, value in others.items():
-            # an answer's log-probability is a sum over its tokens, of which there are 5 at most
-            check = functools.partial(rounding.assert_close, scale=max(1.0, abs(value)))
-            check(mine[name], value, roundings=5 * tiny.ROUNDINGS, err_msg=name)
-    count = 5 * tiny.GRADIENT_ROUNDINGS
-    scale = rounding.moved(2, learning_rate=1e-2, epsilon=1e-2)
-    for name, leaf in expected[1].items():
-        rounding.assert_close(actual[1][name], leaf, roundings=count, scale=scale, err_msg=name)
+def many(loss):
+    return batch_of(loss, rows=answers.SIZES * 4)
 
 
 @pytest.mark.heavy
@@ -148,8 +114,8 @@ def assert_same_run(actual, expected):
     "loss", [DPO(), pytest.param(ORPO(), marks=pytest.mark.heavy)], ids=["dpo", "orpo"]
 )
 def test_micro_batches_change_no_loss_and_no_weight(loss):
-    assert_same_run(run(loss, accumulation_steps=4), run(loss))
-    (line, _), _ = run(loss)
+    assert_same_run(run(loss, many, accumulation_steps=4), run(loss, many))
+    (line, _), _ = run(loss, many)
     assert line["skipped"] == 0 and line["gradient_norm"] > 1e-2
 
 
@@ -161,7 +127,7 @@ def test_micro_batches_change_no_loss_and_no_weight(loss):
 )
 @pytest.mark.parametrize("loss", [DPO(), KTO()], ids=["dpo", "kto"])
 def test_mesh_and_remat_change_no_loss_and_no_weight(loss, settings):
-    assert_same_run(run(loss, **settings), run(loss))
+    assert_same_run(run(loss, many, **settings), run(loss, many))
 
 
 @pytest.mark.parametrize("method", [Full(), LoRA(rank=4)], ids=["full", "lora"])
