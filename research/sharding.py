@@ -110,6 +110,11 @@ class MeshConfig:
         return AbstractMesh(self.sizes(devices, slices), AXES)
 
 
+def one_device() -> tuple[Mesh, Rules]:
+    """A mesh of this process's first device, and the default rules."""
+    return MeshConfig().make(jax.local_devices()[:1]), RULES
+
+
 def count_slices(devices: Sequence[jax.Device]) -> int:
     """Number of TPU slices among the devices. Hosts of GPUs, which JAX calls slices too, count as
     one: weights may be sharded between them."""

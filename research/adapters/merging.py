@@ -183,7 +183,7 @@ def merge(
     if run.base is None:
         raise ValueError(f"{run.path} is a whole model: nothing is attached to a base")
     weights = Merged(run)
-    attached_outputs = _outputs(runs.load_model(_in_float32(run), *_one_device()))
+    attached_outputs = _outputs(runs.load_model(_in_float32(run), *sharding.one_device()))
     arrays = {}
     for name in parameter_names(run.model):
         arrays[name] = jnp.asarray(weights(name))
@@ -307,10 +307,6 @@ def _model(config: ModelConfig, arrays: Mapping[str, Any]) -> Transformer:
 
 def _in_float32(run: Run) -> Run:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, compute_dtype="float32"))
-
-
-def _one_device() -> tuple[jax.sharding.Mesh, sharding.Rules]:
-    return sharding.MeshConfig().make(jax.local_devices()[:1]), sharding.RULES
 
 
 def _outputs(model: Transformer) -> np.ndarray:

@@ -187,7 +187,7 @@ def _take_turns(
     turns: dict[Way, list[_Turn]] = {way: [] for way in ways}
     answers: dict[int, list[list[int]]] = {}
     requests = _requests(arguments, adapters[0])
-    mesh, rules = sharding.MeshConfig().make(jax.devices()[:1]), sharding.RULES
+    mesh, rules = sharding.one_device()
     for number in range(arguments.rounds + 1):
         for name, tasks in ways:
             print(f"round {number} of {arguments.rounds}: {name}, {tasks}", file=sys.stderr)

@@ -50,7 +50,7 @@ class WholeModels(Server):
 
     def __init__(self, adapters: Sequence[Run], merged_models: Sequence[Run]):
         del adapters
-        self.models = [runs.load_model(run, *_one_device()) for run in merged_models]
+        self.models = [runs.load_model(run, *sharding.one_device()) for run in merged_models]
 
     def model(self, task: int) -> Transformer:
         return self.models[task]
@@ -61,7 +61,7 @@ class AdapterSwaps(Server):
 
     def __init__(self, adapters: Sequence[Run], merged_models: Sequence[Run]):
         del merged_models
-        self.models = [runs.load_model(adapters[0], *_one_device())]
+        self.models = [runs.load_model(adapters[0], *sharding.one_device())]
         self._adapters, self._task = adapters, 0
 
     def model(self, task: int) -> Transformer:
@@ -76,7 +76,7 @@ class AdapterBank(Server):
     def __init__(self, adapters: Sequence[Run], merged_models: Sequence[Run]):
         del merged_models
         by_name = {str(task): run for task, run in enumerate(adapters)}
-        self.models = [banks.load_bank(by_name, *_one_device())]
+        self.models = [banks.load_bank(by_name, *sharding.one_device())]
 
     def groups(self, tasks: Sequence[int]) -> list[list[int]]:
         return [[*range(len(tasks))]]
@@ -155,8 +155,8 @@ def write_adapter(base: Run, method: Method, out: Path) -> Run:
     """
     stacks = methods.derive_stacks(base.model, method)
     shapes = methods.abstract(base.model, methods.Full(), stacks)
-    with sharding.mesh_context(*_one_device()):
-        model = stacking.restore_model(shapes, base.restore, *_one_device())
+    with sharding.mesh_context(*sharding.one_device()):
+        model = stacking.restore_model(shapes, base.restore, *sharding.one_device())
         leaves = tree.flatten(method.attach(model, jax.random.key(0)))
     attached = {name: np.asarray(leaf) for name, leaf in leaves.items() if tree.is_attached(name)}
     if not attached:
@@ -174,7 +174,3 @@ def model_bytes(run: Run) -> int:
 
 def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _one_device() -> tuple[jax.sharding.Mesh, sharding.Rules]:
-    return sharding.MeshConfig().make(jax.devices()[:1]), sharding.RULES

@@ -57,7 +57,7 @@ def prepare(settings: Mapping[str, Any]):
     Args:
       settings: shape, dtype, rows, prompt_tokens, new_tokens; weights, a file to write them to.
     """
-    mesh, rules = sharding.MeshConfig().make(jax.devices()[:1]), sharding.RULES
+    mesh, rules = sharding.one_device()
     texts = prompts(settings)
     answers: list[list[int]] = []
     with sharding.mesh_context(mesh, rules):

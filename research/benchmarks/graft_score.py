@@ -25,7 +25,7 @@ def prepare(settings: Mapping[str, Any]):
     Args:
       settings: as of `research.benchmarks.score`; weights, a file to write them to.
     """
-    mesh, rules = sharding.MeshConfig().make(jax.devices()[:1]), sharding.RULES
+    mesh, rules = sharding.one_device()
     questions, answers = (part.tolist() for part in texts(settings))
     scores: list[list[float]] = []
     with sharding.mesh_context(mesh, rules):
