@@ -60,9 +60,9 @@ def test_what_does_not_go_together_is_refused_and_nothing_is_written(world, pair
     line = ["add", "--from", f"0.5={pair[0]}", "--from", f"0.5={tmp_path / 'adapter'}"]
     with pytest.raises(SystemExit, match="is a whole model, not an adapter of a base"):
         command.main([*line, "--out", str(tmp_path / "out")])
-    stored = dataclasses.replace(one.model, storage=((".*", "int8"),))
+    eight_bits = dataclasses.replace(one.model, storage=((".*", "int8"),))
     with pytest.raises(ValueError, match="one.* is stored as int8: a mean is of weights in float"):
-        soups.add([(1.0, dataclasses.replace(one, model=stored))], tmp_path / "out")
+        soups.add([(1.0, dataclasses.replace(one, model=eight_bits))], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     soups.add([(1.0, one)], tmp_path / "out")
     with pytest.raises(FileExistsError):
