@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from research.batch import Batch
 from research.config import schema
@@ -151,7 +152,10 @@ def score_examples(
     packed = PackedRows(rows.examples, plan, data.tokenizer.pad_id)
     offsets = np.concatenate([[0], np.cumsum(rows.examples.lengths)])
     values = {name: np.zeros((offsets[-1], *rest), kind) for name, (rest, kind) in fields.items()}
-    for first, batch in _batches(packed, config.batch_size, data.tokenizer.pad_id):
+    batches = _batches(packed, config.batch_size, data.tokenizer.pad_id)
+    total, hide = -(-len(packed) // config.batch_size), jax.process_index() != 0 or None
+    bar = tqdm(batches, rows.examples.name, total, unit="batch", disable=hide, leave=False)
+    for first, batch in bar:
         outputs = compute(batch)
         for row in range(first, min(first + config.batch_size, len(plan))):
             at = 0
