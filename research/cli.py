@@ -7,16 +7,19 @@
 `eval "$(register-python-argcomplete graft)"` the shell completes commands and flags.
 """
 
-import argparse
-import ast
+from __future__ import annotations
+
 import importlib
-import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from research import __version__
 from research.runtime import environment, signals
+
+if TYPE_CHECKING:  # what `main` does not need before it hears signals
+    import argparse
+    from collections.abc import Sequence
 
 # name -> its module; the first line of its docstring is its summary
 COMMANDS = {
@@ -50,12 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv = environment.program_arguments[:] = sys.argv[1:]
         # before all that takes time to import
         signals.end_program(" ".join(["graft", *(word for word in argv[:1] if word in COMMANDS)]))
+        signals.set_ending("nothing was begun")
     argv = list(argv)
     if COMPLETING in os.environ:
         argv = _command_to_complete()
     if argv and argv[0] in COMMANDS:
         environment.reexec_if_needed(argv, _layer(argv))
-        importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        command = importlib.import_module(COMMANDS[argv[0]])
+        signals.set_ending("")
+        command.main(argv[1:])
         return
     parser = _parser()
     if argv and not argv[0].startswith("-"):
@@ -79,6 +85,9 @@ def _layer(argv: Sequence[str]) -> str:
 
 def summary(module: str) -> str:
     """The first line of a module's docstring, read without importing the module."""
+    import ast
+    import importlib.util
+
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     with open(spec.origin, encoding="utf-8") as file:
@@ -104,6 +113,8 @@ def _command_to_complete() -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary(module)}" for name, module in COMMANDS.items()]
     parser = argparse.ArgumentParser(

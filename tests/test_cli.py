@@ -19,7 +19,8 @@ def run(folder, *arguments, without_libraries=False):
     switches = ["-S"] if without_libraries else []
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); from research import cli; cli.main()"
     command = [sys.executable, *switches, "-c", code, *arguments]
-    return subprocess.run(command, cwd=folder.anchor, capture_output=True, text=True)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=folder.anchor, env=variables, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -80,6 +81,54 @@ def test_a_command_goes_on_in_the_environment_that_it_needs(clone, command, laye
     python.chmod(0o755)
     process = run(clone, command, "a b", "--c", without_libraries=not layer)
     assert process.stdout.splitlines() == [str(clone), "-m", "research.cli", command, "a b", "--c"]
+
+
+@pytest.mark.parametrize("module", ["research.cli", "research.train"])
+@pytest.mark.parametrize(
+    ("name", "status", "ending"), [("TERM", 143, "SIGTERM"), ("INT", 130, "Ctrl-C")]
+)
+def test_a_signal_while_a_program_still_imports_ends_it_and_nothing_was_begun(
+    module, name, status, ending, tmp_path
+):
+    """The signal waits while Python starts, as one of `hold` does, and comes at the first line."""
+    program = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])\n"
+        f"os.kill(os.getpid(), signal.SIG{name})\n"
+        f"os.execv(sys.executable, [sys.executable, '-m', '{module}', *sys.argv[1:]])"
+    )
+    command = ["train"] * (module == "research.cli")
+    command += ["--config", "absent.py", "--workdir", str(tmp_path / "run")]
+    process = subprocess.run(
+        [sys.executable, "-c", program, *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stdout) == (status, "")
+    assert process.stderr == f"graft train: ended by {ending}; nothing was begun\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_between_two_environments_is_heard_in_the_second(tmp_path):
+    """Not lost, and not Python's own: `kill` in the stead of the other environment's start."""
+    python = tmp_path / "prepare" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nkill -TERM $$\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    program = (
+        "import pathlib, sys\n"
+        "from research import cli\n"
+        "from research.runtime import environment\n"
+        "environment.ENVIRONMENT = pathlib.Path(sys.argv.pop())\n"
+        "cli.main()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program, "prepare", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 143, process.stderr
+    assert process.stderr == "graft prepare: ended by SIGTERM; nothing was begun\n"
 
 
 @pytest.mark.parametrize(

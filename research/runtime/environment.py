@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from research.runtime import signals
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv"
 
@@ -40,6 +42,7 @@ def reexec_if_needed(argv: Sequence[str], layer: str = "") -> None:
                 # its site-packages are .venv's, but not the path to this clone
                 paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
                 variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+                signals.hold()
                 os.execve(python, [str(python), "-m", "research.cli", *argv], variables)
             return
     if not is_installed:

@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 # Signals within this time are one: `timeout` and others send theirs to a process and to its group.
 SAME_SECONDS = 0.3
-
+_HEARD = 0  # no signal: what `hold` writes behind those that came
 
 # what the first signal that asks a program to stop does besides, whoever collects it
 _listeners: list[Callable[[], object]] = []
@@ -74,6 +74,8 @@ class _Program:
         self.status: int | None = None
         self.request: StopRequest | None = None
         self.cleanups: dict[object, Callable[[], None]] = {}
+        self.pipe = -1  # where Python's own handler writes each signal's number
+        self.is_heard = threading.Event()
         self._ending = threading.Lock()
 
     def receive(self, number: int) -> None:
@@ -106,24 +108,36 @@ def end_program(name: str) -> None:
 
     The exit status is 130 or 143, unless `set_ending` names another. A signal that the program's
     parent ignores (`nohup`, a shell's `&`) stays ignored. A program that another one of Graft
-    started also ends with that one: see `research.runtime.children`.
+    started also ends with that one: see `research.runtime.children`. What `hold` kept is heard now.
     """
     if _program.name or threading.current_thread() is not threading.main_thread():
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    _program.name = name
+    _program.name, _program.pipe = name, writing
     threading.Thread(target=_receive, args=(reading,), name="signals", daemon=True).start()
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _ignore)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.register_at_fork(after_in_child=_forget)
     atexit.register(_ignore_at_exit)  # the first one registered runs last
     if "GRAFT_PARENT" in os.environ:  # few programs are children
         from research.runtime import children
 
         children.follow_parent()
+
+
+def hold() -> None:
+    """Keeps signals from now on for the program that takes this one's place (`os.exec`).
+
+    Between the two nobody hears them: the new one ends by them when it calls `end_program`.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if _program.name:  # those that came before are heard here
+        os.write(_program.pipe, bytes([_HEARD]))
+        _program.is_heard.wait(SAME_SECONDS)
 
 
 def set_ending(describe: Callable[[], str] | str, status: int | None = None) -> None:
@@ -193,10 +207,13 @@ def listen(function: Callable[[], object]) -> Iterator[None]:
 
 def _receive(reading: int) -> None:
     """Reads what Python's own handler writes: the number of each signal."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # this thread handles none of them
     while True:
         for number in os.read(reading, 64):
             if number in SIGNALS:
                 _program.receive(number)
+            elif number == _HEARD:
+                _program.is_heard.set()
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -126,6 +126,23 @@ def test_the_second_one_ends_what_the_first_one_did_not():
     assert errors == "graft test: ended by Ctrl-C\n"
 
 
+def test_a_signal_before_another_program_takes_the_place_is_heard_by_the_first():
+    """`hold` waits for the thread that hears: `exec` would end it, and the signal be lost."""
+    process = start(
+        """
+        import os, signal
+        print("ready", flush=True)
+        number = signal.SIGTERM
+        os.write(signals._program.pipe, bytes([number]))  # what Python's handler does
+        signals.hold()
+        os.execv("/bin/echo", ["echo", "lost"])
+        """
+    )
+    output, errors = process.communicate(timeout=LONG)
+    assert (process.returncode, output) == (143, "")
+    assert errors == "graft test: ended by SIGTERM\n"
+
+
 def test_what_a_parent_ignores_stays_ignored_and_forked_children_are_their_own():
     ignoring = BEGIN.replace("signal.default_int_handler", "signal.SIG_IGN")
     process = start(
