@@ -54,6 +54,11 @@ class Batch:
     teacher_log_probs: Array | None = None  # [B,S,K+1] float32
     # Whether some segment may be -1; static, because fast attention has no such segment.
     shared: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
+    # No row has more targets with a weight; evaluation gives the others no likelihood then. Static;
+    # None: all of them may have one.
+    most_targets: int | None = dataclasses.field(
+        default=None, kw_only=True, metadata={"static": True}
+    )
 
 
 def bucket_length(length: int, shortest: int = 64, longest: int = 0) -> int:

@@ -350,5 +350,19 @@ def _move_average(
 
 
 def eval_step(model: Any, batch: Batch) -> TokenLosses:
-    """Per-token negative log-likelihood and correctness [B,S], without dropout."""
-    return forward(model, batch, Context(batch.adapter), CrossEntropy())
+    """Per-token negative log-likelihood and correctness [B,S], without dropout.
+
+    With `batch.most_targets` K the head sees K positions of a row, those that have a weight among
+    them; the others are 0.
+    """
+    context, most = Context(batch.adapter), batch.most_targets
+    if most is None or most >= batch.weights.shape[1]:
+        return forward(model, batch, context, CrossEntropy())
+    _, columns = jax.lax.top_k((batch.weights != 0).astype(jnp.float32), most)  # [B,K]
+    hidden = jnp.take_along_axis(last_hidden(model, batch, context), columns[..., None], axis=1)
+    targets = jnp.take_along_axis(batch.targets, columns, axis=1)
+    losses = token_losses(model, hidden, targets, context, CrossEntropy())
+    rows = jnp.arange(len(columns))[:, None]
+    return jax.tree.map(
+        lambda part: jnp.zeros(batch.weights.shape, part.dtype).at[rows, columns].set(part), losses
+    )

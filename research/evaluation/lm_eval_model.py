@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from research.batch import SHARED, Batch, bucket_length, longest_first
 from research.evaluation.question_task import LoadedModel
-from research.evaluation.scoring import choice_row
+from research.evaluation.scoring import choice_row, most_targets
 from research.generation import decode
 from research.generation.decode import Completion
 from research.generation.decoder import Request, prompt_length
@@ -189,6 +189,7 @@ class HarnessModel(TemplateLM):
 
     def _score_rows(self, rows: Sequence[_Row]) -> list[list[tuple[float, bool]]]:
         lengths = [len(question) - 1 + sum(map(len, answers)) for question, answers in rows]
+        most = most_targets([answers for _, answers in rows]) if rows else 0
         scores: list[list[tuple[float, bool]]] = [[]] * len(rows)
         progress = tqdm(total=len(rows), desc="likelihoods", unit="row", disable=None, leave=False)
         with progress:
@@ -197,7 +198,7 @@ class HarnessModel(TemplateLM):
                 length = bucket_length(lengths[numbers[0]], longest=self._longest_row)
                 part = [rows[number] for number in numbers]
                 full = part + [part[-1]] * (self.batch_size - len(part))  # one shape of all batches
-                nll, correct, segments = self._losses(full, length)
+                nll, correct, segments = self._losses(full, length, most)
                 for row, number in enumerate(numbers):
                     places = np.maximum(segments[row], 0)
                     count = len(rows[number][1]) + 1
@@ -212,16 +213,17 @@ class HarnessModel(TemplateLM):
         return scores
 
     def _losses(
-        self, rows: Sequence[_Row], length: int
+        self, rows: Sequence[_Row], length: int, most: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Nats, correctness and segments [B,S]; a token that is no answer's has 0 nats and is
-        correct."""
+        """Nats, correctness and segments [B,S] of rows of `most` targets; a token that is no
+        answer's has 0 nats and is correct."""
         columns = zip(*(choice_row(*row, length) for row in rows), strict=True)
         tokens, targets, weights, segments, positions = map(np.stack, columns)
         is_shared = any(len(answers) > 1 for _, answers in rows)
         batch = Batch(tokens, targets, weights, segments, positions, shared=is_shared)
         if not batch.shared:  # question and answer are one document, as fast attention takes it
             batch = dataclasses.replace(batch, segments=np.where(segments == SHARED, 1, segments))
+        batch = dataclasses.replace(batch, most_targets=most)
         losses = self._loaded.losses(batch)
         is_scored = weights > 0
         nll = np.where(is_scored, np.asarray(losses.nll, np.float64), 0.0)

@@ -54,12 +54,14 @@ def choose(
     if not questions or not answers or not all(map(len, [*questions, *answers])):
         raise ValueError("choosing needs at least one question and one answer, none of them empty")
     length = max(map(len, questions)) - 1 + sum(map(len, answers))
-    length = -(-length // 64) * 64  # one program for many lengths
+    length = -(-length // 8) * 8  # as memory has them; all rows share a program
     rows = [choice_row(question, answers, length) for question in questions]
-    counts = [len(answers)] * len(rows)
+    counts, most = [len(answers)] * len(rows), most_targets([answers])
     starts = progress(range(0, len(rows), batch_size))
     scores = [
-        each for start in starts for each in _score_rows(score, rows, counts, start, batch_size)
+        each
+        for start in starts
+        for each in _score_rows(score, rows, counts, start, batch_size, most)
     ]
     return Choice(np.stack(scores), _tokens_in(rows))
 
@@ -108,18 +110,25 @@ def score_in_batches(
     for number, (question, own) in enumerate(zip(questions, options, strict=True)):
         buckets[bucket_length(tokens_of(question, own))].append(number)
     for length, members in sorted(buckets.items()):
+        most = most_targets([options[number] for number in members])
         for start in range(0, len(members), batch_size):
             numbers = members[start : start + batch_size]
             if all(number in finished for number in numbers):
                 continue
             rows = [choice_row(questions[i], options[i], length) for i in numbers]
             counts = [len(options[i]) for i in numbers]
-            yield dict(zip(numbers, _score_rows(score, rows, counts, 0, batch_size), strict=True))
+            scores = _score_rows(score, rows, counts, 0, batch_size, most)
+            yield dict(zip(numbers, scores, strict=True))
 
 
 def tokens_of(question: Sequence[int], options: Sequence[Sequence[int]]) -> int:
     """Tokens that the model reads to score a question's options: those of its row."""
     return len(question) - 1 + sum(map(len, options))
+
+
+def most_targets(options: Iterable[Sequence[Sequence[int]]]) -> int:
+    """Of rows of such options the most that is predicted in one, rounded up."""
+    return bucket_length(max(sum(map(len, each)) for each in options), shortest=16)
 
 
 def _score_rows(
@@ -128,11 +137,13 @@ def _score_rows(
     counts: Sequence[int],
     start: int,
     batch_size: int,
+    most: int,
 ) -> list[np.ndarray]:
     """Of each row of the batch from `start` on the log-likelihoods of its answers."""
     part = list(rows[start : start + batch_size])
     full = part + [part[-1]] * (batch_size - len(part))  # one shape for the last batch too
-    batch = Batch(*(np.stack(column) for column in zip(*full, strict=True)), shared=True)
+    columns = (np.stack(column) for column in zip(*full, strict=True))
+    batch = Batch(*columns, shared=True, most_targets=most)
     nll = score(batch) * batch.weights
     scores = []
     for row, count in enumerate(counts[start : start + batch_size]):

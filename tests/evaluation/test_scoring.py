@@ -20,6 +20,7 @@ from research.text import tokenizer as tokenizers
 from research.training.heldout_loss import (
     bits_per_byte,
     heldout_loss,
+    make_losses,
     make_score,
     open_heldout,
     row_nats,
@@ -72,6 +73,24 @@ def test_choosing_scores_each_answer_as_a_forward_pass_of_its_own_does(rows, att
     assert len(set(choice.best)) > 1
     # each question once but for its last token, which stands before every answer
     assert choice.tokens == sum(len(q) - 1 for q in questions) + 11 * sum(map(len, answers))
+
+
+def test_the_head_sees_the_targets_alone_and_gives_them_the_same_likelihoods(rows):
+    """As many places as the fullest row has: others are filled up with places without a weight."""
+    shape = (len(jax.devices()), 24)
+    random = np.random.default_rng(0)
+    tokens, targets = random.integers(1, 50, (2, *shape), np.int32)
+    weights = (random.random(shape) < 0.2).astype(np.float32)
+    places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    batch = Batch(tokens, targets, weights, np.ones(shape, np.int32), places)
+    most = int(weights.astype(bool).sum(1).max())
+    losses = make_losses(tiny.shaken(tiny.model()), rows)
+    every, few = losses(batch), losses(dataclasses.replace(batch, most_targets=most))
+    for name in ("nll", "correct"):
+        one, two = (np.asarray(getattr(each, name)) for each in (every, few))
+        # the same sums of 32 products, perhaps in another order
+        np.testing.assert_allclose(two * weights, one * weights, rtol=1e-5, atol=1e-6)
+        assert np.count_nonzero(np.asarray(few.nll)) <= most * len(weights)
 
 
 def test_a_row_shows_each_answer_the_question_and_itself_alone():
