@@ -145,6 +145,12 @@ class Experiment:
                 f"gives {objective.example_kind}: set loss.kind to {' or '.join(kinds)}, or change "
                 "the objective"
             )
+        weighted = [source.name for source in self.data.sources if source.loss_weight != 1]
+        if weighted and loss.example_kind != "texts":
+            raise ValueError(
+                f"source {weighted[0]!r} has a loss_weight, and loss {loss.kind} is of "
+                f"{loss.example_kind}, not of tokens: give it a `weight` of the mixture instead"
+            )
         if loss.needs_reference and self.init_from is None:
             raise ValueError(
                 f"loss {loss.kind} needs a reference, the model that the run starts from: give "

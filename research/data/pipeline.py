@@ -94,6 +94,7 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.reader = ExampleReader.of(tokenizer, cache)
         self._adapters = _number_adapters(config, adapters)
+        self._loss_weights = {s.name: s.loss_weight for s in config.sources if s.loss_weight != 1}
         self._model_fields = dict(model_fields or {})
         self._fingerprints = dict(fingerprints or {})
         self.rows: dict[str, PackedRows] = {}
@@ -142,6 +143,8 @@ class Pipeline:
         for name in dict(origins):
             places = [place for place, (source, _) in enumerate(origins) if source == name]
             self.rows[name].write(fields, places, [origins[place][1] for place in places])
+            if name in self._loss_weights:
+                fields["weights"][places] *= np.float32(self._loss_weights[name])
             if self._adapters:
                 fields["adapter"][places] = self._adapters[name]
         return Batch(**fields)

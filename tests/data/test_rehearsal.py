@@ -73,6 +73,24 @@ def test_what_names_no_source_or_does_not_fit_the_loss_is_refused(world, config)
         world.tuning(1, data=pairs, loss=DPO())
 
 
+def test_tokens_of_a_source_count_by_its_loss_weight_in_training_alone(world, config, tmp_path):
+    questions, prose = config.sources
+    half = dataclasses.replace(prose, loss_weight=0.5)
+    other = dataclasses.replace(config, sources=(questions, half))
+    plain, weighted = (pipeline(world, each, tmp_path) for each in (config, other))
+    for step in range(4):
+        before, after = plain.batch(step), weighted.batch(step)
+        is_prose = [source == "prose" for source, _ in plain.rows_of(step)]
+        factors = np.where(is_prose, 0.5, 1.0)[:, None]
+        np.testing.assert_array_equal(after.weights, before.weights * factors)
+        np.testing.assert_array_equal(after.tokens, before.tokens)
+    parts = [open_heldout(data, "heldout", None, ("prose",))[0] for data in (plain, weighted)]
+    assert parts[0].tokens == parts[1].tokens
+    pairs = dataclasses.replace(other, objective=Preference(Supervised()), objectives={})
+    with pytest.raises(ValueError, match="source 'prose' has a loss_weight, and loss dpo is of"):
+        world.tuning(1, data=pairs, loss=DPO())
+
+
 def test_a_run_teaches_and_rehearses(world, config, tmp_path):
     settings = {"evaluate_split": "heldout", "evaluate_every": 2}
     train(world.tuning(2, data=config, **settings), tmp_path / "run")

@@ -23,6 +23,8 @@ class SourceConfig:
     weight: float = 1.0
     # Times that it is read at most; None: as often as the mixture says.
     max_epochs: PositiveNumber | None = None
+    # What each of its tokens counts in the training loss, beside those of other sources.
+    loss_weight: PositiveNumber = 1.0
     # Of a bank of adapters: the one that this source's rows use and train.
     adapter: str | None = None
 
