@@ -46,14 +46,14 @@ class Asker:
                     f"{run.context_length:,}"
                 )
 
-    def ask(self, way: Way, split: str) -> TaskResult:
-        """The answers on a split, of the cache where they are there.
+    def ask(self, way: Way, split: str, max_questions: int | None = None) -> TaskResult:
+        """The answers on a split, or on so many of its rows; of the cache where they are there.
 
         Raises:
           ValueError: they cannot be asked.
         """
         run, name = runs.open_run(way.base.path), self._problem.name
-        evaluation = Evaluation(tasks={name: way.task(self._problem, split)})
+        evaluation = Evaluation(tasks={name: way.task(self._problem, split, max_questions)})
         load = functools.partial(self._model, run)
         return evaluate_run(run, evaluation, cache=self._cache, load=load).results[name]
 

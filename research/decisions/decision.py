@@ -7,25 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from research.decisions import baselines, pretraining
+from research.decisions import baselines, final_test, pretraining
 from research.decisions.asking import Asker
 from research.decisions.bases import BaseFacts, measure_bases
 from research.decisions.costs import BuildCost, Prices, RequestCost
 from research.decisions.curves import LabelCurve
+from research.decisions.final_test import TestResult
 from research.decisions.ladder import Budget, Ladder, Measured
 from research.decisions.problem import Problem
 from research.decisions.rules import Advice, Volume
 from research.decisions.rungs import PROMPTS, LeftOut, Rung, constrained
 from research.decisions.rungs.base import Place
 from research.decisions.rungs.tuned import TUNINGS, Tuning
-from research.decisions.screening import difference
 from research.decisions.templates import PromptTemplate, default_templates
 from research.decisions.tuning import FEWEST_LABELS, Start, Tuner, TuningSettings
-from research.decisions.ways import Base, Way
+from research.decisions.ways import Base
 from research.evaluation.generation_task import GenerationTask
-from research.evaluation.results import TaskResult, estimate
 from research.reports.statistics import Estimate
 from research.retrieval import RetrievalConfig
 
@@ -47,15 +44,6 @@ class Settings:
     tuning: TuningSettings = TuningSettings()
     # every way is asked to the end, and the test rows too: to see whether an advice is right
     is_exhaustive: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class TestResult:
-    """A way on the test rows, which were asked once."""
-
-    name: str
-    quality: Estimate
-    scores: np.ndarray  # [N]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,19 +151,9 @@ def decide(
         names = [name for name in (advice.way, advice.runner_up) if name is not None]
         if settings.is_exhaustive:
             names += [each.name for each in ladder.finished() if each.name not in names]
-        tests = []
-        for name in names if problem.rows.test else ():
-            result, seconds = _test(problem, ladder.table[name], asker)
-            ladder.budget.spending += seconds
-            tests.append(result)
-            say(f"test, {name}: {result.quality:.1%} % of {result.quality.n}")
+        tests = _test(ladder, names, settings, asker)
     finally:
         asker.close()
-    lead = None
-    if len(tests) > 1:
-        groups = [str(record["cluster"]) for record in problem.rows.test]
-        own_groups = groups if len(set(groups)) < len(groups) else None
-        lead = difference(tests[0].scores, tests[1].scores, own_groups)
     return Decision(
         problem=problem,
         settings=settings,
@@ -183,11 +161,32 @@ def decide(
         left_out=ladder.left_out,
         advice=advice,
         tests=tuple(tests),
-        test_lead=lead,
+        test_lead=final_test.lead_of(problem, tests),
         curves=tuple(ladder.curves()),
         bases=tuple(facts),
         used_seconds=ladder.budget.spending,
     )
+
+
+def _test(
+    ladder: Ladder, names: Sequence[str], settings: Settings, asker: Asker
+) -> list[TestResult]:
+    """Asks these ways the test rows, or as many of them as the budget has left."""
+    problem, budget = ladder.problem, ladder.budget
+    count, ways = len(problem.rows.test), [ladder.table[name] for name in names]
+    if not count:
+        return []
+    if not settings.is_exhaustive:
+        count = final_test.affordable_rows(ways[:2], budget, count)
+    if count < len(problem.rows.test):
+        ladder.say(f"test: {count:,} of {len(problem.rows.test):,} rows, for the budget")
+    tests = []
+    for way in ways:
+        result, seconds = final_test.ask_test(problem, way, asker, count)
+        budget.spend(seconds)
+        tests.append(result)
+        ladder.say(f"test, {result.name}: {result.quality:.1%} % of {result.quality.n}")
+    return tests
 
 
 def _add_baselines(ladder: Ladder) -> None:
@@ -246,20 +245,6 @@ def _pretrain(
     [tuning] = [each for each in settings.tunings if each.name == best.rung]
     tuner = Tuner(ladder.problem, start, template, folder / "pretrained_tuning", settings.tuning)
     ladder.tune(tuner, [tuning], start.prefix)
-
-
-def _test(problem: Problem, measured: Measured, asker: Asker) -> tuple[TestResult, float]:
-    """(a way on the test rows, the seconds that it took)."""
-    if measured.way is None:
-        kind = next(k for k, name in baselines.NAMES.items() if name == measured.name)
-        own = baselines.measure_baseline(problem, kind, measured.name, ("test",))
-        assert own.quality is not None
-        return TestResult(measured.name, own.quality, own.scores), 0.0
-    way: Way = measured.way
-    result: TaskResult = asker.ask(way, "test")
-    scores = np.asarray([answer.scores.get(problem.metric, 0.0) for answer in result.answers])
-    quality = estimate(result.answers, problem.metric)
-    return TestResult(measured.name, quality, scores), result.seconds
 
 
 def curve_dict(curve: LabelCurve) -> dict[str, Any]:

@@ -259,9 +259,13 @@ class Ladder:
         return [each.result for each in self.table.values() if each.result is not None]
 
     def _reserve(self) -> None:
-        """Keeps time for the test: both ways that are asked are as slow as the slowest so far."""
+        """Keeps time for the test: both ways that are asked are as slow as the slowest so far.
+
+        At most a quarter of the budget, for which fewer test rows are asked then.
+        """
         seconds = [each.request.seconds for each in self.finished() if each.way is not None]
-        self.budget.reserve = 2 * max(seconds, default=0.0) * len(self.problem.rows.test)
+        every_row = 2 * max(seconds, default=0.0) * len(self.problem.rows.test)
+        self.budget.reserve = min(every_row, self.budget.seconds / 4)
 
     def _look_for_stop(self) -> None:
         if self.target is not None:

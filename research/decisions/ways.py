@@ -46,9 +46,9 @@ class Way:
     # what it takes before the first request, beside the rows that all ways are chosen by
     build: BuildCost = BuildCost()
 
-    def task(self, problem: Problem, split: str) -> QuestionTask:
-        """What it is asked on a split of the rows."""
-        settings: dict[str, Any] = {"retrieval": self.retrieval}
+    def task(self, problem: Problem, split: str, max_questions: int | None = None) -> QuestionTask:
+        """What it is asked on a split of the rows, or on so many of them."""
+        settings: dict[str, Any] = {"retrieval": self.retrieval, "max_questions": max_questions}
         if isinstance(problem.task, MultipleChoice):
             settings["delimiter"] = "" if self.base.has_template else self.template.delimiter
         else:

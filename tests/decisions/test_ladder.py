@@ -6,6 +6,7 @@ import pytest
 from research.data.sources import JsonlConfig
 from research.decisions.baselines import measure_baselines
 from research.decisions.costs import Prices
+from research.decisions.final_test import affordable_rows
 from research.decisions.ladder import Budget, Ladder
 from research.decisions.rules import Volume
 from research.decisions.rungs import PROMPTS
@@ -58,14 +59,23 @@ def test_a_climb_ends_where_the_target_is_met_and_says_what_it_did_not_try(probl
 
 
 def test_a_budget_is_kept_with_time_for_the_test_and_what_is_not_asked_is_said(problem):
-    # a row takes a second: zero-shot 48, and 2 x 32 for the test are kept back
-    ladder, oracle, _ = climb(problem, {}, hours=130 / 3600)
+    # a row takes a second: zero-shot 48; the test would take 2 x 32, and may have a quarter of it
+    ladder, oracle, _ = climb(problem, {}, hours=90 / 3600)
     spending = sum(len(problem.records(split)) for _, split in oracle.questions)
-    assert spending == ladder.budget.spending <= 130 - 64
+    assert spending == ladder.budget.spending <= 90 - 90 / 4 == 90 - ladder.budget.reserve
+    assert climb(problem, {}, hours=400 / 3600)[0].budget.reserve == 64
     assert len(ladder.table["zero-shot"].scores) == 48
     unasked = [each for each in ladder.table.values() if "the budget was spent" in each.reason]
     assert unasked and all(len(each.scores) < 48 for each in unasked)
     assert ladder.advise(Prices(), Volume()).way == "zero-shot"
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(1000, 300), (450, 200), (60, 30), (0, 30)])
+def test_as_many_test_rows_are_asked_as_the_budget_has_left(problem, seconds, rows):
+    one, two = climb(problem, {}, seconds=1.125)[0].finished()[:2]
+    budget = Budget(500.0 + seconds, spending=500.0)
+    assert affordable_rows([one, two], budget, 300) == rows
+    assert affordable_rows([one, two], Budget(0.0), 20) == 20  # so few are always asked
 
 
 def test_the_same_answers_lead_the_same_way_however_long_they_take_now(problem):
