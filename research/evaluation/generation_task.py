@@ -20,7 +20,6 @@ from research.evaluation.results import Answer, Cost, Part, TaskResult
 from research.evaluation.samples import add_pass_at, join_samples
 from research.evaluation.scorers import AnyScorer, Scorer
 from research.evaluation.scorers.base import references
-from research.evaluation.thoughts import opens_thoughts, without_thoughts
 from research.evaluation.workflows import AnyStep
 from research.evaluation.workflows.check import Check
 from research.evaluation.workflows.run import check_workflow, run_workflow
@@ -30,7 +29,6 @@ from research.generation.responders import Responder
 from research.generation.sampling import Sampling
 from research.objectives import ObjectiveConfig
 from research.retrieval import AnyRetrieval
-from research.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 # of `batch_size`: so many answers are written and kept together, and rows that end are refilled
@@ -62,6 +60,9 @@ class GenerationTask(AnsweredTask):
     retrieval: AnyRetrieval | None = None
     # what every answer must be, whatever the model; None: anything
     constraint: AnyConstraint | None = None
+    # what stands before and behind the thoughts of an answer, which are not scored, where neither
+    # the model's chat template nor the names of its tokens show it
+    thoughts: tuple[str, str] | None = None
     # the steps in which a question is answered, the first a draft; none: it is asked once
     workflow: tuple[AnyStep, ...] = ()
     kind: Literal["generation"] = "generation"
@@ -83,6 +84,8 @@ class GenerationTask(AnsweredTask):
             raise ValueError(
                 f"pass@{max(self.pass_at)} needs as many `samples`, and there are {self.samples}"
             )
+        if self.thoughts is not None and not all(map(str.strip, self.thoughts)):
+            raise ValueError('`thoughts` are two texts, such as ("<think>", "</think>")')
         if self.workflow:
             check_workflow(self.workflow, self.sampling)
             if self.samples > 1:
@@ -163,7 +166,6 @@ class GenerationTask(AnsweredTask):
             yield from self._answer_in_steps(model, writer, questions, finished)
             return
         prompts = [self.write(model.responder, question) for question in questions]
-        tokenizer = model.responder.run.tokenizer
         size = max(1, BATCHES * self.batch_size // self.samples)
         for numbers in longest_first([len(prompt.ids) for prompt in prompts], size):
             if all(number in finished for number in numbers):
@@ -176,7 +178,7 @@ class GenerationTask(AnsweredTask):
             answers = {}
             for place, number in enumerate(numbers):
                 own = texts[place * self.samples : (place + 1) * self.samples]
-                answers[number] = self._judge(tokenizer, questions[number], prompts[number], own)
+                answers[number] = self._judge(writer, questions[number], prompts[number], own)
             truncated = sum(prompts[number].is_cut for number in answers)
             yield Part(answers, truncated, cost=self._cost(model, prompts, answers.values()))
 
@@ -236,16 +238,15 @@ class GenerationTask(AnsweredTask):
 
     def _judge(
         self,
-        tokenizer: Tokenizer,
+        writer: Writer,
         question: Question,
         prompt: Prompt,
         texts: Sequence[Text],
     ) -> Answer:
         """Scores what is said to a question, in one text or several."""
-        are_open = opens_thoughts(tokenizer, prompt.ids)
         answers, plain_texts = [], []
         for text, new_tokens, is_cut, failure in texts:
-            plain_texts.append(without_thoughts(text, are_open))
+            plain_texts.append(writer.plain_text(text, prompt))
             answer = self._score(question, prompt, plain_texts[-1], new_tokens)
             answers.append(dataclasses.replace(answer, answer=text, is_cut=is_cut, failure=failure))
         if self.samples == 1:

@@ -24,9 +24,10 @@ from research.evaluation.scoring import choice_row, most_targets
 from research.generation import decode
 from research.generation.decode import Completion
 from research.generation.decoder import Request, prompt_length
-from research.generation.responders import find_stops
+from research.generation.responders import find_stops, tell_left_out
 from research.generation.sampling import Sampling
 from research.text.conversation import from_messages
+from research.text.thoughts import ThoughtMarks
 
 # tokens of a row with several answers, unless one question with one answer has more
 SHARED_ROW = 1024
@@ -259,6 +260,7 @@ class HarnessModel(TemplateLM):
         with progress:
             for settings, numbers in groups.items():
                 texts = self._write([prompts[number] for number in numbers], settings, progress)
+                tell_left_out(ThoughtMarks(), self.tokenizer, [answer.tokens for answer in texts])
                 for number, answer in zip(numbers, texts, strict=True):
                     usage = self._usage(requests[number])
                     usage.new_tokens += len(answer.tokens)

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from research.evaluation.passages import Prompt
 from research.evaluation.question_task import LoadedModel, QuestionTask
 from research.evaluation.questions import Question
 from research.evaluation.samples import question_seed
-from research.evaluation.thoughts import opens_thoughts, without_thoughts
 from research.evaluation.workflows.base import Candidate, Step
 from research.evaluation.workflows.run import Saying
 from research.generation import decode
 from research.generation.constraints import CompiledGrammar, Constraint, ConstraintConfig
 from research.generation.decode import Completion
 from research.generation.decoder import Request
-from research.generation.responders import Responder, find_stops
+from research.generation.responders import Responder, find_stops, tell_left_out
 from research.generation.sampling import Sampling
 
 # A candidate is asked fewer times: each has draws of its own.
@@ -30,6 +30,7 @@ class AnsweredTask(QuestionTask):
     batch_size: int
     sampling: Sampling
     constraint: ConstraintConfig | None
+    thoughts: tuple[str, str] | None
     workflow: Sequence[Step]
 
 
@@ -54,12 +55,18 @@ class Draw(NamedTuple):
 
 
 class Writer:
-    """A model that answers as a task says."""
+    """A model that answers as a task says.
+
+    Attributes:
+      marks: of its thoughts.
+    """
 
     def __init__(self, model: LoadedModel, task: AnsweredTask):
         self._model, self._task = model, task
         self._tokenizer = model.responder.run.tokenizer
         self._stops = _find_stops(task, model.responder)
+        self.marks = model.responder.thought_marks(task.thoughts)
+        self._left_out: set[str] = set()
         self._adapter = model.responder.number
         self._grammars: list[tuple[ConstraintConfig, CompiledGrammar]] = []
 
@@ -73,7 +80,7 @@ class Writer:
         """As `complete`, as texts."""
         answers = self.complete(prompts, draws, constraint, max_tokens)
         return [
-            Text(self._tokenizer.decode(each.tokens), len(each.tokens), each.is_cut, each.failure)
+            Text(self.decode(each.tokens), len(each.tokens), each.is_cut, each.failure)
             for each in answers
         ]
 
@@ -106,7 +113,18 @@ class Writer:
             for prompt, draw in zip(prompts, draws, strict=True)
         ]
         model, dtype = self._model.model, self._model.cache_dtype
-        return decode.complete(model, requests, task.batch_size, cache_dtype=dtype)
+        answers = decode.complete(model, requests, task.batch_size, cache_dtype=dtype)
+        tokens = [answer.tokens for answer in answers]
+        self._left_out |= tell_left_out(self.marks, self._tokenizer, tokens, self._left_out)
+        return answers
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, thoughts and their marks included."""
+        return self.marks.decode(self._tokenizer, ids)
+
+    def plain_text(self, text: str, prompt: Prompt) -> str:
+        """What an answer to a prompt says after its thoughts."""
+        return self.marks.without_thoughts(text, self.marks.are_open(self._tokenizer, prompt.ids))
 
     def say(
         self,
@@ -126,7 +144,7 @@ class Writer:
         texts = self.write([prompt.ids for prompt in prompts], draws, constraint, max_tokens)
         sayings = []
         for prompt, (text, count, is_cut, failure) in zip(prompts, texts, strict=True):
-            plain_text = without_thoughts(text, opens_thoughts(self._tokenizer, prompt.ids))
+            plain_text = self.plain_text(text, prompt)
             sayings.append(Saying(text, plain_text, prompt, count, is_cut, failure))
         return sayings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from research.batch import NO_ADAPTER
 from research.checkpoints.runs import Run
@@ -12,6 +12,8 @@ from research.objectives.base import Objective, bare_prompt, only_text
 from research.text import chat_template
 from research.text.conversation import Conversation
 from research.text.conversation_writer import Writer
+from research.text.thoughts import ThoughtMarks, find_marks
+from research.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Responder:
             return self.objective.conversation_writer(self.run.tokenizer)
         template = chat_template.find_template(self.run.sidecar_files)
         return None if template is None else Writer(template, self.run.tokenizer)
+
+    def thought_marks(self, pair: Sequence[str] | None = None) -> ThoughtMarks:
+        """What marks the thoughts in its answers; `pair`: the mark before them and the one behind
+        them, where a setting says so."""
+        writer = self.writer if self.reads_conversations else None
+        return find_marks(self.run.tokenizer, writer, pair)
 
     def prompt_ids(self, conversation: Conversation, raw: bool = False) -> list[int]:
         """As `prompt`; says on the terminal that a prompt was cut."""
@@ -99,6 +107,27 @@ def find_responders(
     ]
     remaining = [responder for responder in responders if responder.name not in switched_off]
     return remaining or [Responder(run.base or run, "base", NO_ADAPTER)]
+
+
+def tell_left_out(
+    marks: ThoughtMarks,
+    tokenizer: Tokenizer,
+    answers: Sequence[Sequence[int]],
+    known: Collection[str] = (),
+) -> set[str]:
+    """Says on the terminal which special tokens of answers their texts leave out: around what
+    nobody said to be thoughts, say. Those in `known` are not named; returns those that are.
+    """
+    counts = marks.count_left_out(tokenizer, answers)
+    new_counts = {name: count for name, count in sorted(counts.items()) if name not in known}
+    if new_counts:
+        names = ", ".join(f"{name} in {count}" for name, count in new_counts.items())
+        print(
+            f"(of {len(answers)} answers, special tokens are no part of the text, but what stands "
+            f"between them is: {names}. Where they mark thoughts, set `thoughts` of the task)",
+            file=sys.stderr,
+        )
+    return set(new_counts)
 
 
 def find_stops(run: Run, responders: Sequence[Responder]) -> tuple[int, ...]:

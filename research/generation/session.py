@@ -17,10 +17,16 @@ from research.checkpoints import runs
 from research.checkpoints.runs import Run
 from research.generation import decode
 from research.generation.constraints import CompiledGrammar, Constraint, ConstraintConfig
-from research.generation.responders import Responder, find_responders, find_stops
+from research.generation.responders import (
+    Responder,
+    find_responders,
+    find_stops,
+    tell_left_out,
+)
 from research.generation.sampling import GREEDY, Sampling
 from research.models.cache import CacheKind
 from research.text.conversation import Conversation, from_messages
+from research.text.thoughts import ThoughtMarks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,11 @@ class Session:
         vocabulary = self.model.config.vocabulary
         return self.settings.constraint.compile(self.run.tokenizer, self.stops, vocabulary)
 
+    @functools.cached_property
+    def _marks(self) -> ThoughtMarks:
+        """Of the first responder: all of them have its tokenizer, and mostly its template."""
+        return self.responders[0].thought_marks()
+
     def answers(self, prompts: Sequence[str]) -> Iterator[str]:
         """Answers of every responder to every prompt, in one batch.
 
@@ -93,19 +104,22 @@ class Session:
             cache_dtype=self.settings.cache_dtype,
             on_failure=failures.__setitem__,
         )
-        yield from map(tokenizer.decode, completions)
+        yield from (self._marks.decode(tokenizer, ids) for ids in completions)
         _tell_incomplete(constraints, failures)
+        tell_left_out(self._marks, tokenizer, completions)
 
     def continue_conversation(self, prompt: str) -> Iterator[str]:
         """The parts of an answer as they are made; the next prompt goes on from it, where the
         model has a chat template."""
         tokenizer = self.run.tokenizer
-        conversation = self._conversation(prompt, self.messages)
         responder, constraints = self.responders[0], self._start(1)
+        prompt_ids = responder.prompt_ids(
+            self._conversation(prompt, self.messages), self.settings.raw
+        )
         failures = dict[int, str]()
         columns = decode.stream(
             self.model,
-            [responder.prompt_ids(conversation, self.settings.raw)],
+            [prompt_ids],
             self.settings.tokens,
             tokenizer.end_id,
             self.settings.sampling,
@@ -115,15 +129,24 @@ class Session:
             on_failure=failures.__setitem__,
         )
         ends = {tokenizer.end_id, *self.stops}
-        new_tokens = (int(column[0]) for column in columns)
+        ids: list[int] = []
+
+        def feed() -> Iterator[int]:
+            for column in columns:
+                if int(column[0]) not in ends:
+                    ids.append(int(column[0]))
+                    yield ids[-1]
+
         answer = ""
-        for text in tokenizer.stream(token for token in new_tokens if token not in ends):
+        for text in tokenizer.stream(feed(), names=self._marks.tokens):
             answer += text
             yield text
         _tell_incomplete(constraints, failures)
+        tell_left_out(self._marks, tokenizer, [ids])
         if responder.reads_conversations and not self.settings.raw:
             self.messages.append({"role": "user", "content": prompt})
-            self.messages.append({"role": "assistant", "content": answer})
+            are_open = self._marks.are_open(tokenizer, prompt_ids)
+            self.messages.append(self._marks.message(answer, are_open))
 
     def _conversation(self, prompt: str, before: Sequence[dict[str, str]] = ()) -> Conversation:
         messages = [*before, {"role": "user", "content": prompt}]

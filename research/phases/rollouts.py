@@ -25,12 +25,10 @@ from research.evaluation.generation_task import GenerationTask
 from research.evaluation.passages import Prompt
 from research.evaluation.questions import Question
 from research.evaluation.report import loaded_model
-from research.evaluation.thoughts import opens_thoughts, without_thoughts
 from research.evaluation.writing import Draw, Writer
 from research.generation.decode import Completion
 from research.runtime import files, storage
 from research.sharding import MeshConfig
-from research.text.tokenizer import Tokenizer
 from research.training.observers import show
 
 # Part of what a file of rollouts says it was made of: raise it when they would differ.
@@ -86,7 +84,7 @@ def write_rollouts(
         "schema": _SCHEMA,
         "start": run.fingerprint,
         "phase": number,
-        "rollouts": schema.to_dict(config),
+        "rollouts": _settings_of(config),
         "scorers": config.task.key,
     }
     about = storage.absolute(path.with_suffix(".json"))
@@ -109,7 +107,7 @@ def write_rollouts(
             for k in range(task.samples)
         ]
         answers = writer.complete([prompts[place].ids for place in places], draws)
-    lines, statistics = _judge(config, run.tokenizer, questions, prompts, answers)
+    lines, statistics = _judge(config, writer, questions, prompts, answers)
     show(_describe(statistics))
     if not lines:
         raise EqualRewardsError(
@@ -120,6 +118,14 @@ def write_rollouts(
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     files.atomic_write(storage.absolute(path), text)
     files.write_json(about, {"made_of": made_of, **statistics})
+
+
+def _settings_of(config: RolloutConfig) -> dict[str, Any]:
+    """As JSON; what was not there when older rollouts were written counts where it is set."""
+    settings = schema.to_dict(config)
+    if config.task.thoughts is None:
+        del settings["task"]["thoughts"]
+    return settings
 
 
 def read_prompts(config: RolloutConfig, number: int) -> list[Question]:
@@ -147,7 +153,7 @@ def _metric_names(config: RolloutConfig, question: Question) -> list[str]:
 
 def _judge(
     config: RolloutConfig,
-    tokenizer: Tokenizer,
+    writer: Writer,
     questions: Sequence[Question],
     prompts: Sequence[Prompt],
     answers: Sequence[Completion],
@@ -157,10 +163,9 @@ def _judge(
     all_rewards, equal, size = [], 0, config.task.samples
     for place, (question, prompt) in enumerate(zip(questions, prompts, strict=True)):
         group = answers[place * size : (place + 1) * size]
-        texts = [tokenizer.decode(each.tokens) for each in group]
-        are_open = opens_thoughts(tokenizer, prompt.ids)
+        texts = [writer.decode(each.tokens) for each in group]
         rewards = np.asarray(
-            [_reward(config, without_thoughts(text, are_open), question) for text in texts]
+            [_reward(config, writer.plain_text(text, prompt), question) for text in texts]
         )
         all_rewards.append(rewards)
         if not np.ptp(rewards) > 0:

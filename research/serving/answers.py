@@ -10,6 +10,7 @@ from typing import Any
 
 from research.serving.engine import Part
 from research.serving.protocol import ChatRequest
+from research.text.thoughts import ThoughtMarks
 from research.text.tool_calls import CallForm, CallReader, ToolCall
 
 # Characters of a call's id: some templates take no other number.
@@ -68,13 +69,15 @@ class Completion:
     prompt_tokens: int
     # how calls of tools stand in the answer; None: they are text
     call_form: CallForm | None = None
+    # of thoughts, in which nothing is a call
+    marks: ThoughtMarks = dataclasses.field(default_factory=ThoughtMarks)
     id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         form, names = self.call_form, self.request.callable_tools
         self._choices = [
-            _Choice(None if form is None else CallReader(form, names))
+            _Choice(None if form is None else CallReader(form, names, self.marks))
             for _ in range(self.request.n or 1)
         ]
 

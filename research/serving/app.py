@@ -119,7 +119,8 @@ class Server:
         choices, prompt_tokens = await loop.run_in_executor(
             self._preparation, self._models.choices, chat
         )
-        completion = Completion(chat, prompt_tokens, self._models.call_form(chat))
+        form, marks = self._models.call_form(chat), self._models.find(chat.model).marks
+        completion = Completion(chat, prompt_tokens, form, marks)
         answering = Answering(self._engine, completion, choices)
         if chat.stream:
             return _EventStream(answering)

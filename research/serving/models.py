@@ -23,6 +23,7 @@ from research.serving.engine import Choice
 from research.serving.errors import RequestError
 from research.serving.protocol import ChatRequest
 from research.text.conversation import from_messages
+from research.text.thoughts import ThoughtMarks
 from research.text.tool_calls import CallForm, find_call_form
 
 # Compiled schemas that are kept.
@@ -41,6 +42,8 @@ class ServedModel:
     window: int
     # how its template writes calls of tools; None: it takes none, or they stay text
     call_form: CallForm | None = None
+    # what marks its thoughts, which stay text
+    marks: ThoughtMarks = dataclasses.field(default_factory=ThoughtMarks)
 
     @property
     def marker_tokens(self) -> dict[int, str]:
@@ -104,7 +107,9 @@ class Models:
             seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         )
         tokenizer = served.responder.run.tokenizer
-        marker_tokens = served.marker_tokens if self.call_form(request) is not None else {}
+        marker_tokens = dict(served.marks.tokens)
+        if self.call_form(request) is not None:
+            marker_tokens |= served.marker_tokens
         choices = []
         for number in range(request.n or 1):
             try:
@@ -222,7 +227,9 @@ def load_models(
         limit = window or responder.run.context_length
         writer, special = responder.writer, responder.run.tokenizer.special
         form = None if writer is None else find_call_form(writer, special)
-        served[model_name] = ServedModel(model_name, responder, frozenset(ends), limit, form)
+        served[model_name] = ServedModel(
+            model_name, responder, frozenset(ends), limit, form, responder.thought_marks()
+        )
     if adapter_runs:
         model = banks.load_bank(adapter_runs, mesh, sharding.RULES)
     else:

@@ -25,8 +25,7 @@ class AnswerText:
           stops: texts that end the answer.
           marker_tokens: special tokens that are part of the text -> their names; others are none.
         """
-        self._stream, self._stops = TextStream(tokenizer), tuple(stops)
-        self._markers = marker_tokens or {}
+        self._stream, self._stops = TextStream(tokenizer, names=marker_tokens), tuple(stops)
         # what may yet turn out to begin a stop string
         self._held_back = ""
         # whether a stop string came: nothing follows
@@ -34,7 +33,7 @@ class AnswerText:
 
     def add(self, token: int) -> str:
         """What can be shown since the last token."""
-        return self._show(self._stream.add(token) + self._markers.get(token, ""))
+        return self._show(self._stream.add(token))
 
     def finish(self) -> str:
         """What is left when the last token has come."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from research.text import chat_template
-from research.text.conversation import REASONING, THOUGHT, Conversation
+from research.text.conversation import REASONING, Conversation
 from research.text.parts import Part, PartEncoder
 from research.text.rendering import RenderingError, View
 from research.text.special_names import PLACE, SpecialNames, find_blocks
@@ -28,6 +28,7 @@ from research.text.template_checks import (
     check_variables,
 )
 from research.text.template_input import TemplateInput
+from research.text.thought_names import ThoughtNames
 from research.text.tokenizer import Tokenizer
 from research.text.whole_conversation import check_marked, check_others, keep_marked
 
@@ -81,14 +82,13 @@ class Writer:
         Raises:
           ValueError: it is no template, or never reads one of the arguments.
         """
-        self.template = template
-        self._tokenizer = tokenizer
+        self.template, self._tokenizer = template, tokenizer
         self._arguments = dict(template_arguments or {})
         self._masks_reasoning = reasoning == "mask"
         self._ignored = frozenset(ignored_fields)
         self._checked_tools = {"null"}
         self._checked_roles: set[frozenset[str]] = set()
-        self._names = SpecialNames(tokenizer.special)
+        self._names, self._thoughts = SpecialNames(tokenizer.special), ThoughtNames(tokenizer)
         by_length = sorted(tokenizer.named_tokens, key=len, reverse=True)
         self._named_token = re.compile("|".join(map(re.escape, by_length)))
         self._encoder = PartEncoder(tokenizer, self._names)
@@ -290,6 +290,7 @@ class Writer:
             ValueError: the template changes the answer, does not end it, or never asks for it.
         """
         content = source.marked[number]["content"]
+        self._thoughts.check(number, self.unmark(content))
         pieces = [content] if content.strip() in answer else re.split("</?think>", content)
         head, tail, rest = "", answer, answer
         for piece in filter(None, map(str.strip, pieces)):
@@ -359,9 +360,9 @@ class Writer:
         """
         message = source.marked[number]
         content, thoughts = message["content"], [name for name in REASONING if name in message]
-        match = THOUGHT.match(content)
+        match = self._thoughts.pattern.match(content)
         if not match and not thoughts:
-            empty = THOUGHT.match(whole, start)
+            empty = self._thoughts.pattern.match(whole, start)
             return empty.end() if empty else start
         first = match.end() if match else len(content) - len(content.lstrip())
         changes: list[tuple[tuple[Any, ...], ...]] = [

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,9 +181,16 @@ class Tokenizer:
         """The text of `ids`; special tokens are written out only if `special`."""
         return self._plain.decode([int(i) for i in ids], skip_special_tokens=not special)
 
-    def stream(self, ids: Iterable[int], *, special: bool = False) -> Iterator[str]:
-        """Yields text as ids arrive, never half a character; the parts join to `decode(ids)`."""
-        text = TextStream(self, special=special)
+    def stream(
+        self,
+        ids: Iterable[int],
+        *,
+        special: bool = False,
+        names: Mapping[int, str] | None = None,
+    ) -> Iterator[str]:
+        """Yields text as ids arrive, never half a character; the parts join to `decode(ids)`, with
+        the special tokens of `names` (id -> name) written out where they stand."""
+        text = TextStream(self, special=special, names=names)
         for token in ids:
             if part := text.add(token):
                 yield part
@@ -216,10 +223,17 @@ class Tokenizer:
 
 
 class TextStream:
-    """The text of tokens that come one by one; the parts join to `Tokenizer.decode` of them."""
+    """The text of tokens that come one by one; the parts join to `Tokenizer.decode` of them, with
+    the special tokens of `names` (id -> name) written out where they stand."""
 
-    def __init__(self, tokenizer: Tokenizer, *, special: bool = False):
-        self._tokenizer, self._special = tokenizer, special
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        special: bool = False,
+        names: Mapping[int, str] | None = None,
+    ):
+        self._tokenizer, self._special, self._names = tokenizer, special, names or {}
         self._state = decoders.DecodeStream(skip_special_tokens=not special)
         self._ids: list[int] = []
         self._characters = 0
@@ -229,7 +243,7 @@ class TextStream:
         self._ids.append(int(id))
         part = self._state.step(self._tokenizer._plain, self._ids[-1]) or ""
         self._characters += len(part)
-        return part
+        return part + self._names.get(self._ids[-1], "")
 
     def finish(self) -> str:
         """What is left: an unfinished character, shown as U+FFFD, as `decode` does."""

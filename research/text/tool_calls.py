@@ -14,6 +14,7 @@ from typing import Any
 
 from research.text.conversation import THOUGHT, from_messages
 from research.text.conversation_writer import Writer
+from research.text.thoughts import ThoughtMarks
 
 # What a template is asked to write, in words that are none of its own.
 _NAME, _ARGUMENTS = "probe_function", {"probe_argument": "probe value"}
@@ -132,9 +133,14 @@ class CallReader:
     What may be a call is held back until it is whole; what turns out to be none is text.
     """
 
-    def __init__(self, form: CallForm, names: Collection[str]):
-        """`names`: of the functions that may be called."""
+    def __init__(self, form: CallForm, names: Collection[str], marks: ThoughtMarks | None = None):
+        """
+        Args:
+          names: of the functions that may be called.
+          marks: of thoughts, among which there are no calls; None: `<think>`.
+        """
         self._form, self._names = form, names
+        self._pairs = (marks or ThoughtMarks()).pairs
         self._begin, self._end = form.begin.strip(), form.end.strip()
         self._pending = ""
         # the text that was given, and whether a call was
@@ -180,7 +186,8 @@ class CallReader:
         """Where a call may begin in what is held: not among thoughts."""
         place = self._pending.find(self._begin)
         before = self._text + self._pending[: max(place, 0)]
-        return -1 if before.rfind("<think>") > before.rfind("</think>") else place
+        thinks = any(before.rfind(begin) > before.rfind(end) for begin, end in self._pairs)
+        return -1 if thinks else place
 
     def _read_calls(self, rest: str, is_over: bool) -> tuple[Sequence[ToolCall], int]:
         """Calls behind their beginning and the length of all; -1: more must come first."""

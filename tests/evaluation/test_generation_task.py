@@ -11,7 +11,7 @@ from research.commands import evaluate, generate
 from research.config import schema
 from research.data.sources import JsonlConfig
 from research.evaluation import comparison, questions, results
-from research.evaluation.generation_task import GenerationTask, without_thoughts
+from research.evaluation.generation_task import GenerationTask
 from research.evaluation.questions import Question
 from research.evaluation.report import evaluate_run
 from research.evaluation.results import Answer, TaskResult
@@ -85,13 +85,6 @@ def test_a_tuned_run_is_compared_with_its_base_by_the_command(place, tmp_path, c
     assert capsys.readouterr().out.count(", +0.000 [") == 2
 
 
-def test_thoughts_are_no_part_of_an_answer():
-    assert without_thoughts("<think>\n7?\n</think>\n\n8") == "\n\n8"
-    assert without_thoughts("so 7?</think>8") == "8"  # as where the prompt opens them
-    assert without_thoughts("<think> 7") == "" and without_thoughts("7") == "7"
-    assert without_thoughts("so 7?", are_open=True) == ""
-
-
 def test_thoughts_that_the_prompt_opens_and_that_are_cut_are_no_answer(place):
     run = runs.open_run(place.base)
     objective = Supervised(template="Q: {prompt}\nA: <think>\n", answer_tokens=8)
@@ -99,6 +92,22 @@ def test_thoughts_that_the_prompt_opens_and_that_are_cut_are_no_answer(place):
     thinking = task(place, objective=objective, scorers=(scorer,), max_tokens=2, max_questions=2)
     result = evaluate_run(run, Evaluation(tasks={"t": thinking})).tasks["t"]
     assert result.metrics["pattern"].value == 0 and all(each.answer for each in result.answers)
+
+
+def test_a_task_says_what_thoughts_stand_between(place):
+    """Only what is said behind the second mark is scored; the answer is shown whole."""
+    run = runs.open_run(place.base)
+    objective = Supervised(template="Q: {prompt}\nA: ", answer_tokens=8)
+    scorer = Pattern("(?s).+", whole=False)
+    plain = task(place, objective=objective, scorers=(scorer,), max_questions=1)
+    (answer,) = evaluate_run(run, Evaluation(tasks={"t": plain})).tasks["t"].answers
+    thinking = dataclasses.replace(plain, thoughts=("<muse>", answer.answer.strip()[-1]))
+    (other,) = evaluate_run(run, Evaluation(tasks={"t": thinking})).tasks["t"].answers
+    end = answer.answer.rpartition(answer.answer.strip()[-1])[2]
+    assert other.answer == answer.answer and answer.scores == {"pattern": 1}
+    assert other.scores == {"pattern": float(bool(end))}
+    with pytest.raises(ValueError, match="`thoughts` are two texts"):
+        dataclasses.replace(plain, thoughts=("<muse>", " "))
 
 
 def test_answers_that_were_scored_by_other_rules_are_not_compared(place, tmp_path, capsys):

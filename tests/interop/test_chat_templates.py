@@ -18,6 +18,8 @@ from research.text import chat_template
 from research.text import tokenizer as tokenizer_lib
 from research.text.conversation_writer import Writer
 from research.text.rendering import TRAINING_DAY
+from research.text.thought_names import THINK
+from research.text.thoughts import find_marks
 from research.text.tool_calls import find_call_form
 from tests.text.faults import FAULTS, check
 from tests.text.templates import assistant, conversation, user
@@ -334,3 +336,26 @@ def test_how_real_templates_write_calls_is_told(tokenizers, model, name, expecte
     form = find_call_form(Writer(template, ours), ours.special)
     assert form is None if expected is None else (form.begin, form.end, form.arguments) == expected
     assert form is None or not (form.is_list or form.special)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "pair"),
+    [
+        ("gptoss", "trl/gptoss", ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")),
+        ("qwen3", None, THINK),
+        ("smollm2", None, THINK),
+    ],
+)
+def test_marks_of_thoughts_are_those_that_the_template_writes(tokenizers, model, name, pair):
+    """An answer with thoughts, as the template writes it, is the answer without them."""
+    ours, _ = tokenizers(model)
+    writer = Writer(ours.chat_template if name is None else _template(name), ours)
+    marks = find_marks(ours, writer)
+    assert marks.pairs == tuple(dict.fromkeys([pair, THINK]))
+    if model != "smollm2":  # it has none
+        question, answer = RECORDS["reasoning"]["messages"][:2]
+        example = writer.write(conversation({"messages": [question, answer]}))[-1]
+        (parts,) = writer.encode([example.parts])
+        ids = [id for tokens in parts[1:] for id in tokens][:-1]  # without the end
+        text = marks.decode(ours, ids)
+        assert "Two and two." in text and marks.without_thoughts(text).strip() == "4"

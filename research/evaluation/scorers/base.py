@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.config.schema import to_dict
-from research.evaluation.thoughts import without_thoughts
+from research.text.thoughts import ThoughtMarks
 
 # Articles that the answers of SQuAD are compared without (Rajpurkar 2016, arXiv:1606.05250).
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -106,7 +106,8 @@ def references(record: Mapping[str, Any], field: str) -> list[str]:
             f"its {field!r} is no right answer (a text, or a list of texts), but "
             f"{value!r:.60}; fields: {', '.join(sorted(record))}"
         )
-    return [without_thoughts(v) if isinstance(v, str) else str(v) for v in values]
+    marks = ThoughtMarks()
+    return [marks.without_thoughts(v) if isinstance(v, str) else str(v) for v in values]
 
 
 def as_in_squad(text: str) -> str:

@@ -254,6 +254,12 @@ def notes(kind: str, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     answers are to be drawn, which `graft generate` has options for."""
     settings = sorted(name for name in metadata if name.startswith("general.sampling."))
     sampling = tuple(f"{name} is {metadata[name]!r:.60}: not applied" for name in settings)
+    if (count := metadata.get("split.count", 0)) > 1:
+        sampling += (
+            f"of its {count} files only the first says of which model it is: that the others are "
+            "of the same one, and not of another that was cut alike, is not known. Compare their "
+            "checksums with those where they come from",
+        )
     window, longest = (
         metadata.get(f"{kind}.{key}") for key in ("attention.sliding_window", "context_length")
     )

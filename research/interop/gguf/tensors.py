@@ -92,6 +92,7 @@ def open_parts(path: Path) -> tuple[dict[str, Any], GGUFTensors]:
     if count in (0, 1) and not metadata.get("split.no"):
         return metadata, GGUFTensors(tensors)
     paths = _paths(path, count, metadata.get("split.no"))
+    _check_downloads(paths)
     metadata, tensors, total = {}, [], None
     for number, part in enumerate(paths):
         keys, part_tensors = _read(part)
@@ -118,6 +119,29 @@ def open_parts(path: Path) -> tuple[dict[str, Any], GGUFTensors]:
             f"{paths[0]}: {problem} of its {count} files: files of different models are mixed"
         )
     return metadata, GGUFTensors(tensors)
+
+
+def _check_downloads(paths: Sequence[Path]) -> None:
+    """Refuses files of several downloads, as huggingface_hub has written down beside them.
+
+    The files of a split model after the first say nothing of the model: two fine-tunes that are cut
+    alike differ in nothing but their numbers.
+    """
+    commits: dict[Path, str] = {}
+    for path in paths:
+        record = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+        try:
+            commits[path] = record.read_text(encoding="utf-8").split("\n")[0].strip()
+        except (OSError, ValueError):  # it was not downloaded so
+            continue
+    for path, commit in commits.items():
+        first, first_commit = next(iter(commits.items()))
+        if commit != first_commit:
+            raise UnsupportedModelError(
+                f"{path} was downloaded from another commit than {first.name} ({commit:.60} and "
+                f"{first_commit:.60}, by .cache/huggingface/download beside them): files of "
+                "different models may be mixed. Download them anew, in one go, into an empty folder"
+            )
 
 
 def _paths(path: Path, count: int, number: Any) -> list[Path]:

@@ -151,3 +151,36 @@ def test_missing_and_mixed_files_are_named(tmp_path):
     refuses(r"their names must end in -00001-of-00003.gguf", tmp_path / "renamed.gguf")
     (tmp_path / "renamed.gguf").rename(parts[0])
     assert files.open_file(parts[0]).config.layers == 1
+
+
+def test_files_of_two_fine_tunes_that_are_cut_alike_are_named(tmp_path):
+    """They differ in their numbers alone: the notes of the download, or a note of ours, tell."""
+    parts = split(tmp_path / "x.gguf")
+    (tmp_path / "other").mkdir()
+    tuned = {name: values + 1 for name, values in gguf_file.matrices().items()}
+    others = split(tmp_path / "other" / "x.gguf", tensors=tuned)
+    parts[1].write_bytes(others[1].read_bytes())
+    (note,) = [note for note in files.open_file(parts[0]).notes if "of its 3 files" in note]
+    assert "only the first says of which model it is" in note and "checksums" in note
+    downloads = tmp_path / ".cache" / "huggingface" / "download"
+    downloads.mkdir(parents=True)
+    for number, part in enumerate(parts):  # as huggingface_hub writes them
+        text = f"{'ab'[number == 1] * 40}\n{'0' * 64}\n1712656091.123\n"
+        (downloads / f"{part.name}.metadata").write_text(text)
+    match = "x-00002-of-00003.gguf was downloaded from another commit than x-00001-of-00003.gguf"
+    for part in parts:
+        with pytest.raises(UnsupportedModelError, match=match):
+            files.open_file(part)
+    (downloads / f"{parts[1].name}.metadata").write_bytes(b"\xff")
+    assert files.open_file(parts[0]).config.layers == 1
+    gguf_file.write(tmp_path / "whole.gguf")
+    assert not files.open_file(tmp_path / "whole.gguf").notes
+
+
+def test_notes_of_downloads_are_those_of_huggingface_hub(tmp_path):
+    local_folder = pytest.importorskip("huggingface_hub._local_folder")
+    parts = split(tmp_path / "x.gguf")
+    for part, commit in zip(parts, "aba", strict=True):
+        local_folder.write_download_metadata(tmp_path, part.name, commit * 40, "0" * 64)
+    with pytest.raises(UnsupportedModelError, match="another commit"):
+        files.open_file(parts[0])
