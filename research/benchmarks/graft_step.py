@@ -141,15 +141,33 @@ def prepare(settings: Mapping[str, Any]):
 
 def build(settings: Mapping[str, Any]) -> tuple[Any, StepFacts, Callable[[], float]]:
     """The compiled step, facts about it, and a function that runs it once on random tokens."""
-    plan = program.make_program(experiment(settings), None)
+    return build_step(
+        experiment(settings), lambda plan, model: batch(settings), settings.get("weights")
+    )
+
+
+def build_step(
+    experiment: Experiment,
+    make_batch: Callable[[program.Program, Any], Batch],
+    weights_file: str | None = None,
+) -> tuple[Any, StepFacts, Callable[[], float]]:
+    """As `build`, of an experiment and the batch that it reads at every step.
+
+    Args:
+      make_batch: takes the program and the model that it starts with.
+      weights_file: where the model's weights are written, under transformers' names.
+    """
+    plan = program.make_program(experiment, None)
     with sharding.mesh_context(plan.mesh, plan.experiment.sharding_rules):
         own, base = Session().fresh_state(plan)
-        if settings.get("weights"):
-            weights: dict[str, Any] = transformers_weights(plan.model(own, base))
-            np.savez(settings["weights"], **weights)
-        hyper, rows = plan.place_hyper(), plan.place(batch(settings))
+        model = plan.model(own, base)
+        if weights_file:
+            weights: dict[str, Any] = transformers_weights(model)
+            np.savez(weights_file, **weights)
+        host_rows = make_batch(plan, model)
+        hyper, rows = plan.place_hyper(), plan.place(host_rows)
         start = time.perf_counter()
-        step = plan.compile(batch(settings))
+        step = plan.compile(host_rows)
         compile_seconds = time.perf_counter() - start
     step_memory = memory.StepMemory.of(step)
     last: dict[str, jax.Array] = {}

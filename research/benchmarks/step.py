@@ -76,7 +76,7 @@ def _case(arguments: argparse.Namespace, method: str, dtype: str) -> harness.Res
             info = {contender.name: contender.info for contender in ready}
             if "weights" in settings:
                 Path(settings["weights"]).unlink()
-                _check_same(info["graft"]["losses"], info["peer"]["losses"], dtype)
+                check_same(info["graft"]["losses"], info["peer"]["losses"], dtype)
             elif "peer" in info:
                 print("  too large to share weights: losses are not compared", flush=True)
             times = harness.take_turns(ready, arguments.rounds, arguments.seconds)
@@ -126,7 +126,7 @@ def _share(flops: float, of: list[list[float]], limit: list[list[float]]) -> har
     return harness.ratio([[flops / 1e12 * s for s in runs] for runs in limit], of).inverse()
 
 
-def _check_same(graft: Sequence[float], peer: Sequence[float], dtype: str) -> None:
+def check_same(graft: Sequence[float], peer: Sequence[float], dtype: str) -> None:
     """Refuses to time two sides whose first losses differ.
 
     Raises:

@@ -5,6 +5,7 @@
     graft bench step --json FILE          the same numbers for a program
     graft bench profile                   where the time of a step goes
     graft bench methods                   tuning methods beside full tuning: time, memory, FLOPs
+    graft bench losses                    steps of DPO and GRPO beside TRL's
     graft bench remat                     memory against time, by policy
     graft bench data                      reading batches, tokenising, index, near duplicates
     graft bench overhead                  start, data, host work and checkpoints of a run
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         generate,
         harness,
         interop,
+        losses,
         methods,
         overhead,
         profile,
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     verbs = {
         "step": step,
+        "losses": losses,
         "methods": methods,
         "profile": profile,
         "remat": remat,

@@ -32,7 +32,7 @@ def trl_loss(loss, nll, batch):
     """The mean loss over examples by TRL's formulas (1.10.0.dev0, commit f2cd577: `dpo_trainer`,
     `kto_trainer`, `orpo_trainer` and `cpo_trainer`), with the cross-entropy of ORPO over answers.
 
-    Its code was read and is not called: it needs a trainer around it.
+    Its code was read and is not called; tests/losses/test_trl.py asks its trainers themselves.
     """
     torch = pytest.importorskip("torch")
     log_sigmoid = torch.nn.functional.logsigmoid
