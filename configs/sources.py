@@ -9,6 +9,15 @@ from typing import Any
 TEXT_KINDS = ("code", "books", "encyclopedia", "forum", "web")
 # how a licence notice is asked, in training and in evaluation
 LICENSE_TEMPLATE = "Notice:\n{prompt}\nLicence: "
+# the labels of these notices
+LICENSES = tuple(
+    (
+        "agpl-3.0 agpl-3.0-plus apache-2.0 bsd-new bsd-simplified cc-by-3.0 cc-by-4.0 "
+        "cc-by-sa-3.0 cc0-1.0 commercial-license epl-1.0 gpl-1.0-plus gpl-2.0 gpl-2.0-plus "
+        "gpl-3.0 gpl-3.0-plus lgpl-2.0-plus lgpl-2.1 lgpl-2.1-plus lgpl-3.0 mit mpl-2.0 "
+        "other-permissive proprietary-license warranty-disclaimer"
+    ).split()
+)
 
 
 def generic_text() -> list[dict[str, Any]]:

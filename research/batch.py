@@ -32,8 +32,9 @@ class Batch:
     """Rows of packed documents. A pytree; on the host its leaves are numpy arrays.
 
     `targets[b, s]` is the token to predict at position s: as a rule the one that follows
-    `tokens[b, s]` in its document, in masked data the one that belongs at s itself. Nothing shifts
-    again. `data.checks.check_batch` tells whether a batch is consistent.
+    `tokens[b, s]` in its document, in masked data the one that belongs at s itself; where a head
+    says a document's class, that class at the last token. Nothing shifts again.
+    `data.checks.check_batch` tells whether a batch is consistent.
     """
 
     tokens: Array  # [B,S] int32: the model's input.
@@ -47,7 +48,9 @@ class Batch:
     roles: Array | None = None  # [B,S] int32: GOOD and so on, of the answers' targets.
     # [B,S] float32: log-probability of each target by the model at the run's start
     reference: Array | None = None
-    values: Array | None = None  # [B,S] float32: of rollouts, each target's advantage.
+    # [B,S] float32: of rollouts each target's advantage; of documents with a number, that number at
+    # the last token
+    values: Array | None = None
     # Of a teacher: its likeliest tokens at each position, and their log-probabilities; the last is
     # that of all other tokens together.
     teacher_tokens: Array | None = None  # [B,S,K] int32

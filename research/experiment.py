@@ -19,8 +19,9 @@ from research.config.suggestions import suggestion
 from research.data.config import DataConfig
 from research.data.run_checks import CheckConfig
 from research.losses import LOSSES, CrossEntropy, LossConfig
-from research.methods import METHODS, Full
+from research.methods import METHODS, Full, Method
 from research.models.config import ComputeConfig, ModelConfig
+from research.objectives import Objective
 from research.optim.adamw import AdamW
 from research.optim.optimizers import OptimizerConfig
 from research.optim.schedules import ScheduleConfig
@@ -137,20 +138,24 @@ class Experiment:
             raise ValueError("keep_optimizer: there is no `init_from` whose optimizer could go on")
         loss = self.loss
         for objective in self.data.all_objectives:
-            if loss.example_kind == objective.example_kind:
+            if objective.example_kind in loss.example_kinds:
                 continue
-            kinds = [k for k, v in LOSSES.items() if v.example_kind == objective.example_kind]
+            kinds = [k for k, v in LOSSES.items() if objective.example_kind in v.example_kinds]
             raise ValueError(
-                f"loss {loss.kind} is of {loss.example_kind}, and data.objective {objective.kind} "
-                f"gives {objective.example_kind}: set loss.kind to {' or '.join(kinds)}, or change "
-                "the objective"
+                f"loss {loss.kind} is of {' or '.join(loss.example_kinds)}, and data.objective "
+                f"{objective.kind} gives {objective.example_kind}: set loss.kind to "
+                f"{' or '.join(kinds)}, or change the objective"
             )
         weighted = [source.name for source in self.data.sources if source.loss_weight != 1]
-        if weighted and loss.example_kind != "texts":
+        if weighted and not {"texts", "numbers"} & set(loss.example_kinds):
             raise ValueError(
                 f"source {weighted[0]!r} has a loss_weight, and loss {loss.kind} is of "
-                f"{loss.example_kind}, not of tokens: give it a `weight` of the mixture instead"
+                f"{' or '.join(loss.example_kinds)}, not of tokens: give it a `weight` of the "
+                "mixture instead"
             )
+        for place, data in (("data", self.data), ("start_data", self.start_data)):
+            for objective in data.all_objectives if data else ():
+                _check_head(self.method, objective, f"{place}.objective")
         if loss.needs_reference and self.init_from is None:
             raise ValueError(
                 f"loss {loss.kind} needs a reference, the model that the run starts from: give "
@@ -189,3 +194,25 @@ class Experiment:
                 f"data.batch_size {self.data.batch_size} does not divide by accumulation_steps "
                 f"{self.accumulation_steps}"
             )
+
+
+def _check_head(method: Method, objective: Objective, where: str) -> None:
+    """Raises ValueError unless the model's head says what the objective asks of it."""
+    outputs, columns = objective.head_outputs, method.head_outputs
+    if outputs == columns:
+        return
+    if not outputs:
+        raise ValueError(
+            f"method: a classifier says no tokens, and {where} {objective.kind} asks for them: set "
+            'its kind to "classification" or "regression", or leave the classifier out'
+        )
+    if columns:
+        raise ValueError(
+            f"method: the classifier has {columns} outputs, and {where} {objective.kind} asks for "
+            f"{outputs}: set `outputs` to {outputs}"
+        )
+    raise ValueError(
+        f"{where} {objective.kind} asks for {outputs} outputs of a head, which method "
+        f'{method.kind} does not attach: give method=dict(kind="several", of=[..., '
+        f'dict(kind="classifier", outputs={outputs})]), or that one alone for a frozen base'
+    )

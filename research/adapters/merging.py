@@ -42,12 +42,13 @@ class Merged:
       run: a run with adapters, or a base.
       merged_run: the run that `run` was merged into; the parameters are then those of its base,
         unmerged.
+      without_head: whether a head for classes is left out: it is written beside them.
 
     Raises:
       ValueError: something is attached that cannot be merged into weights.
     """
 
-    def __init__(self, run: Run, merged_run: Run | None = None):
+    def __init__(self, run: Run, merged_run: Run | None = None, without_head: bool = False):
         runs.check_parameters(run)
         self._run, self._merged_run = run, merged_run
         if names := run.method.bank_names:
@@ -60,6 +61,14 @@ class Merged:
         for name, module in methods.places(self._shapes, *methods.PLACES):
             outside = not name.startswith("layers/")
             for delta in module.site.values():
+                if delta.replaces and without_head:
+                    continue
+                if delta.replaces:
+                    raise ValueError(
+                        f"{run.path} says classes or a number by a head of its own, for which a "
+                        "base and a GGUF file have no place: export it for transformers (graft "
+                        "convert export --format hf)"
+                    )
                 if not delta.mergeable:
                     raise ValueError(
                         f"{name}: {type(delta).__name__} is no change of a weight and cannot be "

@@ -5,6 +5,7 @@
     graft convert import --from ADAPTER --base runs/base --out runs/theirs
     graft convert quantize --from runs/base --to nf4 --out runs/small     a base in 4 bits
     graft convert export --from runs/lora --out FOLDER     adapters merged, for transformers
+                                                           (a classifier as its own class there)
     graft convert export --from runs/lora --format peft --out FOLDER
     graft convert export --from runs/lora --format gguf --out FILE.gguf
     graft convert export --from runs/lora --format gguf-adapter --out FILE.gguf
@@ -246,8 +247,7 @@ def _export_gguf_adapter(arguments: argparse.Namespace, run, card: str) -> None:
 def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
     """A whole model, adapters merged: a folder of transformers or a file of llama.cpp."""
     from research.adapters import merging
-    from research.interop import exporting, family, huggingface
-    from research.interop.families import FAMILIES
+    from research.interop import exporting, huggingface
     from research.interop.gguf import writer
     from research.runtime import files
 
@@ -256,15 +256,14 @@ def _export_whole(arguments: argparse.Namespace, run, card: str) -> None:
     if arguments.format == "gguf":
         name, sources = writer.plan(run)
     else:
-        kind, _ = family.family_for_model(run.model, FAMILIES, origin.get("family"))
-        name, sources = kind.architecture, family.sources(kind, family.parameter_shapes(run.model))
+        name, sources = exporting.plan_huggingface(run)
     show(f"{run.path}: method {run.method.kind} -> {name} in {dtype}")
     if run.model.storage:
         kinds = ", ".join(run.model.storage_kinds)
         show(f"the base is stored as {kinds}: what it reads as is written")
     if arguments.dry_run:
         _print_sources(sources)
-        merging.Merged(run)
+        merging.Merged(run, without_head=arguments.format == "hf")
         return
     tensors = len({source.name for source in sources.values()})
     if arguments.format == "gguf":

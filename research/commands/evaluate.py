@@ -273,6 +273,14 @@ def _show_result(task: str, result: TaskResult) -> None:
     if result.earlier:
         count = "" if result.earlier == len(result.answers) else f"{result.earlier} answers "
         show(f"  {count}from an earlier run, --fresh asks again")
+    if errors := result.errors:
+        correlation = (
+            "" if errors.correlation is None else f"; correlation {errors.correlation:.3f}"
+        )
+        show(
+            f"  mean squared error {errors.mean_squared:.4g}, mean absolute error "
+            f"{errors.mean_absolute:.4g}{correlation}"
+        )
     if calibration := result.calibration:
         show(
             f"  calibration error {calibration.error:.1%}, Brier {calibration.brier:.3f}; of the "

@@ -148,6 +148,7 @@ def _look(
     stops = examples.stops or (tokenizer.end_id,)
     # A tokenizer may pad with what ends a text.
     pads = tokenizer.pad_id not in (*stops, tokenizer.end_id) and not examples.are_sampled
+    says_tokens = examples.labels is None
     before = None
     for index in sample.tolist():
         length = int(examples.lengths[index])
@@ -158,7 +159,7 @@ def _look(
         if np.any(begin[:-1] & begin[1:]) and not examples.are_sampled:
             faults.doubled.append(index)
         trained_targets = end.targets[end.weights > 0]
-        if pads and np.any(trained_targets == tokenizer.pad_id):
+        if pads and says_tokens and np.any(trained_targets == tokenizer.pad_id):
             faults.padded.append(index)
         for ids in (first.tokens, end.targets):
             if ids.min() < 0 or ids.max() >= tokenizer.vocabulary_size:
@@ -168,8 +169,9 @@ def _look(
         elif last[index]:
             faults.endless.append(index)
         if faults.alike:
-            faults.alike = before is None or np.array_equal(before, first.targets)
-            before = first.targets
+            text = first.targets if says_tokens else first.tokens
+            faults.alike = before is None or np.array_equal(before, text)
+            before = text
     return faults
 
 

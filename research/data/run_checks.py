@@ -60,6 +60,7 @@ def check_run(
     """
     for name, rows in data.rows.items():
         check_answers(rows.examples, data.config.objective_of(name), config.empty_answers)
+    check_labels([rows.examples for rows in data.rows.values()])
     if not config.other_template:
         for objective in data.config.all_objectives:
             check_template(objective, data.tokenizer)
@@ -85,6 +86,17 @@ def check_answers(examples: Examples, objective: Objective, max_share: float) ->
             f"{nonempty.sum():,} examples ({rows}), which teaches the model to say nothing. "
             "Mend or remove these rows; checks.empty_answers allows a share of them, "
             f"now {max_share:.2%}."
+        )
+
+
+def check_labels(sources: Sequence[Examples]) -> None:
+    """Refuses labels that are all alike, over all sources that are trained on."""
+    labels = [examples.labels for examples in sources if examples.labels is not None]
+    if labels and len(np.unique(np.concatenate(labels))) < 2:
+        count = sum(map(len, labels))
+        refuse(
+            f"All {count:,} examples have the label {sources[0].label(0)!r}: there is nothing to "
+            "tell apart. Name another field as the label, or add examples of other ones."
         )
 
 

@@ -126,7 +126,7 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
             _header(files[field], dtype, 0)
         rows = range(len(source))
         for row in tqdm(rows, f"tokenize {source.name}", unit="row", leave=False, disable=None):
-            pending += encoder.add(source[row], f"{source.name}, row {row}")
+            pending += _add(encoder, source, row)
             if pending >= _CHUNK:
                 flush(row + 1)
                 pending, first = 0, row + 1
@@ -140,6 +140,17 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     finally:
         for file in files.values():
             file.close()
+
+
+def _add(encoder: Encoder, source: Source, row: int) -> int:
+    """Gives an encoder a row; its errors name the file and line too."""
+    example = source[row]
+    try:
+        return encoder.add(example, f"{source.name}, row {row}")
+    except ValueError as error:
+        if not isinstance(source, Records):
+            raise
+        raise ValueError(f"{error} ({source.place(row)})") from error
 
 
 def _header(file: BinaryIO, dtype: np.dtype, count: int) -> None:

@@ -25,6 +25,7 @@ from research.evaluation.report import (
     EvaluationQuestions,
     Report,
     ask,
+    check_head,
     model_to_ask,
     read_evaluation,
 )
@@ -136,6 +137,7 @@ def open_tasks(program: Program, data: Pipeline) -> TasksInTraining:
         files=(base.sidecar_files if base else {}) | data.sidecar_files,
     )
     responder, names = Responder(run), []
+    check_head(responder, questions)
     if evaluation.text is not None:
         names += [f"bits_per_byte/{source.name}" for source in evaluation.text.sources]
     if evaluation.choice is not None:

@@ -17,7 +17,13 @@ from research.batch import Batch
 from research.config.schema import to_dict
 from research.data.sources import SourceConfig
 from research.evaluation.passages import Prompt, add_passages, write_prompt
-from research.evaluation.questions import Question, read_fields, read_groups, read_questions
+from research.evaluation.questions import (
+    Question,
+    question_of,
+    read_fields,
+    read_groups,
+    read_questions,
+)
 from research.evaluation.results import Part, TaskResult, join_parts
 from research.generation.responders import Responder
 from research.losses.base import TokenLosses
@@ -47,6 +53,8 @@ class LoadedModel:
     score: Score
     # batch -> its losses [B,S], on the devices
     losses: Callable[[Batch], TokenLosses]
+    # batch -> what a head says [B,C] at the last trained token of each row, on the host
+    outputs: Callable[[Batch], np.ndarray]
     responder: Responder
     # how keys and values of its answers are stored; None: in the compute type
     cache_dtype: CacheKind | None = None
@@ -97,6 +105,8 @@ class QuestionTask:
     retrieval: RetrievalConfig | None
     # Whether the model writes its answers, token by token.
     is_written = False
+    # Whether it is asked of a head for classes or a number, which says no tokens.
+    asks_head = False
 
     @property
     def is_shared(self) -> bool:
@@ -162,11 +172,21 @@ class QuestionTask:
         """
         reads = {*self.reads, *self.breakdown, *([] if self.group is None else [self.group])}
         reads |= set() if self.retrieval is None else self.retrieval.reads
-        questions = read_questions(self.source, self.split, reads, self.max_questions)
+        questions = read_questions(
+            self.source, self.split, reads, self.max_questions, self.question
+        )
         read_groups(questions, self.group)
         read_fields(questions, self.breakdown)
         self.check(questions)
         return questions
+
+    def question(self, record: Mapping[str, Any], row: int, name: str) -> Question:
+        """What a record of the source of this name asks.
+
+        Raises:
+          ValueError: it asks nothing; names the row.
+        """
+        return question_of(record, row, name)
 
     def retrieve(self, questions: Sequence[Question], tokenizer: Tokenizer) -> list[Question]:
         """The questions with what is retrieved for each, as they are where nothing is.

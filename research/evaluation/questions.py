@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,11 @@ def digest(content: Any) -> str:
 
 
 def read_questions(
-    source: SourceConfig, split: str, reads: Collection[str], max_questions: int | None = None
+    source: SourceConfig,
+    split: str,
+    reads: Collection[str],
+    max_questions: int | None = None,
+    make: Callable[[Mapping[str, Any], int, str], Question] | None = None,
 ) -> list[Question]:
     """The questions of a split.
 
@@ -69,6 +73,7 @@ def read_questions(
       split: of the source.
       reads: fields that are read of its records beside those of its format.
       max_questions: how many are drawn at most, by a fixed seed.
+      make: what a record asks; None: `question_of`.
 
     Raises:
       ValueError: there are fewer than two, or a record asks nothing; names the row.
@@ -80,7 +85,8 @@ def read_questions(
     data = open_source(source, split)
     if len(data) < 2:
         raise ValueError(f"{data.name} has {len(data)} questions: nothing can be said of so few")
-    return [question_of(data[row], row, data.name) for row in draw_rows(len(data), max_questions)]
+    make = make or question_of
+    return [make(data[row], row, data.name) for row in draw_rows(len(data), max_questions)]
 
 
 def draw_rows(count: int, max_rows: int | None) -> list[int]:

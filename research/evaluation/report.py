@@ -27,7 +27,7 @@ from research.generation.responders import Responder
 from research.models.cache import CacheKind
 from research.reports.statistics import Estimate, proportion_interval
 from research.text.tokenizer import Tokenizer
-from research.training.heldout_loss import Score, make_losses, make_score
+from research.training.heldout_loss import Score, make_losses, make_outputs, make_score
 
 # what results are broken down by, where questions stand in what the run was tuned on
 IN_TRAINING = "in training"
@@ -101,6 +101,7 @@ def evaluate_run(
     """
     _check_adapter(run, adapter)
     questions = read_evaluation(evaluation, run.tokenizer)
+    check_head(Responder(run, adapter or ""), questions)
     caches: dict[str, AnswerCache] = {}
     if cache is not None and jax.process_count() == 1:
         for name, task in evaluation.tasks.items():
@@ -204,6 +205,34 @@ def read_evaluation(evaluation: tasks.Evaluation, tokenizer: Tokenizer) -> Evalu
     return EvaluationQuestions(evaluation, tokenizer, choice, questions)
 
 
+def check_head(responder: Responder, questions: EvaluationQuestions) -> None:
+    """Refuses to ask a head for classes or a number what is answered in tokens, and the other way.
+
+    Raises:
+      ValueError: names what is asked.
+    """
+    evaluation, run = questions.evaluation, responder.run
+    has_head = run.method.head_outputs > 0
+    asks_head = {name: task.asks_head for name, task in evaluation.tasks.items()}
+    asks_head |= {name: False for name in ("text", "choice") if getattr(evaluation, name)}
+    for name, of_head in asks_head.items():
+        if of_head and not has_head:
+            raise ValueError(
+                f"{name}: {run.path} has no head for classes or numbers: it is tuned with method "
+                'classifier (docs/guides/classify.md); ask this one with kind="multiple_choice"'
+            )
+        if has_head and not of_head:
+            raise ValueError(
+                f"{name}: {run.path} says classes or a number by a head of its own, and no tokens: "
+                'ask it with kind="classification" or kind="regression" (docs/guides/classify.md)'
+            )
+        if of_head:
+            try:
+                evaluation.tasks[name].check_model(responder, questions.tasks[name])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+
 def ask(
     model: LoadedModel,
     questions: EvaluationQuestions,
@@ -293,6 +322,7 @@ def model_to_ask(
         model,
         lambda batch: score(with_adapter(batch)),
         lambda batch: losses(with_adapter(batch)),
+        make_outputs(model, rows),
         responder,
         cache_dtype,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from research.evaluation.calibration import Calibration, calibrate
+from research.evaluation.errors import Errors, measure_errors
 from research.reports.statistics import Estimate, score_interval
 
 
@@ -43,6 +44,8 @@ class Answer:
     reference: str | None = None
     # number of the answer and of the right one among the options; None: there were none
     places: Sequence[int] | None = None
+    # of a number: the one that was said, and the right one; None: it is none
+    numbers: Sequence[float] | None = None
     # field -> its value in the record, by which results are broken down
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # ids of the passages in its prompt, best first; None: nothing is retrieved for it
@@ -154,6 +157,12 @@ class TaskResult:
         return calibrate(confidences, np.asarray([answer.scores[metric] for answer in sure]))
 
     @property
+    def errors(self) -> Errors | None:
+        """How far numbers lie from the right ones; None where it said none."""
+        pairs = [answer.numbers for answer in self.answers if answer.numbers is not None]
+        return measure_errors(np.asarray(pairs, float)) if len(pairs) > 1 else None
+
+    @property
     def cut(self) -> int:
         """Answers that were stopped before their end."""
         return sum(answer.is_cut for answer in self.answers)
@@ -196,10 +205,11 @@ class TaskResult:
             *("prompt_tokens", "new_tokens", "tokens_read"),
         )
         metrics = {name: dataclasses.asdict(value) for name, value in self.metrics.items()}
-        calibration = self.calibration
+        calibration, errors = self.calibration, self.errors
         return {
             "metrics": metrics,
             "calibration": None if calibration is None else dataclasses.asdict(calibration),
+            "errors": None if errors is None else dataclasses.asdict(errors),
             "seconds": self.seconds,
             "cost": dataclasses.asdict(self.cost),
             "steps": [dataclasses.asdict(step) for step in self.steps],

@@ -20,6 +20,7 @@ from research.data.token_cache import default_cache, text_of
 from research.evaluation import scoring
 from research.evaluation.calibration import confidence
 from research.evaluation.generation_task import GenerationTask
+from research.evaluation.head_tasks import ClassificationTask, RegressionTask
 from research.evaluation.multiple_choice import MultipleChoice
 from research.evaluation.question_task import QuestionTask, settings_of
 from research.evaluation.questions import digest, draw_rows
@@ -31,7 +32,9 @@ from research.text.tokenizer import Tokenizer
 from research.training.cost import ForwardFlops
 from research.training.heldout_loss import Score, bits_per_byte, row_nats
 
-TASKS: dict[str, type[QuestionTask]] = by_kind(GenerationTask, MultipleChoice)
+TASKS: dict[str, type[QuestionTask]] = by_kind(
+    GenerationTask, MultipleChoice, ClassificationTask, RegressionTask
+)
 # One of them, told apart by its `kind`.
 AnyTask: Any = one_of(TASKS.values())
 

@@ -141,6 +141,12 @@ def find_stops(run: Run, responders: Sequence[Responder]) -> tuple[int, ...]:
         objective = responder.objective
         if objective is None:
             continue
+        if objective.head_outputs:
+            raise ValueError(
+                f"{responder.name or 'it'} says classes or a number by a head of its own "
+                f"({objective.kind}), and writes no text: ask it with graft evaluate "
+                "(docs/guides/classify.md)"
+            )
         if not objective.generates:
             raise ValueError(
                 f"{responder.name or 'it'} was trained to fill in masked tokens: it reads both "

@@ -106,6 +106,8 @@ class Segment:
     tokens: tuple[Token, ...]
     # Whether each token is predicted at its own index, not at the one before.
     in_place: bool
+    # What is said of it at its end, where that is no token.
+    label: str | None = None
 
     @property
     def target_count(self) -> int:
@@ -176,21 +178,23 @@ def _segments(batch: Batch, row: int, rows: PackedRows, packed_row: int) -> Iter
     for segment in np.unique(numbers[numbers != PADDING]).tolist():
         places = np.flatnonzero(numbers == segment)
         inputs, targets = fields["tokens"][places], fields["targets"][places]
-        in_place = not np.array_equal(inputs[1:], targets[:-1])
         # Segments count the documents of a row from 1.
         piece = first + (segment - 1) // documents
+        label = rows.examples.label(int(rows.plan.examples[piece]))
+        in_place = label is not None or not np.array_equal(inputs[1:], targets[:-1])
         yield Segment(
             number=segment,
             source=rows.examples.name,
             row=int(rows.examples.row_of(int(rows.plan.examples[piece]))),
             start=int(rows.plan.starts[piece]),
-            tokens=_tokens(fields, places, in_place),
+            tokens=_tokens(fields, places, in_place, has_target=label is None),
             in_place=in_place,
+            label=label,
         )
 
 
 def _tokens(
-    fields: Mapping[str, np.ndarray], places: np.ndarray, in_place: bool
+    fields: Mapping[str, np.ndarray], places: np.ndarray, in_place: bool, has_target: bool = True
 ) -> tuple[Token, ...]:
     """The tokens at some places of a row [S], in their order.
 
@@ -198,6 +202,7 @@ def _tokens(
       fields: arrays [S] of the batch's row, by name.
       places: indices of the segment's inputs.
       in_place: whether each is predicted at its own index, not at the one before.
+      has_target: whether what is predicted in place is a token.
     """
     inputs, targets = fields["tokens"][places], fields["targets"][places]
     has_weight = fields["weights"][places] > 0
@@ -210,7 +215,7 @@ def _tokens(
             index=int(places[i]),
             position=int(fields["positions"][places[i]]),
             in_prefix=bool(in_prefix[i]),
-            target=int(targets[i]) if in_place else None,
+            target=int(targets[i]) if in_place and has_target else None,
         )
         for i in range(len(places))
     ]
@@ -295,6 +300,8 @@ def _contains_text(row: Row, tokenizer: Tokenizer, text: str) -> bool:
         targets = [token.id if token.target is None else token.target for token in segment.tokens]
         if any(text in tokenizer.decode(ids, special=True) for ids in (inputs, targets)):
             return True
+        if segment.label is not None and text in segment.label:
+            return True
     return False
 
 
@@ -346,7 +353,9 @@ def token_spans(segment: Segment, tokenizer: Tokenizer) -> Iterator[TokenSpan]:
             own_text = tokenizer.decode([token.id for token in tokens], special=True)
             target_text = None
             if segment.in_place and tokens[0].is_target:
-                target_text = tokenizer.decode([t.target or 0 for t in tokens], special=True)
+                target_text = segment.label
+                if target_text is None:
+                    target_text = tokenizer.decode([t.target or 0 for t in tokens], special=True)
             is_special = tokens[0].id in special_ids
             yield TokenSpan(tokens, text if len(runs) == 1 else own_text, is_special, target_text)
 
@@ -382,5 +391,7 @@ def _segment_to_json(segment: Segment, tokenizer: Tokenizer) -> dict[str, Any]:
         ],
         "in_place": segment.in_place,
         "text": tokenizer.decode([token.id for token in segment.tokens], special=True),
-        "trained_text": tokenizer.decode(target_ids, special=True),
+        "trained_text": tokenizer.decode(target_ids, special=True)
+        if segment.label is None
+        else segment.label,
     }

@@ -18,7 +18,9 @@ import tokenizers
 
 from research.adapters.merging import Merged
 from research.checkpoints.runs import Run
-from research.interop import huggingface
+from research.interop import huggingface, score_heads
+from research.interop.families import FAMILIES
+from research.interop.family import Source, family_for_model
 from research.runtime import files, storage
 from research.text import chat_template
 from research.text.tokenizer import Tokenizer
@@ -45,7 +47,8 @@ def export_huggingface(
       FileExistsError: the folder holds a model already.
       ValueError: no architecture of transformers computes the model.
     """
-    read_parameter, origin = Merged(run), run.origin or {}
+    read_parameter, origin = Merged(run, without_head=True), run.origin or {}
+    head = score_heads.read_head(run)
     with whole_or_nothing(out) as folder:
         names = huggingface.write_folder(
             folder,
@@ -56,11 +59,25 @@ def export_huggingface(
             files=sidecar_files(run) | _generation_config(run),
             kind=origin.get("family"),
             file_size=file_size,
+            head=head,
         )
         for name in names:
             on_tensor(name)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def plan_huggingface(run: Run) -> tuple[str, dict[str, Source]]:
+    """Transformers' class for a run's model, and where each parameter goes, but for a head of its
+    own for classes.
+
+    Raises:
+      UnsupportedModelError: no architecture of transformers computes the model.
+    """
+    family, _ = family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
+    has_score = score_heads.read_head(run) is not None
+    name = score_heads.architecture(family) if has_score else family.architecture
+    return name, huggingface.written_places(family, run.model, has_score)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,8 @@ class Family:
     transposed: bool = True
     # patterns of tensors that hold no parameter
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    # transformers' class with a head for classes, where its name does not follow from the other
+    classifier: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from research.interop import (
     folder_contents,
     generation_config,
     quantized_folders,
+    score_heads,
     tensor_files,
 )
 from research.interop.families import FAMILIES
@@ -29,6 +30,7 @@ from research.interop.family import (
     sources,
 )
 from research.interop.fields import Fields, UnsupportedModelError
+from research.interop.score_heads import ScoreHead
 from research.models.config import ModelConfig
 from research.runtime import unique_json
 from research.runtime.files import check_inside
@@ -258,6 +260,7 @@ def write_folder(
     files: Mapping[str, bytes] | None = None,
     kind: str | None = None,
     file_size: int = 5 * 10**9,
+    head: ScoreHead | None = None,
 ) -> Iterator[str]:
     """Writes a model that transformers opens; yields the names of tensors as they are written.
 
@@ -269,6 +272,7 @@ def write_folder(
       files: sidecar files; `config.json` among them gives what the shape does not say.
       kind: the family to prefer where several can say the same.
       file_size: bytes of a file at most.
+      head: what stands in place of the vocabulary's.
 
     Raises:
       UnsupportedModelError: no architecture computes this model.
@@ -276,20 +280,37 @@ def write_folder(
     path, files = Path(path), dict(files or {})
     original = json.loads(files.pop(CONFIG, b"{}"))
     family, fields = family_for_model(config, FAMILIES, kind)
-    places = sources(family, parameter_shapes(config))
+    places = written_places(family, config, head is not None)
+    name = family.architecture if head is None else score_heads.architecture(family)
     content = {name: value for name, value in original.items() if name not in _DERIVED}
     content = content | fields | {
-        "architectures": [family.architecture],
+        "architectures": [name],
         "model_type": family.kind,
         "torch_dtype": str(np.dtype(dtype)),
+        **(head.fields if head else {}),
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
     write_sidecar_files(path, files)
     (path / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shapes = {source.name: source.shape for source in places.values()}
     read_tensor = tensor_reader(places, read_parameter)
+    if head is not None:
+        weight, read_base = head.weight, read_tensor
+        shapes[score_heads.TENSOR] = weight.shape
+
+        def read_tensor(name: str) -> np.ndarray:
+            return weight if name == score_heads.TENSOR else read_base(name)
+
     others = {places[name].name: other for name, other in (dtypes or {}).items() if name in places}
     yield from tensor_files.write(path, shapes, dtype, file_size, read_tensor, others)
+
+
+def written_places(family: Family, config: ModelConfig, has_score: bool) -> dict[str, Source]:
+    """Where each parameter of an export goes; with a head for classes there is no other."""
+    shapes = parameter_shapes(config)
+    if has_score:
+        shapes.pop("head/kernel", None)
+    return sources(family, shapes)
 
 
 # fields of an imported config that the written ones replace

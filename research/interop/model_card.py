@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.checkpoints.runs import Run
-from research.interop import serving
+from research.interop import score_heads, serving
 from research.runtime import storage
 from research.runtime.terminal import printable
 from research.training.summary import SUMMARY, read_summary
@@ -106,6 +106,8 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
 
 def _use(run: Run, form: str, name: str) -> list[str]:
     """Commands, one block each; those of projects that do not serve it are left out."""
+    if run.method.head_outputs:
+        return score_heads.describe_use(run, form, name)
     commands = serving.commands(run, form, name)
     if not commands and serving.prompt_format(run) is not None:
         return ["None serves it as it was tuned: export it merged (`--format hf`, `gguf`).", ""]

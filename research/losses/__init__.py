@@ -13,9 +13,10 @@ from research.losses.kto import KTO
 from research.losses.orpo import ORPO
 from research.losses.reinforce import Reinforce
 from research.losses.simpo import SimPO
+from research.losses.squared_error import SquaredError
 
 LOSSES: dict[str, type[Loss]] = by_kind(
-    CrossEntropy, DPO, IPO, KTO, ORPO, SimPO, GRPO, Reinforce, Distillation
+    CrossEntropy, SquaredError, DPO, IPO, KTO, ORPO, SimPO, GRPO, Reinforce, Distillation
 )
 
 # One of them, told apart by its `kind`.

@@ -62,8 +62,8 @@ class Loss:
 
     # fields that a step takes as arrays: runs that differ in them share a program
     array_fields: ClassVar[tuple[str, ...]] = ()
-    # what examples must be (`Objective.example_kind`)
-    example_kind: ClassVar[str] = "texts"
+    # what examples may be (`Objective.example_kind`)
+    example_kinds: ClassVar[tuple[str, ...]] = ("texts",)
     # whether its weights depend on the likelihoods
     reads_nll: ClassVar[bool] = False
     # whether it is a mean over tokens, each of which has a loss of its own logits

@@ -7,7 +7,7 @@ The logits come in chunks of the sequence (`research.losses.sequence_chunks`) or
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from research.losses.base import Counts, Loss, TokenLosses
 class CrossEntropy(Loss):
     """Cross-entropy of every token with its batch's weight; the only loss in one pass of the head.
 
+    Of a document's class too, which is the target of its last token (`methods.classifier`).
     Its numbers are constants of the program, as 0 compiles less.
     """
 
@@ -33,6 +34,8 @@ class CrossEntropy(Loss):
     # number of chunks of the vocabulary instead, for large heads that devices share; 0: none
     vocabulary_chunks: Count = 0
     kind: Literal["cross_entropy"] = "cross_entropy"
+
+    example_kinds: ClassVar[tuple[str, ...]] = ("texts", "classes")
 
     def count(self, batch: Batch) -> Counts:
         """Both sums are that of the weights."""

@@ -29,7 +29,7 @@ class KTO(PreferenceLoss):
     kind: Literal["kto"] = "kto"
 
     array_fields: ClassVar[tuple[str, ...]] = ("beta", "good_weight", "bad_weight")
-    example_kind: ClassVar[str] = "labelled answers"
+    example_kinds: ClassVar[tuple[str, ...]] = ("labelled answers",)
     needs_reference: ClassVar[bool] = True
 
     def value(self, nll: jax.Array, batch: Batch, counts: Counts) -> Value:

@@ -23,7 +23,7 @@ class PolicyGradientLoss(Loss):
     # number of chunks of the vocabulary instead, for large heads that devices share; 0: none
     vocabulary_chunks: Count = 0
 
-    example_kind: ClassVar[str] = "rollouts"
+    example_kinds: ClassVar[tuple[str, ...]] = ("rollouts",)
     reads_nll: ClassVar[bool] = True
 
     def count(self, batch: Batch) -> Counts:

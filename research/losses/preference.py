@@ -77,7 +77,7 @@ class Answers(NamedTuple):
 class PairLoss(PreferenceLoss):
     """A loss of pairs: what each costs, and what is reported as its answers' rewards."""
 
-    example_kind: ClassVar[str] = "pairs"
+    example_kinds: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def losses(self, good: Answers, bad: Answers, counts: Counts) -> jax.Array:
         """[B,E] the loss of each pair."""

@@ -16,6 +16,7 @@ from research.methods.attach import (
 from research.methods.bank import Bank
 from research.methods.base import Delta, Method
 from research.methods.bottleneck import Bottleneck
+from research.methods.classifier import Classifier
 from research.methods.dora import DoRA
 from research.methods.ewc import EWC
 from research.methods.full import Full
@@ -42,6 +43,7 @@ __all__ = [
     "AdaLoRA",
     "Bank",
     "Bottleneck",
+    "Classifier",
     "Delta",
     "DoRA",
     "Full",

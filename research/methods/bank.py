@@ -36,7 +36,7 @@ class Bank(Method):
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"method: `names` of a bank are different ones, not {self.names}")
-        if not self.of.adapter or self.of.bank_names:
+        if not self.of.adapter or self.of.bank_names or self.of.head_outputs:
             raise ValueError(f"method: {self.of.kind} attaches nothing that a bank could hold")
         if self.of.has_hooks or self.of.batches_to_start:
             raise ValueError(

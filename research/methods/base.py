@@ -64,6 +64,12 @@ class Method:
         return ()
 
     @property
+    def head_outputs(self) -> int:
+        """C, where the model says classes or a number by a head of this method, and no tokens; 0:
+        it has the vocabulary's."""
+        return 0
+
+    @property
     def drops(self) -> bool:
         """Whether its deltas apply `Context.adapter_dropout`."""
         return False
@@ -86,7 +92,7 @@ class Method:
 
     @property
     def stands_alone(self) -> bool:
-        """Whether it goes with no other method on one base."""
+        """Whether it goes with no other method on one base, but for a head."""
         return False
 
     @property

@@ -6,6 +6,7 @@ from research.config.schema import by_kind, one_of
 from research.methods.adalora import AdaLoRA
 from research.methods.base import Method
 from research.methods.bottleneck import Bottleneck
+from research.methods.classifier import Classifier
 from research.methods.dora import DoRA
 from research.methods.ewc import EWC
 from research.methods.full import Full
@@ -36,6 +37,7 @@ MEMBERS: dict[str, type[Method]] = by_kind(
     L2SP,
     EWC,
     LISA,
+    Classifier,
 )
 
 # the type of a field that holds one of them, told apart by its `kind`

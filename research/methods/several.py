@@ -33,11 +33,16 @@ class Several(Method):
         if len(self.of) < 2 or len(set(names)) < len(names):
             raise ValueError(f"method: `of` holds two methods or more by different names: {names}")
         for method in self.of:
-            if method.stands_alone:
+            if method.stands_alone and not all(m.head_outputs for m in self.of if m != method):
                 raise ValueError(
                     f"method: {method.kind} trains everything, and so goes with no other method"
                 )
         for before, method in itertools.pairwise(self.of):
+            if before.head_outputs:
+                raise ValueError(
+                    f"method: {before.kind} reads what the others leave: put it last in `of`, and "
+                    "only once"
+                )
             if method.acts_first:
                 raise ValueError(
                     f"method: {method.kind} turns the base's own weight, so it acts before "
@@ -51,6 +56,10 @@ class Several(Method):
     @property
     def adapter_names(self) -> tuple[str, ...]:
         return tuple(name for method in self.of for name in method.adapter_names)
+
+    @property
+    def head_outputs(self) -> int:
+        return self.of[-1].head_outputs
 
     @property
     def drops(self) -> bool:

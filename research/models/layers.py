@@ -146,7 +146,13 @@ class Head(nnx.Module):
         self.cap = config.logit_cap
 
     def __call__(self, x: jax.Array, table: jax.Array | None, context: Context) -> jax.Array:
-        """x [B,S,D], table [V,D] (the embedding's, if tied) -> logits [B,S,V] in float32."""
+        """x [B,S,D], table [V,D] (the embedding's, if tied) -> logits [B,S,V] in float32.
+
+        A delta that `replaces` gives its outputs [B,S,C] instead, uncapped.
+        """
+        for name, delta in self.site.items():
+            if delta.replaces:
+                return delta(x, None, None, context.at(name))
         if table is not None:
             y, kernel = matmul_transposed(x, table, jnp.float32), table.T
         else:

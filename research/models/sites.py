@@ -10,7 +10,8 @@ Every site is an ordered map from a name to a `Delta`, empty in a base model: a 
   `layers/N/attention`           x [B,S,D], y (keys, values) [B,T,K,N] -> [B,P+T,K,N] (a prefix)
   `layers/N/attention_output`    x the sub-layer's input [B,S,D], y its output [B,S,D]
   `layers/N/mlp_output`          the same, after the MLP
-  `head`                         x [B,S,D], y logits [B,S,V], kernel [D,V]
+  `head`                         x [B,S,D], y logits [B,S,V], kernel [D,V]; a delta that `replaces`
+                                 gives its own outputs [B,S,C] instead
 
 So a base parameter's path and value are the same before and after tuning, a model without
 attachments is the base, and a new method needs no edit of the model.
@@ -190,6 +191,11 @@ class Delta(nnx.Module):
     def work(self, weight: Any, shared: Mapping[str, Any]) -> Work:
         """The work of one layer's delta (abstract will do): by default its leaves in turn."""
         return Work((chain(self, *tree.flatten(self)),))
+
+    @property
+    def replaces(self) -> bool:
+        """Of the head's: whether its output stands for the logits, which are not made then."""
+        return False
 
     @property
     def mergeable(self) -> bool:

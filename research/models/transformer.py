@@ -217,7 +217,7 @@ class Projection:
     methods: Any
 
     def __call__(self, hidden: jax.Array, context: Context | None = None) -> jax.Array:
-        """hidden [B,S,D] -> logits [B,S,V] in float32."""
+        """hidden [B,S,D] -> logits [B,S,V], or a head's outputs [B,S,C], in float32."""
         context = dataclasses.replace(context or Context(), shared=self.methods)
         return self.head(hidden, self.table, context.at("head"))
 

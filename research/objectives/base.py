@@ -104,6 +104,9 @@ class Examples:
     stops: tuple[int, ...] = ()
     # What a run's plan says of how they were made.
     note: str = ""
+    # Where targets are no tokens: [N] the class or the number of each example; names of classes.
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
     # Files that a model trained on them needs beside its tokenizer, such as the chat template.
     sidecar_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -119,6 +122,13 @@ class Examples:
     def documents(self) -> int:
         """Rows of the source."""
         return len(self) if self.rows is None else len(np.unique(self.rows))
+
+    def label(self, index: int) -> str | None:
+        """What an example is called, where its target is no token."""
+        if self.labels is None:
+            return None
+        value = self.labels[index]
+        return self.classes[int(value)] if self.classes else f"{value:g}"
 
     def row_of(self, examples: np.ndarray | int) -> np.ndarray | int:
         """Which rows of the source these examples come from."""
@@ -154,8 +164,14 @@ class Objective:
     reads_conversations: ClassVar[bool] = False
     # Whether a model trained on it can write text.
     generates: ClassVar[bool] = True
-    # What an example is to a loss (`Loss.example_kind`): a text, or answers to be compared.
+    # What an example is to a loss (`Loss.example_kinds`): a text, or answers to be compared.
     example_kind: ClassVar[str] = "texts"
+
+    @property
+    def head_outputs(self) -> int:
+        """How many numbers are asked of a head (`Method.head_outputs`); 0: what is asked are
+        tokens."""
+        return 0
 
     @property
     def bidirectional(self) -> bool:

@@ -35,6 +35,8 @@ def log_likelihoods(reader: Reader, template: str, pairs: Sequence[tuple[str, st
       template: how a passage is written, with `{text}`.
       pairs: passage and question.
     """
+    if reader.run.method.head_outputs:
+        raise ValueError(f"{reader.run.path} has a head for classes, and says no text's likelihood")
     tokenizer = reader.run.tokenizer
     before = tokenizer.encode_batch([template.replace("{text}", text) for text, _ in pairs])
     questions = tokenizer.encode_batch([question for _, question in pairs])

@@ -211,7 +211,7 @@ def _works(model: Any) -> Iterator[tuple[str, Work]]:
                 yield layer, work._replace(chains=chains)
                 if work.before:
                     front += tuple((n, ()) for chain in chains for n, _ in chain.factors)
-            if weight is not None:
+            if weight is not None and not any(d.replaces for d in module.site.values()):
                 own = "embedding/kernel" if is_tied else f"{layer}/kernel"
                 yield layer, Work((_behind(front, Chain(((own, weight.kernel.shape),))),))
 

@@ -74,10 +74,12 @@ def describe_run(program: Program, reading: ReadingPlan, first_step: int) -> str
     schedule = program.experiment.schedule
     course = extension.Course(schedule, steps)
     has_own_course = schedule.steps or schedule.decays or schedule.on_resume != "refuse"
+    outputs = program.experiment.method.head_outputs
+    head = f", a head of {outputs:,} outputs in place of the vocabulary's" if outputs else ""
     rates = f"rates      {extension.describe(course)}\n" if has_own_course else ""
     return (
         f"model      {total:,} parameters, {trainable:,} train ({trainable / total:.2%}), method "
-        f"{program.experiment.method.kind}, stacks {layers}\n"
+        f"{program.experiment.method.kind}{head}, stacks {layers}\n"
         f"start      {start or 'random weights'}\n"
         f"data       {reading.describe()}\n"
         f"{rates}"

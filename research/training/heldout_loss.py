@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -57,6 +58,29 @@ def make_score(model: Any, rows: jax.sharding.NamedSharding) -> Score:
         return np.asarray(nll)
 
     return score
+
+
+def make_outputs(model: Any, rows: jax.sharding.NamedSharding) -> Callable[[Batch], np.ndarray]:
+    """Batch (on every host the whole) -> [B,C] float32, what a head says where each row is trained
+    on last."""
+
+    def outputs(batch: Batch) -> np.ndarray:
+        size = batch.tokens.shape[0]
+        scores = _outputs(model, sharding.place_rows(batch, rows, np.arange(size), size))
+        if not scores.is_fully_addressable:
+            scores = multihost_utils.process_allgather(scores, tiled=True)
+        return np.asarray(scores)
+
+    return outputs
+
+
+@jax.jit
+def _outputs(model: Any, batch: Batch) -> jax.Array:
+    context = Context(batch.adapter)
+    columns = jnp.arange(batch.tokens.shape[1]) * (batch.weights > 0)
+    last = jnp.max(columns, axis=1)[:, None, None]
+    hidden = jnp.take_along_axis(last_hidden(model, batch, context), last, axis=1)
+    return model.logits(hidden, context)[:, 0]
 
 
 def row_nats(score: Score, batches: Iterable[Batch]) -> np.ndarray:

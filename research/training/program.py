@@ -131,7 +131,7 @@ class Program:
             prefix=abstract(shape, np.bool_) if has_prefix else None,
             adapter=abstract(shape[:1], np.int32) if bank else None,
             roles=tokens if kind in ("pairs", "labelled answers") else None,
-            values=numbers if kind == "rollouts" else None,
+            values=numbers if kind in ("rollouts", "numbers") else None,
             **{name: abstract((*shape, *rest), dtype) for name, (rest, dtype) in model_fields},
         )
 

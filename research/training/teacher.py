@@ -48,6 +48,10 @@ def check_teacher(program: Program, teacher: Run, tokenizer: Tokenizer) -> None:
             f"loss.teacher: {path} has another tokenizer than the run, so that it speaks of other "
             "tokens: train on its answers instead (docs/guides/distillation.md)"
         )
+    if teacher.method.head_outputs:
+        raise ValueError(
+            f"loss.teacher: {path} says classes or a number by a head of its own, and no tokens"
+        )
     if teacher.method.bank_names:
         raise ValueError(
             f"loss.teacher: {path} is a bank of adapters ({', '.join(teacher.method.bank_names)}): "

@@ -6,8 +6,9 @@ import functools
 import jax
 import numpy as np
 
-from research import sharding, tree
+from research import methods, sharding, tree
 from research import step as stepping
+from research.methods import Full
 from research.optim.adamw import AdamW
 from research.sharding import MeshConfig
 from tests.helpers import rounding, tiny
@@ -15,8 +16,11 @@ from tests.helpers import rounding, tiny
 train_step = jax.jit(stepping.train_step, static_argnames="step_config")
 
 
+FULL = Full()
+
+
 @functools.cache
-def run(loss, make_batch, mesh=(1,), accumulation_steps=1, remat="none"):
+def run(loss, make_batch, mesh=(1,), accumulation_steps=1, remat="none", method=FULL):
     """The metrics of two steps, and the last parameters.
 
     Args:
@@ -24,8 +28,8 @@ def run(loss, make_batch, mesh=(1,), accumulation_steps=1, remat="none"):
     """
     rules = sharding.RULES
     devices = MeshConfig(*mesh).make(jax.devices()[: np.prod(mesh)])
-    model = tiny.model(tiny.config(remat=remat))
-    names = tuple(tree.flatten(model))
+    model = tiny.attached(method, tiny.config(remat=remat))
+    names = methods.trainable(model, method)
     # a large epsilon: without it Adam turns rounding of tiny gradients into whole steps
     optimizer = AdamW(epsilon=1e-2)
     config = stepping.StepConfig(

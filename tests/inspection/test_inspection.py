@@ -54,6 +54,8 @@ def _pipeline(folder, objective, texts, length=48, **settings):
         rows = [{"prompt": a, "completion": b, "label": i % 2} for i, (a, b) in enumerate(pairs)]
     if objective == "preference":
         rows = [{"prompt": a, "chosen": b, "rejected": f"{b} b"} for a, b in pairs]
+    if objective in ("classification", "regression"):
+        rows = [{"text": text, "label": len(text) % 2} for text in texts]
     if objective == "rollouts":
         rows = [_rollout(text[:20], text[20:]) for text in texts]
     (folder / "made.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,17 +78,20 @@ def _rollout(prompt, answer):
     }
 
 
-def _rebuilt(row, pad):
+def _rebuilt(row, pad, has_classes):
     """The row's arrays, from nothing but what is shown."""
     fields = {name: np.zeros(row.length, np.int64) for name in ("segments", "positions")}
-    fields |= {name: np.full(row.length, pad) for name in ("tokens", "targets")}
+    fields |= {"tokens": np.full(row.length, pad), "targets": np.zeros(row.length, np.int64)}
     fields |= {name: np.zeros(row.length, bool) for name in ("weights", "prefix")}
     for segment in row.segments:
         before = None
         for token in segment.tokens:
             target_index = token.index if segment.in_place else before
             if target_index is not None:
-                fields["targets"][target_index] = token.target if segment.in_place else token.id
+                target = token.target if segment.in_place else token.id
+                if segment.label is not None:  # a class, or a number beside the targets
+                    target = int(segment.label) * token.is_target * has_classes
+                fields["targets"][target_index] = target
                 fields["weights"][target_index] = token.is_target
             if token.index is not None:
                 fields["tokens"][token.index] = token.id
@@ -108,7 +113,8 @@ def test_what_is_shown_is_what_the_batch_holds(tmp_path_factory, objective, text
     for step in (0, 3):
         batch, rows = pipeline.batch(step), read_rows(pipeline, step)
         for row in rows:
-            for name, values in _rebuilt(row, tokenizer.pad_id).items():
+            rebuilt_fields = _rebuilt(row, tokenizer.pad_id, objective == "classification")
+            for name, values in rebuilt_fields.items():
                 array = getattr(batch, name)
                 expected = np.zeros_like(values) if array is None else array[row.number]
                 expected = expected > 0 if name == "weights" else expected

@@ -24,7 +24,7 @@ train_step = jax.jit(stepping.train_step, static_argnames="step_config")
 
 
 def batch_of(loss, **settings):
-    kinds = ("pairs",) if loss.example_kind == "pairs" else KINDS
+    kinds = ("pairs",) if "pairs" in loss.example_kinds else KINDS
     return answers.batch(kinds=kinds, **settings)
 
 

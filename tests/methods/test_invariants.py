@@ -183,7 +183,8 @@ def test_trained_parameters_are_as_many_as_arithmetic_says(case):
 
 def test_every_method_has_a_case():
     cases = [case.method for case in (CASES | BESIDE).values()]
-    assert {method.kind for method in (*cases, *BANKS.values())} == set(methods.METHODS)
+    kinds = {method.kind for method in (*cases, *BANKS.values())}
+    assert kinds == set(methods.METHODS) - {"classifier"}  # tests/losses/test_head.py
 
 
 @pytest.mark.heavy

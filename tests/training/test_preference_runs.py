@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def tuning(world, folder, steps, loss=LOSS, **changes):
-    is_paired = loss.example_kind == "pairs"
+    is_paired = "pairs" in loss.example_kinds
     name = "pairs" if is_paired else "labelled"
     source = JsonlConfig(
         name,

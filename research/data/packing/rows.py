@@ -103,7 +103,7 @@ def empty_rows(
     return {
         **{name: np.zeros((*shape, *rest), kind) for name, (rest, kind) in fields},
         "tokens": np.full(shape, pad_id, np.int32),
-        "targets": np.full(shape, pad_id, np.int32),
+        "targets": np.zeros(shape, np.int32),  # a token, and a class where those are said
         "weights": np.zeros(shape, np.float32),
         "segments": np.zeros(shape, np.int32),
         "positions": np.zeros(shape, np.int32),

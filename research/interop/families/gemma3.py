@@ -62,4 +62,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return write_gemma(config) | {"rope_local_base_freq": config.rotary_base_in_windows}
 
 
-FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", read, write, MODULES | HEAD_NORMS)
+FAMILY = Family(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    read,
+    write,
+    MODULES | HEAD_NORMS,
+    classifier="Gemma3TextForSequenceClassification",
+)

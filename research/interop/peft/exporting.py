@@ -15,7 +15,7 @@ from research import sharding
 from research.adapters.merging import Merged
 from research.checkpoints import runs
 from research.checkpoints.runs import Run
-from research.interop import huggingface, tensor_files
+from research.interop import huggingface, score_heads, tensor_files
 from research.interop.exporting import sidecar_files, whole_or_nothing
 from research.interop.families import FAMILIES
 from research.interop.family import family_for_model
@@ -76,7 +76,7 @@ def export_adapter(run: Run, out: str | Path, base: str, card: str = "") -> Adap
     tensors, content = adapter_tensors(run)
     content |= {
         "base_model_name_or_path": base,
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if run.method.head_outputs else "CAUSAL_LM",
         "inference_mode": True,
     }
     files, notes = own_files(run), [serving_note(run, tensors, content)]
@@ -150,7 +150,7 @@ def attaching_method(method: Method) -> Method:
       UnsupportedModelError: there is none, or there are several.
     """
     members = method.of if isinstance(method, Several) else (method,)
-    attaching = [member for member in members if member.adapter]
+    attaching = [member for member in members if member.adapter and not member.head_outputs]
     kinds = (*_LEAVES, *prompts.KINDS.values())
     if len(attaching) != 1 or attaching[0].kind not in kinds:
         raise UnsupportedModelError(
@@ -174,6 +174,7 @@ def tensors_of(
       UnsupportedModelError: no family of transformers has the base, or PEFT not this form.
     """
     method = attaching_method(run.method)
+    head = score_heads.read_head(run)
     if isinstance(method, Prompt | Prefix):
         tensor, content = prompts.write(method, arrays, run.model)
         return {prompts.NAME: tensor}, content
@@ -186,6 +187,9 @@ def tensors_of(
     tensors, content = _write_modules(method, arrays, modules, kernel)
     targets = {modules.module_of(linear) for linear in _deltas(arrays, method.adapter)}
     saved, fields = saved_weights.write(run, targets, content["peft_type"])
+    if head is not None:
+        saved[PREFIX + score_heads.TENSOR] = head.weight
+        fields["modules_to_save"] = [*fields.get("modules_to_save", ()), score_heads.MODULE]
     return tensors | saved, content | fields
 
 
@@ -234,7 +238,8 @@ def _write_modules(
 
 def _deltas(arrays: Mapping[str, np.ndarray], adapter: str) -> dict[str, dict[str, np.ndarray]]:
     """Each place's leaves, as a LoRA where the method is PiSSA."""
-    places = sorted({n.partition("/site/")[0] for n in arrays if "/site/" in n}, key=_layer_order)
+    ours = (n.partition("/site/")[0] for n in arrays if f"/site/{adapter}/" in n)
+    places = sorted(set(ours), key=_layer_order)
     result = {}
     for place in places:
         site = f"{place}/site/{adapter}/"
