@@ -7,7 +7,8 @@
 `lora` tunes the base with it, `full` all of it, and `frozen` the head alone.
 
 Expected, of 718 test notices, with 95% intervals over notices: lora 56.5% [50.5, 64.1] right, full
-67.0% [61.9, 73.0], frozen 26.5% [20.7, 38.9]. One seed; 110 to 300 s of a machine that had other work too.
+67.0% [61.9, 73.0], frozen 26.5% [20.7, 38.9]. One seed; 110 to 300 s of a machine that had other
+work too.
 Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
 """
 

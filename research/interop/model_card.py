@@ -107,7 +107,7 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
 def _use(run: Run, form: str, name: str) -> list[str]:
     """Commands, one block each; those of projects that do not serve it are left out."""
     if run.method.head_outputs:
-        return score_heads.describe_use(run, form, name)
+        return _use_of_head(run, form, name)
     commands = serving.commands(run, form, name)
     if not commands and serving.prompt_format(run) is not None:
         return ["None serves it as it was tuned: export it merged (`--format hf`, `gguf`).", ""]
@@ -132,6 +132,22 @@ def _use(run: Run, form: str, name: str) -> list[str]:
         lines += [f"{command.title}:", ""] if command.title else []
         fence = _fence(command.text, 3)
         lines += [f"{fence}{command.language}", command.text, fence, ""]
+    return lines
+
+
+def _use_of_head(run: Run, form: str, name: str) -> list[str]:
+    lines = score_heads.describe_use(run, form, name)
+    head, tail = score_heads.objective_of(run).template.split("{text}")
+
+    def parts(text: str) -> list[str]:
+        return [part for part in (head, text, tail) if part]
+
+    if not serving.is_joint(run.tokenizer, parts):
+        lines += [
+            "The parts of the template were tokenized apart. As one text some tokens at their "
+            "edges are others, and scores differ a little.",
+            "",
+        ]
     return lines
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.checkpoints.runs import Run
@@ -22,6 +22,7 @@ from research.interop.gguf import adapters, writer
 from research.interop.peft import exporting as peft
 from research.interop.peft import vllm
 from research.text import chat_template
+from research.text.tokenizer import Tokenizer
 
 _QUESTION = "Hello"
 # prompts whose edges differ
@@ -99,15 +100,20 @@ def prompt_format(run: Run) -> PromptFormat | None:
         return PromptFormat(None)
     is_bare = objective is None or objective.kind != "supervised"
     prompt = PromptFormat(template, None if is_bare and not opens else begin, opens)
+    return dataclasses.replace(prompt, is_joint=is_joint(tokenizer, prompt.parts))
+
+
+def is_joint(tokenizer: Tokenizer, parts_of: Callable[[str], Sequence[str]]) -> bool:
+    """Whether the parts in which prompts are tokenized are the same tokens as one text, as probes
+    tell."""
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, special=True)
 
-    is_joint = all(
+    return all(
         encode("".join(parts)) == [number for part in parts for number in encode(part)]
-        for parts in map(prompt.parts, _PROBES)
+        for parts in map(parts_of, _PROBES)
     )
-    return dataclasses.replace(prompt, is_joint=is_joint)
 
 
 def commands(run: Run, form: str, name: str) -> list[Command]:

@@ -41,8 +41,8 @@ _METRICS = (
     *(field.name for field in dataclasses.fields(Summary)),
     *"loss nll accuracy trained_tokens gradient_norm learning_rate heldout_loss".split(),
     *"heldout_bits_per_byte quality bits_per_byte forgetting artifact_bytes questions".split(),
-    *"reward_margin preference_accuracy kl".split(),
-    *"heldout_reward_margin heldout_preference_accuracy heldout_kl".split(),
+    *"reward_margin preference_accuracy kl absolute_error".split(),
+    *"heldout_reward_margin heldout_preference_accuracy heldout_kl heldout_absolute_error".split(),
 )
 
 
