@@ -137,25 +137,7 @@ class Experiment:
         if self.init_from is None and self.keep_optimizer:
             raise ValueError("keep_optimizer: there is no `init_from` whose optimizer could go on")
         loss = self.loss
-        for objective in self.data.all_objectives:
-            if objective.example_kind in loss.example_kinds:
-                continue
-            kinds = [k for k, v in LOSSES.items() if objective.example_kind in v.example_kinds]
-            raise ValueError(
-                f"loss {loss.kind} is of {' or '.join(loss.example_kinds)}, and data.objective "
-                f"{objective.kind} gives {objective.example_kind}: set loss.kind to "
-                f"{' or '.join(kinds)}, or change the objective"
-            )
-        weighted = [source.name for source in self.data.sources if source.loss_weight != 1]
-        if weighted and not {"texts", "numbers"} & set(loss.example_kinds):
-            raise ValueError(
-                f"source {weighted[0]!r} has a loss_weight, and loss {loss.kind} is of "
-                f"{' or '.join(loss.example_kinds)}, not of tokens: give it a `weight` of the "
-                "mixture instead"
-            )
-        for place, data in (("data", self.data), ("start_data", self.start_data)):
-            for objective in data.all_objectives if data else ():
-                _check_head(self.method, objective, f"{place}.objective")
+        _check_examples(self)
         if loss.needs_reference and self.init_from is None:
             raise ValueError(
                 f"loss {loss.kind} needs a reference, the model that the run starts from: give "
@@ -194,6 +176,30 @@ class Experiment:
                 f"data.batch_size {self.data.batch_size} does not divide by accumulation_steps "
                 f"{self.accumulation_steps}"
             )
+
+
+def _check_examples(experiment: Experiment) -> None:
+    """Raises ValueError unless loss and head are of what the objectives give."""
+    loss = experiment.loss
+    for objective in experiment.data.all_objectives:
+        if objective.example_kind in loss.example_kinds:
+            continue
+        kinds = [k for k, v in LOSSES.items() if objective.example_kind in v.example_kinds]
+        raise ValueError(
+            f"loss {loss.kind} is of {' or '.join(loss.example_kinds)}, and data.objective "
+            f"{objective.kind} gives {objective.example_kind}: set loss.kind to "
+            f"{' or '.join(kinds)}, or change the objective"
+        )
+    weighted = [source.name for source in experiment.data.sources if source.loss_weight != 1]
+    if weighted and not {"texts", "numbers"} & set(loss.example_kinds):
+        raise ValueError(
+            f"source {weighted[0]!r} has a loss_weight, and loss {loss.kind} is of "
+            f"{' or '.join(loss.example_kinds)}, not of tokens: give it a `weight` of the "
+            "mixture instead"
+        )
+    for place, data in (("data", experiment.data), ("start_data", experiment.start_data)):
+        for objective in data.all_objectives if data else ():
+            _check_head(experiment.method, objective, f"{place}.objective")
 
 
 def _check_head(method: Method, objective: Objective, where: str) -> None:

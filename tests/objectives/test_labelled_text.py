@@ -76,8 +76,11 @@ def test_only_the_last_token_of_a_text_has_a_target_its_class(pipeline, records,
 
 
 def test_a_number_lies_beside_the_targets_and_may_be_text(pipeline):
-    plain, spelt = labelled([0.5, -2.0, 3.0]), labelled(["0.5", "-2", "3"], "prompt", "completion")
-    for records in (plain, spelt):
+    numbers, texts = (
+        labelled([0.5, -2.0, 3.0]),
+        labelled(["0.5", "-2", "3"], "prompt", "completion"),
+    )
+    for records in (numbers, texts):
         data = pipeline(records, NUMBERS)
         batch = data.batch(0)
         is_last = batch.weights > 0
