@@ -45,7 +45,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     """That of the plain step, with the loss."""
     plain = graft_step.experiment(settings)
     loss = LOSSES[settings["loss"]]
-    data = dataclasses.replace(plain.data, objective=OBJECTIVES[loss.example_kind])
+    data = dataclasses.replace(plain.data, objective=OBJECTIVES[loss.example_kinds[0]])
     # the reference is that of the fresh model
     return dataclasses.replace(plain, data=data, loss=loss, init_from="none")
 
@@ -71,6 +71,6 @@ def batch(settings: Mapping[str, Any]) -> Batch:
         weights[:, answer] = 1
         values[:, answer] = advantages[:, number, None]
     roles = fields.pop("roles")
-    is_pair = LOSSES[settings["loss"]].example_kind == "pairs"
+    is_pair = "pairs" in LOSSES[settings["loss"]].example_kinds
     own: dict[str, Any] = {"roles": roles} if is_pair else {"values": values}
     return Batch(**fields, weights=weights, **own)
