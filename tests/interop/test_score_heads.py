@@ -150,6 +150,7 @@ def test_loss_and_gradients_are_those_of_llama_for_sequence_classification(kind)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-4)
     for name, expected in read("grad").items():
         size = np.abs(expected).max()
+        # as above
         np.testing.assert_allclose(gradients[name] / size, expected / size, atol=1e-4, err_msg=name)
     assert all(np.abs(leaf).max() > 0 for leaf in gradients.values())
 
