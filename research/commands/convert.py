@@ -81,8 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def inspect(arguments: argparse.Namespace) -> None:
     """Prints a model's shape and where each parameter comes from, or would go to."""
     from research.checkpoints import runs
-    from research.interop import family, importing
-    from research.interop.families import FAMILIES
+    from research.interop import exporting, importing
     from research.runtime import storage
 
     step_dirs = (storage.absolute(arguments.path) / name for name in ("checkpoints", "model"))
@@ -93,9 +92,9 @@ def inspect(arguments: argparse.Namespace) -> None:
     origin = f", from {run.origin['source']}" if run.origin else ""
     base = f", tuned on {run.base.path}" if run.base else ""
     show(f"{run.path}: a run of Graft, method {run.method.kind}{origin}{base}")
-    kind, _ = family.family_for_model(run.model, FAMILIES, (run.origin or {}).get("family"))
-    show(f"{_shape(run.model)}\nas an export ({kind.architecture}):")
-    _print_sources(family.sources(kind, family.parameter_shapes(run.model)))
+    name, sources = exporting.plan_huggingface(run)
+    show(f"{_shape(run.model)}\nas an export ({name}):")
+    _print_sources(sources)
 
 
 def import_model(arguments: argparse.Namespace) -> None:

@@ -201,7 +201,9 @@ def _completions(
     for index in sampled.tolist():
         piece = examples.piece(index, 0, int(examples.lengths[index]))
         is_target = piece.weights > 0
+        label = examples.label(index)
         completion = np.asarray(piece.targets[is_target], np.int32).tobytes()
+        completion = completion if label is None else label.encode()
         counts[completion] += 1
         prompt = np.asarray(piece.tokens[: 1 + int(np.argmax(is_target))], np.int32).tobytes()
         digest = hashlib.blake2b(prompt, digest_size=16).digest()
@@ -211,10 +213,10 @@ def _completions(
             rows = (int(examples.row_of(index)), int(examples.row_of(first)))
             contradicting_rows.append(rows)
             contradictions_cut += is_cut or first_is_cut
-    labels = None
+    labels, has_head = None, examples.labels is not None
     if len(counts) <= (_MAX_LABELS if has_labels else min(_MAX_LABELS, len(sampled) // 2)):
         labels = [
-            _label(completion, count, len(sampled), tokenizer)
+            _label(completion, count, len(sampled), None if has_head else tokenizer)
             for completion, count in counts.most_common()
         ]
     statistics = CompletionStatistics(
@@ -230,7 +232,9 @@ def _completions(
     return statistics, rows_by_prompt
 
 
-def _label(completion: bytes, count: int, total: int, tokenizer: Tokenizer) -> Label:
+def _label(completion: bytes, count: int, total: int, tokenizer: Tokenizer | None) -> Label:
+    if tokenizer is None:  # a label that a head says
+        return Label(completion.decode(), [], count, count / total)
     ids = np.frombuffer(completion, np.int32)
     return Label(tokenizer.decode(ids), ids.tolist(), count, count / total)
 

@@ -105,10 +105,15 @@ def test_a_document_says_the_same_in_a_packed_row_as_alone(kind):
     tiny.check_documents_apart(tiny.logits, model)
 
 
-@pytest.mark.heavy  # compiles four steps
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.heavy  # compiles five steps
 @pytest.mark.parametrize(
-    "settings", [{"accumulation_steps": 4}, {"remat": "full"}, {"mesh": (2, 2, 2)}], ids=str
+    ("kind", "settings"),
+    [
+        ("classes", {"accumulation_steps": 4}),
+        ("classes", {"remat": "full", "mesh": (2, 2, 2)}),
+        ("numbers", {"accumulation_steps": 2, "mesh": (2, 2, 1)}),
+    ],
+    ids=str,
 )
 def test_micro_batches_mesh_and_remat_change_no_loss_and_no_weight(kind, settings):
     loss, head = BOTH[kind]

@@ -11,6 +11,7 @@ from research.data.config import DataConfig
 from research.data.pipeline import Pipeline
 from research.data.sources import JsonlConfig
 from research.inspection import rows as inspection
+from research.inspection import summarize
 from research.objectives import Classification, Regression
 from research.text.conversation import from_messages
 from research.text.tokenizer import Tokenizer
@@ -110,6 +111,9 @@ def test_inspection_shows_a_class_by_its_name(pipeline):
         assert segment.label == CLASSES.labels[segment.row % 3]
         *_, last = inspection.token_spans(segment, cases.tokenizer())
         assert last.target_text == segment.label and segment.target_count == 1
+    statistics, _ = summarize._completions(data.rows["made"].examples, cases.tokenizer())
+    counts = {label.text: label.count for label in statistics.labels}
+    assert counts == {"red": 3, "green": 3, "blue": 2}
 
 
 @pytest.mark.parametrize(
