@@ -9,8 +9,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse
 
 from research.data.packing.best_fit import best_fit
 
@@ -162,6 +160,9 @@ def _solve(
     last turn. `more` are patterns to begin with. The bound is Farley's (1990): what all pieces are
     worth at prices at which no row is worth more than 1.
     """
+    import scipy.optimize  # here: it takes half a second to import, and few plans need it
+    import scipy.sparse
+
     patterns = [(i,) * int(limit // size) for i, size in enumerate(sizes)]
     patterns += sorted(set(more) - set(patterns))
     known_patterns, bound = set(patterns), 0
