@@ -23,6 +23,7 @@ from research.checkpoints import runs
 from research.checkpoints.checkpoint import CheckpointError
 from research.checkpoints.runs import Run
 from research.config import schema
+from research.methods import Method
 from research.models import quantization
 from research.models.config import ModelConfig
 from research.models.layers import Linear
@@ -33,6 +34,41 @@ from research.models.transformer import Transformer
 TOLERANCE = 1e-4
 PROBE = 4, 64  # rows and tokens of a probe
 RESIDUALS = "kept"  # what unmerging needs, in the checkpoint of a merged model
+
+
+def attached_shapes(
+    config: ModelConfig, method: Method, without_head: bool = False, where: str = "the run"
+) -> Transformer:
+    """The abstract model with what a method attaches, in single layers.
+
+    Args:
+      without_head: whether a head for classes is left out.
+      where: what errors call the run.
+
+    Raises:
+      ValueError: something of it cannot be merged into weights.
+    """
+    if names := method.bank_names:
+        raise ValueError(f"{names} stand side by side; one model holds one of them")
+    shapes = methods.abstract(config, method, methods.single_layers(config))
+    for name, module in methods.places(shapes, *methods.PLACES):
+        outside = not name.startswith("layers/")
+        for delta in module.site.values():
+            if delta.replaces and without_head:
+                continue
+            if delta.replaces:
+                raise ValueError(
+                    f"{where} says classes or a number by a head of its own, for which a base and "
+                    "a GGUF file have no place: export it for transformers (graft convert export "
+                    "--format hf)"
+                )
+            if not delta.mergeable:
+                raise ValueError(
+                    f"{name}: {type(delta).__name__} is no change of a weight and cannot be "
+                    "merged; as an adapter beside the base it can be served"
+                )
+            methods.check_untied(name, outside and config.tie_embeddings)
+    return shapes
 
 
 class Merged:
@@ -51,30 +87,11 @@ class Merged:
     def __init__(self, run: Run, merged_run: Run | None = None, without_head: bool = False):
         runs.check_parameters(run)
         self._run, self._merged_run = run, merged_run
-        if names := run.method.bank_names:
-            raise ValueError(f"{names} stand side by side; one model holds one of them")
         self._adapters = run.method.adapter_names
         # what unmerging needs beside the adapter, by name: filled as layers are read
         self.residuals: dict[str, np.ndarray] = {}
         config = run.model if merged_run is None else merged_run.model
-        self._shapes = methods.abstract(config, run.method, methods.single_layers(config))
-        for name, module in methods.places(self._shapes, *methods.PLACES):
-            outside = not name.startswith("layers/")
-            for delta in module.site.values():
-                if delta.replaces and without_head:
-                    continue
-                if delta.replaces:
-                    raise ValueError(
-                        f"{run.path} says classes or a number by a head of its own, for which a "
-                        "base and a GGUF file have no place: export it for transformers (graft "
-                        "convert export --format hf)"
-                    )
-                if not delta.mergeable:
-                    raise ValueError(
-                        f"{name}: {type(delta).__name__} is no change of a weight and cannot be "
-                        "merged; as an adapter beside the base it can be served"
-                    )
-                methods.check_untied(name, outside and config.tie_embeddings)
+        self._shapes = attached_shapes(config, run.method, without_head, str(run.path))
         self._layer = functools.lru_cache(maxsize=1)(self._read_layer)
 
     @functools.cached_property

@@ -220,6 +220,10 @@ def _open_base(
       FileNotFoundError, ValueError: as `open_run` does.
     """
     if recorded is None:
+        if path is not None:
+            raise ValueError(
+                f"{checkpoint.path} is a whole model, not an adapter of a base such as {path}"
+            )
         return None
     path = path or recorded["path"]
     try:

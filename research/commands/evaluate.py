@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not is_main_process:
         return
     if differences:
-        _show_differences(arguments.against, differences, otherwise)
+        _show_differences(arguments.against, differences, otherwise, results.tasks)
         if arguments.out:
             files.write_json(arguments.out, report)
     if arguments.page:
@@ -151,6 +151,11 @@ def _check_places(arguments: argparse.Namespace, is_main_process: bool) -> None:
     """Refuses places that cannot be written, before anything is asked."""
     from research.runtime import storage
 
+    places = {"--out": arguments.out, "--page": arguments.page, "--against": arguments.against}
+    names = {flag: storage.absolute(path).resolve() for flag, path in places.items() if path}
+    for flag, other in (("--page", "--out"), ("--out", "--against"), ("--page", "--against")):
+        if flag in names and names[flag] == names.get(other):
+            raise ValueError(f"{flag} and {other} name one file, {places[flag]}: name two")
     for flag, path in (("--out", arguments.out), ("--page", arguments.page)):
         if path and storage.is_folder(path):
             raise ValueError(f"{flag} {path} is a folder; name a file")
@@ -210,7 +215,10 @@ def _show_results(report: Mapping[str, Any], tasks: Mapping[str, TaskResult]) ->
 
 
 def _show_differences(
-    against: str, differences: Sequence[MetricDifference], otherwise: Sequence[str]
+    against: str,
+    differences: Sequence[MetricDifference],
+    otherwise: Sequence[str],
+    tasks: Mapping[str, TaskResult],
 ) -> None:
     show(f"against {against}:")
     for line in otherwise:
@@ -219,8 +227,14 @@ def _show_differences(
         paired = each.paired.difference
         show(
             f"  {each.task}, {each.metric}: {each.first.value:.3f} and {each.second.value:.3f}, "
-            f"{paired:+.3f} (p = {each.p_value:.2g}, corrected)"
+            f"{paired:+.3f} (p = {each.p_value:.2g}, corrected){_on_some(each, tasks)}"
         )
+
+
+def _on_some(difference: MetricDifference, tasks: Mapping[str, TaskResult]) -> str:
+    """That only some of a task's questions have a metric in both results."""
+    count, total = difference.first.n, tasks[difference.task].metrics[difference.metric].n
+    return "" if count == total else f", on the {count} of {total} questions that have it in both"
 
 
 def _show_aggregates(

@@ -124,7 +124,10 @@ def read_constraint(arguments: argparse.Namespace) -> ConstraintConfig | None:
     if arguments.schema is not None:
         return read_schema(arguments.schema)
     if arguments.grammar is not None:
-        text = Path(arguments.grammar).read_text(encoding="utf-8")
+        try:
+            text = Path(arguments.grammar).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{arguments.grammar}: no UTF-8: {error}") from None
         return build(AnyConstraint, {"kind": "lark", "grammar": text}, arguments.grammar)
     if arguments.regex is not None:
         return build(AnyConstraint, {"kind": "regex", "pattern": arguments.regex}, "--regex")

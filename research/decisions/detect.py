@@ -4,10 +4,8 @@ what they are scored by. Everything that is found is said."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import numpy as np
 from research.config.suggestions import suggestion
 from research.data.sources import JsonlConfig
 from research.decisions.problem import Reading, with_plain_answers
+from research.decisions.row_files import OPTIONS, plain_row, read_splits, unread_fields
 from research.decisions.templates import PromptTemplate
 from research.evaluation.generation_task import GenerationTask
 from research.evaluation.multiple_choice import MultipleChoice
@@ -31,15 +30,8 @@ from research.text.tokenizer import Tokenizer
 # Names under which data sets keep what is asked, and what is right, the likeliest first.
 QUESTIONS = "prompt question instruction input query text ticket message body content sentence"
 ANSWERS = "completion answer output response label target category class intent gold expected"
-OPTIONS = ("choices", "options", "endings")
 # Names of what stands beside a question and its answer.
 BESIDE = {"split", "id", "index", "cluster", "source", *OPTIONS}
-_SPLIT_NAMES = {
-    "dev": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "training": "train",
-}
 # Answers are labels where each has so many rows on average, and is no longer than that.
 _ROWS_OF_A_LABEL = 4
 _LABEL_CHARACTERS = 64
@@ -70,17 +62,19 @@ def read_file(path: str, tokenizer: Tokenizer, fields: Fields | None = None) -> 
       ValueError: a line is no record, nothing asks or answers, or labels that no answer is.
     """
     fields = fields or Fields()
-    splits, notes = _read_splits(path)
-    raw = [record for records in splits.values() for record in records]
+    splits, notes = read_splits(path)
+    raw = [row for split_rows in splits.values() for row in split_rows]
     question, answer = _find_fields(raw, fields)
     result = {
-        name: [_plain(record, question, answer, path) for record in records]
-        for name, records in splits.items()
+        name: [plain_row(row, question, answer) for row in split_rows]
+        for name, split_rows in splits.items()
     }
     rows = [record for records in result.values() for record in records]
     known = [record["completion"] for record in rows if record["completion"] is not None]
     blank = len(rows) - len(known)
     notes.append(f"{len(rows):,} rows; {question!r} asks and {answer!r} answers")
+    if unread := unread_fields(raw, question, answer):
+        notes.append(f"not read: {_list(unread)}")
     if blank:
         notes.append(f"{blank:,} rows have no answer: they are texts without a label")
     if not known:
@@ -98,43 +92,6 @@ def read_file(path: str, tokenizer: Tokenizer, fields: Fields | None = None) -> 
     return Reading(*with_plain_answers(task, plain, result), tuple(notes))
 
 
-def _read_splits(path: str) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """The records of each split: by `{split}` in the path, a field `split`, or all of them."""
-    names = ("train", "validation", "test")
-    if "{split}" in path:
-        places = {name: Path(path.replace("{split}", name)) for name in names}
-        there = {name: place for name, place in places.items() if place.is_file()}
-        if not there:
-            raise FileNotFoundError(f"{path}: there is none of {', '.join(names)}")
-        return {name: _read_lines(place) for name, place in there.items()}, []
-    records = _read_lines(Path(path))
-    values = [str(record.get("split", "")).lower() for record in records]
-    sides = [_SPLIT_NAMES.get(value, value) for value in values]
-    if sides and all(side in names for side in sides):
-        splits: dict[str, list[dict[str, Any]]] = {}
-        for side, record in zip(sides, records, strict=True):
-            splits.setdefault(side, []).append(record)
-        return splits, ["the field 'split' says on which side a row stands"]
-    return {"train": records}, []
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = unique_json.parse(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not a line of JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}:{number}: a row is a JSON object, not {record!r:.40}")
-        records.append(record)
-    if not records:
-        raise ValueError(f"{path}: it has no rows")
-    return records
-
-
 def _find_fields(records: Sequence[Mapping[str, Any]], fields: Fields) -> tuple[str, str]:
     """The names of the fields that ask and answer; `messages` is both."""
     common = set.intersection(*(set(record) for record in records))
@@ -147,6 +104,8 @@ def _find_fields(records: Sequence[Mapping[str, Any]], fields: Fields) -> tuple[
     question = fields.question or _first(QUESTIONS, common, fields.answer)
     answer = fields.answer or _first(ANSWERS, set(names), question)
     question = question or _first(QUESTIONS, common, answer)
+    if question and question == answer:
+        raise ValueError(f"the field {question!r} cannot ask and answer: say two fields")
     if not question or not answer:
         what = "asks" if not question else "answers"
         flag = "--question-field" if not question else "--answer-field"
@@ -161,44 +120,6 @@ def _first(names: str, among: set[str], other: str) -> str:
     left = among - BESIDE - {other}
     first = next((name for name in names.split() if name in left), "")
     return first or (min(left) if other and len(left) == 1 else "")
-
-
-def _plain(record: Mapping[str, Any], question: str, answer: str, path: str) -> dict[str, Any]:
-    """A record with `prompt` and `completion`, which is None where nothing answers."""
-    if question == "messages":
-        return _of_messages(record, path)
-    prompt, completion = record.get(question), record.get(answer)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"{path}: a row's {question!r} is no text, but {prompt!r:.60}")
-    if question == "instruction" and isinstance(record.get("input"), str) and record["input"]:
-        prompt = f"{prompt}\n\n{record['input']}"
-    if isinstance(completion, dict | list):
-        completion = json.dumps(completion, ensure_ascii=False)
-    elif completion is not None and not isinstance(completion, str):
-        completion = str(completion)
-    if completion is not None and not completion.strip():
-        completion = None
-    rest = {name: record[name] for name in (*OPTIONS, "cluster") if name in record}
-    if any(name in record for name in OPTIONS):  # a text, a letter or a number of them
-        rest["answer"] = record.get(answer)
-    return {**rest, "prompt": prompt, "completion": completion}
-
-
-def _of_messages(record: Mapping[str, Any], path: str) -> dict[str, Any]:
-    messages = record["messages"]
-    if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
-        raise ValueError(f"{path}: 'messages' is no list of messages, but {messages!r:.60}")
-    texts = [(each.get("role"), each.get("content")) for each in messages]
-    system = "".join(f"{text}\n\n" for role, text in texts if role == "system")
-    turns = [(role, text) for role, text in texts if role != "system"]
-    roles = [role for role, _ in turns]
-    if roles not in (["user"], ["user", "assistant"]) or not isinstance(turns[0][1], str):
-        raise ValueError(
-            f"{path}: a conversation of {', '.join(map(str, roles))}: graft decide asks questions "
-            "of one text, a user's message and its answer"
-        )
-    answer = turns[1][1] if len(turns) == 2 else None
-    return {"prompt": f"{system}{turns[0][1]}", "completion": answer or None}
 
 
 def _choose_task(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from research.reports.statistics import (
     paired_difference,
     swap_test,
 )
+from research.runtime import unique_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,28 +90,17 @@ def read_results(path: str | Path) -> dict[str, TaskResult]:
       ValueError: it is none, or has no task's answers.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = unique_json.parse(Path(path).read_bytes())
         results = {name: read_result(task) for name, task in content["tasks"].items()}
         for name, result in results.items():
-            _check_read(name, result)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if not isinstance(result.settings, Mapping):
+                raise TypeError(f"{name}: settings {result.settings!r:.40}")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"{path}: no answers to compare with ({error!r:.80}): write it with graft evaluate "
+            f"{path}: no answers to compare with ({error!r:.200}): write it with graft evaluate "
             "--out"
         ) from None
     return results
-
-
-def _check_read(name: str, result: TaskResult) -> None:
-    """Raises TypeError or ValueError for what JSON may hold in place of numbers and texts."""
-    if not isinstance(result.settings, Mapping):
-        raise TypeError(f"{name}: settings {result.settings!r:.40}")
-    for number, answer in enumerate(result.answers):
-        for metric, score in answer.scores.items():
-            if type(score) not in (int, float) or not math.isfinite(score):
-                raise ValueError(f"{name}: {metric} of answer {number} is {score!r:.20}")
-        if not isinstance(answer.digest, str) or not isinstance(answer.group, str | None):
-            raise TypeError(f"{name}: digest or group of answer {number}")
 
 
 def _pair(name: str, first: TaskResult, second: TaskResult) -> tuple[list[Answer], list[Answer]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from research.config.schema import Positive
 from research.data.sources import AnySourceConfig
+from research.data.sources.formats.base import check_text
 from research.evaluation import scoring
 from research.evaluation.calibration import confidence
 from research.evaluation.question_task import LoadedModel, QuestionTask
@@ -101,6 +102,8 @@ class MultipleChoice(QuestionTask):
                 f"its {self.options!r} are no options (two texts or more), but {value!r:.60}; "
                 f"fields: {', '.join(sorted(record))}"
             )
+        for option in options:
+            check_text(option, f"its {self.options!r}, {option!r:.60},")
         if len(set(options)) < len(options):
             raise ValueError(f"two of its options are alike: {options!r:.200}")
         if self.letters and len(options) > len(LETTERS):
@@ -142,6 +145,11 @@ class MultipleChoice(QuestionTask):
         names = ["right"] if self.letters else ["right", "right/tokens", "right/bytes"]
         return names + (["right/unconditional"] if self.unconditional is not None else [])
 
+    def check_model(self, responder: Responder, questions: Sequence[Question]) -> None:
+        super().check_model(responder, questions)
+        options = [self.read_options(question.record)[0] for question in questions]
+        self._check_lengths(questions, [self._option_ids(responder, each) for each in options])
+
     def answer_in_parts(
         self, model: LoadedModel, questions: Sequence[Question], finished: Collection[int]
     ) -> Iterator[Part]:
@@ -152,6 +160,7 @@ class MultipleChoice(QuestionTask):
         ]
         prompts = [self.write(model.responder, question) for question in variants]
         ids = [self._option_ids(model.responder, options) for options, _ in rights]
+        self._check_lengths(questions, ids)
         tokens_read = [
             scoring.tokens_of(*row) for row in zip((p.ids for p in prompts), ids, strict=True)
         ]
@@ -203,6 +212,18 @@ class MultipleChoice(QuestionTask):
                 tokens_read=sum(tokens_read[number] for number in answers),
                 cost=Cost(sum(flops[number] for number in answers), model.weight_bytes),
             )
+
+    def _check_lengths(
+        self, questions: Sequence[Question], ids: Sequence[Sequence[Sequence[int]]]
+    ) -> None:
+        """Raises ValueError for an option that is longer than a row: it cannot be cut."""
+        for question, options in zip(questions, ids, strict=True):
+            longest = max(map(len, options))
+            if longest > self.sequence_length:
+                raise ValueError(
+                    f"row {question.row}: an option of {longest:,} tokens, and a row has "
+                    f"{self.sequence_length:,} (`sequence_length`)"
+                )
 
     def _with_options(self, question: Question, options: Sequence[str]) -> Question:
         """The question with its options below it, a letter before each."""

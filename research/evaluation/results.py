@@ -5,15 +5,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from research.config.schema import build
 from research.evaluation.calibration import Calibration, calibrate
 from research.evaluation.errors import Errors, measure_errors
 from research.reports.statistics import Estimate, score_interval
+
+# Things that one answer is the mean of, at most: instructions of a prompt, tokens of a text.
+_MAX_WEIGHT = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,13 +258,22 @@ def read_result(content: Mapping[str, Any]) -> TaskResult:
     """What `TaskResult.to_dict` wrote.
 
     Raises:
-      KeyError, TypeError: it is none.
+      ValueError, TypeError, KeyError: it is none; says what is not as it was written.
     """
-    answers = [Answer(**answer) for answer in content["answers"]]
-    tokens_read = content.get("tokens_read", 0)
-    counts = (content["truncated"], content["seconds"], tokens_read)
-    cost = Cost(**content.get("cost", {}))  # older files have none
-    steps = tuple(StepUsage(**step) for step in content.get("steps", ()))
+    answers = [
+        build(Answer, answer, f"answers[{number}]")
+        for number, answer in enumerate(content["answers"])
+    ]
+    cost = build(Cost, content.get("cost", {}), "cost")  # older files have none
+    steps = [build(StepUsage, step, "steps") for step in content.get("steps", ())]
+    counts = (content["truncated"], content["seconds"], content.get("tokens_read", 0))
+    numbers = [*counts, cost.flops, *(score for each in answers for score in each.scores.values())]
+    for number in numbers:
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"{number!r:.40} is no number")
+    for answer in answers:
+        if not all(0 < weight <= _MAX_WEIGHT for weight in answer.weights.values()):
+            raise ValueError(f"weights {dict(answer.weights)!r:.60}")
     return TaskResult(answers, *counts, content["settings"], cost, steps)
 
 

@@ -21,6 +21,8 @@ from research.phases.rollouts import RolloutConfig
 from research.training.workdir import CHECKPOINTS
 
 MERGED = "merged"
+# Of a phase's name at most: files and folders are called by it, and have 255 bytes.
+_NAME_BYTES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,8 @@ class PhasedExperiment(Experiment):
         names = [phase.name for phase in self.phases]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"phases: {', '.join(twice)} is there twice; give each its own name")
+        if long := next((n for n in names if len(n.encode()) > _NAME_BYTES), None):
+            raise ValueError(f"phases: {long!r:.40} is longer than {_NAME_BYTES} bytes")
         if self.phases and self.phases[0].merge:
             raise ValueError(f"phases[0].merge: no phase comes before {names[0]}")
 

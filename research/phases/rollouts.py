@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from research.checkpoints import runs
 from research.config import schema
@@ -89,11 +91,13 @@ def write_rollouts(
     }
     about = storage.absolute(path.with_suffix(".json"))
     if storage.is_file(about):
-        if json.loads(about.read_text())["made_of"] != made_of:
+        content = _read_about(about)
+        if content["made_of"] != made_of:
             raise ValueError(
                 f"{path} holds rollouts of another model or config: choose another --workdir, or "
                 "remove the phases from this one on"
             )
+        _check_whole(storage.absolute(path), content)
         return
     questions = read_prompts(config, number)
     with loaded_model(run, mesh=mesh) as model:
@@ -117,7 +121,30 @@ def write_rollouts(
         )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     files.atomic_write(storage.absolute(path), text)
-    files.write_json(about, {"made_of": made_of, **statistics})
+    checksum = zlib.crc32(text.encode())
+    files.write_json(about, {"made_of": made_of, "checksum": checksum, **statistics})
+
+
+def _read_about(path: epath.Path) -> dict[str, Any]:
+    """What lies beside a file of rollouts; ValueError where it is not whole."""
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content["made_of"], dict):
+            return content
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ValueError(f"{path} is damaged: remove it, and the rollouts are drawn anew, the same")
+
+
+def _check_whole(path: epath.Path, about: Mapping[str, Any]) -> None:
+    """Raises ValueError for rollouts that are not those that were written."""
+    is_there = storage.is_file(path)
+    if is_there and about.get("checksum") in (None, zlib.crc32(path.read_bytes())):
+        return  # older ones have none
+    raise ValueError(
+        f"{path} {'is damaged' if is_there else 'is gone'}: remove {path.stem}.json beside it, and "
+        "its rollouts are drawn anew, the same"
+    )
 
 
 def _settings_of(config: RolloutConfig) -> dict[str, Any]:

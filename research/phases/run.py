@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from research import methods, tree
 from research.adapters import merging
 from research.adapters.certificate import MergeCertificate
 from research.checkpoints import runs
@@ -128,6 +129,8 @@ def _check(
 ) -> None:
     """Checks a phase before anything trains, as a dry run does."""
     experiment, note = experiments[number], ""
+    if phased.phases[number].merge:
+        _check_merge(phased, number, experiments)
     is_behind = number and "init_from" not in phased.phases[number].changes
     try:
         if (rollouts := phased.phases[number].rollouts) is not None:
@@ -149,8 +152,26 @@ def _check(
             note = ", checked as if it began where the first phase does"
         show(f"{_name(phased, number)}{note}")
         train(experiment, folders[number], dry_run=True, session=session)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{_name(phased, number)}: {error}") from error
+
+
+def _check_merge(phased: PhasedExperiment, number: int, experiments: list[Experiment]) -> None:
+    """Raises ValueError where the phase before leaves nothing that could be merged."""
+    first, method = experiments[0], experiments[number - 1].method
+    model = first.model or (runs.open_run(first.init_from).model if first.init_from else None)
+    if model is None:
+        return
+    where = f"phases[{number}].merge"
+    try:
+        shapes = merging.attached_shapes(model, method)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if set(tree.flatten(shapes)) == set(methods.trainable(shapes, method)):
+        raise ValueError(
+            f"{where}: {phased.phases[number - 1].name} trains the whole model ({method.kind}): "
+            "nothing of it is attached to a base that could be merged"
+        )
 
 
 def _name(phased: PhasedExperiment, number: int) -> str:

@@ -142,9 +142,18 @@ class Tokenizer:
         return self._plain.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of `text`; names of special tokens in it are honoured only if `special`."""
+        """Token ids of `text`; names of special tokens in it are honoured only if `special`.
+
+        Raises:
+            ValueError: it has a lone surrogate and so is no Unicode text.
+        """
         backend = self._special if special else self._plain
-        return backend.encode(text, add_special_tokens=False).ids
+        try:
+            return backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            if not isinstance(text, str):
+                raise
+            raise ValueError(f"{text!r:.60} is no Unicode text") from None
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         """Token ids of every text as `encode` gives them, in parallel.

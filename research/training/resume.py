@@ -116,7 +116,7 @@ def _find_start(
     folder = CHECKPOINTS if checkpointer.latest_step() else MODEL
     place = workdir / folder / str(step)
     _check_own(experiment, data, place, workdir, is_needed=True)
-    saved = runs.open_run(place, str(base.path) if base else None)
+    saved = runs.open_run(place, str(base.path) if base and program.origin else None)
     metadata = saved.checkpoint.metadata()
     continuation.check_adapters(program.start, metadata.get("start"), workdir)
     assert saved.experiment is not None  # as was checked

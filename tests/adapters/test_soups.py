@@ -57,6 +57,8 @@ def test_what_does_not_go_together_is_refused_and_nothing_is_written(world, pair
         ValueError, match="tuned on one model: .*one.* from [0-9a-f]+, .*other.* from random"
     ):
         soups.add([(0.5, one), (0.5, other)], tmp_path / "out")
+    with pytest.raises(ValueError, match="not an adapter of a base such as elsewhere"):
+        runs.open_run(pair[0], "elsewhere")  # it would be passed over
     line = ["add", "--from", f"0.5={pair[0]}", "--from", f"0.5={tmp_path / 'adapter'}"]
     with pytest.raises(SystemExit, match="is a whole model, not an adapter of a base"):
         command.main([*line, "--out", str(tmp_path / "out")])

@@ -1,5 +1,6 @@
 """A file of rows without a config: what it asks, and how it is scored, is found and said."""
 
+import gzip
 import json
 
 import pytest
@@ -140,6 +141,16 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, world):
         with pytest.raises(ValueError, match=error):
             reading_of(tmp_path, world, records, fields)
     path = tmp_path / "broken.jsonl"
+    for content, error in (
+        (gzip.compress(b"{}"), "it is a gzip file"),
+        ('{"a": 1}\n'.encode("utf-16"), "UTF-16.*iconv"),
+        (b"\0" * 99, "it holds zeros"),
+        (b'{"prompt": "\\ud800", "completion": "b"}\n', "jsonl:1: 'prompt' is no Unicode text"),
+        (b'{"prompt": "a", "completion": NaN}\n', "jsonl:1: its 'completion' is nan, no answer"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=error):
+            read_file(str(path), tokenizer_of(world))
     for text, error in (('{"a": 1}\n{"a"', "jsonl:2: not a line of JSON"), ("[1]\n", "object")):
         path.write_text(text)
         with pytest.raises(ValueError, match=error):
@@ -149,3 +160,30 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, world):
         read_file(str(path), tokenizer_of(world))
     with pytest.raises(FileNotFoundError):
         read_file(str(tmp_path / "none.jsonl"), tokenizer_of(world))
+
+
+def test_what_a_row_says_beside_its_question_is_named_or_refused(tmp_path, world):
+    """It would be asked without: a question without its passage, a test row among the labels."""
+    row = {"prompt": "a", "completion": "b"}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    answers = [messages[0], messages[1] | {"content": [{"type": "text", "text": "b"}]}]
+    weighted = [messages[0], messages[1] | {"weight": 0.5}]
+    for record, error in (
+        ({**row, "context": "Oslo lies in Norway."}, "jsonl:1: 'context' stands beside the quest"),
+        ({**row, "system": "Be brief."}, "'system' stands beside the question"),
+        ({"messages": messages, "tools": [{"name": "f"}]}, "'tools' stands beside the question"),
+        ({"messages": weighted}, "'weight' of a message is not read"),
+        ({"messages": answers}, "'content' of a message is not read"),
+        ({**row, "completion": ["b", "B"]}, "jsonl:1: its 'completion' is a list"),
+        ({**row, "split": "held_out"}, "its 'split' is 'held_out', none of train, validation"),
+        ({**row, "cluster": [1]}, "its 'cluster' is no name or number"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            reading_of(tmp_path, world, [record] * 2)
+    with pytest.raises(ValueError, match="'prompt' cannot ask and answer"):
+        reading_of(tmp_path, world, [row], Fields("prompt", "prompt"))
+    rows = [
+        {**row, "completion": ("red", "blue")[n % 2], "why": "so", "id": n, "context": ""}
+        for n in range(9)
+    ]
+    assert "not read: 'why' (9)" in reading_of(tmp_path, world, rows).notes

@@ -110,6 +110,50 @@ def test_a_task_says_what_thoughts_stand_between(place):
         dataclasses.replace(plain, thoughts=("<muse>", " "))
 
 
+def test_a_file_of_answers_is_what_was_written_or_refused(place, tmp_path):
+    """What another program or a fault made of it: no number, a weight that fills the memory."""
+    answer = Answer("q?", "a", "d", {"m": 1.0}, weights={"m": 2})
+    content = {"tasks": {"t": TaskResult([answer], 0, 1.0, settings={"kind": "x"}).to_dict()}}
+    path = tmp_path / "a.json"
+
+    def read(**changes):
+        task = content["tasks"]["t"]
+        whole = {"tasks": {"t": {**task, "answers": [task["answers"][0] | changes]}}}
+        path.write_text(json.dumps(whole))
+        return comparison.read_results(path)
+
+    assert read()["t"].answers == [answer]
+    for changes, error in (
+        ({"scores": {"m": float("nan")}}, "m: expected a finite number, got nan"),
+        ({"scores": {"m": 10**400}}, "m: expected a finite number"),
+        ({"scores": {"m": True}}, "m: expected a valid number, got True"),
+        ({"weights": {"m": 10**12}}, "weights .*1000000000000"),
+        ({"weights": None}, "weights: expected an object"),
+        ({"confidence": "x"}, "confidence: expected a valid number"),
+        ({"question": 5}, "question: expected a valid string"),
+        ({"cut": 1}, "cut: no such key"),
+    ):
+        with pytest.raises(ValueError, match=f"a.json: no answers to compare with.*{error}"):
+            read(**changes)
+    for text, error in (
+        ('{"tasks": {}, "tasks": {}}', "appears twice"),
+        ('{"tasks": ' + "[" * 100_000, "nested too deeply"),
+        ("[]", "list indices"),
+        ("", "Expecting value"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"no answers to compare with.*{error}"):
+            comparison.read_results(path)
+
+
+def test_one_file_is_not_read_and_written_and_holds_one_thing(tmp_path):
+    path = str(tmp_path / "a.json")
+    line = ["--task", "law", "--run", str(tmp_path / "none")]
+    for flags in (["--out", path, "--page", path], ["--out", path, "--against", path]):
+        with pytest.raises(SystemExit, match="name one file"):
+            evaluate.main([*line, *flags])
+
+
 def test_answers_that_were_scored_by_other_rules_are_not_compared(place, tmp_path, capsys):
     config, out = tmp_path / "config.py", tmp_path / "out.json"
     line = ["--config", str(config), "--run", str(place.base)]

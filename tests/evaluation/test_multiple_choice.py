@@ -155,12 +155,21 @@ def test_the_right_option_is_found_by_text_label_letter_or_number(settings, reco
         ({"choices": {"text": ["x", "y"], "label": [1, "1"]}, "answer": 1}, "labels are alike"),
         ({"choices": {"text": ["x", "y"], "label": "AB"}, "answer": "A"}, "labels are no list"),
         ({"choices": {"text": ["x", None], "label": [1, 2]}, "answer": 1}, "are no options"),
+        ({"choices": ["x", "\ud800"], "answer": 0}, "is no Unicode text"),
     ],
 )
 def test_records_without_options_or_a_right_one_are_refused_by_row(tmp_path, record, message):
     source = write(tmp_path / "a.jsonl", [*records(1), {"question": "q"} | record])
     with pytest.raises(ValueError, match=f"row 1: .*{message}|{message}"):
         MultipleChoice(source, split="train").read()
+
+
+def test_an_option_that_is_longer_than_a_row_is_told_before_anything_is_computed(place, tmp_path):
+    rows = [*records(1), {"question": "q", "choices": ["x", "red " * 99], "answer": 0}]
+    source = write(tmp_path / "a.jsonl", rows)
+    task = MultipleChoice(source, split="train", sequence_length=64)
+    with pytest.raises(ValueError, match="row 1: an option of .* tokens, and a row has 64"):
+        evaluate_run(runs.open_run(place.base), Evaluation(tasks={"colours": task}))
 
 
 def test_a_record_that_cannot_be_asked_is_told_with_its_task(place, tmp_path):

@@ -1,6 +1,7 @@
 """Constraints: what is allowed is what the grammar says, and answers are whole, whatever the
 model."""
 
+import argparse
 import json
 import re
 
@@ -10,8 +11,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from research.commands.generate import read_constraint
 from research.config.schema import build
 from research.generation.constraints import AnyConstraint
+from research.generation.constraints.schema_keywords import check_keywords
 from research.generation.constraints.vocabulary import find_vocabulary, token_bytes, unpack
 from research.text import tokenizer as tokenizer_module
 from research.text.tokenizer import Tokenizer
@@ -167,12 +170,43 @@ def test_an_answer_that_cannot_end_within_its_tokens_is_refused_with_their_numbe
             dict(kind="json_schema", schema={"type": "integer", "minimum": 2, "maximum": 1}),
             "greater",
         ),
+        (dict(kind="json_schema", schema={"typ": "string"}), "'typ' is no keyword.*mean type"),
+        (
+            dict(
+                kind="json_schema",
+                schema={"properties": {"typ": {"type": "string", "maxLenght": 3}}},
+            ),
+            "'maxLenght' is no keyword.*mean maxLength",
+        ),
+        (
+            dict(kind="json_schema", schema={"items": {"anyOf": [{"nullable": True}]}}),
+            "'nullable' is no keyword",
+        ),
         (dict(kind="grammar"), "there is no 'grammar'"),
     ],
 )
 def test_what_is_no_constraint_is_refused_in_the_config(config, message):
     with pytest.raises(ValueError, match=message):
         build(AnyConstraint, config)
+
+
+def test_what_schemas_say_beside_values_is_let_pass():
+    """Titles, names of properties that look like keywords, and what is anybody's own."""
+    beside = {"title": "t", "description": "d", "default": 1, "examples": [1], "x-order": 1}
+    properties = {"typ": {"type": "string"} | beside, "nullable": {"$ref": "#/$defs/tpye"}}
+    constants = {"const": {"typ": 1}}
+    own = {"$schema": "x", "$id": "y", "$defs": {"tpye": constants}}
+    check_keywords({"properties": properties} | own)
+
+
+def test_files_of_constraints_are_named(tmp_path):
+    grammar, schema = tmp_path / "g.lark", tmp_path / "s.json"
+    grammar.write_bytes(b'start: "\xe9"')
+    schema.write_bytes(b'{"maximum": NaN}')
+    for flag, path in (("grammar", grammar), ("schema", schema)):
+        values = dict.fromkeys(("schema", "grammar", "regex", "choices")) | {flag: str(path)}
+        with pytest.raises(ValueError, match=f"{path.name}: no"):
+            read_constraint(argparse.Namespace(**values))
 
 
 def test_what_allows_nothing_is_refused(byte_level):

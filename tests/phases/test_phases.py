@@ -68,6 +68,16 @@ def test_a_phase_that_merges_starts_from_the_adapters_in_its_base(world, tmp_pat
         ([Phase("a"), Phase("b", {"stepz": 3})], r"stepz.*did you mean steps"),
         ([Phase("a"), Phase("b", {"steps": 0})], r"phases\[1\] \(b\): .*steps"),
         ([Phase("a"), Phase("b", {"method": {"kind": "ia3"}})], "phase 2 of 2, b: .*does not"),
+        ([Phase("a"), Phase("b", {"init_from": "/none"})], "phase 2 of 2, b: no checkpoint in"),
+        ([Phase("a" * 201)], "is longer than 200 bytes"),
+        (
+            [Phase("a", {"method": {"kind": "full"}}), Phase("b", merge=True)],
+            r"phases\[1\].merge: a trains the whole model \(full\)",
+        ),
+        (
+            [Phase("a", {"method": {"kind": "prompt"}}), Phase("b", merge=True)],
+            r"phases\[1\].merge: .*cannot be merged",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(world, tmp_path, phases, message):

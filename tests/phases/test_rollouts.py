@@ -90,6 +90,25 @@ def test_a_run_that_lost_its_second_round_comes_to_the_same_bits(world, whole):
     assert runs.open_run(whole).fingerprint == before and path.read_bytes() == text
 
 
+def test_rollouts_that_are_not_those_that_were_written_are_refused(world, whole):
+    """A file that lost its last lines is a file of fewer answers: nothing else would tell."""
+    path = whole / "rollouts" / "1_round0.jsonl"
+    about = path.with_suffix(".json")
+    lines, content = path.read_bytes().splitlines(keepends=True), about.read_bytes()
+    for damage, match in (
+        (lambda: path.write_bytes(b"".join(lines[:-1])), "round0.jsonl is damaged: remove"),
+        (lambda: path.write_bytes(lines[0].replace(b"1", b"2", 1)), "is damaged"),
+        (path.unlink, "round0.jsonl is gone: remove 1_round0.json"),
+        (lambda: about.write_bytes(content[:-9]), "round0.json is damaged: remove it"),
+    ):
+        damage()
+        with pytest.raises(ValueError, match=match):
+            train_phases(rounds(world), whole)
+        path.write_bytes(b"".join(lines))
+    about.write_bytes(content)
+    train_phases(rounds(world), whole)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

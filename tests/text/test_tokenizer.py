@@ -146,3 +146,9 @@ def test_a_tokenizer_that_opens_texts_with_a_space_is_known():
     spacing = tokenizer_lib.Tokenizer(backend, begin="<s>", end="<s>", pad="<s>")
     assert spacing.opens_with_space and spacing.encode("x") == [4]
     assert not tokenizer_lib.train(["some words"], 270).opens_with_space
+
+
+def test_text_that_is_none_is_named():
+    tokenizer = tokenizer_lib.train(["some words"] * 3, 300)
+    with pytest.raises(ValueError, match=r"'a\\ud800' is no Unicode text"):
+        tokenizer.encode("a\ud800")

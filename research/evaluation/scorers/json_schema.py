@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from research.evaluation.scorers.base import Scorer, Scores
+from research.generation.constraints.schema_keywords import check_keywords
 from research.runtime import unique_json
 
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
@@ -38,6 +39,7 @@ class JsonSchema(Scorer):
 
     def __post_init__(self) -> None:
         _validator(json.dumps(self.schema))
+        check_keywords(self.schema)
 
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         right = None if self.reference is None else _read_reference(record, self.reference)

@@ -12,6 +12,7 @@ from llguidance import LLMatcher
 
 from research.config.schema import build
 from research.generation.constraints.base import ConstraintConfig, check_grammar
+from research.generation.constraints.schema_keywords import check_keywords
 from research.generation.constraints.schema_sizes import SchemaSizes
 from research.runtime import unique_json
 
@@ -41,6 +42,7 @@ class SchemaConstraint(ConstraintConfig):
         except jsonschema.SchemaError as error:
             place = ".".join(map(str, error.absolute_path)) or "the whole"
             raise ValueError(f"schema: no JSON Schema: {place}: {error.message}") from None
+        check_keywords(self.schema)
         check_grammar(self.llguidance_text, "schema")
 
     @property
@@ -62,9 +64,8 @@ def read_schema(path: str) -> SchemaConstraint:
     Raises:
       FileNotFoundError, ValueError: it does not; says where.
     """
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        content = {"schema": unique_json.parse(text)}
+        content = {"schema": unique_json.parse(Path(path).read_bytes(), strict=True)}
     except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
     return build(SchemaConstraint, content, path)
