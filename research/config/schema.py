@@ -140,7 +140,7 @@ def _explain(cls: type, problem: Any, where: str) -> str:
         return f"{path}: missing; it has no default"
     if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
         fields = [fields_of(member).get("kind") for member in types_at(cls, location)]
-        kinds = [kind for field in fields for kind in typing.get_args(field)]
+        kinds = list(dict.fromkeys(kind for field in fields for kind in typing.get_args(field)))
         if problem["type"] == "union_tag_not_found":
             return f"{path}: say its `kind`, one of {', '.join(kinds)}"
         name = str(problem["ctx"]["tag"])

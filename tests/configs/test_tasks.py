@@ -40,7 +40,8 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("law:x", "law.py has no variants: leave :x out"),
+        ("education:x", "education.py has no variants: leave :x out"),
+        ("law:x", "law.py:x: there is nearest"),
         ("finance:x", "finance.py:x: there are constrained, retry"),
         ("code:x", "code.py:x: there is base"),
     ],
