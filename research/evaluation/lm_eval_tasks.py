@@ -8,7 +8,6 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,10 +15,12 @@ import numpy as np
 
 from research.checkpoints.runs import Run
 from research.config.suggestions import suggestion
+from research.evaluation.lm_eval_folder import check_folder
 from research.evaluation.questions import digest
 from research.evaluation.report import loaded_model
 from research.evaluation.results import Answer, TaskResult
 from research.models.cache import CacheKind
+from research.runtime import terminal
 from research.sharding import MeshConfig
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def open_tasks(tasks: HarnessTasks) -> dict[str, list[Any]]:
             f"--lm-eval needs lm-evaluation-harness ({error}): run tools/setup evaluate, and this "
             "again"
         ) from None
-    if tasks.folder is not None and not Path(tasks.folder).is_dir():
-        raise ValueError(f"--lm-eval-tasks {tasks.folder} is no folder")
+    if tasks.folder is not None and (functions := check_folder(tasks.folder)):
+        terminal.show(f"these run, as the task files say: {'; '.join(functions)}")
     # lm-eval's own ten thousand files take long to read: first the folder's alone
     for includes_all in (False, True) if tasks.folder else (True,):
         manager = TaskManager(include_path=tasks.folder, include_defaults=includes_all)
@@ -94,9 +95,10 @@ def open_tasks(tasks: HarnessTasks) -> dict[str, list[Any]]:
         matches = dict.fromkeys(name for each in names.values() for name in each)
         try:
             return {name: _load(manager, name) for name in matches}
-        except KeyError:  # what a group has, and the folder has not
+        except KeyError as error:  # what a group has, and the folder has not
             if includes_all:
-                raise
+                what = ", ".join(matches)
+                raise ValueError(f"lm-eval cannot open {what}: {error!r:.300}") from error
     there = suggestion(unknown[0], manager.all_tasks)
     raise ValueError(
         f"lm-eval has no task {unknown[0]!r}" + (there if "did you mean" in there else "")
@@ -109,7 +111,9 @@ def _load(manager: Any, name: str) -> list[Any]:
     except (KeyError, OSError):
         raise
     except Exception as error:  # whatever a task's file and its code raise
-        raise ValueError(f"lm-eval cannot open the task {name}: {error!r:.300}") from error
+        cause = f", from {error.__cause__!r:.300}" if error.__cause__ else ""
+        message = f"lm-eval cannot open the task {name}: {error!r:.300}{cause}"
+        raise ValueError(message) from error
     groups = loaded["groups"]
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
 
@@ -182,14 +186,19 @@ def _evaluate(model: HarnessModel, tasks: HarnessTasks, objects: Sequence[Any]) 
         shots = own_shots if tasks.shots is None else tasks.shots
         task.set_config(key="num_fewshot", value=shots or 0)
         task.set_fewshot_seed(seed=_EXAMPLES_SEED)
-    return evaluate(
-        lm=model,
-        task_dict=loaded,
-        limit=tasks.limit,
-        bootstrap_iters=0,
-        apply_chat_template=tasks.in_template,
-        fewshot_as_multiturn=tasks.in_template,
-    )
+    try:
+        return evaluate(
+            lm=model,
+            task_dict=loaded,
+            limit=tasks.limit,
+            bootstrap_iters=0,
+            apply_chat_template=tasks.in_template,
+            fewshot_as_multiturn=tasks.in_template,
+        )
+    except ValueError as error:
+        if not tasks.shots:
+            raise
+        raise ValueError(f"with --shots {tasks.shots}: {error}") from error
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
