@@ -47,7 +47,7 @@ def _nearest() -> dict:
     instruct = dict(kind="template", fields=dict(prompt=NOTICE))
     retrieval = dict(
         kind="bm25",
-        source=dict(kind="tfds", **sources.license_notices()),
+        source=sources.license_notices(),
         passages=4,
         max_tokens=512,
         passage_template="Notice:\n{text}\nLicence: {completion}",

@@ -58,11 +58,15 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 _DATA: Mapping[str, list[str]] = {"Experiment": ["data"], "DataConfig": []}
 # the class that is built -> where sources lie in it
 _SOURCES: Mapping[str, tuple[list[str], ...]] = {
-    "Experiment": (["data", "sources", "*"], ["phases", "*", "rollouts", "task", "source"]),
+    "Experiment": (
+        *(["data", "sources", "*"], ["start_data", "sources", "*"]),
+        ["phases", "*", "rollouts", "task", "source"],
+    ),
     "DataConfig": (["sources", "*"],),
     "Evaluation": (
         ["text", "sources", "*"],
         *(["choice", "source"], ["source"], ["tasks", "*", "source"]),
+        ["tasks", "*", "retrieval", "source"],
     ),
     "PreparationConfig": (["sources", "*"], ["contamination", "evaluations", "*", "source"]),
 }

@@ -10,6 +10,7 @@ from configs.tasks import house_style
 from research import cli
 from research.commands import tasks
 from research.config import cli as configs
+from research.config import schema
 from research.evaluation.in_training import evaluation_of
 from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
@@ -132,3 +133,12 @@ def test_the_solutions_of_the_code_task_pass_its_tests_and_others_do_not():
             answer = solution if variant else whole
             assert scorer.score(answer, question.record).values["code"] == 1, question.row
     assert scorer.score("    return None", question.record).values["code"] == 0
+
+
+def test_a_source_that_says_no_kind_is_a_dataset_wherever_it_stands():
+    law = configs.load(Evaluation, "configs/tasks/law.py:nearest").tasks["law"]
+    assert law.source.kind == law.retrieval.source.kind == "tfds"
+    start = dict(sources=[dict(name="graft_books")], sequence_length=8, batch_size=8)
+    experiment = configs.load(Experiment, "configs/quickstart/tune.py:full")
+    content = schema.to_dict(experiment) | dict(method=dict(kind="ewc"), start_data=start)
+    assert schema.build(Experiment, content).start_data.sources[0].kind == "tfds"
