@@ -28,6 +28,12 @@ def parameter_count(config: ModelConfig) -> int:
     return count(jax.eval_shape(lambda key: Transformer(key, config), jax.random.key(0)))
 
 
+def reading_flops(config: ModelConfig, length: int) -> float:
+    """FLOPs a token of reading rows of `length` with predictions, by the model without adapters."""
+    model = jax.eval_shape(lambda key: Transformer(key, config), jax.random.key(0))
+    return flops_per_token(config, model, (), length).forward
+
+
 @dataclasses.dataclass(frozen=True)
 class Flops:
     """FLOPs for one token of a row's text."""

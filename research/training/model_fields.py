@@ -45,12 +45,14 @@ class ModelFields:
     Attributes:
       name: "reference" or "teacher".
       path: where that model is.
+      flops: of a token that it reads.
       content: what its numbers depend on beside the data and the mesh, as JSON.
       open: reads the model onto the devices; called at most once.
     """
 
     name: str
     path: str
+    flops: float
     content: Mapping[str, Any]
     open: Callable[[], Compute]
 
@@ -111,7 +113,11 @@ def _values(
     values: dict[str, np.ndarray] = {}
     if is_missing:
         if jax.process_index() == 0:
-            show(f"{model.name:<10} of {examples.name}, by {model.path}")
+            tokens = config.sequence_length * len(plan)
+            show(
+                f"{model.name:<10} of {examples.name}, by {model.path}: {tokens:,} places, "
+                f"{tokens * model.flops:.3g} FLOPs, once"
+            )
         values = score_examples(rows, plan, data, fields, compute())
 
     def write(partial: Path) -> None:

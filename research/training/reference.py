@@ -12,6 +12,7 @@ import numpy as np
 
 from research.batch import Batch
 from research.config import schema
+from research.training.cost import reading_flops
 from research.training.heldout_loss import make_score
 from research.training.model_fields import Compute, ModelFields
 from research.training.program import Program
@@ -37,4 +38,6 @@ def reference_of(program: Program, make_initial: Callable[[], Any]) -> ModelFiel
         "base": initial.fingerprint if initial else None,
         "model": schema.to_dict(program.model_config),
     }
-    return ModelFields("reference", str(initial.path if initial else ""), content, open_model)
+    path = str(initial.path if initial else "")
+    flops = reading_flops(program.model_config, program.experiment.data.sequence_length)
+    return ModelFields("reference", path, flops, content, open_model)

@@ -19,6 +19,7 @@ from research.losses.distillation import top_tokens
 from research.models.sites import Context
 from research.step import last_hidden
 from research.text.tokenizer import Tokenizer
+from research.training.cost import reading_flops
 from research.training.model_fields import Compute, ModelFields
 from research.training.program import Program
 
@@ -100,7 +101,8 @@ def teacher_of(program: Program, teacher: Run) -> ModelFields:
         "top_k": top_k,
         "vocabulary": vocabulary,
     }
-    return ModelFields("teacher", str(teacher.path), content, open_model)
+    flops = reading_flops(model_config, experiment.data.sequence_length)
+    return ModelFields("teacher", str(teacher.path), flops, content, open_model)
 
 
 def _vocabulary(program: Program, teacher: Run) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from research.experiment import Experiment
 from research.losses import DPO, KTO, ORPO, CrossEntropy
 from research.methods import LoRA
 from research.objectives import LabelledAnswers, Preference, Supervised
+from research.training.cost import parameter_count
 from research.training.loop import train
 from research.training.metrics import read_metrics
 from research.training.opening import open_training
@@ -96,7 +98,7 @@ def test_every_loss_trains_and_is_measured(world, folder, tmp_path, loss, method
 
 @pytest.mark.heavy
 def test_the_reference_of_a_run_that_goes_on_with_an_adapter_is_that_adapter(
-    world, folder, tmp_path
+    world, folder, tmp_path, capsys
 ):
     lora = LoRA(rank=2)
     train(world.tuning(3, method=lora), tmp_path / "supervised")
@@ -105,6 +107,11 @@ def test_the_reference_of_a_run_that_goes_on_with_an_adapter_is_that_adapter(
     first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
     # the policy is its reference: see the bound of the whole run above
     np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-4)
+    # what its pass costs is said before: 2 FLOPs for each weight of a product, and attention
+    line = re.search(r"reference .*: ([\d,]+) places, (\S+) FLOPs, once", capsys.readouterr().out)
+    each = float(line[2]) / int(line[1].replace(",", ""))
+    products = parameter_count(tiny_run.MODEL)
+    assert 1.8 * products < each < 2.5 * products
 
 
 def test_two_betas_share_a_program_which_counts_the_second_pass_of_the_head(world, folder):
