@@ -128,7 +128,7 @@ class GenerationTask(AnsweredTask):
         for question in questions:
             for scorer in (*self.scorers, *self._step_scorers):
                 try:
-                    scorer.score("", question.record)
+                    scorer.check(question.record)
                 except ValueError as error:
                     raise ValueError(f"row {question.row}, {scorer.label}: {error}") from None
 

@@ -75,6 +75,10 @@ class Scorer:
         """What of this machine its scores depend on, as JSON: what is installed beside Graft."""
         return None
 
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raises ValueError, as `score` would, for a record whose answers could not be scored."""
+        self.score("", record)
+
     def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
         """Scores an answer to a record's question.
 

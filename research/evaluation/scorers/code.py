@@ -52,9 +52,18 @@ class Code(Scorer):
     def reads(self) -> frozenset[str]:
         return frozenset(filter(None, (self.reference, self.beginning)))
 
-    def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
-        tests = self._tests(record)
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Runs nothing of the record: a sandbox for each of many would take seconds."""
+        for number, test in enumerate(references(record, self.reference), start=1):
+            if error := _syntax_error(test):
+                raise ValueError(f"its {self.reference!r} are no Python (test {number}: {error})")
+        if self.beginning is not None and _entry_point(_text(record, self.beginning)) is None:
+            raise ValueError(f"its {self.beginning!r} is no beginning of a Python function")
         run.check()
+
+    def score(self, answer: str, record: Mapping[str, Any]) -> Scores:
+        self.check(record)
+        tests = references(record, self.reference)
         names = ["", "runs", "ends"]
         names += ["tests"] if isinstance(record[self.reference], list | tuple) else []
         values = {f"{self.label}/{name}".removesuffix("/"): 0.0 for name in names}
@@ -90,15 +99,6 @@ class Code(Scorer):
             text = _indented_part(text)
         program = beginning + text
         return _syntax_error(program) or program
-
-    def _tests(self, record: Mapping[str, Any]) -> list[str]:
-        tests = references(record, self.reference)
-        for number, test in enumerate(tests, start=1):
-            if error := _syntax_error(test):
-                raise ValueError(f"its {self.reference!r} are no Python (test {number}: {error})")
-        if self.beginning is not None and _entry_point(_text(record, self.beginning)) is None:
-            raise ValueError(f"its {self.beginning!r} is no beginning of a Python function")
-        return tests
 
     def _limits(self) -> run.Limits:
         names = [field.name for field in dataclasses.fields(run.Limits)]
