@@ -3,8 +3,10 @@
     graft train --config configs/finetune/smollm2_task.py:house_style --workdir runs/house_style
     graft evaluate --task house_style --run runs/house_style --against runs/smollm2
 
-Expected: not measured yet.
-Hardware: two CPU cores (AVX-512), Python 3.11, jax 0.10.2.
+Expected, of test questions, one seed: all of the house's rules are kept in 43% [32, 57] of 60, where
+the base keeps them in none; education 52.7% [44.8, 60.3] of 150, the base 48.7%, which is not told
+apart. docs/results/tasks.md has all of it; finance was not measured.
+Hardware: two CPU cores, Python 3.11, jax 0.10.2.
 
 The model reads and answers in its own chat template, as the base is asked. Every 20 steps it is
 asked 16 questions of the validation split, which shows what tuning changes as it goes; the step
@@ -30,7 +32,7 @@ def get_config(task: str = "house_style") -> ConfigDict:
         raise ValueError(f"smollm2_task.py:{task}: there are {', '.join(TASKS)}")
     module = importlib.import_module(f"configs.tasks.{task}")
     config = smollm2_lora.get_config()
-    config.steps = 60
+    config.steps = 40
     config.data = dict(
         sources=[module.source()],
         objective=dict(kind="chat"),
