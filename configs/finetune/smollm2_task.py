@@ -3,9 +3,9 @@
     graft train --config configs/finetune/smollm2_task.py:house_style --workdir runs/house_style
     graft evaluate --task house_style --run runs/house_style --against runs/smollm2
 
-Expected, of test questions, one seed: all of the house's rules are kept in 43% [32, 57] of 60, where
-the base keeps them in none; education 52.7% [44.8, 60.3] of 150, the base 48.7%, which is not told
-apart. docs/results/tasks.md has all of it; finance was not measured.
+Expected, of test questions, one seed: all of the house's rules are kept in 43% [32, 57] of 60, and
+in none by the base; education 52.7% [44.8, 60.3] of 150, the base 48.7%, which is not told apart.
+docs/results/tasks.md has all of it; finance was not measured.
 Hardware: two CPU cores, Python 3.11, jax 0.10.2.
 
 The model reads and answers in its own chat template, as the base is asked. Every 20 steps it is
