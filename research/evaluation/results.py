@@ -265,7 +265,7 @@ def read_result(content: Mapping[str, Any]) -> TaskResult:
         for number, answer in enumerate(content["answers"])
     ]
     cost = build(Cost, content.get("cost", {}), "cost")  # older files have none
-    steps = [build(StepUsage, step, "steps") for step in content.get("steps", ())]
+    steps = tuple(build(StepUsage, step, "steps") for step in content.get("steps", ()))
     counts = (content["truncated"], content["seconds"], content.get("tokens_read", 0))
     numbers = [*counts, cost.flops, *(score for each in answers for score in each.scores.values())]
     for number in numbers:
