@@ -43,7 +43,10 @@ def reexec_if_needed(argv: Sequence[str], layer: str = "") -> None:
                 paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
                 variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
                 signals.hold()
-                os.execve(python, [str(python), "-m", "research.cli", *argv], variables)
+                try:
+                    os.execve(python, [str(python), "-m", "research.cli", *argv], variables)
+                finally:
+                    signals.release()
             return
     if not is_installed:
         raise SystemExit("jax is not there: run tools/setup")

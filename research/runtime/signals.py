@@ -140,6 +140,11 @@ def hold() -> None:
         _program.is_heard.wait(SAME_SECONDS)
 
 
+def release() -> None:
+    """Hears signals again, those that came since `hold` too: no program took the place."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def set_ending(describe: Callable[[], str] | str, status: int | None = None) -> None:
     """Says what a signal's line tells from now on, after its name: what is saved, how to go on.
 

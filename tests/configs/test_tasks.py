@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import signal
 
 import pytest
 
@@ -85,6 +86,7 @@ def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tm
     with pytest.raises(SystemExit):
         cli.main(line)
     assert commands == [(str(python), ["-m", "research.cli", *line])]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # where it did not start, all are heard
 
 
 def test_a_task_with_a_training_split_is_tuned_on_as_it_is_asked():
