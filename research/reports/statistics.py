@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
 
 RESAMPLES = 4999  # quantiles at 2.5% are then stable to about a tenth of the interval's width
 SEED = 0  # the same numbers give the same interval in every report
@@ -123,8 +123,8 @@ def mean_interval(
     if len(numbers) < 2:
         raise ValueError(f"an interval of a mean needs at least two values, got {len(numbers)}")
     mean = float(numbers.mean())
-    error = float(stats.sem(numbers))
-    reach = error * float(stats.t.ppf((1 + confidence) / 2, len(numbers) - 1))
+    error = float(scipy.stats.sem(numbers))
+    reach = error * float(scipy.stats.t.ppf((1 + confidence) / 2, len(numbers) - 1))
     return Estimate(mean, mean - reach, mean + reach, len(numbers))
 
 
@@ -144,7 +144,7 @@ def share_interval(
         raise ValueError("shares must lie in [0, 1]")
     mean, error, degrees = cluster_mean(numbers, groups)
     rows = mean * (1 - mean) / error**2 if error > 0 else degrees + 1
-    weight = float(stats.t.ppf((1 + confidence) / 2, degrees)) ** 2 / rows
+    weight = float(scipy.stats.t.ppf((1 + confidence) / 2, degrees)) ** 2 / rows
     middle = (mean + weight / 2) / (1 + weight)
     reach = math.sqrt(weight * (mean * (1 - mean) + weight / 4)) / (1 + weight)
     return Estimate(mean, max(0.0, middle - reach), min(1.0, middle + reach), len(numbers))
@@ -193,7 +193,7 @@ def ratio_interval(
     if np.allclose(top, value * bottom, rtol=1e-12, atol=1e-12 * max(1.0, np.abs(top).max())):
         return Estimate(value, value, value, rows)  # every resample gives the same ratio
 
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         (top, bottom),
         _ratio,
         paired=True,
@@ -243,7 +243,7 @@ def paired_difference(
     both, neither = int((a * b).sum()), int(((1 - a) * (1 - b)).sum())
     interval = _newcombe(both, only_a, only_b, neither, confidence)
     discordant = only_a + only_b
-    p_value = float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    p_value = float(scipy.stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
     return PairedDifference(interval, p_value, only_a, only_b)
 
 
@@ -302,13 +302,13 @@ def detectable_difference(differences: ArrayLike, level: float = 0.05, power: fl
     numbers = _finite(differences, "differences")
     if len(numbers) < 2:
         raise ValueError("the power of a test needs at least two differences")
-    error, freedom = float(stats.sem(numbers)), len(numbers) - 1
-    limit = float(stats.t.ppf(1 - level / 2, freedom))
+    error, freedom = float(scipy.stats.sem(numbers)), len(numbers) - 1
+    limit = float(scipy.stats.t.ppf(1 - level / 2, freedom))
 
     def missing_power(effect: float) -> float:
-        return power - float(stats.nct.sf(limit, freedom, effect))
+        return power - float(scipy.stats.nct.sf(limit, freedom, effect))
 
-    return error * float(optimize.brentq(missing_power, 0.0, 50.0 * limit))
+    return error * float(scipy.optimize.brentq(missing_power, 0.0, 50.0 * limit))
 
 
 def repeats_needed(effect: float, level: float = 0.05, power: float = 0.8) -> int | None:
@@ -317,14 +317,14 @@ def repeats_needed(effect: float, level: float = 0.05, power: float = 0.8) -> in
     effect: the mean over the standard deviation. None: more than a thousand.
     """
     for count in range(2, 1001):
-        limit = float(stats.t.ppf(1 - level / 2, count - 1))
-        if float(stats.nct.sf(limit, count - 1, abs(effect) * math.sqrt(count))) >= power:
+        limit = float(scipy.stats.t.ppf(1 - level / 2, count - 1))
+        if float(scipy.stats.nct.sf(limit, count - 1, abs(effect) * math.sqrt(count))) >= power:
             return count
     return None
 
 
 def _wilson(count: int, rows: int, confidence: float) -> Estimate:
-    interval = stats.binomtest(count, rows).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(count, rows).proportion_ci(confidence, method="wilson")
     value = count / rows
     return Estimate(value, min(value, float(interval.low)), max(value, float(interval.high)), rows)
 
@@ -354,7 +354,7 @@ def _swap_test(differences: NDArray[np.float64]) -> float:
     differences = differences[differences != 0]
     if len(differences) < 2:
         return 1.0  # one cluster alone is equally far from zero with either sign
-    result = stats.permutation_test(
+    result = scipy.stats.permutation_test(
         (differences, -differences),
         lambda x, y, axis: x.sum(axis=axis),
         permutation_type="samples",

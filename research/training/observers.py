@@ -92,9 +92,7 @@ class TensorBoard(Observer):
 
     def __init__(self, folder: Path, first_step: int):
         """Opens a file in `folder`, which hides what files before it have of `first_step` on."""
-        # in this thread: two that import the package at once see half of it
-        import tensorboardX.event_file_writer  # noqa: F401
-
+        _import_tensorboardx()
         super().__init__("TensorBoard")
         self._folder = folder
         self.push(lambda: self._open(first_step))
@@ -134,6 +132,19 @@ class TensorBoard(Observer):
             self._lose(f"{path} was deleted while the run writes it")
         self._writer.write_event(event)
         self._writer._py_recordio_writer._writer.flush()  # without waiting for the disk
+
+
+def _import_tensorboardx() -> None:
+    """In the caller's thread: two that import the package at once see half of it. It would import
+    torch where that is installed, for seconds, and nothing here needs it."""
+    hides_torch = "torch" not in sys.modules
+    if hides_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tensorboardX.event_file_writer  # noqa: F401
+    finally:
+        if hides_torch:
+            del sys.modules["torch"]
 
 
 def show(text: str) -> None:
