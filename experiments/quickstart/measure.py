@@ -28,14 +28,15 @@ from research.data import builders
 from research.data.sources import open_source
 from research.evaluation import compression, tasks
 from research.evaluation.baselines import BASELINES
-from research.evaluation.report import scorer
+from research.evaluation.report import ask, loaded_model, read_evaluation
+from research.evaluation.results import MetricValues, TaskResult
+from research.evaluation.text_task import bits_per_byte
 from research.generation import decode
 from research.reports import statistics
 from research.reports.page import Sample
 from research.runtime.compilation_cache import enable_compilation_cache
 from research.training.metrics import read_metrics
 
-TextResults = Mapping[str, tasks.TextScores]
 NEW_TOKENS = 16
 BASELINE_NAMES = {
     "majority": "majority",
@@ -55,25 +56,26 @@ def measure(folder: Path, story: Story, overrides: Sequence[str] = ()) -> Result
     """
     enable_compilation_cache()
     ways = {way: load_tasks(story, way, overrides) for _, way in story.table_rows.values()}
-    text_task, choice_task = next(iter(ways.values()))
+    text_task, choice_task = parts_of(next(iter(ways.values())))
     names = dict.fromkeys(run for run, _ in story.table_rows.values())
     all_runs = {name: runs.open_run(folder / name) for name in names}
     trained_names = [name for name, run in all_runs.items() if run.experiment]
     summaries = {name: read_summary(folder / name) for name in trained_names}
     print("\nreading held-out text and asking licence questions ...", flush=True)
-    texts: dict[str, TextResults] = {}
-    answers: dict[str, tasks.Answers] = {}
+    texts: dict[str, TaskResult] = {}
+    answers: dict[str, TaskResult] = {}
     for row, (name, way) in story.table_rows.items():
         run = all_runs[name]
-        with scorer(run) as score:
-            if name not in texts:
-                texts[name] = tasks.score_text(score, text_task, run.tokenizer)
-            answers[row] = tasks.answer_questions(score, ways[way][1], run.tokenizer)
+        asked = [tasks.CHOICE] if name in texts else [tasks.CHOICE, tasks.TEXT]
+        with loaded_model(run) as model:
+            results = ask(model, read_evaluation(ways[way], run.tokenizer), asked)
+        answers[row] = results[tasks.CHOICE]
+        texts.setdefault(name, results.get(tasks.TEXT, answers[row]))
     before = texts[story.base]
     table = [base_row(summaries.get(story.base), before, folder / story.base)]
     for row, (name, way) in story.table_rows.items():
         if name == story.base:
-            table.append(prompted_row(row, answers[row], ways[way][1].shots))
+            table.append(prompted_row(row, answers[row], parts_of(ways[way])[1].shots))
         else:
             full_parameters = summaries["full"]["parameters"]
             row_of_run = tuned_row(row, answers[row], summaries[name], full_parameters)
@@ -84,8 +86,10 @@ def measure(folder: Path, story: Story, overrides: Sequence[str] = ()) -> Result
             table.append(row_of_run)
     baselines = baseline_rows(choice_task)
     table += [row for row, _ in baselines]
-    correct = [*(each.correct for each in answers.values()), *(right for _, right in baselines)]
-    add_quality(table[1:], correct, next(iter(answers.values())).groups)
+    right = [MetricValues.of(each.answers, "right") for each in answers.values()]
+    groups = right[0].groups
+    correct = [*(each.values == 1 for each in right), *(mask for _, mask in baselines)]
+    add_quality(table[1:], correct, None if groups is None else groups.astype(int))
     return Results(
         table=table,
         text=text_rows(text_task, before, all_runs[story.base]),
@@ -104,15 +108,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def load_tasks(
-    story: Story, way: str, overrides: Sequence[str]
-) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
-    evaluation = cli.load(tasks.Evaluation, f"{story.evaluate}:{way}", overrides)
+def load_tasks(story: Story, way: str, overrides: Sequence[str]) -> tasks.Evaluation:
+    return cli.load(tasks.Evaluation, f"{story.evaluate}:{way}", overrides)
+
+
+def parts_of(evaluation: tasks.Evaluation) -> tuple[tasks.TextTask, tasks.ChoiceTask]:
     assert evaluation.text is not None and evaluation.choice is not None
     return evaluation.text, evaluation.choice
 
 
-def base_row(summary: Mapping[str, Any] | None, text: TextResults, folder: Path) -> TableRow:
+def base_row(summary: Mapping[str, Any] | None, text: TaskResult, folder: Path) -> TableRow:
     """Row of the base: its cost, if it was trained here, and its bits per byte."""
     artifact, bits = stored_bytes(folder / "model"), pooled_bits_per_byte(text)
     if summary is None:
@@ -134,7 +139,7 @@ def base_row(summary: Mapping[str, Any] | None, text: TextResults, folder: Path)
     )
 
 
-def prompted_row(name: str, answers: tasks.Answers, shots: int) -> TableRow:
+def prompted_row(name: str, answers: TaskResult, shots: int) -> TableRow:
     """Row of the base without tuning, with worked examples in front of each question."""
     return TableRow(
         name=name,
@@ -148,13 +153,13 @@ def prompted_row(name: str, answers: tasks.Answers, shots: int) -> TableRow:
         flops=0,
         seconds=0,
         artifact=0,
-        answer_seconds=answers.seconds / len(answers.expected),
+        answer_seconds=answers.seconds / len(answers.answers),
         truncated=answers.truncated,
     )
 
 
 def tuned_row(
-    name: str, answers: tasks.Answers, summary: Mapping[str, Any], full_parameters: int
+    name: str, answers: TaskResult, summary: Mapping[str, Any], full_parameters: int
 ) -> TableRow:
     """Row of a run that was trained on the task."""
     return TableRow(
@@ -170,7 +175,7 @@ def tuned_row(
         flops=summary["flops"],
         seconds=summary["seconds"],
         peak_memory=summary["peak_memory_bytes"],
-        answer_seconds=answers.seconds / len(answers.expected),
+        answer_seconds=answers.seconds / len(answers.answers),
         truncated=answers.truncated,
     )
 
@@ -192,27 +197,35 @@ def add_quality(
         row.gain, row.gain_p_value = difference.difference, difference.p_value
 
 
-def pooled_bits_per_byte(text: TextResults) -> float:
+def documents(text: TaskResult) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and bytes of every document of all sources, in one order for all models."""
+    parts = [
+        (answer.scores[source] * answer.sizes[source], answer.sizes[source])
+        for source in bits_per_byte(text)
+        for answer in text.answers
+        if source in answer.scores
+    ]
+    bits, sizes = np.asarray(parts, float).T
+    return bits, sizes
+
+
+def pooled_bits_per_byte(text: TaskResult) -> float:
     """Bits per byte over all sources together."""
-    nats = sum(float(scores.nats.sum()) for scores in text.values())
-    return nats / np.log(2) / sum(scores.bytes for scores in text.values())
+    bits, sizes = documents(text)
+    return float(bits.sum() / sizes.sum())
 
 
-def forgetting(after: TextResults, before: TextResults) -> statistics.Estimate:
-    """Bits per byte of held-out pretraining text, after minus before, paired row by row."""
-    change = np.concatenate([after[name].nats - before[name].nats for name in before])
-    size = np.concatenate(
-        [np.full(len(scores.nats), scores.bytes / len(scores.nats)) for scores in before.values()]
-    )
-    return statistics.ratio_interval(change / np.log(2), size)
+def forgetting(after: TaskResult, before: TaskResult) -> statistics.Estimate:
+    """Bits per byte of held-out pretraining text, after minus before, paired by document."""
+    (bits, sizes), (bits_before, _) = documents(after), documents(before)
+    return statistics.ratio_interval(bits - bits_before, sizes)
 
 
 def baseline_rows(task: tasks.ChoiceTask) -> list[tuple[TableRow, np.ndarray]]:
     """Rows of the baselines, and a mask [N] of the test questions that each gets right."""
     train_source = open_source(task.source, "train")
-    test_source = open_source(task.source, task.split)
     train = [train_source[i] for i in range(len(train_source))]
-    test = [test_source[i] for i in tasks.question_rows(task, len(test_source))]
+    test = [question.record for question in task.read()]
     rows = []
     for name, baseline in BASELINES.items():
         predictions, cost = baseline(
@@ -236,31 +249,31 @@ def baseline_rows(task: tasks.ChoiceTask) -> list[tuple[TableRow, np.ndarray]]:
     return rows
 
 
-def text_rows(task: tasks.TextTask, scores: TextResults, base: Run) -> list[TextRow]:
+def text_rows(task: tasks.TextTask, result: TaskResult, base: Run) -> list[TextRow]:
     """Bits per byte of each kind of held-out text: the base, xz and the token models.
 
     The token models are fitted on the whole training split of all five kinds, of which the base
     has read a part.
     """
     tokenizer = base.tokenizer
-    documents = []
+    training = []
     for source in task.sources:
         train = open_source(source, "train")
         texts = [train[i]["text"] for i in range(len(train))]
-        documents += [np.asarray(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
-    unigram = compression.fit_unigram(documents, tokenizer.vocabulary_size, tokenizer.end_id)
+        training += [np.asarray(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
+    unigram = compression.fit_unigram(training, tokenizer.vocabulary_size, tokenizer.end_id)
     bigram = compression.fit_bigram(
-        documents, tokenizer.vocabulary_size, tokenizer.begin_id, tokenizer.end_id
+        training, tokenizer.vocabulary_size, tokenizer.begin_id, tokenizer.end_id
     )
-    rows = []
+    rows, asked, bits = [], task.prepare(tokenizer), bits_per_byte(result)
     for source in task.sources:
-        texts = tasks.heldout_texts(task, source, tokenizer)
+        texts = [each.record["text"] for each in asked if each.record["source"] == source.name]
         ids = [np.asarray(each, np.int32) for each in tokenizer.encode_batch(texts)]
         rows.append(
             TextRow(
                 kind=source.name.removeprefix("graft_"),
-                bytes=scores[source.name].bytes,
-                model=scores[source.name].bits_per_byte,
+                bytes=sum(len(text.encode()) for text in texts),
+                model=bits[source.name].value,
                 xz=compression.xz_bits_per_byte(texts),
                 unigram=compression.bits_per_byte(unigram.nats(ids), texts),
                 bigram=compression.bits_per_byte(bigram.nats(ids), texts),
@@ -269,12 +282,11 @@ def text_rows(task: tasks.TextTask, scores: TextResults, base: Run) -> list[Text
     return rows
 
 
-def task_facts(task: tasks.ChoiceTask, answers: Mapping[str, tasks.Answers]) -> TaskFacts:
+def task_facts(task: tasks.ChoiceTask, answers: Mapping[str, TaskResult]) -> TaskFacts:
     metadata = dict(builders.prepare_builder(task.source.name).info.metadata)
-    any_answers = next(iter(answers.values()))
     return TaskFacts(
-        labels=len(any_answers.labels),
-        questions=len(any_answers.expected),
+        labels=len(task.labels),
+        questions=len(next(iter(answers.values())).answers),
         cut={row: each.truncated for row, each in answers.items()},
         leak=metadata["leak"],
         key_verbatim=metadata["key_verbatim"],

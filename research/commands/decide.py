@@ -104,8 +104,7 @@ def _read(
         fields = Fields(arguments.question_field or "", arguments.answer_field or "", choices)
         name = re.sub(r"\W+", "_", Path(arguments.task).stem).strip("_")
         return name, read_file(arguments.task, tokenizer, fields)
-    names = [*evaluation.tasks, *(["choice"] if evaluation.choice else [])]
-    name = arguments.part or arguments.task or next(iter(names), "")
+    name = arguments.part or arguments.task or next(iter(evaluation.all_tasks), "")
     return name.replace(":", "_"), read_task(evaluation, arguments.part)
 
 

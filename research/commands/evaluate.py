@@ -62,10 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_main_process = distributed.initialize() if arguments.distributed else True
         _check_places(arguments, is_main_process)
         evaluate = lm_eval_flags.evaluator(evaluation, arguments)
-        if arguments.against and not (arguments.lm_eval or evaluation.choice or evaluation.tasks):
-            raise ValueError(
-                "--against compares answers, and the config has no `choice` or `tasks`"
-            )
         run = runs.open_run(arguments.run, arguments.base)
         report: dict[str, Any] = {"run": str(run.path), "fingerprint": run.fingerprint}
         if arguments.adapter:
@@ -76,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # looked at before anything is asked
         ask_other = None
         if arguments.against:
-            only_questions = dataclasses.replace(evaluation, text=None)
-            ask_other = _open_other(arguments.against, lambda run: evaluate(run, only_questions))
+            ask_other = _open_other(arguments.against, lambda run: evaluate(run, evaluation))
         results = evaluate(run, evaluation, arguments.adapter)
         report |= results.to_dict()
         for name, result in results.tasks.items():
@@ -195,8 +190,6 @@ def _write_page(
         arguments.page,
         f"{arguments.task or arguments.lm_eval or arguments.config}, asked of {arguments.run}",
         tasks,
-        bits_per_byte=report.get("bits_per_byte"),
-        text_costs=report.get("text_costs"),
         against=(str(arguments.against), others, differences) if arguments.against else None,
         otherwise=otherwise,
         warnings=report.get("training_overlap", ()),
@@ -208,8 +201,6 @@ def _show_results(report: Mapping[str, Any], tasks: Mapping[str, TaskResult]) ->
     for task, result in tasks.items():
         _show_result(task, result)
     _show_aggregates(report.get("lm_eval", {}), tasks)
-    for name, bits in report.get("bits_per_byte", {}).items():
-        show(f"{name}: {bits:.3f} bits per byte")
     for line in report.get("training_overlap", ()):
         show(f"warning: {line}")
 
@@ -257,11 +248,24 @@ def _describe(cost: Cost) -> str:
     return "".join(f", {of}{format_si(number)}{unit}" for of, number, unit in parts if number)
 
 
+def _show_bits(result: TaskResult) -> None:
+    """A line a source of held-out text."""
+    from research.evaluation.text_task import bits_per_byte, perplexity
+
+    for source, bits in bits_per_byte(result).items():
+        show(
+            f"{source}: {bits:.3f} bits per byte, perplexity {perplexity(result, source):.2f} a "
+            f"token; {bits.n:,} document{'' if bits.n == 1 else 's'}"
+        )
+
+
 def _show_result(task: str, result: TaskResult) -> None:
     """A line a metric, and what was cut or could not be read."""
     from research.evaluation.breakdown import never_given
 
-    for name, estimate in result.metrics.items():
+    if result.is_text:
+        _show_bits(result)
+    for name, estimate in () if result.is_text else result.metrics.items():
         show(f"{task}, {name}: {estimate:.1%} % of {estimate.n}")
     counts = {
         "questions cut to the window": result.truncated,

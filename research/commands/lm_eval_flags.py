@@ -66,7 +66,7 @@ def evaluator(
     if not arguments.lm_eval:
         settings = {"cache": default_cache(), "is_fresh": arguments.fresh}
         return functools.partial(evaluate_run, **settings, looks_for_training=True)
-    if evaluation.text or evaluation.choice or evaluation.tasks:
+    if evaluation.all_tasks:
         raise ValueError(
             "--lm-eval takes of a config its `mesh` and `cache_dtype` alone: evaluate its tasks "
             "apart"

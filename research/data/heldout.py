@@ -59,6 +59,14 @@ class HeldOut:
         # which rows of the split are read
         self.source_rows = np.unique(examples.row_of(np.flatnonzero(is_read)))
         self.documents = len(self.source_rows)
+        # of each document [documents]
+        read = np.flatnonzero(is_read)
+        numbers = np.searchsorted(self.source_rows, examples.row_of(read))
+        sizes = np.zeros_like(examples.trained) if examples.bytes is None else examples.bytes
+        self.document_tokens, self.document_bytes = (
+            np.bincount(numbers, each[read], self.documents).astype(np.int64)
+            for each in (examples.trained, sizes)
+        )
         # Places that are trained on, and the UTF-8 bytes of the text that they spell (0 where an
         # objective has no bits per byte).
         self.tokens = int(examples.trained[is_read].sum())
@@ -91,6 +99,16 @@ class HeldOut:
         if self.adapter is not None:
             fields["adapter"] = np.full(size, self.adapter, np.int32)
         return Batch(**fields)
+
+    def documents_of(self, index: int) -> list[np.ndarray]:
+        """Of each row of batch `index` the numbers of its segments' documents, in their order."""
+        size, plan = self._config.batch_size, self.rows.plan
+        numbers = []
+        for row in range(index * size, min((index + 1) * size, len(self.rows))):
+            examples = plan.examples[plan.offsets[row] : plan.offsets[row + 1]]
+            rows = self.rows.examples.row_of(examples)
+            numbers.append(np.searchsorted(self.source_rows, rows))
+        return numbers
 
     def batches(self) -> Iterator[Batch]:
         """All batches in order."""

@@ -55,7 +55,7 @@ class Asker:
         run, name = runs.open_run(way.base.path), self._problem.name
         evaluation = Evaluation(tasks={name: way.task(self._problem, split, max_questions)})
         load = functools.partial(self._model, run)
-        return evaluate_run(run, evaluation, cache=self._cache, load=load).results[name]
+        return evaluate_run(run, evaluation, cache=self._cache, load=load).tasks[name]
 
     def close(self) -> None:
         """Lets go of the model in memory."""

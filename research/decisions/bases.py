@@ -78,9 +78,7 @@ def _bits_per_byte(run: Run, path: Path) -> float:
     text = TextTask(
         sources=(source,), split="train", max_tokens=TEXT_TOKENS, sequence_length=_LENGTH
     )
-    report = evaluate_run(run, Evaluation(text=text))
-    assert report.bits_per_byte is not None
-    return report.bits_per_byte["domain"]
+    return evaluate_run(run, Evaluation(text=text)).bits_per_byte["domain"]
 
 
 def _parameter_count(run: Run) -> int:

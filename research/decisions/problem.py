@@ -19,10 +19,11 @@ from research.data.sources.transforms import Template
 from research.decisions.metrics import choose_metric
 from research.decisions.rows import VALIDATION, Record, Rows, Sizes, split_rows, write_rows
 from research.decisions.templates import PLACE, PromptTemplate, Shot
+from research.evaluation.choice_task import ChoiceTask
 from research.evaluation.multiple_choice import LETTERS, MultipleChoice
 from research.evaluation.question_task import QuestionTask
 from research.evaluation.questions import read_questions
-from research.evaluation.tasks import ChoiceTask, Evaluation, read_labels
+from research.evaluation.tasks import Evaluation
 from research.objectives import Supervised
 from research.runtime import files
 from research.text.tokenizer import Tokenizer
@@ -219,9 +220,7 @@ def write_examples(folder: Path, examples: Sequence[Shot]) -> None:
 
 def _choose_task(evaluation: Evaluation, part: str | None) -> tuple[QuestionTask, PromptTemplate]:
     """The task that is decided about, and how it writes a question."""
-    tasks: dict[str, Any] = dict(evaluation.tasks)
-    if evaluation.choice is not None:
-        tasks["choice"] = evaluation.choice
+    tasks = {name: task for name, task in evaluation.all_tasks.items() if task.asks_questions}
     if not tasks:
         raise ValueError("the config asks no questions: it has neither `tasks` nor `choice`")
     if part is None and len(tasks) > 1:
@@ -236,7 +235,7 @@ def _choose_task(evaluation: Evaluation, part: str | None) -> tuple[QuestionTask
     if isinstance(task, ChoiceTask):
         task = MultipleChoice(
             task.source,
-            labels=tuple(read_labels(task.source)),
+            labels=tuple(task.labels),
             reference="completion",
             split=task.split,
             batch_size=task.batch_size,

@@ -32,7 +32,7 @@ from research.runtime.code_hash import code_hash
 # What loads a model, asks it and scores its answers.
 _CODE = ("research.evaluation.report",)
 # What is asked: the questions themselves stand for it.
-_OF_QUESTIONS = ("source", "split", "max_questions", "group", "breakdown")
+_OF_QUESTIONS = ("source", "sources", "split", "max_questions", "group", "breakdown")
 _ABOUT = "about.json"
 
 

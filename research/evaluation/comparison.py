@@ -8,14 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from research.evaluation.results import Answer, TaskResult, estimate, metric_values, read_result
+from research.evaluation.results import Answer, MetricValues, TaskResult, estimate, read_result
 from research.reports.statistics import (
     Estimate,
     PairedDifference,
     holm,
-    mean_interval,
-    paired_difference,
-    swap_test,
 )
 from research.runtime import unique_json
 
@@ -63,7 +60,7 @@ def compare(
             if len(having) > 1:
                 pair = [answers[i] for i in having], [others[i] for i in having]
                 rows.append((name, metric, *pair))
-    tests = [_test(metric, *pair) for _, metric, *pair in rows]
+    tests = [MetricValues.of(a, m).less(MetricValues.of(b, m)) for _, m, a, b in rows]
     corrected = holm([test.p_value for test in tests])
     return [
         MetricDifference(name, metric, estimate(a, metric), estimate(b, metric), test, p_value)
@@ -116,10 +113,3 @@ def _pair(name: str, first: TaskResult, second: TaskResult) -> tuple[list[Answer
     order = np.argsort(np.argsort(one, kind="stable"), kind="stable")
     others = [second.answers[i] for i in np.argsort(other, kind="stable")]
     return list(first.answers), [others[i] for i in order]
-
-
-def _test(metric: str, first: list[Answer], second: list[Answer]) -> PairedDifference:
-    (a, groups), (b, _) = metric_values(first, metric), metric_values(second, metric)
-    if np.isin([a, b], (0, 1)).all():
-        return paired_difference(a, b, groups=groups)
-    return PairedDifference(mean_interval(a - b, groups=groups), swap_test(a - b, groups), 0, 0)

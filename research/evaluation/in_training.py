@@ -17,19 +17,17 @@ from research.checkpoints.checkpoint import Checkpoint
 from research.checkpoints.runs import Run
 from research.config import schema
 from research.data.pipeline import Pipeline
-from research.data.sources import open_source
-from research.evaluation import tasks
 from research.evaluation.answer_cache import digest_questions
 from research.evaluation.questions import digest
 from research.evaluation.report import (
     EvaluationQuestions,
-    Report,
     ask,
     check_head,
     model_to_ask,
     read_evaluation,
 )
-from research.evaluation.tasks import Evaluation, TextTask
+from research.evaluation.results import TaskResult
+from research.evaluation.tasks import Evaluation
 from research.evaluation.training_overlap import check_questions
 from research.experiment import Experiment
 from research.generation.responders import Responder
@@ -65,39 +63,23 @@ class TasksInTraining:
     @functools.cached_property
     def keys(self) -> dict[str, str]:
         """Task, or `bits_per_byte` -> what identifies all that it asks."""
-        evaluation, keys = self.questions.evaluation, {}
-        for name, questions in self.questions.tasks.items():
-            task = evaluation.tasks[name]
-            keys[name] = digest([task.settings, task.key, digest_questions(questions)])
-        for name, part, splits in (
-            ("choice", evaluation.choice, ("train", getattr(evaluation.choice, "split", ""))),
-            ("bits_per_byte", evaluation.text, (getattr(evaluation.text, "split", ""),)),
-        ):
-            if part is not None:
-                sources = part.sources if isinstance(part, TextTask) else (part.source,)
-                marks = [
-                    open_source(each, split).fingerprint for each in sources for split in splits
-                ]
-                settings = schema.to_dict(part)
-                for place in ("source", "sources"):  # their content stands for them
-                    settings.pop(place, None)
-                keys[name] = digest([settings, marks])
-        return keys
+        return {
+            name: digest([task.settings, task.key, digest_questions(self.questions.tasks[name])])
+            for name, task in self.questions.evaluation.all_tasks.items()
+        }
 
     def describe(self) -> str:
         """What is asked, and how many questions that are."""
-        counts = {name: len(questions) for name, questions in self.questions.tasks.items()}
-        if self.questions.choice is not None:
-            counts["choice"] = len(self.questions.choice.prompts)
-        parts = [f"{name}, {count:,} questions" for name, count in counts.items()]
-        if (text := self.questions.evaluation.text) is not None:
-            parts.append(f"bits per byte of {', '.join(source.name for source in text.sources)}")
+        parts = []
+        for name, task in self.questions.evaluation.all_tasks.items():
+            what = "questions" if task.asks_questions else "texts"
+            parts.append(f"{name}, {len(self.questions.tasks[name]):,} {what}")
         return "; ".join(parts)
 
     def __call__(self, model: Transformer) -> dict[str, float]:
         dtype = self.questions.evaluation.cache_dtype
-        report = ask(model_to_ask(model, self.rows, self.responder, dtype), self.questions)
-        return distributed.share_numbers(metrics_of(report))
+        results = ask(model_to_ask(model, self.rows, self.responder, dtype), self.questions)
+        return distributed.share_numbers(metrics_of(results))
 
 
 def evaluation_of(experiment: Experiment) -> Evaluation | None:
@@ -138,24 +120,20 @@ def open_tasks(program: Program, data: Pipeline) -> TasksInTraining:
     )
     responder, names = Responder(run), []
     check_head(responder, questions)
-    if evaluation.text is not None:
-        names += [f"bits_per_byte/{source.name}" for source in evaluation.text.sources]
-    if evaluation.choice is not None:
-        names.append("choice/right")
-    for name, task in evaluation.tasks.items():
+    for name, task in evaluation.all_tasks.items():
         try:
             task.check_model(responder, questions.tasks[name])
         except ValueError as error:
-            raise ValueError(f"{_WHERE}.tasks.{name}: {error}") from None
+            raise ValueError(f"{_WHERE}.{evaluation.path_of(name)}: {error}") from None
         names += [f"{name}/{metric}" for metric in task.metric_names(questions.tasks[name])]
     check_questions(_question_rows(questions), data, experiment.checks.overlap)
     return TasksInTraining(questions, responder, program.batch_sharding, tuple(names))
 
 
-def metrics_of(report: Report) -> dict[str, float]:
-    """`TASK/METRIC` with its 95% interval (`_low`, `_high`), `TASK/seconds`, and bits per byte."""
-    metrics = {f"bits_per_byte/{name}": bits for name, bits in (report.bits_per_byte or {}).items()}
-    for task, result in report.tasks.items():
+def metrics_of(results: Mapping[str, TaskResult]) -> dict[str, float]:
+    """`TASK/METRIC` with its 95% interval (`_low`, `_high`), and `TASK/seconds`."""
+    metrics = {}
+    for task, result in results.items():
         for name, estimate in result.metrics.items():
             metrics[f"{task}/{name}"] = estimate.value
             metrics[f"{task}/{name}_low"] = estimate.low
@@ -173,19 +151,12 @@ def _check_fits(evaluation: Evaluation, program: Program) -> None:
             f"{_WHERE}: a bank has an adapter for each row, and no model of its own to ask; "
             "measure its adapters with graft evaluate --adapter NAME"
         )
-    reserved_names = {"choice", "bits_per_byte"} & set(evaluation.tasks)
-    if reserved_names:
-        raise ValueError(
-            f"{_WHERE}.tasks.{min(reserved_names)}: a metric has this name; choose another"
-        )
     shards = sharding.batch_shards(program.mesh, program.experiment.sharding_rules)
-    parts: dict[str, Any] = {f"tasks.{name}": task for name, task in evaluation.tasks.items()}
-    parts |= {"choice": evaluation.choice, "text": evaluation.text}
-    for name, part in parts.items():
-        if part is not None and part.batch_size % shards:
+    for name, task in evaluation.all_tasks.items():
+        if task.batch_size % shards:
             raise ValueError(
-                f"{_WHERE}.{name}.batch_size {part.batch_size} does not divide over {shards} "
-                "devices of the run's mesh"
+                f"{_WHERE}.{evaluation.path_of(name)}.batch_size {task.batch_size} does not divide "
+                f"over {shards} devices of the run's mesh"
             )
 
 
@@ -193,18 +164,10 @@ def _question_rows(
     questions: EvaluationQuestions,
 ) -> dict[str, Sequence[tuple[int, Mapping[str, Any]]]]:
     """Path in the config -> row and record of each of its questions or texts."""
-    rows_by_task: dict[str, Sequence[tuple[int, Mapping[str, Any]]]] = {}
-    for name, of_task in questions.tasks.items():
-        rows_by_task[f"{_WHERE}.tasks.{name}"] = [
-            (each.row, {"messages": list(each.conversation.messages)}) for each in of_task
+    evaluation = questions.evaluation
+    return {
+        f"{_WHERE}.{evaluation.path_of(name)}": [
+            (each.row, task.trained_record(each)) for each in questions.tasks[name]
         ]
-    if (choice := questions.choice) is not None:
-        rows_by_task[f"{_WHERE}.choice"] = [*zip(choice.row_numbers, choice.rows, strict=True)]
-    if (text := questions.evaluation.text) is not None:
-        for source in text.sources:
-            rows = tasks.open_text(text, source, questions.tokenizer).source_rows
-            data = open_source(source, text.split)
-            rows_by_task[f"{_WHERE}.text, {source.name}"] = [
-                (int(row), data[int(row)]) for row in rows
-            ]
-    return rows_by_task
+        for name, task in evaluation.all_tasks.items()
+    }

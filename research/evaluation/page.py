@@ -25,6 +25,7 @@ from research.evaluation.breakdown import (
 from research.evaluation.comparison import MetricDifference
 from research.evaluation.examples import differing, failures
 from research.evaluation.results import TaskResult
+from research.evaluation.text_task import bits_per_byte, perplexity
 from research.reports import canvas, page
 from research.reports.markup import render
 from research.reports.statistics import Estimate
@@ -40,8 +41,6 @@ def write(
     title: str,
     results: Mapping[str, TaskResult],
     *,
-    bits_per_byte: Mapping[str, float] | None = None,
-    text_costs: Mapping[str, Mapping[str, float]] | None = None,
     against: tuple[str, Mapping[str, TaskResult], Sequence[MetricDifference]] | None = None,
     otherwise: Sequence[str] = (),
     warnings: Sequence[str] = (),
@@ -52,20 +51,19 @@ def write(
     Args:
       path: a file on a disk.
       results: task -> its answers.
-      bits_per_byte: source -> of its held-out text.
-      text_costs: what these cost, as `Report.text_costs`.
       against: what the other model is called, its answers, and the differences.
       otherwise: what the other was asked otherwise by, a line a setting.
       warnings: what a reader must know of the results, a line each.
       provenance: of the results, for the foot of the page.
     """
     sections = [page.section("To know first", *warnings)] if warnings else []
-    sections += [_summary(results)] if results else []
-    if bits_per_byte:
-        sections.append(_text(bits_per_byte, text_costs or {}))
+    texts = {name: result for name, result in results.items() if result.is_text}
+    asked = {name: result for name, result in results.items() if not result.is_text}
+    sections += [_summary(asked)] if asked else []
+    sections += [_text(name, result) for name, result in texts.items()]
     if against is not None:
         sections.append(_against(*against, otherwise))
-    for name, result in results.items():
+    for name, result in asked.items():
         sections.append(_task(name, result))
         if against is not None and name in against[1]:
             sections.append(differing(name, result, against[0], against[1][name]))
@@ -76,7 +74,7 @@ def write(
         path,
         title,
         *sections,
-        finding=_finding(results),
+        finding=_finding(asked) if asked else _finding_of_text(texts),
         provenance={**(provenance or {}), **settings},
         stylesheet="evaluation/style.css",
     )
@@ -88,6 +86,16 @@ def _finding(results: Mapping[str, TaskResult]) -> str:
     for name, result in results.items():
         for metric, value in list(result.metrics.items())[:1]:
             parts.append(f"{name}: {metric} {value:.1%} % of {value.n:,}")
+    return "; ".join(parts[:4]) + ("." if len(parts) < 5 else f"; and {len(parts) - 4} more.")
+
+
+def _finding_of_text(results: Mapping[str, TaskResult]) -> str:
+    """Bits per byte of every source, in a sentence."""
+    parts = [
+        f"{source}: {bits:.3f} bits per byte"
+        for result in results.values()
+        for source, bits in bits_per_byte(result).items()
+    ]
     return "; ".join(parts[:4]) + ("." if len(parts) < 5 else f"; and {len(parts) - 4} more.")
 
 
@@ -126,22 +134,24 @@ def _span(value: Estimate | float) -> Markup | None:
     )
 
 
-def _text(
-    bits_per_byte: Mapping[str, float], text_costs: Mapping[str, Mapping[str, float]]
-) -> Markup:
-    empty = dict.fromkeys(("tokens", "seconds", "flops"))
+def _text(name: str, result: TaskResult) -> Markup:
     rows = [
-        {"source": name, "bits": bits, **empty, **text_costs.get(name, {})}
-        for name, bits in bits_per_byte.items()
+        {
+            "source": source,
+            "bits": bits,
+            "perplexity": perplexity(result, source),
+            "documents": bits.n,
+        }
+        for source, bits in bits_per_byte(result).items()
     ]
     columns = [
         Column("source", "source"),
         Column("bits", "bits per byte", format=".3f"),
-        Column("tokens", "tokens"),
-        Column("seconds", "time", "s", format=".1f"),
-        Column("flops", "FLOP", format="si"),
+        Column("perplexity", "perplexity of a token", format=".2f"),
+        Column("documents", "documents"),
     ]
-    return page.section("Held-out text", table(rows, columns))
+    caption = "Lower is better. Intervals of 95 %, documents resampled."
+    return page.section(f"Held-out text: {name}", table(rows, columns, caption))
 
 
 def _against(

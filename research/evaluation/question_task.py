@@ -36,7 +36,7 @@ from research.training.cost import ForwardFlops, forward_flops
 from research.training.heldout_loss import Score
 
 # of a task's config: which questions, and how many at a time
-_NO_SETTINGS = ("source", "split", "max_questions", "group", "breakdown", "batch_size")
+_NO_SETTINGS = ("source", "sources", "split", "max_questions", "group", "breakdown", "batch_size")
 
 
 def settings_of(task: Any) -> dict[str, Any]:
@@ -96,6 +96,8 @@ class QuestionTask:
     objective: ObjectiveConfig | None
     # Tokens that a question may have, where `objective` writes it.
     sequence_length: int
+    # Questions that are put to the model at a time.
+    batch_size: int
     # Field of records, where they have it: those that share it (near duplicates, questions on one
     # passage) are not independent, and intervals are the wider for it.
     group: str | None
@@ -107,6 +109,13 @@ class QuestionTask:
     is_written = False
     # Whether it is asked of a head for classes or a number, which says no tokens.
     asks_head = False
+    # Whether what it asks are questions, and no plain text.
+    asks_questions = True
+
+    @property
+    def splits(self) -> list[tuple[SourceConfig, str]]:
+        """The splits of sources that it reads."""
+        return [(self.source, self.split)]
 
     @property
     def is_shared(self) -> bool:
@@ -187,6 +196,18 @@ class QuestionTask:
           ValueError: it asks nothing; names the row.
         """
         return question_of(record, row, name)
+
+    def prepare(self, tokenizer: Tokenizer) -> list[Question]:
+        """The questions as models of a tokenizer are asked them.
+
+        Raises:
+          ValueError: as `read` and `retrieve` do.
+        """
+        return self.retrieve(self.read(), tokenizer)
+
+    def trained_record(self, question: Question) -> Mapping[str, Any]:
+        """The record that must not be trained on where this is asked."""
+        return {"messages": list(question.conversation.messages)}
 
     def retrieve(self, questions: Sequence[Question], tokenizer: Tokenizer) -> list[Question]:
         """The questions with what is retrieved for each, as they are where nothing is.

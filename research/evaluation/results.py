@@ -15,9 +15,17 @@ import numpy as np
 from research.config.schema import build
 from research.evaluation.calibration import Calibration, calibrate
 from research.evaluation.errors import Errors, measure_errors
-from research.reports.statistics import Estimate, score_interval
+from research.reports.statistics import (
+    Estimate,
+    PairedDifference,
+    mean_interval,
+    paired_difference,
+    ratio_interval,
+    score_interval,
+    swap_test,
+)
 
-# Things that one answer is the mean of, at most: instructions of a prompt, tokens of a text.
+# Things that one answer is the mean of, at most: instructions of a prompt.
 _MAX_WEIGHT = 1_000_000
 
 
@@ -29,7 +37,7 @@ class Answer:
     answer: str
     # the same for the same question and right answer, in any result
     digest: str
-    # metric -> number, the higher the better
+    # metric -> number, the higher the better, but for bits and nats of text
     scores: Mapping[str, float]
     # of its question: near duplicates, or what else answers are told apart by; None: its own
     group: str | None = None
@@ -62,6 +70,8 @@ class Answer:
     # as in `scorers.Scores`
     weights: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unscored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    # of a metric that is a rate, such as bits per byte: of how many bytes
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +156,15 @@ class TaskResult:
 
     @functools.cached_property  # intervals of groups are resampled thousands of times
     def metrics(self) -> dict[str, Estimate]:
-        """Metric -> mean with its interval, over the answers that have it; two at least."""
+        """Metric -> mean with its interval, over the answers that have it; two at least, or one
+        document."""
         names = dict.fromkeys(name for answer in self.answers for name in answer.scores)
         having = {name: [a for a in self.answers if name in a.scores] for name in names}
-        return {name: estimate(each, name) for name, each in having.items() if len(each) > 1}
+        return {
+            name: estimate(each, name)
+            for name, each in having.items()
+            if len(each) > 1 or self.is_text
+        }
 
     @property
     def calibration(self) -> Calibration | None:
@@ -160,6 +175,11 @@ class TaskResult:
             return None
         confidences = np.asarray([answer.confidence for answer in sure])
         return calibrate(confidences, np.asarray([answer.scores[metric] for answer in sure]))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its answers are documents, of which the model predicted every token."""
+        return self.settings.get("kind") == "text"
 
     @property
     def errors(self) -> Errors | None:
@@ -274,6 +294,8 @@ def read_result(content: Mapping[str, Any]) -> TaskResult:
     for answer in answers:
         if not all(0 < weight <= _MAX_WEIGHT for weight in answer.weights.values()):
             raise ValueError(f"weights {dict(answer.weights)!r:.60}")
+        if not all(size > 0 for size in answer.sizes.values()):
+            raise ValueError(f"sizes {dict(answer.sizes)!r:.60}")
     return TaskResult(answers, *counts, content["settings"], cost, steps)
 
 
@@ -283,20 +305,60 @@ def groups_of(answers: Sequence[Answer]) -> np.ndarray | None:
     return None if None in names else np.asarray(names)
 
 
-def metric_values(answers: Sequence[Answer], name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values [N] of a metric that all answers have, and the group of each.
+@dataclasses.dataclass(frozen=True)
+class MetricValues:
+    """A metric that N answers have."""
 
-    An answer counts as often as there are things whose mean it has; they are a group of their own.
-    """
-    values, groups = np.asarray([answer.scores[name] for answer in answers]), groups_of(answers)
-    counts = [answer.weights.get(name, 1) for answer in answers]
-    if set(counts) == {1}:
-        return values, groups
-    groups = np.arange(len(answers)) if groups is None else groups
-    return np.repeat(values, counts), np.repeat(groups, counts)
+    values: np.ndarray  # [N]
+    counts: np.ndarray  # [N] `Answer.weights`
+    sizes: np.ndarray | None  # [N] `Answer.sizes`; None: it is no rate
+    groups: np.ndarray | None  # [N]; None: each answer is its own
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], name: str) -> MetricValues:
+        """Of a metric that all answers have."""
+        values = np.asarray([answer.scores[name] for answer in answers])
+        counts = np.asarray([answer.weights.get(name, 1) for answer in answers])
+        sizes = np.asarray([answer.sizes.get(name, 0) for answer in answers], float)
+        return cls(values, counts, sizes if sizes.any() else None, groups_of(answers))
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean: a share where it is 0 or 1, and a rate over all that it is a rate of."""
+        if self.sizes is not None:
+            return _rate(self.values * self.sizes, self.sizes, self.groups)
+        return score_interval(*self.apart)
+
+    @property
+    def apart(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """An answer as often as there are things whose mean it has; they are a group of their
+        own."""
+        if set(self.counts.tolist()) == {1}:
+            return self.values, self.groups
+        groups = np.arange(len(self.values)) if self.groups is None else self.groups
+        return np.repeat(self.values, self.counts), np.repeat(groups, self.counts)
+
+    def less(self, other: MetricValues) -> PairedDifference:
+        """The difference from the same answers of another model."""
+        if self.sizes is not None:
+            change = (self.values - other.values) * self.sizes
+            mean = _rate(change, self.sizes, self.groups)
+            p_value = swap_test(change, self.groups) if len(change) > 1 else 1.0
+            return PairedDifference(mean, p_value, 0, 0)
+        (a, groups), (b, _) = self.apart, other.apart
+        if np.isin([a, b], (0, 1)).all():
+            return paired_difference(a, b, groups=groups)
+        return PairedDifference(mean_interval(a - b, groups=groups), swap_test(a - b, groups), 0, 0)
+
+
+def _rate(sums: np.ndarray, sizes: np.ndarray, groups: np.ndarray | None) -> Estimate:
+    """Of all answers together; of a single one no interval can be told."""
+    if len(sums) > 1:
+        return ratio_interval(sums, sizes, groups=groups)
+    value = float(sums[0] / sizes[0])
+    return Estimate(value, value, value, 1)
 
 
 def estimate(answers: Sequence[Answer], name: str) -> Estimate:
-    """The mean of a metric that all answers have: a share where it is 0 or 1."""
-    values, groups = metric_values(answers, name)
-    return score_interval(values, groups=groups)
+    """The mean of a metric that all answers have."""
+    return MetricValues.of(answers, name).estimate

@@ -8,62 +8,15 @@ no answer sees another.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from research.batch import PADDING, SHARED, Batch, bucket_length
+from research.batch import SHARED, Batch, bucket_length
 from research.training.heldout_loss import Score
 
 # tokens, targets, weights, segments, positions
 Row = tuple[np.ndarray, ...]
-Progress = Callable[[Iterable[int]], Iterable[int]]
-
-
-class Choice(NamedTuple):
-    """Scores [N,C]: log-likelihood in nats of each of C answers, its end-of-text included."""
-
-    scores: np.ndarray
-    tokens: int  # tokens that the model read
-
-    @property
-    def best(self) -> np.ndarray:
-        """[N] the likeliest answer."""
-        return np.argmax(self.scores, axis=1)
-
-
-def choose(
-    score: Score,
-    questions: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    batch_size: int,
-    progress: Progress = iter,
-) -> Choice:
-    """Scores every answer after every question.
-
-    Args:
-      questions: N token sequences, begin token and template included.
-      answers: C token sequences, end-of-text included.
-      batch_size: rows of one evaluation batch.
-      progress: wraps the loop over batches, such as tqdm.
-
-    Raises:
-      ValueError: for an empty question or answer.
-    """
-    if not questions or not answers or not all(map(len, [*questions, *answers])):
-        raise ValueError("choosing needs at least one question and one answer, none of them empty")
-    length = max(map(len, questions)) - 1 + sum(map(len, answers))
-    length = -(-length // 8) * 8  # as memory has them; all rows share a program
-    rows = [choice_row(question, answers, length) for question in questions]
-    counts, most = [len(answers)] * len(rows), most_targets([answers])
-    starts = progress(range(0, len(rows), batch_size))
-    scores = [
-        each
-        for start in starts
-        for each in _score_rows(score, rows, counts, start, batch_size, most)
-    ]
-    return Choice(np.stack(scores), _tokens_in(rows))
 
 
 def score_options(
@@ -97,18 +50,23 @@ def score_in_batches(
     options: Sequence[Sequence[Sequence[int]]],
     batch_size: int,
     finished: Collection[int] = (),
+    is_one_length: bool = False,
 ) -> Iterator[dict[int, np.ndarray]]:
     """Yields what `score_options` gives a batch at a time, by the numbers of the questions.
 
     Args:
       finished: questions that have scores. A batch of these alone is left out, and no other changed
         by it.
+      is_one_length: whether all rows are as long as the longest, for one program instead of less
+        padding.
     """
     if not all(map(len, questions)) or not all(all(map(len, each)) for each in options):
         raise ValueError("no question and no option may be empty of tokens")
+    lengths = [tokens_of(*each) for each in zip(questions, options, strict=True)]
+    longest = -(-max(lengths, default=0) // 8) * 8  # as memory has them
     buckets: dict[int, list[int]] = collections.defaultdict(list)
-    for number, (question, own) in enumerate(zip(questions, options, strict=True)):
-        buckets[bucket_length(tokens_of(question, own))].append(number)
+    for number, length in enumerate(lengths):
+        buckets[longest if is_one_length else bucket_length(length)].append(number)
     for length, members in sorted(buckets.items()):
         most = most_targets([options[number] for number in members])
         for start in range(0, len(members), batch_size):
@@ -117,7 +75,7 @@ def score_in_batches(
                 continue
             rows = [choice_row(questions[i], options[i], length) for i in numbers]
             counts = [len(options[i]) for i in numbers]
-            scores = _score_rows(score, rows, counts, 0, batch_size, most)
+            scores = _score_rows(score, rows, counts, batch_size, most)
             yield dict(zip(numbers, scores, strict=True))
 
 
@@ -132,30 +90,20 @@ def most_targets(options: Iterable[Sequence[Sequence[int]]]) -> int:
 
 
 def _score_rows(
-    score: Score,
-    rows: Sequence[Row],
-    counts: Sequence[int],
-    start: int,
-    batch_size: int,
-    most: int,
+    score: Score, rows: Sequence[Row], counts: Sequence[int], batch_size: int, most: int
 ) -> list[np.ndarray]:
-    """Of each row of the batch from `start` on the log-likelihoods of its answers."""
-    part = list(rows[start : start + batch_size])
-    full = part + [part[-1]] * (batch_size - len(part))  # one shape for the last batch too
+    """Of each row of a batch the log-likelihoods of its answers."""
+    full = [*rows, *([rows[-1]] * (batch_size - len(rows)))]  # one shape for the last batch too
     columns = (np.stack(column) for column in zip(*full, strict=True))
     batch = Batch(*columns, shared=True, most_targets=most)
     nll = score(batch) * batch.weights
     scores = []
-    for row, count in enumerate(counts[start : start + batch_size]):
+    for row, count in enumerate(counts):
         sums = np.bincount(np.maximum(batch.segments[row], 0), nll[row], minlength=count + 1)
         scores.append(-sums[1:])
     if not np.isfinite(np.concatenate(scores)).all():
         raise ValueError("the model's likelihoods are not finite: its weights are broken")
     return scores
-
-
-def _tokens_in(rows: Sequence[Row]) -> int:
-    return sum(int(np.sum(row[3] != PADDING)) for row in rows)
 
 
 def choice_row(question: Sequence[int], answers: Sequence[Sequence[int]], length: int) -> Row:

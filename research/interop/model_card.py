@@ -93,14 +93,12 @@ def _evaluation(summary: Mapping[str, Any], evaluation: Mapping[str, Any] | None
     lines = []
     if "heldout_loss" in summary:
         lines.append(f"- held-out loss: {summary['heldout_loss']:.4f} nats a trained token")
-    if evaluation and "quality" in evaluation:
-        quality = evaluation["quality"]
-        lines.append(
-            f"- right answers: {quality['value']:.1%} "
-            f"[{quality['low']:.1%}, {quality['high']:.1%}] of {quality['n']}"
-        )
-    for name, bits in (evaluation or {}).get("bits_per_byte", {}).items():
-        lines.append(f"- {_inline(name)}: {bits:.3f} bits per byte")
+    for task, content in (evaluation or {}).get("tasks", {}).items():
+        is_text = content["settings"].get("kind") == "text"
+        for name, each in content["metrics"].items():
+            form = (lambda value: f"{value:.3f}") if is_text else (lambda value: f"{value:.1%}")
+            value, low, high = (form(each[part]) for part in ("value", "low", "high"))
+            lines.append(f"- {_inline(f'{task}, {name}')}: {value} [{low}, {high}] of {each['n']}")
     return lines or ["- none was given (`graft evaluate --out FILE`, then `--evaluation FILE`)"]
 
 

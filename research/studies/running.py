@@ -31,6 +31,8 @@ from research.checkpoints import runs
 from research.checkpoints.checkpointer import library_versions
 from research.evaluation.in_training import open_tasks
 from research.evaluation.report import Report, evaluate_run
+from research.evaluation.tasks import CHOICE, TEXT
+from research.reports.statistics import proportion_interval
 from research.runtime import distributed, files, signals, storage
 from research.runtime.memory import peak_memory_bytes, release_memory
 from research.studies import measures, ways
@@ -343,18 +345,23 @@ def _scores(report: Report) -> dict[str, Any]:
     if bits := report.bits_per_byte:
         columns["bits_per_byte"] = sum(bits.values()) / len(bits)
         columns |= {f"bits_per_byte/{name}": value for name, value in bits.items()}
-    for task, result in report.results.items():
-        columns |= {f"{task}/{name}": value.value for name, value in result.metrics.items()}
-    if report.answers is not None and (quality := report.quality):
+    for task, result in report.tasks.items():
+        if task not in (TEXT, CHOICE):
+            columns |= {f"{task}/{name}": value.value for name, value in result.metrics.items()}
+    if choice := report.tasks.get(CHOICE):
+        correct = [answer.scores["right"] == 1 for answer in choice.answers]
+        clusters = [answer.group for answer in choice.answers]
+        groups = [int(cluster) for cluster in clusters if cluster is not None] or None
+        quality = proportion_interval(correct, groups=groups)
         columns |= {
             "quality": quality.value,
             "quality_low": quality.low,
             "quality_high": quality.high,
             "questions": quality.n,
-            "correct": [bool(flag) for flag in report.answers.correct],
+            "correct": correct,
         }
-        if report.answers.groups is not None:
-            columns["groups"] = [int(group) for group in report.answers.groups]
+        if groups is not None:
+            columns["groups"] = groups
     return columns
 
 

@@ -15,7 +15,7 @@ from research.data.sources import SourceConfig, open_source
 from research.data.sources.files import File
 from research.data.sources.records import Records
 from research.evaluation.in_training import evaluation_of
-from research.evaluation.tasks import Evaluation
+from research.evaluation.tasks import CHOICE, Evaluation
 from research.experiment import Experiment
 from research.retrieval.retrieve import content_key
 from research.studies import measures, ways
@@ -271,9 +271,8 @@ class Resolver:
         in_training = evaluation_of(self._start)
         if in_training is None or self.evaluation is None:
             return
-        both = sorted(set(in_training.tasks) & set(self.evaluation.tasks))
-        if in_training.text is not None and self.evaluation.text is not None:
-            both.append("bits_per_byte")
+        names = set(self.evaluation.all_tasks) - {CHOICE}  # which is `quality` in a study's rows
+        both = sorted(set(in_training.all_tasks) & names)
         if both:
             raise ValueError(
                 f"{both[0]!r} is asked by the config's `evaluation`, in training, and by the "
@@ -283,8 +282,7 @@ class Resolver:
     def _check_metric(self) -> None:
         metric = self.study.metric
         in_training = evaluation_of(self._start) or Evaluation()
-        names = [*in_training.tasks, *(self.evaluation.tasks if self.evaluation else ())]
-        names += ["choice"] if in_training.choice is not None else []
+        names = [*in_training.all_tasks, *(self.evaluation.tasks if self.evaluation else ())]
         tasks = tuple(f"{name}/" for name in names)
         for name in (metric, *(getattr(c, "metric", None) for c in self.study.comparisons)):
             is_known = name in _METRICS or str(name).startswith(("bits_per_byte/", *tasks))
@@ -319,6 +317,8 @@ class Resolver:
         }
         if evaluation is not None:
             content["evaluation"] = without_defaults(evaluation)
+            for key in ("text", "choice"):  # which say the kind
+                content["evaluation"].get(key, {}).pop("kind", None)
             content["asked"] = self._content_of(evaluation)
         if (in_training := evaluation_of(experiment)) is not None:
             content["asked in training"] = self._content_of(in_training)
@@ -336,12 +336,7 @@ class Resolver:
 
     def _content_of(self, evaluation: Evaluation) -> dict[str, Any]:
         """The content of what an evaluation asks, and of what scores it."""
-        splits: list[tuple[SourceConfig, str]] = []
-        if text := evaluation.text:
-            splits += [(source, text.split) for source in text.sources]
-        if choice := evaluation.choice:
-            splits += [(choice.source, split) for split in ("train", choice.split)]
-        splits += [(task.source, task.split) for task in evaluation.tasks.values()]
+        splits = [each for task in evaluation.all_tasks.values() for each in task.splits]
         content: dict[str, Any] = self._fingerprints_of(splits)
         for name, task in evaluation.tasks.items():
             content[f"scorers of {name}"] = task.key

@@ -16,8 +16,9 @@ from research.checkpoints import runs
 from research.config import paths
 from research.data.sources import open_source
 from research.evaluation.baselines import BASELINES
+from research.evaluation.choice_task import ChoiceTask
 from research.evaluation.report import Report, evaluate_run
-from research.evaluation.tasks import ChoiceTask, Evaluation, question_rows
+from research.evaluation.tasks import Evaluation
 from research.experiment import Experiment
 from research.reports.statistics import proportion_interval
 from research.studies.study import PROMPTED, TUNED
@@ -72,9 +73,9 @@ def answer(way: str, evaluation: Evaluation, experiment: Experiment) -> tuple[Re
 
 def _classify(way: str, task: ChoiceTask) -> dict[str, Any]:
     """A classifier fitted on the training split, asked what models are asked."""
-    train, other_split = open_source(task.source), open_source(task.source, task.split)
+    train = open_source(task.source)
     examples = [train[row] for row in range(len(train))]
-    questions = [other_split[row] for row in question_rows(task, len(other_split))]
+    questions = [question.record for question in task.read()]
     labels = [example["completion"] for example in examples]
     known = way if len(set(labels)) > 1 else "majority"  # all that one label tells
     predictions, cost = BASELINES[known](

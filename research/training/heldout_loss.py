@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from research import sharding
 from research.batch import Batch
@@ -88,6 +89,23 @@ def row_nats(score: Score, batches: Iterable[Batch]) -> np.ndarray:
     return np.concatenate(
         [np.sum(score(batch) * batch.weights, axis=1, dtype=np.float64) for batch in batches]
     )
+
+
+def document_nats(score: Score, part: HeldOut, bar: tqdm) -> np.ndarray:
+    """Negative log-likelihood of what is trained on of each document, [documents], in the order of
+    `source_rows`.
+
+    Args:
+      bar: moves with its batches.
+    """
+    nats = np.zeros(part.documents)
+    for index, batch in enumerate(part.batches()):
+        values = score(batch) * batch.weights
+        for row, numbers in enumerate(part.documents_of(index)):
+            count = len(numbers) + 1  # padding is segment 0
+            np.add.at(nats, numbers, np.bincount(batch.segments[row], values[row], count)[1:])
+        bar.update()
+    return nats
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float:

@@ -14,7 +14,7 @@ from research.checkpoints import runs
 from research.checkpoints.checkpointer import open_checkpoint
 from research.data import token_cache
 from research.data.pipeline import Pipeline
-from research.evaluation.report import scorer
+from research.evaluation.report import loaded_model
 from research.experiment import CheckpointConfig
 from research.methods import LoRA, Partial
 from research.objectives import Causal, Chat
@@ -125,12 +125,12 @@ def test_the_model_read_is_the_model_that_was_trained(adapter_run):
     for path in (workdir, workdir / "model"):
         run = runs.open_run(path)
         data = Pipeline(run.experiment.data, run.tokenizer, token_cache.default_cache())
-        with scorer(run) as score:
-            metrics = heldout_loss(score, open_heldout(data, "heldout", None))
+        with loaded_model(run) as model:
+            metrics = heldout_loss(model.score, open_heldout(data, "heldout", None))
         assert metrics["heldout_loss"] == summary.metrics["heldout_loss"]
         assert metrics["heldout_bits_per_byte"] == summary.metrics["heldout_bits_per_byte"]
-    with scorer(run.base) as score:
-        other = heldout_loss(score, open_heldout(data, "heldout", None))
+    with loaded_model(run.base) as model:
+        other = heldout_loss(model.score, open_heldout(data, "heldout", None))
     assert other["heldout_loss"] > summary.metrics["heldout_loss"] + 0.1
 
 

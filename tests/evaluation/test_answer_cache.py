@@ -13,6 +13,7 @@ from research.checkpoints import runs
 from research.config import schema
 from research.evaluation import generation_task, report
 from research.evaluation.answer_cache import key_of
+from research.evaluation.choice_task import ChoiceTask
 from research.evaluation.generation_task import GenerationTask
 from research.evaluation.multiple_choice import MultipleChoice
 from research.evaluation.scorers.exact_match import ExactMatch
@@ -45,6 +46,11 @@ def options(place, **settings):
     return MultipleChoice(source, **defaults | {"batch_size": 8, "objective": ASK} | settings)
 
 
+def labels(place, **settings):
+    source = place.questions().sources[0]
+    return ChoiceTask(source, ASK, **{"split": "heldout", "batch_size": 8} | settings)
+
+
 def content(result):
     """Everything that is written of a result, but seconds."""
     return json.dumps({**result.to_dict(), "seconds": 0})
@@ -56,7 +62,7 @@ def ask(place, cache, task, **settings):
     return report.evaluate_run(run, evaluation, cache=cache, **settings).tasks["a"]
 
 
-@pytest.mark.parametrize("kind", [words, options])
+@pytest.mark.parametrize("kind", [words, options, labels])
 def test_asking_again_asks_nothing_and_says_the_same(place, tmp_path, monkeypatch, kind):
     settings = {"unconditional": "N/A"} if kind is options else {}
     first = ask(place, tmp_path, kind(place, **settings))

@@ -121,7 +121,7 @@ def test_a_run_is_asked_its_tasks_and_trains_the_same_bits(world, tmp_path, comp
     measured = lines(tmp_path / "asked")
     assert list(measured) == [1, 2, 3]
     run = runs.open_run(tmp_path / "asked")
-    expected = metrics_of(evaluate_run(run, schema.build(Evaluation, content)))
+    expected = metrics_of(evaluate_run(run, schema.build(Evaluation, content)).tasks)
     for name, value in expected.items():
         assert name.endswith("/seconds") or measured[3][name] == value, name
     heldout = {"heldout_loss", "heldout_bits_per_byte"}

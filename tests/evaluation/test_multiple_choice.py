@@ -60,7 +60,7 @@ def test_options_of_each_question_are_scored_as_alone():
     options = [[[3, 4], [7], [9, 9, 1]][: 1 + number % 3] for number in range(len(questions))]
     scores = scoring.score_options(score, questions, options, 8)
     for question, own, nats in zip(questions, options, scores, strict=True):
-        expected = scoring.choose(score, [question], own, 8).scores[0]
+        (expected,) = scoring.score_options(score, [question], [own], 8)
         rounding.assert_close(
             nats, expected, roundings=rounding.forward_roundings(tiny.CONFIG, 128)
         )
@@ -84,7 +84,7 @@ def test_metrics_are_the_likeliest_by_each_measure(place, tmp_path):
         prompts = [
             ASK.encode_prompt(run.tokenizer, text, 1024)[0] for text in (record["question"], "N/A")
         ]
-        nats, bare = scoring.choose(score, prompts, options, 8).scores
+        nats, bare = scoring.score_options(score, prompts, [options] * len(prompts), 8)
         measures = {
             "right": nats,
             "right/tokens": nats / [len(option) for option in options],

@@ -40,14 +40,23 @@ def result(rights, text=BAD, **settings):
     return TaskResult(answers, 0, 1.5, settings={"kind": BAD} | settings, cost=cost)
 
 
+def text():
+    """Of two documents of a source."""
+    answers = [
+        Answer(BAD, "", str(n), {BAD: n, f"{BAD}/nats": n}, sizes={BAD: 200, f"{BAD}/nats": 150})
+        for n in (1.0, 3.0)
+    ]
+    return TaskResult(answers, 0, 1.5, settings={"kind": "text"})
+
+
 def write(tmp_path, name="a.html"):
-    first, second = {BAD: result([1, 0] * 10)}, {BAD: result([0, 0, 1, 1] * 5, "other")}
+    first = {BAD: result([1, 0] * 10), "text": text()}
+    second = {BAD: result([0, 0, 1, 1] * 5, "other")}
     against = (BAD, second, comparison.compare(first, second))
     page.write(
         tmp_path / name,
         BAD,
         first,
-        bits_per_byte={BAD: 1.25},
         against=against,
         otherwise=[BAD],
         provenance={"run": BAD},
@@ -64,6 +73,7 @@ def test_whatever_a_model_writes_is_only_read(tmp_path):
     assert {link for link in parts.links if not link.startswith("#")} == {"data:,"}
     assert "\u202e" not in "".join(re.findall(r"<article>.*?</article>", markup, re.DOTALL))
     assert parts.text.count("<script>alert(1)</script>") > 20  # it is there to read
+    assert "2.000" in parts.text and "7.39" in parts.text  # bits per byte, and e to the 2 nats
 
 
 def test_the_same_results_are_the_same_bytes(tmp_path):

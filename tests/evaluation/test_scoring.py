@@ -13,7 +13,8 @@ from research import sharding
 from research.batch import SHARED, Batch, bucket_length, longest_first
 from research.data import token_cache as tokens
 from research.data.pipeline import Pipeline
-from research.evaluation import scoring, tasks
+from research.evaluation import scoring
+from research.evaluation.choice_task import ChoiceTask
 from research.objectives.supervised import Supervised
 from research.sharding import MeshConfig
 from research.text import tokenizer as tokenizers
@@ -53,6 +54,11 @@ def likelihoods(model, questions, answers):
     return np.reshape(totals, (len(questions), len(answers)))
 
 
+def choose(score, questions, answers):
+    """[N,C] nats of every answer after every question."""
+    return np.stack(scoring.score_options(score, questions, [answers] * len(questions), 8))
+
+
 @pytest.mark.parametrize("attention", ["plain", "blocked"])
 def test_choosing_scores_each_answer_as_a_forward_pass_of_its_own_does(rows, attention):
     model = tiny.shaken(tiny.model(tiny.config(attention=attention)), size=0.2)
@@ -63,16 +69,18 @@ def test_choosing_scores_each_answer_as_a_forward_pass_of_its_own_does(rows, att
 
     questions = [draw(n) for n in (7, 1, 30, 12, 3, 9, 2, 18, 25, 5, 11)]  # a batch and a part
     answers = [draw(n) for n in (1, 4, 1, 9)]
-    choice = scoring.choose(make_score(model, rows), questions, answers, batch_size=8)
+    scores = choose(make_score(model, rows), questions, answers)
     expected = likelihoods(model, questions, answers)
     # a forward pass of 39 tokens at most, and a sum over 9
     roundings = rounding.forward_roundings(tiny.CONFIG, 39) + 9
-    rounding.assert_close(choice.scores, expected, roundings=roundings)
+    rounding.assert_close(scores, expected, roundings=roundings)
     assert np.ptp(expected, axis=0).min() > 0.1  # the question matters
-    assert np.array_equal(choice.best, expected.argmax(axis=1))
-    assert len(set(choice.best)) > 1
-    # each question once but for its last token, which stands before every answer
-    assert choice.tokens == sum(len(q) - 1 for q in questions) + 11 * sum(map(len, answers))
+    assert len(set(expected.argmax(axis=1))) > 1
+    one_length = scoring.score_in_batches(
+        make_score(model, rows), questions, [answers] * 11, 8, is_one_length=True
+    )
+    together = {number: each for part in one_length for number, each in part.items()}
+    rounding.assert_close([together[n] for n in range(11)], expected, roundings=roundings)
 
 
 def test_the_head_sees_the_targets_alone_and_gives_them_the_same_likelihoods(rows):
@@ -106,17 +114,17 @@ def test_an_answer_does_not_depend_on_the_answers_beside_it(rows):
     model = tiny.shaken(tiny.model(), size=0.2)
     score = make_score(model, rows)
     questions, answers = [[3, 9, 4], [5, 6]], [[7, 1], [8], [2, 2, 1]]
-    together = scoring.choose(score, questions, answers, 8).scores
-    backwards = scoring.choose(score, questions, answers[::-1], 8).scores[:, ::-1]
+    together = choose(score, questions, answers)
+    backwards = choose(score, questions, answers[::-1])[:, ::-1]
     rounding.assert_close(together, backwards, roundings=tiny.ROUNDINGS)
-    alone = [scoring.choose(score, questions, [answer], 8).scores[:, 0] for answer in answers]
+    alone = [choose(score, questions, [answer])[:, 0] for answer in answers]
     rounding.assert_close(together, np.stack(alone, axis=1), roundings=tiny.ROUNDINGS)
 
 
 def test_nothing_to_choose_from_is_refused(rows):
-    for questions, answers in (([], [[1]]), ([[1]], []), ([[1], []], [[1]]), ([[1]], [[]])):
-        with pytest.raises(ValueError, match="at least one question and one answer"):
-            scoring.choose(lambda batch: batch.weights, questions, answers, 8)
+    for questions, answers in (([[1], []], [[1]]), ([[1]], [[]])):
+        with pytest.raises(ValueError, match="no question and no option may be empty"):
+            choose(lambda batch: batch.weights, questions, answers)
 
 
 def test_a_uniform_model_needs_log2_of_the_vocabulary_for_a_token(world, rows):
@@ -156,19 +164,13 @@ def test_each_row_of_held_out_text_has_its_own_nats(world, rows):
 
 def test_fewer_questions_are_the_same_ones_every_time(world):
     source = world.questions().sources[0]
-    task = tasks.ChoiceTask(source, Supervised("{prompt}"), split="heldout")
-    assert tasks.question_rows(task, 12) == list(range(12))
-    fewer = dataclasses.replace(task, max_questions=5)
-    row_numbers = tasks.question_rows(fewer, 12)
-    assert (
-        row_numbers == sorted(set(row_numbers)) and len(row_numbers) == 5 and row_numbers[-1] < 12
-    )
-    tokenizer = tokenizers.load(world.folder / "tokenizer.json")
-    fewer_answers = tasks.answer_questions(
-        lambda batch: np.ones(batch.tokens.shape), fewer, tokenizer
-    )
-    all_answers = tasks.answer_questions(lambda batch: np.ones(batch.tokens.shape), task, tokenizer)
-    assert fewer_answers.prompts == [all_answers.prompts[i] for i in row_numbers]
+    task = ChoiceTask(source, Supervised("{prompt}"), split="heldout")
+    every = task.read()
+    assert [each.row for each in every] == list(range(12))
+    few = dataclasses.replace(task, max_questions=5).read()
+    rows = [each.row for each in few]
+    assert rows == sorted(set(rows)) and len(rows) == 5 and rows[-1] < 12
+    assert few == [every[row] for row in rows]
 
 
 def test_rows_are_padded_to_few_lengths_and_go_with_those_as_long():

@@ -80,8 +80,9 @@ def test_prompts_and_classifiers_answer_beside_tuned_models(study, world, tmp_pa
 
     trial, row = by_form["one shot"]
     alone = report.evaluate_run(runs.open_run(world.base), trial.evaluation)
-    assert trial.evaluation.choice.shots == 1 and alone.answers is not None
-    assert row["correct"] == alone.answers.correct.tolist() and row["trainable_parameters"] == 0
+    right = [answer.scores["right"] == 1 for answer in alone.tasks["choice"].answers]
+    assert trial.evaluation.choice.shots == 1 and row["correct"] == right
+    assert row["trainable_parameters"] == 0
     desk.print_table()
     assert "tf-idf" in capsys.readouterr().out
 
@@ -116,8 +117,8 @@ def test_a_task_that_is_changed_leaves_a_way_its_few_labels_and_all_answers(stud
         choice = of_way[way].evaluation.choice
         assert (choice.source.max_records, choice.source.sample_seed) == (1, 1)
     prompted, classifier = of_way["prompted"], of_way["tfidf_linear"]
-    report, _ = ways.answer("prompted", prompted.evaluation, prompted.experiment)
-    assert report.answers.labels == sorted(tiny_run.COLOURS)
+    ways.answer("prompted", prompted.evaluation, prompted.experiment)
+    assert prompted.evaluation.choice.labels == sorted(tiny_run.COLOURS)
     _, columns = ways.answer("tfidf_linear", classifier.evaluation, classifier.experiment)
     assert columns["labels"] == 1 and columns["questions"] == 12
 

@@ -373,7 +373,7 @@ def test_a_path_that_a_program_takes_may_be_in_a_bucket_or_is_refused_by_its_opt
             )
     there = absolute(names["there"])
     assert runs.open_run(there / "imported").fingerprint == runs.open_run(base).fingerprint
-    assert json.loads((there / "bits.json").read_text())["bits_per_byte"]
+    assert json.loads((there / "bits.json").read_text())["tasks"]["bits_per_byte"]
     assert load(there / "words.json").vocabulary_size == 280
     assert not list(tiny_run.ROOT.glob("gs:*"))
 

@@ -46,6 +46,7 @@ def test_two_processes_measure_what_one_does(world, tmp_path):
         for report in (whole, shared)
     ]
     assert answers[0] == answers[1] and len({answer for answer, _ in answers[0]}) > 1
-    expected, actual = whole["bits_per_byte"], shared["bits_per_byte"]
-    assert actual.keys() == expected.keys() == {"prose"}
-    rounding.assert_close(actual["prose"], expected["prose"], roundings=tiny_run.ROUNDINGS)
+    expected, actual = (report["tasks"]["bits_per_byte"]["metrics"] for report in (whole, shared))
+    assert actual.keys() == expected.keys() == {"prose", "prose/nats"}
+    values = [metrics["prose"]["value"] for metrics in (actual, expected)]
+    rounding.assert_close(*values, roundings=tiny_run.ROUNDINGS)
