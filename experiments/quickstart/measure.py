@@ -66,9 +66,9 @@ def measure(folder: Path, story: Story, overrides: Sequence[str] = ()) -> Result
     answers: dict[str, TaskResult] = {}
     for row, (name, way) in story.table_rows.items():
         run = all_runs[name]
-        asked = [tasks.CHOICE] if name in texts else [tasks.CHOICE, tasks.TEXT]
+        names = [tasks.CHOICE] if name in texts else [tasks.CHOICE, tasks.TEXT]
         with loaded_model(run) as model:
-            results = ask(model, read_evaluation(ways[way], run.tokenizer), asked)
+            results = ask(model, read_evaluation(ways[way], run.tokenizer), names)
         answers[row] = results[tasks.CHOICE]
         texts.setdefault(name, results.get(tasks.TEXT, answers[row]))
     before = texts[story.base]
@@ -265,9 +265,9 @@ def text_rows(task: tasks.TextTask, result: TaskResult, base: Run) -> list[TextR
     bigram = compression.fit_bigram(
         training, tokenizer.vocabulary_size, tokenizer.begin_id, tokenizer.end_id
     )
-    rows, asked, bits = [], task.prepare(tokenizer), bits_per_byte(result)
+    rows, questions, bits = [], task.prepare(tokenizer), bits_per_byte(result)
     for source in task.sources:
-        texts = [each.record["text"] for each in asked if each.record["source"] == source.name]
+        texts = [each.record["text"] for each in questions if each.record["source"] == source.name]
         ids = [np.asarray(each, np.int32) for each in tokenizer.encode_batch(texts)]
         rows.append(
             TextRow(

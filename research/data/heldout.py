@@ -60,11 +60,11 @@ class HeldOut:
         self.source_rows = np.unique(examples.row_of(np.flatnonzero(is_read)))
         self.documents = len(self.source_rows)
         # of each document [documents]
-        read = np.flatnonzero(is_read)
-        numbers = np.searchsorted(self.source_rows, examples.row_of(read))
+        examples_read = np.flatnonzero(is_read)
+        numbers = np.searchsorted(self.source_rows, examples.row_of(examples_read))
         sizes = np.zeros_like(examples.trained) if examples.bytes is None else examples.bytes
         self.document_tokens, self.document_bytes = (
-            np.bincount(numbers, each[read], self.documents).astype(np.int64)
+            np.bincount(numbers, each[examples_read], self.documents).astype(np.int64)
             for each in (examples.trained, sizes)
         )
         # Places that are trained on, and the UTF-8 bytes of the text that they spell (0 where an

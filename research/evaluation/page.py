@@ -52,18 +52,18 @@ def write(
       path: a file on a disk.
       results: task -> its answers.
       against: what the other model is called, its answers, and the differences.
-      otherwise: what the other was asked otherwise by, a line a setting.
+      otherwise: what the other was questions otherwise by, a line a setting.
       warnings: what a reader must know of the results, a line each.
       provenance: of the results, for the foot of the page.
     """
     sections = [page.section("To know first", *warnings)] if warnings else []
     texts = {name: result for name, result in results.items() if result.is_text}
-    asked = {name: result for name, result in results.items() if not result.is_text}
-    sections += [_summary(asked)] if asked else []
+    questions = {name: result for name, result in results.items() if not result.is_text}
+    sections += [_summary(questions)] if questions else []
     sections += [_text(name, result) for name, result in texts.items()]
     if against is not None:
         sections.append(_against(*against, otherwise))
-    for name, result in asked.items():
+    for name, result in questions.items():
         sections.append(_task(name, result))
         if against is not None and name in against[1]:
             sections.append(differing(name, result, against[0], against[1][name]))
@@ -74,7 +74,7 @@ def write(
         path,
         title,
         *sections,
-        finding=_finding(asked) if asked else _finding_of_text(texts),
+        finding=_finding(questions) if questions else _finding_of_text(texts),
         provenance={**(provenance or {}), **settings},
         stylesheet="evaluation/style.css",
     )

@@ -46,8 +46,8 @@ class Report:
     def bits_per_byte(self) -> dict[str, float]:
         """Source -> of the text that the config's `text` asks for; empty: nothing."""
         text = self.tasks.get(tasks.TEXT)
-        found = {} if text is None or not text.is_text else bits_per_byte(text)
-        return {name: estimate.value for name, estimate in found.items()}
+        bits = {} if text is None or not text.is_text else bits_per_byte(text)
+        return {name: estimate.value for name, estimate in bits.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """What `graft evaluate --out` writes, with the answer to every question."""

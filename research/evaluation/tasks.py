@@ -49,8 +49,8 @@ class Evaluation:
     @property
     def short_tasks(self) -> dict[str, QuestionTask]:
         """Those that have a key of their own, by name."""
-        named = {TEXT: self.text, CHOICE: self.choice}
-        return {name: task for name, task in named.items() if task is not None}
+        by_name = {TEXT: self.text, CHOICE: self.choice}
+        return {name: task for name, task in by_name.items() if task is not None}
 
     @property
     def all_tasks(self) -> dict[str, QuestionTask]:

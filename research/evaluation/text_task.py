@@ -30,7 +30,7 @@ from research.training.heldout_loss import document_nats
 # Behind a source's name: the metric in nats a token, whose exponential is the perplexity.
 NATS = "/nats"
 # Characters of a document that a result shows.
-_SHOWN = 200
+_CHARACTERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _answer(question: Question, nats: float, tokens: int, size: int) -> Answer:
     if tokens:
         scores[source + NATS], sizes[source + NATS] = nats / tokens, tokens
     return Answer(
-        question=question.text[:_SHOWN],
+        question=question.text[:_CHARACTERS],
         answer="",
         digest=question.digest([source]),
         scores=scores,

@@ -75,11 +75,11 @@ def test_a_source_that_was_read_is_not_read_again(place, tmp_path, monkeypatch):
     run, (source,) = runs.open_run(place.base), place.data().sources
     other = dataclasses.replace(source, name="other")
     text = dataclasses.replace(task(place), sources=(source, other))
-    opened, open_source = [], TextTask.open
+    names, open_source = [], TextTask.open
 
     def count(self, source, tokenizer):
-        opened.append(source.name)
-        if len(opened) == 4:  # both to look at, the first to ask, and then the second
+        names.append(source.name)
+        if len(names) == 4:  # both to look at, the first to ask, and then the second
             raise KeyboardInterrupt
         return open_source(self, source, tokenizer)
 
