@@ -66,9 +66,9 @@ def measure(folder: Path, story: Story, overrides: Sequence[str] = ()) -> Result
     answers: dict[str, TaskResult] = {}
     for row, (name, way) in story.table_rows.items():
         run = all_runs[name]
-        names = [tasks.CHOICE] if name in texts else [tasks.CHOICE, tasks.TEXT]
+        parts = [tasks.CHOICE] if name in texts else [tasks.CHOICE, tasks.TEXT]
         with loaded_model(run) as model:
-            results = ask(model, read_evaluation(ways[way], run.tokenizer), names)
+            results = ask(model, read_evaluation(ways[way], run.tokenizer), parts)
         answers[row] = results[tasks.CHOICE]
         texts.setdefault(name, results.get(tasks.TEXT, answers[row]))
     before = texts[story.base]
