@@ -39,7 +39,7 @@ def attention(
     scores = jnp.concatenate(
         [
             _scores(rows, earlier_keys),
-            jnp.einsum("bkrn,btkn->bkrt", rows, key, preferred_element_type=jnp.float32),
+            _own_scores(rows, key),
         ],
         axis=-1,
     )
@@ -51,14 +51,33 @@ def attention(
         earlier_mask.key_segments.shape[1],
     )
     y = _mean(weights[..., :earlier_count], earlier_values, value.dtype)
-    own = weights[..., earlier_count:].astype(value.dtype)
-    y += jnp.einsum("bkrt,btkn->bkrn", own, value)
+    y = (y + _own_mean(weights[..., earlier_count:], value)).astype(value.dtype)
     return y.reshape(b, k, h // k, s, n).transpose(0, 3, 1, 2, 4).reshape(b, s, h, n)
+
+
+def _own_scores(rows: jax.Array, key: jax.Array) -> jax.Array:
+    """rows [B,K,R,N] times new keys [B,T,K,N] -> [B,K,R,T] in float32.
+
+    Of one token without a product, of which XLA has none so small in bfloat16 on CPU.
+    """
+    if key.shape[1] > 1:
+        return jnp.einsum("bkrn,btkn->bkrt", rows, key, preferred_element_type=jnp.float32)
+    one = key[:, 0, :, None]
+    return jnp.sum(rows.astype(jnp.float32) * one.astype(jnp.float32), axis=-1, keepdims=True)
+
+
+def _own_mean(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """weights [B,K,R,T] times new values [B,T,K,N] -> [B,K,R,N] in float32."""
+    weights = weights.astype(value.dtype)
+    if value.shape[1] > 1:
+        return jnp.einsum("bkrt,btkn->bkrn", weights, value, preferred_element_type=jnp.float32)
+    one = value[:, 0, :, None]
+    return weights.astype(jnp.float32) * one.astype(jnp.float32)
 
 
 def _scores(rows: jax.Array, keys: Vectors) -> jax.Array:
     """rows [B,K,R,N] times stored keys -> [B,K,R,T] in float32."""
-    one = keys.numbers.shape[0] == 1
+    one = keys.numbers.shape[0] < rows.shape[0]
     form = "bkrn,ktn->bkrt" if one else "bkrn,bktn->bkrt"
     numbers = (keys.numbers[0] if one else keys.numbers).astype(rows.dtype)
     scores = jnp.einsum(form, rows, numbers, preferred_element_type=jnp.float32)
@@ -66,10 +85,13 @@ def _scores(rows: jax.Array, keys: Vectors) -> jax.Array:
 
 
 def _mean(weights: jax.Array, values: Vectors, dtype: jnp.dtype) -> jax.Array:
-    """weights [B,K,R,T] times stored values -> [B,K,R,N]."""
+    """weights [B,K,R,T] times stored values, as `dtype` has both -> [B,K,R,N] in float32.
+
+    Asked for in bfloat16, XLA converts all that is stored for its product on CPU.
+    """
     if values.scale is not None:
         weights = weights * values.scale[:, :, None]
-    one = values.numbers.shape[0] == 1
+    one = values.numbers.shape[0] < weights.shape[0]
     form = "bkrt,ktn->bkrn" if one else "bkrt,bktn->bkrn"
     numbers = (values.numbers[0] if one else values.numbers).astype(dtype)
-    return jnp.einsum(form, weights.astype(dtype), numbers)
+    return jnp.einsum(form, weights.astype(dtype), numbers, preferred_element_type=jnp.float32)
