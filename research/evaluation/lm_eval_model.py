@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from research.batch import SHARED, Batch, bucket_length, longest_first
 from research.evaluation.question_task import LoadedModel
+from research.evaluation.results import Cost
 from research.evaluation.scoring import choice_row, most_targets
 from research.generation import decode
 from research.generation.decode import Completion
@@ -44,6 +45,7 @@ class Usage:
     # whether it was cut to the window, or an answer before its end
     truncated: bool = False
     is_cut: bool = False
+    flops: float = 0.0
 
 
 class HarnessModel(TemplateLM):
@@ -74,6 +76,8 @@ class HarnessModel(TemplateLM):
         self._prompts: dict[str, tuple[list[int], bool]] = {}
         # (task, number of its document) -> what it cost
         self.usage: dict[tuple[Any, Any], Usage] = collections.defaultdict(Usage)
+        # tokens of the longest prompt with its answer, where answers were written
+        self._longest_written = 0
 
     @property
     def _longest_row(self) -> int:
@@ -133,6 +137,13 @@ class HarnessModel(TemplateLM):
         self._prompts[text] = ids, is_cut
         return text
 
+    def cost(self, task: str) -> Cost:
+        """What all questions of a task cost; keys and values are those of the longest answers."""
+        flops = sum(usage.flops for (name, _), usage in self.usage.items() if name == task)
+        longest = self._longest_written
+        cache = self._loaded.cache_bytes(self.batch_size, longest) if longest else 0
+        return Cost(flops, self._loaded.weight_bytes, cache)
+
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Any]:
         self._requests = list(requests)
         return super().loglikelihood(requests, disable_tqdm=True)
@@ -180,6 +191,9 @@ class HarnessModel(TemplateLM):
             context = tuple([*question, *answer][-(self.max_length + 1) : -len(answer)])
             usage.prompt_tokens += len(answer) - 1 + (context not in places) * len(context)
             places.setdefault(context, {}).setdefault(tuple(answer), []).append(number)
+        for context, answers in places.items():
+            usage = self._usage(self._requests[next(iter(answers.values()))[0]])
+            usage.flops += self._loaded.flops.options(len(context), map(len, answers))
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         rows = list(_split_rows(places, self._longest_row))
         for row, scores in zip(rows, self._score_rows(rows), strict=True):
@@ -263,7 +277,13 @@ class HarnessModel(TemplateLM):
                 tell_left_out(ThoughtMarks(), self.tokenizer, [answer.tokens for answer in texts])
                 for number, answer in zip(numbers, texts, strict=True):
                     usage = self._usage(requests[number])
-                    usage.new_tokens += len(answer.tokens)
+                    count = len(answer.tokens)
+                    usage.new_tokens += count
+                    usage.flops += self._loaded.flops.answer(
+                        len(prompts[number]), count + (not answer.is_cut)
+                    )
+                    room = len(prompts[number]) + settings.new_tokens
+                    self._longest_written = max(self._longest_written, room)
                     usage.is_cut |= answer.is_cut
                     text = self.tokenizer.decode(answer.tokens)
                     answers[number] = postprocess_generated_text(text, list(settings.until), None)

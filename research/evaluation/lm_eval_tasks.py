@@ -24,7 +24,7 @@ from research.runtime import terminal
 from research.sharding import MeshConfig
 
 if TYPE_CHECKING:
-    from research.evaluation.lm_eval_model import HarnessModel, Usage
+    from research.evaluation.lm_eval_model import HarnessModel
 
 # the seeds of lm-eval's own command: Python's and numpy's, and of the examples in a prompt
 _SEED, _NUMPY_SEED, _EXAMPLES_SEED = 0, 1234, 1234
@@ -157,7 +157,7 @@ def evaluate_tasks(
             for name, metrics in (content["results"] | content.get("groups", {})).items():
                 aggregates[name] = _numbers(metrics)
             for name, samples in content["samples"].items():
-                result = _result(name, samples, aggregates[name], model.usage, seconds)
+                result = _result(name, samples, aggregates[name], model, seconds)
                 results[name] = dataclasses.replace(result, settings=tasks.settings)
     return HarnessReport(results, aggregates)
 
@@ -219,7 +219,7 @@ def _result(
     task: str,
     samples: Sequence[Mapping[str, Any]],
     aggregates: Mapping[str, float],
-    usage: Mapping[tuple[str, int], Usage],
+    model: HarnessModel,
     seconds: float,
 ) -> TaskResult:
     """The answers of a task; those of several filters to one question are one."""
@@ -244,21 +244,21 @@ def _result(
     }
     answers, truncated = [], 0
     for number, each in by_document.items():
-        cost = usage[task, number]
-        truncated += cost.truncated
+        usage = model.usage[task, number]
+        truncated += usage.truncated
         answers.append(
             Answer(
                 question=str(each[0]["arguments"][0][0]),
                 answer=_text(each[0]["filtered_resps"]),
                 digest=digest([each[0]["doc_hash"], each[0]["target_hash"]]),
                 scores={name: value for name, value in scores[number].items() if name in means},
-                is_cut=cost.is_cut,
-                prompt_tokens=cost.prompt_tokens,
-                new_tokens=cost.new_tokens,
+                is_cut=usage.is_cut,
+                prompt_tokens=usage.prompt_tokens,
+                new_tokens=usage.new_tokens,
             )
         )
     tokens_read = sum(answer.prompt_tokens for answer in answers if not answer.new_tokens)
-    return TaskResult(answers, truncated, seconds, tokens_read)
+    return TaskResult(answers, truncated, seconds, tokens_read, cost=model.cost(task))
 
 
 def _text(responses: Sequence[Any]) -> str:

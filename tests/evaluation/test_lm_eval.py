@@ -2,6 +2,7 @@
 
 Needs `tools/setup interop evaluate`."""
 
+import collections
 import itertools
 import json
 
@@ -101,6 +102,32 @@ def evaluate(model, folder, *names, **settings):
     tasks, loaded = open_tasks(folder, *names, **settings)
     objects = list(itertools.chain.from_iterable(loaded.values()))
     return lm_eval_tasks._evaluate(model, tasks, objects)
+
+
+def test_costs_are_those_of_each_question_read_once(place, folder, monkeypatch):
+    """The FLOPs of its options behind it; the last of an answer's tokens is not read."""
+    from research.evaluation.lm_eval_model import HarnessModel
+
+    options = collections.defaultdict(list)
+    likelihoods = HarnessModel._loglikelihood_tokens
+
+    def watch(self, requests, **settings):
+        for _, question, answer in requests:
+            options[tuple(question)].append(len(answer))
+        return likelihoods(self, requests, **settings)
+
+    monkeypatch.setattr(HarnessModel, "_loglikelihood_tokens", watch)
+    with loaded_model(runs.open_run(place.base)) as loaded:
+        model = HarnessModel(loaded, 8)
+        model.max_length = 96  # no question is cut, which options of other lengths do elsewhere
+        evaluate(model, folder, "choice", "words")
+        cost, written = model.cost("leaves_choice"), model.cost("leaves_words")
+        flops = sum(loaded.flops.options(len(ids), each) for ids, each in options.items())
+        assert cost.flops == pytest.approx(flops, rel=1e-12)  # sums of floats in another order
+        assert cost.weight_bytes == written.weight_bytes == loaded.weight_bytes
+        prompts = [usage for (name, _), usage in model.usage.items() if name == "leaves_words"]
+        least = sum(loaded.flops.answer(each.prompt_tokens, each.new_tokens) for each in prompts)
+        assert least <= written.flops < 2 * least and written.cache_bytes > 0
 
 
 def test_scores_and_answers_are_those_of_transformers_in_the_same_harness(

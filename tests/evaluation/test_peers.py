@@ -3,6 +3,7 @@
 import importlib.metadata
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from research.data.builders.graft_instruction_pairs import instructions
+from research.data.sources import TfdsConfig, open_source
 from research.evaluation.calibration import BINS, calibrate
 from research.evaluation.scorers import ifeval
 from research.evaluation.scorers.exact_match import ExactMatch
@@ -213,3 +215,19 @@ def test_answers_that_a_program_made_follow_their_instructions():
             if score < 1 and each.name not in guessed:
                 failures.append((seed, each, answer))
     assert not failures
+
+
+def test_no_pair_that_is_tuned_on_shares_eight_words_with_a_prompt_of_ifeval():
+    def runs(text):
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+
+    def prompts(name, *splits):
+        config = TfdsConfig(name, unused_fields=(".*",))
+        sources = [open_source(config, split) for split in splits]
+        return [source[row]["prompt"] for source in sources for row in range(len(source))]
+
+    of_ifeval = set().union(*map(runs, prompts("graft_instructions", "test")))
+    pairs = prompts("graft_instruction_pairs", "train", "validation", "test")
+    assert len(of_ifeval) > 10_000 and len(pairs) > 7_000
+    assert not [prompt for prompt in pairs if runs(prompt) & of_ifeval]

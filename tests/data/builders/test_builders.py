@@ -63,7 +63,7 @@ def test_importing_builders_does_not_import_tensorflow_and_finds_them_all():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     kinds = ["arithmetic", "books", "code", "diabetes", "encyclopedia", "entities", "forum"]
     kinds += ["functions", "house_style", "instruction_pairs", "instructions", "licences"]
-    kinds += ["medicine", "quartz", "web"]
+    kinds += ["medicine", "parables", "quartz", "web"]
     names = [f"graft_{kind}" for kind in kinds]
     assert result.stdout.strip() == f"{names} False", result.stderr
 

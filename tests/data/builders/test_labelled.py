@@ -14,10 +14,13 @@ from research.data.builders.graft_house_style.graft_house_style_dataset_builder 
 from research.data.builders.graft_instruction_pairs import (
     graft_instruction_pairs_dataset_builder as pairs,
 )
+from research.data.builders.graft_parables import graft_parables_dataset_builder as parables
 from research.data.builders.graft_quartz import graft_quartz_dataset_builder as quartz
 from research.data.builders.labelled import REST, Record, split_records
 from research.data.sources import TfdsConfig, open_source
 from tests.data.builders.test_builders import pin, prose
+
+MORALS = "evals/registry/data/parable-to-moral-match/parable-to-moral-match-en.jsonl"
 
 
 def chat(question, ideal):
@@ -84,6 +87,16 @@ def test_options_and_the_right_one_are_read_from_questions(monkeypatch, cache):
     row_of = {row["prompt"]: row for row in rows("graft_quartz", "test")}
     assert [row_of[prose(n)]["completion"] for n in range(4)] == ["more", "less"] * 2
     assert all(row["choices"] == ["more", "less"] for row in row_of.values())
+
+    story = f"{prose(7)}\nWhich moral is this story attempting to convey? Answer.\n"
+    morals = "A) a b. B) c. C) d. D) e. E) f.\nThe output should look like that."
+    answer = ["The final answer is: C"]
+    lines = [json.dumps(json.loads(chat(story + morals, "")) | {"ideal": answer})]
+    pin(monkeypatch, cache, "evals", {MORALS: "\n".join(lines)})
+    monkeypatch.setattr(parables.Builder, "SIZES", {"test": REST})
+    (row,) = rows("graft_parables", "test")
+    assert (row["prompt"], row["completion"]) == (prose(7), "d.")
+    assert row["choices"] == ["a b.", "c.", "d.", "e.", "f."]
 
     question = "Subject: Anatomy\n\nWhich?\n\na) w\nb) x\nc) y\nd) z"
     alike = "Subject: Anatomy\n\nWhat?\n\na) w\nb) w\nc) y\nd) z"
