@@ -121,13 +121,13 @@ def test_costs_are_those_of_each_question_read_once(place, folder, monkeypatch):
         model = HarnessModel(loaded, 8)
         model.max_length = 96  # no question is cut, which options of other lengths do elsewhere
         evaluate(model, folder, "choice", "words")
-        cost, written = model.cost("leaves_choice"), model.cost("leaves_words")
+        cost, of_words = model.cost("leaves_choice"), model.cost("leaves_words")
         flops = sum(loaded.flops.options(len(ids), each) for ids, each in options.items())
         assert cost.flops == pytest.approx(flops, rel=1e-12)  # sums of floats in another order
-        assert cost.weight_bytes == written.weight_bytes == loaded.weight_bytes
+        assert cost.weight_bytes == of_words.weight_bytes == loaded.weight_bytes
         prompts = [usage for (name, _), usage in model.usage.items() if name == "leaves_words"]
         least = sum(loaded.flops.answer(each.prompt_tokens, each.new_tokens) for each in prompts)
-        assert least <= written.flops < 2 * least and written.cache_bytes > 0
+        assert least <= of_words.flops < 2 * least and of_words.cache_bytes > 0
 
 
 def test_scores_and_answers_are_those_of_transformers_in_the_same_harness(
