@@ -6,7 +6,8 @@
 Prompts and answers are made from leads of an encyclopedia (`graft_instruction_pairs`); none shares
 a run of eight words with a prompt of IFEval, though the kinds of instructions are IFEval's.
 
-Expected: not measured yet.
+Expected, of 80 prompts of IFEval: 34.9% [27.7, 42.8] of instructions followed (strict), the base
+28.4%, which is not told apart (docs/results/tasks.md).
 Hardware: two CPU cores, Python 3.11, jax 0.10.2.
 """
 
