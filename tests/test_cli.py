@@ -68,6 +68,24 @@ def test_help_loads_no_jax():
     )
 
 
+@pytest.mark.skipif(not environment.has_glibc(), reason="memory is not given out by glibc")
+@pytest.mark.parametrize("setting", [None, "", "glibc.malloc.arena_max=1"])
+def test_commands_run_with_huge_pages_unless_a_user_says_otherwise(setting, tmp_path):
+    """As the program that a shell starts sees itself: one that starts again keeps its flags."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nprint(os.environ.get('GLIBC_TUNABLES'), sys.flags.no_user_site)\n"
+    )
+    variables = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    variables |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    variables |= {} if setting is None else {"GLIBC_TUNABLES": setting}
+    command = [sys.executable, "-s", "-m", "research.cli", "tasks"]
+    output = subprocess.run(command, capture_output=True, text=True, env=variables).stdout
+    if setting is None:
+        assert output.startswith("None 1\nglibc.malloc.hugetlb=1 1\n"), output[:200]
+    else:
+        assert output.startswith(f"{setting} 1\narithmetic"), output[:200]
+
+
 def test_without_libraries_a_command_says_what_to_run(clone):
     process = run(clone, "train", "a b", without_libraries=True)
     assert process.returncode == 1 and process.stderr == "jax is not there: run tools/setup\n"

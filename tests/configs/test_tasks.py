@@ -42,7 +42,8 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("education:x", "education.py has no variants: leave :x out"),
+        ("healthcare:x", "healthcare.py has no variants: leave :x out"),
+        ("education:x", "education.py:x: there is parables"),
         ("law:x", "law.py:x: there is nearest"),
         ("finance:x", "finance.py:x: there are constrained, retry"),
         ("code:x", "code.py:x: there is base"),
@@ -75,6 +76,7 @@ def test_a_task_goes_on_in_the_environment_that_its_scorer_needs(monkeypatch, tm
     python.touch()
     monkeypatch.setattr(environment, "ENVIRONMENT", tmp_path)
     monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
     line = ["evaluate", "--task", "ifeval", "--run", str(tmp_path)]
     with pytest.raises(SystemExit):  # for no run is there
         cli.main(line)
