@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from research.runtime import signals
@@ -56,12 +56,12 @@ def reexec_if_needed(argv: Sequence[str], layer: str = "") -> None:
         _execute([sys.executable, *sys.orig_argv[1:]], {})
 
 
-def _execute(command: Sequence[str], variables: Mapping[str, str]) -> None:
+def _execute(command: list[str], variables: dict[str, str]) -> None:
     """Runs another program in the place of this one, with huge pages unless a user says
     otherwise."""
     signals.hold()
     try:
-        os.execve(command[0], command, _HUGE_PAGES | os.environ | variables)
+        os.execve(command[0], command, {**_HUGE_PAGES, **os.environ, **variables})
     finally:
         signals.release()
 
