@@ -24,6 +24,7 @@ AnyTask: Any = one_of(TASKS.values())
 
 # What the tasks are called that have a key of their own.
 TEXT, CHOICE = "bits_per_byte", "choice"
+_KEYS = {TEXT: "text", CHOICE: "choice"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,11 @@ class Evaluation:
     cache_dtype: CacheKind | None = None
 
     def __post_init__(self) -> None:
-        for name in self.short_tasks:
+        for name in (TEXT, CHOICE):
             if name in self.tasks:
-                raise ValueError(f"tasks.{name}: a task has this name already; choose another")
+                raise ValueError(
+                    f"tasks.{name}: the config's {_KEYS[name]!r} has this name; choose another"
+                )
 
     @property
     def short_tasks(self) -> dict[str, QuestionTask]:
@@ -59,4 +62,4 @@ class Evaluation:
 
     def path_of(self, name: str) -> str:
         """Where a task stands in the config."""
-        return f"tasks.{name}" if name in self.tasks else {TEXT: "text", CHOICE: "choice"}[name]
+        return _KEYS.get(name, f"tasks.{name}")

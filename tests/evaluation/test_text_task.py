@@ -131,3 +131,9 @@ def test_sources_need_names_of_their_own(place, names):
     sources = tuple(dataclasses.replace(source, name=name) for name in names)
     with pytest.raises(ValueError, match="each with a name of its own"):
         TextTask(sources)
+
+
+@pytest.mark.parametrize("name", ["choice", "bits_per_byte"])
+def test_a_task_may_not_have_the_name_of_a_key(place, name):
+    with pytest.raises(ValueError, match=f"tasks.{name}: .* choose another"):
+        Evaluation(tasks={name: task(place)})
