@@ -11,7 +11,7 @@ from research.adapters import banks
 from research.checkpoints import runs
 from research.data import token_cache
 from research.data.pipeline import Pipeline
-from research.evaluation.report import scorer
+from research.evaluation.report import loaded_model
 from research.generation import decode
 from research.methods import Bank, Bottleneck, DoRA, LoRA, Prefix, Prompt, VeRA
 from research.models.sites import Context
@@ -76,10 +76,10 @@ def test_rows_of_a_bank_of_saved_adapters_equal_each_run_alone(world, tmp_path):
         for row, one in enumerate(alone):
             expected = forward(load(one), batch)[row]
             rounding.assert_close(logits[row], expected, roundings=tiny_run.ROUNDINGS)
-    with scorer(run, "style") as score:
-        nll = score(batch)
-    with scorer(adapters["style"]) as score:
-        rounding.assert_close(nll, score(batch), roundings=tiny_run.ROUNDINGS)
+    with loaded_model(run, "style") as model:
+        nll = model.score(batch)
+    with loaded_model(adapters["style"]) as model:
+        rounding.assert_close(nll, model.score(batch), roundings=tiny_run.ROUNDINGS)
 
 
 def two_sources(world):

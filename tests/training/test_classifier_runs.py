@@ -118,7 +118,7 @@ def by_hand(run, texts):
 
 def test_classes_are_asked_as_in_training_and_broken_down(world, tuned):
     run, task = runs.open_run(tuned), task_of(world)
-    (result,) = evaluate_run(run, Evaluation(tasks={"colour": task})).results.values()
+    (result,) = evaluate_run(run, Evaluation(tasks={"colour": task})).tasks.values()
     records = [question.record for question in task.read()]
     scores = by_hand(run, [record["prompt"] for record in records])
     best = np.argmax(scores, axis=1)
@@ -141,7 +141,7 @@ def test_classes_are_asked_as_in_training_and_broken_down(world, tuned):
 def test_numbers_are_asked_as_in_training_and_their_errors_are_numpys(numbers, measured):
     run = runs.open_run(measured)
     task = RegressionTask(numbers, split="heldout", batch_size=8, tolerance=0.3)
-    (result,) = evaluate_run(run, Evaluation(tasks={"place": task})).results.values()
+    (result,) = evaluate_run(run, Evaluation(tasks={"place": task})).tasks.values()
     records = [question.record for question in task.read()]
     outputs = by_hand(run, [record["text"] for record in records])[:, 0]
     right = np.asarray([record["label"] for record in records])
