@@ -253,10 +253,11 @@ def _show_bits(result: TaskResult) -> None:
     from research.evaluation.text_task import bits_per_byte, perplexity
 
     for source, bits in bits_per_byte(result).items():
-        show(
-            f"{source}: {bits:.3f} bits per byte, perplexity {perplexity(result, source):.2f} a "
-            f"token; {bits.n:,} document{'' if bits.n == 1 else 's'}"
-        )
+        of_tokens = perplexity(result, source)
+        numbers = f"{bits:.3f} bits per byte, perplexity {of_tokens:.2f} a token"
+        if bits.n == 1:  # which has no interval
+            numbers = f"{bits.value:.3f} bits per byte, perplexity {of_tokens.value:.2f} a token"
+        show(f"{source}: {numbers}; {bits.n:,} document{'' if bits.n == 1 else 's'}")
 
 
 def _show_result(task: str, result: TaskResult) -> None:

@@ -138,8 +138,8 @@ def _text(name: str, result: TaskResult) -> Markup:
     rows = [
         {
             "source": source,
-            "bits": bits,
-            "perplexity": perplexity(result, source),
+            "bits": bits if bits.n > 1 else bits.value,
+            "perplexity": perplexity(result, source) if bits.n > 1 else None,
             "documents": bits.n,
         }
         for source, bits in bits_per_byte(result).items()
